@@ -1,0 +1,307 @@
+"""Dimensions: integers, or symbolic integer expressions over named sizes such as ``batch``.
+
+A symbolic dimension is a polynomial with integer coefficients over atoms; an atom is a named size or a call of
+``floordiv``, ``mod``, ``min`` or ``max``. The form is canonical, so equal polynomials compare (and hash) equal:
+``(batch + 1) * 2 == 2 * batch + 2``. Named sizes are assumed to be at least 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import gcd
+from typing import TypeAlias
+
+Atom: TypeAlias = "str | Call"
+Monomial: TypeAlias = tuple[tuple["Atom", int], ...]  # ((atom, power), ...), sorted
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of dimensions that a polynomial cannot express."""
+
+    function: str  # floordiv | mod | min | max
+    arguments: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.function}({', '.join(str(argument) for argument in self.arguments)})"
+
+
+@dataclass(frozen=True)
+class Sym:
+    """A symbolic dimension: ``terms`` maps monomials to non-zero coefficients, in a canonical order."""
+
+    terms: tuple[tuple[Monomial, int], ...]
+
+    def __add__(self, other: Dim) -> Dim:
+        return _make(_sum(_terms(self), _terms(other)))
+
+    __radd__ = __add__
+
+    def __neg__(self) -> Dim:
+        return self * -1
+
+    def __sub__(self, other: Dim) -> Dim:
+        return self + other * -1
+
+    def __rsub__(self, other: Dim) -> Dim:
+        return self * -1 + other
+
+    def __mul__(self, other: Dim) -> Dim:
+        product: dict[Monomial, int] = {}
+        for left, a in _terms(self).items():
+            for right, b in _terms(other).items():
+                powers: dict[Atom, int] = dict(left)
+                for atom, power in right:
+                    powers[atom] = powers.get(atom, 0) + power
+                key = tuple(sorted(powers.items(), key=lambda item: str(item[0])))
+                product[key] = product.get(key, 0) + a * b
+        return _make(product)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Dim) -> Dim:
+        exact = _exact_quotient(_terms(self), _terms(other))
+        if exact is not None:
+            return _make(exact)
+        if isinstance(other, int) and other > 0:
+            # (k*a + r) // k  ==  a + r // k  for the terms that k divides
+            whole = {key: value // other for key, value in _terms(self).items() if value % other == 0}
+            rest = {key: value for key, value in _terms(self).items() if value % other != 0}
+            constant = rest.get((), 0)
+            if abs(constant) >= other:
+                whole[()] = whole.get((), 0) + constant // other
+                rest[()] = constant % other
+            if whole:
+                return _make(whole) + _call("floordiv", _make(rest), other)
+        return _call("floordiv", self, other)
+
+    def __rfloordiv__(self, other: int) -> Dim:
+        return 0 if other == 0 else _call("floordiv", other, self)
+
+    def __mod__(self, other: Dim) -> Dim:
+        return 0 if _exact_quotient(_terms(self), _terms(other)) is not None else _call("mod", self, other)
+
+    def __str__(self) -> str:
+        text = ""
+        for monomial, coefficient in self.terms:
+            factors = [str(atom) for atom, power in monomial for _ in range(power)]
+            if abs(coefficient) != 1 or not factors:
+                factors.insert(0, str(abs(coefficient)))
+            sign = "-" if coefficient < 0 else "+"
+            text += f" {sign} {'*'.join(factors)}" if text else ("-" if sign == "-" else "") + "*".join(factors)
+        return text
+
+    __repr__ = __str__
+
+
+Dim: TypeAlias = "int | Sym"
+Shape: TypeAlias = tuple[Dim, ...]
+
+
+def symbol(name: str) -> Sym:
+    """The named size ``name`` (any text without the characters ``+-*(), ``; others are replaced by ``_``)."""
+    return Sym((((((re.sub(r"[^A-Za-z0-9_.:/]", "_", name) or "_"), 1),), 1),))
+
+
+def dim_min(*dims: Dim) -> Dim:
+    """The least of ``dims``."""
+    return _extreme("min", dims)
+
+
+def dim_max(*dims: Dim) -> Dim:
+    """The greatest of ``dims``."""
+    return _extreme("max", dims)
+
+
+def ceil_div(a: Dim, b: Dim) -> Dim:
+    """``a / b`` rounded up."""
+    return (a + b - 1) // b
+
+
+def product(dims: Shape) -> Dim:
+    """The product of ``dims`` (1 for a scalar): the element count of a shape."""
+    total: Dim = 1
+    for dim in dims:
+        total = dim * total
+    return total
+
+
+def symbols(value: object) -> frozenset[str]:
+    """The names that ``value`` (a dimension or a nest of tuples of them) depends on."""
+    return frozenset(_names(value))
+
+
+def is_static(value: object) -> bool:
+    """Whether ``value`` (a dimension or a nest of tuples of them) holds no symbol."""
+    return not any(True for _ in _names(value))
+
+
+def bind(dim: Dim, sizes: Mapping[str, int]) -> int:
+    """The value of ``dim`` when each named size has the value in ``sizes``.
+
+    Raises:
+        KeyError: a name of ``dim`` is not in ``sizes``.
+    """
+    result = substitute(dim, sizes)
+    if isinstance(result, int):
+        return result
+    raise KeyError(sorted(symbols(result))[0])
+
+
+def substitute(dim: Dim, sizes: Mapping[str, Dim]) -> Dim:
+    """``dim`` with the names in ``sizes`` replaced; other names stay."""
+    if isinstance(dim, int):
+        return dim
+    total: Dim = 0
+    for monomial, coefficient in dim.terms:
+        value: Dim = coefficient
+        for atom, power in monomial:
+            if isinstance(atom, str):
+                factor: Dim = sizes[atom] if atom in sizes else symbol(atom)
+            else:
+                factor = _apply(atom.function, tuple(substitute(argument, sizes) for argument in atom.arguments))
+            for _ in range(power):
+                value = factor * value
+        total = value + total
+    return total
+
+
+def parse(text: str | int) -> Dim:
+    """The inverse of ``str(dim)``.
+
+    Raises:
+        ValueError: ``text`` is not a dimension.
+    """
+    if isinstance(text, int):
+        return text
+    tokens = re.findall(r"[A-Za-z0-9_.:/]+|[-+*(),]", text)
+    dim, rest = _parse_sum(tokens)
+    if rest:
+        raise ValueError(f"not a dimension: {text!r}")
+    return dim
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _terms(dim: Dim) -> dict[Monomial, int]:
+    if isinstance(dim, Sym):
+        return dict(dim.terms)
+    return {(): int(dim)} if dim else {}
+
+
+def _sum(a: dict[Monomial, int], b: dict[Monomial, int]) -> dict[Monomial, int]:
+    total = dict(a)
+    for key, value in b.items():
+        total[key] = total.get(key, 0) + value
+    return total
+
+
+def _make(terms: dict[Monomial, int]) -> Dim:
+    kept = {key: value for key, value in terms.items() if value}
+    if not kept:
+        return 0
+    if set(kept) == {()}:
+        return kept[()]
+    return Sym(tuple(sorted(kept.items(), key=lambda item: (not item[0], [(str(a), p) for a, p in item[0]]))))
+
+
+def _exact_quotient(terms: dict[Monomial, int], divisor: dict[Monomial, int]) -> dict[Monomial, int] | None:
+    if len(divisor) != 1:
+        return {(): 1} if terms == divisor else None
+    ((below, factor),) = divisor.items()
+    quotient: dict[Monomial, int] = {}
+    for monomial, coefficient in terms.items():
+        powers = dict(monomial)
+        for atom, power in below:
+            powers[atom] = powers.get(atom, 0) - power
+        if coefficient % factor or any(power < 0 for power in powers.values()):
+            return None
+        quotient[tuple(item for item in powers.items() if item[1])] = coefficient // factor
+    return quotient
+
+
+def _call(function: str, *arguments: Dim) -> Dim:
+    if all(isinstance(argument, int) for argument in arguments):
+        return _apply(function, arguments)
+    return Sym((((((Call(function, arguments)), 1),), 1),))
+
+
+def _apply(function: str, arguments: tuple[Dim, ...]) -> Dim:
+    if function == "floordiv":
+        return arguments[0] // arguments[1]
+    if function == "mod":
+        return arguments[0] % arguments[1]
+    return _extreme(function, arguments)
+
+
+def _extreme(function: str, dims: tuple[Dim, ...]) -> Dim:
+    unique = list(dict.fromkeys(dims))
+    numbers = [dim for dim in unique if isinstance(dim, int)]
+    others = sorted((dim for dim in unique if not isinstance(dim, int)), key=str)
+    if numbers:
+        others.append(min(numbers) if function == "min" else max(numbers))
+    return others[0] if len(others) == 1 else _call(function, *others)
+
+
+def _names(value: object) -> Iterator[str]:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _names(item)
+    elif isinstance(value, Sym):
+        for monomial, _ in value.terms:
+            for atom, _ in monomial:
+                if isinstance(atom, str):
+                    yield atom
+                else:
+                    yield from _names(atom.arguments)
+
+
+def divisor(dim: Dim) -> int:
+    """The greatest integer known to divide ``dim`` for every value of its names (0 for the dimension 0)."""
+    return gcd(*(coefficient for _, coefficient in dim.terms)) if isinstance(dim, Sym) else abs(dim)
+
+
+def _parse_sum(tokens: list[str]) -> tuple[Dim, list[str]]:
+    sign = 1
+    if tokens[:1] == ["-"]:
+        sign, tokens = -1, tokens[1:]
+    total, tokens = _parse_product(tokens)
+    total = total * sign
+    while tokens and tokens[0] in "+-":
+        term, rest = _parse_product(tokens[1:])
+        total = total + term * (1 if tokens[0] == "+" else -1)
+        tokens = rest
+    return total, tokens
+
+
+def _parse_product(tokens: list[str]) -> tuple[Dim, list[str]]:
+    total, tokens = _parse_atom(tokens)
+    while tokens[:1] == ["*"]:
+        factor, tokens = _parse_atom(tokens[1:])
+        total = factor * total
+    return total, tokens
+
+
+def _parse_atom(tokens: list[str]) -> tuple[Dim, list[str]]:
+    if not tokens:
+        raise ValueError("not a dimension: it ends too early")
+    head, rest = tokens[0], tokens[1:]
+    if head.lstrip("-").isdigit():
+        return int(head), rest
+    if rest[:1] == ["("] and head in ("floordiv", "mod", "min", "max"):
+        arguments: list[Dim] = []
+        rest = rest[1:]
+        while True:
+            argument, rest = _parse_sum(rest)
+            arguments.append(argument)
+            if rest[:1] == [","]:
+                rest = rest[1:]
+                continue
+            break
+        if rest[:1] != [")"]:
+            raise ValueError("not a dimension: ')' is missing")
+        return _apply(head, tuple(arguments)), rest[1:]
+    return symbol(head), rest

@@ -1,0 +1,26 @@
+"""The vocabulary of layers: one frozen dataclass per operation, with its shape rule and its NumPy meaning."""
+
+from fusion.ops.attention import Attention
+from fusion.ops.convolution import Convolution, Deconvolution
+from fusion.ops.fill import Fill, Range, ShapeValue
+from fusion.ops.gather import Gather, GatherElements, GatherND, ScatterElements, ScatterND
+from fusion.ops.matmul import MatrixMultiply
+from fusion.ops.normalization import GroupNormalization, LocalResponseNormalization, Normalization
+from fusion.ops.order import ArgReduce, Cumulative, TopK
+from fusion.ops.pointwise import Pointwise
+from fusion.ops.pooling import Pooling
+from fusion.ops.reduce import Reduce
+from fusion.ops.resize import Resize
+from fusion.ops.shuffle import Concatenation, Expand, Padding, Shuffle, Slice, Tile
+from fusion.ops.softmax import Softmax
+
+OPS = {
+    op.__name__: op
+    for op in (
+        ArgReduce, Attention, Concatenation, Convolution, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
+        GatherND, GroupNormalization, LocalResponseNormalization, MatrixMultiply, Normalization, Padding, Pointwise, Pooling,
+        Range, Reduce, Resize, ScatterElements, ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK,
+    )
+}  # fmt: skip
+
+__all__ = ["OPS", *OPS]

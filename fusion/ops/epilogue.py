@@ -1,0 +1,37 @@
+"""What operations with an epilogue share: its result type, and its value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fusion.dims import Shape
+from fusion.dtypes import DataType
+from fusion.expression import Expression, Operand, compute_type, evaluate, type_of
+from fusion.network import ShapeError, TensorType, broadcast
+
+IDENTITY = Operand(0)
+
+
+def epilogue_type(epilogue: Expression, dtype: DataType, shape: Shape, extras: Sequence[TensorType]) -> TensorType:
+    """The type of an output whose result (``dtype``, ``shape``) goes through ``epilogue``.
+
+    Raises:
+        ShapeError: an extra operand does not broadcast to ``shape``.
+    """
+    for extra in extras:
+        if broadcast([shape, extra.shape]) != tuple(shape) and extra.is_static:
+            raise ShapeError(f"epilogue operand of shape {extra.shape} does not broadcast to {shape}")
+    return TensorType(type_of(epilogue, [dtype, *(extra.dtype for extra in extras)]), tuple(shape))
+
+
+def apply_epilogue(
+    epilogue: Expression, dtype: DataType, result: np.ndarray, extras: Sequence[np.ndarray]
+) -> np.ndarray:
+    """``epilogue`` of ``result``, which is of type ``dtype`` but may be held wider; rounded once, at the end."""
+    out = type_of(epilogue, [dtype, *(DataType(extra.dtype.name) for extra in extras)])
+    if epilogue == IDENTITY:
+        return result.astype(out.numpy, copy=False)
+    wide = result.astype(compute_type(dtype).numpy, copy=False)
+    return evaluate(epilogue, [wide, *extras]).astype(out.numpy, copy=False)

@@ -1,0 +1,38 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fusion.expression import Expression
+from fusion.network import Op, ShapeError, TensorType, broadcast
+from fusion.ops.epilogue import IDENTITY, epilogue_type
+
+
+@dataclass(frozen=True)
+class MatrixMultiply(Op):
+    """Inputs: a ``[..., M, K]`` (``[..., K, M]`` when ``transpose_a``), b ``[..., K, N]`` (``[..., N, K]`` when
+    ``transpose_b``), both of rank 2 or more; batch dimensions broadcast. Output ``[..., M, N]``.
+
+    Accumulated in float32 (float64 for doubles, int32 for integers), then the epilogue.
+    """
+
+    transpose_a: bool = False
+    transpose_b: bool = False
+    epilogue: Expression = IDENTITY
+
+    layer_type: ClassVar[str] = "MatrixMultiply"
+    arity: ClassVar[int] = 2
+
+    def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        a, b, *extras = inputs
+        if len(a.shape) < 2 or len(b.shape) < 2:
+            raise ShapeError(f"matrix product of {a.shape} and {b.shape}: both need two dimensions or more")
+        m, k = (a.shape[-1], a.shape[-2]) if self.transpose_a else a.shape[-2:]
+        k2, n = (b.shape[-1], b.shape[-2]) if self.transpose_b else b.shape[-2:]
+        if isinstance(k, int) and isinstance(k2, int) and k != k2:
+            raise ShapeError(f"matrix product of {a.shape} and {b.shape}: {k} and {k2} differ")
+        shape = (*broadcast([a.shape[:-2], b.shape[:-2]]), m, n)
+        return (epilogue_type(self.epilogue, a.dtype, shape, extras),)

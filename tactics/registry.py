@@ -1,0 +1,31 @@
+"""Every tactic family, named by module so that nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+from tactics.tactic import Tactic
+
+# Each module has ``TACTICS: tuple[Tactic, ...]``.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "cpu": (),
+    "cuda": (),
+}
+
+
+@cache
+def tactics(device: str) -> tuple[Tactic, ...]:
+    """All tactics of a device kind (``cuda`` or ``cpu``), in the order of FAMILIES."""
+    return tuple(tactic for module in FAMILIES[device] for tactic in import_module(module).TACTICS)
+
+
+@cache
+def tactic(tactic_id: str) -> Tactic:
+    """The tactic with this id.
+
+    Raises:
+        KeyError: no such tactic in this version.
+    """
+    found = {one.id: one for one in tactics(tactic_id.split(".", 1)[0])}
+    return found[tactic_id]

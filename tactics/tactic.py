@@ -1,0 +1,320 @@
+"""What a tactic is: a concrete kernel (or NumPy routine) with a concrete configuration, described as data.
+
+Tactics only describe; the runtime executes. A tactic is a set of pure functions over a :class:`Workload` and a
+:class:`DeviceSpec`; none of them needs a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+
+from fusion.dtypes import DataType
+from fusion.network import Op, TensorType
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """What tactics may know of a device. Rates are measured or data-sheet leads, for estimates only.
+
+    ``arch`` is NVRTC's name (``sm_90a``) or the machine type of a CPU; ``capability`` is 90 for 9.0, 0 for a CPU.
+    """
+
+    kind: str  # "cuda" | "cpu"
+    name: str
+    arch: str = ""
+    capability: int = 0
+    multiprocessors: int = 1  # SMs, or CPU threads
+    shared_memory: int = 0  # bytes that one block may use
+    l2_bytes: int = 0
+    memory_bytes: int = 0
+    bandwidth: float = 1e10  # bytes/s
+    flops: Mapping[str, float] = field(default_factory=dict, hash=False)  # by DataType value; "tf32" beside them
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One layer with concrete types: what a tactic is asked to compute.
+
+    Attributes:
+        op: the operation; every dimension in it is a number.
+        inputs, outputs: concrete types, row-major and dense.
+        constant: per input, whether its value is known at build (then ``prepare`` may repack it).
+        varies: per input, then per output: per axis, whether its size may differ at another inference. A kernel's source,
+            defines and configuration must be legal for every size of such an axis; sizes that vary are launch arguments.
+        tf32: whether float32 products may round their operands to TF32.
+    """
+
+    op: Op
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
+    constant: tuple[bool, ...] = ()
+    varies: tuple[tuple[bool, ...], ...] = ()
+    tf32: bool = True
+
+    def axis_varies(self, tensor: int, axis: int) -> bool:
+        """Whether axis ``axis`` (may be negative) of tensor ``tensor`` (inputs first, then outputs) may vary."""
+        return bool(self.varies) and bool(self.varies[tensor]) and self.varies[tensor][axis]
+
+    @property
+    def is_static(self) -> bool:
+        """Whether no size varies."""
+        return not any(any(axes) for axes in self.varies)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a tactic or configuration cannot serve a workload, in plain words with the values found."""
+
+    reason: str
+
+
+Config: TypeAlias = tuple[tuple[str, int], ...]  # sorted (name, value) pairs: hashable, JSON-friendly
+
+
+def config(**values: int) -> Config:
+    """A configuration from keyword arguments."""
+    return tuple(sorted((name, int(value)) for name, value in values.items()))
+
+
+# --- launches as data ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory that a step reads or writes, ``offset`` bytes into it.
+
+    ``kind``: ``input`` and ``output`` (the layer's tensor ``index``), ``packed`` (array ``index`` that ``prepare`` returned),
+    ``workspace`` (index 0: the layer's scratch memory, contents undefined at the start).
+    """
+
+    kind: str
+    index: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number passed by value; ``ctype`` is ``i32``, ``u32``, ``i64``, ``u64``, ``f32`` or ``f64``."""
+
+    value: int | float
+    ctype: str = "i32"
+
+
+@dataclass(frozen=True)
+class Im2col:
+    """The im2col mode of a tensor map (see cuTensorMapEncodeIm2col)."""
+
+    lower_corner: tuple[int, ...]
+    upper_corner: tuple[int, ...]
+    channels_per_pixel: int
+    pixels_per_column: int
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """A TMA descriptor, passed by value (``const __grid_constant__ CUtensorMap``), encoded when addresses are known.
+
+    ``dims`` in elements and ``strides`` in bytes (of dims[1:]) stand innermost first, as the driver wants them; ``swizzle`` is
+    0, 32, 64 or 128 bytes; ``box`` is unused with ``im2col``.
+    """
+
+    buffer: Buffer
+    dtype: DataType
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...] = ()
+    element_strides: tuple[int, ...] = ()
+    swizzle: int = 128
+    im2col: Im2col | None = None
+    l2_promotion: int = 128
+
+
+@dataclass(frozen=True)
+class Struct:
+    """Fields passed by value as one parameter, laid out as C does."""
+
+    fields: tuple[Buffer | Scalar, ...]
+
+
+Argument: TypeAlias = "Buffer | Scalar | TensorMap | Struct"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A translation unit and its entry: ``prelude`` + the text of ``file`` (relative to ``tactics/cuda``), with ``defines``."""
+
+    file: str
+    entry: str
+    defines: tuple[tuple[str, str], ...] = ()
+    prelude: str = ""
+
+    def source(self) -> str:
+        """The CUDA C++ source."""
+        text = (CUDA_FOLDER / self.file).read_text(encoding="utf-8") if self.file else ""
+        return f'{self.prelude}\n#line 1 "{self.file}"\n{text}'
+
+    def key(self, arch: str) -> str:
+        """What the cubin depends on, hashed: source, headers, defines, architecture."""
+        digest = hashlib.sha256()
+        for part in (self.source(), headers_text(), repr(self.defines), self.entry, arch):
+            digest.update(part.encode())
+            digest.update(b"\0")
+        return digest.hexdigest()[:32]
+
+
+CUDA_FOLDER = Path(__file__).parent / "cuda"
+
+
+def headers_text() -> str:
+    """The text of all our CUDA headers, in the order of their names."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted((CUDA_FOLDER / "include").glob("*.cuh")))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch. ``dependent``: compiled for programmatic dependent launch (it waits for its predecessor itself)."""
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    arguments: tuple[Argument, ...]
+    shared_memory: int = 0  # dynamic, bytes
+    cluster: tuple[int, int, int] = (1, 1, 1)  # other than 1: a run-time cluster size
+    dependent: bool = False
+
+
+@dataclass(frozen=True)
+class Memset:
+    """Zeroes ``size`` bytes."""
+
+    buffer: Buffer
+    size: int
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copies ``size`` bytes between buffers of the device."""
+
+    source: Buffer
+    target: Buffer
+    size: int
+
+
+# function(inputs, outputs, packed, workspace): writes every element of the outputs
+CpuFunction: TypeAlias = Callable[
+    [Sequence[np.ndarray], Sequence[np.ndarray], Sequence[np.ndarray], np.ndarray], None
+]
+
+
+@dataclass(frozen=True)
+class CpuCall:
+    """One NumPy step on the CPU device. Inputs must not be changed; the workspace is a uint8 array, 64-byte aligned."""
+
+    function: CpuFunction
+    name: str = ""
+
+
+Step: TypeAlias = "Launch | Memset | Copy | CpuCall"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps that compute a workload, in order, and the scratch memory that they share (bytes)."""
+
+    steps: tuple[Step, ...]
+    workspace: int = 0
+
+
+class Tactic:
+    """Base of all tactics. ``id`` is stable for ever (people's timing caches hold it), e.g. ``cuda.gemm.sm90``.
+
+    ``device`` is ``cuda`` or ``cpu``; ``ops`` are the operations it may serve. ``reference`` marks the plainest one of
+    its family: its result is what others are checked against on the device.
+    """
+
+    id: ClassVar[str] = ""
+    device: ClassVar[str] = ""
+    ops: ClassVar[tuple[type[Op], ...]] = ()
+    reference: ClassVar[bool] = False
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        """None, or why this tactic cannot serve the workload at all."""
+        raise NotImplementedError
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        """The legal configurations, the most promising first (by an analytic estimate). At least one."""
+        return ((),)
+
+    def prepare(
+        self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]
+    ) -> tuple[np.ndarray, ...]:
+        """Constant inputs repacked for the kernel (kept in the engine); ``constants`` maps input numbers to values."""
+        return ()
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        """The steps. For other sizes of varying axes it must give the same kernels (only grids and arguments differ)."""
+        raise NotImplementedError
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        """Expected seconds, for ordering candidates across tactics. Default: the floor of the workload."""
+        return floor_seconds(workload, device)
+
+    def tolerance(self, workload: Workload) -> float:
+        """Largest relative error (norm of the difference over the norm) against the reference; by data type."""
+        narrow = {t.dtype for t in (*workload.inputs, *workload.outputs)}
+        if DataType.BF16 in narrow or DataType.FP8 in narrow:
+            return 2e-2
+        if DataType.HALF in narrow:
+            return 4e-3
+        return 2e-3 if workload.tf32 and self.device == "cuda" else 1e-4
+
+
+def tensor_bytes(tensor: TensorType) -> int:
+    """Bytes of a tensor with a concrete shape."""
+    count = tensor.dtype.itemsize
+    for dim in tensor.shape:
+        assert isinstance(dim, int), f"{tensor.shape} is not concrete"
+        count *= dim
+    return count
+
+
+def workload_bytes(workload: Workload) -> int:
+    """The fewest bytes that the workload moves: each input read once, each output written once."""
+    return sum(tensor_bytes(tensor) for tensor in (*workload.inputs, *workload.outputs))
+
+
+def workload_flops(workload: Workload) -> float:
+    """Floating-point operations of the products in the workload (0 for layers that only move or map data)."""
+    from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply
+
+    op = workload.op
+    shapes = [[int(dim) for dim in tensor.shape] for tensor in (*workload.inputs, *workload.outputs)]  # type: ignore[arg-type]
+    out = shapes[len(workload.inputs)] if workload.outputs else []
+    if isinstance(op, Convolution):
+        return 2.0 * float(np.prod(out)) * float(np.prod(shapes[1][1:]))
+    if isinstance(op, Deconvolution):
+        return 2.0 * float(np.prod(shapes[0])) * float(np.prod(shapes[1][1:]))
+    if isinstance(op, MatrixMultiply):
+        return 2.0 * float(np.prod(out)) * shapes[0][-2 if op.transpose_a else -1]
+    if isinstance(op, Attention):
+        q, k = (dict(zip(op.layouts[i], shapes[i], strict=True)) for i in (0, 1))
+        return 4.0 * q["b"] * q["h"] * q["s"] * k["s"] * q["d"]
+    return 0.0
+
+
+def floor_seconds(workload: Workload, device: DeviceSpec) -> float:
+    """The hardware limit: the larger of bytes over bandwidth and operations over the rate of the unit that does them."""
+    memory = workload_bytes(workload) / device.bandwidth
+    flops = workload_flops(workload)
+    if not flops:
+        return memory
+    dtype = workload.inputs[0].dtype
+    name = "tf32" if dtype is DataType.FLOAT and workload.tf32 and "tf32" in device.flops else dtype.value
+    rate = device.flops.get(name) or max(device.flops.values(), default=1e11)
+    return max(memory, flops / rate)
