@@ -83,6 +83,9 @@ class Sym:
     def __mod__(self, other: Dim) -> Dim:
         return 0 if _exact_quotient(_terms(self), _terms(other)) is not None else _call("mod", self, other)
 
+    def __rmod__(self, other: int) -> Dim:
+        return 0 if other == 0 else _call("mod", other, self)
+
     def __str__(self) -> str:
         text = ""
         for monomial, coefficient in self.terms:

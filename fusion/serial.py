@@ -24,7 +24,9 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Sym):
         return {"dim": str(value)}
     if is_dataclass(value) and not isinstance(value, type):
-        items = {item.name: getattr(value, item.name) for item in fields(value) if getattr(value, item.name) != item.default}
+        items = {
+            item.name: getattr(value, item.name) for item in fields(value) if getattr(value, item.name) != item.default
+        }
         return {"is": type(value).__name__, **{name: to_json(item) for name, item in items.items()}}
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]

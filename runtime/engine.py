@@ -6,14 +6,25 @@ every kernel that they name is here as a cubin, so loading compiles nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fusion.dims import Shape, Sym
+from fusion.dtypes import DataType
 from fusion.network import Network
 from tactics.tactic import Config, DeviceSpec
+
+if TYPE_CHECKING:
+    from runtime.context import ExecutionContext
+    from runtime.device import Device
+
+
+class EngineError(ValueError):
+    """An engine that cannot be loaded, saved or run; the text says why and what to do, in one line."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,7 @@ class Engine:
         device: the device that it was built and timed on.
         record: what reports show of the build: versions, date, model file and hash, options, fusion log, counts, seconds.
             JSON-compatible.
+        tf32: whether the tactics were asked with TF32 products allowed (part of every workload).
     """
 
     network: Network
@@ -84,6 +96,54 @@ class Engine:
     profiles: tuple[Mapping[str, InputRange], ...]
     device: DeviceSpec
     record: Mapping[str, object] = field(default_factory=dict)
+    tf32: bool = True
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the engine to ``path``, whole or not at all, and return its size in bytes.
+
+        Raises:
+            EngineError: the file cannot be written (no permission, no space left).
+        """
+        from runtime.engine_file import save
+
+        return save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Engine:
+        """The engine in the file ``path``; its weights stay on disk until they are read.
+
+        Raises:
+            EngineError: no such file, not an engine, damaged, or of another format version.
+        """
+        from runtime.engine_file import load
+
+        return load(path)
+
+    def create_execution_context(self, device: Device | None = None, profile: int = 0) -> ExecutionContext:
+        """A context to run the engine in; contexts of one engine on one device share its weights.
+
+        Without ``device``, one of the kind that the engine was built for is opened (the first GPU, or the CPU).
+
+        Raises:
+            EngineError: the engine was built for another kind of device, or this version lacks its tactics.
+            runtime.device.DeviceError: there is no such device, or not enough memory on it.
+        """
+        from runtime.context import ExecutionContext
+        from runtime.devices import open_device
+
+        return ExecutionContext(self, device or open_device("cpu" if self.device.kind == "cpu" else "0"), profile)
+
+    def get_tensor_name(self, index: int) -> str:
+        """The name of I/O tensor ``index``: inputs first, then outputs."""
+        return (*self.network.inputs, *self.network.outputs)[index]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of I/O tensor ``name``, -1 where it depends on the inputs' shapes."""
+        return tuple(dim if isinstance(dim, int) else -1 for dim in self.network.tensors[name].shape)
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        """The data type of I/O tensor ``name``."""
+        return self.network.tensors[name].dtype
 
     @property
     def num_aux_streams(self) -> int:
@@ -109,12 +169,16 @@ def sizes_of(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
             raise ValueError(f"input {name!r}: no shape given, it needs {_text(declared)}")
         given = shapes[name]
         if len(given) != len(declared):
-            raise ValueError(f"input {name!r}: shape {_text(given)} has {len(given)} dimensions, {_text(declared)} has {len(declared)}")
+            raise ValueError(
+                f"input {name!r}: shape {_text(given)} has {len(given)} dimensions, {_text(declared)} has {len(declared)}"
+            )
         for axis, (dim, value) in enumerate(zip(declared, given, strict=True)):
             if isinstance(dim, Sym):
                 known = sizes.setdefault(str(dim), value)
                 if known != value:
-                    raise ValueError(f"input {name!r}: dimension {axis} is {value}, but {dim} is {known} in another input")
+                    raise ValueError(
+                        f"input {name!r}: dimension {axis} is {value}, but {dim} is {known} in another input"
+                    )
             elif dim != value:
                 raise ValueError(f"input {name!r}: dimension {axis} is {value}, the model fixes it at {dim}")
     return sizes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
@@ -156,24 +157,35 @@ class Kernel:
 
     def source(self) -> str:
         """The CUDA C++ source."""
-        text = (CUDA_FOLDER / self.file).read_text(encoding="utf-8") if self.file else ""
+        text = _text(self.file) if self.file else ""
         return f'{self.prelude}\n#line 1 "{self.file}"\n{text}'
 
     def key(self, arch: str) -> str:
         """What the cubin depends on, hashed: source, headers, defines, architecture."""
-        digest = hashlib.sha256()
-        for part in (self.source(), headers_text(), repr(self.defines), self.entry, arch):
-            digest.update(part.encode())
-            digest.update(b"\0")
-        return digest.hexdigest()[:32]
+        return _key(self, arch)
 
 
 CUDA_FOLDER = Path(__file__).parent / "cuda"
 
 
+@cache
+def _text(file: str) -> str:
+    return (CUDA_FOLDER / file).read_text(encoding="utf-8")
+
+
+@cache
 def headers_text() -> str:
     """The text of all our CUDA headers, in the order of their names."""
     return "\n".join(path.read_text(encoding="utf-8") for path in sorted((CUDA_FOLDER / "include").glob("*.cuh")))
+
+
+@cache
+def _key(kernel: Kernel, arch: str) -> str:
+    digest = hashlib.sha256()
+    for part in (kernel.source(), headers_text(), repr(kernel.defines), kernel.entry, arch):
+        digest.update(part.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -207,9 +219,7 @@ class Copy:
 
 
 # function(inputs, outputs, packed, workspace): writes every element of the outputs
-CpuFunction: TypeAlias = Callable[
-    [Sequence[np.ndarray], Sequence[np.ndarray], Sequence[np.ndarray], np.ndarray], None
-]
+CpuFunction: TypeAlias = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], Sequence[np.ndarray], np.ndarray], None]
 
 
 @dataclass(frozen=True)

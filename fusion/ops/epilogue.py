@@ -14,6 +14,22 @@ from fusion.network import ShapeError, TensorType, broadcast
 IDENTITY = Operand(0)
 
 
+def widen(x: np.ndarray) -> np.ndarray:
+    """``x`` in the type in which it is computed (float32 for narrower floating-point types)."""
+    return x.astype(compute_type(DataType(x.dtype.name)).numpy, copy=False)
+
+
+def accumulator(*arrays: np.ndarray) -> np.dtype:
+    """The type in which products of ``arrays`` are summed: float32 (float64 for doubles), int32 or a wider integer."""
+    wide = np.result_type(*(compute_type(DataType(array.dtype.name)).numpy for array in arrays))
+    return wide if wide.kind == "f" or wide.itemsize >= 4 else np.dtype(np.int32)
+
+
+def apply_prologue(prologue: Expression, x: np.ndarray) -> np.ndarray:
+    """``prologue`` of each element of ``x``, in the type in which it is computed."""
+    return x if prologue == IDENTITY and x is widen(x) else evaluate(prologue, [widen(x)])
+
+
 def epilogue_type(epilogue: Expression, dtype: DataType, shape: Shape, extras: Sequence[TensorType]) -> TensorType:
     """The type of an output whose result (``dtype``, ``shape``) goes through ``epilogue``.
 

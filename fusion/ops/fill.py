@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from fusion.dims import Dim, Shape
 from fusion.dtypes import DataType
+from fusion.expression import compute_type
 from fusion.network import Op, TensorType
 
 
@@ -25,6 +28,9 @@ class Fill(Op):
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (TensorType(self.dtype, tuple(self.shape)),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        return (np.full(self.shape, self.value, self.dtype.numpy),)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Range(Op):
@@ -41,6 +47,12 @@ class Range(Op):
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (TensorType(self.dtype, (self.count,)),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        wide = compute_type(self.dtype).numpy
+        steps = np.arange(self.count).astype(wide)  # type: ignore[arg-type]
+        values = wide.type(self.start) + wide.type(self.delta) * steps
+        return (values.astype(self.dtype.numpy, copy=False),)
+
 
 @dataclass(frozen=True)
 class ShapeValue(Op):
@@ -55,3 +67,6 @@ class ShapeValue(Op):
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (TensorType(self.dtype, tuple(self.shape)),)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        return (np.array(self.values, self.dtype.numpy).reshape(self.shape),)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Indexed reads and writes."""
+"""Indexed reads and writes. Negative indices count from the end; what is out of range is clamped to the nearest element."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from fusion.network import Op, TensorType
+from fusion.ops.epilogue import widen
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class Gather(Op):
         x, indices = inputs
         return (TensorType(x.dtype, (*x.shape[: self.axis], *indices.shape, *x.shape[self.axis + 1 :])),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x, indices = inputs
+        return (np.take(x, wrap(indices, x.shape[self.axis]), self.axis),)
+
 
 @dataclass(frozen=True)
 class GatherElements(Op):
@@ -34,6 +41,10 @@ class GatherElements(Op):
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (TensorType(inputs[0].dtype, inputs[1].shape),)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x, indices = inputs
+        return (x[element_grid(indices, self.axis, x.shape[self.axis])],)
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,16 @@ class GatherND(Op):
         assert isinstance(depth, int)
         return (TensorType(x.dtype, (*indices.shape[:-1], *x.shape[self.batch_dims + depth :])),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x, indices = inputs
+        batch, depth = self.batch_dims, indices.shape[-1]
+        grid = [
+            np.arange(size).reshape(-1, *(1,) * (indices.ndim - 2 - axis)) for axis, size in enumerate(x.shape[:batch])
+        ]
+        grid += [wrap(indices[..., i], x.shape[batch + i]) for i in range(depth)]
+        result = x[tuple(grid)]
+        return (np.ascontiguousarray(result) if result.base is None else result.copy(),)
+
 
 @dataclass(frozen=True)
 class ScatterElements(Op):
@@ -65,6 +86,10 @@ class ScatterElements(Op):
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (inputs[0],)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x, indices, updates = inputs
+        return (scatter(x, element_grid(indices, self.axis, x.shape[self.axis]), updates, self.reduction),)
+
 
 @dataclass(frozen=True)
 class ScatterND(Op):
@@ -77,3 +102,41 @@ class ScatterND(Op):
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (inputs[0],)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x, indices, updates = inputs
+        grid = tuple(wrap(indices[..., i], x.shape[i]) for i in range(indices.shape[-1]))
+        return (scatter(x, grid, updates, self.reduction),)
+
+
+def wrap(indices: np.ndarray, size: int) -> np.ndarray:
+    """``indices`` into an axis of ``size`` elements as intp: negative ones from the end, the rest clamped."""
+    wide = indices.astype(np.intp, copy=False)
+    return np.clip(np.where(wide < 0, wide + size, wide), 0, max(size - 1, 0))
+
+
+def element_grid(indices: np.ndarray, axis: int, size: int) -> tuple[np.ndarray, ...]:
+    """Index arrays that address, for each element of ``indices``, the same place with ``axis`` replaced by its value."""
+    grid = list(np.indices(indices.shape, np.intp, sparse=True))
+    grid[axis] = wrap(indices, size)
+    return tuple(grid)
+
+
+def scatter(x: np.ndarray, grid: tuple[np.ndarray, ...], updates: np.ndarray, reduction: str) -> np.ndarray:
+    """A copy of ``x`` with ``updates`` written (of equal places the last) or reduced into ``x[grid]``.
+
+    Raises:
+        ValueError: an unknown reduction.
+    """
+    if reduction == "none":
+        result = x.copy()
+        result[grid] = updates
+        return result
+    functions = {"add": np.add, "mul": np.multiply, "min": np.minimum, "max": np.maximum}
+    if reduction not in functions:
+        raise ValueError(f"scatter has no reduction {reduction!r}: none, add, mul, min or max")
+    result = np.array(widen(x))
+    if result.dtype == np.bool_ and reduction in ("add", "mul"):
+        functions = {"add": np.logical_or, "mul": np.logical_and}
+    functions[reduction].at(result, grid, widen(updates))
+    return result.astype(x.dtype, copy=False)

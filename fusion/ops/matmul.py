@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
+from fusion.dtypes import DataType
 from fusion.expression import Expression
 from fusion.network import Op, ShapeError, TensorType, broadcast
-from fusion.ops.epilogue import IDENTITY, epilogue_type
+from fusion.ops.epilogue import IDENTITY, accumulator, apply_epilogue, epilogue_type
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,13 @@ class MatrixMultiply(Op):
             raise ShapeError(f"matrix product of {a.shape} and {b.shape}: {k} and {k2} differ")
         shape = (*broadcast([a.shape[:-2], b.shape[:-2]]), m, n)
         return (epilogue_type(self.epilogue, a.dtype, shape, extras),)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        a, b, *extras = inputs
+        total = accumulator(a, b)
+        left, right = a.astype(total, copy=False), b.astype(total, copy=False)
+        if self.transpose_a:
+            left = left.swapaxes(-1, -2)
+        if self.transpose_b:
+            right = right.swapaxes(-1, -2)
+        return (apply_epilogue(self.epilogue, DataType(a.dtype.name), np.matmul(left, right), extras),)

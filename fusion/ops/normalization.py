@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
+from fusion.dtypes import DataType
 from fusion.expression import Expression
 from fusion.network import Op, TensorType
-from fusion.ops.epilogue import IDENTITY, epilogue_type
+from fusion.ops.epilogue import IDENTITY, apply_epilogue, epilogue_type, widen
+from fusion.ops.windows import channels_back, channels_first
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,11 @@ class Normalization(Op):
         x, *extras = inputs
         return (epilogue_type(self.epilogue, x.dtype, x.shape, extras),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x, *extras = inputs
+        result = normalize(widen(x), self.axes, self.epsilon, self.center)
+        return (apply_epilogue(self.epilogue, DataType(x.dtype.name), result, extras),)
+
 
 @dataclass(frozen=True)
 class GroupNormalization(Op):
@@ -46,6 +56,14 @@ class GroupNormalization(Op):
         x, *extras = inputs
         return (epilogue_type(self.epilogue, x.dtype, x.shape, extras),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x, *extras = inputs
+        first = widen(channels_first(x, self.channels_last))
+        grouped = first.reshape(len(first), self.groups, -1)
+        result = normalize(grouped, (2,), self.epsilon, center=True).reshape(first.shape)
+        result = channels_back(result, self.channels_last)
+        return (apply_epilogue(self.epilogue, DataType(x.dtype.name), result, extras),)
+
 
 @dataclass(frozen=True)
 class LocalResponseNormalization(Op):
@@ -62,3 +80,27 @@ class LocalResponseNormalization(Op):
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (inputs[0],)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x = widen(channels_first(inputs[0], self.channels_last))
+        squares = np.square(x)
+        total = np.zeros_like(squares)
+        channels = x.shape[1]
+        before = (self.size - 1) // 2
+        for offset in range(max(-before, 1 - channels), min(self.size - before, channels)):
+            low, high = max(0, -offset), channels - max(0, offset)
+            total[:, low:high] += squares[:, low + offset : high + offset]
+        with np.errstate(all="ignore"):
+            base = x.dtype.type(self.bias) + x.dtype.type(self.alpha / self.size) * total
+            result = x / np.power(base, x.dtype.type(self.beta))
+        return (channels_back(result, self.channels_last).astype(inputs[0].dtype, copy=False),)
+
+
+def normalize(x: np.ndarray, axes: tuple[int, ...], epsilon: float, center: bool) -> np.ndarray:
+    """``x`` minus its mean (when ``center``), over its root mean square, along ``axes``; in the type of ``x``."""
+    count = x.dtype.type(math.prod(x.shape[axis] for axis in axes))
+    with np.errstate(all="ignore"):
+        if center:
+            x = x - x.sum(axes, keepdims=True, dtype=x.dtype) / count
+        variance = np.square(x).sum(axes, keepdims=True, dtype=x.dtype) / count
+        return np.asarray(x / np.sqrt(variance + x.dtype.type(epsilon)))

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from fusion.dims import Dim
 from fusion.dtypes import DataType
 from fusion.network import Op, TensorType
+from fusion.ops.epilogue import widen
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class TopK(Op):
         (x,) = inputs
         shape = (*x.shape[: self.axis], self.k, *x.shape[self.axis + 1 :])
         return (TensorType(x.dtype, shape), TensorType(DataType.INT64, shape))
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        (x,) = inputs
+        order = sorted_order(widen(x), self.axis, self.largest)
+        indices = np.ascontiguousarray(np.take(order, range(self.k), self.axis))  # type: ignore[arg-type]
+        return np.take_along_axis(x, indices, self.axis), indices
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,15 @@ class ArgReduce(Op):
         kept = (1,) if self.keep_dims else ()
         return (TensorType(DataType.INT64, (*shape[: self.axis], *kept, *shape[self.axis + 1 :])),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x = widen(inputs[0])
+        choose = np.argmax if self.largest else np.argmin
+        if self.select_last:
+            found = x.shape[self.axis] - 1 - choose(np.flip(x, self.axis), self.axis, keepdims=self.keep_dims)
+        else:
+            found = choose(x, self.axis, keepdims=self.keep_dims)
+        return (np.asarray(found, np.int64),)
+
 
 @dataclass(frozen=True)
 class Cumulative(Op):
@@ -60,3 +78,25 @@ class Cumulative(Op):
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (inputs[0],)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x = np.moveaxis(widen(inputs[0]), self.axis, 0)
+        x = x[::-1] if self.reverse else x
+        accumulate = {"sum": np.add, "prod": np.multiply}[self.kind].accumulate
+        if self.exclusive:
+            result = np.full(x.shape, 0 if self.kind == "sum" else 1, x.dtype)
+            if len(x) > 1:
+                accumulate(x[:-1], 0, x.dtype, result[1:])
+        else:
+            result = accumulate(x, 0, x.dtype)
+        result = np.moveaxis(result[::-1] if self.reverse else result, 0, self.axis)
+        return (np.ascontiguousarray(result.astype(inputs[0].dtype, copy=False)),)
+
+
+def sorted_order(x: np.ndarray, axis: int, largest: bool) -> np.ndarray:
+    """The order of ``x`` along ``axis`` (int64), best first; of equal elements the lower index comes first."""
+    if not largest:
+        return np.argsort(x, axis, kind="stable")
+    # An ascending stable sort of the mirrored array, read backwards, keeps lower indices first.
+    mirrored = np.argsort(np.flip(x, axis), axis, kind="stable")
+    return x.shape[axis] - 1 - np.flip(mirrored, axis)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fusion.expression import Expression, type_of
+import numpy as np
+
+from fusion.expression import Expression, evaluate, type_of
 from fusion.network import Op, TensorType, broadcast
 
 
@@ -25,3 +27,8 @@ class Pointwise(Op):
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         dtype = type_of(self.expression, [tensor.dtype for tensor in inputs])
         return (TensorType(dtype, broadcast([tensor.shape for tensor in inputs])),)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        value = evaluate(self.expression, inputs)
+        shape = np.broadcast_shapes(*(array.shape for array in inputs))
+        return (value if value.shape == shape else np.broadcast_to(value, shape).copy(),)

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from fusion.dims import Dim, ceil_div, dim_min
+from fusion.dtypes import DataType
 from fusion.expression import Expression
 from fusion.network import Op, TensorType
 from fusion.ops.convolution import join_channels, split_channels
-from fusion.ops.epilogue import IDENTITY, epilogue_type
+from fusion.ops.epilogue import IDENTITY, apply_epilogue, epilogue_type, widen
+from fusion.ops.windows import channels_back, channels_first, pad_spatial, windows
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,54 @@ class Pooling(Op):
             sizes.append(count)
         shape = join_channels(batch, channels, tuple(sizes), self.channels_last)
         return (epilogue_type(self.epilogue, x.dtype, shape, extras),)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x, *extras = inputs
+        dtype = DataType(x.dtype.name)
+        (out,) = self.infer(
+            [TensorType(dtype, x.shape), *(TensorType(DataType(e.dtype.name), e.shape) for e in extras)]
+        )
+        counts = split_channels(out.shape, self.channels_last)[2]
+        first = widen(channels_first(x, self.channels_last))
+        axes = tuple(range(-len(counts), 0))
+        needed = [
+            (count - 1) * stride + dilation * (k - 1) + 1 - size - pre
+            for count, stride, dilation, k, size, pre in zip(
+                counts, self.stride, self.dilation, self.window, first.shape[2:], self.pre_padding, strict=True
+            )
+        ]
+        lowest = least(first.dtype) if self.kind == "max" else 0
+        padded = pad_spatial(first, self.pre_padding, needed, lowest)  # type: ignore[arg-type]
+        view = windows(padded, self.window, self.stride, self.dilation, counts)  # type: ignore[arg-type]
+        if self.kind == "max":
+            result = view.max(axes)
+        elif self.kind == "average":
+            total = view.sum(axes, dtype=view.dtype)
+            result = total / self.window_counts(first.shape[2:], counts).astype(total.dtype)  # type: ignore[arg-type]
+        elif self.kind == "lp":
+            if self.p == 2:
+                result = np.sqrt(np.square(view).sum(axes, dtype=view.dtype))
+            else:
+                result = (np.abs(view) ** self.p).sum(axes, dtype=view.dtype) ** (1.0 / self.p)
+        else:
+            raise ValueError(f"pooling has no kind {self.kind!r}: max, average or lp")
+        return (apply_epilogue(self.epilogue, dtype, channels_back(result, self.channels_last), extras),)
+
+    def window_counts(self, spatial: Sequence[int], counts: Sequence[int]) -> np.ndarray:
+        """What an average is divided by: how many positions count, per output position (int64, shape ``counts``)."""
+        total = np.ones((1,) * len(counts), np.int64)
+        for axis, (size, count) in enumerate(zip(spatial, counts, strict=True)):
+            pre, post = int(self.pre_padding[axis]), int(self.post_padding[axis])  # type: ignore[arg-type]
+            low, high = (-pre, size + post) if self.count_include_pad else (0, size)
+            start = np.arange(count) * int(self.stride[axis]) - pre  # type: ignore[arg-type]
+            places = start[:, None] + np.arange(int(self.window[axis])) * self.dilation[axis]  # type: ignore[arg-type]
+            inside = ((places >= low) & (places < high)).sum(1)
+            total = total * inside.reshape((-1,) + (1,) * (len(counts) - axis - 1))
+        return np.maximum(total, 1)
+
+
+def least(dtype: np.dtype) -> float | int | bool:
+    """The neutral element of a maximum: minus infinity, or the least integer."""
+    if dtype.kind == "f":
+        return -np.inf
+    return False if dtype.kind == "b" else int(np.iinfo(dtype).min)

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from fusion.dims import Shape
 from fusion.network import Op, TensorType
+from fusion.ops.interpolation import AxisTaps, axis_taps
 
 
 @dataclass(frozen=True)
@@ -35,3 +38,44 @@ class Resize(Op):
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (TensorType(inputs[0].dtype, tuple(self.shape)),)
+
+    def taps(self, shape: Sequence[int]) -> tuple[AxisTaps | None, ...]:
+        """Per axis of an input of ``shape``, what to read with which weight (None: the axis stays)."""
+        rank = len(shape)
+        return tuple(
+            axis_taps(
+                size,
+                int(self.shape[axis]),  # type: ignore[arg-type]
+                self.scales[axis] if self.scales else None,
+                mode=self.mode,
+                coordinates=self.coordinates,
+                rounding=self.rounding,
+                cubic_a=self.cubic_a,
+                exclude_outside=self.exclude_outside,
+                antialias=self.antialias,
+                roi=(self.roi[axis], self.roi[axis + rank]) if self.roi else (0.0, 1.0),
+            )
+            for axis, size in enumerate(shape)
+        )
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        (x,) = inputs
+        exact = self.mode == "nearest"
+        result = x if exact else x.astype(np.float64 if x.dtype == np.float64 else np.float32)
+        taps = self.taps(x.shape)
+        for axis, tap in enumerate(taps):
+            if tap is None:
+                continue
+            if exact:
+                result = np.take(result, tap.indices[:, 0], axis)
+                continue
+            weights = tap.weights.astype(result.dtype).T.reshape(-1, len(tap.indices), *(1,) * (x.ndim - axis - 1))
+            result = sum(
+                np.take(result, index, axis) * weight for index, weight in zip(tap.indices.T, weights, strict=True)
+            )
+        result = np.asarray(result).astype(x.dtype, copy=False)
+        for axis, tap in enumerate(taps):
+            if tap is not None and tap.outside is not None:
+                outside = tap.outside.reshape(-1, *(1,) * (x.ndim - axis - 1))
+                result = np.where(outside, np.asarray(self.extrapolation).astype(x.dtype), result)
+        return (np.array(result) if result is x else result,)

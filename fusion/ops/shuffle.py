@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from fusion.dims import Dim, Shape, product
 from fusion.network import Op, ShapeError, TensorType, broadcast
 
@@ -37,6 +39,16 @@ class Shuffle(Op):
             shape = tuple(shape[axis] for axis in self.second)
         return (TensorType(inputs[0].dtype, shape),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x = inputs[0]
+        if self.first is not None:
+            x = x.transpose(self.first)
+        if self.reshape is not None:
+            x = x.reshape(self.reshape)  # type: ignore[arg-type]
+        if self.second is not None:
+            x = x.transpose(self.second)
+        return (np.array(x, order="C"),)
+
 
 @dataclass(frozen=True)
 class Concatenation(Op):
@@ -57,6 +69,9 @@ class Concatenation(Op):
         shape[self.axis] = total
         return (TensorType(inputs[0].dtype, tuple(shape)),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        return (np.concatenate(inputs, self.axis),)
+
 
 @dataclass(frozen=True)
 class Slice(Op):
@@ -72,12 +87,25 @@ class Slice(Op):
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (TensorType(inputs[0].dtype, tuple(self.sizes)),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        return (inputs[0][self.slices()].copy(),)
+
+    def slices(self) -> tuple[slice, ...]:
+        """The same as Python slices."""
+        result = []
+        for start, size, step in zip(self.starts, self.sizes, self.steps, strict=True):
+            assert isinstance(start, int) and isinstance(size, int)
+            stop = start + size * step
+            # A slice that runs backwards through element 0 has no end that could be written as a number.
+            result.append(slice(0, 0) if size == 0 else slice(start, None if stop < 0 else stop, step))
+        return tuple(result)
+
 
 @dataclass(frozen=True)
 class Padding(Op):
     """Input: x. ``pre`` and ``post`` elements are added along each axis (negative ones are cut off).
 
-    ``mode`` is ``constant`` (with ``value``), ``reflect``, ``edge`` or ``wrap``.
+    ``mode`` is ``constant`` (with ``value``), ``reflect``, ``edge`` or ``wrap``, of what cutting left.
     """
 
     pre: Shape
@@ -92,6 +120,17 @@ class Padding(Op):
         shape = tuple(dim + pre + post for dim, pre, post in zip(inputs[0].shape, self.pre, self.post, strict=True))
         return (TensorType(inputs[0].dtype, shape),)
 
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        (x,) = inputs
+        pairs = [(int(pre), int(post)) for pre, post in zip(self.pre, self.post, strict=True)]  # type: ignore[arg-type]
+        x = x[tuple(slice(max(-a, 0), dim - max(-b, 0)) for (a, b), dim in zip(pairs, x.shape, strict=True))]
+        width = [(max(a, 0), max(b, 0)) for a, b in pairs]
+        if self.mode == "constant":
+            result = np.full([dim + a + b for dim, (a, b) in zip(x.shape, width, strict=True)], self.value, x.dtype)
+            result[tuple(slice(a, a + dim) for dim, (a, _) in zip(x.shape, width, strict=True))] = x
+            return (result,)
+        return (np.pad(x, width, self.mode).copy(),)  # type: ignore[call-overload]
+
 
 @dataclass(frozen=True)
 class Expand(Op):
@@ -104,6 +143,9 @@ class Expand(Op):
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         return (TensorType(inputs[0].dtype, tuple(self.shape)),)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        return (np.broadcast_to(inputs[0], self.shape).copy(),)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -118,3 +160,6 @@ class Tile(Op):
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         shape = tuple(dim * times for dim, times in zip(inputs[0].shape, self.repeats, strict=True))
         return (TensorType(inputs[0].dtype, shape),)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        return (np.tile(inputs[0], self.repeats),)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@
 constexpr int SIMT_M = 64, SIMT_N = 64, SIMT_K = 16, SIMT_THREADS = 128;
 constexpr int SIMT_LOADS = SIMT_M * SIMT_K / SIMT_THREADS;
 
-// `load_a(m, k0)` returns A at tile row m and column k0 + threadIdx.x % 16; `load_b(n, k)` returns B at tile column n and
-// absolute row k; both return 0 outside their operand. B_ALONG_N says that neighbouring threads should walk n, not k.
-template <bool B_ALONG_N, typename LoadA, typename LoadB>
+// `load_a(i, k0)` returns A at tile row threadIdx.x / 16 + i * 8 and column k0 + threadIdx.x % 16; `load_b(n, k)` returns B at tile column n and
+// absolute row k; both return 0 outside their operand. ALONG_N says that neighbouring threads should walk n, not k.
+template <bool ALONG_N, typename LoadA, typename LoadB>
 __device__ __forceinline__ void simt_tile(int depth, LoadA load_a, LoadB load_b, float (&sum)[8][4]) {
     __shared__ float tile_a[2][SIMT_K][SIMT_M + 4];
     __shared__ float tile_b[2][SIMT_K][SIMT_N + 4];
@@ -23,8 +23,8 @@ __device__ __forceinline__ void simt_tile(int depth, LoadA load_a, LoadB load_b,
 #pragma unroll
         for (int i = 0; i < SIMT_LOADS; ++i) {
             const int element = thread + i * SIMT_THREADS;
-            next_a[i] = load_a(element / SIMT_K, k0);
-            next_b[i] = B_ALONG_N ? load_b(element % SIMT_N, k0 + element / SIMT_N)
+            next_a[i] = load_a(i, k0);
+            next_b[i] = ALONG_N ? load_b(element % SIMT_N, k0 + element / SIMT_N)
                                   : load_b(element / SIMT_K, k0 + element % SIMT_K);
         }
     };
@@ -33,7 +33,7 @@ __device__ __forceinline__ void simt_tile(int depth, LoadA load_a, LoadB load_b,
         for (int i = 0; i < SIMT_LOADS; ++i) {
             const int element = thread + i * SIMT_THREADS;
             tile_a[buffer][element % SIMT_K][element / SIMT_K] = next_a[i];
-            if (B_ALONG_N)
+            if (ALONG_N)
                 tile_b[buffer][element / SIMT_N][element % SIMT_N] = next_b[i];
             else
                 tile_b[buffer][element % SIMT_K][element / SIMT_K] = next_b[i];

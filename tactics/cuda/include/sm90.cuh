@@ -108,6 +108,13 @@ __device__ __forceinline__ void tma_load_im2col_multicast(u32 target, const Tens
       : "memory");
 }
 
+// `bytes` (a multiple of 16) of plain memory to shared memory, counted on `barrier`.
+__device__ __forceinline__ void bulk_load(u32 target, const void* source, u32 bytes, u32 barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target), "l"(source),
+               "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
 // ---------------------------------------------------------------------------------------------------------------- clusters
 __device__ __forceinline__ u32 cluster_rank() {
   u32 rank;
@@ -151,11 +158,15 @@ __device__ __forceinline__ void wgmma_wait() {
 }
 
 // The constant part of a matrix descriptor (PTX ISA, "Matrix descriptor"): the swizzle, and two strides in bytes.
-//   K contiguous (rows of SWIZZLE bytes): `stride` from 8 rows to the next 8; `leading` unused.
-//   rows contiguous (MN): `leading` from SWIZZLE bytes of rows to the next, `stride` from 8 values of K to the next 8.
-template <int SWIZZLE>
+//   K contiguous (rows of WIDTH bytes): `stride` from 8 rows to the next 8; `leading` unused.
+//   rows contiguous (MN): `leading` from WIDTH bytes of rows to the next, `stride` from 8 values of K to the next 8.
+template <int WIDTH>
 __device__ __forceinline__ constexpr u64 matrix_descriptor(u32 leading, u32 stride) {
-  static_assert(SWIZZLE == 128 || SWIZZLE == 64 || SWIZZLE == 32, "a swizzle of 128, 64 or 32 bytes");
-  return ((u64)(SWIZZLE == 128 ? 1 : SWIZZLE == 64 ? 2 : 3) << 62) | ((u64)(stride >> 4) << 32) | ((u64)(leading >> 4) << 16);
+  static_assert(WIDTH == 128 || WIDTH == 64 || WIDTH == 32, "a swizzle of 128, 64 or 32 bytes");
+  return ((u64)(WIDTH == 128 ? 1 : WIDTH == 64 ? 2 : 3) << 62) | ((u64)(stride >> 4) << 32) | ((u64)(leading >> 4) << 16);
+}
+// Without a swizzle: 8 rows x 16 bytes lie together; `leading` from 16 bytes of K to the next, `stride` from 8 rows to the next 8.
+__device__ __forceinline__ constexpr u64 plain_descriptor(u32 leading, u32 stride) {
+  return ((u64)(stride >> 4) << 32) | ((u64)(leading >> 4) << 16);
 }
 __device__ __forceinline__ u64 descriptor_start(u32 address) { return (u64)((address & 0x3FFFF) >> 4); }

@@ -6,7 +6,7 @@
 // (even pairs) and + 8 (odd pairs), columns 8 * j + 2 * c and + 1, as d[4 * j + {0, 1}] and d[4 * j + {2, 3}].
 //
 // Inline assembly wants its operands spelled out, hence the tables below: WG_R_<n> is the register list of the first n
-// accumulators, WG_O_<n> the operand list, WG_I_<n> the numbers of the three operands that follow them.
+// accumulators, WG_O_<n> the operand list, WG_0_<n> .. WG_5_<n> the numbers of the operands that follow them.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -75,116 +75,220 @@
 #define WG_O_240 WG_O_232, WG_C(d[116]), WG_C(d[117]), WG_C(d[118]), WG_C(d[119])
 #define WG_O_248 WG_O_240, WG_C(d[120]), WG_C(d[121]), WG_C(d[122]), WG_C(d[123])
 #define WG_O_256 WG_O_248, WG_C(d[124]), WG_C(d[125]), WG_C(d[126]), WG_C(d[127])
-#define WG_X_8 "%4"
-#define WG_Y_8 "%5"
-#define WG_P_8 "%6"
-#define WG_X_16 "%8"
-#define WG_Y_16 "%9"
-#define WG_P_16 "%10"
-#define WG_X_24 "%12"
-#define WG_Y_24 "%13"
-#define WG_P_24 "%14"
-#define WG_X_32 "%16"
-#define WG_Y_32 "%17"
-#define WG_P_32 "%18"
-#define WG_X_40 "%20"
-#define WG_Y_40 "%21"
-#define WG_P_40 "%22"
-#define WG_X_48 "%24"
-#define WG_Y_48 "%25"
-#define WG_P_48 "%26"
-#define WG_X_56 "%28"
-#define WG_Y_56 "%29"
-#define WG_P_56 "%30"
-#define WG_X_64 "%32"
-#define WG_Y_64 "%33"
-#define WG_P_64 "%34"
-#define WG_X_72 "%36"
-#define WG_Y_72 "%37"
-#define WG_P_72 "%38"
-#define WG_X_80 "%40"
-#define WG_Y_80 "%41"
-#define WG_P_80 "%42"
-#define WG_X_88 "%44"
-#define WG_Y_88 "%45"
-#define WG_P_88 "%46"
-#define WG_X_96 "%48"
-#define WG_Y_96 "%49"
-#define WG_P_96 "%50"
-#define WG_X_104 "%52"
-#define WG_Y_104 "%53"
-#define WG_P_104 "%54"
-#define WG_X_112 "%56"
-#define WG_Y_112 "%57"
-#define WG_P_112 "%58"
-#define WG_X_120 "%60"
-#define WG_Y_120 "%61"
-#define WG_P_120 "%62"
-#define WG_X_128 "%64"
-#define WG_Y_128 "%65"
-#define WG_P_128 "%66"
-#define WG_X_136 "%68"
-#define WG_Y_136 "%69"
-#define WG_P_136 "%70"
-#define WG_X_144 "%72"
-#define WG_Y_144 "%73"
-#define WG_P_144 "%74"
-#define WG_X_152 "%76"
-#define WG_Y_152 "%77"
-#define WG_P_152 "%78"
-#define WG_X_160 "%80"
-#define WG_Y_160 "%81"
-#define WG_P_160 "%82"
-#define WG_X_168 "%84"
-#define WG_Y_168 "%85"
-#define WG_P_168 "%86"
-#define WG_X_176 "%88"
-#define WG_Y_176 "%89"
-#define WG_P_176 "%90"
-#define WG_X_184 "%92"
-#define WG_Y_184 "%93"
-#define WG_P_184 "%94"
-#define WG_X_192 "%96"
-#define WG_Y_192 "%97"
-#define WG_P_192 "%98"
-#define WG_X_200 "%100"
-#define WG_Y_200 "%101"
-#define WG_P_200 "%102"
-#define WG_X_208 "%104"
-#define WG_Y_208 "%105"
-#define WG_P_208 "%106"
-#define WG_X_216 "%108"
-#define WG_Y_216 "%109"
-#define WG_P_216 "%110"
-#define WG_X_224 "%112"
-#define WG_Y_224 "%113"
-#define WG_P_224 "%114"
-#define WG_X_232 "%116"
-#define WG_Y_232 "%117"
-#define WG_P_232 "%118"
-#define WG_X_240 "%120"
-#define WG_Y_240 "%121"
-#define WG_P_240 "%122"
-#define WG_X_248 "%124"
-#define WG_Y_248 "%125"
-#define WG_P_248 "%126"
-#define WG_X_256 "%128"
-#define WG_Y_256 "%129"
-#define WG_P_256 "%130"
+#define WG_0_8 "%4"
+#define WG_1_8 "%5"
+#define WG_2_8 "%6"
+#define WG_3_8 "%7"
+#define WG_4_8 "%8"
+#define WG_5_8 "%9"
+#define WG_0_16 "%8"
+#define WG_1_16 "%9"
+#define WG_2_16 "%10"
+#define WG_3_16 "%11"
+#define WG_4_16 "%12"
+#define WG_5_16 "%13"
+#define WG_0_24 "%12"
+#define WG_1_24 "%13"
+#define WG_2_24 "%14"
+#define WG_3_24 "%15"
+#define WG_4_24 "%16"
+#define WG_5_24 "%17"
+#define WG_0_32 "%16"
+#define WG_1_32 "%17"
+#define WG_2_32 "%18"
+#define WG_3_32 "%19"
+#define WG_4_32 "%20"
+#define WG_5_32 "%21"
+#define WG_0_40 "%20"
+#define WG_1_40 "%21"
+#define WG_2_40 "%22"
+#define WG_3_40 "%23"
+#define WG_4_40 "%24"
+#define WG_5_40 "%25"
+#define WG_0_48 "%24"
+#define WG_1_48 "%25"
+#define WG_2_48 "%26"
+#define WG_3_48 "%27"
+#define WG_4_48 "%28"
+#define WG_5_48 "%29"
+#define WG_0_56 "%28"
+#define WG_1_56 "%29"
+#define WG_2_56 "%30"
+#define WG_3_56 "%31"
+#define WG_4_56 "%32"
+#define WG_5_56 "%33"
+#define WG_0_64 "%32"
+#define WG_1_64 "%33"
+#define WG_2_64 "%34"
+#define WG_3_64 "%35"
+#define WG_4_64 "%36"
+#define WG_5_64 "%37"
+#define WG_0_72 "%36"
+#define WG_1_72 "%37"
+#define WG_2_72 "%38"
+#define WG_3_72 "%39"
+#define WG_4_72 "%40"
+#define WG_5_72 "%41"
+#define WG_0_80 "%40"
+#define WG_1_80 "%41"
+#define WG_2_80 "%42"
+#define WG_3_80 "%43"
+#define WG_4_80 "%44"
+#define WG_5_80 "%45"
+#define WG_0_88 "%44"
+#define WG_1_88 "%45"
+#define WG_2_88 "%46"
+#define WG_3_88 "%47"
+#define WG_4_88 "%48"
+#define WG_5_88 "%49"
+#define WG_0_96 "%48"
+#define WG_1_96 "%49"
+#define WG_2_96 "%50"
+#define WG_3_96 "%51"
+#define WG_4_96 "%52"
+#define WG_5_96 "%53"
+#define WG_0_104 "%52"
+#define WG_1_104 "%53"
+#define WG_2_104 "%54"
+#define WG_3_104 "%55"
+#define WG_4_104 "%56"
+#define WG_5_104 "%57"
+#define WG_0_112 "%56"
+#define WG_1_112 "%57"
+#define WG_2_112 "%58"
+#define WG_3_112 "%59"
+#define WG_4_112 "%60"
+#define WG_5_112 "%61"
+#define WG_0_120 "%60"
+#define WG_1_120 "%61"
+#define WG_2_120 "%62"
+#define WG_3_120 "%63"
+#define WG_4_120 "%64"
+#define WG_5_120 "%65"
+#define WG_0_128 "%64"
+#define WG_1_128 "%65"
+#define WG_2_128 "%66"
+#define WG_3_128 "%67"
+#define WG_4_128 "%68"
+#define WG_5_128 "%69"
+#define WG_0_136 "%68"
+#define WG_1_136 "%69"
+#define WG_2_136 "%70"
+#define WG_3_136 "%71"
+#define WG_4_136 "%72"
+#define WG_5_136 "%73"
+#define WG_0_144 "%72"
+#define WG_1_144 "%73"
+#define WG_2_144 "%74"
+#define WG_3_144 "%75"
+#define WG_4_144 "%76"
+#define WG_5_144 "%77"
+#define WG_0_152 "%76"
+#define WG_1_152 "%77"
+#define WG_2_152 "%78"
+#define WG_3_152 "%79"
+#define WG_4_152 "%80"
+#define WG_5_152 "%81"
+#define WG_0_160 "%80"
+#define WG_1_160 "%81"
+#define WG_2_160 "%82"
+#define WG_3_160 "%83"
+#define WG_4_160 "%84"
+#define WG_5_160 "%85"
+#define WG_0_168 "%84"
+#define WG_1_168 "%85"
+#define WG_2_168 "%86"
+#define WG_3_168 "%87"
+#define WG_4_168 "%88"
+#define WG_5_168 "%89"
+#define WG_0_176 "%88"
+#define WG_1_176 "%89"
+#define WG_2_176 "%90"
+#define WG_3_176 "%91"
+#define WG_4_176 "%92"
+#define WG_5_176 "%93"
+#define WG_0_184 "%92"
+#define WG_1_184 "%93"
+#define WG_2_184 "%94"
+#define WG_3_184 "%95"
+#define WG_4_184 "%96"
+#define WG_5_184 "%97"
+#define WG_0_192 "%96"
+#define WG_1_192 "%97"
+#define WG_2_192 "%98"
+#define WG_3_192 "%99"
+#define WG_4_192 "%100"
+#define WG_5_192 "%101"
+#define WG_0_200 "%100"
+#define WG_1_200 "%101"
+#define WG_2_200 "%102"
+#define WG_3_200 "%103"
+#define WG_4_200 "%104"
+#define WG_5_200 "%105"
+#define WG_0_208 "%104"
+#define WG_1_208 "%105"
+#define WG_2_208 "%106"
+#define WG_3_208 "%107"
+#define WG_4_208 "%108"
+#define WG_5_208 "%109"
+#define WG_0_216 "%108"
+#define WG_1_216 "%109"
+#define WG_2_216 "%110"
+#define WG_3_216 "%111"
+#define WG_4_216 "%112"
+#define WG_5_216 "%113"
+#define WG_0_224 "%112"
+#define WG_1_224 "%113"
+#define WG_2_224 "%114"
+#define WG_3_224 "%115"
+#define WG_4_224 "%116"
+#define WG_5_224 "%117"
+#define WG_0_232 "%116"
+#define WG_1_232 "%117"
+#define WG_2_232 "%118"
+#define WG_3_232 "%119"
+#define WG_4_232 "%120"
+#define WG_5_232 "%121"
+#define WG_0_240 "%120"
+#define WG_1_240 "%121"
+#define WG_2_240 "%122"
+#define WG_3_240 "%123"
+#define WG_4_240 "%124"
+#define WG_5_240 "%125"
+#define WG_0_248 "%124"
+#define WG_1_248 "%125"
+#define WG_2_248 "%126"
+#define WG_3_248 "%127"
+#define WG_4_248 "%128"
+#define WG_5_248 "%129"
+#define WG_0_256 "%128"
+#define WG_1_256 "%129"
+#define WG_2_256 "%130"
+#define WG_3_256 "%131"
+#define WG_4_256 "%132"
+#define WG_5_256 "%133"
 
 #define WG_JOIN_(a, b) a##b
 #define WG_JOIN(a, b) WG_JOIN_(a, b)
 #define WG_TEXT_(a) #a
 #define WG_TEXT(a) WG_TEXT_(a)
 
+// X and Y behind descriptors
 #define WG_EMIT(TYPES, TAIL)                                                                                              \
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, " WG_JOIN(WG_P_, WGMMA_N) ", 0; wgmma.mma_async.sync.aligned.m64n" WG_TEXT(  \
-                   WGMMA_N) TYPES " {" WG_JOIN(WG_R_, WGMMA_N) "}, " WG_JOIN(WG_X_, WGMMA_N) ", " WG_JOIN(WG_Y_, WGMMA_N)    \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, " WG_JOIN(WG_2_, WGMMA_N) ", 0; wgmma.mma_async.sync.aligned.m64n" WG_TEXT(  \
+                   WGMMA_N) TYPES " {" WG_JOIN(WG_R_, WGMMA_N) "}, " WG_JOIN(WG_0_, WGMMA_N) ", " WG_JOIN(WG_1_, WGMMA_N)    \
                ", p" TAIL "; }"                                                                                            \
                : WG_JOIN(WG_O_, WGMMA_N)                                                                                   \
                : "l"(x), "l"(y), "r"(accumulate))
+// X in four registers a thread
+#define WG_EMIT_REGISTERS(TYPES, TAIL)                                                                                    \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, " WG_JOIN(WG_5_, WGMMA_N) ", 0; wgmma.mma_async.sync.aligned.m64n" WG_TEXT(  \
+                   WGMMA_N) TYPES " {" WG_JOIN(WG_R_, WGMMA_N) "}, {" WG_JOIN(WG_0_, WGMMA_N) ", " WG_JOIN(WG_1_, WGMMA_N)   \
+               ", " WG_JOIN(WG_2_, WGMMA_N) ", " WG_JOIN(WG_3_, WGMMA_N) "}, " WG_JOIN(WG_4_, WGMMA_N) ", p" TAIL "; }"       \
+               : WG_JOIN(WG_O_, WGMMA_N)                                                                                   \
+               : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(y), "r"(accumulate))
 
-// How one input type multiplies: its accumulator, and the instruction. X_MN / Y_MN: the operand's rows, not its K, are
+// How one input type multiplies: its accumulator, and the instruction. XT / YT: the operand's rows, not its K, are
 // contiguous in shared memory (two-byte types only).
 template <class T>
 struct Mma;
@@ -193,31 +297,37 @@ struct Mma;
 template <>
 struct Mma<half> {
   typedef float Sum;
-  template <int X_MN, int Y_MN>
+  template <int XT, int YT>
   __device__ static void step(float (&d)[WGMMA_N / 2], unsigned long long x, unsigned long long y, int accumulate) {
-    if constexpr (X_MN && Y_MN) WG_EMIT("k16.f32.f16.f16", ", 1, 1, 1, 1");
-    else if constexpr (X_MN) WG_EMIT("k16.f32.f16.f16", ", 1, 1, 1, 0");
-    else if constexpr (Y_MN) WG_EMIT("k16.f32.f16.f16", ", 1, 1, 0, 1");
+    if constexpr (XT && YT) WG_EMIT("k16.f32.f16.f16", ", 1, 1, 1, 1");
+    else if constexpr (XT) WG_EMIT("k16.f32.f16.f16", ", 1, 1, 1, 0");
+    else if constexpr (YT) WG_EMIT("k16.f32.f16.f16", ", 1, 1, 0, 1");
     else WG_EMIT("k16.f32.f16.f16", ", 1, 1, 0, 0");
+  }
+  __device__ static void step_registers(float (&d)[WGMMA_N / 2], const unsigned (&x)[4], unsigned long long y, int accumulate) {
+    WG_EMIT_REGISTERS("k16.f32.f16.f16", ", 1, 1, 0");
   }
 };
 template <>
 struct Mma<__nv_bfloat16> {
   typedef float Sum;
-  template <int X_MN, int Y_MN>
+  template <int XT, int YT>
   __device__ static void step(float (&d)[WGMMA_N / 2], unsigned long long x, unsigned long long y, int accumulate) {
-    if constexpr (X_MN && Y_MN) WG_EMIT("k16.f32.bf16.bf16", ", 1, 1, 1, 1");
-    else if constexpr (X_MN) WG_EMIT("k16.f32.bf16.bf16", ", 1, 1, 1, 0");
-    else if constexpr (Y_MN) WG_EMIT("k16.f32.bf16.bf16", ", 1, 1, 0, 1");
+    if constexpr (XT && YT) WG_EMIT("k16.f32.bf16.bf16", ", 1, 1, 1, 1");
+    else if constexpr (XT) WG_EMIT("k16.f32.bf16.bf16", ", 1, 1, 1, 0");
+    else if constexpr (YT) WG_EMIT("k16.f32.bf16.bf16", ", 1, 1, 0, 1");
     else WG_EMIT("k16.f32.bf16.bf16", ", 1, 1, 0, 0");
+  }
+  __device__ static void step_registers(float (&d)[WGMMA_N / 2], const unsigned (&x)[4], unsigned long long y, int accumulate) {
+    WG_EMIT_REGISTERS("k16.f32.bf16.bf16", ", 1, 1, 0");
   }
 };
 template <>
 struct Mma<float> {  // tf32: ten mantissa bits, float32 range
   typedef float Sum;
-  template <int X_MN, int Y_MN>
+  template <int XT, int YT>
   __device__ static void step(float (&d)[WGMMA_N / 2], unsigned long long x, unsigned long long y, int accumulate) {
-    static_assert(!X_MN && !Y_MN, "tf32 operands must have K contiguous");
+    static_assert(!XT && !YT, "tf32 operands must have K contiguous");
     WG_EMIT("k8.f32.tf32.tf32", ", 1, 1");
   }
 };

@@ -1,0 +1,266 @@
+"""An indexed, mutable view of a network while rules rewrite it: producers, readers, types, constants."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fusion.dtypes import data_type
+from fusion.network import Fate, Layer, Network, ShapeError, TensorType
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What rules may assume of the device, and how large fused expressions may grow.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        functions: most distinct functions in one fused expression. One step of a chain costs a few registers and
+            instructions; beyond some dozens a kernel spills or its instructions no longer hide behind memory traffic.
+        operands: most tensors that one fused layer reads: each is a pointer and, with vectors, several registers.
+    """
+
+    device: str = "cpu"
+    functions: int = 64
+    operands: int = 12
+
+
+class Graph:
+    """A network under rewriting. Rules only read it; :meth:`replace` is the engine's."""
+
+    def __init__(self, network: Network, limits: Limits = Limits()) -> None:
+        self.limits = limits
+        self.outputs: frozenset[str] = frozenset(network.outputs)
+        self.inputs: frozenset[str] = frozenset(network.inputs)
+        self.layers: dict[str, Layer] = {}
+        self.constants: dict[str, np.ndarray] = dict(network.constants)
+        self._network = network
+        self._types: dict[str, TensorType] = dict(network.tensors)
+        self._producer: dict[str, str] = {}
+        self._readers: dict[str, dict[str, None]] = {}  # ordered sets
+        self._position: dict[str, float] = {}
+        self._gone: dict[str, str] = {}  # ONNX node -> fate of a layer that was removed
+        for position, layer in enumerate(network.layers):
+            self._add(replace(layer, name=self._unique_name(layer.name)), float(position))
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def producer(self, tensor: str) -> Layer | None:
+        """The layer that writes ``tensor``; None for network inputs and constants."""
+        name = self._producer.get(tensor)
+        return self.layers[name] if name is not None else None
+
+    def readers(self, tensor: str) -> tuple[Layer, ...]:
+        """The layers that read ``tensor``, each once."""
+        return tuple(self.layers[name] for name in self._readers.get(tensor, ()))
+
+    def only_reader(self, tensor: str) -> Layer | None:
+        """The one layer that reads ``tensor``, or None when there are none or several (or it is a network output)."""
+        readers = self._readers.get(tensor, {})
+        if len(readers) != 1 or tensor in self.outputs:
+            return None
+        return self.layers[next(iter(readers))]
+
+    def type(self, tensor: str) -> TensorType:
+        """Data type and shape of ``tensor``."""
+        return self._types[tensor]
+
+    def types(self, tensors: Iterable[str]) -> list[TensorType]:
+        """The type of each of ``tensors``."""
+        return [self._types[name] for name in tensors]
+
+    def constant(self, tensor: str) -> np.ndarray | None:
+        """The value of ``tensor`` when it is known at build."""
+        return self.constants.get(tensor)
+
+    def position(self, layer: Layer) -> float:
+        """Where the layer (the last of those it was made of) stood in the original order."""
+        return self._position[layer.name]
+
+    def fresh(self, base: str) -> str:
+        """A tensor name that is not in use, made from ``base``."""
+        if base not in self._types:
+            return base
+        number = 2
+        while f"{base}.{number}" in self._types:
+            number += 1
+        return f"{base}.{number}"
+
+    def ordered(self) -> list[Layer]:
+        """All layers, topologically; as near to the original order as that allows."""
+        missing = {
+            name: sum(1 for tensor in dict.fromkeys(layer.inputs) if tensor in self._producer)
+            for name, layer in self.layers.items()
+        }
+        ready = [(self._position[name], name) for name, count in missing.items() if not count]
+        heapq.heapify(ready)
+        order = []
+        while ready:
+            _, name = heapq.heappop(ready)
+            order.append(self.layers[name])
+            for tensor in self.layers[name].outputs:
+                for reader in self._readers.get(tensor, ()):
+                    missing[reader] -= 1
+                    if not missing[reader]:
+                        heapq.heappush(ready, (self._position[reader], reader))
+        if len(order) != len(self.layers):
+            left = next(name for name, count in missing.items() if count)
+            raise AssertionError(f"a rewrite made a circle through {left}")
+        return order
+
+    # --- changing (the engine's) ---------------------------------------------------------------------------------------
+
+    def replace(
+        self,
+        old: Sequence[Layer],
+        new: Sequence[Layer],
+        constants: Mapping[str, np.ndarray] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        fate: str = "no-op",
+    ) -> list[str]:
+        """Puts ``new`` in the place of ``old``; returns the names of new and neighbouring layers.
+
+        Types of new tensors come from ``infer``; nothing is changed when that fails.
+
+        Raises:
+            ShapeError: the new layers do not fit, or an alias cannot be made.
+        """
+        for source, target in (aliases or {}).items():
+            self._check_alias(source, target)
+        fresh = self._infer(new, constants or {})
+        for name, value in (constants or {}).items():
+            self.constants[name] = np.ascontiguousarray(value) if value.ndim else np.asarray(value)
+        self._types.update(fresh)
+        position = max((self._position[layer.name] for layer in old), default=0.0)
+        touched: dict[str, None] = {}
+        for layer in old:
+            for tensor in layer.inputs:
+                if tensor in self._producer:
+                    touched[self._producer[tensor]] = None
+            self._remove(layer)
+        kept = {origin for layer in new for origin in layer.origins}
+        for layer in old:
+            for node in layer.origins:
+                if node not in kept:
+                    self._gone[node] = fate
+        names = []
+        for offset, layer in enumerate(new):
+            layer = replace(layer, name=self._unique_name(layer.name))
+            self._add(layer, position + offset * 1e-6)
+            names.append(layer.name)
+        for source, target in (aliases or {}).items():
+            touched.update(dict.fromkeys(self._alias(source, target)))
+        neighbours = [name for name in touched if name in self.layers]
+        for name in names:
+            for tensor in self.layers[name].outputs if name in self.layers else ():
+                neighbours.extend(self._readers.get(tensor, ()))
+        return list(dict.fromkeys([*neighbours[: len(touched)], *names, *neighbours]))
+
+    def prune(self) -> int:
+        """Removes layers that no network output needs; returns how many."""
+        removed = 0
+        for layer in reversed(self.ordered()):
+            if not any(tensor in self.outputs or self._readers.get(tensor) for tensor in layer.outputs):
+                self._remove(layer)
+                removed += 1
+                for node in layer.origins:
+                    self._gone[node] = "dead"
+        return removed
+
+    def rebuild(self) -> Network:
+        """The network as it is now, without constants and types that nothing uses, with every fate."""
+        layers = tuple(self.ordered())
+        used = {*self._network.inputs, *self._network.outputs}
+        for layer in layers:
+            used.update(layer.inputs, layer.outputs)
+        home: dict[str, str] = {}
+        for layer in layers:
+            for node in layer.origins:
+                home.setdefault(node, layer.name)
+        fates = {node: self._fate(node, fate, home) for node, fate in self._network.fates.items()}
+        for node, name in home.items():
+            fates.setdefault(node, Fate("layer", name))
+        return replace(
+            self._network,
+            layers=layers,
+            tensors={name: kind for name, kind in self._types.items() if name in used},
+            constants={name: value for name, value in self.constants.items() if name in used},
+            fates=fates,
+        )
+
+    # -------------------------------------------------------------------------------------------------------------------
+
+    def _fate(self, node: str, fate: Fate, home: Mapping[str, str]) -> Fate:
+        if node in home:
+            return Fate("layer", home[node])
+        return Fate(self._gone.get(node, "dead")) if fate.kind == "layer" else fate
+
+    def _unique_name(self, name: str) -> str:
+        if name not in self.layers:
+            return name
+        number = 2
+        while f"{name} #{number}" in self.layers:
+            number += 1
+        return f"{name} #{number}"
+
+    def _add(self, layer: Layer, position: float) -> None:
+        self.layers[layer.name] = layer
+        self._position[layer.name] = position
+        for tensor in layer.outputs:
+            self._producer[tensor] = layer.name
+        for tensor in layer.inputs:
+            self._readers.setdefault(tensor, {})[layer.name] = None
+
+    def _remove(self, layer: Layer) -> None:
+        del self.layers[layer.name]
+        del self._position[layer.name]
+        for tensor in layer.outputs:
+            if self._producer.get(tensor) == layer.name:
+                del self._producer[tensor]
+        for tensor in layer.inputs:
+            self._readers.get(tensor, {}).pop(layer.name, None)
+
+    def _infer(self, layers: Sequence[Layer], constants: Mapping[str, np.ndarray]) -> dict[str, TensorType]:
+        fresh = {name: TensorType(data_type(value.dtype), value.shape) for name, value in constants.items()}
+        for layer in layers:
+            inferred = layer.op.infer([fresh.get(name) or self._types[name] for name in layer.inputs])
+            for name, new in zip(layer.outputs, inferred, strict=True):
+                known = self._types.get(name)
+                if known is None:
+                    fresh[name] = new
+                elif known.dtype is not new.dtype or not _same_shape(known.shape, new.shape):
+                    raise ShapeError(f"{name} is {known}, the fused layer would make {new}")
+        return fresh
+
+    def _check_alias(self, source: str, target: str) -> None:
+        if source in self.outputs and (target in self.outputs or target not in self._producer):
+            what = "a network output" if target in self.outputs else "a network input or a constant"
+            raise ShapeError(f"{source} is a network output and would have to share memory with {target}, {what}")
+
+    def _alias(self, source: str, target: str) -> list[str]:
+        """Readers of ``source`` now read ``target``; a network output keeps its name."""
+        if source in self.outputs:
+            source, target = target, source
+            maker = self.layers[self._producer[source]]
+            self._swap(maker, replace(maker, outputs=tuple(target if t == source else t for t in maker.outputs)))
+        changed = list(self._readers.get(source, ()))
+        for name in changed:
+            reader = self.layers[name]
+            self._swap(reader, replace(reader, inputs=tuple(target if t == source else t for t in reader.inputs)))
+        if target in self._producer:
+            changed.append(self._producer[target])
+        return changed
+
+    def _swap(self, old: Layer, new: Layer) -> None:
+        position = self._position[old.name]
+        self._remove(old)
+        self._add(new, position)
+
+
+def _same_shape(a: Sequence, b: Sequence) -> bool:
+    return len(a) == len(b) and all(
+        x == y or not (isinstance(x, int) and isinstance(y, int)) for x, y in zip(a, b, strict=True)
+    )

@@ -1,0 +1,108 @@
+"""Operators without an importer of their own: ONNX function bodies, and constant folding by onnx's reference evaluator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fusion.dims import product
+from fusion.importer.errors import Unsupported
+from fusion.importer.node import Node
+from fusion.importer.tensors import onnx_type_of
+from fusion.importer.values import Value, constant
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto
+
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+REFERENCE_LIMIT = 1 << 20  # elements: the reference evaluator is for small leftovers
+
+
+def _schema(domain: str, name: str, opset: int) -> Any:
+    from onnx import defs
+
+    try:
+        return defs.get_schema(name, opset, domain)
+    except defs.SchemaError:
+        return None
+
+
+def exists(domain: str, name: str, opset: int) -> bool:
+    """Whether the operator has an ONNX function body."""
+    schema = _schema(domain, name, opset)
+    if schema is None or name in RANDOM:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
+
+
+def absence(domain: str, name: str, opset: int) -> str:
+    """Why an operator without importer and function body cannot be imported."""
+    if name in RANDOM and not domain:
+        return "random numbers are not supported"
+    if not domain and opset and _schema(domain, name, opset) is None:
+        return "no such operator in this opset"
+    return "trtcli does not support this operator"
+
+
+def body(node: Node) -> FunctionProto | None:
+    """The function that defines the node's operator, for its attributes and input types; None when there is none."""
+    from onnx import FunctionProto, TypeProto
+
+    schema = _schema(node.domain, node.op, node.opset)
+    if schema is None or node.op in RANDOM or node.proto is None:
+        return None
+    fitting = [version for version in schema.function_opset_versions if version <= node.opset]
+    if fitting:
+        return schema.get_function_with_opset_version(max(fitting))
+    fitting = [version for version in schema.context_dependent_function_opset_versions if version <= node.opset]
+    if not fitting:
+        return None
+    types = []
+    for value in node.inputs:
+        type_ = TypeProto()
+        if value is not None:
+            type_.tensor_type.elem_type = onnx_type_of(value.dtype)
+            for dim in value.shape:
+                entry = type_.tensor_type.shape.dim.add()
+                if isinstance(dim, int):
+                    entry.dim_value = dim
+                else:
+                    entry.dim_param = str(dim)
+        types.append(type_.SerializeToString())
+    try:
+        text = schema.get_context_dependent_function_with_opset_version(
+            max(fitting), node.proto.SerializeToString(), types
+        )
+    except RuntimeError:
+        return None
+    result = FunctionProto()
+    result.ParseFromString(text)
+    return result if result.node else None
+
+
+def folded(node: Node, origin: str) -> tuple[Value | None, ...] | None:
+    """The node's results when all its inputs are small constants; None when they are not, or it cannot be evaluated."""
+    known = [value for value in node.inputs if value is not None]
+    if not known or node.op in RANDOM or node.proto is None or not all(value.is_constant for value in known):
+        return None
+    if any(product(value.shape) > REFERENCE_LIMIT for value in known):  # type: ignore[operator]
+        return None
+    from onnx import helper
+    from onnx.reference import ReferenceEvaluator
+
+    proto = type(node.proto)()
+    proto.CopyFrom(node.proto)
+    inputs = {name: value for name, value in zip(proto.input, node.inputs, strict=True) if name and value is not None}
+    graph = helper.make_graph(
+        [proto],
+        "folded",
+        [helper.make_tensor_value_info(name, onnx_type_of(value.dtype), None) for name, value in inputs.items()],
+        [helper.make_value_info(name, helper.make_tensor_type_proto(0, None)) for name in proto.output if name],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, node.opset)])
+    try:
+        results = iter(ReferenceEvaluator(model).run(None, {name: value.array for name, value in inputs.items()}))
+        return tuple(constant(next(results), output, origin) if output else None for output in proto.output)
+    except Unsupported:
+        raise
+    except Exception:  # noqa: BLE001 - whatever the evaluator says, the node is then reported as unsupported
+        return None

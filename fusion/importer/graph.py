@@ -1,0 +1,311 @@
+"""The walk over the graph: nodes in order, each to its importer; functions and constant branches are followed into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion.importer import functions, registry, symbolic
+from fusion.importer.builder import Builder
+from fusion.importer.errors import ModelError, Problem, Unsupported
+from fusion.importer.node import Node, decode_attribute
+from fusion.importer.tensors import array_of, external_location, is_external, sparse_array, tensor_type
+from fusion.importer.values import Value, constant
+
+if TYPE_CHECKING:
+    from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
+
+DEEPEST_CALL = 64
+
+
+@dataclass
+class Scope:
+    """The tensors that nodes of one graph or function body may read.
+
+    ``origin`` is the node that everything here is attributed to, "" when each node stands for itself. ``values`` maps to
+    None what a node that could not be imported would have made.
+    """
+
+    opsets: Mapping[str, int]
+    prefix: str = ""
+    origin: str = ""
+    parent: Scope | None = None
+    depth: int = 0
+    attributes: Mapping[str, AttributeProto] = field(default_factory=dict)
+    values: dict[str, Value | None] = field(default_factory=dict)
+
+    def find(self, name: str) -> Value | None:
+        """The value of a tensor.
+
+        Raises:
+            KeyError: nothing makes it.
+        """
+        if name in self.values:
+            return self.values[name]
+        if self.parent is None:
+            raise KeyError(name)
+        return self.parent.find(name)
+
+
+@dataclass
+class Record:
+    """What importing a node gave: its results, and whether they come from nodes inside it that have records themselves."""
+
+    results: tuple[Value | None, ...] = ()
+    inputs: tuple[Value | None, ...] = ()
+    is_call: bool = False
+    reached: bool = True
+
+
+class Walk:
+    """One import: the builder, the records of nodes by name, and the problems met."""
+
+    def __init__(self, name: str, local: Mapping[tuple[str, str, str], FunctionProto], folder: Path | None) -> None:
+        self.name = name
+        self.builder = Builder()
+        self.records: dict[str, Record] = {}
+        self.problems: list[Problem] = []
+        self._functions = local
+        self._folder = folder
+
+    def initializers(self, graph: GraphProto, scope: Scope, needed: set[str]) -> None:
+        """Puts the graph's weights into ``scope``; they are decoded when something reads them."""
+        for tensor in graph.initializer:
+            if tensor.name in needed:
+                scope.values[tensor.name] = self._initializer(tensor)
+        for sparse in graph.sparse_initializer:
+            if sparse.values.name in needed:
+                scope.values[sparse.values.name] = constant(sparse_array(sparse), sparse.values.name)
+
+    def _initializer(self, tensor: TensorProto) -> Value | None:
+        try:
+            type_ = tensor_type(tensor)
+            if is_external(tensor):
+                external_location(tensor, self._folder)
+        except Unsupported as error:
+            self.problems.append(Problem(tensor.name, "initializer", "", 0, str(error)))
+            return None
+        return Value(tensor.name, type_, load=lambda: array_of(tensor, self._folder))
+
+    def run(self, nodes: Sequence[NodeProto], names: Sequence[str], scope: Scope, outputs: Iterable[str]) -> None:
+        """Imports the nodes that ``outputs`` need."""
+        order, needed = plan(self.name, nodes, names, set(outputs))
+        for index in order:
+            proto, name = nodes[index], names[index]
+            if not any(output in needed for output in proto.output if output):
+                if not scope.origin:
+                    self.records[name] = Record(reached=False)
+                continue
+            self._node(proto, name, scope, needed)
+
+    def _node(self, proto: NodeProto, name: str, scope: Scope, needed: set[str]) -> None:
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        opset = scope.opsets.get(domain, 1 if domain else 0)
+        inputs, unknown = self._inputs(proto, name, scope)
+        outputs = tuple(output if output in needed else "" for output in proto.output)
+        origin = scope.origin or name
+        results: tuple[Value | None, ...] = ()
+        record = Record()
+        try:
+            if unknown:
+                self._check_known(proto, domain, opset)
+            else:
+                attributes = self._attributes(proto, scope)
+                node = Node(name, proto.op_type, domain, opset, inputs, outputs, attributes, proto)
+                results, record.is_call = self._import(node, scope, origin)
+                for index, output in enumerate(outputs):
+                    if output and (index >= len(results) or results[index] is None):
+                        raise Unsupported(f"output {index} ({output!r}) is not supported")
+        except Unsupported as error:
+            self.problems.append(Problem(origin, proto.op_type, domain, opset, str(error)))
+            results = ()
+        except ModelError as error:
+            raise ModelError(f"{self.name}: node {name!r}: {error}") from error
+        for index, output in enumerate(outputs):
+            result = results[index] if index < len(results) else None
+            if output:
+                scope.values[output] = result
+            if result is not None and output and all(result is not value for value in inputs):
+                made_here = result.origin == origin or (record.is_call and result.origin.startswith(f"{name}/"))
+                result.name = f"{scope.prefix}{output}" if made_here else result.name
+        if not scope.origin:
+            record.results, record.inputs = tuple(results), inputs
+            self.records[name] = record
+
+    def _inputs(self, proto: NodeProto, name: str, scope: Scope) -> tuple[tuple[Value | None, ...], bool]:
+        inputs: list[Value | None] = []
+        unknown = False
+        for tensor in proto.input:
+            if not tensor:
+                inputs.append(None)
+                continue
+            try:
+                value = scope.find(tensor)
+            except KeyError:
+                raise ModelError(f"{self.name}: node {name!r} reads tensor {tensor!r}, which nothing makes") from None
+            unknown = unknown or value is None
+            inputs.append(value)
+        return tuple(inputs), unknown
+
+    @staticmethod
+    def _attributes(proto: NodeProto, scope: Scope) -> dict[str, Any]:
+        found = {}
+        for attribute in proto.attribute:
+            given = scope.attributes.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
+            if given is not None:
+                found[attribute.name] = decode_attribute(given)
+        return found
+
+    def _check_known(self, proto: NodeProto, domain: str, opset: int) -> None:
+        """Raises Unsupported when the operator is unknown, whatever its inputs."""
+        if registry.find(domain, proto.op_type, opset) or proto.op_type == "If":
+            return
+        if (domain, proto.op_type, proto.overload) not in self._functions and not functions.exists(domain, proto.op_type, opset):
+            raise Unsupported(functions.absence(domain, proto.op_type, opset))
+
+    def _import(self, node: Node, scope: Scope, origin: str) -> tuple[tuple[Value | None, ...], bool]:
+        builder = self.builder
+        builder.origin, builder.prefix = origin, node.name
+        assert node.proto is not None
+        local = self._functions.get((node.domain, node.op, node.proto.overload))
+        if local is not None:
+            opsets = {("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in local.opset_import}
+            return self._body(local, node, Scope(opsets, f"{node.name}/", scope.origin, depth=scope.depth + 1)), True
+        if node.op == "If" and not node.domain:
+            return self._branch(node, scope), True
+        hints = symbolic.evaluate(node, origin)
+        if hints is not None and all(isinstance(hint, Value) for hint in hints):
+            return hints, False
+        importer = registry.find(node.domain, node.op, node.opset)
+        try:
+            if importer is None:
+                raise Unsupported(functions.absence(node.domain, node.op, node.opset))
+            result = importer(builder, node)
+            results = (result,) if isinstance(result, Value) else tuple(result)
+        except Unsupported:
+            folded = functions.folded(node, origin)
+            if folded is not None:
+                return folded, False
+            body = functions.body(node)
+            if body is None:
+                raise
+            opsets = {**scope.opsets, **{entry.domain: entry.version for entry in body.opset_import}}
+            return self._body(body, node, Scope(opsets, f"{node.name}/", origin, depth=scope.depth + 1)), False
+        if hints is not None:
+            for hint, value in zip(hints, results, strict=False):
+                if value is not None and not value.is_constant and not isinstance(hint, Value) and value.elements is None:
+                    value.elements = hint
+        return results, False
+
+    def _body(self, body: FunctionProto, node: Node, scope: Scope) -> tuple[Value | None, ...]:
+        if scope.depth > DEEPEST_CALL:
+            raise ModelError(f"functions call each other more than {DEEPEST_CALL} deep")
+        assert node.proto is not None
+        scope.attributes = {item.name: item for item in (*body.attribute_proto, *node.proto.attribute)}
+        for name in body.input:
+            scope.values[name] = None
+        given = dict(zip(body.input, node.inputs, strict=False))
+        missing = {name for name in body.input if given.get(name) is None}
+        scope.values.update({name: value for name, value in given.items() if value is not None})
+        nodes = [_without(proto, missing) for proto in body.node]
+        wanted = [name for index, name in enumerate(body.output) if node.wants(index)]
+        names = _names(nodes, scope.prefix)
+        self.run(nodes, names, scope, wanted)
+        return tuple(scope.values.get(name) for name in body.output)
+
+    def _branch(self, node: Node, scope: Scope) -> tuple[Value | None, ...]:
+        condition = node.input(0)
+        if not condition.is_constant:
+            raise Unsupported("its condition depends on data or dynamic sizes; only a constant one is supported")
+        graph = node.required("then_branch" if condition.array.reshape(-1)[0] else "else_branch")
+        inner = Scope(scope.opsets, f"{node.name}/", scope.origin, scope, scope.depth + 1, scope.attributes)
+        wanted = {output.name for index, output in enumerate(graph.output) if node.wants(index)}
+        self.initializers(graph, inner, wanted | {name for proto in graph.node for name in read_names(proto)})
+        self.run(graph.node, _names(graph.node, inner.prefix), inner, wanted)
+        return tuple(inner.find(output.name) if output.name in wanted else None for output in graph.output)
+
+
+def _without(proto: NodeProto, missing: set[str]) -> NodeProto:
+    """A node of a function body without the inputs that the call leaves out."""
+    if not any(name in missing for name in proto.input):
+        return proto
+    copy = type(proto)()
+    copy.CopyFrom(proto)
+    copy.input[:] = ["" if name in missing else name for name in proto.input]
+    return copy
+
+
+def node_names(nodes: Sequence[NodeProto]) -> list[str]:
+    """A unique name for each node: its own, else ``OpType_index``."""
+    return _names(nodes, "")
+
+
+def _names(nodes: Sequence[NodeProto], prefix: str) -> list[str]:
+    taken: set[str] = set()
+    found = []
+    for index, node in enumerate(nodes):
+        name = unique = f"{prefix}{node.name or f'{node.op_type}_{index}'}"
+        count = 0
+        while unique in taken:
+            count += 1
+            unique = f"{name}_{count}"
+        taken.add(unique)
+        found.append(unique)
+    return found
+
+
+def read_names(node: NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, those that its subgraphs capture included."""
+    yield from (name for name in node.input if name)
+    if node.op_type not in ("If", "Loop", "Scan", "SequenceMap"):
+        return
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for inner in attribute.g.node:
+                yield from read_names(inner)
+            yield from (output.name for output in attribute.g.output)
+
+
+def plan(
+    model: str, nodes: Sequence[NodeProto], names: Sequence[str], outputs: set[str]
+) -> tuple[list[int], set[str]]:
+    """An order in which every node comes after those it reads, and the tensors that ``outputs`` need.
+
+    Raises:
+        ModelError: the graph has a cycle.
+    """
+    reads = [tuple(read_names(node)) for node in nodes]
+    producer = {output: index for index, node in enumerate(nodes) for output in node.output if output}
+    order = list(range(len(nodes)))
+    if any(producer.get(name, -1) >= index for index, read in enumerate(reads) for name in read):
+        order = _sorted(model, names, reads, producer)
+    needed = set(outputs)
+    for index in reversed(order):
+        if any(output in needed for output in nodes[index].output):
+            needed.update(reads[index])
+    return order, needed
+
+
+def _sorted(
+    model: str, names: Sequence[str], reads: Sequence[tuple[str, ...]], producer: Mapping[str, int]
+) -> list[int]:
+    before = [{producer[name] for name in read if name in producer} for read in reads]
+    after: dict[int, list[int]] = {}
+    for index, sources in enumerate(before):
+        for source in sources:
+            after.setdefault(source, []).append(index)
+    ready = [index for index, sources in enumerate(before) if not sources]
+    order: list[int] = []
+    while ready:
+        index = ready.pop(0)
+        order.append(index)
+        for reader in after.get(index, ()):
+            before[reader].discard(index)
+            if not before[reader]:
+                ready.append(reader)
+    if len(order) < len(names):
+        stuck = next(names[index] for index in range(len(names)) if before[index])
+        raise ModelError(f"{model}: the graph has a cycle through node {stuck!r}")
+    return order

@@ -1,0 +1,95 @@
+"""From a path, bytes or message to a checked ONNX model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusion.importer.errors import ModelError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OLDEST_OPSET = 7
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, the name that messages give it, and the folder in which its external data lies (None: unknown)."""
+
+    model: ModelProto
+    name: str
+    folder: Path | None
+
+    def opsets(self) -> dict[str, int]:
+        """The version of each operator set, the standard one under ""."""
+        return {_standard(entry.domain): entry.version for entry in self.model.opset_import}
+
+
+def load(model: str | Path | bytes | ModelProto) -> Source:
+    """Reads and checks a model.
+
+    Raises:
+        ModelError: there is no such file, it is not ONNX, it holds no graph, or its opset is unknown.
+    """
+    from onnx import ModelProto
+
+    if isinstance(model, ModelProto):
+        source = Source(model, model.graph.name or "model", None)
+    elif isinstance(model, bytes | bytearray | memoryview):
+        source = Source(_parse(bytes(model), "model"), "model", None)
+    else:
+        path = Path(model).expanduser()
+        source = Source(_parse(_read(path), str(path)), str(path), path.parent)
+    _check(source)
+    return source
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ModelError(f"{path}: is a folder, not an ONNX file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _parse(data: bytes, name: str) -> ModelProto:
+    from google.protobuf.message import DecodeError
+    from onnx import ModelProto
+
+    if not data:
+        raise ModelError(f"{name}: the file is empty")
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise ModelError(f"{name}: not an ONNX file, or cut short ({len(data)} bytes do not parse)") from None
+    return model
+
+
+def _check(source: Source) -> None:
+    from onnx.defs import onnx_opset_version
+
+    model, name = source.model, source.name
+    if not model.HasField("graph"):
+        raise ModelError(f"{name}: not an ONNX model: it holds no graph")
+    if not model.graph.output:
+        raise ModelError(f"{name}: its graph has no output, so there is nothing to compute")
+    opset = source.opsets().get("")
+    if opset is None:
+        if any(not _standard(node.domain) for node in model.graph.node):
+            raise ModelError(f"{name}: names no opset of the standard operators (opset_import)")
+        return
+    newest = onnx_opset_version()
+    if opset < OLDEST_OPSET:
+        raise ModelError(f"{name}: opset {opset} is older than {OLDEST_OPSET}; convert it with onnx.version_converter")
+    if opset > newest:
+        raise ModelError(f"{name}: opset {opset} is unknown; the installed onnx knows {OLDEST_OPSET} to {newest}")
+
+
+def _standard(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain

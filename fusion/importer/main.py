@@ -1,0 +1,111 @@
+"""The import from end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fusion.dims import product
+from fusion.importer import finish
+from fusion.importer.errors import ModelError, Problem, Unsupported, UnsupportedModel
+from fusion.importer.graph import Scope, Walk, node_names, read_names
+from fusion.importer.load import Source, load
+from fusion.importer.tensors import input_type, tensor_type
+from fusion.importer.values import Value
+from fusion.network import Network
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """Facts of a model file.
+
+    Attributes:
+        name: the file (or the graph's name).
+        opsets: version by domain, the standard one as ``ai.onnx``.
+        nodes: ONNX nodes in the main graph.
+        weights, weight_bytes: initializers, and their size as trtcli holds them.
+    """
+
+    name: str
+    opsets: Mapping[str, int]
+    ir_version: int
+    producer: str
+    nodes: int
+    weights: int
+    weight_bytes: int
+
+
+def import_onnx(model: str | Path | bytes | ModelProto) -> Network:
+    """The network of an ONNX model, given as a path, the bytes of a file, or a ModelProto.
+
+    Raises:
+        ModelError: it is not a usable ONNX model; the text names the file.
+        UnsupportedModel: it has nodes that trtcli cannot import; the text lists all of them.
+    """
+    return import_with_report(model)[0]
+
+
+def import_with_report(model: str | Path | bytes | ModelProto) -> tuple[Network, ImportReport]:
+    """Like :func:`import_onnx`, with the facts of the file beside the network."""
+    source = load(model)
+    try:
+        return _import(source), _report(source)
+    except UnsupportedModel:
+        raise
+    except ModelError as error:
+        text = str(error)
+        raise ModelError(text if text.startswith(source.name) else f"{source.name}: {text}") from error
+
+
+def _import(source: Source) -> Network:
+    graph = source.model.graph
+    local = {(function.domain, function.name, function.overload): function for function in source.model.functions}
+    walk = Walk(source.name, local, source.folder)
+    scope = Scope(source.opsets())
+    needed = {name for node in graph.node for name in read_names(node)} | {output.name for output in graph.output}
+    walk.initializers(graph, scope, needed)
+    inputs = _inputs(graph, walk)
+    scope.values.update(inputs)
+    walk.run(graph.node, node_names(graph.node), scope, [output.name for output in graph.output])
+    if walk.problems:
+        raise UnsupportedModel(source.name, walk.problems)
+    outputs: dict[str, Value] = {}
+    for output in graph.output:
+        found = scope.values.get(output.name)
+        if found is None:
+            raise ModelError(f"{source.name}: output {output.name!r} is made by no node")
+        outputs[output.name] = found
+    return finish.network(graph.name or "model", inputs, outputs, walk.builder, walk.records)
+
+
+def _inputs(graph: GraphProto, walk: Walk) -> dict[str, Value]:
+    """The graph's inputs; those that are initializers too (the way of IR version 3) are not inputs."""
+    weights = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
+    found = {}
+    for entry in graph.input:
+        if entry.name in weights:
+            continue
+        try:
+            found[entry.name] = Value(entry.name, input_type(entry.name, entry.type))
+        except Unsupported as error:
+            walk.problems.append(Problem(entry.name, "input", "", 0, str(error)))
+            found[entry.name] = None  # type: ignore[assignment]
+    return found
+
+
+def _report(source: Source) -> ImportReport:
+    model = source.model
+    sizes = []
+    for tensor in model.graph.initializer:
+        type_ = tensor_type(tensor)
+        sizes.append(int(np.prod([int(product(type_.shape)), type_.dtype.itemsize])))  # type: ignore[arg-type]
+    opsets = {domain or "ai.onnx": version for domain, version in source.opsets().items()}
+    producer = " ".join(part for part in (model.producer_name, model.producer_version) if part)
+    return ImportReport(source.name, opsets, model.ir_version, producer, len(model.graph.node), len(sizes), sum(sizes))

@@ -1,0 +1,202 @@
+"""Elementwise operators: arithmetic, activations, comparisons, logic, casts. Each becomes one pointwise expression."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+
+from fusion.dims import product
+from fusion.dtypes import DataType
+from fusion.expression import Convert, Expression, Operand
+from fusion.importer.builder import X0, X1, X2, Builder, call, literal
+from fusion.importer.errors import Unsupported
+from fusion.importer.node import Node
+from fusion.importer.registry import operator
+from fusion.importer.tensors import data_type_of
+from fusion.importer.values import Value
+
+UNARY = {
+    "Abs": "abs", "Acos": "acos", "Acosh": "acosh", "Asin": "asin", "Asinh": "asinh", "Atan": "atan", "Atanh": "atanh",
+    "Ceil": "ceil", "Cos": "cos", "Cosh": "cosh", "Erf": "erf", "Exp": "exp", "Floor": "floor", "HardSwish": "hard_swish",
+    "IsNaN": "isnan", "Log": "log", "Mish": "mish", "Neg": "neg", "Not": "not", "Reciprocal": "reciprocal", "Relu": "relu",
+    "Round": "round", "Sigmoid": "sigmoid", "Sign": "sign", "Sin": "sin", "Sinh": "sinh", "Softplus": "softplus",
+    "Softsign": "softsign", "Sqrt": "sqrt", "Tan": "tan", "Tanh": "tanh", "BitwiseNot": "bitwise_not",
+}  # fmt: skip
+
+BINARY = {
+    "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "And": "and", "Or": "or", "Xor": "xor", "Equal": "equal",
+    "Less": "less", "LessOrEqual": "less_or_equal", "Greater": "greater", "GreaterOrEqual": "greater_or_equal",
+    "BitwiseAnd": "bitwise_and", "BitwiseOr": "bitwise_or", "BitwiseXor": "bitwise_xor",
+}  # fmt: skip
+
+# function, then (attribute, default) of its literal arguments
+PARAMETRIC: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
+    "Elu": ("elu", (("alpha", 1.0),)),
+    "Celu": ("celu", (("alpha", 1.0),)),
+    "Selu": ("selu", (("alpha", 1.67326319217681884765625), ("gamma", 1.05070102214813232421875))),
+    "LeakyRelu": ("leaky_relu", (("alpha", 0.01),)),
+    "ThresholdedRelu": ("thresholded_relu", (("alpha", 1.0),)),
+    "HardSigmoid": ("hard_sigmoid", (("alpha", 0.2), ("beta", 0.5))),
+    "Swish": ("swish", (("alpha", 1.0),)),
+    "Shrink": ("shrink", (("lambd", 0.5), ("bias", 0.0))),
+    "IsInf": ("isinf", (("detect_negative", 1.0), ("detect_positive", 1.0))),
+}
+
+FP8_LIMITS = {DataType.FP8: 448.0, DataType.FP8_E5M2: 57344.0}
+
+
+@operator(*UNARY)
+def unary(b: Builder, node: Node) -> Value:
+    x = node.input(0)
+    if node.op in ("Ceil", "Floor", "Round") and x.dtype.is_integer:
+        return x
+    return b.pointwise(call(UNARY[node.op], X0), x)
+
+
+@operator(*BINARY)
+def binary(b: Builder, node: Node) -> Value:
+    return b.pointwise(call(BINARY[node.op], X0, X1), node.input(0), node.input(1))
+
+
+@operator(*PARAMETRIC)
+def parametric(b: Builder, node: Node) -> Value:
+    function, parameters = PARAMETRIC[node.op]
+    dtype = node.input(0).dtype
+    arguments = [literal(node.attr(name, default), dtype) for name, default in parameters]
+    return b.pointwise(call(function, X0, *arguments), node.input(0))
+
+
+@operator("Pow")
+def power(b: Builder, node: Node) -> Value:
+    """``x ** y`` in the type of x; small whole exponents become products, which kernels compute exactly."""
+    x, y = node.input(0), node.input(1)
+    if y.is_constant and product(y.shape) == 1 and y.rank <= x.rank:
+        exponent = float(y.array.reshape(-1)[0])
+        if exponent == 1.0:
+            return x
+        if exponent == 2.0:
+            return b.pointwise(call("square", X0), x)
+        if exponent == 3.0:
+            return b.pointwise(call("mul", call("square", X0), X0), x)
+        if x.dtype.is_float and exponent in (0.5, -0.5, -1.0):
+            return b.pointwise(call({0.5: "sqrt", -0.5: "rsqrt", -1.0: "reciprocal"}[exponent], X0), x)
+    if x.dtype is y.dtype:
+        return b.pointwise(call("pow", X0, X1), x, y)
+    if x.dtype.is_integer and y.dtype.is_float:
+        return b.pointwise(Convert(x.dtype, call("pow", Convert(y.dtype, X0), X1)), x, y)
+    return b.pointwise(call("pow", X0, Convert(x.dtype, X1)), x, y)
+
+
+@operator("Mod")
+def mod(b: Builder, node: Node) -> Value:
+    return b.pointwise(call("fmod" if node.attr("fmod", 0) else "mod", X0, X1), node.input(0), node.input(1))
+
+
+@operator("BitShift")
+def bit_shift(b: Builder, node: Node) -> Value:
+    function = "shift_left" if node.required("direction") == "LEFT" else "shift_right"
+    return b.pointwise(call(function, X0, X1), node.input(0), node.input(1))
+
+
+@operator("Sum", "Max", "Min", "Mean")
+def variadic(b: Builder, node: Node) -> Value:
+    """Any number of inputs, combined from left to right."""
+    values = [node.input(index) for index in range(len(node.inputs))]
+    function = {"Sum": "add", "Mean": "add", "Max": "max", "Min": "min"}[node.op]
+    expression: Expression = reduce(
+        lambda left, right: call(function, left, right), (Operand(index) for index in range(len(values)))
+    )
+    if node.op == "Mean" and len(values) > 1:
+        expression = call("mul", expression, literal(1.0 / len(values), values[0].dtype))
+    return b.pointwise(expression, *values)
+
+
+@operator("Where")
+def where(b: Builder, node: Node) -> Value:
+    return b.pointwise(call("where", X0, X1, X2), node.input(0), node.input(1), node.input(2))
+
+
+@operator("Clip", until=10)
+def clip_by_attributes(b: Builder, node: Node) -> Value:
+    x = node.input(0)
+    return _clip(b, x, *(
+        b.constant(np.asarray(node.attr(name), x.dtype.numpy), name) if name in node.attributes else None
+        for name in ("min", "max")
+    ))  # fmt: skip
+
+
+@operator("Clip", since=11)
+def clip(b: Builder, node: Node) -> Value:
+    return _clip(b, node.input(0), node.optional(1), node.optional(2))
+
+
+def _clip(b: Builder, x: Value, low: Value | None, high: Value | None) -> Value:
+    """One ``clip`` (``relu`` from 0 up) for constant bounds, ``max`` and ``min`` else."""
+    if low is not None and high is not None:
+        return b.pointwise(call("clip", X0, X1, X2), x, low, high)
+    if low is not None:
+        if x.dtype.is_float and low.is_constant and not low.array.any():
+            return b.pointwise(call("relu", X0), x)
+        return b.pointwise(call("max", X0, X1), x, low)
+    return x if high is None else b.pointwise(call("min", X0, X1), x, high)
+
+
+@operator("PRelu")
+def prelu(b: Builder, node: Node) -> Value:
+    return b.pointwise(call("prelu", X0, X1), node.input(0), node.input(1))
+
+
+@operator("Gelu")
+def gelu(b: Builder, node: Node) -> Value:
+    return b.pointwise(call("gelu_tanh" if node.attr("approximate") == "tanh" else "gelu", X0), node.input(0))
+
+
+@operator("Cast")
+def cast(b: Builder, node: Node) -> Value:
+    return b.pointwise(
+        conversion(node.input(0).dtype, data_type_of(node.required("to")), bool(node.attr("saturate", 1))), node.input(0)
+    )
+
+
+@operator("CastLike")
+def cast_like(b: Builder, node: Node) -> Value:
+    expression = conversion(node.input(0).dtype, node.input(1).dtype, bool(node.attr("saturate", 1)))
+    return b.pointwise(expression, node.input(0))
+
+
+def conversion(source: DataType, target: DataType, saturate: bool) -> Expression:
+    """Operand 0, of type ``source``, as ONNX casts it to ``target``: 8-bit floats saturate unless told otherwise."""
+    if source is target:
+        return X0
+    limit = FP8_LIMITS.get(target)
+    if limit is None:
+        return Convert(target, X0)
+    wide = X0 if source.is_float else Convert(DataType.FLOAT, X0)
+    wide_type = source if source.is_float else DataType.FLOAT
+    if saturate and not (wide_type is DataType.FP8 and limit >= 448.0):
+        wide = call("clip", wide, literal(-limit, wide_type), literal(limit, wide_type))
+    return Convert(target, wide)
+
+
+@operator("Identity")
+def identity(b: Builder, node: Node) -> Value:
+    return node.input(0)
+
+
+@operator("Dropout")
+def dropout(b: Builder, node: Node) -> tuple[Value, ...]:
+    """Inference: the input itself. The mask, when somebody reads it, is all true."""
+    training = node.optional(2)
+    if training is not None:
+        ratio = node.optional(1)
+        is_zero = ratio is not None and ratio.is_constant and not ratio.array.any()
+        if not is_zero and (not training.is_constant or bool(training.array.any())):
+            raise Unsupported("training_mode is not false; trtcli runs inference only")
+    x = node.input(0)
+    if not node.wants(1):
+        return (x,)
+    from fusion.ops import Fill
+
+    dtype = DataType.BOOL if node.opset >= 10 else x.dtype
+    return x, b.layer(Fill(x.shape, dtype, True if dtype is DataType.BOOL else 1.0), suffix="mask")

@@ -1,0 +1,180 @@
+"""ONNX tensors and types to NumPy arrays and ours."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fusion.dims import Dim, symbol
+from fusion.dtypes import DataType
+from fusion.importer.errors import ModelError, Unsupported
+from fusion.network import TensorType
+
+if TYPE_CHECKING:
+    from onnx import SparseTensorProto, TensorProto, TypeProto
+
+
+@cache
+def _types() -> dict[int, DataType]:
+    from onnx import TensorProto as Tensor
+
+    return {
+        Tensor.FLOAT: DataType.FLOAT, Tensor.FLOAT16: DataType.HALF, Tensor.BFLOAT16: DataType.BF16,
+        Tensor.DOUBLE: DataType.DOUBLE, Tensor.FLOAT8E4M3FN: DataType.FP8, Tensor.FLOAT8E5M2: DataType.FP8_E5M2,
+        Tensor.INT8: DataType.INT8, Tensor.INT16: DataType.INT16, Tensor.INT32: DataType.INT32, Tensor.INT64: DataType.INT64,
+        Tensor.UINT8: DataType.UINT8, Tensor.UINT16: DataType.UINT16, Tensor.UINT32: DataType.UINT32,
+        Tensor.UINT64: DataType.UINT64, Tensor.BOOL: DataType.BOOL,
+    }  # fmt: skip
+
+
+@cache
+def _widened() -> dict[int, DataType]:
+    """Constants of these types are held in the next wider type: their values are the same."""
+    from onnx import TensorProto as Tensor
+
+    narrow = {"INT4": DataType.INT8, "UINT4": DataType.UINT8, "INT2": DataType.INT8, "UINT2": DataType.UINT8}
+    return {getattr(Tensor, name): dtype for name, dtype in narrow.items() if hasattr(Tensor, name)}
+
+
+def data_type_of(element_type: int) -> DataType:
+    """Our name of an ONNX element type.
+
+    Raises:
+        Unsupported: trtcli has no such type.
+    """
+    found = _types().get(element_type)
+    if found is None:
+        raise Unsupported(f"tensors of type {_name(element_type)} are not supported")
+    return found
+
+
+def onnx_type_of(dtype: DataType) -> int:
+    """The inverse of :func:`data_type_of`."""
+    return next(key for key, value in _types().items() if value is dtype)
+
+
+def _name(element_type: int) -> str:
+    from onnx import TensorProto as Tensor
+
+    try:
+        return str(Tensor.DataType.Name(element_type))  # type: ignore[arg-type]
+    except ValueError:
+        return f"number {element_type}"
+
+
+def tensor_type(tensor: TensorProto) -> TensorType:
+    """Type and shape of a tensor's content as :func:`array_of` gives it.
+
+    Raises:
+        Unsupported: trtcli has no such element type.
+    """
+    dtype = _widened().get(tensor.data_type)
+    return TensorType(dtype or data_type_of(tensor.data_type), tuple(tensor.dims))
+
+
+def array_of(tensor: TensorProto, folder: Path | None = None) -> np.ndarray:
+    """The content of a tensor; external data is memory-mapped, not read.
+
+    Raises:
+        Unsupported: trtcli has no such element type.
+        ModelError: the content does not fit the shape, or external data is missing.
+    """
+    type_ = tensor_type(tensor)
+    shape = tuple(int(dim) for dim in type_.shape)  # type: ignore[arg-type]
+    if tensor.data_type in _widened():
+        from onnx.numpy_helper import to_array
+
+        return to_array(tensor).astype(type_.dtype.numpy)
+    if is_external(tensor):
+        path, offset, _ = external_location(tensor, folder)
+        if 0 in shape:
+            return np.zeros(shape, type_.dtype.numpy)
+        return np.memmap(path, type_.dtype.numpy, "r", offset, shape)
+    if tensor.HasField("raw_data"):
+        raw = tensor.raw_data
+        count = int(np.prod(shape, dtype=np.int64))
+        if len(raw) != count * type_.dtype.itemsize:
+            raise ModelError(
+                f"tensor {tensor.name!r} of shape {list(shape)} wants {count * type_.dtype.itemsize} bytes and has {len(raw)}"
+            )
+        return np.frombuffer(raw, type_.dtype.numpy).reshape(shape)
+    from onnx.numpy_helper import to_array
+
+    try:
+        return to_array(tensor).astype(type_.dtype.numpy, copy=False)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} cannot be read: {error}") from error
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """Whether the content lies in another file."""
+    return bool(tensor.data_location == 1)
+
+
+def external_location(tensor: TensorProto, folder: Path | None) -> tuple[Path, int, int]:
+    """(file, offset, bytes) of a tensor's external data, checked to lie inside ``folder`` and to be long enough.
+
+    Raises:
+        ModelError: there is no such file, it is too short, or the location leaves the model's folder.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if folder is None:
+        raise ModelError(f"tensor {tensor.name!r} lies in {location!r}: give the model as a path to find it")
+    path = folder / location
+    if not location or Path(location).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(f"tensor {tensor.name!r}: external data {location!r} must lie in the model's folder")
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries.get("length", -1))
+    except ValueError:
+        raise ModelError(f"tensor {tensor.name!r}: offset or length of its external data is not a number") from None
+    type_ = tensor_type(tensor)
+    wanted = int(np.prod([int(dim) for dim in tensor.dims], dtype=np.int64)) * type_.dtype.itemsize
+    if length not in (-1, wanted):
+        raise ModelError(f"tensor {tensor.name!r}: its external data has {length} bytes, its shape wants {wanted}")
+    if not path.is_file():
+        raise ModelError(f"tensor {tensor.name!r}: external data file {str(path)!r} not found; put it beside the model")
+    if offset < 0 or path.stat().st_size < offset + wanted:
+        raise ModelError(f"external data file {str(path)!r} is too short for tensor {tensor.name!r} ({offset} + {wanted} bytes)")
+    return path, offset, wanted
+
+
+def sparse_array(sparse: SparseTensorProto) -> np.ndarray:
+    """A sparse tensor, made dense."""
+    values, indices = array_of(sparse.values), array_of(sparse.indices)
+    result = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        result.reshape(-1)[indices] = values
+    else:
+        result[tuple(indices.T)] = values
+    return result
+
+
+def input_type(name: str, type_: TypeProto) -> TensorType:
+    """The type of a graph input; a dimension without a value or name gets the name ``{input}_{axis}``.
+
+    Raises:
+        Unsupported: it is no dense tensor, its type is unknown to trtcli, or its number of dimensions is not given.
+    """
+    if not type_.HasField("tensor_type"):
+        raise Unsupported(f"it is a {type_.WhichOneof('value') or 'value without a type'}, not a tensor")
+    tensor = type_.tensor_type
+    if not tensor.HasField("shape"):
+        raise Unsupported("its shape is not given, not even the number of dimensions")
+    return TensorType(
+        data_type_of(tensor.elem_type), tuple(_dim(name, axis, dim) for axis, dim in enumerate(tensor.shape.dim))
+    )
+
+
+def _dim(name: str, axis: int, dim: object) -> Dim:
+    kind = dim.WhichOneof("value")  # type: ignore[attr-defined]
+    if kind == "dim_value" and dim.dim_value >= 0:  # type: ignore[attr-defined]
+        return int(dim.dim_value)  # type: ignore[attr-defined]
+    given = dim.dim_param.strip() if kind == "dim_param" else ""  # type: ignore[attr-defined]
+    if not given or given == "?":
+        given = f"{name}_{axis}"
+    return symbol(f"dim_{given}" if given.isdigit() else given)

@@ -1,0 +1,319 @@
+"""The rewrite engine: matches fusion rules on a network, applies them, and records what was done and what was not.
+
+A :class:`Rule` is data and pure functions. The engine, not the rule, makes sure that a tensor that a rewrite removes has
+no other reader and is no network output; it names the fused layer, merges its origins, infers the new types and keeps
+the fate of every ONNX node. Everything that was refused leaves a :class:`Miss` with its reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from fusion.graph import Graph
+from fusion.network import Fate, Layer, Network, Op, ShapeError, TensorType
+from fusion.ops import Pointwise
+
+_NOTHING: Mapping = MappingProxyType({})
+
+ALL = "all"  # in FusionOptions.disabled: every rule
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a rule that found its pattern does not apply: a short ``condition`` and a ``detail`` with the values found."""
+
+    condition: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where a rule fits.
+
+    Attributes:
+        layers: the layers that the rewrite replaces, producers before readers.
+        vanishing: tensors between them that will no longer exist.
+        found: what the match learned and the check and the rewrite need, by name.
+    """
+
+    layers: tuple[Layer, ...]
+    vanishing: tuple[str, ...] = ()
+    found: Mapping[str, Any] = _NOTHING
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of the matched layers.
+
+    Attributes:
+        layers: a layer named ``""`` is the fused one: it gets the joined name, the origins and the fusions.
+        constants: values of the new constant tensors.
+        aliases: tensors that readers must replace by another one (an output of a layer that does nothing).
+        fate: what became of the ONNX nodes when no layer is left (``no-op``, ``folded``, ``dead``).
+        keep_name: the fused layer keeps the name of the first matched layer (a layer rewritten in place).
+    """
+
+    layers: tuple[Layer, ...] = ()
+    constants: Mapping[str, np.ndarray] = _NOTHING
+    aliases: Mapping[str, str] = _NOTHING
+    fate: str = "no-op"
+    keep_name: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One fusion rule.
+
+    Attributes:
+        name: what ``--disableFusion`` and reports call it.
+        equation: what it does, in one line.
+        anchors: operations at which ``match`` is tried.
+        match: the pattern around one layer, or None.
+        rewrite: the replacement, or the reason why there is none.
+        check: conditions on values and shapes; None when they hold.
+        canonical: it only writes a layer in its usual form, so it is no fusion to report (and cannot be near a miss).
+    """
+
+    name: str
+    equation: str
+    anchors: tuple[type[Op], ...]
+    match: Callable[[Graph, Layer], Match | None]
+    rewrite: Callable[[Graph, Match], Replacement | Refusal]
+    check: Callable[[Graph, Match], Refusal | None] = lambda graph, match: None
+    canonical: bool = False
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One applied rule: the layers that went in, and the name of the layer that came out ("" when none is left)."""
+
+    rule: str
+    layers: tuple[str, ...]
+    result: str
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A rule that nearly applied.
+
+    Attributes:
+        rule: its name.
+        layers: the layers that it would have joined.
+        condition, detail: why not (see :class:`Refusal`).
+        tensors: the tensors that would not have gone through memory.
+    """
+
+    rule: str
+    layers: tuple[str, ...]
+    condition: str
+    detail: str
+    tensors: tuple[str, ...] = ()
+
+
+@dataclass
+class Record:
+    """What the engine did: filled while rules run."""
+
+    applied: list[Applied] = field(default_factory=list)
+    misses: dict[str, tuple[int, Miss]] = field(default_factory=dict)  # per layer: how near, and the miss
+
+    def counts(self) -> dict[str, int]:
+        """How often each rule was applied."""
+        return dict(Counter(item.rule for item in self.applied))
+
+    def note(self, match: Match, miss: Miss, nearness: int) -> None:
+        """Keeps ``miss`` for each of its layers unless a nearer one is known."""
+        for layer in match.layers:
+            known = self.misses.get(layer.name)
+            if known is None or nearness >= known[0]:
+                self.misses[layer.name] = (nearness, miss)
+
+
+def apply_rules(graph: Graph, rules: Sequence[Rule], disabled: Iterable[str] = (), record: Record | None = None) -> int:
+    """Applies ``rules`` (earlier ones first at each layer) until none applies; returns how many rewrites were done."""
+    record = record if record is not None else Record()
+    switched_off = frozenset(disabled)
+    by_op: dict[type[Op], list[Rule]] = {}
+    for rule in rules:
+        for anchor in rule.anchors:
+            by_op.setdefault(anchor, []).append(rule)
+    total = 0
+    budget = 100 * (len(graph.layers) + 10)
+    while True:
+        done = _sweep(graph, by_op, switched_off, record)
+        total += done
+        if not done:
+            return total
+        if total > budget:
+            raise AssertionError(f"rules undo each other: {record.applied[-4:]}")
+
+
+def _sweep(graph: Graph, by_op: Mapping[type[Op], list[Rule]], disabled: frozenset[str], record: Record) -> int:
+    work = deque(layer.name for layer in graph.ordered())
+    waiting = set(work)
+    done = 0
+    while work:
+        name = work.popleft()
+        waiting.discard(name)
+        layer = graph.layers.get(name)
+        if layer is None:
+            continue
+        for rule in by_op.get(type(layer.op), ()):
+            touched = _attempt(graph, rule, layer, disabled, record)
+            if touched is not None:
+                done += 1
+                # The changed place first, so that a chain is eaten from its head: conv + bn + relu, not bn + relu.
+                for other in reversed(touched):
+                    if other in graph.layers and other not in waiting:
+                        work.appendleft(other)
+                        waiting.add(other)
+                break
+    return done
+
+
+def _attempt(
+    graph: Graph, rule: Rule, layer: Layer, disabled: frozenset[str], record: Record
+) -> list[str] | None:
+    match = rule.match(graph, layer)
+    if match is None:
+        return None
+    names = tuple(item.name for item in match.layers)
+
+    def miss(condition: str, detail: str, nearness: int) -> None:
+        if not rule.canonical:
+            record.note(match, Miss(rule.name, names, condition, detail, match.vanishing), nearness)
+
+    if is_disabled(rule.name, match.layers, disabled):
+        miss("disabled", f"switched off by --disableFusion={rule.name}", 3)
+        return None
+    refusal = rule.check(graph, match)
+    if refusal is not None:
+        miss(refusal.condition, refusal.detail, 1)
+        return None
+    refusal = _shared(graph, match)
+    if refusal is not None:
+        miss(refusal.condition, refusal.detail, 2)
+        return None
+    try:
+        replacement = rule.rewrite(graph, match)
+        if isinstance(replacement, Refusal):
+            miss(replacement.condition, replacement.detail, 1)
+            return None
+        fused = _named(graph, rule, match, replacement)
+        touched = graph.replace(match.layers, fused, replacement.constants, replacement.aliases, replacement.fate)
+    except ShapeError as error:
+        miss("types", str(error), 1)
+        return None
+    result = fused[-1].name if fused else ""
+    if not rule.canonical:
+        record.applied.append(Applied(rule.name, names, result))
+    return touched
+
+
+def is_disabled(rule: str, layers: Sequence[Layer], disabled: frozenset[str]) -> bool:
+    """Whether ``disabled`` (``all``, ``rule`` or ``rule@layer``) names this rule; a layer also by its ONNX node."""
+    if not disabled:
+        return False
+    if ALL in disabled or rule in disabled:
+        return True
+    return any(f"{rule}@{name}" in disabled for layer in layers for name in (layer.name, *layer.origins))
+
+
+def _shared(graph: Graph, match: Match) -> Refusal | None:
+    inside = {layer.name for layer in match.layers}
+    for tensor in match.vanishing:
+        if tensor in graph.outputs:
+            return Refusal("network output", f'{tensor} is a network output')
+        for reader in graph.readers(tensor):
+            if reader.name not in inside:
+                return Refusal("shared", f"{tensor} is also read by {reader.name}")
+    return None
+
+
+def _named(graph: Graph, rule: Rule, match: Match, replacement: Replacement) -> tuple[Layer, ...]:
+    def union(parts: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(item for part in parts for item in part))
+
+    origins = union(layer.origins for layer in match.layers)
+    fusions = union([*(layer.fusions for layer in match.layers), () if rule.canonical else (rule.name,)])
+    result = []
+    for layer in replacement.layers:
+        if not layer.name:
+            pointwise = all(isinstance(item.op, Pointwise) for item in match.layers)
+            name = match.layers[0].name if replacement.keep_name else joined_name(match.layers, pointwise)
+            layer = replace(layer, name=name, origins=origins, fusions=fusions)
+        result.append(layer)
+    return tuple(result)
+
+
+def joined_name(layers: Sequence[Layer], pointwise: bool) -> str:
+    """``conv1 + relu1``; for pointwise layers ``fusedPointwiseNode(add1, relu1)``, flattened. (TensorRT's spelling.)"""
+    if len(layers) == 1:
+        return layers[0].name
+    if not pointwise:
+        return " + ".join(layer.name for layer in layers)
+    head = "fusedPointwiseNode("
+    parts = [layer.name[len(head) : -1] if layer.name.startswith(head) else layer.name for layer in layers]
+    return f"{head}{', '.join(parts)})"
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+class InvalidNetwork(ValueError):
+    """A network that breaks its own contract: a defect of the pass that made it."""
+
+
+def validate(network: Network) -> None:
+    """Checks topological order, single definitions, types against ``infer``, and that the fates are complete.
+
+    Raises:
+        InvalidNetwork: naming the layer or tensor.
+    """
+    known = set(network.inputs) | set(network.constants)
+    names: set[str] = set()
+    for layer in network.layers:
+        if layer.name in names:
+            raise InvalidNetwork(f"two layers are named {layer.name}")
+        names.add(layer.name)
+        for name in layer.inputs:
+            if name not in known:
+                raise InvalidNetwork(f"{layer.name} reads {name}, which nothing before it defines")
+        for name in layer.outputs:
+            if name in known:
+                raise InvalidNetwork(f"{layer.name} writes {name}, which is already defined")
+            known.add(name)
+        try:
+            types = layer.op.infer([network.tensors[name] for name in layer.inputs])
+        except ShapeError as error:
+            raise InvalidNetwork(f"{layer.name}: {error}") from error
+        for name, inferred in zip(layer.outputs, types, strict=True):
+            if not compatible(inferred, network.tensors[name]):
+                raise InvalidNetwork(f"{layer.name} makes {inferred}, but {name} is {network.tensors[name]}")
+    for name in network.outputs:
+        if name not in known:
+            raise InvalidNetwork(f"nothing defines the network output {name}")
+    for name, value in network.constants.items():
+        declared = network.tensors[name]
+        if tuple(value.shape) != tuple(declared.shape) or value.dtype != declared.dtype.numpy:
+            raise InvalidNetwork(f"constant {name} is {value.dtype} {value.shape}, but declared {declared}")
+    for node, fate in network.fates.items():
+        if fate.kind == "layer" and fate.layer not in names:
+            raise InvalidNetwork(f"ONNX node {node} became layer {fate.layer}, which does not exist")
+    for layer in network.layers:
+        for node in layer.origins:
+            if network.fates.get(node, Fate("")).kind != "layer":
+                raise InvalidNetwork(f"{layer.name} computes ONNX node {node}, whose fate says {network.fates.get(node)}")
+
+
+def compatible(a: TensorType, b: TensorType) -> bool:
+    """Whether two types can be one: same data type and rank, no two different numbers on an axis."""
+    if a.dtype is not b.dtype or len(a.shape) != len(b.shape):
+        return False
+    return all(x == y or not (isinstance(x, int) and isinstance(y, int)) for x, y in zip(a.shape, b.shape, strict=True))

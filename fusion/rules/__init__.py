@@ -1,0 +1,1 @@
+"""The fusion rules, one per file; ``fusion/passes.py`` says in which order they run."""

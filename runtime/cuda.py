@@ -1,0 +1,355 @@
+"""The CUDA device: cupy for memory, streams, events, modules and graphs; launches through the driver with prepacked arguments."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from runtime import cuda_driver
+from runtime.cuda_driver import failure
+from runtime.cuda_launch import launch_config, pack_arguments
+from runtime.cuda_spec import cuda_properties, cuda_spec
+from runtime.device import (
+    Binding, CaptureError, Device, DeviceError, DeviceLostError, DeviceMemoryError, Event, Graph, Memory, Program, Stream,
+)  # fmt: skip
+from runtime.tensor_map import encode
+from tactics.tactic import Copy, Launch, Memset, Plan
+
+# CUfunction_attribute numbers (cuda.h)
+_MAX_DYNAMIC_SHARED, _REQUIRED_CLUSTER, _NON_PORTABLE_CLUSTER = 8, (11, 12, 13), 14
+_PORTABLE_CLUSTER = 8  # blocks
+_EVENT_RECORD_EXTERNAL = 1
+
+Enqueue = Callable[[int], int]  # (stream handle) -> CUresult
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """cupy's exceptions as ours."""
+    import cupy
+
+    try:
+        yield
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        raise DeviceMemoryError(f"{what}: {error}") from error
+    except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
+        raise failure(int(error.status), what) from error
+
+
+class CudaStream(Stream):
+    """A CUDA stream; ``raw`` is cupy's object."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self.handle = int(raw.ptr)
+
+    def synchronize(self) -> None:
+        with _translated("waiting for a stream"):
+            self.raw.synchronize()
+
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        self.raw.wait_event(event.raw)
+
+    def call(self, function: Callable[[], None]) -> None:
+        self.raw.launch_host_func(lambda _: function(), None)
+
+
+class CudaEvent(Event):
+    """A CUDA event; resolution about 0.5 us."""
+
+    def __init__(self, timing: bool, spin: bool) -> None:
+        import cupy
+
+        self.raw = cupy.cuda.Event(block=not spin, disable_timing=not timing)
+        self._elapsed = cupy.cuda.get_elapsed_time
+
+    def record(self, stream: Stream) -> None:
+        assert isinstance(stream, CudaStream)
+        self.raw.record(stream.raw)
+
+    def mark(self, stream: Stream) -> None:
+        assert isinstance(stream, CudaStream)
+        if not stream.raw.is_capturing():
+            self.raw.record(stream.raw)
+            return
+        code = cuda_driver.library().cuEventRecordWithFlags(
+            ctypes.c_void_p(int(self.raw.ptr)), ctypes.c_void_p(stream.handle), ctypes.c_uint(_EVENT_RECORD_EXTERNAL)
+        )
+        cuda_driver.check(code, "recording an event in a graph")
+
+    def synchronize(self) -> None:
+        with _translated("waiting for an event"):
+            self.raw.synchronize()
+
+    def seconds_since(self, earlier: Event) -> float:
+        assert isinstance(earlier, CudaEvent)
+        with _translated("reading an event's time"):
+            return float(self._elapsed(earlier.raw, self.raw)) * 1e-3
+
+
+class CudaProgram(Program):
+    """Calls that each enqueue one step."""
+
+    def __init__(self, steps: list[Enqueue], names: list[str]) -> None:
+        self._steps = steps
+        self._names = names
+
+    def run(self, stream: Stream) -> None:
+        handle = stream.handle
+        for number, enqueue in enumerate(self._steps):
+            code = enqueue(handle)
+            if code:
+                raise failure(code, f"launching {self._names[number]}")
+
+
+class CudaGraph(Graph):
+    """An instantiated CUDA graph."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        count = ctypes.c_size_t(0)
+        code = cuda_driver.library().cuGraphGetNodes(ctypes.c_void_p(int(raw.graph)), None, ctypes.byref(count))
+        self.nodes = 0 if code else count.value
+
+    def launch(self, stream: Stream) -> None:
+        assert isinstance(stream, CudaStream)
+        self._raw.launch(stream.raw)
+
+
+class CudaModules:
+    """Cubins, loaded when a kernel of theirs is first asked for."""
+
+    def __init__(self, images: Mapping[str, bytes], arch: str) -> None:
+        self._images = images
+        self._arch = arch
+        self._functions: dict[tuple[str, str], _Function] = {}
+        self._modules: dict[str, Any] = {}
+
+    def function(self, launch: Launch) -> _Function:
+        """The kernel of ``launch``, allowed the shared memory and cluster that it asks for."""
+        key = launch.kernel.key(self._arch)
+        function = self._functions.get((key, launch.kernel.entry))
+        if function is None:
+            function = self._functions[key, launch.kernel.entry] = _Function(self._module(key, launch), launch.kernel.entry)
+        function.allow(launch)
+        return function
+
+    def _module(self, key: str, launch: Launch) -> Any:
+        if key not in self._modules:
+            from cupy.cuda.function import Module
+
+            image = self._images.get(key)
+            if image is None:
+                raise DeviceError(
+                    f"kernel {launch.kernel.entry!r} ({launch.kernel.file or 'generated'}) for {self._arch} is not among the compiled "
+                    "ones: they were made by another version of trtcli or for another GPU; build again"
+                )
+            module = Module()
+            with _translated(f"loading kernel {launch.kernel.entry!r} for {self._arch}"):
+                module.load(bytes(image))
+            self._modules[key] = module
+        return self._modules[key]
+
+
+class _Function:
+    """A kernel that can be launched."""
+
+    def __init__(self, module: Any, entry: str) -> None:
+        with _translated(f"finding kernel {entry!r} in its cubin"):
+            self._raw = module.get_function(entry)
+        self.name = entry
+        self.handle = ctypes.c_void_p(int(self._raw.ptr))
+        self._dynamic = 0
+        cluster = 1
+        for number in _REQUIRED_CLUSTER:
+            cluster *= max(1, self._attribute(number))
+        self._cluster = _PORTABLE_CLUSTER
+        self._allow_cluster(cluster)
+
+    def allow(self, launch: Launch) -> None:
+        """Raise the kernel's limits to what ``launch`` needs; limits never fall, other programs may rely on them."""
+        if launch.shared_memory > self._dynamic:
+            self._set(_MAX_DYNAMIC_SHARED, launch.shared_memory, f"{launch.shared_memory} bytes of dynamic shared memory")
+            self._dynamic = launch.shared_memory
+        self._allow_cluster(launch.cluster[0] * launch.cluster[1] * launch.cluster[2])
+
+    def _allow_cluster(self, blocks: int) -> None:
+        if blocks > self._cluster:
+            self._set(_NON_PORTABLE_CLUSTER, 1, f"clusters of {blocks} blocks")
+            self._cluster = blocks
+
+    def _attribute(self, number: int) -> int:
+        value = ctypes.c_int(0)
+        code = cuda_driver.library().cuFuncGetAttribute(ctypes.byref(value), number, self.handle)
+        return 0 if code else value.value
+
+    def _set(self, number: int, value: int, what: str) -> None:
+        code = cuda_driver.library().cuFuncSetAttribute(self.handle, number, value)
+        cuda_driver.check(code, f"kernel {self.name!r} with {what}")
+
+
+class CudaDevice(Device):
+    """One NVIDIA GPU."""
+
+    def __init__(self, number: int) -> None:
+        try:
+            import cupy
+        except ImportError as error:
+            raise DeviceError(f"GPU {number} needs cupy, which does not import ({error}): pip install 'trtcli[cuda]'") from error
+
+        self.name = str(number)
+        self.number = number
+        self.spec = cuda_spec(number)
+        self._cupy = cupy
+        self._raw = cupy.cuda.Device(number)
+        self.activate()
+        with _translated(f"starting GPU {number}"):
+            cupy.cuda.runtime.free(0)  # makes the primary context
+        self._copies = CudaStream(cupy.cuda.Stream(non_blocking=True))
+
+    def activate(self) -> None:
+        with _translated(f"selecting GPU {self.number}"):
+            self._raw.use()
+
+    def allocate(self, size: int, managed: bool = False) -> Memory:
+        cuda = self._cupy.cuda
+        with _translated(f"allocating {size} bytes ({self.free_memory()} free)"):
+            pointer = (cuda.malloc_managed if managed else cuda.alloc)(max(size, 1))
+        return Memory(int(pointer.ptr), size, pointer)
+
+    def host_array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        count = int(np.prod(shape, dtype=np.int64))
+        if not count:
+            return np.empty(shape, dtype)
+        with _translated("allocating page-locked host memory"):
+            memory = self._cupy.cuda.alloc_pinned_memory(count * dtype.itemsize)
+        return np.frombuffer(memory, np.uint8, count * dtype.itemsize).view(dtype).reshape(shape)
+
+    def upload(self, address: int, array: np.ndarray, stream: Stream | None = None) -> None:
+        assert array.flags.c_contiguous
+        self._transfer(address, array.ctypes.data, array.nbytes, stream)
+
+    def download(self, array: np.ndarray, address: int, stream: Stream | None = None) -> None:
+        assert array.flags.c_contiguous
+        self._transfer(array.ctypes.data, address, array.nbytes, stream)
+
+    def _transfer(self, target: int, source: int, size: int, stream: Stream | None) -> None:
+        if not size:
+            return
+        runtime = self._cupy.cuda.runtime
+        queue = stream or self._copies
+        with _translated("copying between host and GPU"):
+            runtime.memcpyAsync(target, source, size, runtime.memcpyDefault, queue.handle)
+        if stream is None:
+            queue.synchronize()
+
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        if size:
+            runtime = self._cupy.cuda.runtime
+            with _translated("copying on the GPU"):
+                runtime.memcpyAsync(target, source, size, runtime.memcpyDeviceToDevice, stream.handle)
+
+    def fill(self, address: int, byte: int, size: int, stream: Stream) -> None:
+        if size:
+            with _translated("filling GPU memory"):
+                self._cupy.cuda.runtime.memsetAsync(address, byte, size, stream.handle)
+
+    def stream(self) -> CudaStream:
+        with _translated("creating a stream"):
+            return CudaStream(self._cupy.cuda.Stream(non_blocking=True))
+
+    def external_stream(self, handle: int) -> CudaStream:
+        return CudaStream(self._cupy.cuda.ExternalStream(handle))
+
+    def event(self, timing: bool = True, spin: bool = True) -> CudaEvent:
+        with _translated("creating an event"):
+            return CudaEvent(timing, spin)
+
+    def load(self, kernels: Mapping[str, bytes]) -> CudaModules:
+        return CudaModules(kernels, self.spec.arch)
+
+    def program(self, plan: Plan, binding: Binding, modules: Any) -> CudaProgram:
+        steps: list[Enqueue] = []
+        names: list[str] = []
+        for step in plan.steps:
+            if isinstance(step, Launch):
+                if 0 in step.grid:
+                    continue  # no blocks: nothing to compute
+                steps.append(_launch(step, binding, modules))
+                names.append(f"kernel {step.kernel.entry!r} ({step.kernel.file})")
+            elif isinstance(step, Memset):
+                if step.size:
+                    steps.append(_memset(binding.address(step.buffer), step.size))
+                    names.append("memset")
+            elif isinstance(step, Copy):
+                if step.size:
+                    steps.append(_copy(binding.address(step.target), binding.address(step.source), step.size))
+                    names.append("copy")
+            else:
+                raise DeviceError(f"a GPU cannot run a {type(step).__name__} step: the engine is for another device")
+        return CudaProgram(steps, names)
+
+    def capture(self, stream: Stream, enqueue: Callable[[], None]) -> CudaGraph:
+        assert isinstance(stream, CudaStream)
+        runtime = self._cupy.cuda.runtime
+        try:
+            with _translated("capturing a CUDA graph"):
+                stream.raw.begin_capture(runtime.streamCaptureModeThreadLocal)
+                try:
+                    enqueue()
+                finally:
+                    graph = stream.raw.end_capture()
+                return CudaGraph(graph)
+        except (CaptureError, DeviceLostError):
+            raise
+        except (DeviceError, NotImplementedError) as error:
+            raise CaptureError(str(error)) from error
+
+    def synchronize(self) -> None:
+        with _translated("waiting for the GPU"):
+            self._cupy.cuda.runtime.deviceSynchronize()
+
+    def free_memory(self) -> int:
+        free, _ = self._cupy.cuda.runtime.memGetInfo()
+        return int(free) + int(self._cupy.get_default_memory_pool().free_bytes())
+
+    def profiler(self, start: bool) -> None:
+        runtime = self._cupy.cuda.runtime
+        (runtime.profilerStart if start else runtime.profilerStop)()
+
+    def properties(self) -> dict[str, str | int | float]:
+        return cuda_properties(self.number)
+
+
+def _launch(step: Launch, binding: Binding, modules: CudaModules) -> Enqueue:
+    function = modules.function(step)
+    arguments = pack_arguments(step.arguments, binding.address, encode)
+    config, attributes = launch_config(step)
+    reference = ctypes.byref(config)
+    parameters = arguments.pointers
+    handle = function.handle
+    launch = cuda_driver.library().cuLaunchKernelEx
+    keep = (arguments, attributes, function, modules)
+
+    def enqueue(stream: int, _keep: object = keep) -> int:
+        config.stream = stream
+        return launch(reference, handle, parameters, None)  # type: ignore[no-any-return]
+
+    return enqueue
+
+
+def _memset(address: int, size: int) -> Enqueue:
+    target, count = ctypes.c_void_p(address), ctypes.c_size_t(size)
+    memset = cuda_driver.library().cuMemsetD8Async
+    return lambda stream: memset(target, ctypes.c_ubyte(0), count, ctypes.c_void_p(stream))  # type: ignore[no-any-return]
+
+
+def _copy(target: int, source: int, size: int) -> Enqueue:
+    to, come, count = ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size)
+    copy = cuda_driver.library().cuMemcpyDtoDAsync_v2
+    return lambda stream: copy(to, come, count, ctypes.c_void_p(stream))  # type: ignore[no-any-return]

@@ -1,0 +1,341 @@
+"""Engine files: a safetensors container. Weights and cubins are its tensors, everything else is JSON in its metadata.
+
+Layout (https://huggingface.co/docs/safetensors, format section): 8 bytes little-endian header length, a JSON header, then the raw
+tensors without gaps. Nothing in a file is ever executed while loading: it is JSON and arrays. ``docs/engine-file.md`` documents it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fusion.dtypes import DataType
+from fusion.network import Fate, Layer, Network, TensorType
+from fusion.serial import from_json, to_json
+from runtime.engine import Alternative, Engine, EngineError, InputRange, LayerPlan
+from tactics.tactic import DeviceSpec
+
+FORMAT = "trtcli-engine"
+VERSION = 1
+HEADER_LIMIT = 100_000_000  # bytes; safetensors readers refuse longer headers
+
+# safetensors' names of the data types
+_NAMES = {
+    DataType.FLOAT: "F32", DataType.HALF: "F16", DataType.BF16: "BF16", DataType.DOUBLE: "F64", DataType.FP8: "F8_E4M3",
+    DataType.FP8_E5M2: "F8_E5M2", DataType.INT8: "I8", DataType.INT16: "I16", DataType.INT32: "I32", DataType.INT64: "I64",
+    DataType.UINT8: "U8", DataType.UINT16: "U16", DataType.UINT32: "U32", DataType.UINT64: "U64", DataType.BOOL: "BOOL",
+}  # fmt: skip
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+Value = TypeVar("Value")
+
+
+def save(engine: Engine, path: str | os.PathLike[str]) -> int:
+    """Write ``engine`` to ``path`` through a temporary file beside it, and return the file's size. Equal engines give equal bytes.
+
+    Raises:
+        EngineError: the file cannot be written.
+    """
+    tensors = {f"weight:{name}": np.ascontiguousarray(array).reshape(array.shape) for name, array in engine.weights.items()}
+    tensors |= {f"kernel:{key}": np.frombuffer(image, np.uint8) for key, image in engine.kernels.items()}
+    # Wider elements first, then by name: every tensor is aligned to its element, and the order is reproducible.
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {
+        "__metadata__": {"format": FORMAT, "version": str(VERSION), "engine": json.dumps(_describe(engine), sort_keys=True)}
+    }
+    offset = 0
+    for name in order:
+        array = tensors[name]
+        end = offset + array.nbytes
+        dtype = _NAMES[DataType(array.dtype.name)]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 64)  # data start on a cache line
+    target = Path(path)
+    try:
+        _write(target, (struct.pack("<Q", len(text)), text, *(_bytes(tensors[name]) for name in order)))
+    except OSError as error:
+        raise EngineError(f"cannot write engine file {str(target)!r}: {error.strerror or error}") from error
+    return 8 + len(text) + offset
+
+
+def load(path: str | os.PathLike[str]) -> Engine:
+    """The engine in ``path``. Weights are views of the mapped file, read when first touched.
+
+    Raises:
+        EngineError: one line that says why the file is no engine that this version can run.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < 8:
+                raise EngineError(f"{str(path)!r} is not an engine file: it has only {size} bytes")
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        if isinstance(error, EngineError):
+            raise
+        raise EngineError(f"cannot open engine file {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        return _parse(memoryview(data), str(path))
+    except EngineError:
+        raise
+    # Data from outside: whatever goes wrong in reading it is the file's fault. Nothing of it is run, so this hides no effect.
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise EngineError(f"engine file {str(path)!r} is damaged: {type(error).__name__}: {text}; build it again") from error
+
+
+def _write(target: Path, parts: Iterable[bytes | memoryview]) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+
+
+# --- engine -> JSON --------------------------------------------------------------------------------------------------
+
+
+def _describe(engine: Engine) -> dict[str, Any]:
+    network = engine.network
+    return {
+        "network": {
+            "name": network.name,
+            "inputs": list(network.inputs),
+            "outputs": list(network.outputs),
+            "layers": [to_json(layer) for layer in network.layers],
+            "tensors": {name: to_json(tensor) for name, tensor in network.tensors.items()},
+            "fates": {name: to_json(fate) for name, fate in network.fates.items()},
+        },
+        "layers": [_plain(plan) for plan in engine.layers],
+        "profiles": [{name: _plain(item) for name, item in profile.items()} for profile in engine.profiles],
+        "device": _plain(engine.device),
+        "tf32": engine.tf32,
+        "record": _numbers(engine.record),
+    }
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A flat dataclass as a JSON object without the fields that hold their default."""
+    items = {item.name: getattr(value, item.name) for item in fields(value) if getattr(value, item.name) != item.default}
+    if isinstance(value, LayerPlan) and value.alternatives:
+        items["alternatives"] = [_plain(one) for one in value.alternatives]
+    return {name: _numbers(item) for name, item in items.items()}
+
+
+def _numbers(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become {"float": "nan"}."""
+    if isinstance(value, Mapping):
+        return {str(key): _numbers(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return {"float": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"the engine's record holds a {type(value).__name__}, which JSON cannot")
+
+
+# --- JSON -> engine --------------------------------------------------------------------------------------------------
+
+
+def _parse(data: memoryview, path: str) -> Engine:
+    (length,) = struct.unpack("<Q", data[:8])
+    if length > min(HEADER_LIMIT, len(data) - 8) or bytes(data[8:9]) != b"{":
+        raise EngineError(f"{path!r} is not an engine file: build one with --onnx=model.onnx --saveEngine={path}")
+    header = json.loads(bytes(data[8 : 8 + length]))
+    meta = header.pop("__metadata__", {})
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise EngineError(f"{path!r} is a safetensors file, but not an engine: build one with --onnx and --saveEngine")
+    if meta.get("version") != str(VERSION):
+        raise EngineError(
+            f"{path!r} has engine format {str(meta.get('version'))[:20]}, this trtcli reads format {VERSION}: build it again"
+        )
+    weights, kernels = _tensors(header, data[8 + length :])
+    text = json.loads(meta["engine"], object_hook=_float_hook)
+    net = text["network"]
+    network = Network(
+        name=_is(net["name"], str),
+        inputs=_names(net["inputs"]),
+        outputs=_names(net["outputs"]),
+        layers=tuple(_is(from_json(layer), Layer) for layer in net["layers"]),
+        tensors={name: _is(from_json(tensor), TensorType) for name, tensor in net["tensors"].items()},
+        fates={name: _is(from_json(fate), Fate) for name, fate in net["fates"].items()},
+    )
+    engine = Engine(
+        network=network,
+        layers=tuple(_layer_plan(plan) for plan in text["layers"]),
+        weights=weights,
+        kernels=kernels,
+        profiles=tuple({name: _range(item) for name, item in profile.items()} for profile in text["profiles"]),
+        device=_device(text["device"]),
+        record=_is(text["record"], dict),
+        tf32=_is(text["tf32"], bool),
+    )
+    _check(engine)
+    return engine
+
+
+def _tensors(header: Mapping[str, Any], data: memoryview) -> tuple[dict[str, np.ndarray], dict[str, bytes]]:
+    weights: dict[str, np.ndarray] = {}
+    kernels: dict[str, bytes] = {}
+    covered = 0
+    for name, item in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
+        begin, end = (_is(offset, int) for offset in item["data_offsets"])
+        shape = tuple(_is(dim, int) for dim in item["shape"])
+        dtype = _TYPES[item["dtype"]]
+        count = 1
+        for dim in shape:
+            count *= dim
+        if min(shape, default=0) < 0 or begin != covered or end - begin != count * dtype.itemsize or end > len(data):
+            raise ValueError(f"tensor {name!r} does not lie where the header says (is the file cut short?)")
+        covered = end
+        if name.startswith("weight:"):
+            array = np.frombuffer(data[begin:end], np.uint8).view(dtype.numpy) if count else np.empty(0, dtype.numpy)
+            weights[name.removeprefix("weight:")] = array.reshape(shape)
+        elif name.startswith("kernel:"):
+            kernels[name.removeprefix("kernel:")] = bytes(data[begin:end])
+        else:
+            raise ValueError(f"unknown tensor {name!r}")
+    if covered != len(data):
+        raise ValueError(f"{len(data) - covered} bytes follow the last tensor")
+    return weights, kernels
+
+
+def _float_hook(value: dict[str, Any]) -> Any:
+    if len(value) == 1 and "float" in value:
+        return float(value["float"])
+    return value
+
+
+def _is(value: Any, kind: type[Value]) -> Value:
+    """``value`` when it is a ``kind`` (bool is no int)."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else _is(value, float)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(_is(name, str) for name in _is(value, list))
+
+
+def _ints(value: Any) -> tuple[int, ...]:
+    return tuple(_is(item, int) for item in _is(value, list))
+
+
+def _range(value: dict[str, Any]) -> InputRange:
+    return InputRange(_ints(value["min"]), _ints(value["opt"]), _ints(value["max"]))
+
+
+def _config(value: Any) -> tuple[tuple[str, int], ...]:
+    return tuple((_is(name, str), _is(item, int)) for name, item in _is(value, list))
+
+
+def _alternative(value: dict[str, Any]) -> Alternative:
+    seconds = value.get("seconds")
+    return Alternative(
+        tactic=_is(value["tactic"], str),
+        config=_config(value.get("config", [])),
+        seconds=None if seconds is None else _number(seconds),
+        reason=_is(value.get("reason", ""), str),
+    )
+
+
+def _layer_plan(value: dict[str, Any]) -> LayerPlan:
+    return LayerPlan(
+        tactic=_is(value["tactic"], str),
+        config=_config(value.get("config", [])),
+        packed=_names(value.get("packed", [])),
+        seconds=_number(value.get("seconds", float("nan"))),
+        floor=_number(value.get("floor", 0.0)),
+        bound=_is(value.get("bound", "memory"), str),
+        workspace=_is(value.get("workspace", 0), int),
+        cached=_is(value.get("cached", False), bool),
+        alternatives=tuple(_alternative(one) for one in value.get("alternatives", [])),
+        stream=_is(value.get("stream", 0), int),
+    )
+
+
+def _device(value: dict[str, Any]) -> DeviceSpec:
+    kinds: dict[str, type] = {"kind": str, "name": str, "arch": str}
+    known = {item.name for item in fields(DeviceSpec)}
+    unknown = set(value) - known
+    if unknown:
+        raise ValueError(f"the device has no property {sorted(unknown)[0]!r}")
+    items: dict[str, Any] = {}
+    for name, item in value.items():
+        if name == "flops":
+            items[name] = {_is(key, str): _number(rate) for key, rate in item.items()}
+        elif name == "bandwidth":
+            items[name] = _number(item)
+        else:
+            items[name] = _is(item, kinds.get(name, int))
+    return DeviceSpec(**items)
+
+
+def _check(engine: Engine) -> None:
+    """What the runtime relies on."""
+    network = engine.network
+    if len(engine.layers) != len(network.layers):
+        raise ValueError(f"{len(network.layers)} layers, but {len(engine.layers)} decisions")
+    known = {*network.inputs, *(name for name in engine.weights if name in network.tensors)}
+    written: set[str] = set()
+    for layer, plan in zip(network.layers, engine.layers, strict=True):
+        constants = {name for name in layer.inputs if name not in known}
+        for name in (*layer.inputs, *layer.outputs):
+            if name not in network.tensors:
+                raise ValueError(f"layer {layer.name!r} uses tensor {name!r}, which has no type")
+        if constants and not plan.packed:
+            raise ValueError(f"layer {layer.name!r} reads {sorted(constants)[0]!r} before any layer writes it")
+        if missing := [name for name in plan.packed if name not in engine.weights]:
+            raise ValueError(f"layer {layer.name!r}: packed weights {missing[0]!r} are not in the file")
+        if plan.stream < 0 or plan.stream > len(network.layers):
+            raise ValueError(f"layer {layer.name!r}: stream {plan.stream}")
+        if twice := written & set(layer.outputs):
+            raise ValueError(f"tensor {sorted(twice)[0]!r} is written twice")
+        written |= set(layer.outputs)
+        known |= set(layer.outputs)
+        layer.op.infer([network.tensors[name] for name in layer.inputs])  # raises when attributes make no sense
+    for name in (*network.inputs, *network.outputs):
+        if name not in network.tensors:
+            raise ValueError(f"network tensor {name!r} has no type")
+    for name, array in engine.weights.items():
+        declared = network.tensors.get(name)
+        if declared is not None and (declared.shape != array.shape or declared.dtype.numpy != array.dtype):
+            raise ValueError(f"weight {name!r} is {array.dtype} {array.shape}, the network says {declared}")
+    if not engine.profiles:
+        raise ValueError("it has no optimization profile")
+    for profile in engine.profiles:
+        if set(profile) != set(network.inputs):
+            raise ValueError("an optimization profile does not name every input")

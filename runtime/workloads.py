@@ -1,0 +1,33 @@
+"""From a layer of a network to the workload that tactics see: computed in one place, for the builder and for the context."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from fusion.bind import bind_op, bind_type
+from fusion.dims import Sym
+from fusion.network import Layer, Network
+from tactics.tactic import Workload
+
+
+def workload_of(
+    network: Network, layer: Layer, sizes: Mapping[str, int], constant_names: Collection[str], tf32: bool = True
+) -> Workload:
+    """What ``layer`` computes at the named ``sizes``.
+
+    ``constant_names`` are the tensors whose values are known at build. An axis varies when its dimension is symbolic in the network,
+    whatever ``sizes`` says; the builder and the context get the same answer, so ``Tactic.plan`` names the same kernels.
+
+    Raises:
+        KeyError: a size is missing.
+    """
+    inputs = [network.tensors[name] for name in layer.inputs]
+    outputs = [network.tensors[name] for name in layer.outputs]
+    return Workload(
+        op=bind_op(layer.op, sizes),
+        inputs=tuple(bind_type(tensor, sizes) for tensor in inputs),
+        outputs=tuple(bind_type(tensor, sizes) for tensor in outputs),
+        constant=tuple(name in constant_names for name in layer.inputs),
+        varies=tuple(tuple(isinstance(dim, Sym) for dim in tensor.shape) for tensor in (*inputs, *outputs)),
+        tf32=tf32,
+    )

@@ -1,0 +1,188 @@
+"""The timing cache: what was measured for which workload on which device, in one JSON file that many builds may share.
+
+The file is text: ``{"schema": 1, "entries": {key: entry}, "kernels": {key: cubin}}``. An entry holds the question (``asked``: the
+workload, the device, the limits), the answer (``tactic``, ``config``, ``seconds``) and everything that was timed. Its key is a
+hash of the question, so files of different devices or versions merge without conflict. Cubins are kept for winners only
+(zlib, base64). Readers and writers hold ``FILE.lock``; a write goes to a temporary file that then replaces the old one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+class CacheError(ValueError):
+    """A file that is no timing cache, or one of another schema; the text names the file and what was found."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One tactic's measurement: seconds, or why there are none. ``fingerprint`` hashes the code that was measured."""
+
+    tactic: str
+    config: tuple[tuple[str, int], ...]
+    seconds: float | None
+    reason: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The measurements of one workload; ``timings[0]`` is the winner."""
+
+    asked: Mapping[str, Any]
+    timings: tuple[Timing, ...]
+
+    @property
+    def key(self) -> str:
+        """A hash of what was asked."""
+        return key_of(self.asked)
+
+
+@dataclass(frozen=True)
+class TimingCache:
+    """Entries by key and cubins by kernel key. A value: changes make a new one."""
+
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    kernels: Mapping[str, bytes] = field(default_factory=dict)
+
+    def find(self, asked: Mapping[str, Any]) -> Entry | None:
+        """The entry for exactly this question."""
+        return self.entries.get(key_of(asked))
+
+    def nearest_difference(self, asked: Mapping[str, Any]) -> str:
+        """For a miss: the fields in which the closest entry for the same workload differs, as ``name: cached != asked``."""
+        same = [entry for entry in self.entries.values() if entry.asked.get("workload") == asked.get("workload")]
+        if not same:
+            return "no entry for this workload"
+        differences = [
+            [
+                f"{name}: {entry.asked.get(name)!r} != {value!r}"
+                for name, value in asked.items()
+                if entry.asked.get(name) != value
+            ]
+            for entry in same
+        ]
+        return "; ".join(min(differences, key=len))
+
+    def with_entry(self, entry: Entry, kernels: Mapping[str, bytes]) -> TimingCache:
+        """This cache with ``entry`` added or replaced."""
+        return replace(self, entries={**self.entries, entry.key: entry}, kernels={**self.kernels, **kernels})
+
+    def merged(self, other: TimingCache) -> TimingCache:
+        """Both; where both have an entry, this cache's stays."""
+        return TimingCache({**other.entries, **self.entries}, {**other.kernels, **self.kernels})
+
+
+def key_of(asked: Mapping[str, Any]) -> str:
+    """32 hex digits that depend on every field of the question."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def load(path: Path) -> TimingCache:
+    """The cache in ``path``; an absent file is an empty cache.
+
+    Raises:
+        CacheError: not a timing cache, or another schema.
+        OSError: the file cannot be read.
+    """
+    with _lock(path):
+        return _read(path)
+
+
+def save(path: Path, cache: TimingCache) -> TimingCache:
+    """Merge ``cache`` into the file (its entries win over those in the file) and return what is in the file now.
+
+    Raises:
+        OSError: the file cannot be written; the old one is left as it was.
+    """
+    with _lock(path):
+        try:
+            merged = cache.merged(_read(path))
+        except CacheError:  # whoever loaded it has been told; a good file replaces it
+            merged = cache
+        write(path, merged)
+        return merged
+
+
+def write(path: Path, cache: TimingCache) -> None:
+    """Replace the file with ``cache`` in one step (for :func:`save` and for editing commands; takes no lock)."""
+    content = {
+        "schema": SCHEMA,
+        "entries": {
+            key: {"asked": dict(entry.asked), "timings": [_timing_json(timing) for timing in entry.timings]}
+            for key, entry in sorted(cache.entries.items())
+        },
+        "kernels": {
+            key: base64.b64encode(zlib.compress(image, 6)).decode() for key, image in sorted(cache.kernels.items())
+        },
+    }
+    handle, temporary = tempfile.mkstemp(dir=path.parent or Path(), prefix=path.name + ".")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _timing_json(timing: Timing) -> dict[str, Any]:
+    return {
+        "tactic": timing.tactic,
+        "config": dict(timing.config),
+        "seconds": timing.seconds,
+        **({"reason": timing.reason} if timing.reason else {}),
+        **({"fingerprint": timing.fingerprint} if timing.fingerprint else {}),
+    }
+
+
+def _lock(path: Path):  # noqa: ANN202 - filelock's type; imported late because it costs start-up time
+    from filelock import FileLock
+
+    return FileLock(f"{path}.lock")
+
+
+def _read(path: Path) -> TimingCache:
+    if not path.exists():
+        return TimingCache()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+            raise CacheError(
+                f"{path}: schema {found!r} where {SCHEMA} is expected; delete the file to start a new cache"
+            )
+        entries = {}
+        for value in content["entries"].values():
+            timings = tuple(
+                Timing(
+                    str(item["tactic"]),
+                    tuple(sorted((str(name), int(number)) for name, number in item["config"].items())),
+                    None if item["seconds"] is None else float(item["seconds"]),
+                    str(item.get("reason", "")),
+                    str(item.get("fingerprint", "")),
+                )
+                for item in value["timings"]
+            )
+            entry = Entry(value["asked"], timings)
+            entries[entry.key] = entry
+        kernels = {str(key): zlib.decompress(base64.b64decode(image)) for key, image in content["kernels"].items()}
+    except CacheError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise CacheError(
+            f"{path}: not a timing cache ({type(error).__name__}: {error}); delete it to start a new one"
+        ) from None
+    return TimingCache(entries, kernels)

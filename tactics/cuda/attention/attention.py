@@ -1,0 +1,210 @@
+"""Fused attention: tensor cores (``mma_attention.cu``) and the reference (``simt_attention.cu``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fusion.dtypes import DataType
+from fusion.ops import Attention
+from tactics.cuda.gemm.common import C_TYPES, ceil_div, defines, pdl, refuse_types, round_up, sizes, vector_bytes
+from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
+
+AXES = "bhsd"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """An attention layer's sizes, and per tensor (q, k, v, output) the strides of b, h, s, d in elements."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    s_q: int
+    s_k: int
+    d: int
+    d_v: int
+    strides: tuple[tuple[int, ...], ...]
+    mask: int  # 0 none, 1 additive, 2 boolean
+    mask_strides: tuple[int, ...]
+
+
+def heads_of(workload: Workload) -> Heads | Refusal:
+    """The workload's sizes and strides, or why these kernels cannot take it."""
+    op = workload.op
+    assert isinstance(op, Attention)
+    shapes = [sizes(workload, 0), sizes(workload, 1), sizes(workload, 2), sizes(workload, len(workload.inputs))]
+    named, strides = [], []
+    for layout, shape in zip(op.layouts, shapes, strict=True):
+        step, found = 1, {}
+        for axis, size in zip(reversed(layout), reversed(shape), strict=True):
+            found[axis] = step
+            step *= size
+        named.append(dict(zip(layout, shape, strict=True)))
+        strides.append(tuple(found[axis] for axis in AXES))
+    q, k, v, _ = named
+    if q["h"] % k["h"] or k["h"] != v["h"] or k["s"] != v["s"] or q["d"] != k["d"]:
+        return Refusal(f"shapes {shapes[:3]} do not fit: heads, keys or head sizes differ")
+    mask, mask_strides = 0, (0, 0, 0, 0)
+    if op.masked:
+        tensor = workload.inputs[3]
+        if tensor.dtype is not DataType.BOOL and tensor.dtype not in C_TYPES:
+            return Refusal(f"the mask is {tensor.dtype.label}")
+        mask = 2 if tensor.dtype is DataType.BOOL else 1
+        shape = (1,) * (4 - len(tensor.shape)) + sizes(workload, 3)
+        whole = (q["b"], q["h"], q["s"], k["s"])
+        step, found_strides = 1, []
+        for size, full in zip(reversed(shape), reversed(whole), strict=True):
+            if size not in (1, full):
+                return Refusal(f"a mask of {shape} does not broadcast to {whole}")
+            found_strides.append(0 if size == 1 else step)
+            step *= size
+        mask_strides = tuple(reversed(found_strides))
+    return Heads(q["b"], q["h"], k["h"], q["s"], k["s"], q["d"], v["d"], tuple(strides), mask, mask_strides)
+
+
+def _refuse(workload: Workload, types: tuple[DataType, ...]) -> Refusal | None:
+    if refusal := refuse_types(workload, 3, types):
+        return refusal
+    if workload.outputs[0].dtype is not workload.inputs[0].dtype:
+        return Refusal("the output's type differs from the inputs'")
+    heads = heads_of(workload)
+    if isinstance(heads, Refusal):
+        return heads
+    if heads.batch > 65535 or heads.heads > 65535 or heads.batch * heads.heads * heads.s_q * heads.s_k == 0:
+        return Refusal(f"batch {heads.batch}, {heads.heads} heads, {heads.s_q} queries, {heads.s_k} keys")
+    for tensor, layout in zip((0, 1, 2), workload.op.layouts, strict=False):  # type: ignore[attr-defined]
+        if workload.axis_varies(tensor, layout.index("d")):
+            return Refusal("the head size may vary; it is compiled into this kernel")
+    return None
+
+
+def _mask_defines(workload: Workload, heads: Heads) -> dict[str, object]:
+    causal = workload.op.causal  # type: ignore[attr-defined]
+    return {
+        "MASK": heads.mask, "CAUSAL": int(causal),
+        "MASK_T": C_TYPES[workload.inputs[3].dtype] if heads.mask == 1 else None,
+    }  # fmt: skip
+
+
+class MmaAttention(Tactic):
+    """FlashAttention-2 with mma.sync: ``warps`` x ``row_tiles`` x 16 query rows per block, ``block_kv`` keys at a time."""
+
+    id = "cuda.attention.mma"
+    device = "cuda"
+    ops = (Attention,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if device.capability < 75:
+            return Refusal(f"tensor cores of this kernel need sm_75; the device is {device.arch}")
+        types = (DataType.HALF,) if device.capability < 80 else (DataType.HALF, DataType.BF16)
+        if refusal := _refuse(workload, types):
+            return refusal
+        heads = heads_of(workload)
+        assert isinstance(heads, Heads)
+        if max(heads.d, heads.d_v) > 256:
+            return Refusal(f"a head size of {max(heads.d, heads.d_v)}; this kernel takes up to 256")
+        if any(strides[3] != 1 for strides in heads.strides):
+            return Refusal("the head dimension is not the innermost one")
+        return None if self.configs(workload, device) else Refusal("no configuration fits the shared memory")
+
+    @staticmethod
+    def _legal(warps: int, row_tiles: int, block_kv: int, head: int, device: DeviceSpec) -> bool:
+        registers = row_tiles * (head // 2 + block_kv // 2 + (head // 4 if row_tiles * head <= 128 else 4)) + 60
+        return registers <= 230 and MmaAttention._shared(warps, row_tiles, block_kv, head) <= device.shared_memory
+
+    @staticmethod
+    def _shared(warps: int, row_tiles: int, block_kv: int, head: int) -> int:
+        return (warps * row_tiles * 16 + 4 * block_kv) * head * 2
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        heads = heads_of(workload)
+        assert isinstance(heads, Heads)
+        head = round_up(max(heads.d, heads.d_v), 32)
+        head = 256 if head > 128 else head
+        found = [
+            config(warps=warps, row_tiles=row_tiles, block_kv=block_kv)
+            for warps in (1, 2, 4, 8)
+            for row_tiles in (1, 2)
+            for block_kv in (32, 64, 128)
+            if self._legal(warps, row_tiles, block_kv, head, device)
+        ]
+        return sorted(found, key=lambda one: (self.estimate(workload, one, device), one))
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        heads, chosen = heads_of(workload), dict(config)
+        assert isinstance(heads, Heads)
+        warps, row_tiles, block_kv = chosen["warps"], chosen["row_tiles"], chosen["block_kv"]
+        rows = warps * row_tiles * 16
+        blocks = ceil_div(heads.s_q, rows) * heads.heads * heads.batch
+        head = round_up(max(heads.d, heads.d_v), 32)
+        per_sm = max(1, min(device.shared_memory // self._shared(warps, row_tiles, block_kv, head), 65536 // (200 * warps * 32)))
+        busy = min(per_sm, ceil_div(blocks, device.multiprocessors))
+        waves = ceil_div(blocks, device.multiprocessors * busy)
+        steps = ceil_div(heads.s_k, block_kv)
+        flops = 4 * rows * block_kv * head
+        peak = (device.flops.get(workload.inputs[0].dtype.value) or 1e14) / device.multiprocessors * 0.45
+        rate = peak * min(1.0, busy * warps / 8) * (1.0 if row_tiles == 2 else 0.85)
+        return 2.5e-6 + waves * (steps * (max(busy * flops / rate, 3e-7 + 4e-9 * block_kv)) + 1e-6)
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        heads, chosen = heads_of(workload), dict(config)
+        assert isinstance(heads, Heads)
+        head = round_up(max(heads.d, heads.d_v), 32)
+        head = 256 if head > 128 else head
+        warps, row_tiles, block_kv = chosen["warps"], chosen["row_tiles"], chosen["block_kv"]
+        lengths = [stride for strides, size in zip(heads.strides, (heads.d, heads.d, heads.d_v, heads.d_v), strict=True)
+                   for stride in (size, *(s for s in strides[:3]))]  # fmt: skip
+        if not workload.is_static:  # strides that may change are multiples of the head size, or of a fixed packed row
+            lengths = [heads.d, heads.d_v]
+        kernel = Kernel("attention/mma_attention.cu", "mma_attention", defines(
+            IN_T=C_TYPES[workload.inputs[0].dtype], WARPS=warps, ROW_TILES=row_tiles, BLOCK_KV=block_kv, HEAD=head,
+            VEC_IN=vector_bytes(2, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads),
+        ))  # fmt: skip
+        arguments = (
+            Buffer("input", 0), Buffer("input", 1), Buffer("input", 2), Buffer("input", 3) if heads.mask else Scalar(0, "u64"),
+            Buffer("output"), *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.d, heads.d_v)),
+            *(Struct(tuple(Scalar(stride, "i64") for stride in strides[:3])) for strides in heads.strides),
+            Struct(tuple(Scalar(stride, "i64") for stride in heads.mask_strides[:3])), Scalar(heads.mask_strides[3]),
+            Scalar(workload.op.scale * math.log2(math.e), "f32"),  # type: ignore[attr-defined]
+        )  # fmt: skip
+        grid = (ceil_div(heads.s_q, warps * row_tiles * 16), heads.heads, heads.batch)
+        return Plan((Launch(kernel, grid, (warps * 32, 1, 1), arguments, shared_memory=self._shared(warps, row_tiles, block_kv, head),
+                            dependent=pdl(device)),))  # fmt: skip
+
+
+class SimtAttention(Tactic):
+    """One warp per query row, everything in fp32."""
+
+    id = "cuda.attention.simt"
+    device = "cuda"
+    ops = (Attention,)
+    reference = True
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := _refuse(workload, tuple(C_TYPES)):
+            return refusal
+        heads = heads_of(workload)
+        assert isinstance(heads, Heads)
+        if max(heads.d, heads.d_v) > 512:
+            return Refusal(f"a head size of {max(heads.d, heads.d_v)}; this kernel takes up to 512")
+        return None
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        heads = heads_of(workload)
+        assert isinstance(heads, Heads)
+        kernel = Kernel("attention/simt_attention.cu", "simt_attention", defines(
+            IN_T=C_TYPES[workload.inputs[0].dtype], D_PER_LANE=ceil_div(heads.d_v, 32), **_mask_defines(workload, heads),
+        ))  # fmt: skip
+        arguments = (
+            Buffer("input", 0), Buffer("input", 1), Buffer("input", 2), Buffer("input", 3) if heads.mask else Scalar(0, "u64"),
+            Buffer("output"), *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.d, heads.d_v)),
+            *(Struct(tuple(Scalar(stride, "i64") for stride in strides)) for strides in heads.strides),
+            Struct(tuple(Scalar(stride, "i64") for stride in heads.mask_strides)), Scalar(workload.op.scale, "f32"),  # type: ignore[attr-defined]
+        )  # fmt: skip
+        grid = (ceil_div(heads.s_q, 4), heads.heads, heads.batch)
+        return Plan((Launch(kernel, grid, (128, 1, 1), arguments),))
+
+
+TACTICS = (MmaAttention(), SimtAttention())

@@ -1,0 +1,236 @@
+// Fused attention with tensor cores: out = softmax(scale * q k^T + mask) v, fp16 or bf16, without a score matrix in memory.
+#include "mma.cuh"
+
+constexpr int THREADS = WARPS * 32;
+constexpr int BLOCK_Q = WARPS * 16 * ROW_TILES;
+constexpr int CHUNKS = HEAD / 8;
+constexpr int KV_BYTES = BLOCK_KV * HEAD * 2;
+constexpr int Q_BYTES = BLOCK_Q * HEAD * 2;
+constexpr bool KEEP_Q = ROW_TILES * HEAD <= 128;  // q's fragments stay in registers
+
+struct Strides {  // of batch, head and position, in elements; the head dimension is contiguous
+    long long b, h, s;
+};
+
+__device__ __forceinline__ float exp2_fast(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
+template <typename T>
+__device__ __forceinline__ unsigned pack_pair(float low, float high);
+template <>
+__device__ __forceinline__ unsigned pack_pair<__half>(float low, float high) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&pair);
+}
+template <>
+__device__ __forceinline__ unsigned pack_pair<__nv_bfloat16>(float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+// Copies `BLOCK` rows of a matrix with row stride `stride`, the first at `source`; rows from `rows` on and columns from
+// `width` on become zeros.
+template <int BLOCK>
+__device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, long long stride, int rows, int width) {
+#pragma unroll
+    for (int first = 0; first < BLOCK * CHUNKS; first += THREADS) {
+        const int index = first + threadIdx.x;
+        if (BLOCK * CHUNKS % THREADS != 0 && index >= BLOCK * CHUNKS) break;
+        const int row = index / CHUNKS, chunk = index % CHUNKS;
+        copy_chunk<VEC_IN>(target + swizzled<CHUNKS>(row, chunk), source + row * stride + chunk * 8, row < rows ? width - chunk * 8 : 0);
+    }
+}
+
+// Each block computes BLOCK_Q = WARPS * ROW_TILES * 16 query rows of one (batch, head), walking BLOCK_KV keys at a time with
+// an online softmax; a warp owns whole rows. K and V are double-buffered (cp.async), V one step behind K.
+//   q, k, v, out: any strides of batch, head and position; head dimension contiguous, d and d_v <= HEAD (32, 64, 96, 128 ...,
+//   a multiple of 32). VEC_IN: alignment in bytes of every row (16, 8, 4, 2).
+//   heads_per_kv query heads share one key/value head. scale_log2 is the scale times log2(e).
+//   MASK: 0 none; 1 additive of type MASK_T; 2 boolean bytes (true keeps); strides in elements, 0 broadcasts.
+//   CAUSAL=1 keeps key t <= s + s_k - s_q. Rows without any key give zeros.
+//   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 4 * BLOCK_KV) * HEAD * 2.
+// Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023; the online
+// softmax is Milakov and Gimelshein, 2018. sm_75 (fp16), sm_80+.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    mma_attention(const IN_T* __restrict__ q, const IN_T* __restrict__ k, const IN_T* __restrict__ v, const void* __restrict__ mask,
+                  IN_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int d, int d_v, Strides q_stride, Strides k_stride,
+                  Strides v_stride, Strides out_stride, Strides mask_stride, int mask_k, float scale_log2) {
+    extern __shared__ __align__(128) char memory[];
+    const unsigned shared_q = shared_address(memory), shared_k = shared_q + Q_BYTES, shared_v = shared_k + 2 * KV_BYTES;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int q0 = blockIdx.x * BLOCK_Q, head = blockIdx.y, batch = blockIdx.z;
+    const int reach = s_k - s_q;  // causal: key t is visible from row s when t <= s + reach
+    const int keys = CAUSAL ? max(0, min(s_k, q0 + BLOCK_Q + reach)) : s_k;
+    const int tiles = (keys + BLOCK_KV - 1) / BLOCK_KV;
+    q += batch * q_stride.b + head * q_stride.h + q0 * q_stride.s;
+    k += batch * k_stride.b + head / heads_per_kv * k_stride.h;
+    v += batch * v_stride.b + head / heads_per_kv * v_stride.h;
+    out += batch * out_stride.b + head * out_stride.h + q0 * out_stride.s;
+
+    auto load_k = [&](int tile) {
+        const int first = tile * BLOCK_KV;
+        load_rows<BLOCK_KV>(shared_k + tile % 2 * KV_BYTES, k + first * k_stride.s, k_stride.s, s_k - first, d);
+    };
+    auto load_v = [&](int tile) {
+        const int first = tile * BLOCK_KV;
+        load_rows<BLOCK_KV>(shared_v + tile % 2 * KV_BYTES, v + first * v_stride.s, v_stride.s, s_k - first, d_v);
+    };
+    pdl_wait();
+    pdl_launch_next();
+    load_rows<BLOCK_Q>(shared_q, q, q_stride.s, s_q - q0, d);
+    if (tiles > 0) load_k(0);
+    copy_async_commit();
+    if (tiles > 0) load_v(0);
+    copy_async_commit();
+
+    float result[ROW_TILES][HEAD / 8][4] = {};
+    float top[ROW_TILES][2], total[ROW_TILES][2] = {};
+#pragma unroll
+    for (int i = 0; i < ROW_TILES; ++i) top[i][0] = top[i][1] = -INFINITY;
+    unsigned fragment_q[KEEP_Q ? ROW_TILES : 1][KEEP_Q ? HEAD / 16 : 1][4];
+    const int q_row = warp * ROW_TILES * 16 + lane % 16;
+
+    for (int tile = 0; tile < tiles; ++tile) {
+        copy_async_wait<1>();  // everything but this tile's V
+        __syncthreads();
+        if (tile + 1 < tiles) load_k(tile + 1);
+        copy_async_commit();
+        if (tile + 1 < tiles) load_v(tile + 1);
+        copy_async_commit();
+
+        float score[ROW_TILES][BLOCK_KV / 8][4] = {};
+        const unsigned tile_k = shared_k + tile % 2 * KV_BYTES, tile_v = shared_v + tile % 2 * KV_BYTES;
+        if (KEEP_Q && tile == 0) {
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; ++i)
+#pragma unroll
+                for (int step = 0; step < HEAD / 16; ++step)
+                    ldmatrix_x4(fragment_q[KEEP_Q ? i : 0][KEEP_Q ? step : 0],
+                                shared_q + swizzled<CHUNKS>(q_row + i * 16, step * 2 + lane / 16));
+        }
+#pragma unroll
+        for (int step = 0; step < HEAD / 16; ++step) {
+            unsigned now[ROW_TILES][4];
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; ++i) {
+                if constexpr (KEEP_Q) {
+#pragma unroll
+                    for (int r = 0; r < 4; ++r) now[i][r] = fragment_q[i][step][r];
+                } else {
+                    ldmatrix_x4(now[i], shared_q + swizzled<CHUNKS>(q_row + i * 16, step * 2 + lane / 16));
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < BLOCK_KV / 16; ++j) {
+                unsigned b[4];
+                ldmatrix_x4(b, tile_k + swizzled<CHUNKS>(j * 16 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
+#pragma unroll
+                for (int i = 0; i < ROW_TILES; ++i) {
+                    mma_16x8<IN_T>(score[i][2 * j], now[i], b[0], b[1]);
+                    mma_16x8<IN_T>(score[i][2 * j + 1], now[i], b[2], b[3]);
+                }
+            }
+        }
+
+        const bool edge = (tile + 1) * BLOCK_KV > s_k || (CAUSAL && (tile + 1) * BLOCK_KV > q0 + reach + 1);
+#pragma unroll
+        for (int i = 0; i < ROW_TILES; ++i)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {  // rows lane / 4 and lane / 4 + 8 of this 16-row tile
+                const int row = q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
+                float peak = top[i][half];
+#pragma unroll
+                for (int j = 0; j < BLOCK_KV / 8; ++j)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        float& value = score[i][j][half * 2 + e];
+                        const int key = tile * BLOCK_KV + j * 8 + lane % 4 * 2 + e;
+                        value *= scale_log2;
+#if MASK
+                        const bool there = row < s_q && key < s_k;
+                        const long long at = batch * mask_stride.b + head * mask_stride.h + row * mask_stride.s + static_cast<long long>(key) * mask_k;
+#if MASK == 1
+                        if (there) value += to_float(static_cast<const MASK_T*>(mask)[at]) * 1.4426950408889634f;
+#else
+                        if (there && !static_cast<const unsigned char*>(mask)[at]) value = -INFINITY;
+#endif
+#endif
+                        if (edge && (key >= s_k || (CAUSAL && key > row + reach))) value = -INFINITY;
+                        peak = fmaxf(peak, value);
+                    }
+                peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 1));
+                peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 2));
+                const float base = peak == -INFINITY ? 0.0f : peak;
+                const float shrink = exp2_fast(top[i][half] - base);
+                top[i][half] = peak;
+                float sum = 0.0f;
+#pragma unroll
+                for (int j = 0; j < BLOCK_KV / 8; ++j)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        float& value = score[i][j][half * 2 + e];
+                        value = exp2_fast(value - base);
+                        sum += value;
+                    }
+                total[i][half] = total[i][half] * shrink + sum;
+#pragma unroll
+                for (int j = 0; j < HEAD / 8; ++j) result[i][j][half * 2] *= shrink, result[i][j][half * 2 + 1] *= shrink;
+            }
+
+        copy_async_wait<2>();  // this tile's V
+        __syncthreads();
+#pragma unroll
+        for (int step = 0; step < BLOCK_KV / 16; ++step) {
+            unsigned p[ROW_TILES][4];
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; ++i)
+#pragma unroll
+                for (int r = 0; r < 4; ++r)
+                    p[i][r] = pack_pair<IN_T>(score[i][2 * step + r / 2][r % 2 * 2], score[i][2 * step + r / 2][r % 2 * 2 + 1]);
+#pragma unroll
+            for (int j = 0; j < HEAD / 16; ++j) {
+                unsigned b[4];
+                ldmatrix_x4_transposed(b, tile_v + swizzled<CHUNKS>(step * 16 + lane % 16, j * 2 + lane / 16));
+#pragma unroll
+                for (int i = 0; i < ROW_TILES; ++i) {
+                    mma_16x8<IN_T>(result[i][2 * j], p[i], b[0], b[1]);
+                    mma_16x8<IN_T>(result[i][2 * j + 1], p[i], b[2], b[3]);
+                }
+            }
+        }
+    }
+    copy_async_wait<0>();
+    if (tiles == 0) __syncthreads();  // q's own copies are still settling
+
+    // Through this warp's rows of q in shared memory, so that stores are whole 16-byte vectors.
+#pragma unroll
+    for (int i = 0; i < ROW_TILES; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float sum = total[i][half];
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
+            const int row = (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
+#pragma unroll
+            for (int j = 0; j < HEAD / 8; ++j) {
+                const unsigned pair = pack_pair<IN_T>(result[i][j][half * 2] * factor, result[i][j][half * 2 + 1] * factor);
+                asm volatile("st.shared.b32 [%0], %1;" ::"r"(shared_q + swizzled<CHUNKS>(row, j) + lane % 4 * 4), "r"(pair) : "memory");
+            }
+        }
+    __syncwarp();
+    for (int index = lane; index < ROW_TILES * 16 * CHUNKS; index += 32) {
+        const int row = warp * ROW_TILES * 16 + index / CHUNKS, chunk = index % CHUNKS;
+        if (q0 + row >= s_q || chunk * 8 >= d_v) continue;
+        const char* from = memory + swizzled<CHUNKS>(row, chunk);
+        IN_T* to = out + row * out_stride.s + chunk * 8;
+        if constexpr (VEC_IN == 16) {
+            *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+        } else {
+            for (int e = 0; e < 8 && chunk * 8 + e < d_v; ++e) to[e] = reinterpret_cast<const IN_T*>(from)[e];
+        }
+    }
+}

@@ -1,0 +1,181 @@
+"""Expression -> CUDA C++: one inlined device function per expression, made of the functions in ``include/functions.cuh``.
+
+Values are computed in ``compute_type`` of their data type (float for fp16 and bf16), as fusion/expression.py says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fusion.dtypes import DataType
+from fusion.expression import FUNCTIONS, Apply, Convert, Expression, Literal, Operand, compute_type, operands, type_of
+
+STORAGE_TYPES: dict[DataType, str] = {
+    DataType.FLOAT: "float",
+    DataType.HALF: "__half",
+    DataType.BF16: "__nv_bfloat16",
+    DataType.DOUBLE: "double",
+    DataType.INT8: "fx::i8",
+    DataType.INT16: "fx::i16",
+    DataType.INT32: "fx::i32",
+    DataType.INT64: "fx::i64",
+    DataType.UINT8: "fx::u8",
+    DataType.UINT16: "fx::u16",
+    DataType.UINT32: "fx::u32",
+    DataType.UINT64: "fx::u64",
+    DataType.BOOL: "bool",
+}
+
+# Names that differ from the function's name in C++ (keywords and alternative tokens).
+_NAMES = {"and": "logical_and", "or": "logical_or", "xor": "logical_xor", "not": "logical_not"}
+
+# With a version in fx::fast.
+FAST_FUNCTIONS = frozenset(
+    ("exp", "sigmoid", "tanh", "softplus", "softsign", "elu", "selu", "celu", "swish", "mish", "gelu_tanh")
+)
+
+# Defined for real numbers only: integers go through double.
+_REAL_FUNCTIONS = frozenset(
+    (
+        "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh",
+        "atanh", "erf", "sigmoid", "softplus", "softsign", "elu", "celu", "selu", "hard_sigmoid", "hard_swish", "swish", "mish",
+        "gelu", "gelu_tanh",
+    )
+)  # fmt: skip
+_IDENTITY_ON_INTEGERS = frozenset(("floor", "ceil", "round"))
+
+_NARROW = frozenset((DataType.HALF, DataType.BF16))
+
+
+class Unsupported(ValueError):
+    """An expression that has no CUDA code; the text names the data type or function."""
+
+
+def storage_type(dtype: DataType) -> str:
+    """The C++ type that a tensor of ``dtype`` is stored as.
+
+    Raises:
+        Unsupported: no CUDA kernel here reads that type.
+    """
+    if dtype not in STORAGE_TYPES:
+        raise Unsupported(f"no pointwise CUDA code for data type {dtype.value}")
+    return STORAGE_TYPES[dtype]
+
+
+def computed_type(dtype: DataType) -> str:
+    """The C++ type that values of ``dtype`` are computed in."""
+    return storage_type(compute_type(dtype))
+
+
+def literal(value: float | bool, dtype: DataType) -> str:
+    """``value`` as a C++ expression of ``computed_type(dtype)``."""
+    cpp = computed_type(dtype)
+    if dtype is DataType.BOOL:
+        return "true" if value else "false"
+    if compute_type(dtype).is_float:
+        if dtype is DataType.DOUBLE:
+            number = np.float64(value)
+            bits = f"__longlong_as_double({int(number.view(np.int64))}ll)"
+            return f"double({float(number)!r})" if np.isfinite(number) else bits
+        with np.errstate(over="ignore"):
+            single = np.float32(value)
+        return f"float({float(single)!r})" if np.isfinite(single) else f"__int_as_float({int(single.view(np.int32))})"
+    bits = compute_type(dtype).itemsize * 8
+    integer = int(value) & ((1 << bits) - 1)
+    if dtype.is_signed and integer >> (bits - 1):
+        return f"{cpp}({integer - (1 << bits)}ll)" if integer != 1 << 63 else f"{cpp}(-9223372036854775807ll - 1)"
+    return f"{cpp}({integer}{'ll' if integer < 1 << 63 else 'ull'})"
+
+
+@dataclass
+class _Writer:
+    """Statements so far, and the name of every subtree already written (common subexpressions are computed once)."""
+
+    types: Sequence[DataType]
+    fast: bool
+    lines: list[str] = field(default_factory=list)
+    names: dict[Expression, str] = field(default_factory=dict)
+
+    def value(self, expression: Expression) -> str:
+        if isinstance(expression, Operand):
+            return f"x{expression.index}"
+        if isinstance(expression, Literal):
+            return literal(expression.value, expression.dtype)
+        if expression not in self.names:
+            cpp = computed_type(type_of(expression, self.types))
+            code = self.convert(expression) if isinstance(expression, Convert) else self.call(expression)
+            name = f"t{len(self.lines)}"
+            self.lines.append(f"const {cpp} {name} = {code};")
+            self.names[expression] = name
+        return self.names[expression]
+
+    def convert(self, expression: Convert) -> str:
+        source = self.value(expression.argument)
+        if expression.dtype in _NARROW:
+            return f"fx::widen(fx::narrow<{storage_type(expression.dtype)}>({source}))"
+        return f"fx::cast<{computed_type(expression.dtype)}>({source})"
+
+    def call(self, expression: Apply) -> str:
+        name, arguments = expression.function, expression.arguments
+        types = [compute_type(type_of(argument, self.types)) for argument in arguments]
+        values = [self.value(argument) for argument in arguments]
+        if name == "pow" and types[0].is_float and isinstance(arguments[1], Literal) and arguments[1].value in (1, 2, 3):
+            return " * ".join([values[0]] * int(arguments[1].value))
+        if name == "where":
+            values[2] = _as(types[1], types[2], values[2])
+            return f"fx::where({', '.join(values)})"
+        if name in _IDENTITY_ON_INTEGERS and not types[0].is_float:
+            return values[0]
+        work = types[0]
+        if name in _REAL_FUNCTIONS and not work.is_float:
+            work = DataType.DOUBLE
+        if name != "pow":
+            values = [_as(work, dtype, value) for dtype, value in zip(types, values, strict=True)]
+        scope = "fx::fast" if self.fast and work is DataType.FLOAT and name in FAST_FUNCTIONS else "fx"
+        code = f"{scope}::{_NAMES.get(name, name)}({', '.join(values)})"
+        if work is not types[0]:
+            code = f"fx::cast<{storage_type(types[0])}>({code})"
+        return code
+
+
+def _as(target: DataType, source: DataType, value: str) -> str:
+    return value if target is source else f"fx::cast<{storage_type(target)}>({value})"
+
+
+def is_fast(expression: Expression, types: Sequence[DataType]) -> bool:
+    """Whether approximations may be used: result and floating-point operands are fp16 or bf16."""
+    used = [types[index] for index in operands(expression)]
+    real = [dtype for dtype in (*used, type_of(expression, types)) if dtype.is_float]
+    return bool(real) and all(dtype in _NARROW for dtype in real)
+
+
+def device_function(name: str, expression: Expression, types: Sequence[DataType], fast: bool | None = None) -> str:
+    """A device function ``name(x0, x1, ...)`` from the computed values of all operands to that of ``expression``.
+
+    Args:
+        types: the data type of every operand.
+        fast: whether the approximations in ``fx::fast`` may be used; by default when :func:`is_fast` allows it.
+
+    Raises:
+        Unsupported: a data type or function has no CUDA code.
+    """
+    unknown = [function for function in _functions(expression) if function not in FUNCTIONS]
+    if unknown:
+        raise Unsupported(f"no CUDA code for function {unknown[0]!r}")
+    writer = _Writer(types, is_fast(expression, types) if fast is None else fast)
+    result = writer.value(expression)
+    parameters = ", ".join(f"{computed_type(dtype)} x{index}" for index, dtype in enumerate(types))
+    body = "".join(f"    {line}\n" for line in (*writer.lines, f"return {result};"))
+    returned = computed_type(type_of(expression, types))
+    return f"__device__ __forceinline__ {returned} {name}({parameters}) {{\n{body}}}\n"
+
+
+def _functions(expression: Expression) -> tuple[str, ...]:
+    if isinstance(expression, Convert):
+        return _functions(expression.argument)
+    if isinstance(expression, Apply):
+        return (expression.function, *(name for child in expression.arguments for name in _functions(child)))
+    return ()

@@ -1,0 +1,119 @@
+"""Tensor-core convolution as an implicit GEMM with mma.sync (``mma_conv.cu``), channels last: any GPU from sm_75 on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from fusion.dtypes import DataType
+from fusion.ops import Convolution
+from tactics.cuda.conv.common import Window, channel_alignment, merge_columns, pack_weights, window_of
+from tactics.cuda.gemm import tiles
+from tactics.cuda.gemm.common import (
+    C_TYPES, NO_OPERANDS, Epilogue, ceil_div, defines, epilogue_of, null, pdl, refuse_types, round_up, vector_bytes, vector_columns,
+    workspace,
+)  # fmt: skip
+from tactics.cuda.gemm.mma_gemm import reduction, tile_defines
+from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
+
+TAP_BITS = 32
+
+
+class MmaConvolution(Tactic):
+    """Output pixels x output channels in tiles; a 1x1 convolution with stride 1 runs as the plain product (``mma_gemm.cu``)."""
+
+    id = "cuda.conv.mma"
+    device = "cuda"
+    ops = (Convolution,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if device.capability < 75:
+            return Refusal(f"tensor cores of this kernel need sm_75; the device is {device.arch}")
+        allowed = (DataType.HALF,) if device.capability < 80 else (DataType.HALF, DataType.BF16, DataType.FLOAT)
+        if refusal := refuse_types(workload, 2, allowed):
+            return refusal
+        if workload.inputs[0].dtype is DataType.FLOAT and not workload.tf32:
+            return Refusal("FP32 products on tensor cores round to TF32, which is not allowed here")
+        if not (len(workload.constant) > 1 and workload.constant[1]):
+            return Refusal("the weights are not constant; they are repacked at build")
+        window = window_of(workload)
+        if isinstance(window, Refusal):
+            return window
+        window = merge_columns(window, workload)
+        if window.pixels * window.out_channels * window.depth == 0 or window.groups > 65535:
+            return Refusal(f"an output of {window.pixels} pixels and {window.out_channels} channels in {window.groups} groups")
+        if sum(window.taps) > TAP_BITS:
+            return Refusal(f"a window of {'x'.join(map(str, window.taps))} has more than {TAP_BITS} tap coordinates")
+        if window.batch * prod(window.input) * window.in_channels >= 2**31:
+            return Refusal("2^31 input elements or more; this kernel has 32-bit offsets")
+        epilogue = self._epilogue(workload)
+        return epilogue if isinstance(epilogue, Refusal) else None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        window = self._window(workload)
+        found = tiles.candidates(window.pixels, window.group_out, window.depth, window.groups, workload.inputs[0].dtype, False, device)
+        return [tile.config() for tile in found]
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        window = self._window(workload)
+        dtype = workload.inputs[0].dtype
+        return tiles.estimate(tiles.tile_of(config), window.pixels, window.group_out, window.depth, window.groups, dtype, device)
+
+    def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
+        return (pack_weights(constants[1], workload.op.groups, transposed=False),)  # type: ignore[attr-defined]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        window, tile, epilogue = self._window(workload), tiles.tile_of(config), self._epilogue(workload)
+        assert isinstance(epilogue, Epilogue)
+        dtype, itemsize = workload.inputs[0].dtype, workload.inputs[0].dtype.itemsize
+        align_in, align_out = channel_alignment(workload, window)
+        common = dict(OUT_T=C_TYPES[workload.outputs[0].dtype], VEC_C=vector_columns(align_out), PDL=1 if pdl(device) else None)
+        shared = dict(
+            **common, **tile_defines(tile), IN_T=C_TYPES[dtype], VEC_A=vector_bytes(itemsize, align_in, window.in_channels), B_CONSTANT=1
+        )
+        own, prelude = ((), "") if tile.partial else (epilogue.defines, epilogue.prelude)
+        argument = NO_OPERANDS if tile.partial else epilogue.argument
+        w_row = round_up(window.depth, 16 // itemsize)
+        partial = workspace() if tile.partial else null()
+        blocks = ceil_div(window.pixels, tile.bm) * ceil_div(window.group_out, tile.bn)
+        split = Scalar(tiles.split_depth(tile, window.depth))
+        if window.pointwise and not self._varies_in_space(workload):
+            kernel = Kernel("gemm/mma_gemm.cu", "mma_gemm", (*defines(**shared, B_KN=0, VEC_B=16), *own), prelude)
+            arguments = (
+                Buffer("input", 0), Buffer("packed", 0), Buffer("output"), partial,
+                *map(Scalar, (window.pixels, window.out_channels, window.depth, window.in_channels, w_row, 1)),
+                *(Scalar(0, "i64") for _ in range(4)), split, argument,
+            )  # fmt: skip
+        else:
+            kernel = Kernel("conv/mma_conv.cu", "mma_conv", (*defines(**shared), *own), prelude)
+            arguments = (
+                Buffer("input", 0), Buffer("packed", 0), Buffer("output"), partial, Scalar(window.pixels), *map(Scalar, window.input),
+                Scalar(window.in_channels), *map(Scalar, window.output), Scalar(window.out_channels), Scalar(window.group_in),
+                Scalar(window.group_out), Scalar(w_row),
+                *map(Scalar, (*window.taps, *window.stride, *window.pad, *window.dilation)), split, argument,
+            )  # fmt: skip
+        launch = Launch(kernel, (blocks, tile.splits, window.groups), (tile.threads, 1, 1), arguments,
+                        shared_memory=tile.shared_bytes(itemsize), dependent=pdl(device))  # fmt: skip
+        if not tile.partial:
+            return Plan((launch,))
+        second = reduction(common, epilogue, window.pixels, window.out_channels, tile.splits, device)
+        return Plan((launch, second), tile.splits * window.pixels * window.out_channels * 4)
+
+    @staticmethod
+    def _window(workload: Workload) -> Window:
+        window = window_of(workload)
+        assert isinstance(window, Window)
+        return merge_columns(window, workload)
+
+    @staticmethod
+    def _varies_in_space(workload: Workload) -> bool:
+        return any(workload.axis_varies(0, axis) for axis in range(1, len(workload.inputs[0].shape)))
+
+    @staticmethod
+    def _epilogue(workload: Workload) -> Epilogue | Refusal:
+        return epilogue_of(workload)
+
+
+TACTICS = (MmaConvolution(),)

@@ -1,0 +1,57 @@
+"""(De)convolution on the ordinary cores (``simt_conv.cu``): the reference of its family, any GPU, any size."""
+
+from __future__ import annotations
+
+from math import prod
+
+from fusion.ops import Convolution, Deconvolution
+from tactics.cuda.conv.common import Window, window_of
+from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, refuse_types
+from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
+
+TILE = 64
+
+
+class SimtConvolution(Tactic):
+    """Implicit GEMM in 64 x 64 tiles; weights are read in the model's own layout."""
+
+    id = "cuda.conv.simt"
+    device = "cuda"
+    ops = (Convolution, Deconvolution)
+    reference = True
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := refuse_types(workload, 2, tuple(C_TYPES)):
+            return refusal
+        window = window_of(workload)
+        if isinstance(window, Refusal):
+            return window
+        if window.pixels * window.out_channels == 0 or window.groups > 65535:
+            return Refusal(f"an output of {window.pixels} pixels and {window.out_channels} channels in {window.groups} groups")
+        epilogue = epilogue_of(workload)
+        return epilogue if isinstance(epilogue, Refusal) else None
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        window = window_of(workload)
+        epilogue = epilogue_of(workload)
+        assert isinstance(window, Window) and isinstance(epilogue, Epilogue)
+        kernel = Kernel("conv/simt_conv.cu", "simt_conv", (*defines(
+            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], TRANSPOSED=window.transposed,
+        ), *epilogue.defines), epilogue.prelude)  # fmt: skip
+        channels, (depth, height, width), taps = window.in_channels, window.input, prod(window.taps)
+        x_strides = (channels * depth * height * width, channels * height * width, channels * width, channels, 1)
+        if window.transposed:  # weights [C][O / groups][taps]
+            w_strides = (window.group_in * window.group_out * taps, taps, window.group_out * taps)
+        else:  # [O][C / groups][taps]
+            w_strides = (window.group_out * window.group_in * taps, window.group_in * taps, taps)
+        arguments = (
+            Buffer("input", 0), Buffer("input", 1), Buffer("output"), Scalar(window.pixels), *map(Scalar, window.input),
+            *map(Scalar, window.output), *(Scalar(stride, "i64") for stride in (*x_strides, *w_strides)), Scalar(window.out_channels),
+            Scalar(window.group_in), Scalar(window.group_out),
+            *map(Scalar, (*window.taps, *window.stride, *window.pad, *window.dilation)), epilogue.argument,
+        )  # fmt: skip
+        grid = (ceil_div(window.pixels, TILE) * ceil_div(window.group_out, TILE), 1, window.groups)
+        return Plan((Launch(kernel, grid, (128, 1, 1), arguments),))
+
+
+TACTICS = (SimtConvolution(),)

@@ -1,0 +1,58 @@
+// Tensor-core matrix product with mma.sync: out[b] = epilogue(A[b] * B[b]), fp16 / bf16 / tf32 in, fp32 accumulation.
+#include "mma_tile.cuh"
+
+// Computes a BM x BN tile of out[batch][m][n] per block, in BK-deep stages through a cp.async pipeline of STAGES.
+//   A: [m][k], row length lda. B: [n][k] (default) or [k][n] (B_KN=1), row length ldb. out: dense [batch][m][n].
+//   Batch z of the grid is (z / batch_inner, z % batch_inner); the strides of A and B are in elements, 0 broadcasts.
+//   Grid: x = tiles_m * tiles_n * batch, y = splits of k (each k_split deep, a multiple of BK); block: 32 * warps.
+//   VEC_A, VEC_B: alignment in bytes of every row start and length of A and B (16, 8, 4; 2 for 2-byte elements).
+//   With CLUSTER_K > 1 the y blocks form a cluster and add their tiles through distributed shared memory; with PARTIAL
+//   they write fp32 tiles to `partial` ([split][batch][m][n]) for splitk_reduce.
+// Limits: m, n, k < 2^31, batch * tiles < 2^31; sm_75 (fp16 only), sm_80+; CLUSTER_K needs sm_90+.
+// Source: PTX ISA, mma.m16n8k16 / m16n8k8; the pipeline is the usual multistage cp.async loop (CUDA C++ Programming Guide,
+// "Asynchronous data copies").
+extern "C" __global__ void __launch_bounds__(THREADS)
+#if CLUSTER_K > 1 && SM_ARCH >= 900
+    __cluster_dims__(1, CLUSTER_K, 1)
+#endif
+        mma_gemm(const IN_T* __restrict__ a, const IN_T* __restrict__ b, OUT_T* __restrict__ out, float* __restrict__ partial, int m,
+                 int n, int k, int lda, int ldb, int batch_inner, long long a_outer, long long a_inner, long long b_outer,
+                 long long b_inner, int k_split, EpilogueArgs args) {
+    extern __shared__ __align__(128) char memory[];
+    const int tiles_m = (m + BM - 1) / BM, tiles_n = (n + BN - 1) / BN;
+    const int batch = blockIdx.x / (tiles_m * tiles_n);
+    int tile_m, tile_n;
+    tile_of(blockIdx.x - batch * tiles_m * tiles_n, tiles_m, tiles_n, tile_m, tile_n);
+    const int row0 = tile_m * BM, n0 = tile_n * BN;
+    const int k_begin = blockIdx.y * k_split, k_end = min(k, k_begin + k_split);
+    a += batch / batch_inner * a_outer + batch % batch_inner * a_inner;
+    b += batch / batch_inner * b_outer + batch % batch_inner * b_inner;
+
+    constexpr int STEP = THREADS / A_CHUNKS, LOADS = (BM + STEP - 1) / STEP;
+    const int a_row = threadIdx.x / A_CHUNKS, a_chunk = threadIdx.x % A_CHUNKS;
+    const IN_T* source = a + static_cast<long long>(row0 + a_row) * lda + k_begin + a_chunk * PER_CHUNK;
+    int a_left = k_end - k_begin - a_chunk * PER_CHUNK;
+    auto load_a = [&](unsigned target) {
+#pragma unroll
+        for (int i = 0; i < LOADS; ++i) {
+            const int r = a_row + i * STEP;
+            if (BM % STEP != 0 && r >= BM) break;
+            copy_chunk<VEC_A>(target + swizzled<A_CHUNKS>(r, a_chunk), source + static_cast<long long>(i * STEP) * lda,
+                              row0 + r < m ? a_left : 0);
+        }
+        source += BK;
+        a_left -= BK;
+    };
+    LoadB<VEC_B> load_b(b, ldb, n0, n, k_begin, k_end);
+
+    float sum[MI][NI][4];
+    const int depth = max(0, k_end - k_begin);
+    multiply_tile(shared_address(memory), (depth + BK - 1) / BK, load_a, load_b, sum);
+
+#ifdef PARTIAL
+    const int batches = gridDim.x / (tiles_m * tiles_n);
+    partial += static_cast<long long>(blockIdx.y) * batches * m * n;
+#endif
+    const Target to{out, partial, static_cast<long long>(batch) * m, m, n, 0, n};
+    store_tile(reinterpret_cast<float*>(memory), to, args, sum, row0, n0);
+}

@@ -1,0 +1,313 @@
+// The body shared by the sm_90a matrix kernels (gemm_sm90.cu, conv_sm90.cu): D = X x Y^T, tile by tile.
+//
+// One producer warp fills a ring of STAGES shared-memory stages through TMA; WARPGROUPS consumer warpgroups multiply with wgmma and
+// write the result through the epilogue contract (docs/kernels.md). Persistent: a block walks tiles blockIdx.x, + gridDim.x, ...
+//
+// X is the operand on the 64-row side of wgmma, Y the one on its N side. SWAP = 0: X = A (output rows), Y = B (output columns).
+// SWAP = 1: X = B, Y = A, for few output rows; the result is turned while it goes through shared memory.
+//
+// Defines
+//   IN_T, OUT_T      half, __nv_bfloat16 or float (float inputs multiply as tf32)
+//   BM, BN           rows of X and of Y in a tile; BM % 64 == 0, BN % 8 == 0, BN <= 256
+//   SWIZZLE          bytes of K in a stage: 128, 64 or 32
+//   STAGES           stages of the ring
+//   WARPGROUPS       consumer warpgroups: 1, 2 or 3
+//   PINGPONG         0: the warpgroups share a tile's rows; 1: each takes every WARPGROUPS-th tile, so that one writes while another
+//                    multiplies
+//   X_MN, Y_MN       1: that operand's rows, not its K, are contiguous in memory (two-byte types)
+//   CLUSTER_X / _Y   blocks of a cluster side by side along X (they share Y by multicast) or along Y (they share X)
+//   SPLIT            blocks of a cluster that share one tile's K; partial sums meet in distributed shared memory, in a fixed order
+//   CHUNK            columns a warp writes at a time; divides BN
+//   VEC              the largest of 8, 4, 2, 1 that divides the output's row length
+//   GROUP            tiles along X that are walked before the next along Y (L2 reuse)
+//   CONSTANT_B       1: B is a weight, loaded before the previous kernel has finished (PDL)
+//   MIN_BLOCKS       blocks a multiprocessor should hold
+//
+// Source of the technique: the CUDA programming guide (TMA, mbarrier, clusters) and the PTX ISA (wgmma); "CUTLASS 3" describes the same
+// warp-specialised schedules.
+#pragma once
+
+#include "sm90.cuh"
+#include "sm90_epilogue.cuh"
+#include "sm90_wgmma.cuh"
+
+#ifndef PINGPONG
+#define PINGPONG 0
+#endif
+#ifndef X_MN
+#define X_MN 0
+#endif
+#ifndef Y_MN
+#define Y_MN 0
+#endif
+#ifndef CLUSTER_X
+#define CLUSTER_X 1
+#endif
+#ifndef CLUSTER_Y
+#define CLUSTER_Y 1
+#endif
+#ifndef SPLIT
+#define SPLIT 1
+#endif
+#ifndef GROUP
+#define GROUP 8
+#endif
+#ifndef CONSTANT_B
+#define CONSTANT_B 0
+#endif
+#ifndef MIN_BLOCKS
+#define MIN_BLOCKS 1
+#endif
+
+constexpr int CLUSTER = CLUSTER_X * CLUSTER_Y * SPLIT;
+constexpr int BK = SWIZZLE / (int)sizeof(IN_T);           // values of K in a stage
+constexpr int STEPS = SWIZZLE / 32;                       // wgmma instructions along K in a stage
+constexpr int MI = BM / 64 / (PINGPONG ? 1 : WARPGROUPS);  // 64-row blocks a warpgroup owns
+constexpr bool REBALANCE = WARPGROUPS == 2 && MI * BN / 2 > 96;  // consumers need more than the 168 registers of an even share
+constexpr int THREADS = WARPGROUPS * 128 + (REBALANCE ? 128 : 32);  // setmaxnreg moves registers between whole warpgroups
+constexpr int PRODUCER = WARPGROUPS * 4;  // its warp
+constexpr int X_BYTES = BM * SWIZZLE;
+constexpr int Y_BYTES = BN * SWIZZLE;
+constexpr int Y_SWIZZLE = !Y_MN ? SWIZZLE : BN % 64 == 0 ? 128 : BN % 32 == 0 ? 64 : 32;
+constexpr int OWNED = BM / SPLIT;  // rows of X that one block of a split cluster finishes
+constexpr int PARTIAL_ROW = SWAP ? OWNED + 4 : BN + 8;
+constexpr int PARTIAL_BLOCK = (SWAP ? BN : OWNED) * PARTIAL_ROW;  // floats from one block of the cluster
+constexpr int STAGING_BYTES = 4 * (SPLIT > 1 ? SPLIT * PARTIAL_BLOCK : WARPGROUPS * 4 * STAGING_WARP);
+constexpr int SHARED_BYTES = STAGES * (X_BYTES + Y_BYTES) + STAGING_BYTES + STAGES * 16;
+
+static_assert(BM % 64 == 0 && MI >= 1 && (PINGPONG || MI * 64 * WARPGROUPS == BM), "BM is 64-row blocks, shared evenly");
+static_assert((CLUSTER_X > 1) + (CLUSTER_Y > 1) + (SPLIT > 1) <= 1, "a cluster has one purpose");
+static_assert(SPLIT == 1 || (!PINGPONG && OWNED % 8 == 0), "a split block owns whole groups of 8 rows");
+static_assert(SHARED_BYTES <= 227 * 1024, "too much shared memory");
+
+// A place in the ring of stages: which one, and the parity that its barriers have this time round.
+struct Slot {
+  int index = 0;
+  u32 parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++index == STAGES) index = 0, parity ^= 1;
+  }
+  __device__ __forceinline__ void skip(int n) {
+    index += n;
+    parity ^= (index / STAGES) & 1;
+    index %= STAGES;
+  }
+};
+
+// Which tile: its index along X and along Y, and its batch.
+struct Tile {
+  int x, y, batch;
+};
+
+// Tiles in groups of GROUP along X, so that the blocks running at one time share both operands in L2.
+__device__ __forceinline__ Tile tile_at(int index, int along_x, int along_y) {
+  int batch = index / (along_x * along_y);
+  index -= batch * along_x * along_y;
+  int first = index / (GROUP * along_y) * GROUP;
+  int size = min(GROUP, along_x - first);
+  index -= first * along_y;
+  return {first + index % size, index / size, batch};
+}
+
+// Sends a warpgroup's partial sums to the blocks of the cluster that own their rows.
+__device__ __forceinline__ void send_partial(const float (&sum)[BN / 2], u32 partial, int x, u32 rank) {
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 2;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    int row = x + 8 * h;  // of the tile; a multiple of 8, as OWNED is
+    int local = row % OWNED + g;
+    u32 target = remote_address(partial + 4 * rank * PARTIAL_BLOCK, row / OWNED);
+#pragma unroll
+    for (int j = 0; j < BN / 8; ++j) {
+      float a = sum[4 * j + 2 * h], b = sum[4 * j + 2 * h + 1];
+      if constexpr (SWAP) {
+        store_remote(target + 4 * ((8 * j + c) * PARTIAL_ROW + local), a);
+        store_remote(target + 4 * ((8 * j + c + 1) * PARTIAL_ROW + local), b);
+      } else {
+        store_remote(target + 4 * (local * PARTIAL_ROW + 8 * j + c), a, b);
+      }
+    }
+  }
+}
+
+// Adds the cluster's partial sums of this block's rows in the order of the blocks, and writes them.
+__device__ __forceinline__ void write_owned(const float* partial, OUT_T* out, const EpilogueArgs& args, int x0, int y0, int rows,
+                                            int columns, long long first_row) {
+  constexpr int WIDE = (SWAP ? OWNED : BN) / 8, COUNT = (SWAP ? BN : OWNED) * WIDE;
+  for (int vector = threadIdx.x; vector < COUNT; vector += WARPGROUPS * 128) {
+    int row = vector / WIDE, column = vector % WIDE * 8;
+    const float* from = partial + row * PARTIAL_ROW + column;
+    float v[8], part[8];
+    read_eight(v, from, threadIdx.x);
+#pragma unroll
+    for (int i = 1; i < SPLIT; ++i) {
+      read_eight(part, from + i * PARTIAL_BLOCK, threadIdx.x);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) v[k] += part[k];
+    }
+    if constexpr (SWAP) finish(v, out, args, y0 + row, x0 + column, rows, columns, first_row);
+    else finish(v, out, args, x0 + row, y0 + column, rows, columns, first_row);
+  }
+}
+
+// The kernel's body. A Problem says how many tiles there are and how their operands are loaded:
+//   rows, columns          of one batch of the output; columns is also its row length
+//   batches, iterations    of the tile grid; stages along K in all
+//   start(Tile, part)      remembers a tile; `part` is the share of a multicast operand that this block loads
+//   Cursor at(i), next()   the place of stage i along K
+//   load_x / load_y(target, barrier, cursor)
+template <class Problem>
+__device__ __forceinline__ void run(Problem& problem, OUT_T* out, const EpilogueArgs& args) {
+  extern __shared__ __align__(1024) char shared[];
+  const u32 x_base = shared_address(shared), y_base = x_base + STAGES * X_BYTES;
+  const u32 full = y_base + STAGES * Y_BYTES + STAGING_BYTES, empty = full + STAGES * 8;
+  float* staging = (float*)(shared + STAGES * (X_BYTES + Y_BYTES));
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  const u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
+  const u32 rank_x = CLUSTER_X > 1 ? rank : 0, rank_y = CLUSTER_Y > 1 ? rank : 0;
+
+  const int x_size = SWAP ? problem.columns : problem.rows, y_size = SWAP ? problem.rows : problem.columns;
+  const int along_x = (x_size + BM * CLUSTER_X - 1) / (BM * CLUSTER_X), along_y = (y_size + BN * CLUSTER_Y - 1) / (BN * CLUSTER_Y);
+  const int tiles = along_x * along_y * problem.batches, step = gridDim.x / CLUSTER;
+  const int first = SPLIT > 1 ? problem.iterations * (int)rank / SPLIT : 0;
+  const int last = SPLIT > 1 ? problem.iterations * (int)(rank + 1) / SPLIT : problem.iterations;
+
+  if (warp >= PRODUCER) {
+    if constexpr (REBALANCE) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (warp > PRODUCER) return;
+    if (lane == 0) {
+      problem.prefetch();
+      for (int i = 0; i < STAGES; ++i) {
+        barrier_init(full + 8 * i, 1);
+        barrier_init(empty + 8 * i, (PINGPONG ? 1 : WARPGROUPS) * 4 * (CLUSTER_X * CLUSTER_Y));
+      }
+      barrier_init_fence();
+    }
+    __syncwarp();
+    named_arrive<1>(WARPGROUPS * 128 + 32);
+    if constexpr (CLUSTER > 1) cluster_arrive();
+    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_wait();
+    if (lane == 0) {
+      Slot slot;
+      bool waited = false;
+      for (int index = blockIdx.x / CLUSTER; index < tiles; index += step) {
+        Tile tile = tile_at(index, along_x, along_y);
+        tile.x = tile.x * CLUSTER_X + rank_x, tile.y = tile.y * CLUSTER_Y + rank_y;
+        problem.start(tile, rank);
+        typename Problem::Cursor cursor = problem.at(first);
+        int i = first;
+        if (!waited) {
+          waited = true;
+#if PDL && CONSTANT_B  // the ring is empty: fill it with weights, then wait for the kernel that writes A
+          const int ready = min(last, first + STAGES);
+          typename Problem::Cursor ahead = cursor;
+          for (int k = first; k < ready; ++k, problem.next(ahead)) {
+            const int stage = k - first;
+            barrier_expect(full + 8 * stage, X_BYTES + Y_BYTES);
+            if (SWAP) problem.load_x(x_base + stage * X_BYTES, full + 8 * stage, ahead);
+            else problem.load_y(y_base + stage * Y_BYTES, full + 8 * stage, ahead);
+          }
+          dependency_wait();
+          for (; i < ready; ++i, problem.next(cursor), slot.next()) {
+            if (SWAP) problem.load_y(y_base + slot.index * Y_BYTES, full + 8 * slot.index, cursor);
+            else problem.load_x(x_base + slot.index * X_BYTES, full + 8 * slot.index, cursor);
+          }
+#else
+          dependency_wait();
+#endif
+          dependents_launch();
+        }
+        for (; i < last; ++i, problem.next(cursor), slot.next()) {
+          barrier_wait(empty + 8 * slot.index, slot.parity ^ 1);
+          barrier_expect(full + 8 * slot.index, X_BYTES + Y_BYTES);
+          problem.load_x(x_base + slot.index * X_BYTES, full + 8 * slot.index, cursor);
+          problem.load_y(y_base + slot.index * Y_BYTES, full + 8 * slot.index, cursor);
+        }
+        if constexpr (SPLIT > 1) break;
+      }
+    }
+    __syncwarp();
+    if constexpr (SPLIT > 1) cluster_wait();
+    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_arrive(), cluster_wait();
+  } else {
+    if constexpr (REBALANCE) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    named_sync<1>(WARPGROUPS * 128 + 32);
+    if constexpr (CLUSTER > 1) cluster_arrive();
+    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_wait();
+    const int group = warp / 4;
+    Slot slot;
+    const u64 x_constant = X_MN ? matrix_descriptor<128>(0, 1024) : matrix_descriptor<SWIZZLE>(16, 8 * SWIZZLE);
+#ifdef MN_FLIP
+    const u64 y_constant = Y_MN ? matrix_descriptor<Y_SWIZZLE>(8 * Y_SWIZZLE, BK * Y_SWIZZLE) : matrix_descriptor<SWIZZLE>(16, 8 * SWIZZLE);
+#else
+    const u64 y_constant = Y_MN ? matrix_descriptor<Y_SWIZZLE>(BK * Y_SWIZZLE, 8 * Y_SWIZZLE) : matrix_descriptor<SWIZZLE>(16, 8 * SWIZZLE);
+#endif
+    constexpr int X_BLOCK = X_MN ? BK * 128 : 64 * SWIZZLE;                // bytes from one 64-row block to the next
+    constexpr int X_STEP = X_MN ? 16 * 128 : 32, Y_STEP = Y_MN ? 16 * Y_SWIZZLE : 32;  // bytes along K
+    const int block = PINGPONG ? 0 : group * MI;
+    auto release = [&](int index) {
+      if constexpr (CLUSTER_X * CLUSTER_Y > 1) {
+        if (lane < CLUSTER_X * CLUSTER_Y) barrier_arrive_remote(empty + 8 * index, lane);
+      } else {
+        if (lane == 0) barrier_arrive(empty + 8 * index);
+      }
+    };
+    int turn = 0;
+    for (int index = blockIdx.x / CLUSTER; index < tiles; index += step, ++turn) {
+      if (PINGPONG && turn % WARPGROUPS != group) {
+        slot.skip(last - first);
+        continue;
+      }
+      float sum[MI][BN / 2];
+      int previous = 0;
+      for (int i = first; i < last; ++i) {
+        barrier_wait(full + 8 * slot.index, slot.parity);
+        const u64 x = x_constant | descriptor_start(x_base + slot.index * X_BYTES + block * X_BLOCK);
+        const u64 y = y_constant | descriptor_start(y_base + slot.index * Y_BYTES);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < STEPS; ++k)
+#pragma unroll
+          for (int b = 0; b < MI; ++b)
+            Mma<IN_T>::step<X_MN, Y_MN>(sum[b], x + (u64)((b * X_BLOCK + k * X_STEP) >> 4), y + (u64)((k * Y_STEP) >> 4), i > first || k > 0);
+        wgmma_commit();
+        wgmma_wait<1>();  // the stage before this one has been read
+        if (i > first) release(previous);
+        previous = slot.index;
+        slot.next();
+      }
+      wgmma_wait<0>();
+      if (last > first) release(previous);
+#pragma unroll
+      for (int b = 0; b < MI; ++b)
+#pragma unroll
+        for (int k = 0; k < BN / 2; ++k) asm volatile("" : "+f"(sum[b][k])::"memory");
+      if (SPLIT > 1 && first == last) {  // more blocks than stages along K
+#pragma unroll
+        for (int b = 0; b < MI; ++b)
+#pragma unroll
+          for (int k = 0; k < BN / 2; ++k) sum[b][k] = 0.f;
+      }
+
+      Tile tile = tile_at(index, along_x, along_y);
+      const int x0 = (tile.x * CLUSTER_X + rank_x) * BM, y0 = (tile.y * CLUSTER_Y + rank_y) * BN;
+      const long long first_row = (long long)tile.batch * problem.rows;
+      dependency_wait();
+      if constexpr (SPLIT > 1) {
+        cluster_wait();  // every block of the cluster has started
+#pragma unroll
+        for (int b = 0; b < MI; ++b) send_partial(sum[b], shared_address(staging), (block + b) * 64 + warp % 4 * 16, rank);
+        cluster_arrive();
+        cluster_wait();
+        write_owned(staging, out, args, x0 + rank * OWNED, y0, problem.rows, problem.columns, first_row);
+        break;
+      } else {
+#pragma unroll
+        for (int b = 0; b < MI; ++b)
+          write_slice(sum[b], staging + warp * STAGING_WARP, out, args, x0 + (block + b) * 64 + warp % 4 * 16, y0, problem.rows,
+                      problem.columns, first_row);
+      }
+    }
+    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_arrive(), cluster_wait();
+  }
+}

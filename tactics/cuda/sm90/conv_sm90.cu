@@ -1,0 +1,76 @@
+// Convolution with fused epilogue for sm_90a, channels last, as an implicit matrix product:
+//   out[n, p, q, o] = epilogue(sum over r, s, c of in[n, p * stride_h - pad_h + r * dilation_h, q * ..., c] * weight[o, r, s, c])
+//
+// Rows are output pixels, columns output channels, K runs over (r, s, c). Tile: BM x BN x SWIZZLE bytes of channels; the pixels come
+// from TMA's im2col mode, which does stride, padding and dilation; see include/sm90_pipeline.cuh for the schedule and every define.
+// Arguments: `image` is a 4-D im2col map (c, w, h, n) of the input, its box corner -pad and pad_end - dilation * (filter - 1), its
+// traversal stride the convolution's, pixels per column the rows a block loads, channels per pixel SWIZZLE bytes; `weight` is a tiled
+// 3-D map (c, r * s, o) whose box is SWIZZLE bytes by 1 by the columns a block loads.
+// Limits: channels a multiple of 16 bytes, stride <= 8, pads and dilation * (filter - 1) within a signed byte, pixels < 2^31.
+// Source: CUDA driver API, cuTensorMapEncodeIm2col; PTX ISA, "im2col mode".
+#include "sm90_pipeline.cuh"
+static_assert(!X_MN && !Y_MN && !SWAP, "channels are contiguous in both operands, pixels are the rows");
+
+struct Convolution {
+  struct Cursor {
+    int c, s, r;
+  };
+  const TensorMap *image, *weight;
+  int rows, columns, batches, iterations;
+  int channels, filter_w, height, width, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;  // height, width: of the output
+  int pixel_w, pixel_h, pixel_n, column;
+  u32 part;
+
+  __device__ __forceinline__ void prefetch() {
+    tensormap_prefetch(image);
+    tensormap_prefetch(weight);
+  }
+  __device__ __forceinline__ void start(Tile tile, u32 rank) {
+    part = rank;
+    int pixel = tile.x * BM + (CLUSTER_Y > 1 ? (int)part * (BM / CLUSTER_Y) : 0);
+    int line = pixel / width, n = line / height;
+    pixel_w = (pixel - line * width) * stride_w - pad_w, pixel_h = (line - n * height) * stride_h - pad_h, pixel_n = n;
+    column = tile.y * BN + (CLUSTER_X > 1 ? (int)part * (BN / CLUSTER_X) : 0);
+  }
+  __device__ __forceinline__ Cursor at(int i) {
+    const int blocks = (channels + BK - 1) / BK, tap = i / blocks;
+    return {(i - tap * blocks) * BK, tap % filter_w, tap / filter_w};
+  }
+  __device__ __forceinline__ void next(Cursor& cursor) {
+    cursor.c += BK;
+    if (cursor.c < channels) return;
+    cursor.c = 0;
+    if (++cursor.s == filter_w) cursor.s = 0, ++cursor.r;
+  }
+  __device__ __forceinline__ void load_x(u32 target, u32 barrier, Cursor at) {
+    const unsigned short offset_w = at.s * dilation_w, offset_h = at.r * dilation_h;
+    if constexpr (CLUSTER_Y > 1)
+      tma_load_im2col_multicast(target + part * (X_BYTES / CLUSTER_Y), image, barrier, at.c, pixel_w, pixel_h, pixel_n, offset_w,
+                                offset_h, (1 << CLUSTER_Y) - 1);
+    else tma_load_im2col(target, image, barrier, at.c, pixel_w, pixel_h, pixel_n, offset_w, offset_h);
+  }
+  __device__ __forceinline__ void load_y(u32 target, u32 barrier, Cursor at) {
+    const int tap = at.r * filter_w + at.s;
+    if constexpr (CLUSTER_X > 1)
+      tma_load_multicast(target + part * (Y_BYTES / CLUSTER_X), weight, barrier, at.c, tap, column, (1 << CLUSTER_X) - 1);
+    else tma_load(target, weight, barrier, at.c, tap, column);
+  }
+};
+
+extern "C" __global__ void
+#if CLUSTER_X * CLUSTER_Y * SPLIT > 1
+__cluster_dims__(CLUSTER, 1, 1)
+#endif
+__launch_bounds__(THREADS, MIN_BLOCKS)
+convolution(const __grid_constant__ TensorMap image, const __grid_constant__ TensorMap weight, OUT_T* out, int pixels, int height,
+            int width, int outputs, int channels, int filter_h, int filter_w, int stride_h, int stride_w, int pad_h, int pad_w,
+            int dilation_h, int dilation_w, const EpilogueArgs epilogue_args) {
+  Convolution problem;
+  problem.image = &image, problem.weight = &weight;
+  problem.rows = pixels, problem.columns = outputs, problem.batches = 1;
+  problem.channels = channels, problem.filter_w = filter_w, problem.height = height, problem.width = width;
+  problem.iterations = filter_h * filter_w * ((channels + BK - 1) / BK);
+  problem.stride_h = stride_h, problem.stride_w = stride_w, problem.pad_h = pad_h, problem.pad_w = pad_w;
+  problem.dilation_h = dilation_h, problem.dilation_w = dilation_w;
+  run(problem, out, epilogue_args);
+}

@@ -1,0 +1,76 @@
+// Matrix product with fused epilogue for sm_90a: out[b, m, n] = epilogue(sum over k of A[b, m, k] * B[b, n, k]  or  B[b, k, n]).
+//
+// Tile: BM x BN x SWIZZLE bytes of K, from TMA and wgmma; see include/sm90_pipeline.cuh for the schedule and every define.
+// B_KN = 0: B is stored [N, K] (weights are packed so); B_KN = 1: [K, N]. A_KM = 1: A is stored [K, M].
+// Arguments: `a` and `b` are tiled 3-D maps (contiguous dimension, rows, batch; batch 1 and step 0 for a shared operand) whose box
+// is the K of a stage by the rows a block loads, K contiguous, or 64 rows (SWIZZLE of Y for B) by the K of a stage, rows contiguous.
+// Limits: contiguous dimensions a multiple of 16 bytes (TMA strides), m, n, k < 2^31, the output dense [batches, m, n].
+
+#ifndef B_KN
+#define B_KN 0
+#endif
+#ifndef A_KM
+#define A_KM 0
+#endif
+#ifndef SWAP
+#define SWAP 0
+#endif
+#define X_MN (SWAP ? B_KN : A_KM)
+#define Y_MN (SWAP ? A_KM : B_KN)
+#include "sm90_pipeline.cuh"
+
+struct Gemm {
+  struct Cursor {
+    int k;
+  };
+  const TensorMap *x_map, *y_map;
+  int rows, columns, batches, iterations, x_batch, y_batch;
+  int x_row, x_z, y_row, y_z;
+  u32 part;
+
+  __device__ __forceinline__ void prefetch() {
+    tensormap_prefetch(x_map);
+    tensormap_prefetch(y_map);
+  }
+  __device__ __forceinline__ void start(Tile tile, u32 rank) {
+    x_row = tile.x * BM, x_z = tile.batch * x_batch, y_row = tile.y * BN, y_z = tile.batch * y_batch, part = rank;
+  }
+  __device__ __forceinline__ Cursor at(int i) { return {i * BK}; }
+  __device__ __forceinline__ void next(Cursor& cursor) { cursor.k += BK; }
+
+  // One operand's stage: ROWS rows, of which PARTS blocks of the cluster load one part each and give it to all.
+  template <int ROWS, int MN, int WIDTH, int PARTS>
+  __device__ __forceinline__ void load(u32 target, const TensorMap* map, u32 barrier, int k, int row, int z) {
+    constexpr int BOX = MN ? WIDTH / (int)sizeof(IN_T) : ROWS / PARTS;  // rows in one box
+    constexpr int BOXES = ROWS / PARTS / BOX;
+    constexpr int BYTES = BOX * BK * (int)sizeof(IN_T);
+    static_assert(ROWS % (PARTS * BOX) == 0 && BOX <= 256, "parts are whole boxes");
+#pragma unroll
+    for (int i = 0; i < BOXES; ++i) {
+      const int box = (PARTS > 1 ? (int)part * BOXES : 0) + i;
+      const int x = MN ? row + box * BOX : k, y = MN ? k : row + box * BOX;
+      if constexpr (PARTS > 1) tma_load_multicast(target + box * BYTES, map, barrier, x, y, z, (1 << PARTS) - 1);
+      else tma_load(target + box * BYTES, map, barrier, x, y, z);
+    }
+  }
+  __device__ __forceinline__ void load_x(u32 target, u32 barrier, Cursor cursor) {
+    load<BM, X_MN, 128, CLUSTER_Y>(target, x_map, barrier, cursor.k, x_row, x_z);
+  }
+  __device__ __forceinline__ void load_y(u32 target, u32 barrier, Cursor cursor) {
+    load<BN, Y_MN, Y_SWIZZLE, CLUSTER_X>(target, y_map, barrier, cursor.k, y_row, y_z);
+  }
+};
+
+extern "C" __global__ void
+#if CLUSTER_X * CLUSTER_Y * SPLIT > 1
+__cluster_dims__(CLUSTER, 1, 1)
+#endif
+__launch_bounds__(THREADS, MIN_BLOCKS)
+gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, OUT_T* out, int m, int n, int k, int batches,
+     int a_batch, int b_batch, const EpilogueArgs epilogue_args) {
+  Gemm problem;
+  problem.x_map = SWAP ? &b : &a, problem.y_map = SWAP ? &a : &b;
+  problem.x_batch = SWAP ? b_batch : a_batch, problem.y_batch = SWAP ? a_batch : b_batch;
+  problem.rows = m, problem.columns = n, problem.batches = batches, problem.iterations = (k + BK - 1) / BK;
+  run(problem, out, epilogue_args);
+}

@@ -1,0 +1,372 @@
+"""Tactic selection: for one workload, the legal candidates, compiled, checked, timed, and the fastest chosen.
+
+Everything that touches a device comes in as a :class:`Bench`; a candidate that fails is a row with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from sys import modules
+from typing import Any, Protocol
+
+import numpy as np
+
+from fusion.serial import to_json
+from tactics.cache import Entry, Timing
+from tactics.compiler import CompileError, compile_cubin
+from tactics.registry import tactics
+from tactics.tactic import Config, DeviceSpec, Kernel, Launch, Plan, Tactic, Workload, floor_seconds
+
+BATCH = 8  # candidates timed against each other, interleaved
+NEAR_FLOOR = 1.05  # a winner this close to its floor ends the search
+NOISE = 1.01  # within this of the fastest, the smaller tactic id wins, so that equal builds choose equally
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tactic with a configuration, ready to be compiled."""
+
+    tactic: Tactic
+    config: Config
+    plan: Plan
+    packed: tuple[np.ndarray, ...] = ()
+    cubins: Mapping[str, bytes] | None = None
+
+    @property
+    def label(self) -> str:
+        """``id[name=value,...]``"""
+        return self.tactic.id + (f"[{','.join(f'{k}={v}' for k, v in self.config)}]" if self.config else "")
+
+
+class Bench(Protocol):
+    """One workload's buffers on the device, filled with random data and its constants."""
+
+    def time(self, candidates: Sequence[Candidate]) -> list[float | Exception]:
+        """Seconds of each candidate, or what went wrong."""
+        ...
+
+    def error(self, candidate: Candidate, reference: Candidate) -> float:
+        """Relative error (norm of the difference over the norm) of a poisoned-output run; infinite if any element is
+        unwritten or not finite where the reference is."""
+        ...
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        ...
+
+
+@dataclass(frozen=True)
+class SelectOptions:
+    """How much to search. ``level`` is trtexec's builderOptimizationLevel 0..5."""
+
+    level: int = 3
+    workspace_limit: int | None = None  # bytes
+    shared_memory_limit: int | None = None  # bytes
+    max_tactics: int | None = None
+    pinned: str = ""  # a tactic id (or a prefix of one) that must be used
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The winner for a workload, and every row of its record (the fastest first, refusals last)."""
+
+    tactic: str
+    config: Config
+    seconds: float
+    timings: tuple[Timing, ...]
+    cached: bool
+    kernels: Mapping[str, bytes]
+
+
+class NoTacticError(RuntimeError):
+    """No tactic can compute a workload; the text lists each with its reason."""
+
+
+# (tactics considered, configurations each)
+_BREADTH = {0: (1, 1), 1: (3, 1), 2: (4, 2), 3: (6, 10), 4: (8, 24), 5: (99, 999)}
+
+
+def question(
+    workload: Workload, device: DeviceSpec, options: SelectOptions, versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the timing cache is asked: all that the answer may depend on."""
+    return {
+        "workload": {
+            "op": to_json(workload.op),
+            "inputs": [to_json(tensor) for tensor in workload.inputs],
+            "outputs": [to_json(tensor) for tensor in workload.outputs],
+            "constant": list(workload.constant),
+            "varies": [list(axes) for axes in workload.varies],
+            "tf32": workload.tf32,
+        },
+        "device": [device.kind, device.name, device.arch, device.multiprocessors],
+        "versions": dict(sorted(versions.items())),
+        "limits": [options.workspace_limit, options.shared_memory_limit],
+        "pinned": options.pinned,
+    }
+
+
+def candidates(
+    workload: Workload, device: DeviceSpec, options: SelectOptions
+) -> tuple[list[tuple[Tactic, Config]], list[Timing]]:
+    """What is worth timing, the most promising first, and the refusals."""
+    found: list[tuple[float, Tactic, tuple[Config, ...]]] = []
+    refused: list[Timing] = []
+    for tactic in tactics(device.kind):
+        if not isinstance(workload.op, tactic.ops):
+            continue
+        refusal = tactic.supports(workload, device)
+        if refusal is not None:
+            refused.append(Timing(tactic.id, (), None, refusal.reason))
+            continue
+        configs = tuple(tactic.configs(workload, device))
+        if configs:
+            found.append((tactic.estimate(workload, configs[0], device), tactic, configs))
+    if options.pinned:
+        kept = [item for item in found if item[1].id.startswith(options.pinned)]
+        if not kept:
+            listed = ", ".join(item[1].id for item in found) or "none"
+            raise NoTacticError(f"pinned tactic {options.pinned!r} cannot serve this layer; those that can: {listed}")
+        found = kept
+    # On the CPU a reference tactic is the bare NumPy meaning: it competes only where nothing else can serve.
+    if device.kind == "cpu" and options.level < 5 and any(not tactic.reference for _, tactic, _ in found):
+        found = [item for item in found if not item[1].reference]
+    found.sort(key=lambda item: (item[0], item[1].id))
+    width, depth = _BREADTH[max(0, min(5, options.level))]
+    ranks = range(max((len(configs[:depth]) for _, _, configs in found), default=0))
+    chosen = [
+        (tactic, configs[rank]) for rank in ranks for _, tactic, configs in found[:width] if rank < len(configs[:depth])
+    ]
+    if options.max_tactics:
+        chosen = chosen[: options.max_tactics]
+    return chosen, refused
+
+
+def kernels_of(plan: Plan) -> tuple[Kernel, ...]:
+    """The distinct kernels of a plan."""
+    return tuple(dict.fromkeys(step.kernel for step in plan.steps if isinstance(step, Launch)))
+
+
+def fingerprint(tactic: Tactic, plan: Plan, device: DeviceSpec) -> str:
+    """Changes when the measured code changes: kernel sources, or the tactic's module on the CPU."""
+    kernels = kernels_of(plan)
+    if kernels:
+        parts = [kernel.key(device.arch) for kernel in kernels]
+    else:
+        parts = [Path(modules[type(tactic).__module__].__file__ or "").read_text(encoding="utf-8")]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+class Compilers:
+    """Compiles kernels in parallel, each distinct one once; NVRTC releases the GIL."""
+
+    def __init__(self, arch: str, threads: int, known: Mapping[str, bytes]) -> None:
+        self._arch = arch
+        self._pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="nvrtc")
+        self._images: dict[str, Future[bytes]] = {}
+        for key, image in known.items():
+            self._images[key] = Future()
+            self._images[key].set_result(image)
+
+    def submit(self, plan: Plan) -> dict[str, Future[bytes]]:
+        """The cubins of a plan by kernel key, being compiled."""
+        found = {}
+        for kernel in kernels_of(plan):
+            key = kernel.key(self._arch)
+            if key not in self._images:
+                self._images[key] = self._pool.submit(self._compile, kernel)
+            found[key] = self._images[key]
+        return found
+
+    def images(self, plan: Plan) -> dict[str, bytes]:
+        """The cubins of a plan by kernel key.
+
+        Raises:
+            CompileError: a kernel does not compile.
+        """
+        return {key: future.result() for key, future in self.submit(plan).items()}
+
+    def close(self) -> None:
+        """Drop what has not been started; wait for what has."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _compile(self, kernel: Kernel) -> bytes:
+        return compile_cubin(kernel.source(), kernel.defines, self._arch, kernel.file or "generated.cu").image
+
+
+def decide_from(entry: Entry, workload: Workload, device: DeviceSpec, compilers: Compilers) -> Decision | None:
+    """The decision that a cache entry holds, or None when its winner's code has changed or is gone."""
+    winner = next((timing for timing in entry.timings if timing.seconds is not None), None)
+    if winner is None:
+        return None
+    tactic = next((one for one in tactics(device.kind) if one.id == winner.tactic), None)
+    if tactic is None or tactic.supports(workload, device) is not None:
+        return None
+    try:
+        plan = tactic.plan(workload, winner.config, device)
+        if winner.fingerprint and fingerprint(tactic, plan, device) != winner.fingerprint:
+            return None
+        kernels = compilers.images(plan)
+    except (CompileError, KeyError, ValueError, AssertionError):
+        return None
+    return Decision(winner.tactic, winner.config, winner.seconds or math.nan, entry.timings, True, kernels)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A workload's candidates on their way through the compilers, and the rows of those already refused."""
+
+    workload: Workload
+    pending: tuple[Candidate, ...]
+    rows: tuple[Timing, ...]
+
+
+def start(workload: Workload, device: DeviceSpec, options: SelectOptions, compilers: Compilers) -> Search:
+    """Choose the candidates of ``workload`` and hand their kernels to the compilers.
+
+    Raises:
+        NoTacticError: the pinned tactic cannot serve it.
+    """
+    chosen, rows = candidates(workload, device, options)
+    pending = []
+    for tactic, config in chosen:
+        try:
+            plan = tactic.plan(workload, config, device)
+        except (ValueError, AssertionError, KeyError, ArithmeticError) as error:
+            rows.append(Timing(tactic.id, config, None, f"no plan: {type(error).__name__}: {error}"))
+            continue
+        reason = _over_limit(plan, device, options)
+        if reason:
+            rows.append(Timing(tactic.id, config, None, reason))
+            continue
+        compilers.submit(plan)
+        pending.append(Candidate(tactic, config, plan))
+    return Search(workload, tuple(pending), tuple(rows))
+
+
+def finish(
+    search: Search,
+    constants: Mapping[int, np.ndarray],
+    device: DeviceSpec,
+    options: SelectOptions,
+    make_bench: Callable[[], Bench],
+    compilers: Compilers,
+) -> Decision:
+    """Check and time the candidates of ``search``; the fastest correct one wins. ``constants`` are its weights.
+
+    Raises:
+        NoTacticError: nothing can compute it.
+    """
+    rows, ready = list(search.rows), []
+    for candidate in search.pending:
+        try:
+            images = compilers.images(candidate.plan)
+            packed = candidate.tactic.prepare(search.workload, candidate.config, constants)
+        except (CompileError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).strip().splitlines()[:3])
+            rows.append(Timing(candidate.tactic.id, candidate.config, None, f"does not compile: {reason}"))
+            continue
+        ready.append(replace(candidate, packed=packed, cubins=images))
+    if not ready:
+        raise NoTacticError(f"no tactic can compute it on {device.name}: {_reasons(rows)}")
+    if options.level == 0:
+        return _decision(ready[0], math.nan, rows, device)
+    bench = make_bench()
+    try:
+        timed = _timed(bench, ready, rows, search.workload, device)
+        reference = _reference(search.workload, constants, device, compilers)
+        if reference is not None:
+            timed = _checked(bench, timed, reference, rows, search.workload)
+    finally:
+        bench.close()
+    if not timed:
+        raise NoTacticError(f"every tactic failed on {device.name}: {_reasons(rows)}")
+    fastest = timed[0][0]
+    best, winner = min(
+        (pair for pair in timed if pair[0] <= fastest * NOISE), key=lambda pair: (pair[1].tactic.id, pair[1].config)
+    )
+    rows += [
+        Timing(c.tactic.id, c.config, seconds, "", fingerprint(c.tactic, c.plan, device))
+        for seconds, c in timed
+        if c is not winner
+    ]
+    return _decision(winner, best, rows, device)
+
+
+def _reasons(rows: Sequence[Timing]) -> str:
+    return "; ".join(f"{row.tactic}: {row.reason}" for row in rows) or "none is registered"
+
+
+def _decision(winner: Candidate, seconds: float, rows: Sequence[Timing], device: DeviceSpec) -> Decision:
+    mark = fingerprint(winner.tactic, winner.plan, device)
+    first = Timing(winner.tactic.id, winner.config, None if math.isnan(seconds) else seconds, "", mark)
+    ordered = sorted(rows, key=lambda row: math.inf if row.seconds is None else row.seconds)
+    return Decision(winner.tactic.id, winner.config, seconds, (first, *ordered), False, dict(winner.cubins or {}))
+
+
+def _over_limit(plan: Plan, device: DeviceSpec, options: SelectOptions) -> str:
+    if options.workspace_limit is not None and plan.workspace > options.workspace_limit:
+        return f"needs {plan.workspace} bytes of workspace, {options.workspace_limit} are allowed (--memPoolSize)"
+    shared = max((step.shared_memory for step in plan.steps if isinstance(step, Launch)), default=0)
+    limit = min(device.shared_memory or 1 << 40, options.shared_memory_limit or 1 << 40)
+    if shared > limit:
+        return f"needs {shared} bytes of shared memory a block, {limit} are allowed"
+    return ""
+
+
+def _timed(
+    bench: Bench, ready: Sequence[Candidate], rows: list[Timing], workload: Workload, device: DeviceSpec
+) -> list[tuple[float, Candidate]]:
+    """(seconds, candidate), ascending; timed in batches until one stands near the floor."""
+    floor = floor_seconds(workload, device)
+    timed: list[tuple[float, Candidate]] = []
+    for first in range(0, len(ready), BATCH):
+        batch = ready[first : first + BATCH]
+        for candidate, result in zip(batch, bench.time(batch), strict=True):
+            if isinstance(result, Exception):
+                rows.append(Timing(candidate.tactic.id, candidate.config, None, f"failed: {result}"))
+            else:
+                timed.append((result, candidate))
+        if timed and min(seconds for seconds, _ in timed) < floor * NEAR_FLOOR:
+            reason = "not timed: the best is at its floor"
+            rows += [Timing(c.tactic.id, c.config, None, reason) for c in ready[first + BATCH :]]
+            break
+    return sorted(timed, key=lambda pair: pair[0])
+
+
+def _checked(
+    bench: Bench, timed: list[tuple[float, Candidate]], reference: Candidate, rows: list[Timing], workload: Workload
+) -> list[tuple[float, Candidate]]:
+    """``timed`` (ascending) without wrong candidates among those that may win; the clearly slower are not checked."""
+    kept: list[tuple[float, Candidate]] = []
+    for seconds, candidate in timed:
+        may_win = not kept or seconds <= kept[0][0] * NOISE
+        if may_win and candidate.tactic.id != reference.tactic.id:
+            error, allowed = bench.error(candidate, reference), candidate.tactic.tolerance(workload)
+            if not error <= allowed:
+                reason = f"wrong result: relative error {error:.2e}, {allowed:.0e} allowed"
+                rows.append(Timing(candidate.tactic.id, candidate.config, None, reason))
+                continue
+        kept.append((seconds, candidate))
+    return kept
+
+
+def _reference(
+    workload: Workload, constants: Mapping[int, np.ndarray], device: DeviceSpec, compilers: Compilers
+) -> Candidate | None:
+    """The plainest tactic that serves the workload, to check others against."""
+    for tactic in tactics(device.kind):
+        if tactic.reference and isinstance(workload.op, tactic.ops) and tactic.supports(workload, device) is None:
+            try:
+                config = next(iter(tactic.configs(workload, device)))
+                plan = tactic.plan(workload, config, device)
+                packed = tactic.prepare(workload, config, constants)
+                return Candidate(tactic, config, plan, packed, compilers.images(plan))
+            except (CompileError, ValueError, AssertionError, StopIteration):
+                continue
+    return None

@@ -1,0 +1,151 @@
+"""Selection: the fastest correct candidate wins, and every other one is a row with its reason."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from fusion.dtypes import DataType
+from fusion.expression import Operand, apply
+from fusion.network import TensorType
+from fusion.ops import Pointwise
+from tactics import select
+from tactics.cache import Entry, Timing
+from tactics.select import Candidate, Compilers, NoTacticError, SelectOptions, candidates, decide_from, finish, start
+from tactics.tactic import Config, CpuCall, DeviceSpec, Plan, Refusal, Tactic, Workload, config
+
+DEVICE = DeviceSpec("cpu", "test")
+TENSOR = TensorType(DataType.FLOAT, (4, 4))
+WORKLOAD = Workload(Pointwise(apply("relu", Operand(0))), (TENSOR,), (TENSOR,), (False,))
+
+
+class _Fake(Tactic):
+    device = "cpu"
+    ops = (Pointwise,)
+
+    def __init__(self, name: str, *, configs: Sequence[Config] = ((),), refusal: str = "", workspace: int = 0,
+                 reference: bool = False) -> None:  # fmt: skip
+        self.id = f"cpu.{name}"  # type: ignore[misc]
+        self.reference = reference  # type: ignore[misc]
+        self._configs, self._refusal, self._workspace = configs, refusal, workspace
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        return Refusal(self._refusal) if self._refusal else None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        return self._configs
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        return Plan((CpuCall(lambda i, o, p, w: None),), self._workspace)
+
+    def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
+        return ()
+
+
+class _Bench:
+    def __init__(self, seconds: Mapping[str, float | Exception], wrong: Sequence[str] = ()) -> None:
+        self.seconds, self.wrong, self.timed = seconds, wrong, 0
+
+    def time(self, batch: Sequence[Candidate]) -> list[float | Exception]:
+        self.timed += len(batch)
+        return [self.seconds[candidate.label] for candidate in batch]
+
+    def error(self, candidate: Candidate, reference: Candidate) -> float:
+        return 1.0 if candidate.label in self.wrong else 0.0
+
+    def close(self) -> None:
+        pass
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, family: Sequence[Tactic], bench: _Bench, options: SelectOptions | None = None):
+    monkeypatch.setattr(select, "tactics", lambda device: tuple(family))
+    compilers = Compilers("", 1, {})
+    options = options or SelectOptions()
+    search = start(WORKLOAD, DEVICE, options, compilers)
+    return finish(search, {}, DEVICE, options, lambda: bench, compilers)
+
+
+def test_the_fastest_wins_and_the_others_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = [_Fake("a"), _Fake("b"), _Fake("c", refusal="wants channels last")]
+    decision = _run(monkeypatch, family, _Bench({"cpu.a": 2.0, "cpu.b": 1.0}))
+    assert (decision.tactic, decision.seconds, decision.cached) == ("cpu.b", 1.0, False)
+    assert [(row.tactic, row.seconds, row.reason) for row in decision.timings] == [
+        ("cpu.b", 1.0, ""), ("cpu.a", 2.0, ""), ("cpu.c", None, "wants channels last"),
+    ]  # fmt: skip
+
+
+def test_a_wrong_result_never_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = [_Fake("fast"), _Fake("slow"), _Fake("plain", reference=True)]
+    decision = _run(monkeypatch, family, _Bench({"cpu.fast": 1.0, "cpu.slow": 2.0}, wrong=["cpu.fast"]))
+    assert decision.tactic == "cpu.slow"
+    assert any("wrong result" in row.reason for row in decision.timings if row.tactic == "cpu.fast")
+
+
+def test_a_wrong_result_within_the_noise_of_the_best_does_not_win_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = [_Fake("a"), _Fake("b"), _Fake("plain", reference=True)]
+    decision = _run(monkeypatch, family, _Bench({"cpu.a": 1.001, "cpu.b": 1.0}, wrong=["cpu.a"]))
+    assert decision.tactic == "cpu.b"
+
+
+def test_ties_go_to_the_smaller_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    decision = _run(monkeypatch, [_Fake("b"), _Fake("a")], _Bench({"cpu.a": 1.005, "cpu.b": 1.0}))
+    assert decision.tactic == "cpu.a"
+
+
+def test_a_crash_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = _Bench({"cpu.a": RuntimeError("illegal address"), "cpu.b": 1.0})
+    decision = _run(monkeypatch, [_Fake("a"), _Fake("b")], bench)
+    assert decision.tactic == "cpu.b"
+    assert any("illegal address" in row.reason for row in decision.timings)
+
+
+def test_when_all_fail_the_error_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NoTacticError, match="wants int8"):
+        _run(monkeypatch, [_Fake("a", refusal="wants int8")], _Bench({}))
+    with pytest.raises(NoTacticError, match="boom"):
+        _run(monkeypatch, [_Fake("a"), _Fake("b")], _Bench({"cpu.a": RuntimeError("boom"), "cpu.b": RuntimeError("boom")}))
+
+
+def test_the_workspace_limit_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = [_Fake("big", workspace=1000), _Fake("small", workspace=10)]
+    decision = _run(monkeypatch, family, _Bench({"cpu.small": 1.0}), SelectOptions(workspace_limit=100))
+    assert decision.tactic == "cpu.small"
+    assert any("1000 bytes of workspace, 100 are allowed" in row.reason for row in decision.timings)
+
+
+def test_levels_bound_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [_Fake(f"t{n}", configs=[config(k=k) for k in range(30)]) for n in range(10)]
+    monkeypatch.setattr(select, "tactics", lambda device: tuple(many))
+    counts = [len(candidates(WORKLOAD, DEVICE, SelectOptions(level=level))[0]) for level in range(6)]
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    assert counts[5] == 300
+
+
+def test_level_0_times_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = _Bench({})
+    decision = _run(monkeypatch, [_Fake("a"), _Fake("b")], bench, SelectOptions(level=0))
+    assert bench.timed == 0
+    assert math.isnan(decision.seconds)
+
+
+def test_a_pinned_tactic_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = [_Fake("a"), _Fake("b")]
+    assert _run(monkeypatch, family, _Bench({"cpu.b": 9.0}), SelectOptions(pinned="cpu.b")).tactic == "cpu.b"
+    with pytest.raises(NoTacticError, match="those that can: cpu.a, cpu.b"):
+        _run(monkeypatch, family, _Bench({}), SelectOptions(pinned="cpu.z"))
+
+
+def test_a_cached_decision_is_taken_unless_its_code_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = [_Fake("a")]
+    decision = _run(monkeypatch, family, _Bench({"cpu.a": 1.0}))
+    entry = Entry({}, decision.timings)
+    compilers = Compilers("", 1, {})
+    hit = decide_from(entry, WORKLOAD, DEVICE, compilers)
+    assert hit is not None
+    assert (hit.tactic, hit.cached, hit.seconds) == ("cpu.a", True, 1.0)
+    stale = Entry({}, (Timing("cpu.a", (), 1.0, "", "another"),))
+    assert decide_from(stale, WORKLOAD, DEVICE, compilers) is None
+    gone = Entry({}, (Timing("cpu.gone", (), 1.0),))
+    assert decide_from(gone, WORKLOAD, DEVICE, compilers) is None

@@ -1,0 +1,1 @@
+"""An open, trtexec-like ONNX engine builder and benchmarker."""

@@ -1,0 +1,391 @@
+"""The build, from top to bottom: model file -> network -> fused network -> workloads -> tactics -> engine."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fusion.importer import import_onnx
+from fusion.layout import assign_layouts
+from fusion.network import Network
+from fusion.passes import FusionOptions, FusionResult, optimize
+from fusion.precision import to_half
+from runtime.device import Device
+from runtime.engine import Alternative, Engine, InputRange, LayerPlan, sizes_of
+from runtime.streams import assign_streams
+from runtime.workloads import workload_of
+from tactics import cache as timing_cache
+from tactics.cache import CacheError, Entry, TimingCache
+from tactics.compiler import nvrtc_version
+from tactics.registry import tactic as tactic_by_id
+from tactics.select import Compilers, Decision, NoTacticError, SelectOptions, decide_from, finish, question, start
+from tactics.tactic import Buffer, DeviceSpec, Launch, Plan, Struct, TensorMap, Workload, floor_seconds, workload_flops
+from trtcli.config import BuildConfig
+from trtcli.shapes import optimization_profile
+from trtcli.version import __version__
+
+LAUNCH_FLOOR = 1e-6  # seconds that a launch costs inside a CUDA graph, whatever it does
+
+
+class BuildError(ValueError):
+    """The build cannot go on; the text names the layer, the values found and the next step."""
+
+
+class Log(Protocol):
+    """Where the build says what it does."""
+
+    def info(self, text: str) -> None:
+        """A line that every user sees."""
+
+    def verbose(self, text: str) -> None:
+        """A line for ``--verbose``."""
+
+    def warning(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far tactic selection is: distinct workloads done of all, tactics timed and refused, cache hits."""
+
+    done: int = 0
+    total: int = 0
+    timed: int = 0
+    cached: int = 0
+    refused: int = 0
+    layer: str = ""
+
+
+def build(
+    model: Path | bytes,
+    config: BuildConfig,
+    device: Device,
+    *,
+    log: Log,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Engine:
+    """An engine for ``model`` (a file, or a serialised ONNX model) on ``device``.
+
+    Raises:
+        fusion.importer.ModelError: the model cannot be read, or holds unsupported operators.
+        ValueError: shapes or options do not fit the model.
+        BuildError: no tactic can compute some layer, or a cache miss was forbidden.
+    """
+    began = time.perf_counter()
+    imported = import_onnx(model)
+    log.info(_parsed_line(model, imported, time.perf_counter() - began))
+    profile = optimization_profile(imported, config, log)
+
+    fusing = time.perf_counter()
+    fused = _fuse(imported, config, device, log)
+    network = fused.network
+    log.info(_fused_line(imported, fused, time.perf_counter() - fusing))
+    for line in fused.log_lines():
+        log.verbose(line)
+
+    shapes = {name: one.opt for name, one in profile.items()}
+    choices = _choose(network, shapes, config, device, log, progress)
+    engine = _assemble(network, choices, profile, config, device)
+    engine = replace(engine, layers=assign_streams(engine, shapes, config.max_aux_streams))
+    seconds = time.perf_counter() - began
+    record = {
+        **_record(model, imported, fused, config, device, choices),
+        "buildSeconds": seconds,
+    }
+    log.info(
+        f"Built in {seconds:.1f} s: {len(network.layers)} layers, weights {_mebibytes(engine.weights)}, "
+        f"{engine.num_aux_streams + 1} stream{'s' if engine.num_aux_streams else ''}"
+    )
+    return replace(engine, record=record)
+
+
+# --- network ---------------------------------------------------------------------------------------------------------
+
+
+def _fuse(imported: Network, config: BuildConfig, device: Device, log: Log) -> FusionResult:
+    network = imported
+    if config.fp16 or config.bf16:
+        network = to_half(network, "float16" if config.fp16 else "bfloat16", log.warning)
+    options = FusionOptions(disabled=config.disable_fusion, device=device.spec.kind)
+    return optimize(network, options, layouts=assign_layouts)
+
+
+# --- tactics ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """The decision of every layer, with its workload, and the cache's part in it."""
+
+    workloads: tuple[Workload, ...]
+    decisions: tuple[Decision, ...]
+    kernels: Mapping[str, bytes] = field(default_factory=dict)
+    hits: int = 0
+    misses: int = 0
+
+
+def _choose(
+    network: Network,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: BuildConfig,
+    device: Device,
+    log: Log,
+    progress: Callable[[Progress], None],
+) -> _Choices:
+    sizes = sizes_of(network, shapes)
+    constants = set(network.constants)
+    workloads = tuple(workload_of(network, layer, sizes, constants, config.tf32) for layer in network.layers)
+    options = [_select_options(config, layer.name) for layer in network.layers]
+    cache = _load_cache(config, log)
+    compilers = Compilers(device.spec.arch, device.compile_threads, cache.kernels)
+    deadline = None if config.build_budget is None else time.perf_counter() + config.build_budget
+    decided: dict[tuple[Any, ...], Decision] = {}
+    keys = [
+        (workload, option) if config.builder_cache else (index, workload, option)
+        for index, (workload, option) in enumerate(zip(workloads, options, strict=True))
+    ]
+    first = {key: index for index, key in reversed(list(enumerate(keys)))}
+    state = Progress(total=len(first))
+    try:
+        searches = {}
+        for key, index in first.items():
+            asked = question(workloads[index], device.spec, options[index], _versions(device))
+            entry = cache.find(asked) if config.builder_cache and config.optimization_level else None
+            hit = decide_from(entry, workloads[index], device.spec, compilers) if entry else None
+            if hit is not None:
+                decided[key] = hit
+                state = replace(state, done=state.done + 1, cached=state.cached + 1, layer=network.layers[index].name)
+                continue
+            if config.error_on_timing_cache_miss:
+                raise BuildError(
+                    f"layer {network.layers[index].name!r} is not in the timing cache ({cache.nearest_difference(asked)}) "
+                    "and --errorOnTimingCacheMiss is set"
+                )
+            if config.timing_cache_file and cache.entries:
+                log.verbose(f"Timing cache miss: {network.layers[index].name}: {cache.nearest_difference(asked)}")
+            searches[key] = _named(
+                network.layers[index].name, start, workloads[index], device.spec, options[index], compilers
+            )
+        progress(state)
+        for key, search in searches.items():
+            index = first[key]
+            layer = network.layers[index]
+            option = options[index]
+            if deadline is not None and time.perf_counter() > deadline:
+                option = replace(option, level=0)
+            values = {
+                number: network.constants[name]
+                for number, name in enumerate(layer.inputs)
+                if name in network.constants
+            }
+            make_bench = lambda search=search, values=values: device.bench(  # noqa: E731
+                search.workload, values, config.avg_timing
+            )
+            decision = _named(layer.name, finish, search, values, device.spec, option, make_bench, compilers)
+            decided[key] = decision
+            for timing in decision.timings:
+                log.verbose(_timing_line(layer.name, timing, decision))
+            if option.level:
+                asked = question(workloads[index], device.spec, options[index], _versions(device))
+                cache = cache.with_entry(Entry(asked, decision.timings), decision.kernels)
+            counted = sum(timing.seconds is not None for timing in decision.timings)
+            state = replace(
+                state,
+                done=state.done + 1,
+                timed=state.timed + counted,
+                refused=state.refused + len(decision.timings) - counted,
+                layer=layer.name,
+            )
+            progress(state)
+    finally:
+        compilers.close()
+        _save_cache(config, cache, log)
+    if deadline is not None and time.perf_counter() > deadline:
+        log.warning(f"--buildBudget={config.build_budget:g} was used up: the layers after it took the first legal tactic")
+    misses = len(first) - state.cached
+    where = config.timing_cache_file or "this build only; --timingCacheFile=FILE keeps them for the next one"
+    log.info(f"Timing cache: {state.cached} hits, {misses} misses ({where})")
+    decisions = tuple(decided[key] for key in keys)
+    kernels = {key: image for decision in decisions for key, image in decision.kernels.items()}
+    return _Choices(workloads, decisions, kernels, state.cached, misses)
+
+
+def _select_options(config: BuildConfig, layer: str) -> SelectOptions:
+    pinned = next((tactic for name, tactic in config.pin_tactic if name == layer), "")
+    return SelectOptions(config.optimization_level, config.workspace, config.tactic_shared_memory, pinned=pinned)
+
+
+def _named(layer: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except NoTacticError as error:
+        raise BuildError(f"layer {layer!r}: {error}") from error
+
+
+def _load_cache(config: BuildConfig, log: Log) -> TimingCache:
+    if not config.timing_cache_file or not config.builder_cache:
+        return TimingCache()
+    path = Path(config.timing_cache_file)
+    if not path.exists():
+        log.info(f"Timing cache {path} does not exist yet; it will be made")
+        return TimingCache()
+    try:
+        found = timing_cache.load(path)
+    except CacheError as error:
+        log.warning(f"{error}. Building without it; the build's own timings will replace it")
+        return TimingCache()
+    log.info(f"Loaded timing cache {path}: {len(found.entries)} entries, {len(found.kernels)} kernels")
+    return found
+
+
+def _save_cache(config: BuildConfig, cache: TimingCache, log: Log) -> None:
+    if not config.timing_cache_file or not config.builder_cache or not cache.entries:
+        return
+    try:
+        saved = timing_cache.save(Path(config.timing_cache_file), cache)
+    except OSError as error:
+        log.warning(f"--timingCacheFile={config.timing_cache_file}: cannot write it ({error.strerror or error})")
+        return
+    log.verbose(f"Saved timing cache {config.timing_cache_file}: {len(saved.entries)} entries")
+
+
+def _versions(device: Device) -> dict[str, str]:
+    """What measured times depend on beside the device: our own kernels are covered by fingerprints."""
+    if device.spec.kind == "cuda":
+        return {"nvrtc": ".".join(map(str, nvrtc_version())), "driver": device.driver_version}
+    return {"numpy": np.__version__}
+
+
+# --- engine ----------------------------------------------------------------------------------------------------------
+
+
+def _assemble(
+    network: Network, choices: _Choices, profile: Mapping[str, InputRange], config: BuildConfig, device: Device
+) -> Engine:
+    weights: dict[str, np.ndarray] = {}
+    packed_names: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    layers = []
+    kernels = dict(choices.kernels)
+    for layer, workload, decision in zip(network.layers, choices.workloads, choices.decisions, strict=True):
+        tactic = tactic_by_id(decision.tactic)
+        plan = tactic.plan(workload, decision.config, device.spec)
+        values = {n: network.constants[name] for n, name in enumerate(layer.inputs) if name in network.constants}
+        shared = (decision.tactic, decision.config, workload, tuple(layer.inputs[n] for n in values))
+        if shared not in packed_names:
+            arrays = tactic.prepare(workload, decision.config, values)
+            packed_names[shared] = tuple(f"{layer.name}#{number}" for number in range(len(arrays)))
+            weights.update(zip(packed_names[shared], map(np.ascontiguousarray, arrays), strict=True))
+        for number in _inputs_read(plan, len(layer.inputs)):
+            if number in values:
+                weights[layer.inputs[number]] = values[number]
+        floor = floor_seconds(workload, device.spec)
+        layers.append(
+            LayerPlan(
+                tactic=decision.tactic,
+                config=decision.config,
+                packed=packed_names[shared],
+                seconds=decision.seconds,
+                floor=max(floor, LAUNCH_FLOOR if device.spec.kind == "cuda" and plan.steps else 0.0),
+                bound=_bound(workload, floor, device.spec),
+                workspace=plan.workspace,
+                cached=decision.cached,
+                alternatives=tuple(
+                    Alternative(t.tactic, t.config, t.seconds, t.reason)
+                    for t in (decision.timings if config.profiling_verbosity == "detailed" else ())
+                ),
+            )
+        )
+    for name in network.outputs:  # an output may be a constant itself
+        if name in network.constants:
+            weights[name] = network.constants[name]
+    return Engine(replace(network, constants={}), tuple(layers), weights, kernels, (dict(profile),), device.spec)
+
+
+def _inputs_read(plan: Plan, count: int) -> set[int]:
+    """The input numbers that a plan's launches read directly; NumPy steps may read any."""
+    numbers: set[int] = set()
+    for step in plan.steps:
+        if not isinstance(step, Launch):
+            source = getattr(step, "source", None)
+            numbers |= {source.index} if isinstance(source, Buffer) and source.kind == "input" else set()
+            if source is None and not hasattr(step, "size"):
+                return set(range(count))
+            continue
+        for argument in step.arguments:
+            for one in argument.fields if isinstance(argument, Struct) else (argument,):
+                buffer = one.buffer if isinstance(one, TensorMap) else one
+                if isinstance(buffer, Buffer) and buffer.kind == "input":
+                    numbers.add(buffer.index)
+    return numbers
+
+
+def _bound(workload: Workload, floor: float, spec: DeviceSpec) -> str:
+    if spec.kind == "cuda" and floor < LAUNCH_FLOOR:
+        return "launch"
+    compute = workload_flops(workload)
+    from tactics.tactic import workload_bytes
+
+    return "compute" if compute and workload_bytes(workload) / spec.bandwidth < floor else "memory"
+
+
+# --- what reports show -----------------------------------------------------------------------------------------------
+
+
+def _record(
+    model: Path | bytes, imported: Network, fused: FusionResult, config: BuildConfig, device: Device, choices: _Choices
+) -> dict[str, Any]:
+    data = model.read_bytes() if isinstance(model, Path) else model
+    from dataclasses import asdict
+
+    return {
+        "trtcli": __version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": str(model) if isinstance(model, Path) else imported.name,
+        "modelSha256": hashlib.sha256(data).hexdigest(),
+        "options": _plain(asdict(config)),
+        "versions": _versions(device),
+        "nodes": len(imported.fates),
+        "layers": len(fused.network.layers),
+        "fusions": fused.log_lines(),
+        "cacheHits": choices.hits,
+        "cacheMisses": choices.misses,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _parsed_line(model: Path | bytes, network: Network, seconds: float) -> str:
+    name = model.name if isinstance(model, Path) else network.name
+    count = sum(value.size for value in network.constants.values())
+    inputs = ", ".join(f"{one} {'x'.join(map(str, network.tensors[one].shape)) or 'scalar'}" for one in network.inputs)
+    return f"Parsed {name} in {seconds:.2f} s: {len(network.fates)} nodes, {count / 1e6:.1f} M weights, input {inputs}"
+
+
+def _fused_line(imported: Network, fused: FusionResult, seconds: float) -> str:
+    counts = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
+    return f"Fused {len(imported.layers)} layers into {len(fused.network.layers)} in {seconds:.2f} s: {counts}"
+
+
+def _timing_line(layer: str, timing: timing_cache.Timing, decision: Decision) -> str:
+    settings = ",".join(f"{name}={value}" for name, value in timing.config)
+    if timing.seconds is None:
+        return f"  {layer}: {timing.tactic}[{settings}]: {timing.reason}"
+    ratio = timing.seconds / decision.seconds if decision.seconds else 1.0
+    return f"  {layer}: {timing.tactic}[{settings}]: {timing.seconds * 1e6:.2f} us ({ratio:.2f}x)"
+
+
+def _mebibytes(weights: Mapping[str, np.ndarray]) -> str:
+    return f"{sum(array.nbytes for array in weights.values()) / 2**20:.1f} MiB"

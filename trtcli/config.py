@@ -1,0 +1,142 @@
+"""What the flags mean: frozen configuration objects, made once at the edge by :mod:`trtcli.parse`.
+
+Nothing below reads a flag, an environment variable or a global. Only the standard library is
+imported here: ``trtcli --help`` must stay quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+# Input name, or a pattern with one ``*``, to the dimensions given for it; ``()`` is a scalar.
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the network comes from: exactly one of the two is set."""
+
+    onnx: str = ""
+    load_engine: str = ""
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """How an engine is built.
+
+    Attributes:
+        save_engine: file to write, or empty.
+        min_shapes, opt_shapes, max_shapes: the optimization profile as given; :mod:`trtcli.shapes` completes it for the
+            inputs of a network.
+        shapes: ``--shapes``, the profile when none was given.
+        optimization_level: 0 (first tactic that works) to 5 (everything is timed).
+        max_aux_streams: None leaves it to heuristics, 0 keeps everything in one stream.
+        timing_cache_file: file to read and to merge back into, or empty (then decisions live for this build only).
+        builder_cache: False times every layer on its own, without any cache.
+        error_on_timing_cache_miss: fail instead of timing.
+        avg_timing: how many timings a tactic's time is the median of.
+        workspace: most bytes of scratch memory per layer; None: the device's memory.
+        tactic_shared_memory: most bytes of shared memory per block; None: the device's limit.
+        tf32: whether float32 products may round their operands to TF32.
+        fp16, bf16: whether the builder may use that precision where the model says FP32.
+        profiling_verbosity: ``none``, ``layer_names_only`` or ``detailed``: what the engine keeps for reports.
+        disable_fusion: ``(rule, layer)`` pairs; an empty layer turns the rule off everywhere.
+        pin_tactic: ``(layer, tactic id)`` pairs.
+        build_budget: seconds that timing may take, or None.
+    """
+
+    save_engine: str = ""
+    min_shapes: Shapes = field(default_factory=dict)
+    opt_shapes: Shapes = field(default_factory=dict)
+    max_shapes: Shapes = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=dict)
+    optimization_level: int = 3
+    max_aux_streams: int | None = None
+    timing_cache_file: str = ""
+    builder_cache: bool = True
+    error_on_timing_cache_miss: bool = False
+    avg_timing: int = 8
+    workspace: int | None = None
+    tactic_shared_memory: int | None = None
+    tf32: bool = True
+    fp16: bool = False
+    bf16: bool = False
+    profiling_verbosity: str = "layer_names_only"
+    disable_fusion: tuple[tuple[str, str], ...] = ()
+    pin_tactic: tuple[tuple[str, str], ...] = ()
+    build_budget: float | None = None
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """``device`` is ``auto`` (the first GPU, else the CPU), ``cpu``, or a GPU's number as text."""
+
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How the engine is run and measured.
+
+    Attributes:
+        shapes: input shapes; those not named run at their optimal shapes.
+        load_inputs: input name to a file of raw values; other inputs are random.
+        iterations: at least so many measured queries per stream.
+        duration: seconds to measure at least; -1 runs until interrupted.
+        warm_up: milliseconds on the device's clock that are not counted.
+        sleep_time: milliseconds between launch and the start of the computation, once at the start.
+        idle_time: milliseconds between queries after the warm-up.
+        inf_streams: contexts that run concurrently; ``threads`` gives each its own host thread.
+        cuda_graph, spin_wait, data_transfers, expose_dma: as the flags say.
+        skip_inference: stop after the build.
+    """
+
+    shapes: Shapes = field(default_factory=dict)
+    load_inputs: Mapping[str, str] = field(default_factory=dict)
+    iterations: int = 10
+    duration: float = 3.0
+    warm_up: float = 200.0
+    sleep_time: float = 0.0
+    idle_time: float = 0.0
+    inf_streams: int = 1
+    threads: bool = False
+    cuda_graph: bool = True
+    spin_wait: bool = True
+    data_transfers: bool = False
+    expose_dma: bool = False
+    skip_inference: bool = False
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What is printed and written; files are empty when not asked for."""
+
+    verbose: bool = False
+    avg_runs: int = 10
+    percentiles: tuple[float, ...] = (90.0, 95.0, 99.0)
+    dump_output: bool = False
+    dump_raw_bindings: bool = False
+    dump_profile: bool = False
+    dump_layer_info: bool = False
+    dump_optimization_profile: bool = False
+    export_times: str = ""
+    export_output: str = ""
+    export_profile: str = ""
+    export_layer_info: str = ""
+    why_not: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that one command line says."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    build: BuildConfig = field(default_factory=BuildConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def to_json(self) -> dict[str, object]:
+        """All settings as JSON values, for records."""
+        return asdict(self)

@@ -1,0 +1,47 @@
+"""What went wrong, in one or two plain lines; the one place that knows which exceptions are for users."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+
+from trtcli.log import Log
+from trtcli.parse import UsageError
+
+PASSED, FAILED, NOT_CAPTURABLE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def lines_of(error: BaseException) -> list[str]:
+    """The lines that a user reads about ``error``."""
+    if isinstance(error, UsageError):
+        return [*error.complaints, "trtcli --help lists all flags"]
+    if isinstance(error, KeyboardInterrupt):
+        return ["Interrupted"]
+    if isinstance(error, OSError) and error.errno is not None:
+        return [_system_error(error)]
+    if isinstance(error, MemoryError):
+        return [f"Out of memory: {error or 'the host has too little'}; smaller --maxShapes or fewer --infStreams need less"]
+    if isinstance(error, ValueError | RuntimeError | OSError) and str(error):
+        return str(error).rstrip().split("\n")
+    return [
+        f"Uncaught exception detected: {type(error).__name__}: {error}",
+        "This is a fault of trtcli: please report it with the output of the same command and --verbose",
+    ]
+
+
+def _system_error(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"{place}no space left on the device; nothing was written"
+    if error.errno == errno.ENOENT:
+        return f"Cannot open file {error.filename}: it does not exist"
+    return f"{place}{(error.strerror or 'cannot be used').lower()}"
+
+
+def report(error: BaseException, log: Log) -> int:
+    """Log ``error`` and return the exit code that belongs to it; the traceback is for ``--verbose`` only."""
+    if log.is_verbose and not isinstance(error, UsageError | KeyboardInterrupt):
+        log.verbose("".join(traceback.format_exception(error)).rstrip())
+    for line in lines_of(error):
+        log.error(line)
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED

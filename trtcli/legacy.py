@@ -1,0 +1,213 @@
+"""Flags of trtexec that are not in :mod:`trtcli.options`: old ones that keep working with a warning, and those refused.
+
+Nothing here is silently ignored: a deprecated flag is translated to today's flags, or does nothing because what it
+asked for is the default now; a refused flag stops the run, unless its value asks for nothing (``--sparsity=disable``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Today = list[tuple[str, str | None]]  # today's flags with their values
+
+
+def _nothing(value: str | None) -> Today:
+    return []
+
+
+@dataclass(frozen=True)
+class Deprecated:
+    """An old flag. ``today`` turns its value into today's flags (it may raise ValueError); ``advice`` ends the warning.
+
+    ``takes_value``: ``yes``, ``no`` or ``maybe`` (``--calib`` came with and without a file).
+    """
+
+    advice: str
+    today: Callable[[str | None], Today] = _nothing
+    takes_value: str = "no"
+    repeatable: bool = False
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A flag that trtcli does not do: why, and the values that ask for nothing and so are accepted."""
+
+    reason: str
+    neutral: tuple[str, ...] = ()
+    takes_value: str = "maybe"
+
+
+def _same(name: str) -> Callable[[str | None], Today]:
+    return lambda value: [(name, value)]
+
+
+def _workspace(value: str | None) -> Today:
+    return [("memPoolSize", f"workspace:{value}")]
+
+
+def _only(*allowed: str) -> Callable[[str | None], Today]:
+    def check(value: str | None) -> Today:
+        if value not in allowed:
+            raise ValueError(f"{value!r} is not supported, only {' or '.join(allowed)}: use --shapes")
+        return []
+
+    return check
+
+
+_DATA_TYPES = ("fp32", "fp16", "bf16", "int8", "int32", "int64", "uint8", "bool", "fp8")
+
+
+def _io_formats(value: str | None) -> Today:
+    for tensor in (value or "").split(","):
+        for form in tensor.split("+"):
+            dtype, _, layout = form.rpartition(":")
+            if dtype and dtype not in _DATA_TYPES:
+                raise ValueError(f"{dtype!r} in {form!r} is no data type ({', '.join(_DATA_TYPES)})")
+            if layout != "chw":
+                raise ValueError(f"layout {layout!r} is not supported; network inputs and outputs are chw (linear)")
+    return []
+
+
+def _tactic_sources(value: str | None) -> Today:
+    for source in (value or "").split(","):
+        if not re.fullmatch(r"[+-]\w+", source):
+            raise ValueError(f"{source!r} must be +NAME or -NAME")
+    return []
+
+
+def _best(value: str | None) -> Today:
+    return [("fp16", None), ("bf16", None)]
+
+
+_CALIBRATION = "quantisation comes from the QuantizeLinear/DequantizeLinear nodes of the model"
+
+DEPRECATED: dict[str, Deprecated] = {
+    "workspace": Deprecated("use --memPoolSize=workspace:SIZE", _workspace, "yes"),
+    "explicitBatch": Deprecated("the batch is always in the shapes"),
+    "batch": Deprecated("the batch is always in the shapes", _only("1"), "yes"),
+    "buildOnly": Deprecated("use --skipInference", _same("skipInference")),
+    "minTiming": Deprecated("--avgTiming alone says how often a tactic is timed", takes_value="yes"),
+    "nvtxMode": Deprecated("use --profilingVerbosity", _same("profilingVerbosity"), "yes"),
+    "streams": Deprecated("use --infStreams", _same("infStreams"), "yes"),
+    "useCudaGraph": Deprecated("CUDA graphs are the default; --noCudaGraph turns them off"),
+    "noDataTransfers": Deprecated("no transfers is the default; --includeDataTransfers turns them on"),
+    "separateProfileRun": Deprecated("layers are always profiled in a run of their own"),
+    "stronglyTyped": Deprecated("the model's own types always rule unless --fp16 or --bf16 is given"),
+    "directIO": Deprecated("tensors are never reformatted at the network's edge"),
+    "timingCache": Deprecated("use --timingCacheFile", _same("timingCacheFile"), "yes"),
+    "exportTimingCache": Deprecated("--timingCacheFile is read and written", _same("timingCacheFile"), "yes"),
+    "saveProfile": Deprecated("use --exportProfile", _same("exportProfile"), "yes"),
+    "best": Deprecated("only FP16 and BF16 are tried: use --fp16 --bf16; " + _CALIBRATION, _best),
+    "calib": Deprecated(_CALIBRATION, takes_value="maybe"),
+    "calibProfile": Deprecated(_CALIBRATION, takes_value="yes"),
+    "minShapesCalib": Deprecated(_CALIBRATION, takes_value="yes"),
+    "optShapesCalib": Deprecated(_CALIBRATION, takes_value="yes"),
+    "maxShapesCalib": Deprecated(_CALIBRATION, takes_value="yes"),
+    "inputIOFormats": Deprecated("inputs have the data types of the model, in linear layout", _io_formats, "yes"),
+    "outputIOFormats": Deprecated("outputs have the data types of the model, in linear layout", _io_formats, "yes"),
+    "tacticSources": Deprecated("libraries are not installed as tactic sources; skipped", _tactic_sources, "yes"),
+}
+
+_LATER = "is not in this version of trtcli"
+_DLA = "needs a DLA core, which trtcli does not use"
+_SAFE = "belongs to the safety runtime, which trtcli does not have"
+_PLUGIN = "loads compiled TensorRT plugins, which trtcli cannot run"
+_QUANTISED = "is not supported: " + _CALIBRATION
+_TYPES = f"{_LATER}: layers have the types of the model, and --fp16/--bf16 apply to all"
+_TUNER = f"(TensorRT's global tuner) {_LATER}; --builderOptimizationLevel=5 searches most"
+
+REFUSED: dict[str, Refused] = {
+    "uff": Refused("UFF models are not supported; export the model to ONNX"),
+    "deploy": Refused("Caffe models are not supported; export the model to ONNX"),
+    "model": Refused("Caffe models are not supported; use --onnx=FILE"),
+    "output": Refused("outputs are those of the ONNX model"),
+    "maxBatch": Refused("implicit batch is not supported; use --maxShapes"),
+    "int8": Refused(_QUANTISED),
+    "fp8": Refused(_QUANTISED),
+    "int4": Refused(_QUANTISED),
+    "precisionConstraints": Refused(_TYPES, ("none",)),
+    "layerPrecisions": Refused(_TYPES),
+    "layerOutputTypes": Refused(_TYPES),
+    "profile": Refused(f"{_LATER}: an engine has one optimization profile; leave --profile out", ("0",)),
+    "useProfile": Refused(f"{_LATER}: an engine has one optimization profile, number 0", ("0",)),
+    "refit": Refused(_LATER),
+    "stripWeights": Refused(_LATER),
+    "stripAllWeights": Refused(_LATER),
+    "refitFromOnnx": Refused(_LATER),
+    "timeRefit": Refused(_LATER),
+    "dumpRefit": Refused(_LATER),
+    "sparsity": Refused(f"{_LATER}: weights are dense", ("disable",)),
+    "tilingOptimizationLevel": Refused(_LATER, ("0",)),
+    "l2LimitForTiling": Refused(_LATER, ("-1",)),
+    "hardwareCompatibilityLevel": Refused("an engine runs on the kind of device that it was built on", ("none",)),
+    "versionCompatible": Refused(_LATER),
+    "vc": Refused(_LATER),
+    "excludeLeanRuntime": Refused("there is no lean runtime"),
+    "leanDLLPath": Refused("there is no lean runtime"),
+    "useRuntime": Refused("there is only the full runtime", ("full",)),
+    "runtimePlatform": Refused("an engine runs on the platform that it was built on", ("SameAsBuild",)),
+    "pluginInstanceNorm": Refused(_PLUGIN),
+    "pi": Refused(_PLUGIN),
+    "enablePluginOverride": Refused(_PLUGIN),
+    "decomposableAttentions": Refused(f"{_LATER}: use --disableFusion"),
+    "distributiveIndependence": Refused(_LATER),
+    "preview": Refused("is TensorRT's own: trtcli has no preview features"),
+    "allowWeightStreaming": Refused(_LATER),
+    "weightStreamingBudget": Refused(_LATER, ("-2",)),
+    "tempdir": Refused("the builder writes no temporary files"),
+    "tempfileControls": Refused("the builder writes no temporary files"),
+    "monitorMemory": Refused(_LATER),
+    "markDebug": Refused(_LATER),
+    "markUnfusedTensorsAsDebugTensors": Refused(_LATER),
+    "saveDebugTensors": Refused(_LATER),
+    "saveAllDebugTensors": Refused(_LATER),
+    "asyncFileReader": Refused(_LATER),
+    "getPlanVersionOnly": Refused(f"{_LATER}: trtcli inspect ENGINE shows the version"),
+    "noCompilationCache": Refused(_LATER),
+    "maxTactics": Refused(f"{_LATER}: use --builderOptimizationLevel or --buildBudget", ("-1",)),
+    "loadRefOutputs": Refused(_LATER),
+    "refPair": Refused(_LATER),
+    "accuracyAlgorithm": Refused(_LATER),
+    "atol": Refused(_LATER),
+    "rtol": Refused(_LATER),
+    "accuracyThreshold": Refused(_LATER),
+    "useManagedMemory": Refused(_LATER),
+    "persistentCacheRatio": Refused(_LATER, ("0",)),
+    "allocationStrategy": Refused(_LATER, ("static",)),
+    "timeDeserialize": Refused(_LATER),
+    "heuristic": Refused("use --builderOptimizationLevel=1 or 2"),
+    "restricted": Refused(_SAFE),
+    "weightless": Refused(_LATER),
+    "useDLACore": Refused(_DLA),
+    "allowGPUFallback": Refused(_DLA),
+    "buildDLAStandalone": Refused(_DLA),
+    "layerDeviceTypes": Refused(_DLA),
+    "uint8AsymmetricQuantizationDLA": Refused(_DLA),
+    "reportCapabilityDLA": Refused(_DLA),
+    "adjustForDLA": Refused(_DLA),
+    "safe": Refused(_SAFE),
+    "consistency": Refused(_SAFE),
+    "dumpKernelText": Refused(_SAFE),
+    "safetyPlugins": Refused(_SAFE),
+    "serialized": Refused(_SAFE),
+    "std": Refused(_SAFE),
+    "remoteAutoTuningConfig": Refused("trtcli times tactics on this machine only"),
+    "cpuOnly": Refused("use --device=cpu"),
+    "plugins": Refused(_PLUGIN),
+    "staticPlugins": Refused(_PLUGIN),
+    "dynamicPlugins": Refused(_PLUGIN),
+    "setPluginsToSerialize": Refused(_PLUGIN),
+    "ignoreParsedPluginLibs": Refused(_PLUGIN),
+    "tuneBuildRoutes": Refused(_TUNER),
+    "tuneBuildRouteFile": Refused(_TUNER),
+    "tuningSearch": Refused(_TUNER),
+    "tuningCacheFile": Refused(_TUNER),
+    "tuningTimeOut": Refused(_TUNER),
+    "saveAllEngines": Refused(_TUNER),
+    "dryRun": Refused(_TUNER),
+    "continue": Refused(_TUNER),
+    "helpBuildRoute": Refused(_TUNER),
+    "setBuildRoute": Refused(_TUNER),
+}

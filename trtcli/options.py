@@ -1,0 +1,175 @@
+"""The table of options: every flag of every command, once.
+
+``since`` says where the flag comes from: ``11`` is trtexec of TensorRT 11, ``8-10`` an older one, ``trtcli`` our own.
+Flags that are only understood for the sake of old scripts, or refused, are in :mod:`trtcli.legacy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trtcli.values import (
+    Choice, Device, FileSpec, Integer, MemoryPools, Names, Number, Pair, Percentiles, ShapeSpec, Text,
+)  # fmt: skip
+
+Reader = Callable[[str], Any]
+
+MODEL, SHAPES, BUILD, CACHE, SYSTEM, RUN, MEASURE, REPORT, OUTPUT = GROUPS = (
+    "Model", "Shapes", "Build", "Tactics and timing cache", "System", "Inference", "Measurement", "Reports", "Output",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Option:
+    """One flag.
+
+    Attributes:
+        name: as typed, without the dashes.
+        group: heading in the help; commands take whole groups.
+        target: ``section.field`` of :class:`trtcli.config.Config` that it sets.
+        help: one line.
+        read: reader of its value, or None for a switch.
+        sets: what a switch sets.
+        default: shown in the help.
+        since: ``11``, ``8-10`` or ``trtcli``.
+        repeatable: may be given several times; values are joined.
+    """
+
+    name: str
+    group: str
+    target: str
+    help: str
+    read: Reader | None = None
+    sets: object = True
+    default: str = ""
+    since: str = "11"
+    repeatable: bool = False
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in the help; empty for a switch."""
+        return "" if self.read is None else self.read.metavar  # type: ignore[attr-defined]
+
+    @property
+    def allowed(self) -> str:
+        """The values allowed, as text."""
+        return "" if self.read is None else self.read.allowed  # type: ignore[attr-defined]
+
+
+_MS = Number(0, 3.6e6, "MS")
+
+OPTIONS: tuple[Option, ...] = (
+    Option("onnx", MODEL, "model.onnx", "ONNX model to build an engine from", Text()),
+    Option("loadEngine", MODEL, "model.load_engine", "engine file to run instead", Text()),
+    Option("minShapes", SHAPES, "build.min_shapes", "smallest input shapes of the optimization profile", ShapeSpec()),
+    Option("optShapes", SHAPES, "build.opt_shapes", "shapes that tactics are timed at", ShapeSpec()),
+    Option("maxShapes", SHAPES, "build.max_shapes", "largest input shapes", ShapeSpec()),
+    Option("shapes", SHAPES, "inference.shapes",
+        "input shapes to run at; without a profile also min, opt and max", ShapeSpec(), default="optShapes"),
+    Option("saveEngine", BUILD, "build.save_engine", "write the engine", Text()),
+    Option("skipInference", BUILD, "inference.skip_inference", "stop after the build"),
+    Option("builderOptimizationLevel", BUILD, "build.optimization_level",
+        "effort: 0 first tactic that works ... 5 time everything", Integer(0, 5), default="3"),
+    Option("maxAuxStreams", BUILD, "build.max_aux_streams",
+        "streams beside the main one inside an inference; 0: none", Integer(0, 15), default="heuristic"),
+    Option("memPoolSize", BUILD, "build.memory_pools",
+        "limits per layer: scratch memory, shared memory; MiB without a unit", MemoryPools(), default="the device's"),
+    Option("noTF32", BUILD, "build.tf32", "float32 products keep all their bits", sets=False),
+    Option("fp16", BUILD, "build.fp16", "FP16 may be used where the model says FP32", since="trtcli"),
+    Option("bf16", BUILD, "build.bf16", "BF16 may be used where the model says FP32", since="trtcli"),
+    Option("profilingVerbosity", BUILD, "build.profiling_verbosity",
+        "what layer information the engine keeps",
+        Choice(("none", "layer_names_only", "detailed"), old=(("default", "layer_names_only"), ("verbose", "detailed"))),
+        default="layer_names_only"),
+    Option("disableFusion", BUILD, "build.disable_fusion",
+        "turn a fusion rule off, everywhere or at one layer",
+        Pair("@", "RULE[@LAYER]"), since="trtcli", repeatable=True),
+    Option("buildBudget", BUILD, "build.build_budget",
+        "seconds that timing tactics may take", Number(0.001, 1e6, "SECONDS"), default="none", since="trtcli"),
+    Option("timingCacheFile", CACHE, "build.timing_cache_file",
+        "read tactic timings from a file and add the new ones", Text()),
+    Option("noBuilderCache", CACHE, "build.builder_cache", "time every layer, reuse nothing", sets=False),
+    Option("errorOnTimingCacheMiss", CACHE, "build.error_on_timing_cache_miss",
+        "fail when a tactic would have to be timed"),
+    Option("avgTiming", CACHE, "build.avg_timing", "timings per tactic", Integer(1, 1000), default="8"),
+    Option("pinTactic", CACHE, "build.pin_tactic",
+        "use this tactic for this layer", Pair(":", "LAYER:ID", required=True), since="trtcli", repeatable=True),
+    Option("device", SYSTEM, "system.device", "GPU number, or cpu", Device(), default="first GPU, else cpu"),
+    Option("loadInputs", RUN, "inference.load_inputs",
+        "raw input values from files (numpy.ndarray.tofile)", FileSpec(), default="random"),
+    Option("infStreams", RUN, "inference.inf_streams",
+        "queries in flight in parallel, each with a context of its own", Integer(1, 256), default="1"),
+    Option("threads", RUN, "inference.threads", "one host thread per inference stream"),
+    Option("noCudaGraph", RUN, "inference.cuda_graph", "launch kernels one by one", sets=False),
+    Option("noSpinWait", RUN, "inference.spin_wait", "block instead of polling while waiting for the GPU", sets=False),
+    Option("useSpinWait", RUN, "inference.spin_wait", "poll while waiting for the GPU (the default)"),
+    Option("includeDataTransfers", RUN, "inference.data_transfers", "copy inputs and outputs in every query"),
+    Option("exposeDMA", RUN, "inference.expose_dma", "no overlap of copies and computation"),
+    Option("iterations", MEASURE, "inference.iterations",
+        "at least so many queries per stream", Integer(1, 2**31 - 1), default="10"),
+    Option("duration", MEASURE, "inference.duration",
+        "at least so many seconds after the warm-up; -1: until interrupted",
+        Number(0, 1e6, "SECONDS", also=-1), default="3"),
+    Option("warmUp", MEASURE, "inference.warm_up", "milliseconds that are run but not counted", _MS, default="200"),
+    Option("sleepTime", MEASURE, "inference.sleep_time",
+        "milliseconds before the first query starts", _MS, default="0"),
+    Option("idleTime", MEASURE, "inference.idle_time", "milliseconds between queries", _MS, default="0"),
+    Option("avgRuns", MEASURE, "report.avg_runs",
+        "queries per line of trace averages", Integer(1, 2**31 - 1), default="10"),
+    Option("percentile", MEASURE, "report.percentiles",
+        "percentiles to report", Percentiles((90.0, 95.0, 99.0)), default="90,95,99"),
+    Option("dumpOutput", REPORT, "report.dump_output", "print the outputs of the last query"),
+    Option("dumpRawBindingsToFile", REPORT, "report.dump_raw_bindings",
+        "write inputs and outputs of the last query as raw files"),
+    Option("dumpProfile", REPORT, "report.dump_profile", "print the time of every layer (a second run)"),
+    Option("dumpLayerInfo", REPORT, "report.dump_layer_info", "print the layers of the engine"),
+    Option("dumpOptimizationProfile", REPORT, "report.dump_optimization_profile",
+        "print min, opt and max shape of every input"),
+    Option("exportTimes", REPORT, "report.export_times", "write the times of every query as JSON", Text()),
+    Option("exportOutput", REPORT, "report.export_output", "write the outputs as JSON", Text()),
+    Option("exportProfile", REPORT, "report.export_profile", "write the time of every layer as JSON", Text()),
+    Option("exportLayerInfo", REPORT, "report.export_layer_info", "write the layers as JSON", Text()),
+    Option("whyNot", REPORT, "report.why_not",
+        "why this ONNX node or layer was not fused further", Names("NODE[,...]"), since="trtcli", repeatable=True),
+    Option("verbose", OUTPUT, "report.verbose", "more lines; tracebacks of errors"),
+)  # fmt: skip
+
+BY_NAME = {option.name: option for option in OPTIONS}
+
+
+@dataclass(frozen=True)
+class CommandTable:
+    """What one command takes: whole groups of options, some more options of its own, and words (files).
+
+    ``usage`` and ``summary`` are for the help; ``words`` is the least and the most number of words.
+    """
+
+    usage: str
+    summary: str
+    groups: tuple[str, ...]
+    more: tuple[Option, ...] = ()
+    words: tuple[int, int] = (0, 0)
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """All its options, in the order of the help."""
+        return (*self.more, *(option for option in OPTIONS if option.group in self.groups))
+
+
+JSON = Option("json", OUTPUT, "extra.json", "print JSON", since="trtcli")
+_BUILDS = (SHAPES, BUILD, CACHE, SYSTEM)
+
+COMMANDS: dict[str, CommandTable] = {
+    "trtexec": CommandTable("[FLAGS]", "build or load an engine, benchmark it, report", GROUPS),
+    "build": CommandTable("[MODEL.onnx] [FLAGS]", "build an engine and stop",
+        (MODEL, *_BUILDS, REPORT, OUTPUT), words=(0, 1)),
+    "profile": CommandTable("[FILE] [FLAGS]", "benchmark an engine or a model and show the time of every layer",
+        GROUPS, words=(0, 1)),
+    "inspect": CommandTable("[FILE] [FLAGS]", "show layers, tensors, memory, tactics, and what became of each node",
+        (MODEL, *_BUILDS, REPORT, OUTPUT), (JSON,), (0, 1)),
+    "check": CommandTable("[FILE] [FLAGS]", "say whether one CUDA graph can hold the network: exit 0 yes, 2 no",
+        (MODEL, *_BUILDS, OUTPUT), (JSON,), (0, 1)),
+    "doctor": CommandTable("[FLAGS]", "say what this machine offers and what is missing", (OUTPUT,), (JSON,)),
+}  # fmt: skip

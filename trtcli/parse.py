@@ -1,0 +1,286 @@
+"""From argv to :class:`trtcli.config.Config`: trtexec's grammar, every complaint at once, old flags translated.
+
+``--name=value`` or ``--name value``; the first ``=`` splits. A bare ``--name`` is a switch. Other words are files, for commands
+that take them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from trtcli.config import Config
+from trtcli.legacy import DEPRECATED, REFUSED
+from trtcli.options import COMMANDS, CommandTable, Option
+
+
+class UsageError(ValueError):
+    """A command line that cannot be obeyed; ``complaints`` has one line for each thing wrong with it."""
+
+    def __init__(self, complaints: Iterable[str]) -> None:
+        self.complaints = tuple(complaints)
+        super().__init__("\n".join(self.complaints))
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a command line says: the configuration, the words that are no flags, what is ours beside (``extra``), and
+    warnings about old flags."""
+
+    config: Config
+    words: tuple[str, ...] = ()
+    extra: tuple[tuple[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of an option that is not part of the configuration (``json``)."""
+        return dict(self.extra).get(name, default)
+
+
+@dataclass(frozen=True)
+class _Flag:
+    name: str
+    value: str | None
+
+
+def parse(command: str, argv: Sequence[str]) -> Parsed:
+    """The meaning of ``argv`` for ``command``.
+
+    Raises:
+        UsageError: with every complaint.
+    """
+    table = COMMANDS[command]
+    options = {option.name: option for option in table.options}
+    flags, words, complaints = _scan(argv, options, table)
+    flags, warnings, more = _translate(flags, options)
+    values, more_still = _read(flags, options)
+    complaints += more + more_still
+    config, extra = _place(values, options)
+    config = _with_words(config, command, words)
+    config = replace(config, build=replace(config.build, shapes=config.inference.shapes))
+    given = [name for name, _ in values]
+    if not complaints:
+        complaints += _contradictions(command, config, given)
+    if complaints:
+        raise UsageError(complaints)
+    warnings += _pointless(command, config, given, options)
+    return Parsed(config, tuple(words), tuple(extra.items()), tuple(warnings))
+
+
+# --- words to flags --------------------------------------------------------------------------------------------------
+
+
+def _scan(
+    argv: Sequence[str], options: dict[str, Option], table: CommandTable
+) -> tuple[list[_Flag], list[str], list[str]]:
+    flags: list[_Flag] = []
+    words: list[str] = []
+    complaints: list[str] = []
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("-") or token == "-":
+            words.append(token)
+            continue
+        name, equals, value = token.lstrip("-").partition("=")
+        if not token.startswith("--") or _takes_value(name, options) is None:
+            complaints.append(_unknown(token, name, options))
+            continue
+        if equals:
+            flags.append(_Flag(name, value))
+        elif _takes_value(name, options) == "yes" and rest and not _looks_like_flag(rest[0]):
+            flags.append(_Flag(name, rest.pop(0)))
+        else:
+            flags.append(_Flag(name, None))
+    _, most = table.words
+    complaints += [f"Unknown argument: {word}{' (flags start with --)' if most == 0 else ''}" for word in words[most:]]
+    return flags, words[:most], complaints
+
+
+def _takes_value(name: str, options: dict[str, Option]) -> str | None:
+    """``yes``, ``no``, ``maybe``, or None for a flag that does not exist."""
+    if name in options:
+        return "no" if options[name].read is None else "yes"
+    if name in DEPRECATED:
+        return DEPRECATED[name].takes_value
+    return REFUSED[name].takes_value if name in REFUSED else None
+
+
+def _looks_like_flag(token: str) -> bool:
+    return token.startswith("-") and not token[1:2].isdigit()
+
+
+def _unknown(token: str, name: str, options: dict[str, Option]) -> str:
+    from trtcli.options import BY_NAME
+
+    if token.startswith("--") and name in BY_NAME:
+        return f"Unknown option: {token} (it exists, but not for this command)"
+    from difflib import get_close_matches
+
+    lower = {known.lower(): known for known in (*DEPRECATED, *BY_NAME, *options)}
+    near = get_close_matches(name.lower(), lower, 1, 0.6)
+    return f"Unknown option: {token}" + (f" (did you mean --{lower[near[0]]}?)" if near else "")
+
+
+# --- old flags -------------------------------------------------------------------------------------------------------
+
+
+def _translate(flags: list[_Flag], options: dict[str, Option]) -> tuple[list[_Flag], list[str], list[str]]:
+    """Today's flags for those of old TensorRT versions, a warning for each, and complaints about refused ones."""
+    kept: list[_Flag] = []
+    added: list[_Flag] = []
+    warnings: list[str] = []
+    complaints: list[str] = []
+    for flag in flags:
+        if flag.name in options:
+            kept.append(flag)
+        elif flag.name in REFUSED:
+            if flag.value is None or flag.value not in REFUSED[flag.name].neutral:
+                complaints.append(f"--{flag.name}: {REFUSED[flag.name].reason}")
+        else:
+            old = DEPRECATED[flag.name]
+            if old.takes_value == "yes" and not flag.value:
+                complaints.append(f"--{flag.name}: needs a value")
+                continue
+            try:
+                today = old.today(flag.value)
+            except ValueError as error:
+                complaints.append(f"--{flag.name}: {error}")
+                continue
+            added += [_Flag(*one) for one in today if one[0] in options]
+            warnings.append(f"--{flag.name} is deprecated: {old.advice}")
+    # An old flag that says the same as a new one beside it adds nothing.
+    names = {flag.name for flag in kept}
+    for flag in added:
+        if flag.name in ("memPoolSize",) or flag.name not in names:
+            kept.append(flag)
+            names.add(flag.name)
+        elif flag not in kept:
+            complaints.append(f"--{flag.name}: given twice, once by an old name ({flag.value})")
+    return kept, warnings, complaints
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def _read(flags: list[_Flag], options: dict[str, Option]) -> tuple[list[tuple[str, Any]], list[str]]:
+    values: list[tuple[str, Any]] = []
+    complaints: list[str] = []
+    seen: set[str] = set()
+    for flag in flags:
+        option = options[flag.name]
+        if flag.name in seen and not option.repeatable:
+            complaints.append(f"--{flag.name}: given twice")
+            continue
+        seen.add(flag.name)
+        try:
+            values.append((flag.name, _value(option, flag.value)))
+        except ValueError as error:
+            shown = "" if flag.value is None else f"={flag.value}"
+            complaints.append(f"--{flag.name}{shown}: {error}")
+    return values, complaints
+
+
+def _value(option: Option, text: str | None) -> Any:
+    if option.read is None:
+        if text not in (None, "1", "true"):
+            raise ValueError("this flag takes no value; leave it out to turn it off")
+        return option.sets
+    if text is None:
+        raise ValueError(f"needs a value: --{option.name}={option.metavar}")
+    if text == "" and option.metavar in ("FILE", "NAME[,...]"):
+        raise ValueError(f"needs a value: --{option.name}={option.metavar}")
+    return option.read(text)
+
+
+def _place(values: list[tuple[str, Any]], options: dict[str, Option]) -> tuple[Config, dict[str, Any]]:
+    """The configuration with every value in its field."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values:
+        section, _, field = options[name].target.partition(".")
+        known = sections.setdefault(section, {})
+        known[field] = (*known[field], *value) if options[name].repeatable and field in known else value
+    extra = sections.pop("extra", {})
+    pools = sections.get("build", {}).pop("memory_pools", {})
+    if pools:
+        sections["build"]["workspace"] = pools.get("workspace")
+        sections["build"]["tactic_shared_memory"] = pools.get("tacticSharedMem")
+    config = Config()
+    for section, changes in sections.items():
+        config = replace(config, **{section: replace(getattr(config, section), **changes)})
+    return _with_paths(config), extra
+
+
+def _with_paths(config: Config) -> Config:
+    """``~`` at the start of a file name is the home folder."""
+    changed = {}
+    for section in fields(config):
+        values = getattr(config, section.name)
+        homes = {
+            item.name: os.path.expanduser(getattr(values, item.name))
+            for item in fields(values)
+            if isinstance(getattr(values, item.name), str) and getattr(values, item.name).startswith("~")
+        }
+        changed[section.name] = replace(values, **homes) if homes else values
+    return replace(config, **changed)
+
+
+def _with_words(config: Config, command: str, words: Sequence[str]) -> Config:
+    """A file given without a flag is a model or an engine, by its name."""
+    if not words or command not in ("build", "profile", "inspect", "check"):
+        return config
+    path = os.path.expanduser(words[0])
+    field = "onnx" if command == "build" or path.lower().endswith(".onnx") else "load_engine"
+    if getattr(config.model, field):
+        raise UsageError([f"{path}: a model is given twice"])
+    return replace(config, model=replace(config.model, **{field: path}))
+
+
+# --- what does not go together ---------------------------------------------------------------------------------------
+
+
+def _contradictions(command: str, config: Config, given: list[str]) -> list[str]:
+    """Complaints about combinations."""
+    model, build = config.model, config.build
+    found = []
+    if command != "doctor":
+        if not model.onnx and not model.load_engine:
+            found.append("Model missing: give --onnx=FILE to build an engine, or --loadEngine=FILE to run one")
+        if model.load_engine and build.save_engine:
+            found.append("Incompatible load and save engine options selected: --loadEngine with --saveEngine")
+        elif model.onnx and model.load_engine:
+            found.append("--onnx and --loadEngine: give one of them")
+        if command == "build" and model.load_engine:
+            found.append("--loadEngine: there is nothing to build; use trtcli profile or trtcli inspect")
+    if build.error_on_timing_cache_miss and not (build.timing_cache_file and build.builder_cache):
+        found.append("--errorOnTimingCacheMiss: needs a cache, --timingCacheFile=FILE without --noBuilderCache")
+    return found
+
+
+_NEEDS_RUN = (
+    "dumpOutput", "dumpRawBindingsToFile", "dumpProfile", "exportTimes", "exportOutput", "exportProfile",
+)  # fmt: skip
+
+
+def _pointless(command: str, config: Config, given: list[str], options: dict[str, Option]) -> list[str]:
+    """Warnings about flags that have no effect beside others."""
+    found = []
+    if config.model.load_engine:
+        building = [name for name in given if options[name].target.startswith("build.")]
+        if building:
+            found.append(f"An engine is loaded, not built: no effect of {_flags(building)}")
+    if config.build.timing_cache_file and not config.build.builder_cache:
+        found.append("--noBuilderCache is given: --timingCacheFile is neither read nor written")
+    if config.inference.skip_inference or command == "build":
+        idle = [name for name in given if name in _NEEDS_RUN]
+        if idle:
+            found.append(f"Inference is skipped: no effect of {_flags(idle)}")
+    if config.inference.duration == -1:
+        found.append("--duration=-1: runs until it is interrupted (Ctrl-C), then reports nothing")
+    return found
+
+
+def _flags(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name}" for name in dict.fromkeys(names))

@@ -1,0 +1,147 @@
+"""From the shapes that were typed to a complete optimization profile: a range of shapes for every input of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+from fusion.dims import Shape
+from fusion.network import Network
+from runtime.engine import InputRange, sizes_of
+from trtcli.config import BuildConfig, Shapes
+
+Extents = tuple[int, ...]
+
+
+class _Log(Protocol):
+    def warning(self, text: str) -> None: ...
+
+
+def optimization_profile(network: Network, config: BuildConfig, log: _Log) -> dict[str, InputRange]:
+    """The range of every input, completed from what was given.
+
+    A missing bound is taken from another one (min from opt, else max; opt from max, else min; max from opt, else min) with a
+    warning; without any, ``--shapes`` is all three; without that, dynamic dimensions become 1, with a warning.
+
+    Raises:
+        ValueError: a name is no input, a shape does not fit its input, min <= opt <= max does not hold, or two inputs
+            disagree on a size that they share.
+    """
+    inputs = {name: network.tensors[name].shape for name in network.inputs}
+    given = {
+        flag: match_names(shapes, inputs, flag)
+        for flag, shapes in (
+            ("--minShapes", config.min_shapes), ("--optShapes", config.opt_shapes),
+            ("--maxShapes", config.max_shapes), ("--shapes", config.shapes),
+        )
+    }  # fmt: skip
+    profile = {name: _range(name, declared, given, log.warning) for name, declared in inputs.items()}
+    for flag, field in (("--minShapes", "min"), ("--optShapes", "opt"), ("--maxShapes", "max")):
+        try:
+            sizes_of(network, {name: getattr(extents, field) for name, extents in profile.items()})
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None
+    return profile
+
+
+def inference_shapes(
+    network: Network, profile: Mapping[str, InputRange], shapes: Shapes, log: _Log
+) -> dict[str, Extents]:
+    """The shapes to run at: those of ``--shapes``, else the optimal ones (with a line that says so).
+
+    Raises:
+        ValueError: a name is no input, or a shape is outside of the engine's profile.
+    """
+    inputs = {name: network.tensors[name].shape for name in network.inputs}
+    wanted = match_names(shapes, inputs, "--shapes")
+    for name, extents in wanted.items():
+        bounds = profile[name]
+        inside = len(extents) == len(bounds.min) and all(
+            low <= value <= high for low, value, high in zip(bounds.min, extents, bounds.max, strict=True)
+        )
+        if not inside:
+            raise ValueError(
+                f"--shapes: input {name!r} {text(extents)} is outside of what the engine was built for "
+                f"({text(bounds.min)} to {text(bounds.max)}); build again with --minShapes and --maxShapes that hold it"
+            )
+    chosen = {name: wanted.get(name, profile[name].opt) for name in network.inputs}
+    try:
+        sizes_of(network, chosen)
+    except ValueError as error:
+        raise ValueError(f"--shapes: {error}") from None
+    return chosen
+
+
+def match_names(given: Shapes, inputs: Mapping[str, object], flag: str) -> dict[str, Extents]:
+    """``given`` by real input names; a name with ``*`` stands for all inputs that match it, an exact name wins over it.
+
+    Raises:
+        ValueError: a name matches no input.
+    """
+    found: dict[str, Extents] = {}
+    for exact in (False, True):
+        for name, extents in given.items():
+            if (name in inputs) is not exact:
+                continue
+            pattern = name.replace("[", "[[]").replace("?", "[?]")  # only * is special
+            names = [name] if exact else [one for one in inputs if "*" in name and fnmatchcase(one, pattern)]
+            if not names:
+                raise ValueError(f"{flag}: the model has no input {name!r}; it has {', '.join(inputs) or 'none'}")
+            found.update(dict.fromkeys(names, extents))
+    return found
+
+
+def _range(
+    name: str, declared: Shape, given: Mapping[str, Mapping[str, Extents]], warn: Callable[[str], None]
+) -> InputRange:
+    low, best, high = (given[flag].get(name) for flag in ("--minShapes", "--optShapes", "--maxShapes"))
+    if all(isinstance(dim, int) for dim in declared):
+        fixed = tuple(int(dim) for dim in declared)  # type: ignore[arg-type]
+        for flag in given:
+            if given[flag].get(name, fixed) != fixed:
+                raise ValueError(
+                    f"{flag}: input {name!r} is fixed at {text(fixed)} by the model, not {text(given[flag][name])}; "
+                    "leave it out, or export the model with dynamic dimensions"
+                )
+        return InputRange(fixed, fixed, fixed)
+    if low is best is high is None:
+        only = given["--shapes"].get(name)
+        if only is None:
+            only = tuple(dim if isinstance(dim, int) else 1 for dim in declared)
+            warn(
+                f"Dynamic dimensions required for input: {name}, but no shapes were provided. "
+                f"Automatically overriding shape to: {text(only)}"
+            )
+        _check(name, "--shapes", declared, only)
+        return InputRange(only, only, only)
+    sources = {"minShapes": low, "optShapes": best, "maxShapes": high}
+    order = {"minShapes": ("optShapes", "maxShapes"), "optShapes": ("maxShapes", "minShapes"), "maxShapes": ("optShapes", "minShapes")}
+    full: dict[str, Extents] = {}
+    for flag, extents in sources.items():
+        if extents is None:
+            source = next(other for other in order[flag] if sources[other] is not None)
+            warn(f"{source} is being broadcasted to {flag} for tensor {name}")
+            extents = sources[source]
+        assert extents is not None
+        _check(name, f"--{flag}", declared, extents)
+        full[flag] = extents
+    for axis, (a, b, c) in enumerate(zip(*full.values(), strict=True)):
+        if not a <= b <= c:
+            raise ValueError(
+                f"input {name!r}, dimension {axis}: min {a}, opt {b}, max {c}, but --minShapes <= --optShapes <= --maxShapes must hold"
+            )
+    return InputRange(*full.values())
+
+
+def _check(name: str, flag: str, declared: Shape, extents: Extents) -> None:
+    if len(extents) != len(declared):
+        raise ValueError(f"{flag}: input {name!r} is {text(declared)} in the model, {text(extents)} has {len(extents)} dimensions")
+    for axis, (dim, value) in enumerate(zip(declared, extents, strict=True)):
+        if isinstance(dim, int) and dim != value:
+            raise ValueError(f"{flag}: input {name!r} is {text(declared)} in the model, dimension {axis} cannot be {value}")
+
+
+def text(shape: Shape | Extents) -> str:
+    """``1x3x224x224``, or ``scalar``."""
+    return "x".join(map(str, shape)) or "scalar"

@@ -1,0 +1,273 @@
+"""Readers of flag values: each turns text into a value, or says in a ``ValueError`` what it found and what it allows.
+
+A reader is a frozen dataclass with ``metavar`` and ``allowed`` (for help and messages) that is called with the text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A whole number in ``low .. high``."""
+
+    low: int
+    high: int
+    metavar: str = "N"
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.low}..{self.high}"
+
+    def __call__(self, text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text.strip()):
+            raise ValueError(f"{text!r} is not a whole number ({self.allowed})")
+        value = int(text)
+        if not self.low <= value <= self.high:
+            raise ValueError(f"{text} is out of range ({self.allowed})")
+        return value
+
+
+@dataclass(frozen=True)
+class Number:
+    """A real number in ``low .. high``; ``also`` is one value outside of the range that is allowed too."""
+
+    low: float
+    high: float
+    metavar: str = "X"
+    also: float | None = None
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.low:g}..{self.high:g}" + (f", or {self.also:g}" if self.also is not None else "")
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a number ({self.allowed})") from None
+        if not (self.low <= value <= self.high or value == self.also):  # NaN fails every comparison
+            raise ValueError(f"{text} is out of range ({self.allowed})")
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some words; ``old`` maps words of earlier TensorRT versions to them."""
+
+    words: tuple[str, ...]
+    metavar: str = "MODE"
+    old: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        return ", ".join(self.words)
+
+    def __call__(self, text: str) -> str:
+        word = dict(self.old).get(text, text)
+        if word not in self.words:
+            raise ValueError(f"{text!r} is none of {self.allowed}")
+        return word
+
+
+@dataclass(frozen=True)
+class Text:
+    """Any text but the empty one: a file, a name."""
+
+    metavar: str = "FILE"
+    allowed: str = ""
+
+    def __call__(self, text: str) -> str:
+        if not text:
+            raise ValueError(f"is empty; give --...={self.metavar}")
+        return text
+
+
+@dataclass(frozen=True)
+class Device:
+    """``cpu``, ``auto`` or a GPU's number, as text."""
+
+    metavar: str = "N|cpu"
+    allowed: str = "cpu, auto, or a GPU's number: 0, 1, ..."
+
+    def __call__(self, text: str) -> str:
+        word = text.strip().lower()
+        if word in ("cpu", "auto"):
+            return word
+        if re.fullmatch(r"\d{1,4}", word):
+            return str(int(word))
+        raise ValueError(f"{text!r} is no device ({self.allowed})")
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """A comma-separated list of percentages; an empty text keeps the default."""
+
+    default: tuple[float, ...]
+    metavar: str = "P1,P2,..."
+    allowed: str = "each 0..100"
+
+    def __call__(self, text: str) -> tuple[float, ...]:
+        each = Number(0, 100)
+        return tuple(each(part.strip()) for part in text.split(",")) if text.strip() else self.default
+
+
+@dataclass(frozen=True)
+class ShapeSpec:
+    """``name:1x3x224x224[,name2:...]``.
+
+    The name is what stands before the last colon; it may be in single quotes (then it may hold commas) and may hold one
+    ``*``. A scalar is ``name:`` or ``name:scalar``.
+    """
+
+    metavar: str = "SPEC"
+    allowed: str = "name:AxBxC[,name2:...]"
+
+    def __call__(self, text: str) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for part in split_quoted(text):
+            name, colon, dims = part.rpartition(":")
+            name = unquote(name.strip())
+            if not colon or not name:
+                raise ValueError(f"{part!r} names no input; write name:AxBxC, for example input:1x3x224x224")
+            if name.count("*") > 1:
+                raise ValueError(f"{name!r} has more than one *")
+            if name in shapes:
+                raise ValueError(f"input {name!r} is given twice")
+            shapes[name] = _dimensions(name, dims.strip())
+        return shapes
+
+
+def _dimensions(name: str, text: str) -> tuple[int, ...]:
+    if text in ("", "scalar"):
+        return ()
+    dims = []
+    for item in text.split("x"):
+        if not re.fullmatch(r"\d+", item):
+            raise ValueError(f"input {name!r}: {item!r} in {text!r} is no dimension; write it as 1x3x224x224")
+        if int(item) > 2**31 - 1:
+            raise ValueError(f"input {name!r}: dimension {item} is out of range (0..{2**31 - 1})")
+        dims.append(int(item))
+    return tuple(dims)
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """``name:file[,name2:file2]``; the name ends at the last colon unless it is in single quotes."""
+
+    metavar: str = "name:file[,...]"
+    allowed: str = "name:file[,name2:file2]"
+
+    def __call__(self, text: str) -> dict[str, str]:
+        files: dict[str, str] = {}
+        for part in split_quoted(text):
+            quoted = re.fullmatch(r"'([^']+)':(.+)", part)
+            name, file = (quoted[1], quoted[2]) if quoted else part.rpartition(":")[::2]
+            if not name or not file:
+                raise ValueError(f"{part!r} is not name:file")
+            if name in files:
+                raise ValueError(f"input {name!r} is given twice")
+            files[name] = unquote(file)
+        return files
+
+
+@dataclass(frozen=True)
+class MemoryPools:
+    """``pool:size[,...]``: pools ``workspace`` and ``tacticSharedMem``; the size is in MiB unless it has a unit."""
+
+    metavar: str = "POOL:SIZE[,...]"
+    allowed: str = "workspace or tacticSharedMem, e.g. workspace:512M"
+    pools: tuple[str, ...] = ("workspace", "tacticSharedMem")
+
+    def __call__(self, text: str) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for part in text.split(","):
+            pool, colon, size = part.strip().partition(":")
+            if pool.startswith("dla"):
+                raise ValueError(f"pool {pool!r} belongs to DLA cores, which trtcli does not use")
+            if pool not in self.pools:
+                raise ValueError(f"unknown memory pool {pool!r} ({', '.join(self.pools)})")
+            if pool in sizes:
+                raise ValueError(f"pool {pool!r} is given twice")
+            if not colon or not size:
+                raise ValueError(f"pool {pool!r} has no size; write {pool}:512M")
+            sizes[pool] = byte_size(size)
+        return sizes
+
+
+_UNITS = {"": 2**20, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+def byte_size(text: str) -> int:
+    """Bytes of ``512``, ``1.5G``, ``48KiB``, ``16 MB``, ``100B``: base-2 units, MiB when there is none.
+
+    Raises:
+        ValueError: no number, a negative one, an unknown unit, or more than 2**60 bytes.
+    """
+    match = re.fullmatch(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*([A-Za-z]*)\s*", text)
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write a number and a unit: 512M, 1.5G, 48K, 100B")
+    unit = re.sub(r"(?<=[kmg])i?b$", "", match[2].lower())
+    if unit not in _UNITS:
+        raise ValueError(f"{text!r} has the unknown unit {match[2]!r} (B, K, M, G; also KiB, MB ...: all base 2)")
+    bytes_ = float(match[1]) * _UNITS[unit]
+    if bytes_ < 0 or bytes_ > 2**60 or not math.isfinite(bytes_):
+        raise ValueError(f"{text!r} is out of range (0..2^60 bytes)")
+    return int(bytes_)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``left<separator>right``; without ``required`` the right side may be missing. Commas separate several."""
+
+    separator: str
+    metavar: str
+    required: bool = False
+
+    @property
+    def allowed(self) -> str:
+        return self.metavar
+
+    def __call__(self, text: str) -> tuple[tuple[str, str], ...]:
+        pairs = []
+        for part in split_quoted(text):
+            # Layer names hold anything, ids and rule names do not: split where the plain side is.
+            left, found, right = part.rpartition(self.separator) if self.required else part.partition(self.separator)
+            if self.required and not (left and right) or not left or (found and not right):
+                raise ValueError(f"{part!r} is not {self.metavar}")
+            pairs.append((unquote(left), unquote(right)))
+        return tuple(pairs)
+
+
+@dataclass(frozen=True)
+class Names:
+    """A comma-separated list of names."""
+
+    metavar: str = "NAME[,...]"
+    allowed: str = ""
+
+    def __call__(self, text: str) -> tuple[str, ...]:
+        return tuple(unquote(part) for part in split_quoted(text))
+
+
+def split_quoted(text: str) -> list[str]:
+    """``text`` split at commas that stand outside of single quotes.
+
+    Raises:
+        ValueError: unbalanced quotes, or an empty piece.
+    """
+    if text.count("'") % 2:
+        raise ValueError(f"unbalanced ' in {text!r}")
+    outside = r",(?=(?:[^']*'[^']*')*[^']*$)"  # a comma with an even number of quotes after it
+    parts = [part.strip() for part in re.split(outside, text)]
+    if not all(parts):
+        raise ValueError(f"{text!r} has an empty entry")
+    return parts
+
+
+def unquote(text: str) -> str:
+    """``text`` without the single quotes around it."""
+    return text[1:-1] if len(text) >= 2 and text[0] == text[-1] == "'" else text
