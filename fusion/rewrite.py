@@ -44,7 +44,7 @@ class Match:
 
     layers: tuple[Layer, ...]
     vanishing: tuple[str, ...] = ()
-    found: Mapping[str, Any] = _NOTHING
+    found: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Replacement:
     """
 
     layers: tuple[Layer, ...] = ()
-    constants: Mapping[str, np.ndarray] = _NOTHING
-    aliases: Mapping[str, str] = _NOTHING
+    constants: Mapping[str, np.ndarray] = field(default_factory=lambda: _NOTHING)
+    aliases: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     fate: str = "no-op"
     keep_name: bool = False
 

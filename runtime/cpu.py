@@ -243,7 +243,7 @@ def _run(stream: Stream | None, work: Callable[[], object]) -> None:
 def _call(
     step: CpuCall, inputs: list[np.ndarray], outputs: list[np.ndarray], packed: list[np.ndarray], scratch: np.ndarray
 ) -> Callable[[], None]:
-    return lambda: step.function(inputs, outputs, packed, scratch)
+    return step.bound(inputs, outputs, packed, scratch)
 
 
 def _memset(address: int, size: int) -> Callable[[], None]:

@@ -59,6 +59,16 @@ class CudaStream(Stream):
         self.raw.launch_host_func(lambda _: function(), None)
 
 
+class _Handle:
+    """A bare stream handle as an object of the CUDA stream protocol."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return (0, self._handle)
+
+
 class CudaEvent(Event):
     """A CUDA event; resolution about 0.5 us."""
 
@@ -67,15 +77,19 @@ class CudaEvent(Event):
 
         self.raw = cupy.cuda.Event(block=not spin, disable_timing=not timing)
         self._elapsed = cupy.cuda.get_elapsed_time
+        self._error = cupy.cuda.runtime.CUDARuntimeError
 
     def record(self, stream: Stream) -> None:
         assert isinstance(stream, CudaStream)
-        self.raw.record(stream.raw)
+        try:
+            self.raw.record(stream.raw)
+        except self._error as error:
+            raise failure(int(error.status), "recording an event") from error
 
     def mark(self, stream: Stream) -> None:
         assert isinstance(stream, CudaStream)
         if not stream.raw.is_capturing():
-            self.raw.record(stream.raw)
+            self.record(stream)
             return
         code = cuda_driver.library().cuEventRecordWithFlags(
             ctypes.c_void_p(int(self.raw.ptr)), ctypes.c_void_p(stream.handle), ctypes.c_uint(_EVENT_RECORD_EXTERNAL)
@@ -111,14 +125,20 @@ class CudaGraph(Graph):
     """An instantiated CUDA graph."""
 
     def __init__(self, raw: Any) -> None:
+        from cupy.cuda.runtime import CUDARuntimeError
+
         self._raw = raw
+        self._error = CUDARuntimeError
         count = ctypes.c_size_t(0)
         code = cuda_driver.library().cuGraphGetNodes(ctypes.c_void_p(int(raw.graph)), None, ctypes.byref(count))
         self.nodes = 0 if code else count.value
 
     def launch(self, stream: Stream) -> None:
         assert isinstance(stream, CudaStream)
-        self._raw.launch(stream.raw)
+        try:
+            self._raw.launch(stream.raw)
+        except self._error as error:
+            raise failure(int(error.status), "launching a CUDA graph") from error
 
 
 class CudaModules:
@@ -200,7 +220,7 @@ class CudaDevice(Device):
         try:
             import cupy
         except ImportError as error:
-            raise DeviceError(f"GPU {number} needs cupy, which does not import ({error}): pip install 'trtcli[cuda]'") from error
+            raise DeviceError(f"GPU {number} needs cupy, which does not import ({error}): pip install 'trtcli[gpu]'") from error
 
         self.name = str(number)
         self.number = number
@@ -264,7 +284,10 @@ class CudaDevice(Device):
             return CudaStream(self._cupy.cuda.Stream(non_blocking=True))
 
     def external_stream(self, handle: int) -> CudaStream:
-        return CudaStream(self._cupy.cuda.ExternalStream(handle))
+        streams = self._cupy.cuda
+        if hasattr(streams.Stream, "from_external"):  # cupy 14
+            return CudaStream(streams.Stream.from_external(_Handle(handle)))
+        return CudaStream(streams.ExternalStream(handle))
 
     def event(self, timing: bool = True, spin: bool = True) -> CudaEvent:
         with _translated("creating an event"):

@@ -75,16 +75,24 @@ def plan_memory(blocks: Sequence[Block], order: np.ndarray) -> MemoryPlan:
         lambda n: (-sizes[kept[n]] * spans[n], min(blocks[kept[n]].uses)),
         lambda n: (min(blocks[kept[n]].uses), -sizes[kept[n]]),
     )
-    best: tuple[int, list[int]] | None = None
+    lengths = [sizes[index] for index in kept]
+    best: tuple[int, list[int], list[int]] = (sum(sizes) + 1, [], [])
     for priority in priorities:
-        sequence = sorted(range(len(kept)), key=priority)
-        offsets = _place(sequence, [sizes[index] for index in kept], clash)
-        peak = max((offset + sizes[index] for offset, index in zip(offsets, kept, strict=True)), default=0)
-        if best is None or peak < best[0]:
-            best = (peak, offsets)
-        if peak == bound:
+        best = min(best, _try(sorted(range(len(kept)), key=priority), lengths, clash), key=lambda found: found[0])
+        if best[0] <= bound:
             break
-    assert best is not None
+    # Then, as long as it is cheap: whatever ends at the peak is placed first in the next attempt.
+    sequence, offsets, seen = best[2], best[1], set()
+    for _ in range(min(64, 2_000_000 // max(1, len(kept)) ** 2)):
+        peak = max(map(sum, zip(offsets, lengths, strict=True)), default=0)
+        top = {n for n, offset in enumerate(offsets) if offset + lengths[n] == peak}
+        sequence = [n for n in sequence if n in top] + [n for n in sequence if n not in top]
+        if best[0] <= bound or tuple(sequence) in seen:
+            break
+        seen.add(tuple(sequence))
+        attempt = _try(sequence, lengths, clash)
+        offsets = attempt[1]
+        best = min(best, attempt, key=lambda found: found[0])
     result = [0] * len(blocks)
     for index, offset in zip(kept, best[1], strict=True):
         result[index] = offset
@@ -107,6 +115,12 @@ def _lower_bound(blocks: Sequence[tuple[int, Block]], layers: int) -> int:
         change[min(block.uses)] += size
         change[max(block.uses) + 1] -= size
     return int(np.cumsum(change).max(initial=0))
+
+
+def _try(sequence: list[int], sizes: Sequence[int], clash: np.ndarray) -> tuple[int, list[int], list[int]]:
+    """(peak, offsets, sequence) when blocks are placed in the order of ``sequence``."""
+    offsets = _place(sequence, sizes, clash)
+    return max((offset + size for offset, size in zip(offsets, sizes, strict=True)), default=0), offsets, sequence
 
 
 def _place(sequence: Sequence[int], sizes: Sequence[int], clash: np.ndarray) -> list[int]:

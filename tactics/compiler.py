@@ -72,7 +72,7 @@ def compile_cubin(source: str, defines: tuple[tuple[str, str], ...], arch: str, 
     """Compile ``source`` with ``-DNAME=value`` for ``arch`` (``"sm_75"`` .. ``"sm_120a"``) and return its cubin.
 
     Raises:
-        CompileError: NVRTC refused the source, or wgmma was serialised (ptxas C7510), which is a performance bug.
+        CompileError: NVRTC refused the source, or wgmma was serialised (ptxas C7510, C7512), which is a performance bug.
     """
     nvrtc = _nvrtc()
     options = [f"--gpu-architecture={arch}", "--std=c++17", "-default-device", "--ptxas-options=-v", "-lineinfo"]
@@ -90,7 +90,7 @@ def compile_cubin(source: str, defines: tuple[tuple[str, str], ...], arch: str, 
         log = buffer.rstrip(b"\0 \n").decode(errors="replace")
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise CompileError(f"{name} for {arch}: {error}\n{log}")
-        if "C7510" in log:
+        if "C7510" in log or "C7512" in log:
             raise CompileError(f"{name} for {arch}: wgmma was serialised\n{log}")
         _, size = nvrtc.nvrtcGetCUBINSize(program)
         image = b" " * size

@@ -9,7 +9,7 @@ from tactics.tactic import Tactic
 
 # Each module has ``TACTICS: tuple[Tactic, ...]``.
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "cpu": (),
+    "cpu": ("tactics.cpu.reference",),
     "cuda": (),
 }
 

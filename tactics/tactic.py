@@ -122,7 +122,7 @@ class TensorMap:
     """A TMA descriptor, passed by value (``const __grid_constant__ CUtensorMap``), encoded when addresses are known.
 
     ``dims`` in elements and ``strides`` in bytes (of dims[1:]) stand innermost first, as the driver wants them; ``swizzle`` is
-    0, 32, 64 or 128 bytes; ``box`` is unused with ``im2col``.
+    0, 32, 64 or 128 bytes; ``box`` is unused with ``im2col``. ``tf32``: float32 values are rounded to TF32 on their way.
     """
 
     buffer: Buffer
@@ -134,6 +134,7 @@ class TensorMap:
     swizzle: int = 128
     im2col: Im2col | None = None
     l2_promotion: int = 128
+    tf32: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,20 @@ class CpuCall:
 
     function: CpuFunction
     name: str = ""
+
+    def bound(
+        self,
+        inputs: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray],
+        packed: Sequence[np.ndarray],
+        workspace: np.ndarray,
+    ) -> Callable[[], None]:
+        """The step tied to arrays that stay where they are. A function with an attribute ``bind`` (of the same arguments,
+        returning what to call) makes all its views there, so that a call decides nothing."""
+        bind = getattr(self.function, "bind", None)
+        if bind is not None:
+            return bind(inputs, outputs, packed, workspace)
+        return lambda: self.function(inputs, outputs, packed, workspace)
 
 
 Step: TypeAlias = "Launch | Memset | Copy | CpuCall"

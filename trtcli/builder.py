@@ -12,14 +12,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fusion.dtypes import DataType
 from fusion.importer import import_onnx
-from fusion.layout import assign_layouts
 from fusion.network import Network
 from fusion.passes import FusionOptions, FusionResult, optimize
-from fusion.precision import to_half
 from runtime.device import Device
 from runtime.engine import Alternative, Engine, InputRange, LayerPlan, sizes_of
 from runtime.streams import assign_streams
+from runtime.views import VIEW, view_layers
 from runtime.workloads import workload_of
 from tactics import cache as timing_cache
 from tactics.cache import CacheError, Entry, TimingCache
@@ -87,7 +87,7 @@ def build(
     fused = _fuse(imported, config, device, log)
     network = fused.network
     log.info(_fused_line(imported, fused, time.perf_counter() - fusing))
-    for line in fused.log_lines():
+    for line in _fusion_lines(fused):
         log.verbose(line)
 
     shapes = {name: one.opt for name, one in profile.items()}
@@ -110,11 +110,12 @@ def build(
 
 
 def _fuse(imported: Network, config: BuildConfig, device: Device, log: Log) -> FusionResult:
-    network = imported
-    if config.fp16 or config.bf16:
-        network = to_half(network, "float16" if config.fp16 else "bfloat16", log.warning)
-    options = FusionOptions(disabled=config.disable_fusion, device=device.spec.kind)
-    return optimize(network, options, layouts=assign_layouts)
+    precision = DataType.HALF if config.fp16 else DataType.BF16 if config.bf16 else None
+    disabled = tuple(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion)
+    result = optimize(imported, FusionOptions(disabled=disabled, device=device.spec.kind, precision=precision))
+    for text in result.warnings:
+        log.warning(text)
+    return result
 
 
 # --- tactics ---------------------------------------------------------------------------------------------------------
@@ -129,6 +130,9 @@ class _Choices:
     kernels: Mapping[str, bytes] = field(default_factory=dict)
     hits: int = 0
     misses: int = 0
+
+
+_VIEW = Decision(VIEW, (), 0.0, (), False, {})  # of a layer whose output is its input's memory
 
 
 def _choose(
@@ -151,7 +155,10 @@ def _choose(
         (workload, option) if config.builder_cache else (index, workload, option)
         for index, (workload, option) in enumerate(zip(workloads, options, strict=True))
     ]
-    first = {key: index for index, key in reversed(list(enumerate(keys)))}
+    views = view_layers(network)
+    first = {
+        key: index for index, key in reversed(list(enumerate(keys))) if network.layers[index].name not in views
+    }
     state = Progress(total=len(first))
     try:
         searches = {}
@@ -212,7 +219,9 @@ def _choose(
     misses = len(first) - state.cached
     where = config.timing_cache_file or "this build only; --timingCacheFile=FILE keeps them for the next one"
     log.info(f"Timing cache: {state.cached} hits, {misses} misses ({where})")
-    decisions = tuple(decided[key] for key in keys)
+    decisions = tuple(
+        _VIEW if layer.name in views else decided[key] for layer, key in zip(network.layers, keys, strict=True)
+    )
     kernels = {key: image for decision in decisions for key, image in decision.kernels.items()}
     return _Choices(workloads, decisions, kernels, state.cached, misses)
 
@@ -274,6 +283,9 @@ def _assemble(
     layers = []
     kernels = dict(choices.kernels)
     for layer, workload, decision in zip(network.layers, choices.workloads, choices.decisions, strict=True):
+        if decision is _VIEW:
+            layers.append(LayerPlan(VIEW, seconds=0.0))
+            continue
         tactic = tactic_by_id(decision.tactic)
         plan = tactic.plan(workload, decision.config, device.spec)
         values = {n: network.constants[name] for n, name in enumerate(layer.inputs) if name in network.constants}
@@ -353,7 +365,7 @@ def _record(
         "versions": _versions(device),
         "nodes": len(imported.fates),
         "layers": len(fused.network.layers),
-        "fusions": fused.log_lines(),
+        "fusions": _fusion_lines(fused),
         "cacheHits": choices.hits,
         "cacheMisses": choices.misses,
     }
@@ -377,6 +389,10 @@ def _parsed_line(model: Path | bytes, network: Network, seconds: float) -> str:
 def _fused_line(imported: Network, fused: FusionResult, seconds: float) -> str:
     counts = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
     return f"Fused {len(imported.layers)} layers into {len(fused.network.layers)} in {seconds:.2f} s: {counts}"
+
+
+def _fusion_lines(fused: FusionResult) -> list[str]:
+    return [f"{one.rule}: {', '.join(one.layers)}" + (f" -> {one.result}" if one.result else "") for one in fused.applied]
 
 
 def _timing_line(layer: str, timing: timing_cache.Timing, decision: Decision) -> str:

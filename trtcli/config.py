@@ -41,7 +41,7 @@ class BuildConfig:
         tf32: whether float32 products may round their operands to TF32.
         fp16, bf16: whether the builder may use that precision where the model says FP32.
         profiling_verbosity: ``none``, ``layer_names_only`` or ``detailed``: what the engine keeps for reports.
-        disable_fusion: ``(rule, layer)`` pairs; an empty layer turns the rule off everywhere.
+        disable_fusion: ``(rule, layer)`` pairs; the rule may be ``all``; an empty layer turns it off everywhere.
         pin_tactic: ``(layer, tactic id)`` pairs.
         build_budget: seconds that timing may take, or None.
     """

@@ -26,13 +26,21 @@ class UsageError(ValueError):
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a command line says: the configuration, the words that are no flags, what is ours beside (``extra``), and
-    warnings about old flags."""
+    """What a command line says.
+
+    Attributes:
+        config: the configuration.
+        words: those that are no flags.
+        extra: values of options that are not part of the configuration.
+        warnings: about old flags, and flags without effect.
+        command_line: all of it, for banners and records.
+    """
 
     config: Config
     words: tuple[str, ...] = ()
     extra: tuple[tuple[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
+    command_line: str = ""
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of an option that is not part of the configuration (``json``)."""
@@ -66,7 +74,8 @@ def parse(command: str, argv: Sequence[str]) -> Parsed:
     if complaints:
         raise UsageError(complaints)
     warnings += _pointless(command, config, given, options)
-    return Parsed(config, tuple(words), tuple(extra.items()), tuple(warnings))
+    line = " ".join(["trtcli", *([] if command == "trtexec" else [command]), *argv])
+    return Parsed(config, tuple(words), tuple(extra.items()), tuple(warnings), line)
 
 
 # --- words to flags --------------------------------------------------------------------------------------------------
@@ -190,7 +199,7 @@ def _value(option: Option, text: str | None) -> Any:
         return option.sets
     if text is None:
         raise ValueError(f"needs a value: --{option.name}={option.metavar}")
-    if text == "" and option.metavar in ("FILE", "NAME[,...]"):
+    if text == "" and option.name != "percentile":
         raise ValueError(f"needs a value: --{option.name}={option.metavar}")
     return option.read(text)
 

@@ -45,10 +45,8 @@ def optimization_profile(network: Network, config: BuildConfig, log: _Log) -> di
     return profile
 
 
-def inference_shapes(
-    network: Network, profile: Mapping[str, InputRange], shapes: Shapes, log: _Log
-) -> dict[str, Extents]:
-    """The shapes to run at: those of ``--shapes``, else the optimal ones (with a line that says so).
+def inference_shapes(network: Network, profile: Mapping[str, InputRange], shapes: Shapes) -> dict[str, Extents]:
+    """The shapes to run at: those of ``--shapes``, else the optimal ones.
 
     Raises:
         ValueError: a name is no input, or a shape is outside of the engine's profile.
@@ -116,7 +114,11 @@ def _range(
         _check(name, "--shapes", declared, only)
         return InputRange(only, only, only)
     sources = {"minShapes": low, "optShapes": best, "maxShapes": high}
-    order = {"minShapes": ("optShapes", "maxShapes"), "optShapes": ("maxShapes", "minShapes"), "maxShapes": ("optShapes", "minShapes")}
+    order = {
+        "minShapes": ("optShapes", "maxShapes"),
+        "optShapes": ("maxShapes", "minShapes"),
+        "maxShapes": ("optShapes", "minShapes"),
+    }
     full: dict[str, Extents] = {}
     for flag, extents in sources.items():
         if extents is None:
@@ -129,17 +131,22 @@ def _range(
     for axis, (a, b, c) in enumerate(zip(*full.values(), strict=True)):
         if not a <= b <= c:
             raise ValueError(
-                f"input {name!r}, dimension {axis}: min {a}, opt {b}, max {c}, but --minShapes <= --optShapes <= --maxShapes must hold"
+                f"input {name!r}, dimension {axis}: min {a}, opt {b}, max {c}, but "
+                "--minShapes <= --optShapes <= --maxShapes must hold"
             )
     return InputRange(*full.values())
 
 
 def _check(name: str, flag: str, declared: Shape, extents: Extents) -> None:
     if len(extents) != len(declared):
-        raise ValueError(f"{flag}: input {name!r} is {text(declared)} in the model, {text(extents)} has {len(extents)} dimensions")
+        raise ValueError(
+            f"{flag}: input {name!r} is {text(declared)} in the model, {text(extents)} has {len(extents)} dimensions"
+        )
     for axis, (dim, value) in enumerate(zip(declared, extents, strict=True)):
         if isinstance(dim, int) and dim != value:
-            raise ValueError(f"{flag}: input {name!r} is {text(declared)} in the model, dimension {axis} cannot be {value}")
+            raise ValueError(
+                f"{flag}: input {name!r} is {text(declared)} in the model, dimension {axis} cannot be {value}"
+            )
 
 
 def text(shape: Shape | Extents) -> str:

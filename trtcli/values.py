@@ -123,7 +123,7 @@ class ShapeSpec:
     ``*``. A scalar is ``name:`` or ``name:scalar``.
     """
 
-    metavar: str = "SPEC"
+    metavar: str = "name:AxB,..."
     allowed: str = "name:AxBxC[,name2:...]"
 
     def __call__(self, text: str) -> dict[str, tuple[int, ...]]:
@@ -220,25 +220,36 @@ def byte_size(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """``left<separator>right``; without ``required`` the right side may be missing. Commas separate several."""
+class Pins:
+    """``layer:tactic[,...]``; the layer is what stands before the last colon, in single quotes if it holds commas."""
 
-    separator: str
-    metavar: str
-    required: bool = False
-
-    @property
-    def allowed(self) -> str:
-        return self.metavar
+    metavar: str = "LAYER:TACTIC[,...]"
+    allowed: str = "a layer and a tactic's id"
 
     def __call__(self, text: str) -> tuple[tuple[str, str], ...]:
         pairs = []
         for part in split_quoted(text):
-            # Layer names hold anything, ids and rule names do not: split where the plain side is.
-            left, found, right = part.rpartition(self.separator) if self.required else part.partition(self.separator)
-            if self.required and not (left and right) or not left or (found and not right):
+            layer, _, tactic = part.rpartition(":")
+            if not layer or not tactic:
+                raise ValueError(f"{part!r} is not LAYER:TACTIC")
+            pairs.append((unquote(layer.strip()), tactic.strip()))
+        return tuple(pairs)
+
+
+@dataclass(frozen=True)
+class FusionRules:
+    """``rule[@layer][,...]``, as ``(rule, layer)`` pairs; the layer (or ONNX node) is empty when not given."""
+
+    metavar: str = "RULE[@LAYER]"
+    allowed: str = "a fusion rule, or all; @ and a layer limit it to that layer"
+
+    def __call__(self, text: str) -> tuple[tuple[str, str], ...]:
+        pairs = []
+        for part in split_quoted(text):
+            rule, at, layer = part.partition("@")
+            if not rule or (at and not layer):
                 raise ValueError(f"{part!r} is not {self.metavar}")
-            pairs.append((unquote(left), unquote(right)))
+            pairs.append((rule.strip(), unquote(layer.strip())))
         return tuple(pairs)
 
 

@@ -120,9 +120,9 @@ def name(c):
 
 
 def stem_shared_bytes(c):
-    taps = -(-c["S"] // 4)
-    patch = ((4 * c["WARPGROUPS"] - 1) * c["STRIDE_H"] + c["R"]) * (15 * c["STRIDE_W"] + taps * 4)
-    return c["R"] * taps * c["BN"] * 32 + (patch * 8 + 15) // 16 * 16 + c["WARPGROUPS"] * 4 * 16 * (c["CHUNK"] + 8) * 4 + 16
+    taps = -(-c["FILTER_W"] // 4)
+    patch = ((4 * c["WARPGROUPS"] - 1) * c["STRIDE_H"] + c["FILTER_H"]) * (15 * c["STRIDE_W"] + taps * 4)
+    return c["FILTER_H"] * taps * c["BN"] * 32 + (patch * 8 + 15) // 16 * 16 + c["WARPGROUPS"] * 4 * 16 * (c["CHUNK"] + 8) * 4 + 16
 
 
 def stem_unit(c, epilogue, image="f16", in_type="f16", out_type="f16", vec=8, debug=0):
@@ -131,7 +131,7 @@ def stem_unit(c, epilogue, image="f16", in_type="f16", out_type="f16", vec=8, de
 
 
 def stem(c=3, r=7, s=7, stride=(2, 2), pad=(3, 3), bn=64, wg=1, nchw=0, blocks=4, chunk=32, pdl=0):
-    return dict(C=c, R=r, S=s, STRIDE_H=stride[0], STRIDE_W=stride[1], PAD_H=pad[0], PAD_W=pad[1], BN=bn, WARPGROUPS=wg, NCHW=nchw,
+    return dict(CHANNELS=c, FILTER_H=r, FILTER_W=s, STRIDE_H=stride[0], STRIDE_W=stride[1], PAD_H=pad[0], PAD_W=pad[1], BN=bn, WARPGROUPS=wg, NCHW=nchw,
                 MIN_BLOCKS=blocks, CHUNK=chunk, PDL=pdl)
 
 
@@ -285,6 +285,8 @@ def gemm_candidates(m, n, k):
                     ctas = -(-m // 64) * -(-n // bn) * split
                     if 24 <= ctas <= 700 and k // split >= 128:
                         yield make(64, bn, split=split, stages=6 if bn <= 64 else 5)
+                        if bn <= 64:
+                            yield make(64, bn, split=split, stages=6, pdl=1)
         for bn in (32, 64, 128):
             for split in (1, 2, 4):
                 ctas = -(-m // 128) * -(-n // bn) * split
@@ -333,6 +335,8 @@ def conv_candidates(n, c, h, w, o, f, stride):
                 ctas = -(-m // bm) * -(-o // bn) * split
                 if bn <= o and (24 <= ctas <= 700 or split == 8) and k // split >= 64:
                     yield make(bm, bn, split=split, stages=6 if bm + bn <= 128 else None)
+                    if bm == bn == 64:
+                        yield make(bm, bn, split=split, stages=6, pdl=1)
     if tiles >= 40:
         for bm, bn in ((128, 64), (128, 128), (256, 64), (256, 128), (128, 256), (128, 192)):
             if bn <= o:
@@ -536,7 +540,7 @@ class Gpu:
         _, p, q, _ = out.shape
         bk = c["SWIZZLE"] // es
         lower = (-pads[1], -pads[0])
-        upper = (pads[3] - dilation[1] * (s - 1), pads[2] - dilation[0] * (r - 1))
+        upper = ((q - 1) * stride[1] - pads[1] - (w - 1), (p - 1) * stride[0] - pads[0] - (h - 1))  # the last place of the first tap
         if corner == "hw":
             lower, upper = lower[::-1], upper[::-1]
         image_map = self.im2col(image.data_ptr(), in_type, (ch, w, h, n), (ch * es, w * ch * es, h * w * ch * es), lower, upper, bk,
@@ -698,8 +702,8 @@ def run_group(group, only, skip, seconds, emit):
         for label, c, (n, h, w, oc), o in check_stem_cases():
             def one(c=c, n=n, h=h, w=w, oc=oc, o=o):
                 it, ot, im = o.get("in_type", "f16"), o.get("out_type", "f16"), o.get("image", "f16")
-                image = torch.randn(n, c["C"], h, w, device="cuda").to(types[im])
-                weight = torch.randn(oc, c["R"], c["S"], c["C"], device="cuda").to(types[it])
+                image = torch.randn(n, c["CHANNELS"], h, w, device="cuda").to(types[im])
+                weight = torch.randn(oc, c["FILTER_H"], c["FILTER_W"], c["CHANNELS"], device="cuda").to(types[it])
                 bias = torch.randn(oc, device="cuda").to(types[ot])
                 reference = torch.nn.functional.conv2d(image.to(types[it]).double().cpu(), weight.double().permute(0, 3, 1, 2).cpu(), None,
                                                        (c["STRIDE_H"], c["STRIDE_W"]), (c["PAD_H"], c["PAD_W"]))
@@ -904,8 +908,9 @@ def report(group, rows):
         torch_us = min((r["us"] for r in rows if r.get("shape") == shape and r.get("who") == "torch"), default=float("nan"))
         ours = sorted((r for r in rows if r.get("shape") == shape and r.get("who") == "ours"), key=lambda r: r["us"])
         best = ours[0] if ours else None
-        total["torch"] += torch_us
-        total["ours"] += best["us"] if best else float("nan")
+        if best and torch_us == torch_us:
+            total["torch"] += torch_us
+            total["ours"] += best["us"]
         print(f"{shape:34s} torch {torch_us:8.2f}  ours {best['us'] if best else float('nan'):8.2f} {best['tflops'] if best else 0:6.0f}TF "
               f"x{torch_us / best['us'] if best else 0:4.2f} | " + "  ".join(f"{r['config']} {r['us']:.2f}" for r in ours[:4]))
     print(f"sum: torch {total['torch']:.1f} us, ours {total['ours']:.1f} us")

@@ -52,7 +52,9 @@ def body(node: Node) -> FunctionProto | None:
         return None
     fitting = [version for version in schema.function_opset_versions if version <= node.opset]
     if fitting:
-        return schema.get_function_with_opset_version(max(fitting))
+        result = FunctionProto()
+        result.ParseFromString(schema.get_function_with_opset_version(max(fitting)))
+        return result
     fitting = [version for version in schema.context_dependent_function_opset_versions if version <= node.opset]
     if not fitting:
         return None

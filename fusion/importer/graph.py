@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusion.importer import functions, registry, symbolic
 from fusion.importer.builder import Builder
@@ -101,6 +101,7 @@ class Walk:
             self._node(proto, name, scope, needed)
 
     def _node(self, proto: NodeProto, name: str, scope: Scope, needed: set[str]) -> None:
+        proto = _with_attributes(proto, scope)
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         opset = scope.opsets.get(domain, 1 if domain else 0)
         inputs, unknown = self._inputs(proto, name, scope)
@@ -112,7 +113,7 @@ class Walk:
             if unknown:
                 self._check_known(proto, domain, opset)
             else:
-                attributes = self._attributes(proto, scope)
+                attributes = {attribute.name: decode_attribute(attribute) for attribute in proto.attribute}
                 node = Node(name, proto.op_type, domain, opset, inputs, outputs, attributes, proto)
                 results, record.is_call = self._import(node, scope, origin)
                 for index, output in enumerate(outputs):
@@ -149,18 +150,9 @@ class Walk:
             inputs.append(value)
         return tuple(inputs), unknown
 
-    @staticmethod
-    def _attributes(proto: NodeProto, scope: Scope) -> dict[str, Any]:
-        found = {}
-        for attribute in proto.attribute:
-            given = scope.attributes.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
-            if given is not None:
-                found[attribute.name] = decode_attribute(given)
-        return found
-
     def _check_known(self, proto: NodeProto, domain: str, opset: int) -> None:
         """Raises Unsupported when the operator is unknown, whatever its inputs."""
-        if registry.find(domain, proto.op_type, opset) or proto.op_type == "If":
+        if registry.find(domain, proto.op_type, opset) or (not domain and proto.op_type in ("If", *symbolic.ALWAYS)):
             return
         if (domain, proto.op_type, proto.overload) not in self._functions and not functions.exists(domain, proto.op_type, opset):
             raise Unsupported(functions.absence(domain, proto.op_type, opset))
@@ -225,6 +217,22 @@ class Walk:
         self.initializers(graph, inner, wanted | {name for proto in graph.node for name in read_names(proto)})
         self.run(graph.node, _names(graph.node, inner.prefix), inner, wanted)
         return tuple(inner.find(output.name) if output.name in wanted else None for output in graph.output)
+
+
+def _with_attributes(proto: NodeProto, scope: Scope) -> NodeProto:
+    """A node of a function body with its references to the call's attributes replaced by their values."""
+    if not any(attribute.ref_attr_name for attribute in proto.attribute):
+        return proto
+    copy = type(proto)()
+    copy.CopyFrom(proto)
+    del copy.attribute[:]
+    for attribute in proto.attribute:
+        given = scope.attributes.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
+        if given is not None:
+            entry = copy.attribute.add()
+            entry.CopyFrom(given)
+            entry.name = attribute.name
+    return copy
 
 
 def _without(proto: NodeProto, missing: set[str]) -> NodeProto:

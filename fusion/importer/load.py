@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OLDEST_OPSET = 7
+NEWEST_OPSET = 28  # newer ones may hold attributes that trtcli would not obey
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ def _check(source: Source) -> None:
         if any(not _standard(node.domain) for node in model.graph.node):
             raise ModelError(f"{name}: names no opset of the standard operators (opset_import)")
         return
-    newest = onnx_opset_version()
+    newest = min(NEWEST_OPSET, onnx_opset_version())
     if opset < OLDEST_OPSET:
         raise ModelError(f"{name}: opset {opset} is older than {OLDEST_OPSET}; convert it with onnx.version_converter")
     if opset > newest:
-        raise ModelError(f"{name}: opset {opset} is unknown; the installed onnx knows {OLDEST_OPSET} to {newest}")
+        raise ModelError(f"{name}: opset {opset} is unknown; trtcli with the installed onnx knows {OLDEST_OPSET} to {newest}")
 
 
 def _standard(domain: str) -> str:

@@ -23,6 +23,8 @@ from fusion.importer.values import ELEMENT_LIMIT, Value, elements_of, from_eleme
 Rule: TypeAlias = "Callable[[Node, Sequence[np.ndarray | None]], np.ndarray | Sequence[np.ndarray] | None]"
 Arrays: TypeAlias = "Sequence[np.ndarray | None]"
 
+ALWAYS = ("Shape", "Size")  # these have no other importer
+
 _RULES: dict[str, Rule] = {}
 
 
@@ -42,7 +44,7 @@ def evaluate(node: Node, origin: str) -> tuple[Value | np.ndarray, ...] | None:
     """
     if node.domain or node.op not in _RULES:
         return None
-    if node.op in ("Shape", "Size"):
+    if node.op in ALWAYS:
         return (from_elements(_of_shape(node), DataType.INT64, origin),)
     present = [value for value in node.inputs if value is not None]
     if not any(value.elements is not None for value in present):
@@ -379,6 +381,6 @@ def _boxed(result: object) -> np.ndarray:
     return box
 
 
-@rule("Shape", "Size")
+@rule(*ALWAYS)
 def _shape(node: Node, arrays: Arrays) -> np.ndarray | None:
     return _of_shape(node)

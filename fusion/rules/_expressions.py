@@ -169,16 +169,17 @@ def value_of(expression: Expression, constants: Mapping[int, np.ndarray]) -> np.
         return None
     count = max(operands(expression), default=-1) + 1
     arrays = [np.asarray(constants[i], np.float64) if i in constants else np.zeros(()) for i in range(count)]
-    return evaluate(_as_double(expression), arrays)
+    return evaluate(as_double(expression), arrays)
 
 
-def _as_double(expression: Expression) -> Expression:
+def as_double(expression: Expression) -> Expression:
+    """``expression`` with float64 literals and without conversions between floating-point types."""
     if isinstance(expression, Literal):
         return Literal(float(expression.value), DataType.DOUBLE)
     if isinstance(expression, Convert):
-        return _as_double(expression.argument) if expression.dtype.is_float else expression
+        return as_double(expression.argument) if expression.dtype.is_float else expression
     if isinstance(expression, Apply):
-        return Apply(expression.function, tuple(_as_double(child) for child in expression.arguments))
+        return Apply(expression.function, tuple(as_double(child) for child in expression.arguments))
     return expression
 
 

@@ -162,6 +162,8 @@ def device_function(name: str, expression: Expression, types: Sequence[DataType]
     Raises:
         Unsupported: a data type or function has no CUDA code.
     """
+    for dtype in types:
+        storage_type(dtype)
     unknown = [function for function in _functions(expression) if function not in FUNCTIONS]
     if unknown:
         raise Unsupported(f"no CUDA code for function {unknown[0]!r}")

@@ -29,7 +29,7 @@
 #undef __grid_constant__
 #undef __cluster_dims__
 #define __global__
-#define __device__ static
+#define __device__
 #define __constant__ static
 #define __shared__ static
 #define __forceinline__ inline
@@ -229,9 +229,9 @@ static inline float __uint_as_float(unsigned v) { return fiber_bits<float>(v); }
 static inline unsigned __float_as_uint(float v) { return fiber_bits<unsigned>(v); }
 static inline double __longlong_as_double(long long v) { return fiber_bits<double>(v); }
 static inline long long __double_as_longlong(double v) { return fiber_bits<long long>(v); }
-static inline float __expf(float x) { return expf(x); }
-static inline float __logf(float x) { return logf(x); }
-static inline float __powf(float x, float y) { return powf(x, y); }
+#define __expf expf
+#define __logf logf
+#define __powf powf
 static inline float __fdividef(float x, float y) { return x / y; }
 static inline float __frcp_rn(float x) { return 1.0f / x; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }

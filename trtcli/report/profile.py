@@ -26,7 +26,7 @@ class LayerTime:
         return math.fsum(self.samples)
 
 
-def profile_lines(layers: Sequence[LayerTime], iterations: int, aux_streams: int = 0) -> list[str]:
+def profile_lines(layers: Sequence[LayerTime], iterations: int) -> list[str]:
     """The table: layers that took time, then their total."""
     lines = ["", f"=== Profile ({iterations} iterations ) ===", _GAP + _GAP.join((*_COLUMNS, "Layer"))]
     whole = math.fsum(layer.total for layer in layers)
@@ -36,14 +36,17 @@ def profile_lines(layers: Sequence[LayerTime], iterations: int, aux_streams: int
             lines.append(_row(layer.total, layer.total / iterations, middle, 100 * layer.total / whole, layer.name))
     sums = [math.fsum(one) for one in zip(*(layer.samples for layer in layers if layer.samples), strict=True)]
     share = 100.0 if whole > 0 else 0.0
-    lines.append(_row(whole, whole / iterations if iterations else 0.0, median(sorted(sums)) if sums else 0.0, share, "Total"))
-    lines.append("")
-    if aux_streams:
-        lines.append(
-            f"The engine uses {aux_streams} auxiliary stream{'s' * (aux_streams > 1)}, so the \"Total\" latency may not be "
-            "accurate: layers ran in parallel."
-        )
+    average, middle = whole / iterations if iterations else 0.0, median(sorted(sums)) if sums else 0.0
+    lines.append(_row(whole, average, middle, share, "Total"))
     return lines
+
+
+def aux_stream_warning(streams: int) -> str:
+    """What to know about a profile of layers that ran in parallel."""
+    return (
+        f"The engine uses {streams} auxiliary stream{'s' * (streams > 1)}, so the \"Total\" latency may not be accurate: "
+        "layers ran in parallel."
+    )
 
 
 def _row(total: float, average: float, middle: float, share: float, name: str) -> str:

@@ -12,12 +12,6 @@ struct Strides {  // of batch, head and position, in elements; the head dimensio
     long long b, h, s;
 };
 
-__device__ __forceinline__ float exp2_fast(float x) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-}
-
 template <typename T>
 __device__ __forceinline__ unsigned pack_pair(float low, float high);
 template <>
@@ -35,7 +29,7 @@ __device__ __forceinline__ unsigned pack_pair<__nv_bfloat16>(float low, float hi
 // `width` on become zeros.
 template <int BLOCK>
 __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, long long stride, int rows, int width) {
-#pragma unroll
+#pragma unroll 4
     for (int first = 0; first < BLOCK * CHUNKS; first += THREADS) {
         const int index = first + threadIdx.x;
         if (BLOCK * CHUNKS % THREADS != 0 && index >= BLOCK * CHUNKS) break;
@@ -218,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int j = 0; j < HEAD / 8; ++j) {
                 const unsigned pair = pack_pair<IN_T>(result[i][j][half * 2] * factor, result[i][j][half * 2 + 1] * factor);
-                asm volatile("st.shared.b32 [%0], %1;" ::"r"(shared_q + swizzled<CHUNKS>(row, j) + lane % 4 * 4), "r"(pair) : "memory");
+                store_shared_4(shared_q + swizzled<CHUNKS>(row, j) + lane % 4 * 4, pair);
             }
         }
     __syncwarp();

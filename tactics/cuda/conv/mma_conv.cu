@@ -100,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     const unsigned low = valid ? bits[base[i] + offset[0]] : 0;
                     const bool second = there[1] && (inside[i] & needed[1]) == needed[1];
                     const unsigned high = second ? bits[base[i] + offset[1]] : 0;
-                    asm volatile("st.shared.b32 [%0], %1;" ::"r"(place), "r"(low | high << 16) : "memory");
+                    store_shared_4(place, low | high << 16);
                 }
             }
         }

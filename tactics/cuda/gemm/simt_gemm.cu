@@ -5,7 +5,7 @@
 //   Strides are in elements, so that both operands may be transposed or broadcast; out is dense.
 //   Batch z is (z / batch_inner, z % batch_inner). Grid: x = tiles_m * tiles_n * batch.
 //   B_ALONG_N=1 when b_n == 1 (only speed depends on it). Any sizes; IN_T and OUT_T are float, __half or __nv_bfloat16.
-extern "C" __global__ void __launch_bounds__(SIMT_THREADS)
+extern "C" __global__ void __launch_bounds__(SIMT_THREADS, 2)
     simt_gemm(const IN_T* __restrict__ a, const IN_T* __restrict__ b, OUT_T* __restrict__ out, int m, int n, int k, long long a_m,
               long long a_k, long long b_k, long long b_n, int batch_inner, long long a_outer, long long a_inner, long long b_outer,
               long long b_inner, EpilogueArgs args) {

@@ -1,8 +1,11 @@
 // Thin wrappers of the PTX instructions that the tensor-core kernels use: ldmatrix, mma.sync, cp.async, programmatic
 // dependent launch. Source: PTX ISA 8.x, sections "mma", "ldmatrix", "cp.async", "griddepcontrol", "mapa".
 // What an architecture lacks has a fallback here (sm_75: plain copies for cp.async, two m16n8k8 for one m16n8k16).
+//
+// With MMA_EMULATION (a header's name) that header defines these functions instead: the CPU harness of the tests does so.
 #pragma once
 #include "epilogue.cuh"
+#include "pdl.cuh"
 
 #if !defined(__CUDA_ARCH__)
 #define SM_ARCH 0
@@ -10,27 +13,7 @@
 #define SM_ARCH __CUDA_ARCH__
 #endif
 
-// --- programmatic dependent launch (define PDL; sm_90 and later) ---------------------------------------------------
-
-// Waits until the kernels before this one have finished and their writes are visible.
-__device__ __forceinline__ void pdl_wait() {
-#if defined(PDL) && SM_ARCH >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// Allows the next kernel to be scheduled while this one still runs.
-__device__ __forceinline__ void pdl_launch_next() {
-#if defined(PDL) && SM_ARCH >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // --- shared memory -------------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ unsigned shared_address(const void* pointer) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
 
 // Byte offset of 16-byte chunk `chunk` of row `row` in a tile of CHUNKS chunks a row, permuted so that eight rows at one
 // chunk, which is what ldmatrix reads, fall into eight different groups of four banks.
@@ -39,6 +22,14 @@ __device__ __forceinline__ int swizzled(int row, int chunk) {
     static_assert(CHUNKS % 4 == 0 || CHUNKS == 2, "rows of 32 bytes, or of a multiple of 64");
     const int mixed = CHUNKS % 8 == 0 ? chunk ^ (row & 7) : CHUNKS % 4 == 0 ? chunk ^ (row >> 1 & 3) : chunk ^ (row >> 2 & 1);
     return (row * CHUNKS + mixed) * 16;
+}
+
+#ifdef MMA_EMULATION
+#include MMA_EMULATION
+#else
+
+__device__ __forceinline__ unsigned shared_address(const void* pointer) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
 __device__ __forceinline__ void ldmatrix_x4(unsigned (&r)[4], unsigned address) {
@@ -99,29 +90,20 @@ __device__ __forceinline__ void store_shared_16(unsigned target, unsigned a, uns
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// Fills one 16-byte chunk of shared memory from `count` (any integer; clamped) consecutive elements at `source`, zeros
-// after them. VEC is the alignment of `source` in bytes; it divides the bytes of every count that is not clamped.
-template <int VEC, typename T>
-__device__ __forceinline__ void copy_chunk(unsigned target, const T* source, int count) {
-    constexpr int PER = 16 / sizeof(T);
-    if constexpr (VEC == 16) {
-        copy_async<16>(target, source, count > 0);
-    } else if constexpr (VEC >= 4) {
-        constexpr int STEP = VEC / sizeof(T);
-#pragma unroll
-        for (int i = 0; i < 16 / VEC; ++i) copy_async<VEC>(target + i * VEC, source + i * STEP, count > i * STEP);
-    } else {
-        static_assert(sizeof(T) == 2, "2-byte chunks are for 2-byte elements");
-        const unsigned short* bits = reinterpret_cast<const unsigned short*>(source);
-        unsigned word[PER / 2];
-#pragma unroll
-        for (int i = 0; i < PER / 2; ++i) {
-            const unsigned low = count > 2 * i ? bits[2 * i] : 0;
-            const unsigned high = count > 2 * i + 1 ? bits[2 * i + 1] : 0;
-            word[i] = low | high << 16;
-        }
-        store_shared_16(target, word[0], word[1], word[2], word[3]);
-    }
+__device__ __forceinline__ void store_shared_4(unsigned target, unsigned value) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(target), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ unsigned load_shared_4(unsigned source) {
+    unsigned value;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(source) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
 }
 
 // --- matrix multiply-accumulate: d[16 x 8] += a[16 x 32 bytes] * b[32 bytes x 8] -------------------------------------
@@ -190,3 +172,30 @@ __device__ __forceinline__ float4 load_cluster_shared(unsigned address, unsigned
     return value;
 }
 #endif
+
+#endif  // MMA_EMULATION
+
+// Fills one 16-byte chunk of shared memory from `count` (any integer; clamped) consecutive elements at `source`, zeros
+// after them. VEC is the alignment of `source` in bytes; it divides the bytes of every count that is not clamped.
+template <int VEC, typename T>
+__device__ __forceinline__ void copy_chunk(unsigned target, const T* source, int count) {
+    constexpr int PER = 16 / sizeof(T);
+    if constexpr (VEC == 16) {
+        copy_async<16>(target, source, count > 0);
+    } else if constexpr (VEC >= 4) {
+        constexpr int STEP = VEC / sizeof(T);
+#pragma unroll
+        for (int i = 0; i < 16 / VEC; ++i) copy_async<VEC>(target + i * VEC, source + i * STEP, count > i * STEP);
+    } else {
+        static_assert(sizeof(T) == 2, "2-byte chunks are for 2-byte elements");
+        const unsigned short* bits = reinterpret_cast<const unsigned short*>(source);
+        unsigned word[PER / 2];
+#pragma unroll
+        for (int i = 0; i < PER / 2; ++i) {
+            const unsigned low = count > 2 * i ? bits[2 * i] : 0;
+            const unsigned high = count > 2 * i + 1 ? bits[2 * i + 1] : 0;
+            word[i] = low | high << 16;
+        }
+        store_shared_16(target, word[0], word[1], word[2], word[3]);
+    }
+}

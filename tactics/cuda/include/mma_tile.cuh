@@ -74,7 +74,7 @@ __device__ __forceinline__ void multiply_stage(unsigned a, unsigned b, float (&s
                     const int row = step * 8 + lane % 4 + r % 2 * 4;
                     const int n = column + j * 16 + r / 2 * 8 + lane / 4;
                     const unsigned place = b + (row * B_CHUNKS + (n / 4 ^ (row & 3) << 1)) * 16 + n % 4 * 4;
-                    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(fragment_b[j][r]) : "r"(place) : "memory");
+                    fragment_b[j][r] = load_shared_4(place);
                 }
             }
             if constexpr (ELEMENT == 4) {

@@ -1,4 +1,4 @@
-// Convolution of an image with few channels (C <= 4) for sm_90a, with fused epilogue: the first layer of a network.
+// Convolution of an image with few channels (CHANNELS <= 4) for sm_90a, with fused epilogue: the first layer of a network.
 //   out[n, p, q, o] = epilogue(sum over r, s, c of in[n, p * STRIDE_H - PAD_H + r, q * STRIDE_W - PAD_W + s, c] * weight[o, r, s, c])
 //
 // Tile: 4 * WARPGROUPS output rows x 16 output columns x BN channels. A block copies the patch of the image that its tile needs into
@@ -7,10 +7,10 @@
 // The next tile's pixels are read while this one multiplies.
 //
 // Defines: those of include/sm90_epilogue.cuh; IN_T (half or __nv_bfloat16), IMAGE_T (type of the image in memory, also float), NCHW
-// (1: the image is [n, c, h, w]), C, R, S, STRIDE_H, STRIDE_W, PAD_H, PAD_W, WARPGROUPS, MIN_BLOCKS, PDL.
-// Arguments: `weight` is packed [tile of BN outputs][R][ceil(S / 4)][c / 2][BN / 8][8 outputs][4 taps][c % 2], absent taps, channels and
+// (1: the image is [n, c, h, w]), CHANNELS, FILTER_H, FILTER_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, WARPGROUPS, MIN_BLOCKS, PDL.
+// Arguments: `weight` is packed [tile of BN outputs][r][ceil(FILTER_W / 4)][c / 2][BN / 8][8 outputs][4 taps][c % 2], absent taps, channels and
 // outputs zero (wgmma's layout without swizzle). Limits: h, w, pixels < 2^31; an infinite pixel also spoils its neighbours to the left,
-// within ceil(S / 4) * 4 - S columns (an absent tap multiplies it by zero).
+// within ceil(FILTER_W / 4) * 4 - FILTER_W columns (an absent tap multiplies it by zero).
 // Source: PTX ISA, "wgmma, register fragments" and "matrix descriptor".
 #include "sm90.cuh"
 #include "sm90_epilogue.cuh"
@@ -25,16 +25,16 @@
 
 constexpr int THREADS = WARPGROUPS * 128;
 constexpr int TILE_H = 4 * WARPGROUPS, TILE_W = 16;
-constexpr int TAPS = (S + 3) / 4;  // groups of four taps in a filter row
-constexpr int STEPS = R * TAPS;
+constexpr int TAPS = (FILTER_W + 3) / 4;  // groups of four taps in a filter row
+constexpr int STEPS = FILTER_H * TAPS;
 constexpr int AT_ONCE = 8;  // steps whose X fragments are in registers together
-constexpr int PATCH_H = (TILE_H - 1) * STRIDE_H + R, PATCH_W = (TILE_W - 1) * STRIDE_W + TAPS * 4;
+constexpr int PATCH_H = (TILE_H - 1) * STRIDE_H + FILTER_H, PATCH_W = (TILE_W - 1) * STRIDE_W + TAPS * 4;
 constexpr int PATCH = PATCH_H * PATCH_W;
 constexpr int PIXELS = (PATCH + THREADS - 1) / THREADS;  // of a thread
 constexpr int STEP_BYTES = BN * 32;
 constexpr int WEIGHT_BYTES = STEPS * STEP_BYTES;
 constexpr int SHARED_BYTES = WEIGHT_BYTES + (PATCH * 8 + 15) / 16 * 16 + WARPGROUPS * 4 * STAGING_WARP * 4 + 16;
-static_assert(C >= 1 && C <= 4 && SHARED_BYTES <= 227 * 1024, "few channels, and a patch that fits");
+static_assert(CHANNELS >= 1 && CHANNELS <= 4 && SHARED_BYTES <= 227 * 1024, "few channels, and a patch that fits");
 
 struct Pixel {
   IN_T channel[4];
@@ -71,8 +71,8 @@ convolution_stem(const IMAGE_T* __restrict__ image, const IN_T* __restrict__ wei
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         float value = 0.f;
-        if (c < C && inside) {
-          const long long at = NCHW ? (((long long)n * C + c) * in_h + h) * in_w + w : (((long long)n * in_h + h) * in_w + w) * C + c;
+        if (c < CHANNELS && inside) {
+          const long long at = NCHW ? (((long long)n * CHANNELS + c) * in_h + h) * in_w + w : (((long long)n * in_h + h) * in_w + w) * CHANNELS + c;
           value = to_float(image[at]);
         }
         next[i].channel[c] = from_float<IN_T>(value);

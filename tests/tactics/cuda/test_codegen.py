@@ -48,7 +48,7 @@ def cases(dtype: DataType) -> list[tuple[str, Expression]]:
         found.append(("square by pow", apply("pow", X, Literal(2, dtype))))
         found.append(("rounded", apply("mul", Convert(DataType.HALF, X), Convert(DataType.BF16, Y))))
         found.append(("to bool", Convert(DataType.BOOL, X)))
-        found.append(("shared", apply("add", apply("exp", X), apply("mul", apply("exp", X), Y))))
+        found.append(("shared", apply("mul", apply("exp", X), apply("mul", apply("exp", X), Y))))
     return found
 
 
@@ -121,6 +121,8 @@ def test_functions_of_real_numbers(dtype: DataType) -> None:
         with np.errstate(all="ignore"):
             error = np.abs(got - wide) / ulps(dtype)
             limit = 8 * np.maximum(np.abs(wide), np.finfo(np.float32).tiny)
+            if name in ("erf", "gelu") and dtype is DataType.DOUBLE:  # the reference interpolates a table
+                limit = limit + 2e-11 / ulps(dtype) * np.maximum(1, np.abs(arrays[0]))
             limit = np.maximum(limit, ABSOLUTE.get(name, 0) * np.maximum(1, np.abs(arrays[0].astype(np.float64))))
             wrong = np.flatnonzero((got != wide) & ~np.isnan(wide) & ~(error <= limit))
             # near overflow or a half-way point one rounding of the narrow type may differ
@@ -140,8 +142,8 @@ def test_functions_of_integers(dtype: DataType) -> None:
                 keep &= (arrays[0] != 0) | (arrays[1] >= 0)
             if name.startswith("shift") and dtype.is_signed:
                 keep = arrays[1] >= 0
-            if name == "div" and dtype.is_signed:
-                keep = ~((arrays[0] == np.iinfo(dtype.numpy).min) & (arrays[1] == -1))
+            if name == "div" and dtype.is_signed:  # undefined
+                keep = (arrays[1] != 0) & ~((arrays[0] == np.iinfo(dtype.numpy).min) & (arrays[1] == -1))
             truth = evaluate(expression, arrays)
             wrong = np.flatnonzero(keep & (result != truth))
             assert not wrong.size, (name, [array[wrong[0]] for array in arrays], result[wrong[0]], truth[wrong[0]])

@@ -1,0 +1,242 @@
+"""Whole models on one GPU: trtcli beside torch eager and torch.compile, each replayed as a CUDA graph, in one run.
+
+    python benchmarks/race.py resnet50:1 bert_base:1,32 --peers eager,inductor --results benchmarks/results/race.jsonl
+
+For every model and batch: export from torch in fp16, build an engine, compare its outputs with torch in float32, time both. Times are
+medians of event pairs around single graph replays, the peers' and ours alternating in blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+class _Log:
+    def __init__(self, verbose: bool) -> None:
+        self._verbose = verbose
+
+    def info(self, text: str) -> None:
+        print("  [I]", text, flush=True)
+
+    def verbose(self, text: str) -> None:
+        if self._verbose:
+            print("  [V]", text, flush=True)
+
+    def warning(self, text: str) -> None:
+        print("  [W]", text, flush=True)
+
+
+def _torch_graph(module: Any, inputs: tuple[Any, ...]) -> tuple[Callable[[], None], Any]:
+    """(replay, output) of ``module`` captured as a CUDA graph."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    with torch.inference_mode():
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                output = module(*inputs)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = module(*inputs)
+    return graph.replay, output
+
+
+def _median_ms(replay: Callable[[], None], count: int = 200) -> list[float]:
+    import torch
+
+    for _ in range(20):
+        replay()
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
+    for start, end in events:
+        start.record()
+        replay()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def _ours(path: Path, inputs: dict[str, Any], level: int, cache: str, verbose: bool) -> tuple[Callable[[], None], Any, Any]:
+    """(replay, outputs, engine): the engine of ``path``, captured with torch's tensors as its inputs and outputs."""
+    import torch
+
+    from runtime.devices import open_device
+    from trtcli.builder import build
+    from trtcli.config import BuildConfig
+
+    device = open_device("0")
+    shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+    config = BuildConfig(
+        shapes=shapes if "_dyn" in path.name else {}, optimization_level=level, timing_cache_file=cache,
+        profiling_verbosity="detailed",
+    )  # fmt: skip
+    engine = build(path, config, device, log=_Log(verbose))
+    context = engine.create_execution_context(device)
+    for name, tensor in inputs.items():
+        context.set_input_shape(name, tuple(tensor.shape))
+        context.set_tensor_address(name, tensor)
+    outputs = {}
+    for name in engine.network.outputs:
+        dtype = getattr(torch, engine.network.tensors[name].dtype.value)
+        outputs[name] = torch.full(context.get_tensor_shape(name), float("nan"), device="cuda").to(dtype)
+        context.set_tensor_address(name, outputs[name])
+    stream = device.external_stream(torch.cuda.current_stream().cuda_stream)
+    own = device.stream()
+    context.execute_async_v3(own)
+    own.synchronize()
+    graph = device.capture(own, lambda: context.execute_async_v3(own))
+    print(f"  graph of {graph.nodes} nodes", flush=True)
+    return (lambda: graph.launch(stream)), outputs, (engine, context, graph)
+
+
+def _layers(engine: Any, count: int = 12) -> None:
+
+
+    rows = sorted(zip(engine.network.layers, engine.layers, strict=True), key=lambda pair: -np.nan_to_num(pair[1].seconds))
+    total = sum(np.nan_to_num(plan.seconds) for _, plan in rows)
+    print(f"  sum of layers {total * 1e6:.1f} us in {sum(p.tactic != 'view' for _, p in rows)} layers; slowest:")
+    for layer, plan in rows[:count]:
+        shape = "x".join(map(str, engine.network.tensors[layer.outputs[0]].shape))
+        print(
+            f"    {plan.seconds * 1e6:8.2f} us  floor {plan.floor * 1e6:7.2f}  {plan.tactic}{dict(plan.config)}  "
+            f"{layer.op.layer_type} -> {shape}  {layer.name[:60]}"
+        )
+
+
+def race(name: str, batch: int, peers: list[str], given: argparse.Namespace) -> dict[str, Any]:
+    """One model at one batch: the result record."""
+    import torch
+
+    from benchmarks import models
+
+    torch.backends.cudnn.benchmark = True
+    path = Path(given.folder) / f"{name}_b{batch}{'_dyn' if given.dynamic else ''}.onnx"
+    if not path.exists():
+        models.export(models.half(models.source(name)), path, batch, given.dynamic)
+    made = models.half(models.source(name))
+    torch.manual_seed(1)
+    sample = tuple(one.cuda() for one in made.inputs(batch))
+    module = made.module.cuda()
+    wide = models.source(name).module.cuda()
+    with torch.inference_mode():
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        expected = wide(*(one.float() if one.is_floating_point() else one for one in sample)).float()
+    del wide
+    began = time.perf_counter()
+    replay, outputs, (engine, *_kept) = _ours(
+        path, dict(zip(made.input_names, sample, strict=True)), given.level, given.cache, given.verbose
+    )
+    build_seconds = time.perf_counter() - began
+    replay()
+    torch.cuda.synchronize()
+    result = next(iter(outputs.values())).float()
+    error = float((result - expected).norm() / expected.norm())
+    runs: dict[str, Callable[[], None]] = {"trtcli": replay}
+    if "convolution" in str([type(m).__name__ for m in module.modules()]).lower() or any(
+        isinstance(m, torch.nn.Conv2d) for m in module.modules()
+    ):
+        module = module.to(memory_format=torch.channels_last)
+        sample = tuple(one.to(memory_format=torch.channels_last) if one.dim() == 4 else one for one in sample)
+    torch_error = float("nan")
+    if "eager" in peers:
+        runs["eager"], out = _torch_graph(module, sample)
+        runs["eager"]()
+        torch.cuda.synchronize()
+        torch_error = float((out.float() - expected).norm() / expected.norm())
+    if "inductor" in peers:
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
+        compiled = torch.compile(module, mode="default")
+        runs["inductor"], _ = _torch_graph(compiled, sample)
+    samples: dict[str, list[float]] = {who: [] for who in runs}
+    for _ in range(3):
+        for who, run in runs.items():
+            samples[who] += _median_ms(run)
+    medians = {who: statistics.median(values) for who, values in samples.items()}
+    _layers(engine, given.layers)
+    record = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "command": " ".join(sys.argv),
+        "workload": f"{name} fp16 batch {batch}" + (" dynamic" if given.dynamic else ""),
+        "unit": "ms",
+        "ours": medians["trtcli"],
+        **{f"{who}": value for who, value in medians.items() if who != "trtcli"},
+        **{f"ratio_{who}": medians["trtcli"] / value for who, value in medians.items() if who != "trtcli"},
+        "error": error,
+        "eager_error": torch_error,
+        "layers": len(engine.layers),
+        "build_seconds": build_seconds,
+        "sum_of_layers_ms": 1e3 * float(np.nansum([plan.seconds for plan in engine.layers])),
+        "floor_ms": 1e3 * float(np.nansum([plan.floor for plan in engine.layers])),
+    }
+    print("  " + json.dumps(record), flush=True)
+    return record
+
+
+def main() -> None:
+    """Run the races given on the command line, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", help="name:batch[,batch]")
+    parser.add_argument("--peers", default="eager", help="eager,inductor")
+    parser.add_argument("--folder", default="/tmp")
+    parser.add_argument("--cache", default="/tmp/trtcli.cache")
+    parser.add_argument("--level", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--dynamic", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--results", default="")
+    parser.add_argument("--seconds", type=float, default=500)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        name, batch = given.models[0].split(":")
+        record = race(name, int(batch), given.peers.split(","), given)
+        if given.results:
+            with Path(given.results).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        return
+    jobs = [f"{item.split(':')[0]}:{batch}" for item in given.models for batch in item.split(":")[1].split(",")]
+    suffix = "_dyn" if given.dynamic else ""
+    exports = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "models.py"), job.split(":")[0],
+             f"{given.folder}/{job.replace(':', '_b')}{suffix}.onnx", f"--batch={job.split(':')[1]}",
+             *(["--dynamicBatch"] if given.dynamic else [])],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for job in jobs
+        if not Path(f"{given.folder}/{job.replace(':', '_b')}{suffix}.onnx").exists()
+    ]  # fmt: skip
+    for one in exports:
+        one.wait()
+    deadline = time.monotonic() + given.seconds
+    flags = [item for item in sys.argv[1:] if item.startswith("--")]
+    for job in jobs:
+        left = deadline - time.monotonic()
+        print(f"== {job} ({left:.0f} s left)", flush=True)
+        if left < 10:
+            continue
+        try:
+            subprocess.run([sys.executable, __file__, job, "--child", *flags], timeout=left, check=False)
+        except subprocess.TimeoutExpired:
+            print("  out of time", flush=True)
+
+
+if __name__ == "__main__":
+    main()

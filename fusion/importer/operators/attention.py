@@ -1,0 +1,65 @@
+"""ONNX Attention, in the forms that one attention layer covers; the rest goes through its ONNX function body."""
+
+from __future__ import annotations
+
+import math
+
+from fusion.dims import Dim
+from fusion.importer.builder import Builder
+from fusion.importer.errors import Unsupported
+from fusion.importer.node import Node
+from fusion.importer.registry import operator
+from fusion.importer.values import Value
+from fusion.network import ShapeError, broadcast
+from fusion.ops import Attention
+
+
+@operator("Attention", since=23)
+def attention(b: Builder, node: Node) -> Value:
+    q, k, v, mask = node.input(0), node.input(1), node.input(2), node.optional(3)
+    node.refuse_outputs(1, 2, 3, what="key and value caches or scores")
+    if any(node.optional(index) is not None for index in (4, 5, 6)):
+        raise Unsupported("past keys and values, or lengths, are given")
+    if node.attr("softcap", 0.0):
+        raise Unsupported("softcap is set")
+    if node.attr("left_window_size", -1) >= 0 or node.attr("right_window_size", -1) >= 0:
+        raise Unsupported("a window is set")
+    heads_last = q.rank == 3
+    if heads_last:
+        heads, kv_heads = node.required("q_num_heads"), node.required("kv_num_heads")
+        q, k, v = (_split_heads(b, x, count, name)
+                   for x, count, name in ((q, heads, "q"), (k, kv_heads, "k"), (v, kv_heads, "v")))  # fmt: skip
+    layout = "bshd" if heads_last else "bhsd"
+    sizes_q, sizes_k = (dict(zip(layout, x.shape, strict=True)) for x in (q, k))
+    if sizes_q["h"] != sizes_k["h"]:
+        raise Unsupported(f"{sizes_q['h']} query heads over {sizes_k['h']} key heads")
+    causal = bool(node.attr("is_causal", 0))
+    if causal and sizes_q["s"] != sizes_k["s"]:
+        raise Unsupported("causal with other lengths of queries and keys")
+    depth = sizes_q["d"]
+    if not isinstance(depth, int):
+        raise Unsupported("the head size must be known")
+    inputs = [q, k, v]
+    if mask is not None:
+        _check_mask(mask, (sizes_q["b"], sizes_q["h"], sizes_q["s"], sizes_k["s"]))
+        inputs.append(mask)
+    scale = node.attr("scale", 1.0 / math.sqrt(depth))
+    out = b.layer(Attention(scale, causal, mask is not None, (layout, layout, layout, layout)), *inputs)
+    if not heads_last:
+        return out
+    batch, length, heads_out, width = out.shape
+    return b.reshape(out, (batch, length, heads_out * width), "merge")
+
+
+def _split_heads(b: Builder, x: Value, heads: int, name: str) -> Value:
+    batch, length, width = x.shape
+    return b.reshape(x, (batch, length, heads, width // heads), f"{name}_heads")
+
+
+def _check_mask(mask: Value, scores: tuple[Dim, ...]) -> None:
+    try:
+        fits = broadcast([mask.shape, scores]) == scores
+    except ShapeError:
+        fits = False
+    if not fits:
+        raise Unsupported(f"a mask of shape {mask.shape} over scores of shape {scores}")

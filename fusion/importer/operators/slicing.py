@@ -1,0 +1,129 @@
+"""Slice and Split, with symbolic bounds."""
+
+from __future__ import annotations
+
+from fusion.dims import Dim, Shape, Sym, ceil_div, dim_max
+from fusion.importer.builder import Builder
+from fusion.importer.errors import Unsupported
+from fusion.importer.node import Node
+from fusion.importer.ratio import at_least, minimum
+from fusion.importer.registry import operator
+from fusion.importer.values import Value
+from fusion.ops import Slice
+
+FAR = 2**31 - 1  # models write "to the end" as this or more
+
+
+@operator("Slice", until=9)
+def slice_by_attributes(b: Builder, node: Node) -> Value:
+    starts, ends = node.required("starts"), node.required("ends")
+    return _slice(b, node, starts, ends, node.attr("axes"), None)
+
+
+@operator("Slice", since=10)
+def slice_by_inputs(b: Builder, node: Node) -> Value:
+    starts, ends = b.dims(node.input(1), "starts"), b.dims(node.input(2), "ends")
+    axes, steps = node.optional(3), node.optional(4)
+    return _slice(
+        b, node, starts, ends,
+        None if axes is None else b.ints(axes, "axes"),
+        None if steps is None else b.ints(steps, "steps"),
+    )  # fmt: skip
+
+
+def _slice(
+    b: Builder, node: Node, starts: Shape, ends: Shape, axes: tuple[int, ...] | None, steps: tuple[int, ...] | None
+) -> Value:
+    x = node.input(0)
+    axes = tuple(range(len(starts))) if axes is None else axes
+    steps = (1,) * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        raise Unsupported(f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes and {len(steps)} steps")
+    first: list[Dim] = [0] * x.rank
+    sizes = list(x.shape)
+    strides = [1] * x.rank
+    for start, end, given, step in zip(starts, ends, axes, steps, strict=True):
+        axis = node.axis(given, x.rank)
+        if step == 0:
+            raise Unsupported("a step of 0")
+        first[axis], sizes[axis] = bounds(x.shape[axis], start, end, step)
+        strides[axis] = step
+    return cut(b, x, tuple(first), tuple(sizes), tuple(strides))
+
+
+def cut(b: Builder, x: Value, starts: Shape, sizes: Shape, steps: tuple[int, ...], suffix: str = "") -> Value:
+    """A slice layer, or ``x`` itself when all of it is kept."""
+    if tuple(sizes) == x.shape and all(step == 1 for step in steps):
+        return x
+    return b.layer(Slice(starts, sizes, steps), x, suffix=suffix)
+
+
+def bounds(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
+    """(start, element count) of a slice along an axis of ``size``, by ONNX's rules of clamping.
+
+    With symbolic sizes, starts are taken to lie inside the axis (a model whose start lies outside slices nothing).
+    """
+    if all(isinstance(item, int) for item in (size, start, end)):
+        first, last, _ = slice(start, end, step).indices(size) if end >= -size or step > 0 else (  # type: ignore[operator]
+            *slice(start, None, step).indices(size)[:2], step)  # fmt: skip
+        count = max(0, -((first - last) // step) if step > 0 else -((last - first) // -step))
+        return first if count else 0, count
+    if step > 0:
+        low, high = _place(size, start), _end(size, end)
+        span = high - low
+        count = span if step == 1 else ceil_div(span, step)
+        return low, dim_max(count, 0) if isinstance(count, int) else count
+    low = size - 1 if isinstance(start, int) and start >= FAR or start == size - 1 else minimum(_place(size, start), size - 1)  # type: ignore[assignment]
+    high = -1 if isinstance(end, int) and end <= -FAR else _place(size, end)
+    return low, ceil_div(low - high, -step)
+
+
+def _place(size: Dim, position: Dim) -> Dim:
+    """A position counted from the front."""
+    return position + size if _is_negative(position) else position
+
+
+def _is_negative(position: Dim) -> bool:
+    return position < 0 if isinstance(position, int) else at_least(-1, position) or at_least(0, position)
+
+
+def _end(size: Dim, end: Dim) -> Dim:
+    if isinstance(end, int) and end >= FAR:
+        return size
+    placed = _place(size, end)
+    if isinstance(end, int) and end < 0:
+        return placed
+    limited = minimum(placed, size)
+    assert isinstance(limited, int | Sym)
+    return limited
+
+
+@operator("Split")
+def split(b: Builder, node: Node) -> tuple[Value, ...]:
+    """One slice per output that is read. Sizes are an attribute, since opset 13 an input, else even chunks."""
+    x = node.input(0)
+    axis = node.axis(node.attr("axis", 0), x.rank)
+    given = node.optional(1)
+    total = x.shape[axis]
+    count = node.attr("num_outputs", len(node.outputs))
+    if given is not None:
+        sizes: Shape = b.dims(given, "split")
+    elif "split" in node.attributes:
+        sizes = node.attributes["split"]
+    elif isinstance(total, int):
+        chunk = -(-total // count)
+        sizes = (*(chunk for _ in range(count - 1)), total - chunk * (count - 1))
+    else:
+        chunk = ceil_div(total, count)
+        sizes = (*(chunk for _ in range(count - 1)), total - chunk * (count - 1))
+    if len(sizes) != len(node.outputs):
+        raise Unsupported(f"{len(sizes)} sizes for {len(node.outputs)} outputs")
+    results: list[Value] = []
+    start: Dim = 0
+    for index, size in enumerate(sizes):
+        starts = tuple(start if position == axis else 0 for position in range(x.rank))
+        shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+        suffix = str(index) if len(sizes) > 1 else ""
+        results.append(cut(b, x, starts, shape, (1,) * x.rank, suffix) if node.wants(index) else x)
+        start = size + start
+    return tuple(results)

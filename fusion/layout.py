@@ -1,0 +1,330 @@
+"""The layout pass: convolutions and pooling channels-last, with as few transposes left as possible.
+
+Layers that do not care (pointwise, concatenation, slices ...) are gathered into regions of connected ones; a region
+takes the layout that makes fewer bytes cross its border. Where two layouts meet, a transposing Shuffle is put in, named
+after the layer that asked for it and marked ``reformat``; the shuffle rules then merge and cancel what they can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fusion.dims import Shape, substitute, symbols
+from fusion.network import Layer, Network, Op, TensorType
+from fusion.ops import (
+    ArgReduce,
+    Concatenation,
+    Convolution,
+    Cumulative,
+    Deconvolution,
+    Expand,
+    Gather,
+    GroupNormalization,
+    LocalResponseNormalization,
+    Normalization,
+    Padding,
+    Pointwise,
+    Pooling,
+    Reduce,
+    Resize,
+    Shuffle,
+    Slice,
+    Softmax,
+    Tile,
+    TopK,
+)
+
+CHANNEL_OPS = (Convolution, Deconvolution, Pooling, GroupNormalization, LocalResponseNormalization)
+STEM_CHANNELS = 4  # a first convolution with so few channels reads its planes directly
+_TYPICAL = 8  # stands for a run-time size when bytes are compared
+
+
+def to_channels_last(network: Network, direct_stem: bool = False) -> Network:
+    """``network`` with channels-last convolutions; the same object when there is nothing to convert.
+
+    ``direct_stem``: a convolution with few channels reads a channels-first network input as it is
+    (``input_channels_last=False``) instead of through a transpose.
+    """
+    if not any(isinstance(layer.op, CHANNEL_OPS) and not layer.op.channels_last for layer in network.layers):
+        return network
+    return _Conversion(network, _choose(network), direct_stem).run()
+
+
+def order_for(rank: int) -> tuple[int, ...]:
+    """The permutation from channels-first to channels-last: (0, 2, 3, 1) for rank 4."""
+    return (0, *range(2, rank), 1)
+
+
+def back_for(rank: int) -> tuple[int, ...]:
+    """The permutation from channels-last to channels-first: (0, 3, 1, 2) for rank 4."""
+    return (0, rank - 1, *range(1, rank - 1))
+
+
+# --- which layers ----------------------------------------------------------------------------------------------------
+
+
+def _rank(network: Network, layer: Layer) -> int:
+    return len(network.tensors[layer.inputs[0]].shape) if layer.inputs else 0
+
+
+def _is_flexible(network: Network, layer: Layer) -> bool:
+    """Whether the layer can run on permuted axes as well."""
+    op = layer.op
+    out = network.tensors[layer.outputs[0]].shape
+    rank = len(out)
+    if isinstance(op, Pointwise):
+        return rank >= 3
+    if _rank(network, layer) < 3:
+        return False
+    if isinstance(op, Reduce):
+        source = len(network.tensors[layer.inputs[0]].shape)
+        kept = [axis for axis in order_for(source) if axis not in op.axes]
+        return op.keep_dims or kept == sorted(kept)
+    if isinstance(op, Gather):
+        return len(network.tensors[layer.inputs[1]].shape) == 1
+    if isinstance(op, ArgReduce):
+        return op.keep_dims
+    if isinstance(op, Expand):
+        return len(network.tensors[layer.inputs[0]].shape) == rank
+    return isinstance(op, Concatenation | Slice | Padding | Softmax | Resize | Normalization | Tile | TopK | Cumulative)
+
+
+def _choose(network: Network) -> frozenset[str]:
+    """Names of the layers that shall run channels-last."""
+    chosen = {layer.name for layer in network.layers if isinstance(layer.op, CHANNEL_OPS)}
+    flexible = {layer.name: layer for layer in network.layers if _is_flexible(network, layer)}
+    producers, readers = network.producers(), network.readers()
+    region: dict[str, str] = {name: name for name in flexible}
+
+    def find(name: str) -> str:
+        while region[name] != name:
+            region[name] = region[region[name]]
+            name = region[name]
+        return name
+
+    for layer in flexible.values():
+        for tensor in layer.inputs:
+            maker = producers.get(tensor)
+            if maker is not None and maker.name in flexible and _has_layout(network, tensor):
+                region[find(maker.name)] = find(layer.name)
+    # Bytes that cross each region's border if it runs channels-first (against channels-last neighbours), or channels-last.
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    for tensor, kind in network.tensors.items():
+        maker = producers.get(tensor)
+        users = readers.get(tensor, [])
+        if tensor in network.constants or not _has_layout(network, tensor):
+            continue
+        around = [*([maker] if maker is not None else []), *users]
+        touched = {find(layer.name) for layer in around if layer.name in flexible}
+        if not touched:
+            continue
+        cost = _bytes(kind)
+        outside = tensor in network.inputs or tensor in network.outputs
+        rigid = outside or any(layer.name not in flexible and layer.name not in chosen for layer in around)
+        channel = any(layer.name in chosen for layer in around)
+        for root in touched:
+            if channel:
+                first[root] = first.get(root, 0.0) + cost
+            if rigid:
+                last[root] = last.get(root, 0.0) + cost
+    for name in flexible:
+        root = find(name)
+        if first.get(root, 0.0) > 0 and first.get(root, 0.0) >= last.get(root, 0.0):
+            chosen.add(name)
+    return frozenset(chosen)
+
+
+def _has_layout(network: Network, tensor: str) -> bool:
+    """Whether permuting the axes of ``tensor`` means anything."""
+    return len(network.tensors[tensor].shape) >= 3
+
+
+def _bytes(kind: TensorType) -> float:
+    """Bytes to move when ``kind`` changes layout: none when only axes of length 1 would change places."""
+    shape = [_number(dim) for dim in kind.shape]
+    if shape[1] == 1 or all(size == 1 for size in shape[2:]):
+        return 0.0
+    return float(np.prod(shape)) * kind.dtype.itemsize
+
+
+def _number(dim: object) -> int:
+    if isinstance(dim, int):
+        return dim
+    value = substitute(dim, dict.fromkeys(symbols(dim), _TYPICAL))  # type: ignore[arg-type]
+    return value if isinstance(value, int) else _TYPICAL
+
+
+# --- the conversion --------------------------------------------------------------------------------------------------
+
+
+class _Conversion:
+    """One run of the pass. ``stored[tensor]`` maps ``first`` and ``last`` to the name of the tensor in that layout."""
+
+    def __init__(self, network: Network, chosen: frozenset[str], direct_stem: bool) -> None:
+        self.network, self.chosen, self.direct_stem = network, chosen, direct_stem
+        self.layers: list[Layer] = []
+        self.tensors: dict[str, TensorType] = {name: network.tensors[name] for name in network.inputs}
+        self.constants: dict[str, np.ndarray] = {}
+        self.stored: dict[str, dict[str, str]] = {name: {"first": name} for name in network.inputs}
+
+    def run(self) -> Network:
+        for layer in self.network.layers:
+            if layer.name in self.chosen and not getattr(layer.op, "channels_last", False):
+                self._convert(layer)
+            else:
+                inputs = tuple(self._get(name, "first", layer) for name in layer.inputs)
+                self._add(replace(layer, inputs=inputs), "first")
+        for name in self.network.outputs:
+            self._get(name, "first", None)
+        return replace(self.network, layers=tuple(self.layers), tensors=self.tensors, constants=self.constants)
+
+    def _convert(self, layer: Layer) -> None:
+        op = layer.op
+        main = self.network.tensors[layer.inputs[0]]
+        rank = len(self.network.tensors[layer.outputs[0]].shape) if isinstance(op, Pointwise) else len(main.shape)
+        plain = isinstance(op, Reduce) and not op.keep_dims  # its result has no channel axis to move
+        if isinstance(op, Pointwise | Concatenation):
+            inputs = [self._operand(name, rank, layer) for name in layer.inputs]
+        else:
+            arity = op.arity
+            inputs = [self._get(layer.inputs[0], "last", layer)]
+            inputs += [self._get(name, "first", layer) for name in layer.inputs[1:arity]]  # weights, indices
+            extras = layer.inputs[arity:]
+            inputs += [self._get(n, "first", layer) if plain else self._operand(n, rank, layer) for n in extras]
+        changed = _permuted(op, rank)
+        if self._is_direct_stem(layer):
+            changed = replace(changed, input_channels_last=False)
+            inputs[0] = self._get(layer.inputs[0], "first", layer)
+        self._add(Layer(layer.name, changed, tuple(inputs), layer.outputs, layer.origins, layer.fusions),
+                  "first" if plain else "last")  # fmt: skip
+
+    def _is_direct_stem(self, layer: Layer) -> bool:
+        if not self.direct_stem or not isinstance(layer.op, Convolution) or layer.inputs[0] not in self.network.inputs:
+            return False
+        channels = self.network.tensors[layer.inputs[0]].shape[1]
+        return isinstance(channels, int) and channels <= STEM_CHANNELS and layer.op.groups == 1
+
+    def _add(self, layer: Layer, layout: str) -> None:
+        types = layer.op.infer([self.tensors[name] for name in layer.inputs])
+        outputs = []
+        for name, kind in zip(layer.outputs, types, strict=True):
+            physical = f"{name}.last" if layout == "last" and name in self.network.outputs else name
+            self.stored[name] = {layout: physical}
+            if len(kind.shape) < 3:
+                self.stored[name] = {"first": physical, "last": physical}
+            self.tensors[physical] = kind
+            outputs.append(physical)
+        self.layers.append(replace(layer, outputs=tuple(outputs)))
+
+    def _get(self, name: str, layout: str, reader: Layer | None) -> str:
+        """The name of ``name`` in ``layout``; a reformat is put in when only the other one exists."""
+        if name in self.network.constants:
+            return self._constant(name, layout)
+        known = self.stored[name]
+        if layout in known:
+            return known[layout]
+        ((_other, source),) = known.items()
+        kind = self.tensors[source]
+        rank = len(kind.shape)
+        target = name if layout == "first" and name in self.network.outputs else f"{name}.{layout}"
+        op = Shuffle(first=order_for(rank) if layout == "last" else back_for(rank))
+        why = f"for {reader.name}" if reader is not None else "for the network output"
+        known[layout] = target
+        self.tensors[target] = op.infer([kind])[0]
+        self.layers.append(Layer(f"reformat {name} {why}", op, (source,), (target,), fusions=("reformat",)))
+        return target
+
+    def _constant(self, name: str, layout: str) -> str:
+        value = self.network.constants[name]
+        target = name if layout == "first" else f"{name}.{layout}"
+        if target not in self.tensors:
+            moved = value if layout == "first" else np.ascontiguousarray(value.transpose(order_for(value.ndim)))
+            self.constants[target] = moved
+            self.tensors[target] = TensorType(self.network.tensors[name].dtype, moved.shape)
+        return target
+
+    def _operand(self, name: str, rank: int, reader: Layer) -> str:
+        """A tensor that broadcasts against ``rank`` channels-first axes, for a reader in channels-last order."""
+        shape = self.network.tensors[name].shape
+        if all(dim == 1 for dim in shape) and len(shape) <= rank:
+            return self._get(name, "first", reader)
+        if len(shape) == rank:
+            return self._get(name, "last", reader)
+        # Fewer axes: they are the last ones of the channels-first order, and must be given their places first.
+        full = (1,) * (rank - len(shape)) + tuple(shape)
+        if name in self.network.constants:
+            moved = self.network.constants[name].reshape(full).transpose(order_for(rank))  # type: ignore[arg-type]
+            while moved.ndim > 1 and moved.shape[0] == 1:
+                moved = moved[0]
+            target = f"{name}.last{rank}"
+            self.constants[target] = np.ascontiguousarray(moved)
+            self.tensors[target] = TensorType(self.network.tensors[name].dtype, moved.shape)
+            return target
+        source = self._get(name, "first", reader)
+        target = f"{name}.last{rank}"
+        if target not in self.tensors:
+            op = Shuffle(reshape=full, second=order_for(rank))
+            self.tensors[target] = op.infer([self.tensors[source]])[0]
+            fusions = ("reformat",)
+            self.layers.append(Layer(f"reformat {name} for {reader.name}", op, (source,), (target,), fusions=fusions))
+        return target
+
+
+def _permuted(op: Op, rank: int) -> Op:
+    """``op`` on channels-last axes."""
+    if isinstance(op, CHANNEL_OPS):
+        return replace(op, channels_last=True)
+    order = order_for(rank)
+    for kind, change in _CHANGES.items():
+        if isinstance(op, kind):
+            return replace(op, **change(op, order))
+    return op  # Pointwise
+
+
+def _axis(op: Op, order: Sequence[int]) -> dict[str, object]:
+    return {"axis": list(order).index(op.axis)}  # type: ignore[attr-defined]
+
+
+def _axes(op: Op, order: Sequence[int]) -> dict[str, object]:
+    return {"axes": tuple(sorted(list(order).index(axis) for axis in op.axes))}  # type: ignore[attr-defined]
+
+
+def _take(*names: str) -> Callable[[Op, Sequence[int]], dict[str, object]]:
+    """Per-axis attributes, reordered."""
+
+    def change(op: Op, order: Sequence[int]) -> dict[str, object]:
+        return {name: _reorder(getattr(op, name), order) for name in names}
+
+    return change
+
+
+def _reorder(values: Shape, order: Sequence[int]) -> tuple:
+    return tuple(values[axis] for axis in order)
+
+
+def _resize(op: Op, order: Sequence[int]) -> dict[str, object]:
+    assert isinstance(op, Resize)
+    half = len(op.roi) // 2
+    roi = (*_reorder(op.roi[:half], order), *_reorder(op.roi[half:], order)) if op.roi else ()
+    return {"shape": _reorder(op.shape, order), "scales": _reorder(op.scales, order), "roi": roi}
+
+
+_CHANGES: Mapping[type[Op], Callable[[Op, Sequence[int]], dict[str, object]]] = {
+    Concatenation: _axis,
+    Softmax: _axis,
+    Gather: _axis,
+    ArgReduce: _axis,
+    TopK: _axis,
+    Cumulative: _axis,
+    Reduce: _axes,
+    Normalization: _axes,
+    Slice: _take("starts", "sizes", "steps"),
+    Padding: _take("pre", "post"),
+    Expand: _take("shape"),
+    Tile: _take("repeats"),
+    Resize: _resize,
+}

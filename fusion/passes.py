@@ -1,0 +1,184 @@
+"""The passes, in order: clean up, fuse, choose precision, choose layout; and the record of what they did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from fusion.dtypes import DataType
+from fusion.graph import Graph, Limits
+from fusion.layout import to_channels_last
+from fusion.network import Network
+from fusion.precision import to_half
+from fusion.rewrite import ALL, Applied, Miss, Record, Rule, apply_rules
+from fusion.rules import (
+    attention,
+    attention_layout,
+    cast_chain,
+    common_subexpression,
+    constant_fold,
+    constant_operand,
+    convolution_activation,
+    convolution_pointwise,
+    convolution_scale,
+    convolution_sum,
+    epilogue_operand,
+    gelu,
+    hard_swish,
+    layer_normalization,
+    log_sum_exp,
+    matmul_pointwise,
+    mish,
+    neutral_element,
+    no_op,
+    normalization_cast,
+    normalization_pointwise,
+    padding_convolution,
+    padding_pooling,
+    pointwise,
+    pointwise_shuffle,
+    pooling_pointwise,
+    power,
+    reduce_pointwise,
+    reduce_pooling,
+    reduce_prologue,
+    relu_relu,
+    rms_normalization,
+    shuffle_matmul,
+    shuffle_reduce,
+    shuffle_reshape,
+    shuffle_shuffle,
+    sigmoid,
+    softmax_log,
+    softmax_pointwise,
+    softmax_prologue,
+    softplus,
+    swish,
+)
+
+# Within a group, rules that stand earlier are tried first at each layer; groups run one after the other, each until
+# nothing changes.
+CLEAN = (
+    no_op.RULE, constant_fold.RULE, constant_operand.RULE, neutral_element.RULE, power.RULE, cast_chain.RULE,
+    relu_relu.RULE, common_subexpression.RULE, shuffle_reshape.RULE, shuffle_shuffle.RULE,
+)  # fmt: skip
+IDIOMS = (sigmoid.RULE, softplus.RULE, gelu.RULE, swish.RULE, hard_swish.RULE, mish.RULE)
+PADDING = (padding_convolution.RULE, padding_pooling.RULE)
+# Products take their epilogues before anything else wants the same pointwise layers.
+PRODUCTS = (
+    convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
+    matmul_pointwise.RULE, shuffle_matmul.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
+)  # fmt: skip
+# Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
+STATISTICS = (layer_normalization.RULE, rms_normalization.RULE)
+ATTENTION = (attention.RULE, attention_layout.RULE)
+READERS = (
+    softmax_log.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
+    reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE,
+)  # fmt: skip
+OPTIONAL: tuple[Rule, ...] = ()
+
+PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
+    ("clean", CLEAN),
+    ("products", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE)),
+    ("statistics", (*CLEAN, *STATISTICS)),
+    ("attention", (*CLEAN, *IDIOMS, *PRODUCTS, pointwise.RULE, *ATTENTION)),
+    ("readers", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE, *ATTENTION, *READERS)),
+)
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {rule.name: rule for _, rules in (*PASSES, ("optional", OPTIONAL)) for rule in rules}
+)
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """How to optimise.
+
+    Attributes:
+        disabled: rules that must not run: ``rule``, ``rule@layer`` (a layer's or an ONNX node's name) or ``all``.
+        enabled: optional rules that shall run (names in OPTIONAL).
+        device: ``cpu`` or ``cuda``; on ``cuda`` convolutions and pooling become channels-last.
+        precision: HALF or BF16 to compute float32 models in that type; None to keep the model's types.
+        functions, operands: how large one fused expression may grow (see :class:`fusion.graph.Limits`).
+    """
+
+    disabled: tuple[str, ...] = ()
+    enabled: tuple[str, ...] = ()
+    device: str = "cpu"
+    precision: DataType | None = None
+    functions: int = Limits.functions
+    operands: int = Limits.operands
+
+
+@dataclass(frozen=True)
+class FusionResult:
+    """The optimised network and how it came about.
+
+    Attributes:
+        network: the result.
+        applied: every fusion, in order.
+        misses: per layer of the result, the rule that came nearest to joining it with a neighbour, and why it did not.
+        counts: how often each rule was applied.
+        warnings: what a user should know (weights that do not fit the chosen precision).
+    """
+
+    network: Network
+    applied: tuple[Applied, ...] = ()
+    misses: Mapping[str, Miss] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def optimize(network: Network, options: FusionOptions = FusionOptions()) -> FusionResult:
+    """``network`` with its layers fused for a device.
+
+    Raises:
+        ValueError: ``options`` name a rule that does not exist.
+    """
+    check_rules(options)
+    limits = Limits(options.device, options.functions, options.operands)
+    record = Record()
+    warnings: tuple[str, ...] = ()
+    network = _fuse(network, limits, options, record)
+    if options.precision is not None:
+        network, warnings = to_half(network, options.precision)
+        network = _fuse(network, limits, options, record)
+    if options.device == "cuda":
+        changed = to_channels_last(network)
+        if changed is not network:
+            network = _fuse(changed, limits, options, record)
+    alive = {layer.name for layer in network.layers}
+    misses = {name: miss for name, (_, miss) in record.misses.items() if name in alive}
+    return FusionResult(network, tuple(record.applied), misses, Counter(record.counts()), warnings)
+
+
+def check_rules(options: FusionOptions) -> None:
+    """Refuses names of rules that do not exist.
+
+    Raises:
+        ValueError: naming the rule and those that exist.
+    """
+    for item in options.disabled:
+        name = item.split("@", 1)[0]
+        if name != ALL and name not in RULES:
+            raise ValueError(f"--disableFusion={item}: there is no rule {name!r}; rules are {', '.join(sorted(RULES))}")
+    for name in options.enabled:
+        if name not in {rule.name for rule in OPTIONAL}:
+            raise ValueError(f"there is no optional rule {name!r}; there is {', '.join(rule.name for rule in OPTIONAL)}")
+
+
+def _fuse(network: Network, limits: Limits, options: FusionOptions, record: Record) -> Network:
+    graph = Graph(network, limits)
+    graph.prune()
+    chosen = tuple(rule for rule in OPTIONAL if rule.name in options.enabled)
+    for _, rules in PASSES:
+        run_pass(graph, (*rules, *chosen) if rules is PASSES[-1][1] else rules, options.disabled, record)
+    return graph.rebuild()
+
+
+def run_pass(graph: Graph, rules: Sequence[Rule], disabled: Sequence[str] = (), record: Record | None = None) -> None:
+    """Applies ``rules`` until nothing changes, then removes layers that nothing needs any more."""
+    apply_rules(graph, rules, disabled, record)
+    graph.prune()

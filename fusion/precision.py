@@ -1,0 +1,210 @@
+"""The precision pass: a float32 network computed in float16 or bfloat16, for ``--fp16`` and ``--bf16``.
+
+Tensors and weights become narrow; inputs and outputs of the network keep their types. What narrow numbers would spoil
+stays in float32: index arithmetic (conversions between integers and real numbers), ranges, and running sums. Sums,
+statistics and softmax are computed in float32 inside their layers anyway (see :mod:`fusion.expression`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+
+import numpy as np
+
+from fusion.dtypes import DataType
+from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, type_of
+from fusion.network import Layer, Network, Op, TensorType
+from fusion.ops import Cumulative, Pointwise, Range
+
+_WIDE = DataType.FLOAT
+
+
+def to_half(network: Network, dtype: DataType) -> tuple[Network, tuple[str, ...]]:
+    """``network`` with float32 replaced by ``dtype`` inside, and one warning per kind of value that did not fit.
+
+    Raises:
+        ValueError: ``dtype`` is not HALF or BF16.
+    """
+    if dtype not in (DataType.HALF, DataType.BF16):
+        raise ValueError(f"a network can be computed in float16 or bfloat16, not in {dtype.value}")
+    if not any(kind.dtype is _WIDE for kind in network.tensors.values()):
+        return network, ()
+    return _Narrowing(network, dtype).run()
+
+
+class _Narrowing:
+    """One run of the pass: the layers made so far, and the float32 twins of narrow tensors."""
+
+    def __init__(self, network: Network, dtype: DataType) -> None:
+        self.network, self.dtype = network, dtype
+        self.largest = float(np.finfo(np.float16).max) if dtype is DataType.HALF else float("inf")
+        self.layers: list[Layer] = []
+        self.tensors: dict[str, TensorType] = {}
+        self.constants: dict[str, np.ndarray] = {}
+        self.narrow: dict[str, str] = {}  # float32 tensor of the model -> its narrow version
+        self.clamped: dict[str, float] = {}  # constants that did not fit, and their largest magnitude
+
+    def run(self) -> tuple[Network, tuple[str, ...]]:
+        network = self.network
+        for name in network.inputs:
+            self.tensors[name] = network.tensors[name]
+        for layer in network.layers:
+            if any(network.tensors[name].dtype is _WIDE for name in (*layer.inputs, *layer.outputs)):
+                self._keep(layer) if _is_delicate(network, layer) else self._narrow(layer)
+            else:
+                self._copy(layer)
+        for name in network.outputs:
+            if name not in self.tensors:  # a float32 result that exists only in its narrow version
+                self._convert(self.narrow[name], name, _WIDE, f"{name} to FP32")
+        warnings = tuple(
+            f"{name}: magnitudes up to {value:.4g} do not fit {self.dtype.value} and became {self.largest:.0f}"
+            for name, value in self.clamped.items()
+        )
+        done = replace(network, layers=tuple(self.layers), tensors=self.tensors, constants=self.constants)
+        return done, warnings
+
+    # --- layers ------------------------------------------------------------------------------------------------------
+
+    def _copy(self, layer: Layer) -> None:
+        for name in layer.inputs:
+            self._wide(name)
+        self._add(layer)
+
+    def _keep(self, layer: Layer) -> None:
+        """The layer as it is; its float32 inputs are widened again where only narrow versions exist."""
+        inputs = tuple(self._wide(name) for name in layer.inputs)
+        self._add(replace(layer, inputs=inputs))
+        for name in layer.outputs:
+            if self.network.tensors[name].dtype is _WIDE:
+                self.narrow[name] = self._twin(name)
+                self._convert(name, self.narrow[name], self.dtype, f"{name} to {self.dtype.label}")
+
+    def _narrow(self, layer: Layer) -> None:
+        old = [self.network.tensors[name].dtype for name in layer.inputs]
+        inputs = tuple(self._half(name) for name in layer.inputs)
+        new = [self.tensors[name].dtype for name in inputs]
+        op = self._narrow_op(layer, old, new)
+        outputs = []
+        for name in layer.outputs:
+            if self.network.tensors[name].dtype is _WIDE:
+                # A network output keeps its name for the float32 version that follows at the end.
+                self.narrow[name] = self._twin(name) if name in self.network.outputs else name
+                outputs.append(self.narrow[name])
+            else:
+                outputs.append(name)
+        self._add(Layer(layer.name, op, inputs, tuple(outputs), layer.origins, layer.fusions))
+
+    def _add(self, layer: Layer) -> None:
+        types = layer.op.infer([self.tensors[name] for name in layer.inputs])
+        self.tensors.update(zip(layer.outputs, types, strict=True))
+        self.layers.append(layer)
+
+    def _convert(self, source: str, target: str, dtype: DataType, name: str) -> None:
+        value: Expression = Operand(0)
+        if dtype is DataType.HALF:
+            # Masks such as -1e9 must stay finite: infinity minus infinity is no number.
+            value = apply("clip", value, Literal(-self.largest, _WIDE), Literal(self.largest, _WIDE))
+        self._add(Layer(name, Pointwise(Convert(dtype, value)), (source,), (target,), fusions=("precision",)))
+
+    # --- tensors -----------------------------------------------------------------------------------------------------
+
+    def _half(self, name: str) -> str:
+        """The narrow version of ``name`` (itself when it is no float32)."""
+        if self.network.tensors[name].dtype is not _WIDE:
+            return self._wide(name)
+        if name in self.narrow:
+            return self.narrow[name]
+        if name in self.network.constants:
+            self.narrow[name] = self._twin(name)
+            self._constant(self.narrow[name], self._rounded(name, self.network.constants[name]))
+            return self.narrow[name]
+        self.narrow[name] = self._twin(name)  # a network input
+        self._convert(name, self.narrow[name], self.dtype, f"{name} to {self.dtype.label}")
+        return self.narrow[name]
+
+    def _wide(self, name: str) -> str:
+        """``name`` in the model's own type."""
+        if name in self.network.constants:
+            self._constant(name, self.network.constants[name])
+            return name
+        if self.network.tensors[name].dtype is not _WIDE or self.narrow.get(name) != name:
+            if name not in self.tensors:  # a network output: its float32 version is needed early
+                self._convert(self.narrow[name], name, _WIDE, f"{name} to FP32")
+            return name
+        twin = f"{name}.float32"
+        if twin not in self.tensors:
+            self._convert(name, twin, _WIDE, f"{name} to FP32")
+        return twin
+
+    def _twin(self, name: str) -> str:
+        return f"{name}.{self.dtype.value}"
+
+    def _constant(self, name: str, value: np.ndarray) -> None:
+        if name not in self.tensors:
+            self.constants[name] = value
+            self.tensors[name] = TensorType(DataType(value.dtype.name), value.shape)
+
+    def _rounded(self, name: str, value: np.ndarray) -> np.ndarray:
+        finite = np.abs(value[np.isfinite(value)])
+        if finite.size and finite.max() > self.largest:
+            self.clamped[name] = float(finite.max())
+        return np.clip(value, -self.largest, self.largest).astype(self.dtype.numpy)
+
+    # --- operations --------------------------------------------------------------------------------------------------
+
+    def _narrow_op(self, layer: Layer, old: Sequence[DataType], new: Sequence[DataType]) -> Op:
+        op = layer.op
+        assert is_dataclass(op)
+        changes: dict[str, object] = {}
+        for item in fields(op):
+            value = getattr(op, item.name)
+            if value is _WIDE:
+                changes[item.name] = self.dtype
+        if isinstance(op, Pointwise):
+            changes["expression"] = self._expression(op.expression, old, new)
+            return replace(op, **changes)
+        if hasattr(op, "epilogue"):
+            before = after = None
+            if hasattr(op, "prologue"):
+                changes["prologue"] = self._expression(op.prologue, old[:1], new[:1])
+                before, after = type_of(op.prologue, old[:1]), type_of(changes["prologue"], new[:1])
+            before, after = before or old[0], after or new[0]
+            changes["epilogue"] = self._expression(op.epilogue, [before, *old[op.arity :]], [after, *new[op.arity :]])
+        return replace(op, **changes) if changes else op
+
+    def _expression(self, expression: Expression, old: Sequence[DataType], new: Sequence[DataType]) -> Expression:
+        if isinstance(expression, Literal) and expression.dtype is _WIDE:
+            value = expression.value
+            if np.isfinite(value) and abs(value) > self.largest:
+                value = float(np.copysign(self.largest, value))
+            return Literal(value, self.dtype)
+        if isinstance(expression, Convert):
+            inner = self._expression(expression.argument, old, new)
+            target = self.dtype if expression.dtype is _WIDE else expression.dtype
+            return inner if type_of(inner, new) is target else Convert(target, inner)
+        if isinstance(expression, Apply):
+            return Apply(expression.function, tuple(self._expression(child, old, new) for child in expression.arguments))
+        return expression
+
+
+def _is_delicate(network: Network, layer: Layer) -> bool:
+    """Whether float32 must stay: exact integers beyond 2048 (256) do not exist in float16 (bfloat16)."""
+    op = layer.op
+    if isinstance(op, Range | Cumulative):
+        return True
+    if not isinstance(op, Pointwise):
+        return False
+    types = [network.tensors[name].dtype for name in layer.inputs]
+    return _converts_integers(op.expression, types)
+
+
+def _converts_integers(expression: Expression, types: Sequence[DataType]) -> bool:
+    if isinstance(expression, Convert):
+        ends = (type_of(expression.argument, types), expression.dtype)
+        if any(kind.is_float for kind in ends) and any(kind.is_integer and kind.itemsize > 1 for kind in ends):
+            return True
+        return _converts_integers(expression.argument, types)
+    if isinstance(expression, Apply):
+        return any(_converts_integers(child, types) for child in expression.arguments)
+    return False

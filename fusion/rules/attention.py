@@ -1,0 +1,177 @@
+"""softmax(q k^T * scale + mask) v -> Attention(q, k, v, mask): the scores never go through memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusion.expression import Apply, Convert, Expression, Literal, Operand, substitute
+from fusion.graph import Graph
+from fusion.network import Layer
+from fusion.ops import Attention, MatrixMultiply, Pointwise, Shuffle, Softmax
+from fusion.ops.epilogue import IDENTITY
+from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rules._expressions import join, number, show
+from fusion.rules._scores import Scores, is_causal, read_scores
+
+
+def _match(graph: Graph, layer: Layer) -> Match | None:
+    """``layer`` is the softmax."""
+    op = layer.op
+    rank = len(graph.type(layer.outputs[0]).shape)
+    first = graph.producer(layer.inputs[0])
+    if op.axis != rank - 1 or op.log or first is None:
+        return None
+    between: tuple[Layer, ...] = ()
+    if isinstance(first.op, Pointwise):  # scale and mask that the product could not take
+        between, first = (first,), _product_before(graph, first)
+    if first is None or not isinstance(first.op, MatrixMultiply):
+        return None
+    after: tuple[Layer, ...] = ()
+    second = graph.only_reader(layer.outputs[0]) or next(iter(graph.readers(layer.outputs[0])), None)
+    if second is not None and isinstance(second.op, Pointwise) and _keeps_value(second.op.expression):
+        after, second = (second,), next(iter(graph.readers(second.outputs[0])), None)
+    probabilities = (after or (layer,))[-1].outputs[0]
+    if second is None or not isinstance(second.op, MatrixMultiply) or second.inputs[0] != probabilities:
+        return None
+    if not (_keeps_value(op.epilogue) or op.epilogue == IDENTITY):
+        return None
+    layers = (first, *between, layer, *after, second)
+    return Match(layers, tuple(item.outputs[0] for item in layers[:-1]), {"between": between})
+
+
+def _product_before(graph: Graph, layer: Layer) -> Layer | None:
+    found = [graph.producer(name) for name in layer.inputs]
+    products = [item for item in found if item is not None and isinstance(item.op, MatrixMultiply)]
+    return products[0] if len(products) == 1 else None
+
+
+def _keeps_value(expression: Expression) -> bool:
+    """A cast between floating-point types, or the guard ``where(isnan(p), 0, p)``, which Attention has built in."""
+    while isinstance(expression, Convert) and expression.dtype.is_float:
+        expression = expression.argument
+    if expression == Operand(0):
+        return True
+    if isinstance(expression, Apply) and expression.function == "where":
+        condition, zero, value = expression.arguments
+        guarded = Apply("isnan", (Operand(0),))
+        return condition == guarded and isinstance(zero, Literal) and zero.value == 0 and value == Operand(0)
+    return False
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The scores' expression over ``names`` (0 is the product), read."""
+
+    names: tuple[str, ...]
+    scores: Scores | None
+
+
+def _whole(match: Match) -> _Whole:
+    first = match.layers[0]
+    softmax = next(item for item in match.layers if isinstance(item.op, Softmax))
+    product = first.outputs[0]
+    expression: Expression = first.op.epilogue
+    names: tuple[str, ...] = (product, *first.inputs[first.op.arity :])
+    for layer in match.found["between"]:
+        expression, names = join(layer.op.expression, layer.inputs, product, expression, names)
+        expression, names = number(expression, names, fixed=1)
+    expression = substitute(softmax.op.prologue, {0: expression})
+    return _Whole(names, read_scores(expression))
+
+
+def _check(graph: Graph, match: Match) -> Refusal | None:
+    first, second = match.layers[0], match.layers[-1]
+    q, k, v = (graph.type(name) for name in (*first.inputs[:2], second.inputs[1]))
+    out = graph.type(second.outputs[0])
+    if second.op.transpose_a or second.op.epilogue != IDENTITY:
+        return Refusal("pattern", f"{second.name} does more than probabilities times values")
+    if not (q.dtype is k.dtype is v.dtype is out.dtype) or not q.dtype.is_float:
+        return Refusal("data type", f"q, k, v and the result are {q.dtype.value}, {k.dtype.value}, {v.dtype.value}, {out.dtype.value}")
+    ranks = {len(kind.shape) for kind in (q, k, v)}
+    if len(ranks) != 1 or not ranks <= {2, 3, 4}:
+        return Refusal("rank", f"q, k and v have shapes {show(q.shape)}, {show(k.shape)}, {show(v.shape)}; 2 to 4 axes are allowed")
+    if not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
+        return Refusal("batch", f"q, k and v have shapes {show(q.shape)}, {show(k.shape)}, {show(v.shape)}")
+    whole = _whole(match)
+    if whole.scores is None:
+        return Refusal("scores", f"between {first.name} and the softmax stands more than a scale and a mask")
+    if len({kind for kind, _ in whole.scores.masks}) > 1 or [kind for kind, _ in whole.scores.masks].count("keep") > 1:
+        return Refusal("mask", "the scores have masks of different kinds")
+    return None
+
+
+def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
+    first, second = match.layers[0], match.layers[-1]
+    whole = _whole(match)
+    assert whole.scores is not None
+    layers: list[Layer] = []
+    stored = [
+        _as_bhsd(graph, layers, first.inputs[0], first.op.transpose_a),
+        _as_bhsd(graph, layers, first.inputs[1], not first.op.transpose_b),
+        _as_bhsd(graph, layers, second.inputs[1], second.op.transpose_b),
+    ]
+    causal, mask = False, ""
+    if whole.scores.masks:
+        causal, mask = _mask(graph, layers, whole, match)
+    out = graph.type(second.outputs[0]).shape
+    op = Attention(whole.scores.scale, causal, bool(mask))
+    inputs = (*stored, *((mask,) if mask else ()))
+    if len(out) == 4:
+        return Replacement((*layers, Layer("", op, inputs, second.outputs)))
+    result = graph.fresh(f"{second.outputs[0]}.bhsd")
+    view = Layer(f"{second.name} reshape", Shuffle(reshape=out), (result,), second.outputs)
+    return Replacement((*layers, Layer("", op, inputs, (result,)), view))
+
+
+def _as_bhsd(graph: Graph, layers: list[Layer], tensor: str, swapped: bool) -> str:
+    """The name of ``tensor`` as ``[b, h, s, d]``: heads that were folded into the batch stay there, with h = 1."""
+    shape = graph.type(tensor).shape
+    rank = len(shape)
+    if rank == 4 and not swapped:
+        return tensor
+    first = (*range(rank - 2), rank - 1, rank - 2) if swapped else None
+    moved = tuple(shape[axis] for axis in first) if first else shape
+    full = moved if rank == 4 else ((moved[0] if rank == 3 else 1), 1, *moved[-2:])
+    name = graph.fresh(f"{tensor}.bhsd")
+    taken = {output for layer in layers for output in layer.outputs}
+    while name in taken:
+        name += "'"
+    layers.append(Layer(f"{tensor} to bhsd", Shuffle(first, None if full == moved else full), (tensor,), (name,)))
+    return name
+
+
+def _mask(graph: Graph, layers: list[Layer], whole: _Whole, match: Match) -> tuple[bool, str]:
+    """(causal, name of the mask tensor or "")."""
+    assert whole.scores is not None
+    kind = whole.scores.masks[0][0]
+    expression = whole.scores.masks[0][1]
+    for _, other in whole.scores.masks[1:]:
+        expression = Apply("add", (expression, other))
+    rank = len(graph.type(match.layers[0].outputs[0]).shape)
+    if isinstance(expression, Operand):
+        tensor = whole.names[expression.index]
+        value = graph.constant(tensor)
+        if value is not None and is_causal(value, kind) and _full_size(graph, match, value):
+            return True, ""
+        shape = graph.type(tensor).shape
+    else:
+        expression, names = number(expression, whole.names)
+        tensor = graph.fresh(f"{match.layers[0].name}.mask")
+        op = Pointwise(expression)
+        layers.append(Layer(f"{match.layers[0].name} mask", op, names, (tensor,)))
+        shape = op.infer(graph.types(names))[0].shape
+    if rank == 3 and len(shape) == 3:  # [b, s, t] of scores without heads
+        wide = graph.fresh(f"{tensor}.bhst")
+        layers.append(Layer(f"{tensor} to bhst", Shuffle(reshape=(shape[0], 1, *shape[1:])), (tensor,), (wide,)))
+        tensor = wide
+    return False, tensor
+
+
+def _full_size(graph: Graph, match: Match, mask: np.ndarray) -> bool:
+    scores = graph.type(match.layers[0].outputs[0]).shape
+    return tuple(mask.shape[-2:]) == tuple(scores[-2:])
+
+
+RULE = Rule("attention", __doc__.splitlines()[0], (Softmax,), _match, _rewrite, _check)

@@ -1,0 +1,45 @@
+"""f(Shuffle(x)) -> Shuffle(f(x)), for f of one tensor, where the layer that makes x can compute f in its epilogue."""
+
+from __future__ import annotations
+
+from fusion.graph import Graph
+from fusion.network import Layer
+from fusion.ops import Pointwise, Shuffle
+from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rules._local import EXPRESSION_OPS
+
+
+def _match(graph: Graph, layer: Layer) -> Match | None:
+    if len(layer.inputs) != 1:
+        return None
+    shuffle = graph.producer(layer.inputs[0])
+    if shuffle is None or not isinstance(shuffle.op, Shuffle):
+        return None
+    return Match((shuffle, layer), (shuffle.outputs[0],))
+
+
+def _check(graph: Graph, match: Match) -> Refusal | None:
+    shuffle, layer = match.layers
+    maker = graph.producer(shuffle.inputs[0])
+    if maker is None or not isinstance(maker.op, EXPRESSION_OPS):
+        return Refusal("no gain", f"{shuffle.inputs[0]} is not made by a layer with an epilogue")
+    if graph.only_reader(shuffle.inputs[0]) is None:
+        return Refusal("shared", f"{shuffle.inputs[0]}, before {shuffle.name}, has other readers")
+    out = graph.type(layer.outputs[0]).dtype.itemsize
+    if out > graph.type(layer.inputs[0]).dtype.itemsize:
+        return Refusal("no gain", f"{layer.name} widens its input, which {shuffle.name} would then have to move")
+    return None
+
+
+def _rewrite(graph: Graph, match: Match) -> Replacement:
+    shuffle, layer = match.layers
+    middle = graph.fresh(f"{layer.outputs[0]}.before")
+    return Replacement(
+        (
+            Layer(layer.name, layer.op, shuffle.inputs, (middle,), layer.origins, layer.fusions),
+            Layer(shuffle.name, shuffle.op, (middle,), layer.outputs, shuffle.origins, shuffle.fusions),
+        )
+    )
+
+
+RULE = Rule("pointwise-shuffle", __doc__.splitlines()[0], (Pointwise,), _match, _rewrite, _check)

@@ -1,0 +1,51 @@
+"""ReduceMean(x, all spatial axes, keepdims) -> average Pooling(x, window = whole image)."""
+
+from __future__ import annotations
+
+from fusion.graph import Graph
+from fusion.network import Layer
+from fusion.ops import Pooling, Reduce
+from fusion.ops.epilogue import IDENTITY
+from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rules._expressions import show
+
+# A pooling kernel walks the window in one thread. Larger windows are better cut into pieces, which Reduce does.
+LARGEST_WINDOW = 256
+
+
+def _match(graph: Graph, layer: Layer) -> Match | None:
+    rank = len(graph.type(layer.inputs[0]).shape)
+    op = layer.op
+    if op.kind != "mean" or rank not in (4, 5) or op.axes != tuple(range(2, rank)) or op.prologue != IDENTITY:
+        return None
+    return Match((layer,))
+
+
+def _check(graph: Graph, match: Match) -> Refusal | None:
+    (layer,) = match.layers
+    shape = graph.type(layer.inputs[0]).shape
+    if not layer.op.keep_dims:
+        return Refusal("keepdims", f"{layer.name} drops the spatial axes")
+    if graph.limits.device != "cuda":
+        return Refusal("device", "a NumPy mean over contiguous axes is faster than a loop over windows")
+    if not graph.type(layer.inputs[0]).dtype.is_float:
+        return Refusal("data type", f"{layer.name} averages {graph.type(layer.inputs[0]).dtype.value}")
+    count = 1
+    for size in shape[2:]:
+        if not isinstance(size, int):
+            return Refusal("dynamic", f"the window {show(shape[2:])} depends on run-time sizes")
+        count *= size
+    if count > LARGEST_WINDOW:
+        return Refusal("size", f"the window {show(shape[2:])} has {count} positions, {LARGEST_WINDOW} are allowed")
+    return None
+
+
+def _rewrite(graph: Graph, match: Match) -> Replacement:
+    (layer,) = match.layers
+    window = graph.type(layer.inputs[0]).shape[2:]
+    zeros, ones = (0,) * len(window), (1,) * len(window)
+    op = Pooling("average", window, ones, zeros, zeros, ones, epilogue=layer.op.epilogue)
+    return Replacement((Layer("", op, layer.inputs, layer.outputs),), keep_name=True)
+
+
+RULE = Rule("reduce-pooling", __doc__.splitlines()[0], (Reduce,), _match, _rewrite, _check)

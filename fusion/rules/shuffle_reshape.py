@@ -1,0 +1,27 @@
+"""Shuffle that moves no element -> plain reshape, which the engine executes as nothing."""
+
+from __future__ import annotations
+
+from fusion.graph import Graph
+from fusion.network import Layer
+from fusion.ops import Shuffle
+from fusion.rewrite import Match, Replacement, Rule
+from fusion.rules._shuffles import movement
+
+
+def _match(graph: Graph, layer: Layer) -> Match | None:
+    shape, target = graph.type(layer.inputs[0]).shape, graph.type(layer.outputs[0]).shape
+    op = layer.op
+    if shape == target or (op.first is None and op.second is None):
+        return None
+    move = movement(shape, op)
+    return Match((layer,)) if move is not None and move.is_view else None
+
+
+def _rewrite(graph: Graph, match: Match) -> Replacement:
+    (layer,) = match.layers
+    target = graph.type(layer.outputs[0]).shape
+    return Replacement((Layer("", Shuffle(reshape=target), layer.inputs, layer.outputs),), keep_name=True)
+
+
+RULE = Rule("shuffle-reshape", __doc__.splitlines()[0], (Shuffle,), _match, _rewrite, canonical=True)

@@ -1,0 +1,431 @@
+"""The execution context: an engine with shapes, addresses and memory of its own, ready to run.
+
+A change of shape or address marks the context; the next enqueue (or :meth:`ExecutionContext.prepare`) then resolves and binds. Otherwise
+an enqueue only enqueues: it allocates nothing, converts nothing, waits for nothing and decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fusion.network import TensorType
+from runtime.device import Binding, Device, Memory, Program, Stream, Tensor
+from runtime.engine import Engine, EngineError, InputRange
+from runtime.interop import foreign, stream_handle
+from runtime.loaded import LoadedEngine, load_engine
+from runtime.resolution import Resolution, Step, resolve
+from tactics.tactic import Buffer, Copy, Plan, tensor_bytes
+
+_KEPT_RESOLUTIONS = 16
+
+Action = tuple[Callable[[Stream], None], int, int]  # (what to do with the stream, stream number, layer number or -1)
+
+
+class ExecutionContext:
+    """Runs one engine on one device, one inference at a time; several contexts of an engine may run at once."""
+
+    def __init__(self, engine: Engine, device: Device, profile: int = 0, allocation: str = "static") -> None:
+        """``allocation``: the arena is sized for all profiles (``static``), for ``profile``, or for the actual shapes (``runtime``).
+
+        Raises:
+            EngineError: the engine does not fit the device or this version.
+            ValueError: no such profile or allocation strategy.
+            runtime.device.DeviceMemoryError: weights or activations do not fit.
+        """
+        if allocation not in ("static", "profile", "runtime"):
+            raise ValueError(f"allocation strategy {allocation!r}: static, profile or runtime")
+        self.engine = engine
+        self.device = device
+        self.loaded: LoadedEngine = load_engine(engine, device)
+        self._allocation = allocation
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._keep: dict[str, object] = {}  # owners of memory that others gave us
+        self._own: dict[str, Memory] = {}  # I/O memory of execute()
+        self._resolutions: OrderedDict[tuple[tuple[int, ...], ...], Resolution] = OrderedDict()
+        self._resolution: Resolution | None = None
+        self._programs: list[Program | None] = []
+        self._actions: list[Action] | None = None
+        self._arena = Memory(0, 0)
+        self._aux: list[Stream] = []
+        self._external: dict[int, Stream] = {}
+        self._stream: Stream | None = None
+        self.binding_version = 0  # grows whenever programs are bound anew
+        self.revision = 0  # grows whenever a shape, an address or a stream changes
+        self._touched = self._layers_by_io()
+        self.set_optimization_profile(profile)
+
+    # --- shapes ------------------------------------------------------------------------------------------------------
+
+    def set_optimization_profile(self, profile: int) -> None:
+        """Use profile ``profile``; shapes that it fixes are set, others are forgotten.
+
+        Raises:
+            ValueError: no such profile.
+        """
+        count = len(self.engine.profiles)
+        if not 0 <= profile < count:
+            raise ValueError(f"Selected profile index {profile} exceeds the number of profiles that the engine holds ({count}).")
+        self.profile = profile
+        ranges = self.engine.profiles[profile]
+        network = self.engine.network
+        self._shapes = {
+            name: ranges[name].opt for name in network.inputs if network.tensors[name].is_static or ranges[name].min == ranges[name].max
+        }
+        self._resolution = None
+        self._changed()
+        if self._allocation != "runtime":
+            self._reserve()
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> None:
+        """The shape of input ``name`` from the next inference on.
+
+        Raises:
+            ValueError: no such input, or a shape outside the profile.
+        """
+        if name not in self.engine.network.inputs:
+            raise ValueError(f'Cannot find input tensor with name "{name}": the inputs are {", ".join(self.engine.network.inputs)}')
+        given = tuple(int(dim) for dim in shape)
+        if self._shapes.get(name) == given:
+            return
+        allowed: InputRange = self.engine.profiles[self.profile][name]
+        inside = len(given) == len(allowed.min) and all(
+            low <= dim <= high for low, dim, high in zip(allowed.min, given, allowed.max, strict=True)
+        )
+        if not inside:
+            raise ValueError(
+                f"input {name!r}: shape {_text(given)} is outside of profile {self.profile} ({_text(allowed.min)} to {_text(allowed.max)})"
+            )
+        self._shapes[name] = given
+        self._resolution = None
+        self._changed()
+
+    def infer_shapes(self) -> list[str]:
+        """Resolve all shapes; returns the inputs whose shape is not set (then nothing is resolved).
+
+        Raises:
+            ValueError: the shapes contradict each other.
+            EngineError: a layer cannot run at these shapes.
+        """
+        missing = [name for name in self.engine.network.inputs if name not in self._shapes]
+        if not missing:
+            self._resolve()
+        return missing
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of tensor ``name``: with -1 for what is unknown until all input shapes are set."""
+        if name in self._shapes:
+            return self._shapes[name]
+        if self.infer_shapes():
+            return self.engine.get_tensor_shape(name)
+        return _shape(self._resolve().types[name])
+
+    @property
+    def all_shapes_set(self) -> bool:
+        """Whether every input has a shape."""
+        return len(self._shapes) == len(self.engine.network.inputs)
+
+    @property
+    def device_memory_size(self) -> int:
+        """Bytes of device memory for activations and workspaces."""
+        return self._arena.size
+
+    def resolution(self) -> Resolution:
+        """The engine at the present shapes: plans, types, memory plan.
+
+        Raises:
+            ValueError, EngineError: as :meth:`infer_shapes`.
+        """
+        return self._resolve()
+
+    # --- addresses ---------------------------------------------------------------------------------------------------
+
+    def set_tensor_address(self, name: str, value: Any) -> None:
+        """Where input or output ``name`` lies: an address, or a tensor of any library on the engine's device (no copy is made).
+
+        The memory must hold the tensor at the shapes in use, be 256-byte aligned, and live until the work has ended.
+
+        Raises:
+            ValueError: no such tensor, a wrong data type, shape, device or alignment.
+        """
+        network = self.engine.network
+        if name not in network.inputs and name not in network.outputs:
+            raise ValueError(f"no input or output is named {name!r}")
+        given = foreign(value)
+        declared = network.tensors[name]
+        if given.kind is not None and given.kind != self.device.spec.kind:
+            raise ValueError(f"tensor {name!r}: the memory is on {given.kind}, the engine runs on {self.device.spec.kind}")
+        if given.dtype is not None and given.dtype is not declared.dtype:
+            raise ValueError(f"tensor {name!r}: the memory holds {given.dtype.value}, the engine wants {declared.dtype.value}")
+        if given.shape is not None and self.all_shapes_set and given.shape != (wanted := self.get_tensor_shape(name)):
+            raise ValueError(f"tensor {name!r}: the memory has shape {_text(given.shape)}, the engine wants {_text(wanted)}")
+        if given.address % 16:
+            raise ValueError(f"tensor {name!r}: address {given.address:#x} is not aligned to 16 bytes")
+        self._keep[name] = given.owner
+        if self._addresses.get(name) != given.address:
+            self._addresses[name] = given.address
+            self._forget(name)
+
+    def get_tensor_address(self, name: str) -> int:
+        """The address set for input or output ``name``, 0 when none is."""
+        return self._addresses.get(name, 0)
+
+    def set_aux_streams(self, streams: Sequence[Any]) -> None:
+        """Streams for the layers that run beside the main stream (``engine.num_aux_streams`` of them are used).
+
+        Raises:
+            ValueError: too few.
+        """
+        if len(streams) < self.engine.num_aux_streams:
+            raise ValueError(f"{len(streams)} auxiliary streams given, the engine uses {self.engine.num_aux_streams}")
+        self._aux = [self._as_stream(stream) for stream in streams]
+        self._changed()
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Do now what the next enqueue would have to: resolve shapes, allocate, bind programs.
+
+        Raises:
+            ValueError, EngineError: shapes or addresses are missing or wrong.
+            runtime.device.DeviceError: memory or a kernel is.
+        """
+        if self._actions is None:
+            self._bind()
+
+    def execute_async_v3(self, stream: Any) -> None:
+        """Enqueue one inference on ``stream`` (a handle, or an object of any library that has one).
+
+        Raises:
+            as :meth:`prepare`, when something changed since the last enqueue.
+        """
+        main = self._as_stream(stream)
+        if self._actions is None:
+            self._bind()
+        assert self._actions is not None
+        if not self._aux:
+            for action, _, _ in self._actions:
+                action(main)
+            return
+        streams = (main, *self._aux)
+        for action, number, _ in self._actions:
+            action(streams[number])
+
+    def enqueue_observed(self, stream: Any, before: Callable[[int, Stream], None], after: Callable[[int, Stream], None]) -> None:
+        """As :meth:`execute_async_v3`, calling ``before(layer number, its stream)`` and ``after(...)`` around each layer that runs."""
+        self.prepare()
+        streams = (self._as_stream(stream), *self._aux)
+        for action, number, layer in self._actions or ():
+            if layer >= 0:
+                before(layer, streams[number])
+            action(streams[number])
+            if layer >= 0:
+                after(layer, streams[number])
+
+    def execute(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once on host arrays: sets shapes, copies in, runs, copies out. For tests and scripts; it waits for the device.
+
+        Raises:
+            ValueError: an input is missing, unknown, or of another data type or shape.
+        """
+        network = self.engine.network
+        arrays = {}
+        for name in network.inputs:
+            if name not in inputs:
+                raise ValueError(f"input {name!r} is missing")
+            arrays[name] = np.asarray(inputs[name], order="C")
+            wanted = network.tensors[name].dtype
+            if arrays[name].dtype != wanted.numpy:
+                raise ValueError(f"input {name!r} is {arrays[name].dtype}, the engine wants {wanted.value}")
+            self.set_input_shape(name, arrays[name].shape)
+        if unknown := sorted(set(inputs) - set(network.inputs)):
+            raise ValueError(f"the engine has no input {unknown[0]!r}, it has {', '.join(network.inputs)}")
+        self.use_own_memory()
+        if self._stream is None:
+            self._stream = self.device.stream()
+        for name, array in arrays.items():
+            self.device.upload(self._addresses[name], array)
+        self.execute_async_v3(self._stream)
+        self._stream.synchronize()
+        return {name: self.read_tensor(name) for name in network.outputs}
+
+    def use_own_memory(self, managed: bool = False) -> None:
+        """Give every input and output memory of the context's own, large enough for the present shapes."""
+        types = self._resolve().types
+        for name in dict.fromkeys((*self.engine.network.inputs, *self.engine.network.outputs)):
+            size = tensor_bytes(types[name])
+            if name not in self._own or self._own[name].size < size:
+                self._own[name] = self.device.allocate(max(size, 1), managed)
+            self.set_tensor_address(name, self._own[name].address)
+
+    def read_tensor(self, name: str) -> np.ndarray:
+        """A copy of input or output ``name`` as it is now on the device; wait for the stream before."""
+        kind = self._resolve().types[name]
+        array = np.empty(_shape(kind), kind.dtype.numpy)
+        self.device.download(array, self._addresses[name])
+        return array
+
+    def write_tensor(self, name: str, array: np.ndarray) -> None:
+        """Copy ``array`` to input ``name`` on the device."""
+        self.device.upload(self._addresses[name], np.ascontiguousarray(array))
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        self._actions = None
+        self.revision += 1
+
+    def state(self) -> tuple[object, ...]:
+        """All that a captured graph depends on: shapes, addresses, arena. Equal states run the same work on the same memory."""
+        return tuple(sorted(self._shapes.items())), tuple(sorted(self._addresses.items())), self._arena.address
+
+    def _as_stream(self, stream: Any) -> Stream:
+        if isinstance(stream, Stream):
+            return stream
+        handle = stream_handle(stream)
+        if handle not in self._external:
+            self._external[handle] = self.device.external_stream(handle)
+        return self._external[handle]
+
+    def _reserve(self) -> None:
+        """Size the arena for the largest shapes."""
+        profiles = self.engine.profiles if self._allocation == "static" else (self.engine.profiles[self.profile],)
+        for profile in profiles:
+            largest = self._lookup({name: profile[name].max for name in self.engine.network.inputs})
+            self._grow(largest.memory.size)
+
+    def _grow(self, size: int) -> None:
+        if size > self._arena.size:
+            self._programs = []
+            self._arena = Memory(0, 0)  # first give back, then ask
+            self._arena = self.device.allocate(size)
+
+    def _lookup(self, shapes: Mapping[str, tuple[int, ...]]) -> Resolution:
+        key = tuple(shapes[name] for name in self.engine.network.inputs)
+        found = self._resolutions.get(key)
+        if found is None:
+            found = resolve(self.engine, self.loaded.outline, shapes, self.device.spec)
+            self._resolutions[key] = found
+            if len(self._resolutions) > _KEPT_RESOLUTIONS:
+                self._resolutions.popitem(last=False)
+        self._resolutions.move_to_end(key)
+        return found
+
+    def _resolve(self) -> Resolution:
+        if self._resolution is None:
+            missing = [name for name in self.engine.network.inputs if name not in self._shapes]
+            if missing:
+                raise ValueError(f"input {missing[0]!r} has no shape: call set_input_shape")
+            self._resolution = self._lookup(self._shapes)
+            self._programs = []
+        return self._resolution
+
+    def _layers_by_io(self) -> dict[str, set[int]]:
+        """Per input and output, the layers whose programs hold its address."""
+        network, owner = self.engine.network, self.loaded.outline.owner
+        touched: dict[str, set[int]] = {}
+        for number, layer in enumerate(network.layers):
+            for name in (*layer.inputs, *layer.outputs):
+                touched.setdefault(owner[name], set()).add(number)
+        return touched
+
+    def _forget(self, name: str) -> None:
+        """Programs that hold the address of ``name`` must be bound again."""
+        self._changed()
+        touched = self._touched.get(name, set())
+        if self._resolution is not None and self._programs:
+            for index, step in enumerate(self._resolution.steps):
+                if step.layer in touched:
+                    self._programs[index] = None
+
+    def _bind(self) -> None:
+        resolution = self._resolve()
+        self._grow(resolution.memory.size)
+        if not self._programs:
+            self._programs = [None] * len(resolution.steps)
+        for index, step in enumerate(resolution.steps):
+            if self._programs[index] is None:
+                self._programs[index] = self._program(resolution, step)
+        self._actions = self._schedule(resolution)
+        self.binding_version += 1
+
+    def _program(self, resolution: Resolution, step: Step) -> Program:
+        layer = self.engine.network.layers[step.layer]
+        packed = tuple(self.loaded.weights[name] for name in self.engine.layers[step.layer].packed)
+        binding = Binding(
+            inputs=tuple(self._tensor(resolution, name) for name in layer.inputs),
+            outputs=tuple(self._tensor(resolution, name) for name in layer.outputs),
+            packed=packed,
+            workspace=self._arena.address + step.workspace if step.plan.workspace else 0,
+            workspace_size=step.plan.workspace,
+        )
+        return self.device.program(step.plan, binding, self.loaded.modules)
+
+    def _tensor(self, resolution: Resolution, name: str) -> Tensor:
+        kind = resolution.types[name]
+        root = self.loaded.outline.owner.get(name, name)
+        if root in resolution.offsets:
+            return Tensor(self._arena.address + resolution.offsets[root], kind)
+        network = self.engine.network
+        if root in network.inputs or (root in network.outputs and root not in self.loaded.outline.constants):
+            address = self._addresses.get(root, 0)
+            if not address and tensor_bytes(kind):
+                raise EngineError(f"tensor {root!r} has no address: call set_tensor_address")
+            return Tensor(address, kind)
+        if root in self.loaded.weights:
+            return Tensor(self.loaded.weights[root].address, kind)
+        return Tensor(0, kind)  # a constant that was packed: no plan reads it
+
+    def _schedule(self, resolution: Resolution) -> list[Action]:
+        """All that one inference enqueues, in order: constant outputs, layers, and the events between streams."""
+        actions: list[Action] = []
+        for name in self.engine.network.outputs:
+            if name in self.loaded.outline.constants:
+                actions.append((self._constant_output(resolution, name).run, 0, -1))
+        used = sorted({step.stream for step in resolution.steps} - {0})
+        while len(self._aux) < max(used, default=0):
+            self._aux.append(self.device.stream())
+        if used:
+            start = self.device.event(timing=False)
+            actions.append((start.record, 0, -1))
+            actions += [(_waiter(start), number, -1) for number in used]
+        awaited = {other for step in resolution.steps for other in step.waits}
+        awaited |= {max(i for i, step in enumerate(resolution.steps) if step.stream == number) for number in used}
+        ended = {}
+        for index, step in enumerate(resolution.steps):
+            actions += [(_waiter(ended[other]), step.stream, -1) for other in step.waits]
+            program = self._programs[index]
+            assert program is not None
+            actions.append((program.run, step.stream, step.layer))
+            if index in awaited:
+                ended[index] = self.device.event(timing=False)
+                actions.append((ended[index].record, step.stream, -1))
+        for number in used:
+            last = max(i for i, step in enumerate(resolution.steps) if step.stream == number)
+            actions.append((_waiter(ended[last]), 0, -1))
+        return actions
+
+    def _constant_output(self, resolution: Resolution, name: str) -> Program:
+        kind = resolution.types[name]
+        address = self._addresses.get(name, 0)
+        if not address and tensor_bytes(kind):
+            raise EngineError(f"tensor {name!r} has no address: call set_tensor_address")
+        plan = Plan((Copy(Buffer("input"), Buffer("output"), tensor_bytes(kind)),))
+        binding = Binding((self.loaded.weights[name],), (Tensor(address, kind),))
+        return self.device.program(plan, binding, self.loaded.modules)
+
+
+def _waiter(event: Any) -> Callable[[Stream], None]:
+    return lambda stream: stream.wait(event)
+
+
+def _shape(kind: TensorType) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

@@ -1,0 +1,121 @@
+"""Addresses of other libraries' tensors, without a copy: NumPy arrays, the CUDA array interface, DLPack.
+
+Sources: numpy's array interface protocol, version 3; the CUDA Array Interface (numba), version 3; the DLPack C header, version 0 layout of
+DLTensor (unchanged since), see https://dmlc.github.io/dlpack.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusion.dtypes import DataType, data_type
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A tensor that someone else holds. ``kind`` is ``cpu`` or ``cuda``; ``shape`` and ``dtype`` are None for a bare address."""
+
+    address: int
+    kind: str | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: DataType | None = None
+    owner: object = None
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_DLPACK_KINDS = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}  # CPU, CUDA, CUDA host, CUDA managed
+_DLPACK_TYPES = {  # (code, bits)
+    (0, 8): DataType.INT8, (0, 16): DataType.INT16, (0, 32): DataType.INT32, (0, 64): DataType.INT64,
+    (1, 8): DataType.UINT8, (1, 16): DataType.UINT16, (1, 32): DataType.UINT32, (1, 64): DataType.UINT64,
+    (2, 16): DataType.HALF, (2, 32): DataType.FLOAT, (2, 64): DataType.DOUBLE, (4, 16): DataType.BF16, (6, 8): DataType.BOOL,
+    (10, 8): DataType.FP8, (12, 8): DataType.FP8_E5M2,
+}  # fmt: skip
+
+
+def foreign(value: Any) -> Foreign:
+    """Where ``value`` lies: an address, a NumPy array, or a tensor of any library with a CUDA array interface or DLPack.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: its elements are not contiguous (row-major), or of a type that trtcli lacks.
+    """
+    if isinstance(value, int | np.integer):
+        return Foreign(int(value))
+    if isinstance(value, np.ndarray):
+        if not value.flags.c_contiguous:
+            raise ValueError("the array is not contiguous (row-major): pass numpy.ascontiguousarray(x)")
+        return Foreign(value.ctypes.data, "cpu", value.shape, data_type(value.dtype), value)
+    interface = _interface(value)
+    if interface is not None:
+        shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+        _check_strides(shape, interface.get("strides"), dtype.itemsize)
+        return Foreign(int(interface["data"][0]), "cuda", shape, data_type(dtype), value)
+    if hasattr(value, "__dlpack__"):
+        return _from_dlpack(value)
+    raise TypeError(
+        f"{type(value).__name__} is no address and no tensor with __cuda_array_interface__, __dlpack__ or NumPy memory"
+    )
+
+
+def stream_handle(value: Any) -> int:
+    """The driver handle of a stream: a number, or an object with ``__cuda_stream__``, ``cuda_stream``, ``ptr`` or ``handle``."""
+    if isinstance(value, int):
+        return value
+    if hasattr(value, "__cuda_stream__"):
+        return int(value.__cuda_stream__()[1])
+    for name in ("cuda_stream", "ptr", "handle"):
+        if hasattr(value, name):
+            return int(getattr(value, name))
+    raise TypeError(f"{type(value).__name__} is no stream: pass a handle or an object with __cuda_stream__")
+
+
+def _interface(value: Any) -> dict[str, Any] | None:
+    try:
+        found = getattr(value, "__cuda_array_interface__", None)
+    except (TypeError, AttributeError, RuntimeError):  # torch raises for tensors on the CPU and for bfloat16
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _check_strides(shape: tuple[int, ...], strides: Any, unit: int) -> None:
+    if strides is None:
+        return
+    expected = unit
+    for dim, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
+        if dim > 1 and stride != expected and 0 not in shape:
+            raise ValueError(f"the tensor of shape {shape} is not contiguous (row-major)")
+        expected *= dim
+
+
+def _from_dlpack(value: Any) -> Foreign:
+    capsule = value.__dlpack__()
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    # The capsule keeps its name, so its destructor releases the export; the tensor itself is kept alive by ``owner``.
+    tensor = ctypes.cast(get(capsule, b"dltensor"), ctypes.POINTER(_DLTensor)).contents
+    shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
+    if tensor.strides:
+        _check_strides(shape, tuple(tensor.strides[axis] for axis in range(tensor.ndim)), 1)
+    dtype = _DLPACK_TYPES.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
+    kind = _DLPACK_KINDS.get(tensor.device_type)
+    if dtype is None or kind is None:
+        raise ValueError(f"the tensor's type (DLPack code {tensor.code}, {tensor.bits} bits) or device is not one of ours")
+    return Foreign((tensor.data or 0) + tensor.byte_offset, kind, shape, dtype, value)

@@ -1,0 +1,82 @@
+"""An engine on a device: weights uploaded and kernels at hand, once for all contexts."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+
+from fusion.dtypes import data_type
+from fusion.network import TensorType
+from runtime.device import Device, Memory, Tensor
+from runtime.engine import Engine, EngineError
+from runtime.memory import ALIGNMENT
+from runtime.resolution import Outline, outline
+
+
+class LoadedEngine:
+    """Weights and kernels of ``engine`` on ``device``.
+
+    Attributes:
+        outline: what no shape changes: tactics, views, shared memory.
+        weights: per name in ``engine.weights``, the tensor on the device.
+        modules: what ``device.program`` takes.
+    """
+
+    def __init__(self, engine: Engine, device: Device) -> None:
+        _check_device(engine, device)
+        self.engine = engine
+        self.device = device
+        self.outline: Outline = outline(engine)
+        self.modules = device.load(engine.kernels)
+        self.weights, self._memory = _upload(engine, device)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take on the device."""
+        return self._memory.size
+
+
+_LOADED: weakref.WeakValueDictionary[tuple[int, int], LoadedEngine] = weakref.WeakValueDictionary()
+
+
+def load_engine(engine: Engine, device: Device) -> LoadedEngine:
+    """``engine`` on ``device``; the same object as long as someone holds it, so that contexts share the weights.
+
+    Raises:
+        EngineError: the engine was built for another kind of device or by another version.
+        DeviceMemoryError: the weights do not fit.
+    """
+    key = (id(engine), id(device))  # a LoadedEngine holds both, so the ids stay theirs while it lives
+    found = _LOADED.get(key)
+    if found is None:
+        found = _LOADED[key] = LoadedEngine(engine, device)
+    return found
+
+
+def _check_device(engine: Engine, device: Device) -> None:
+    built, here = engine.device, device.spec
+    if built.kind != here.kind:
+        raise EngineError(f"the engine was built for {_what(built.kind)}, --device={device.name} is {_what(here.kind)}: build it there")
+    if built.kind == "cuda" and built.arch != here.arch:
+        raise EngineError(
+            f"the engine was built for {built.arch} ({built.name}), GPU {device.name} is {here.arch} ({here.name}): build it here"
+        )
+
+
+def _what(kind: str) -> str:
+    return {"cpu": "the CPU", "cuda": "a GPU"}.get(kind, kind)
+
+
+def _upload(engine: Engine, device: Device) -> tuple[dict[str, Tensor], Memory]:
+    """All weights in one piece of memory, each 256-byte aligned."""
+    offsets, end = {}, 0
+    for name, array in engine.weights.items():
+        offsets[name] = end
+        end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    memory = device.allocate(end)
+    weights = {}
+    for name, array in engine.weights.items():
+        device.upload(memory.address + offsets[name], np.ascontiguousarray(array))
+        weights[name] = Tensor(memory.address + offsets[name], TensorType(data_type(array.dtype), array.shape))
+    return weights, memory

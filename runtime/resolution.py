@@ -1,0 +1,191 @@
+"""What one set of input shapes means for an engine: concrete types, the plan of every layer, the memory plan, the stream waits.
+
+Pure: it reads the engine and gives a value. The context binds it to addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fusion.bind import bind_type
+from fusion.network import Layer, TensorType
+from runtime.engine import Engine, EngineError, LayerPlan, sizes_of
+from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
+from runtime.views import VIEW, share_memory, view_layers
+from runtime.workloads import workload_of
+from tactics import registry
+from tactics.tactic import Buffer, Copy, DeviceSpec, Plan, Tactic, tensor_bytes
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What holds for every shape.
+
+    Attributes:
+        tactics: per layer, its tactic; None for a view.
+        views: names of the view layers; ``elided`` those that need no step.
+        owner: per tensor, the tensor whose memory it is.
+        constants: tensors whose values are known at build: read, but neither inputs nor written by a layer.
+    """
+
+    tactics: tuple[Tactic | None, ...]
+    views: frozenset[str]
+    elided: frozenset[str]
+    owner: Mapping[str, str]
+    constants: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer that runs: its number in the network, its plan, where its workspace lies, and the steps that it waits for."""
+
+    layer: int
+    plan: Plan
+    stream: int
+    waits: tuple[int, ...]
+    workspace: int
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """An engine at concrete shapes.
+
+    Attributes:
+        shapes: of the inputs.
+        types: of every tensor.
+        steps: what runs, in order; a wait names the step (number) on another stream that must have ended.
+        offsets: per owner tensor in the arena, its offset in bytes.
+        memory: the arena plan.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, TensorType]
+    steps: tuple[Step, ...]
+    offsets: Mapping[str, int]
+    memory: MemoryPlan
+
+
+def outline(engine: Engine) -> Outline:
+    """The part of resolution that no shape changes.
+
+    Raises:
+        EngineError: this version lacks a tactic that the engine uses.
+    """
+    network = engine.network
+    produced = {name for layer in network.layers for name in layer.outputs}
+    read = {name for layer in network.layers for name in layer.inputs} | set(network.outputs)
+    constants = frozenset(read - produced - set(network.inputs))
+    views = view_layers(network)
+    owner, elided = share_memory(network, views, constants)
+    tactics = tuple(_tactic(layer, plan, views) for layer, plan in zip(network.layers, engine.layers, strict=True))
+    return Outline(tactics, views, elided, owner, constants)
+
+
+def _tactic(layer: Layer, plan: LayerPlan, views: frozenset[str]) -> Tactic | None:
+    if plan.tactic == VIEW and layer.name in views:
+        return None
+    try:
+        return registry.tactic(plan.tactic)
+    except KeyError as error:
+        raise EngineError(
+            f"layer {layer.name!r}: this version of trtcli has no tactic {plan.tactic!r}; build the engine again"
+        ) from error
+
+
+def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]], device: DeviceSpec) -> Resolution:
+    """``engine`` at the input ``shapes``.
+
+    Raises:
+        ValueError: the shapes do not fit the inputs.
+        EngineError: a layer cannot run at these shapes.
+    """
+    network = engine.network
+    sizes = sizes_of(network, shapes)
+    types: dict[str, TensorType] = {}
+    for name, tensor in network.tensors.items():
+        try:
+            types[name] = bind_type(tensor, sizes)
+        except KeyError as error:
+            raise EngineError(f"tensor {name!r}: its dimension {error} does not follow from the input shapes") from error
+        if any(dim < 0 for dim in types[name].shape):  # type: ignore[operator]
+            raise EngineError(f"tensor {name!r} would have shape {types[name].shape} with inputs {dict(shapes)}")
+
+    plans: list[tuple[int, Plan]] = []
+    for number, layer in enumerate(network.layers):
+        if layer.name in fixed.elided or not any(tensor_bytes(types[name]) for name in layer.outputs):
+            continue
+        plans.append((number, _plan(engine, fixed, number, sizes, types, device)))
+    steps, streams = _schedule(engine, fixed, plans)
+    blocks, owners = _blocks(engine, fixed, plans, types)
+    order = layer_order(streams, [step.waits for step in steps])
+    memory = plan_memory(blocks, order)
+    offsets = dict(zip(owners, memory.offsets, strict=False))
+    placed = memory.offsets[len(owners) :]  # workspaces follow the tensors
+    steps = [
+        Step(step.layer, step.plan, step.stream, step.waits, offset) for step, offset in zip(steps, placed, strict=True)
+    ]
+    return Resolution(dict(shapes), types, tuple(steps), offsets, memory)
+
+
+def _plan(
+    engine: Engine, fixed: Outline, number: int, sizes: Mapping[str, int], types: Mapping[str, TensorType], device: DeviceSpec
+) -> Plan:
+    layer, decision, tactic = engine.network.layers[number], engine.layers[number], fixed.tactics[number]
+    if layer.name in fixed.views:
+        return Plan((Copy(Buffer("input"), Buffer("output"), tensor_bytes(types[layer.outputs[0]])),))
+    assert tactic is not None
+    try:
+        workload = workload_of(engine.network, layer, sizes, fixed.constants, engine.tf32)
+        return tactic.plan(workload, decision.config, device)
+    # A tactic is foreign code to this function; whatever it says, the user needs the layer and the shapes with it.
+    except Exception as error:
+        shapes = ", ".join("x".join(map(str, types[name].shape)) for name in layer.inputs)
+        raise EngineError(
+            f"layer {layer.name!r}: tactic {decision.tactic} has no plan for inputs {shapes}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _schedule(engine: Engine, fixed: Outline, plans: list[tuple[int, Plan]]) -> tuple[list[Step], list[int]]:
+    """Steps with the waits that carry data between streams, without those that follow from others."""
+    network = engine.network
+    writer: dict[str, int] = {}  # owner tensor -> step
+    known: list[dict[int, int]] = []  # per step: per stream, the last step certain to have ended before it
+    last: dict[int, int] = {}
+    steps: list[Step] = []
+    for step, (number, plan) in enumerate(plans):
+        layer, stream = network.layers[number], engine.layers[number].stream
+        ended = {**known[last[stream]], stream: last[stream]} if stream in last else {}
+        waits = []
+        needed = sorted({writer[fixed.owner[name]] for name in layer.inputs if fixed.owner[name] in writer}, reverse=True)
+        for other in needed:
+            there = steps[other].stream
+            if there == stream or ended.get(there, -1) >= other:
+                continue
+            waits.append(other)
+            for key, value in {**known[other], there: other}.items():
+                ended[key] = max(ended.get(key, -1), value)
+        for name in layer.outputs:
+            writer[fixed.owner[name]] = step
+        steps.append(Step(number, plan, stream, tuple(sorted(waits)), 0))
+        known.append(ended)
+        last[stream] = step
+    return steps, [step.stream for step in steps]
+
+
+def _blocks(
+    engine: Engine, fixed: Outline, plans: list[tuple[int, Plan]], types: Mapping[str, TensorType]
+) -> tuple[list[Block], list[str]]:
+    """Blocks of the arena: first one per owner tensor (whose names come second), then one workspace per step."""
+    network = engine.network
+    outside = {*network.inputs, *network.outputs, *fixed.constants}
+    uses: dict[str, list[int]] = {}
+    for step, (number, _) in enumerate(plans):
+        layer = network.layers[number]
+        for name in (*layer.outputs, *layer.inputs):
+            root = fixed.owner[name]
+            if root not in outside and (not uses.get(root) or uses[root][-1] != step):
+                uses.setdefault(root, []).append(step)
+    blocks = [Block(tensor_bytes(types[name]), tuple(steps)) for name, steps in uses.items()]
+    blocks += [Block(plan.workspace, (step,)) for step, (_, plan) in enumerate(plans)]
+    return blocks, list(uses)

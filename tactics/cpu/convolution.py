@@ -1,0 +1,361 @@
+"""Convolution as matrix products: the columns of an image (im2col) times the weights, tile by tile.
+
+Layout: ``[N, C, *spatial]``. A tile is a run of output rows (along the first spatial axis) of one image: its columns are
+gathered into scratch memory, multiplied, and put through the epilogue while the result is in the cache. Threads take
+different tiles, or (``by=1``) share one gathered image and take different output channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from fusion.network import TensorType
+from fusion.ops import Convolution
+from tactics.cpu.epilogue import Epilogue, make_epilogue
+from tactics.cpu.steps import Arrays, Call, Scratch, one_step, spans, threads_of
+from tactics.cpu.threads import Action, parallel, stages
+from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The concrete numbers of a convolution ``[N, groups * c, *spatial] -> [N, groups * o, *out]``."""
+
+    n: int
+    groups: int
+    c: int
+    o: int
+    spatial: tuple[int, ...]
+    out: tuple[int, ...]
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+    pad: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def taps(self) -> list[tuple[int, ...]]:
+        """Window positions, row-major."""
+        return list(np.ndindex(*self.window))
+
+    @property
+    def depth(self) -> int:
+        """Elements of one column: the inner length of the product."""
+        return math.prod(self.window) * self.c
+
+    @property
+    def row(self) -> int:
+        """Output elements of one channel in one row (of the first spatial axis)."""
+        return math.prod(self.out[1:])
+
+    def reach(self, tap: Sequence[int], axis: int, low: int, high: int) -> tuple[int, int]:
+        """The outputs in ``low .. high`` along ``axis`` for which ``tap`` reads inside the image, as (start, end)."""
+        offset = tap[axis] * self.dilation[axis] - self.pad[axis]
+        first = max(low, -(offset // self.stride[axis]))
+        last = min(high, (self.spatial[axis] - 1 - offset) // self.stride[axis] + 1)
+        return first, max(first, last)
+
+    def source(self, tap: Sequence[int], axis: int, first: int, last: int) -> slice:
+        """What ``tap`` reads along ``axis`` for outputs ``first .. last``."""
+        step = self.stride[axis]
+        start = first * step + tap[axis] * self.dilation[axis] - self.pad[axis]
+        return slice(start, start + (last - first - 1) * step + 1, step) if last > first else slice(0, 0)
+
+
+def geometry(workload: Workload) -> Geometry:
+    """The numbers of a convolution workload (channels first)."""
+    op = workload.op
+    assert isinstance(op, Convolution)
+    n, channels, *spatial = (int(dim) for dim in workload.inputs[0].shape)  # type: ignore[arg-type]
+    outputs, per_group, *window = (int(dim) for dim in workload.inputs[1].shape)  # type: ignore[arg-type]
+    return Geometry(
+        n, op.groups, per_group, outputs // op.groups, tuple(spatial),
+        tuple(int(dim) for dim in workload.outputs[0].shape[2:]),  # type: ignore[arg-type]
+        tuple(window), op.stride, tuple(int(pad) for pad in op.pre_padding), op.dilation,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def float_only(tensors: Sequence[TensorType]) -> Refusal | None:
+    """A refusal unless all are floating-point."""
+    for tensor in tensors:
+        if not tensor.dtype.is_float:
+            return Refusal(f"{tensor.dtype.label} operands: BLAS multiplies floating-point numbers only")
+    return None
+
+
+def wide(*tensors: TensorType) -> np.dtype:
+    """float64 when an operand is, else float32."""
+    return np.dtype(np.float64 if any(t.dtype.itemsize == 8 for t in tensors) else np.float32)
+
+
+def is_direct(workload: Workload, shape: Geometry) -> bool:
+    """Whether the image is its own column matrix: a 1x1 window, no stride, no padding, no conversion."""
+    return (
+        set(shape.window) == {1}
+        and set(shape.stride) == {1}
+        and shape.out == shape.spatial
+        and not any(shape.pad)
+        and workload.inputs[0].dtype.numpy == wide(*workload.inputs[:2])
+    )
+
+
+def pack(weights: np.ndarray, groups: int, dtype: np.dtype) -> np.ndarray:
+    """``[O, C / groups, *window]`` as ``[groups, O / groups, window * C / groups]`` (window position before channel)."""
+    outputs, channels = weights.shape[:2]
+    flat = weights.reshape(groups, outputs // groups, channels, -1).transpose(0, 1, 3, 2)
+    return np.ascontiguousarray(flat.reshape(groups, outputs // groups, -1), dtype)
+
+
+def pack_action(target: np.ndarray, weights: np.ndarray, groups: int) -> Action:
+    """The same at run time, for weights that are not known at build."""
+    outputs, channels = weights.shape[:2]
+    source = weights.reshape(groups, outputs // groups, channels, -1).transpose(0, 1, 3, 2)
+    return partial(np.copyto, target.reshape(source.shape), source, casting="unsafe")
+
+
+def gather_actions(
+    image: np.ndarray, columns: np.ndarray, shape: Geometry, low: int, high: int, taps: Sequence[int]
+) -> list[Action]:
+    """Copy rows ``low .. high`` of the columns at ``taps`` (numbers): ``image`` is ``[groups, c, *spatial]``, ``columns``
+    ``[groups, taps, c, rows, *out[1:]]``; what lies in the padding becomes zero."""
+    positions = shape.taps
+    found: list[Action] = []
+    for number in taps:
+        tap, target = positions[number], columns[:, number]
+        source: list[slice] = [slice(None)] * 2
+        inner: list[slice] = [slice(None)] * 2
+        for axis in range(len(shape.window)):
+            start, end = (low, high) if axis == 0 else (0, shape.out[axis])
+            first, last = shape.reach(tap, axis, start, end)
+            source.append(shape.source(tap, axis, first, last))
+            lead = (slice(None),) * (2 + axis)
+            if last <= first:
+                first = last = end
+            if first > start:
+                found.append(partial(target[(*lead, slice(0, first - start))].fill, 0))
+            if last < end:
+                found.append(partial(target[(*lead, slice(last - start, end - start))].fill, 0))
+            inner.append(slice(first - start, last - start))
+        part = target[tuple(inner)]
+        if part.size:
+            found.append(partial(np.copyto, part, image[tuple(source)], casting="unsafe"))
+    return found
+
+
+class _Product(Tactic):
+    """What the two tactics below share: tiles, threads, weights and epilogue."""
+
+    device = "cpu"
+    ops = (Convolution,)
+
+    def prepare(
+        self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]
+    ) -> tuple[np.ndarray, ...]:
+        if 1 not in constants:
+            return ()
+        op = workload.op
+        assert isinstance(op, Convolution)
+        return (pack(constants[1], op.groups, wide(*workload.inputs[:2])),)
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        values = dict(config)
+        shape = geometry(workload)
+        direct = is_direct(workload, shape)
+        total = wide(*workload.inputs[:2])
+        epilogue = make_epilogue(workload.op.epilogue, total, workload.inputs[2:], workload.outputs[0])  # type: ignore[attr-defined]
+        known = bool(workload.constant) and workload.constant[1]
+        threads = values["threads"]
+        tile = values["tile"] or shape.out[0]
+        scratch = Scratch()
+        weights = None if known else scratch.take((shape.groups, shape.o, shape.depth), total)
+        rows = min(tile, shape.out[0])
+        shared = bool(values["by"])
+        copies = 1 if shared else threads
+        columns = [
+            scratch.take(() if direct else (shape.groups, len(shape.taps), shape.c, rows * shape.row), total)
+            for _ in range(copies)
+        ]
+        results = [
+            scratch.take((0,) if epilogue.in_place else (shape.groups, shape.o, rows * shape.row), total)
+            for _ in range(copies)
+        ]
+        temps = [scratch.take((epilogue.scratch_bytes,), np.uint8) for _ in range(threads)]
+
+        def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
+            matrix = packed[0] if known else weights.view(workspace)  # type: ignore[union-attr]
+            calls: list[Call] = []
+            if not known:
+                calls.append(parallel([[pack_action(matrix, inputs[1], shape.groups)]], 1))
+            maker = _Tiles(
+                shape, direct, matrix, epilogue, inputs, outputs[0], [slot.view(workspace) for slot in temps]
+            )
+            spaces = [(c.view(workspace), r.view(workspace)) for c, r in zip(columns, results, strict=True)]
+            tiles = [
+                (n, low, min(low + rows, shape.out[0]))
+                for n in range(shape.n)
+                for low in range(0, shape.out[0], max(rows, 1))
+            ]
+            if shared:
+                for tile_ in tiles:
+                    calls += maker.together(tile_, *spaces[0], threads)
+            else:
+                jobs = [
+                    [
+                        action
+                        for tile_ in tiles[first:last]
+                        for action in maker.alone(tile_, *spaces[number], number)
+                    ]
+                    for number, (first, last) in enumerate(spans(len(tiles), threads))
+                ]
+                calls.append(parallel(jobs, threads))
+            return stages(*calls)
+
+        return one_step(bind, self.id, scratch.size)
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Makes the calls for tiles (image, first row, last row) of one convolution on bound arrays."""
+
+    shape: Geometry
+    direct: bool
+    matrix: np.ndarray  # [groups, o, depth]
+    epilogue: Epilogue
+    inputs: Arrays
+    out: np.ndarray
+    temps: Sequence[np.ndarray]
+
+    def alone(self, tile: tuple[int, int, int], columns: np.ndarray, result: np.ndarray, thread: int) -> list[Action]:
+        """All of a tile, for one thread."""
+        gathered, right = self._columns(tile, columns)
+        shape = self.shape
+        return gathered + self._product(tile, right, result, 0, shape.groups, 0, shape.o, thread)
+
+    def together(
+        self, tile: tuple[int, int, int], columns: np.ndarray, result: np.ndarray, threads: int
+    ) -> list[Call]:
+        """A tile in two stages, each spread over ``threads``: gather, then multiply by output channels (or groups)."""
+        shape, calls = self.shape, []
+        _, right = self._columns(tile, columns)
+        if not self.direct:
+            taps = range(len(shape.taps))
+            if len(taps) >= threads:
+                parts = [self._gather(tile, columns, taps[a:b]) for a, b in spans(len(taps), threads)]
+            else:
+                parts = [self._gather(tile, columns, taps, a, b) for a, b in spans(shape.c, threads)]
+            calls.append(parallel(parts, threads))
+        if shape.groups > 1:
+            cuts = [(a, b, 0, shape.o) for a, b in spans(shape.groups, threads)]
+        else:
+            cuts = [(0, 1, a, b) for a, b in spans(shape.o, threads)]
+        jobs = [self._product(tile, right, result, *cut, number) for number, cut in enumerate(cuts)]
+        calls.append(parallel(jobs, threads))
+        return calls
+
+    def _columns(self, tile: tuple[int, int, int], columns: np.ndarray) -> tuple[list[Action], np.ndarray]:
+        n, low, high = tile
+        shape = self.shape
+        if self.direct:
+            image = self.inputs[0][n].reshape(shape.groups, shape.c, -1)
+            return [], image[:, :, low * shape.row : high * shape.row]
+        width = (high - low) * shape.row
+        flat = columns.reshape(-1)[: shape.groups * shape.depth * width]
+        return self._gather(tile, columns, range(len(shape.taps))), flat.reshape(shape.groups, shape.depth, width)
+
+    def _gather(
+        self, tile: tuple[int, int, int], columns: np.ndarray, taps: Sequence[int], first: int = 0, last: int | None = None
+    ) -> list[Action]:
+        n, low, high = tile
+        shape = self.shape
+        last = shape.c if last is None else last
+        image = self.inputs[0][n].reshape(shape.groups, shape.c, *shape.spatial)[:, first:last]
+        dims = (shape.groups, len(shape.taps), shape.c, high - low, *shape.out[1:])
+        whole = columns.reshape(-1)[: math.prod(dims)].reshape(dims)
+        return gather_actions(image, whole[:, :, first:last], shape, low, high, taps)
+
+    def _product(
+        self, tile: tuple[int, int, int], right: np.ndarray, result: np.ndarray,
+        first_group: int, last_group: int, first: int, last: int, thread: int,
+    ) -> list[Action]:  # fmt: skip
+        n, low, high = tile
+        shape = self.shape
+        groups, width = last_group - first_group, right.shape[2]
+        grouped = (shape.groups, shape.o, *shape.out)
+        cut = (slice(first_group, last_group), slice(first, last), slice(low, high))
+        out = self.out[n].reshape(grouped)[cut]
+        if self.epilogue.in_place:
+            plain = self.out[n].reshape(shape.groups, shape.o, -1)
+            target = plain[first_group:last_group, first:last, low * shape.row : high * shape.row]
+        else:
+            flat = result.reshape(-1)[: shape.groups * shape.o * width].reshape(shape.groups, shape.o, width)
+            target = flat[first_group:last_group, first:last]
+        left, right = self.matrix[first_group:last_group, first:last], right[first_group:last_group]
+        held = out if self.epilogue.in_place else target.reshape(out.shape)
+        if groups == 1:
+            left, right, target = left[0], right[0], target[0]
+        whole = self.out.shape
+        extras = [np.broadcast_to(extra, whole)[n].reshape(grouped)[cut] for extra in self.inputs[2:]]
+        return [partial(np.matmul, left, right, out=target), *self.epilogue.actions(held, extras, out, self.temps[thread])]
+
+
+class Im2col(_Product):
+    """Any convolution: gathered columns times weights."""
+
+    id = "cpu.conv.im2col"
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if workload.op.channels_last:  # type: ignore[attr-defined]
+            return Refusal("channels-last input: the CPU runs convolutions in [N, C, spatial]")
+        shape = geometry(workload)
+        if is_direct(workload, shape):
+            return Refusal("a 1x1 window without stride or padding needs no gathering: see cpu.conv.matmul")
+        return float_only(workload.inputs[:2])
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        shape, threads = geometry(workload), threads_of(device)
+        rows = shape.out[0]
+        found = [config(tile=tile_rows(shape, columns), by=0, threads=threads) for columns in (512, 1024, 256)]
+        if shape.n == 1 and threads > 1:
+            by_channels = config(tile=rows, by=1, threads=threads)
+            found.insert(0 if rows * shape.row < 512 else 2, by_channels)
+        found.append(config(tile=tile_rows(shape, 1024), by=1, threads=1))
+        return tuple(dict.fromkeys(found))
+
+
+class Matmul(_Product):
+    """A 1x1 convolution: the image itself times the weights."""
+
+    id = "cpu.conv.matmul"
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if workload.op.channels_last:  # type: ignore[attr-defined]
+            return Refusal("channels-last input: the CPU runs convolutions in [N, C, spatial]")
+        refusal = float_only(workload.inputs[:2])
+        if refusal is None and not is_direct(workload, geometry(workload)):
+            return Refusal("the window is not 1x1, or there is stride, padding or conversion: the columns must be gathered")
+        return refusal
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        shape, threads = geometry(workload), threads_of(device)
+        rows = shape.out[0]
+        found = [
+            config(tile=-(-rows // threads), by=0, threads=threads),
+            config(tile=tile_rows(shape, 512), by=0, threads=threads),
+            config(tile=tile_rows(shape, 1024), by=0, threads=threads),
+        ]
+        if shape.n == 1 and threads > 1:
+            found.insert(0 if rows * shape.row < 512 else 3, config(tile=rows, by=1, threads=threads))
+        found.append(config(tile=rows, by=1, threads=1))
+        return tuple(dict.fromkeys(found))
+
+
+def tile_rows(shape: Geometry, columns: int) -> int:
+    """Rows a tile, for about ``columns`` columns."""
+    return max(1, min(shape.out[0], round(columns / max(shape.row, 1))))
+
+
+TACTICS: tuple[Tactic, ...] = (Matmul(), Im2col())

@@ -1,0 +1,128 @@
+"""The first convolution of a network on Hopper, an image of up to four channels (``stem_sm90.cu``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import gcd
+
+import numpy as np
+
+from fusion.dtypes import DataType
+from fusion.ops import Convolution
+from tactics.cuda.conv.common import Window, window_of
+from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, fixed, pdl, refuse_types, round_up
+from tactics.cuda.sm90.tile_sm90 import SHARED, SHARED_RESERVED, SHARED_SM, refused
+from tactics.tactic import (
+    Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload, config, workload_bytes,
+)  # fmt: skip
+
+CHANNELS = 4  # of a pixel in shared memory
+TILE_W = 16  # output columns of a tile
+
+
+class Sm90Stem(Tactic):
+    """Tiles of output pixels whose patch of the image lies in shared memory; the weights stay there from tile to tile."""
+
+    id = "cuda.conv.sm90_stem"
+    device = "cuda"
+    ops = (Convolution,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := refuse_types(workload, 2, (DataType.HALF, DataType.BF16)) or refused(device, workload.inputs[0].dtype, True):
+            return refusal
+        if not (len(workload.constant) > 1 and workload.constant[1]):
+            return Refusal("the weights are not constant; they are repacked at build")
+        window = window_of(workload)
+        if isinstance(window, Refusal):
+            return window
+        if window.in_channels > CHANNELS or (fixed(workload, 0, -1) == 1 and window.in_channels != 1):
+            return Refusal(f"{window.in_channels} input channels; this kernel takes up to {CHANNELS}, which do not vary")
+        if window.groups != 1 or window.input[0] != 1 or window.taps[0] != 1:
+            return Refusal("groups or three spatial dimensions; this kernel takes plain two-dimensional windows")
+        if window.dilation != (1, 1, 1):
+            return Refusal(f"dilation {window.dilation[1:]}; this kernel takes none")
+        if not 0 < window.pixels < 2**31:
+            return Refusal(f"{window.pixels} output pixels; this kernel takes 1 to 2^31")
+        if not list(self.configs(workload, device)):
+            return Refusal(f"a window of {window.taps[1:]} with stride {window.stride[1:]}: its patch and weights exceed shared memory")
+        epilogue = epilogue_of(workload)
+        return epilogue if isinstance(epilogue, Refusal) else None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        window = _window(workload)
+        widths = [size for size in (16, 32, 64, 96, 128) if size < 2 * window.out_channels or size == 16]
+        bn = min(widths, key=lambda size: (round_up(window.out_channels, size), -size))
+        found = []
+        for warpgroups, blocks in ((1, 4), (2, 2), (1, 5), (1, 1), (2, 1), (1, 3), (1, 2)):
+            choice = config(bn=bn, warpgroups=warpgroups, blocks=blocks)
+            shared = shared_bytes(window, choice)
+            # A thread holds its sums, eight steps of X and the next tile's pixels; fewer registers would serialise wgmma.
+            if blocks * warpgroups * (bn // 2 + 88) * 128 > 65536 or shared > SHARED or blocks * (shared + SHARED_RESERVED) > SHARED_SM:
+                continue
+            found.append(choice)
+        return found
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        choice, window = dict(config), _window(workload)
+        tiles = _tiles(window, choice) * ceil_div(window.out_channels, choice["bn"])
+        waves = ceil_div(tiles, device.multiprocessors * choice["blocks"])
+        return 3e-6 + max(waves * 2.2e-6 * choice["warpgroups"] ** 0.5, workload_bytes(workload) / device.bandwidth)
+
+    def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
+        return (pack_stem(constants[1], dict(config)["bn"]),)
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        choice, window, epilogue = dict(config), _window(workload), epilogue_of(workload)
+        assert isinstance(epilogue, Epilogue)
+        dtype = C_TYPES[workload.inputs[0].dtype]
+        values = defines(
+            IN_T=dtype, IMAGE_T=dtype, OUT_T=C_TYPES[workload.outputs[0].dtype], NCHW=0, CHANNELS=window.in_channels, FILTER_H=window.taps[1],
+            FILTER_W=window.taps[2], STRIDE_H=window.stride[1], STRIDE_W=window.stride[2], PAD_H=window.pad[1], PAD_W=window.pad[2],
+            BN=choice["bn"], WARPGROUPS=choice["warpgroups"], MIN_BLOCKS=choice["blocks"], CHUNK=chunk(choice["bn"]),
+            VEC=gcd(8, window.out_channels), PDL=1 if pdl(device) else None,
+        )  # fmt: skip
+        kernel = Kernel("sm90/stem_sm90.cu", "convolution_stem", (*values, *epilogue.defines), epilogue.prelude)
+        grid = (min(_tiles(window, choice), device.multiprocessors * choice["blocks"]), ceil_div(window.out_channels, choice["bn"]), 1)
+        numbers = (window.batch, *window.input[1:], *window.output[1:], window.out_channels)
+        return Plan((Launch(
+            kernel, grid, (128 * choice["warpgroups"], 1, 1),
+            (Buffer("input", 0), Buffer("packed", 0), Buffer("output"), *map(Scalar, numbers), epilogue.argument),
+            shared_memory=shared_bytes(window, config), dependent=pdl(device),
+        ),))  # fmt: skip
+
+
+def _window(workload: Workload) -> Window:
+    window = window_of(workload)
+    assert isinstance(window, Window)
+    return window
+
+
+def chunk(bn: int) -> int:
+    """Columns that a warp writes at a time."""
+    return 32 if bn % 32 == 0 else 16
+
+
+def shared_bytes(window: Window, config: Config) -> int:
+    """Dynamic shared memory: the weights, the patch, the way out, a barrier."""
+    choice = dict(config)
+    bn, warpgroups = choice["bn"], choice["warpgroups"]
+    groups = ceil_div(window.taps[2], 4)
+    rows, columns = (4 * warpgroups - 1) * window.stride[1] + window.taps[1], (TILE_W - 1) * window.stride[2] + groups * 4
+    return window.taps[1] * groups * bn * 32 + round_up(rows * columns * 8, 16) + warpgroups * 4 * 16 * (chunk(bn) + 8) * 4 + 16
+
+
+def _tiles(window: Window, choice: Mapping[str, int]) -> int:
+    return ceil_div(window.output[1], 4 * choice["warpgroups"]) * ceil_div(window.output[2], TILE_W) * window.batch
+
+
+def pack_stem(weights: np.ndarray, bn: int) -> np.ndarray:
+    """[O, C, R, S] as [tile of bn outputs][R][S / 4][C / 2][bn / 8][8 outputs][4 taps][C % 2], zeros where there is nothing."""
+    outputs, channels, r, s = weights.shape
+    tiles, groups = ceil_div(outputs, bn), ceil_div(s, 4)
+    full = np.zeros((tiles * bn, r, groups * 4, CHANNELS), weights.dtype)
+    full[:outputs, :, :s, :channels] = weights.transpose(0, 2, 3, 1)
+    parts = full.reshape(tiles, bn // 8, 8, r, groups, 4, CHANNELS // 2, 2)
+    return np.ascontiguousarray(parts.transpose(0, 3, 4, 6, 1, 2, 5, 7))
+
+
+TACTICS = (Sm90Stem(),)

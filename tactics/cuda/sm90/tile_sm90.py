@@ -1,0 +1,270 @@
+"""Tiles of the sm_90a pipeline (``include/sm90_pipeline.cuh``): which are legal, what memory they take, how long they should take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from fusion.dtypes import DataType
+from tactics.cuda.gemm.common import C_TYPES, Defines, ceil_div, defines
+from tactics.tactic import Config, DeviceSpec, Refusal, config
+
+SHARED = 227 * 1024  # bytes of shared memory that one block may use on sm_90
+SHARED_SM = 228 * 1024  # of a multiprocessor, of which every block costs SHARED_RESERVED more than it asks for
+SHARED_RESERVED = 1024
+REGISTERS = 65536
+TYPES = (DataType.HALF, DataType.BF16, DataType.FLOAT)  # what wgmma multiplies here; FLOAT as TF32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One configuration; the fields are the defines of ``sm90_pipeline.cuh`` of the same names."""
+
+    bm: int
+    bn: int
+    warpgroups: int
+    stages: int = 0
+    pingpong: int = 0
+    swizzle: int = 128
+    cluster_x: int = 1
+    cluster_y: int = 1
+    split: int = 1
+    swap: int = 0
+    blocks: int = 1  # of a multiprocessor
+
+    @property
+    def cluster(self) -> int:
+        """Blocks of a cluster."""
+        return self.cluster_x * self.cluster_y * self.split
+
+    @property
+    def chunk(self) -> int:
+        """Columns that a warp writes at a time."""
+        return next(size for size in (32, 16, 8) if self.bn % size == 0)
+
+    @property
+    def row_blocks(self) -> int:
+        """64-row blocks of a warpgroup."""
+        return self.bm // 64 // (1 if self.pingpong else self.warpgroups)
+
+    @property
+    def accumulators(self) -> int:
+        """Registers a thread holds for sums."""
+        return self.row_blocks * self.bn // 2
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: the consumers, and a producer warp, or warpgroup where setmaxnreg shares registers out anew."""
+        return self.warpgroups * 128 + (128 if self.warpgroups == 2 and self.accumulators > 96 else 32)
+
+    @property
+    def staging_bytes(self) -> int:
+        """Shared memory through which results leave."""
+        if self.split > 1:
+            owned = self.bm // self.split
+            return 4 * self.split * (self.bn * (owned + 4) if self.swap else owned * (self.bn + 8))
+        return 4 * self.warpgroups * 4 * (self.chunk * 20 if self.swap else 16 * (self.chunk + 8))
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory of one stage and its two barriers."""
+        return (self.bm + self.bn) * self.swizzle + 16
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        return self.stages * self.stage_bytes + self.staging_bytes
+
+    def config(self) -> Config:
+        """As a tactic's configuration."""
+        return config(**self.__dict__)
+
+    def defines(self) -> dict[str, int]:
+        """The defines of ``sm90_pipeline.cuh``."""
+        return {
+            "BM": self.bm, "BN": self.bn, "WARPGROUPS": self.warpgroups, "STAGES": self.stages, "PINGPONG": self.pingpong,
+            "SWIZZLE": self.swizzle, "CLUSTER_X": self.cluster_x, "CLUSTER_Y": self.cluster_y, "SPLIT": self.split, "SWAP": self.swap,
+            "CHUNK": self.chunk, "MIN_BLOCKS": self.blocks,
+        }  # fmt: skip
+
+
+def tile_of(configuration: Config) -> Tile:
+    """The inverse of :meth:`Tile.config`."""
+    return Tile(**dict(configuration))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes that tiles are judged by. ``iterations(bk)`` stages of ``bk`` values cover K; ``bytes``: read and written once."""
+
+    m: int
+    n: int
+    batch: int
+    taps: int  # K is taps x depth, and a stage holds values of one tap only
+    depth: int
+    dtype: DataType
+    bytes: float
+    x_mn: bool = False
+    y_mn: bool = False
+    may_swap: bool = True
+
+    def iterations(self, tile: Tile) -> int:
+        """Stages along K."""
+        return self.taps * ceil_div(self.depth, tile.swizzle // self.dtype.itemsize)
+
+    def sides(self, tile: Tile) -> tuple[int, int]:
+        """The sizes along X (64-row side of wgmma) and Y."""
+        return (self.n, self.m) if tile.swap else (self.m, self.n)
+
+
+def illegal(tile: Tile, problem: Problem) -> str:
+    """Which rule of the kernel or the hardware a tile breaks, or an empty text: every condition once."""
+    x_mn, y_mn = (problem.y_mn, problem.x_mn) if tile.swap else (problem.x_mn, problem.y_mn)
+    x_box, y_box = tile.bm // tile.cluster_y, tile.bn // tile.cluster_x
+    width = 64 if tile.bn % 64 == 0 else 32 if tile.bn % 32 == 0 else 16  # rows of Y in one box when its rows are contiguous
+    rules = (
+        (tile.bm % 64 == 0 and 8 <= tile.bn <= 256 and tile.bn % 8 == 0, "wgmma multiplies 64 rows by 8 to 256 columns in steps of 8"),
+        (tile.row_blocks >= 1 and tile.bm == 64 * tile.row_blocks * (1 if tile.pingpong else tile.warpgroups),
+         "consumer warpgroups share a tile's 64-row blocks evenly"),
+        (tile.warpgroups in (1, 2, 3), "one to three consumer warpgroups"),
+        (tile.swizzle in (32, 64, 128), "a stage's rows are 32, 64 or 128 bytes"),
+        (2 <= tile.stages <= 16, "2 to 16 stages"),
+        (x_box <= 256 and y_box <= 256, "a TMA box has at most 256 rows"),
+        (tile.bm % tile.cluster_y == 0 and x_box % (64 if x_mn else 8) == 0, "each block of a cluster loads whole parts of X"),
+        (tile.bn % tile.cluster_x == 0 and y_box % (width if y_mn else 8) == 0, "each block of a cluster loads whole parts of Y"),
+        (not y_mn or tile.bn % 16 == 0, "rows of Y that are contiguous come 16 at a time"),
+        (not (x_mn or y_mn) or (problem.dtype.itemsize == 2 and tile.swizzle == 128), "only two-byte operands multiply with contiguous rows"),
+        (sum(size > 1 for size in (tile.cluster_x, tile.cluster_y, tile.split)) <= 1, "a cluster has one purpose"),
+        (tile.cluster <= 8, "portable clusters have at most 8 blocks"),
+        (tile.split == 1 or (not tile.pingpong and tile.bm % (8 * tile.split) == 0), "each block of a split owns whole groups of 8 rows"),
+        (not tile.swap or problem.may_swap, "the operands cannot change sides"),
+        (tile.accumulators <= (160 if tile.warpgroups == 1 else 128 if tile.warpgroups == 2 else 64), "the sums fit in registers"),
+        (tile.blocks * registers(tile) * round_warps(tile.threads) * 32 <= REGISTERS, "the blocks' registers fit"),
+        (tile.shared_bytes <= SHARED and tile.blocks * (tile.shared_bytes + SHARED_RESERVED) <= SHARED_SM, "the stages fit in shared memory"),
+    )  # fmt: skip
+    return next((reason for holds, reason in rules if not holds), "")
+
+
+def round_warps(threads: int) -> int:
+    """Warps of a block, as the four quarters of a multiprocessor share them."""
+    return ceil_div(threads // 32, 4) * 4
+
+
+def registers(tile: Tile) -> int:
+    """Registers of a thread, from above: sums, and what the loop and the epilogue keep beside them."""
+    if tile.threads > tile.warpgroups * 128 + 32:
+        return 168
+    return min(168 if tile.warpgroups == 2 else 255, (tile.accumulators + 80 + 7) // 8 * 8)
+
+
+def refused(device: DeviceSpec, dtype: DataType, tf32: bool) -> Refusal | None:
+    """What every tactic of this family asks of the device and the data type."""
+    if device.arch != "sm_90a":
+        return Refusal(f"wgmma and setmaxnreg are sm_90a instructions; the device is {device.arch or device.kind}")
+    if dtype is DataType.FLOAT and not tf32:
+        return Refusal("FP32 products on tensor cores round to TF32, which is not allowed here")
+    return None
+
+
+def with_stages(tile: Tile, problem: Problem) -> Tile:
+    """The tile with as many stages as K and shared memory allow, eight at most."""
+    room = min(SHARED, SHARED_SM // tile.blocks - SHARED_RESERVED) - tile.staging_bytes
+    wanted = ceil_div(problem.iterations(tile), tile.split) + (1 if problem.batch * problem.m > 64 * 132 else 0)
+    return replace(tile, stages=max(2, min(8 if tile.bm + tile.bn > 96 else 12, room // tile.stage_bytes, wanted)))
+
+
+def shapes(problem: Problem) -> Iterator[Tile]:
+    """Tiles worth trying, without stages."""
+    narrow = tuple(dict.fromkeys(min(128, size) for size in (128, 64, 32) if problem.depth * problem.dtype.itemsize % size == 0 or size == 128))
+    for swizzle in narrow[:2] if problem.depth * problem.dtype.itemsize < 256 else narrow[:1]:
+        for split in (1, 2, 4, 8):
+            for bn in (32, 48, 64, 80, 96, 128, 160, 192, 256):
+                yield Tile(64, bn, 1, split=split, swizzle=swizzle)
+                if bn <= 128:
+                    yield Tile(128, bn, 2, split=split, swizzle=swizzle)
+            for bn in (8, 16, 24, 32, 48, 64):
+                yield Tile(64, bn, 1, split=split, swap=1, swizzle=swizzle)
+        for blocks in (2, 3):
+            yield Tile(64, 64, 1, blocks=blocks, swizzle=swizzle)
+            yield Tile(128, 64, 2, blocks=blocks, swizzle=swizzle)
+        yield Tile(128, 128, 2, blocks=2, swizzle=swizzle)
+        for cluster_x, cluster_y in ((1, 1), (2, 1), (1, 2)):
+            for bm, bn, warpgroups, pingpong in (
+                (128, 128, 2, 0), (128, 160, 2, 0), (128, 192, 2, 0), (128, 256, 2, 0), (256, 64, 2, 0), (256, 96, 2, 0), (256, 128, 2, 0),
+                (192, 128, 3, 0), (128, 64, 2, 1), (128, 128, 2, 1), (64, 256, 2, 1), (64, 128, 2, 1), (64, 192, 2, 1),
+            ):  # fmt: skip
+                yield Tile(bm, bn, warpgroups, pingpong=pingpong, cluster_x=cluster_x, cluster_y=cluster_y, swizzle=swizzle)
+
+
+def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Tile]:
+    """Legal tiles, the most promising first."""
+    found: dict[Tile, float] = {}
+    for shape in shapes(problem):
+        tile = with_stages(shape, problem)
+        x, y = problem.sides(tile)
+        if illegal(tile, problem) or tile in found:
+            continue
+        if tile.split > 1 and problem.iterations(tile) < 2 * tile.split:  # each block deserves two stages at least
+            continue
+        if (tile.bm >= 2 * x and tile.bm > 64) or (tile.bn >= 2 * y and tile.bn > 32):  # half of it would do
+            continue
+        if (tile.cluster_x > 1 and x <= tile.bm) or (tile.cluster_y > 1 and y <= tile.bn):  # nobody to share with
+            continue
+        found[tile] = estimate(tile, problem, device)
+    return sorted(found, key=lambda tile: (found[tile], tile.config()))[:limit]
+
+
+def tiles_along(tile: Tile, problem: Problem) -> tuple[int, int]:
+    """How many cluster tiles there are along X and Y."""
+    x, y = problem.sides(tile)
+    return ceil_div(x, tile.bm * tile.cluster_x), ceil_div(y, tile.bn * tile.cluster_y)
+
+
+def grid(tile: Tile, problem: Problem, device: DeviceSpec) -> int:
+    """Blocks of the launch: one a tile, at most as many as run at a time (a split tile's cluster does one tile)."""
+    along_x, along_y = tiles_along(tile, problem)
+    blocks = along_x * along_y * problem.batch * tile.cluster
+    if tile.split > 1:
+        return blocks
+    resident = device.multiprocessors * per_multiprocessor(tile)
+    return min(blocks, resident // tile.cluster * tile.cluster)
+
+
+def per_multiprocessor(tile: Tile) -> int:
+    """Blocks that one multiprocessor holds at a time, by shared memory, registers and threads."""
+    warps = round_warps(tile.threads)
+    return max(1, min(SHARED_SM // (tile.shared_bytes + SHARED_RESERVED), REGISTERS // (registers(tile) * warps * 32), 64 // warps))
+
+
+def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
+    """Seconds that a tile should take: whole waves of the slowest of arithmetic, shared memory, L2, beside memory and fixed costs."""
+    along_x, along_y = tiles_along(tile, problem)
+    blocks = along_x * along_y * problem.batch * tile.cluster
+    at_a_time = per_multiprocessor(tile)
+    busy = min(at_a_time, ceil_div(blocks, device.multiprocessors))  # blocks that share one multiprocessor
+    waves = ceil_div(blocks, device.multiprocessors * busy)
+    stages = ceil_div(problem.iterations(tile), tile.split)
+    name = "tf32" if problem.dtype is DataType.FLOAT else problem.dtype.value
+    clock = 1.7e9
+    rate = (device.flops.get(name) or 8e14) / device.multiprocessors / clock  # operations a cycle, as measured: 0.8 of the peak
+    steps = tile.swizzle // 32
+    wide = tile.bm // 64  # 64-row instructions a step
+    arithmetic = wide * steps * max(64 * tile.bn * 2 * (32 // problem.dtype.itemsize) / rate, 16 + tile.bn / 4)
+    feed = (tile.bm / tile.cluster_y + tile.bn / tile.cluster_x) * tile.swizzle / 40  # bytes a cycle from L2
+    stage = max(busy * max(arithmetic, feed), 900 / min(tile.stages, stages))
+    results = tile.bm * tile.bn / tile.split
+    turn = 16 * results / tile.warpgroups / 128 + 500  # the epilogue, in cycles
+    if tile.pingpong:
+        turn /= 4
+    body = waves * (stages * stage + busy * turn * (0.5 if waves > 1 and busy > 1 else 1)) + 900
+    if tile.split > 1:
+        body += 1200 + 60 * tile.split
+    launch = 1.3e-6
+    return launch + max(body / clock, problem.bytes / device.bandwidth)
+
+
+def tile_defines(tile: Tile, dtype: DataType, out: DataType, columns: int, constant_b: bool, pdl: bool) -> Defines:
+    """All defines of a kernel of this family but its operands' layouts; ``columns`` is what the output's row length divides by."""
+    return defines(
+        **tile.defines(), IN_T=C_TYPES[dtype], OUT_T=C_TYPES[out], VEC=columns, CONSTANT_B=int(constant_b), PDL=1 if pdl else None
+    )

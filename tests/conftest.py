@@ -1,0 +1,21 @@
+"""Shared by all tests: GPU tests are skipped where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from trtcli.host import cuda_version
+
+# Reports are compared as text: no colours, whatever the terminal that runs the tests.
+os.environ["NO_COLOR"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if cuda_version():
+        return
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)

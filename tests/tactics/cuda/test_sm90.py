@@ -1,0 +1,282 @@
+"""The sm_90a tactics without a GPU: what they refuse, that every configuration is legal, that launches describe the right product
+(the tensor maps are read as TMA would), and that a representative set compiles without spills."""
+
+from __future__ import annotations
+
+from itertools import product as every
+
+import numpy as np
+import pytest
+
+from fusion.dtypes import DataType
+from fusion.expression import Operand, apply
+from fusion.network import TensorType
+from fusion.ops import Convolution, MatrixMultiply
+from tactics.compiler import compile_cubin
+from tactics.cuda.sm90.conv_sm90 import Sm90Convolution
+from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
+from tactics.cuda.sm90.stem_sm90 import Sm90Stem, pack_stem
+from tactics.cuda.sm90.tile_sm90 import Problem, Tile, illegal, tile_of
+from tactics.tactic import DeviceSpec, Launch, Refusal, Scalar, Tactic, TensorMap, Workload
+
+H200 = DeviceSpec("cuda", "H200", "sm_90a", 90, 132, 227 * 1024, 50 << 20, 140 << 30, 4.3e12,
+                  {"float16": 8e14, "bfloat16": 8e14, "tf32": 4e14, "float32": 6e13})  # fmt: skip
+A100 = DeviceSpec("cuda", "A100", "sm_80", 80, 108, 163 * 1024, 40 << 20, 40 << 30, 1.5e12, {"float16": 3e14})
+HALF = DataType.HALF
+RELU_BIAS = apply("relu", apply("add", Operand(0), Operand(1)))
+
+
+def gemm(a, b, transpose_a=False, transpose_b=False, constant=False, dtype=HALF, varies=(), bias=False) -> Workload:
+    op = MatrixMultiply(transpose_a, transpose_b, RELU_BIAS if bias else Operand(0))
+    inputs = [TensorType(dtype, tuple(a)), TensorType(dtype, tuple(b))]
+    if bias:
+        inputs.append(TensorType(dtype, (b[-2] if transpose_b else b[-1],)))
+    return Workload(op, tuple(inputs), op.infer(inputs), (False, constant, True)[: len(inputs)], varies)
+
+
+def conv(x, weights, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1, last=True, dtype=HALF, varies=()) -> Workload:
+    half = len(stride)
+    op = Convolution(tuple(stride), tuple(pads[:half]), tuple(pads[half:]), tuple(dilation), groups, last, RELU_BIAS)
+    inputs = [TensorType(dtype, tuple(x)), TensorType(dtype, tuple(weights)), TensorType(dtype, (weights[0],))]
+    return Workload(op, tuple(inputs), op.infer(inputs), (False, True, True), varies)
+
+
+GEMMS = {
+    "bert": gemm((1, 128, 768), (768, 3072), constant=True, bias=True),
+    "vit": gemm((32, 197, 768), (768, 768), constant=True),
+    "transposed weight": gemm((200, 768), (1000, 768), transpose_b=True, constant=True),
+    "scores": gemm((12, 128, 64), (12, 128, 64), transpose_b=True),
+    "context": gemm((2, 12, 128, 128), (2, 12, 128, 64)),
+    "shared b": gemm((6, 40, 64), (64, 72)),
+    "shared a": gemm((40, 64), (6, 64, 72)),
+    "a transposed": gemm((3, 64, 40), (3, 64, 72), transpose_a=True),
+    "one row": gemm((1, 2048), (2048, 1000), constant=True, bias=True),
+    "odd columns": gemm((33, 64), (64, 67), constant=True),
+    "square": gemm((4096, 4096), (4096, 4096), constant=True),
+    "tf32": gemm((130, 260), (260, 72), constant=True, dtype=DataType.FLOAT),
+    "bf16": gemm((130, 264), (264, 72), constant=True, dtype=DataType.BF16),
+}
+CONVS = {
+    "3x3": conv((2, 14, 14, 64), (72, 64, 3, 3), (1, 1), (1, 1, 1, 1)),
+    "1x1": conv((2, 14, 14, 64), (72, 64, 1, 1)),
+    "1x1 stride 2": conv((2, 15, 14, 64), (72, 64, 1, 1), (2, 2)),
+    "stride and uneven pads": conv((2, 15, 18, 24), (40, 24, 3, 5), (2, 3), (0, 2, 1, 1)),
+    "dilation": conv((1, 15, 18, 16), (40, 16, 3, 3), (1, 1), (2, 3, 2, 3), (2, 3)),
+    "patches": conv((2, 32, 48, 3), (64, 3, 16, 16), (16, 16)),
+    "patches of 4": conv((2, 16, 16, 4), (32, 4, 4, 4), (4, 4)),
+    "one dimension": conv((2, 30, 32), (48, 32, 3), (2,), (1, 0), (1,)),
+    "depth folded": conv((2, 3, 9, 9, 16), (24, 16, 1, 3, 3), (1, 1, 1), (0, 1, 1, 0, 1, 1), (1, 1, 1)),
+    "deep": conv((1, 7, 7, 512), (512, 512, 3, 3), (1, 1), (1, 1, 1, 1)),
+    "tf32": conv((1, 9, 9, 12), (20, 12, 3, 3), (1, 1), (1, 1, 1, 1), dtype=DataType.FLOAT),
+}
+STEMS = {
+    "resnet": conv((1, 224, 224, 3), (64, 3, 7, 7), (2, 2), (3, 3, 3, 3)),
+    "mobilenet": conv((32, 224, 224, 3), (32, 3, 3, 3), (2, 2), (1, 1, 1, 1)),
+    "one channel": conv((3, 28, 28, 1), (24, 1, 5, 5), (1, 1), (2, 2, 2, 2)),
+}
+
+
+def one_launch(tactic: Tactic, workload: Workload, config) -> Launch:
+    (step,) = tactic.plan(workload, config, H200).steps
+    assert isinstance(step, Launch)
+    return step
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+@pytest.mark.parametrize(
+    ("tactic", "workload", "device", "text"),
+    [
+        (Sm90Gemm(), GEMMS["bert"], A100, "sm_90a"),
+        (Sm90Gemm(), gemm((8, 20), (20, 8)), H200, "multiple of 8"),
+        (Sm90Gemm(), gemm((8, 24), (24, 20)), H200, "rows of b"),
+        (Sm90Gemm(), gemm((8, 24), (24, 8), dtype=DataType.FLOAT), H200, "K contiguous"),
+        (Sm90Gemm(), gemm((2, 1, 8, 24), (1, 3, 24, 8)), H200, "follows only some axes"),
+        (Sm90Gemm(), gemm((0, 24), (24, 8)), H200, "empty"),
+        (Sm90Gemm(), gemm((8, 24), (24, 8), varies=((False, True), (False, False), (False, False))), H200, "varies"),
+        (Sm90Convolution(), conv((1, 9, 9, 3), (8, 3, 3, 3)), H200, "multiple of 8"),
+        (Sm90Convolution(), conv((1, 9, 9, 16), (8, 8, 3, 3), groups=2), H200, "groups"),
+        (Sm90Convolution(), conv((1, 8, 10, 10), (8, 8, 3, 3), last=False), H200, "channels-first"),
+        (Sm90Convolution(), conv((1, 40, 40, 8), (8, 8, 3, 3), (9, 9)), H200, "steps of up to 8"),
+        (Sm90Convolution(), conv((1, 400, 400, 8), (8, 8, 3, 3), dilation=(130, 1)), H200, "8 bits"),
+        (Sm90Convolution(), conv((1, 9, 9, 9, 8), (8, 8, 3, 3, 3), (1, 1, 1), (0,) * 6, (1, 1, 1)), H200, "three dimensions"),
+        (Sm90Stem(), CONVS["3x3"], H200, "input channels"),
+        (Sm90Stem(), conv((1, 64, 64, 3), (8, 3, 3, 3), dilation=(2, 2)), H200, "dilation"),
+    ],
+)
+def test_refuses(tactic, workload, device, text):
+    refusal = tactic.supports(workload, device)
+    assert isinstance(refusal, Refusal)
+    assert text in refusal.reason
+
+
+# ------------------------------------------------------------------------------------------------------- configurations
+@pytest.mark.parametrize("name", [*GEMMS, *CONVS])
+def test_configurations_are_legal(name):
+    tactic, workload = (Sm90Gemm(), GEMMS[name]) if name in GEMMS else (Sm90Convolution(), CONVS[name])
+    if name == "tf32":
+        workload = GEMMS[name]
+        tactic = Sm90Gemm()
+    assert tactic.supports(workload, H200) is None
+    configs = tactic.configs(workload, H200)
+    assert 1 <= len(configs) <= 40 and len(set(configs)) == len(configs)
+    for config in configs:
+        tile, launch = tile_of(config), one_launch(tactic, workload, config)
+        assert tile.config() == config
+        assert launch.shared_memory <= 227 * 1024
+        assert launch.grid[0] % tile.cluster == 0 and launch.grid[0] >= 1
+        assert launch.block[0] == tile.threads <= 1024
+    estimates = [tactic.estimate(workload, config, H200) for config in configs]
+    assert estimates == sorted(estimates) and estimates[0] > 0
+
+
+def test_illegal_tiles_say_why():
+    problem = Problem(4096, 4096, 1, 1, 4096, HALF, 1e6)
+    assert illegal(Tile(128, 128, 2, 4), problem) == ""
+    assert "evenly" in illegal(Tile(192, 128, 2, 4), problem)
+    assert "one purpose" in illegal(Tile(128, 128, 2, 4, cluster_x=2, split=2), problem)
+    assert "shared memory" in illegal(Tile(128, 256, 2, 5), problem)
+    assert "8 rows" in illegal(Tile(128, 128, 2, 4, pingpong=1, split=2), problem)
+
+
+# ------------------------------------------------------------------------------------------- launches, read as TMA would
+def view(tensor_map: TensorMap, array: np.ndarray) -> np.ndarray:
+    """The tensor that a tiled map describes, outermost dimension first."""
+    strides = (*reversed(tensor_map.strides), array.itemsize)
+    return np.lib.stride_tricks.as_strided(array, tuple(reversed(tensor_map.dims)), strides)
+
+
+def im2col(tensor_map: TensorMap, array: np.ndarray, pixels: int, taps) -> np.ndarray:
+    """[pixels, taps, channels]: the image's values as im2col walks them, zero outside."""
+    image, column = view(tensor_map, array), tensor_map.im2col
+    assert column is not None
+    n, h, w, _ = image.shape
+    _, step_w, step_h, _ = tensor_map.element_strides
+    across = range(column.lower_corner[0], w - 1 + column.upper_corner[0] + 1, step_w)
+    down = range(column.lower_corner[1], h - 1 + column.upper_corner[1] + 1, step_h)
+    places = list(every(range(n), down, across))
+    assert len(places) == pixels
+    result = np.zeros((pixels, len(taps), image.shape[3]), np.float32)
+    for i, (b, y, x) in enumerate(places):
+        for j, (dy, dx) in enumerate(taps):
+            if 0 <= y + dy < h and 0 <= x + dx < w:
+                result[i, j] = image[b, y + dy, x + dx]
+    return result
+
+
+def close(result: np.ndarray, workload: Workload, inputs: list[np.ndarray]) -> None:
+    expected = workload.op.evaluate(inputs)[0].astype(np.float32).ravel()
+    if len(inputs) > 2:
+        result = np.maximum(result.reshape(-1, len(inputs[2])) + inputs[2].astype(np.float32), 0)
+    error = np.linalg.norm(result.ravel() - expected) / np.linalg.norm(expected)
+    assert error < 1e-2
+
+
+def values(workload: Workload) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.standard_normal(tensor.shape).astype(tensor.dtype.numpy) for tensor in workload.inputs]
+
+
+@pytest.mark.parametrize("name", [name for name in GEMMS if name != "square"])
+def test_gemm_launches_describe_the_product(name):
+    tactic, workload = Sm90Gemm(), GEMMS[name]
+    inputs = values(workload)
+    for config in tactic.configs(workload, H200)[:4]:
+        packed = tactic.prepare(workload, config, {1: inputs[1]})
+        launch, tile = one_launch(tactic, workload, config), tile_of(config)
+        a_map, b_map, _, *numbers, _ = launch.arguments
+        m, n, k, batches, a_batch, b_batch = (number.value for number in numbers if isinstance(number, Scalar))
+        defines = dict(launch.kernel.defines)
+        assert isinstance(a_map, TensorMap) and isinstance(b_map, TensorMap)
+        a = view(a_map, inputs[0]).astype(np.float32)
+        b = view(b_map, packed[0] if b_map.buffer.kind == "packed" else inputs[1]).astype(np.float32)
+        a = a.swapaxes(1, 2) if defines["A_KM"] == "1" else a
+        b = b.swapaxes(1, 2) if defines["B_KN"] == "1" else b
+        assert a.shape == (batches if a_batch else 1, m, k) and b.shape == (batches if b_batch else 1, n, k)
+        assert (int(defines["VEC"]) == 8) == (n % 8 == 0)
+        result = np.stack([a[i * a_batch] @ b[i * b_batch].T for i in range(batches)])
+        close(result, workload, inputs)
+        x_map, y_map = (b_map, a_map) if tile.swap else (a_map, b_map)
+        assert x_map.box[1] == tile.bm // tile.cluster_y or x_map.box[0] == 64
+        assert y_map.box[1] == tile.bn // tile.cluster_x or y_map.box[0] in (16, 32, 64)
+
+
+@pytest.mark.parametrize("name", list(CONVS))
+def test_convolution_launches_describe_the_product(name):
+    tactic, workload = Sm90Convolution(), CONVS[name]
+    assert tactic.supports(workload, H200) is None
+    inputs = values(workload)
+    config = tactic.configs(workload, H200)[0]
+    (packed,) = tactic.prepare(workload, config, {1: inputs[1]})
+    launch = one_launch(tactic, workload, config)
+    image, weight, _, *rest, _ = launch.arguments
+    assert isinstance(image, TensorMap) and isinstance(weight, TensorMap)
+    numbers = [number.value for number in rest if isinstance(number, Scalar)]
+    if launch.kernel.entry == "gemm":
+        result = view(image, inputs[0])[0].astype(np.float32) @ view(weight, packed)[0].astype(np.float32).T
+    else:
+        pixels, height, width, outputs, channels, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = numbers
+        assert image.im2col is not None
+        assert image.im2col.lower_corner == (-pad_w, -pad_h) and image.element_strides == (1, stride_w, stride_h, 1)
+        assert pixels % (height * width) == 0
+        taps = [(i * dilation_h, j * dilation_w) for i in range(r) for j in range(s)]
+        columns = im2col(image, inputs[0], pixels, taps)
+        rows = view(weight, packed).astype(np.float32)
+        assert rows.shape == (outputs, r * s, channels)
+        result = columns.reshape(pixels, -1) @ rows.reshape(outputs, -1).T
+    close(result, workload, inputs)
+
+
+def test_the_same_kernels_serve_every_batch():
+    varies = ((True, False, False), (False, False), (True, False, False))
+    small, large = gemm((1, 128, 768), (768, 768), constant=True, varies=varies), gemm((9, 128, 768), (768, 768), constant=True, varies=varies)
+    tactic = Sm90Gemm()
+    for config in tactic.configs(small, H200):
+        first, second = one_launch(tactic, small, config), one_launch(tactic, large, config)
+        assert first.kernel == second.kernel and first.shared_memory == second.shared_memory
+
+
+# ----------------------------------------------------------------------------------------------------------------- stem
+@pytest.mark.parametrize("name", list(STEMS))
+def test_stem_weights_are_where_the_kernel_reads_them(name):
+    tactic, workload = Sm90Stem(), STEMS[name]
+    assert tactic.supports(workload, H200) is None
+    outputs, channels, r, s = (int(dim) for dim in workload.inputs[1].shape)
+    weights = np.arange(1, outputs * channels * r * s + 1, dtype=np.float64).reshape(outputs, channels, r, s)
+    for config in tactic.configs(workload, H200):
+        bn = dict(config)["bn"]
+        packed = pack_stem(weights, bn).reshape(-1, r, -(-s // 4), 2, bn // 8, 8, 8)
+        for o, c, i, j in every((0, outputs - 1), range(channels), range(r), range(s)):
+            # k of a step: tap and channel % 2 in the eight values of a row, channel / 2 in the half of the step
+            assert packed[o // bn, i, j // 4, c // 2, o % bn // 8, o % 8, 2 * (j % 4) + c % 2] == weights[o, c, i, j]
+        assert np.count_nonzero(packed) == weights.size
+        launch = one_launch(tactic, workload, config)
+        assert launch.shared_memory <= 227 * 1024 and launch.grid[0] >= 1
+
+
+# -------------------------------------------------------------------------------------------------------------- compile
+def compiled(launch: Launch):
+    cubin = compile_cubin(launch.kernel.source(), launch.kernel.defines, "sm_90a", launch.kernel.file)
+    assert cubin.resources.spill_stores == 0, launch.kernel.defines
+    assert "C7510" not in cubin.log and "C7512" not in cubin.log, cubin.log
+    return cubin
+
+
+@pytest.mark.parametrize("name", ["bert", "context", "one row", "a transposed", "square", "tf32", "bf16"])
+def test_gemm_kernels_compile_without_spills(name):
+    tactic = Sm90Gemm()
+    for config in tactic.configs(GEMMS[name], H200)[:3]:
+        compiled(one_launch(tactic, GEMMS[name], config))
+
+
+@pytest.mark.parametrize("name", ["3x3", "deep", "patches", "tf32"])
+def test_convolution_kernels_compile_without_spills(name):
+    tactic = Sm90Convolution()
+    for config in tactic.configs(CONVS[name], H200)[:3]:
+        compiled(one_launch(tactic, CONVS[name], config))
+
+
+@pytest.mark.parametrize("name", list(STEMS))
+def test_stem_kernels_compile_without_spills(name):
+    tactic = Sm90Stem()
+    for config in tactic.configs(STEMS[name], H200)[:4]:
+        compiled(one_launch(tactic, STEMS[name], config))

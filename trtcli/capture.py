@@ -1,0 +1,82 @@
+"""Can a CUDA graph hold a network? The static answer, from the model alone: no GPU needed.
+
+A graph records launches once and replays them as they are: the host cannot step in between. So what needs the host in the
+middle (a branch or loop on a computed value, an output whose shape depends on values, strings, sequences) cannot be in it.
+Source: CUDA Programming Guide, "CUDA Graphs"; TensorRT's documentation names the same operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fusion.importer import Problem
+
+_DATA_SHAPE = "its output's shape depends on data"
+_CONTROL = "the host decides what runs next"
+_HOST = "its values live on the host"
+
+# Operators that no import makes capturable, with the reason.
+HOST_OPERATORS = {
+    **dict.fromkeys(("NonZero", "NonMaxSuppression", "Unique", "Compress", "StringSplit"), _DATA_SHAPE),
+    **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), _CONTROL),
+    **dict.fromkeys(
+        (
+            "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength",
+            "SplitToSequence", "ConcatFromSequence", "Optional", "OptionalGetElement", "OptionalHasElement",
+            "StringConcat", "StringNormalizer", "RegexFullMatch", "TfIdfVectorizer", "ImageDecoder",
+        ),
+        _HOST,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """A node or layer that a CUDA graph cannot hold, and why."""
+
+    operator: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether one CUDA graph can hold the network.
+
+    Attributes:
+        layers: how many layers (or nodes, for a model that cannot be built) there are.
+        obstacles: what stands in the way; empty when capturable.
+        segments: lengths of the runs of layers between the obstacles: each could be a graph of its own.
+        how: where the answer comes from.
+    """
+
+    layers: int
+    obstacles: tuple[Obstacle, ...] = ()
+    segments: tuple[int, ...] = ()
+    how: str = "static"
+
+    @property
+    def capturable(self) -> bool:
+        """Whether one graph holds it all."""
+        return not self.obstacles
+
+
+def obstacle_of(problem: Problem) -> Obstacle | None:
+    """The obstacle that a node which cannot be imported is to capture, or None when it is merely unsupported."""
+    reason = HOST_OPERATORS.get(problem.operator)
+    if reason is None and "depends on data" in problem.reason:
+        reason = problem.reason.split(";")[0]
+    return None if reason is None else Obstacle(problem.operator, problem.node, reason)
+
+
+def verdict_of_nodes(names: Sequence[str], obstacles: Sequence[Obstacle]) -> Verdict:
+    """The verdict on nodes in topological order, some of which are obstacles."""
+    blocked = {one.name for one in obstacles}
+    segments: list[int] = [0]
+    for name in names:
+        if name in blocked:
+            segments.append(0)
+        else:
+            segments[-1] += 1
+    return Verdict(len(names), tuple(obstacles), tuple(length for length in segments if length))

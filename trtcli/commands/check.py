@@ -1,0 +1,86 @@
+"""``trtcli check``: can one CUDA graph hold the network? Exit 0 yes, 2 no, 1 error."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from fusion.importer import UnsupportedModel, import_onnx
+from fusion.importer.graph import node_names
+from trtcli import host, session
+from trtcli.capture import Verdict, obstacle_of, verdict_of_nodes
+from trtcli.config import Config
+from trtcli.errors import NOT_CAPTURABLE, PASSED
+from trtcli.files import json_text
+from trtcli.log import Log
+from trtcli.parse import Parsed
+
+SCHEMA = 1
+
+
+def run(parsed: Parsed, log: Log) -> int:
+    """Print the verdict."""
+    config = parsed.config
+    session.check_files(config)
+    verdict = static_verdict(config)
+    if verdict.capturable and config.system.device != "cpu" and host.cuda_version():
+        verdict = measured_verdict(config, log)
+    print(json_text(verdict_json(verdict)) if parsed.get("json") else "\n".join(verdict_lines(verdict)))
+    return PASSED if verdict.capturable else NOT_CAPTURABLE
+
+
+def static_verdict(config: Config) -> Verdict:
+    """The verdict from the file alone.
+
+    Raises:
+        UnsupportedModel: nodes stand in the way of importing that are no obstacle to capture: the question has no answer.
+    """
+    if config.model.load_engine:
+        from runtime.engine import Engine
+
+        # An engine holds launches only: whatever needs the host was refused when it was built.
+        return Verdict(len(Engine.load(config.model.load_engine).layers))
+    try:
+        return Verdict(len(import_onnx(Path(config.model.onnx)).layers))
+    except UnsupportedModel as error:
+        obstacles = [obstacle_of(problem) for problem in error.problems]
+        if not all(obstacles):
+            raise
+        from onnx import load
+
+        nodes = load(config.model.onnx, load_external_data=False).graph.node
+        return verdict_of_nodes(node_names(nodes), [one for one in obstacles if one])
+
+
+def measured_verdict(config: Config, log: Log) -> Verdict:
+    """The verdict of a real capture: build (or load), run plainly, capture, replay, compare."""
+    from dataclasses import replace
+
+    from runtime.devices import open_device
+    from trtcli.trial import capture_trial
+
+    device = open_device(config.system.device)
+    quick = replace(config.build, optimization_level=0, save_engine="")
+    engine = session.obtain_engine(replace(config, build=quick), device, log)
+    shapes = session.inference_shapes(config, engine, log)
+    return capture_trial(engine, device, session.make_inputs(config, engine, shapes, log))
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """The verdict for people."""
+    source = "answer is static: no GPU here" if verdict.how == "static" else verdict.how
+    if verdict.capturable:
+        return [f"capturable: all {verdict.layers} layers ({source})"]
+    count, held = len(verdict.obstacles), sum(verdict.segments)
+    lines = [f"not capturable: {count} of {verdict.layers} layers ({source})"]
+    width = max(len(one.operator) for one in verdict.obstacles)
+    lines += [f"  {one.operator:<{width}}  {one.name}  {one.reason}" for one in verdict.obstacles]
+    if verdict.segments:
+        plural = "s" if len(verdict.segments) != 1 else ""
+        lines.append(f"  {len(verdict.segments)} segment{plural} ({held} layers) can be captured around it")
+    return lines
+
+
+def verdict_json(verdict: Verdict) -> dict[str, object]:
+    """The verdict for programs."""
+    return {"schema": SCHEMA, "capturable": verdict.capturable, **asdict(verdict)}

@@ -1,0 +1,67 @@
+"""``trtcli inspect``: what an engine consists of, or what would become of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtcli import session
+from trtcli.errors import PASSED
+from trtcli.files import json_text, write_json
+from trtcli.log import Log
+from trtcli.parse import Parsed
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+
+
+def run(parsed: Parsed, log: Log) -> int:
+    """Print it as text or JSON."""
+    session.check_files(parsed.config)
+    return _engine(parsed, log) if parsed.config.model.load_engine else _model(parsed)
+
+
+def _engine(parsed: Parsed, log: Log) -> int:
+    from runtime.engine import Engine
+    from trtcli.report.inspection import engine_json, engine_lines
+    from trtcli.report.whynot import why_not_lines
+
+    engine: Engine = Engine.load(parsed.config.model.load_engine)
+    report = parsed.config.report
+    if report.why_not:
+        _print([line for node in report.why_not for line in why_not_lines(engine, node)])
+    elif parsed.get("json"):
+        print(json_text(engine_json(engine)))
+    else:
+        _print(engine_lines(engine))
+    if report.export_layer_info:
+        write_json(report.export_layer_info, engine_json(engine))
+    return PASSED
+
+
+def _model(parsed: Parsed) -> int:
+    """A model is imported and fused, not built: quick, and no tactic is known."""
+    from fusion.importer import import_with_report
+    from fusion.passes import FusionOptions, optimize
+    from trtcli import host
+    from trtcli.report.inspection import model_json, model_lines
+    from trtcli.report.whynot import why_not_in_network
+
+    config = parsed.config
+    gpu = config.system.device != "cpu" and bool(host.cuda_version())
+    network, facts = import_with_report(Path(config.model.onnx))
+    disabled = tuple("@".join(filter(None, pair)) for pair in config.build.disable_fusion)
+    fused = optimize(network, FusionOptions(disabled=disabled, device="cuda" if gpu else "cpu"))
+    if config.report.why_not:
+        _print([line for node in config.report.why_not for line in why_not_in_network(fused.network, fused.misses, node)])
+    elif parsed.get("json"):
+        print(json_text(model_json(facts, fused)))
+    else:
+        _print(model_lines(facts, network, fused))
+    if config.report.export_layer_info:
+        write_json(config.report.export_layer_info, model_json(facts, fused))
+    return PASSED
+
+
+def _print(lines: list[str]) -> None:
+    print("\n".join(lines))

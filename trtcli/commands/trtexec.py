@@ -1,0 +1,48 @@
+"""``trtcli [FLAGS]``: trtexec's own mode. Build or load, benchmark, report; banners around it."""
+
+from __future__ import annotations
+
+from trtcli import session
+from trtcli.config import Config
+from trtcli.errors import FAILED, INTERRUPTED, PASSED, report
+from trtcli.log import Log
+from trtcli.parse import Parsed
+
+
+def run(parsed: Parsed, log: Log) -> int:
+    """Run it between the banners."""
+    log.banner("RUNNING", parsed.command_line)
+    try:
+        code = execute(parsed.config, log)
+    except BrokenPipeError:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error, log)
+    log.banner("FAILED" if code in (FAILED, INTERRUPTED) else "PASSED", parsed.command_line)
+    return code
+
+
+def execute(config: Config, log: Log) -> int:
+    """The run itself, top to bottom."""
+    session.check_files(config)
+    device = session.open_device(config, log)
+    engine = session.obtain_engine(config, device, log)
+    if config.inference.skip_inference:
+        session.report_layers(config, engine, None, log)
+        log.info("Skipped inference phase since --skipInference is added.")
+        return PASSED
+
+    from runtime.benchmark import benchmark
+
+    shapes = session.inference_shapes(config, engine, log)
+    inputs = session.make_inputs(config, engine, shapes, log)
+    session.report_layers(config, engine, shapes, log)
+    log.info("Starting inference")
+    result = benchmark(engine, device, session.benchmark_config(config), inputs)
+    for note in result.notes:
+        log.warning(note)
+    session.report_performance(config, result, device.spec.kind == "cuda", log)
+    session.report_outputs(config, inputs, result.outputs, log)
+    if config.report.dump_profile or config.report.export_profile:
+        session.profile(config, engine, device, inputs, log)
+    return PASSED

@@ -1,0 +1,180 @@
+"""``trtcli inspect``: an engine or a model on one page of at most 100 columns, and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from fusion.importer import ImportReport
+from fusion.network import Network
+from fusion.passes import FusionResult
+from runtime.engine import Engine
+from trtcli.report.layers import SCHEMA, io_tensors, layer_info_json, layer_objects
+from trtcli.shapes import text
+
+WIDTH = 100
+
+
+def engine_lines(engine: Engine) -> list[str]:
+    """The engine: where it comes from, its inputs and outputs, its layers with tactic, time and floor."""
+    record = engine.record
+    total = _total(engine)
+    lines = [
+        f"Engine of {record.get('model', engine.network.name)}, built by trtcli {record.get('trtcli', '?')} "
+        f"on {record.get('date', '?')}",
+        f"for {engine.device.name} ({engine.device.arch}), {engine.num_aux_streams + 1} stream(s), "
+        f"{_mebibytes(sum(array.nbytes for array in engine.weights.values()))} weights, "
+        f"{len(engine.kernels)} kernels ({_mebibytes(sum(map(len, engine.kernels.values())))})",
+        "",
+    ]
+    for one in io_tensors(engine):
+        shapes = [
+            text(tuple(profile[key])) for profile in one["ProfileInfo"][:1] for key in ("MinShape", "OptShape", "MaxShape")
+        ]
+        ranges = "" if len(set(shapes)) < 2 else f"  min {shapes[0]}, opt {shapes[1]}, max {shapes[2]}"
+        lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}")
+    lines += ["", *_layer_table(engine, total), "", _fates_line(engine.network)]
+    return lines
+
+
+_HEAD = ("  #", "Layer", "Type", "Tactic", "us", "%", "of floor")
+
+
+def _layer_table(engine: Engine, total: float) -> list[str]:
+    rows = []
+    for number, (layer, plan) in enumerate(zip(engine.network.layers, engine.layers, strict=True)):
+        timed = not math.isnan(plan.seconds)
+        kind = layer.op.layer_type or type(layer.op).__name__
+        rows.append(
+            (
+                f"{number:3}",
+                layer.name,
+                kind,
+                plan.tactic.removeprefix(f"{engine.device.kind}."),
+                f"{plan.seconds * 1e6:.1f}" if timed else "-",
+                f"{100 * plan.seconds / total:.1f}" if timed and total else "-",
+                f"{plan.seconds / plan.floor:.1f}x {plan.bound}" if timed and plan.floor > 0 and plan.seconds else "-",
+            )
+        )
+    lines = _table(_HEAD, rows, stretch=1, right=(4, 5))
+    return [*lines, f"     {len(rows)} layers, {total * 1e6:.1f} us (each timed alone, at the optimal shapes)"]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], stretch: int, right: Sequence[int]) -> list[str]:
+    """Columns two spaces apart; column ``stretch`` is cut so that lines fit the width."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    others = sum(width for column, width in enumerate(widths) if column != stretch) + 2 * (len(head) - 1)
+    widths[stretch] = min(widths[stretch], max(20, WIDTH - others))
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            _cut(cell, width).rjust(width) if column in right else _cut(cell, width).ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _cut(cell: str, width: int) -> str:
+    """``cell`` in at most ``width`` columns: the middle gives way, since names differ at their ends."""
+    if len(cell) <= width:
+        return cell
+    left = (width - 1) // 2
+    return f"{cell[:left]}…{cell[len(cell) - (width - 1 - left):]}"
+
+
+def _fates_line(network: Network) -> str:
+    counts = Counter(fate.kind for fate in network.fates.values())
+    words = {"layer": "in layers", "folded": "folded", "no-op": "did nothing", "dead": "removed"}
+    parts = ", ".join(f"{counts[kind]} {word}" for kind, word in words.items() if counts[kind])
+    return f"{len(network.fates)} ONNX nodes: {parts}"
+
+
+def _total(engine: Engine) -> float:
+    return math.fsum(plan.seconds for plan in engine.layers if not math.isnan(plan.seconds))
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
+def engine_json(engine: Engine) -> dict[str, Any]:
+    """Layer information with every layer as an object, and what became of every ONNX node."""
+    return {
+        **layer_info_json(engine),
+        "Layers": layer_objects(engine, {name: one.opt for name, one in engine.profiles[0].items()}),
+        "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in engine.network.fates.items()},
+        "WeightBytes": sum(array.nbytes for array in engine.weights.values()),
+        "KernelBytes": sum(map(len, engine.kernels.values())),
+        "Record": {key: value for key, value in engine.record.items() if key != "misses"},
+    }
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def model_lines(facts: ImportReport, imported: Network, fused: FusionResult) -> list[str]:
+    """The model: its inputs and outputs, and the layers that its nodes become. Nothing is built or timed."""
+    network = fused.network
+    opsets = ", ".join(f"{domain} {version}" for domain, version in facts.opsets.items())
+    lines = [
+        f"Model {facts.name}: {facts.nodes} nodes, {facts.weights} weights ({_mebibytes(facts.weight_bytes)}), "
+        f"opset {opsets}, IR {facts.ir_version}" + (f", by {facts.producer}" if facts.producer else ""),
+        "",
+    ]
+    for mode, names in (("Input", network.inputs), ("Output", network.outputs)):
+        for name in names:
+            tensor = network.tensors[name]
+            lines.append(f"{mode:<7} {name}  {tensor.dtype.label} {text(tensor.shape)}")
+    rows = []
+    for number, layer in enumerate(network.layers):
+        kind = layer.op.layer_type or type(layer.op).__name__
+        shape = text(network.tensors[layer.outputs[0]].shape) if layer.outputs else ""
+        rows.append((f"{number:3}", layer.name, kind, shape, str(len(layer.origins))))
+    lines += ["", *_table(("  #", "Layer", "Type", "Output", "nodes"), rows, stretch=1, right=(4,)), ""]
+    lines.append(f"{len(imported.layers)} layers became {len(network.layers)}; {_fates_line(network)}")
+    lines += [f"  {count:4} x {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: (-item[1], item[0]))]
+    return lines
+
+
+def model_json(facts: ImportReport, fused: FusionResult) -> dict[str, Any]:
+    """The same for programs."""
+    network = fused.network
+    return {
+        "schema": SCHEMA,
+        "Model": {
+            "Name": facts.name,
+            "Nodes": facts.nodes,
+            "Opsets": dict(facts.opsets),
+            "IRVersion": facts.ir_version,
+            "Producer": facts.producer,
+            "Weights": facts.weights,
+            "WeightBytes": facts.weight_bytes,
+        },
+        "Layers": [
+            {
+                "Name": layer.name,
+                "LayerType": layer.op.layer_type or type(layer.op).__name__,
+                "Inputs": [name for name in layer.inputs if name not in network.constants],
+                "Constants": [name for name in layer.inputs if name in network.constants],
+                "Outputs": list(layer.outputs),
+                "Origins": list(layer.origins),
+                "Fusions": list(layer.fusions),
+            }
+            for layer in network.layers
+        ],
+        "I/O Tensors": [
+            {
+                "Name": name,
+                "IOMode": mode,
+                "DataType": network.tensors[name].dtype.label,
+                "Dimensions": [dim if isinstance(dim, int) else str(dim) for dim in network.tensors[name].shape],
+            }
+            for mode, names in (("Input", network.inputs), ("Output", network.outputs))
+            for name in names
+        ],
+        "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in network.fates.items()},
+        "Fusions": dict(fused.counts),
+    }

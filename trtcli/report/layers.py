@@ -1,0 +1,198 @@
+"""Layer information: what an engine consists of, as text and as JSON with TensorRT's keys (and ours beside them)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from fusion.dims import bind, is_static
+from fusion.network import Layer, TensorType
+from runtime.engine import Engine, LayerPlan, sizes_of
+from tactics.tactic import Config
+
+SCHEMA = 1
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def layer_info_lines(engine: Engine, shapes: Shapes | None = None) -> list[str]:
+    """``Layer Information:`` and a line per layer, as much as the engine's profiling verbosity allows."""
+    level = verbosity(engine)
+    if level == "none":
+        return []
+    lines = ["", "Layer Information:"]
+    if level == "layer_names_only":
+        return [*lines, *(layer.name for layer in engine.network.layers)]
+    return [*lines, *(_line(one) for one in _layers(engine, shapes))]
+
+
+def layer_info_json(engine: Engine, shapes: Shapes | None = None) -> dict[str, Any]:
+    """``Layers`` (names or objects, by the profiling verbosity), ``I/O Tensors``, and facts about the engine."""
+    level = verbosity(engine)
+    layers: Sequence[Any] = ()
+    if level == "layer_names_only":
+        layers = [layer.name for layer in engine.network.layers]
+    elif level == "detailed":
+        layers = _layers(engine, shapes)
+    return {
+        "schema": SCHEMA,
+        "Layers": list(layers),
+        "I/O Tensors": io_tensors(engine, shapes),
+        "ProfilingVerbosity": level,
+        "Engine Metadata": {
+            "Builder": f"trtcli {engine.record.get('trtcli', '')}".strip(),
+            "Device": engine.device.name,
+            "Model": str(engine.record.get("model", engine.network.name)),
+        },
+    }
+
+
+def verbosity(engine: Engine) -> str:
+    """The profiling verbosity that the engine was built with."""
+    options = engine.record.get("options", {})
+    level = options.get("profiling_verbosity") if isinstance(options, Mapping) else None
+    return str(level or "layer_names_only")
+
+
+def io_tensors(engine: Engine, shapes: Shapes | None = None) -> list[dict[str, Any]]:
+    """Every input and output with its type, place and range of shapes."""
+    network = engine.network
+    sizes = _sizes(engine, shapes)
+    found = []
+    for mode, names in (("Input", network.inputs), ("Output", network.outputs)):
+        for name in names:
+            tensor = network.tensors[name]
+            ranges = [profile[name] for profile in engine.profiles if name in profile]
+            found.append(
+                {
+                    "Name": name,
+                    "IOMode": mode,
+                    "DataType": tensor.dtype.label,
+                    "Dimensions": _dimensions(tensor, sizes),
+                    "Location": "Device",
+                    "IsShapeInferenceIO": False,
+                    "ProfileInfo": [
+                        {
+                            "MinShape": list(one.min),
+                            "OptShape": list(one.opt),
+                            "MaxShape": list(one.max),
+                            "Format": _FORMAT,
+                        }
+                        for one in ranges
+                    ],
+                }
+            )
+    return found
+
+
+def layer_objects(engine: Engine, shapes: Shapes | None = None) -> list[dict[str, Any]]:
+    """Every layer as an object, whatever the profiling verbosity (``Alternatives`` are kept by ``detailed`` only)."""
+    return _layers(engine, shapes)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+_FORMAT = "Row major linear"
+
+
+def _layers(engine: Engine, shapes: Shapes | None) -> list[dict[str, Any]]:
+    sizes = _sizes(engine, shapes)
+    # What is neither computed nor an input of the network is a constant.
+    computed = {*engine.network.inputs, *(name for layer in engine.network.layers for name in layer.outputs)}
+    return [
+        _object(engine, layer, plan, sizes, computed)
+        for layer, plan in zip(engine.network.layers, engine.layers, strict=True)
+    ]
+
+
+def _object(
+    engine: Engine, layer: Layer, plan: LayerPlan, sizes: Mapping[str, int] | None, computed: Collection[str]
+) -> dict[str, Any]:
+    tensors = engine.network.tensors
+    constant = [name for name in layer.inputs if name not in computed]
+    return {
+        "Name": layer.name,
+        "LayerType": layer.op.layer_type or type(layer.op).__name__,
+        "Inputs": [_tensor(name, tensors[name], sizes) for name in layer.inputs if name in computed],
+        "Outputs": [_tensor(name, tensors[name], sizes) for name in layer.outputs],
+        "Constants": constant,
+        "TacticName": tactic_label(plan.tactic, plan.config),
+        "TacticValue": tactic_value(plan.tactic, plan.config),
+        "StreamId": plan.stream,
+        "Metadata": "\x1e".join(f"[ONNX Layer: {origin}]" for origin in layer.origins),
+        "Origins": list(layer.origins),
+        "Fusions": list(layer.fusions),
+        "Precision": _precision(layer, tensors),
+        "TimeMs": _milliseconds(plan.seconds),
+        "FloorMs": _milliseconds(plan.floor),
+        "Bound": plan.bound,
+        "WorkspaceBytes": plan.workspace,
+        "Cached": plan.cached,
+        "Alternatives": [
+            {
+                "TacticName": tactic_label(one.tactic, one.config),
+                "TimeMs": None if one.seconds is None else _milliseconds(one.seconds),
+                "Reason": one.reason,
+            }
+            for one in plan.alternatives
+        ],
+    }
+
+
+def _tensor(name: str, tensor: TensorType, sizes: Mapping[str, int] | None) -> dict[str, Any]:
+    return {
+        "Name": name,
+        "Dimensions": _dimensions(tensor, sizes),
+        "Format": _FORMAT,
+        "Datatype": tensor.dtype.label,
+        "Location": "Device",
+    }
+
+
+def _dimensions(tensor: TensorType, sizes: Mapping[str, int] | None) -> list[int]:
+    """The concrete shape; -1 where it is not known."""
+    if sizes is None and not is_static(tensor.shape):
+        return [dim if isinstance(dim, int) else -1 for dim in tensor.shape]
+    return [int(bind(dim, sizes or {})) for dim in tensor.shape]
+
+
+def _sizes(engine: Engine, shapes: Shapes | None) -> dict[str, int] | None:
+    return None if shapes is None else sizes_of(engine.network, shapes)
+
+
+def _precision(layer: Layer, tensors: Mapping[str, TensorType]) -> str:
+    """The type that the layer works in: that of its first input, or of its first output without one."""
+    names = [*layer.inputs[:1], *layer.outputs[:1]]
+    return tensors[names[0]].dtype.label if names else ""
+
+
+def _milliseconds(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else seconds * 1e3
+
+
+def tactic_label(tactic: str, config: Config) -> str:
+    """``id[name=value,...]``"""
+    return tactic + (f"[{','.join(f'{name}={value}' for name, value in config)}]" if config else "")
+
+
+def tactic_value(tactic: str, config: Config) -> str:
+    """A 64-bit number that stands for the tactic and its configuration, as ``0x`` and 16 hexadecimal digits."""
+    return "0x" + hashlib.sha256(tactic_label(tactic, config).encode()).hexdigest()[:16]
+
+
+def _line(layer: Mapping[str, Any]) -> str:
+    def listed(tensors: Sequence[Mapping[str, Any]]) -> str:
+        parts = (
+            f"{{ Name: {one['Name']}, Dimensions: [{','.join(map(str, one['Dimensions']))}], "
+            f"Format/Datatype: {one['Format']} {one['Datatype']} }}"
+            for one in tensors
+        )
+        return f"[ {', '.join(parts)} ]" if tensors else "[]"
+
+    return (
+        f"Name: {layer['Name']}, LayerType: {layer['LayerType']}, Inputs: {listed(layer['Inputs'])}, "
+        f"Outputs: {listed(layer['Outputs'])}, TacticName: {layer['TacticName']}, StreamId: {layer['StreamId']}, "
+        f"Metadata: {' '.join(f'[ONNX Layer: {one}]' for one in layer['Origins'])}"
+    )

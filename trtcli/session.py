@@ -1,0 +1,233 @@
+"""The steps that commands are made of: open the device, get the engine, run it, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtcli.config import Config
+from trtcli.files import check_writable, replacing, write_json, write_text
+from trtcli.log import Log
+
+if TYPE_CHECKING:
+    from runtime.benchmark import BenchmarkResult
+    from runtime.device import Device
+    from runtime.engine import Engine
+    from trtcli.report.profile import LayerTime
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_files(config: Config) -> None:
+    """Refuse missing inputs and unwritable outputs before any work is done.
+
+    Raises:
+        ValueError, OSError: naming the flag and the file.
+    """
+    for path in (config.model.onnx, config.model.load_engine, *config.inference.load_inputs.values()):
+        if path and not Path(path).is_file():
+            what = "is a folder" if Path(path).is_dir() else "it does not exist"
+            raise ValueError(f"Cannot open file {path}: {what}")
+    build, report = config.build, config.report
+    for flag, path in (
+        ("--saveEngine", build.save_engine),
+        ("--timingCacheFile", build.timing_cache_file),
+        ("--exportTimes", report.export_times),
+        ("--exportOutput", report.export_output),
+        ("--exportProfile", report.export_profile),
+        ("--exportLayerInfo", report.export_layer_info),
+    ):
+        if path:
+            check_writable(flag, path)
+
+
+def open_device(config: Config, log: Log) -> Device:
+    """The device that ``--device`` names, with a line that says which it is.
+
+    Raises:
+        runtime.device.DeviceError: there is no such device.
+    """
+    from runtime.devices import open_device as open_by_name
+
+    device = open_by_name(config.system.device)
+    log.info(device_line(device))
+    for name, value in device.properties().items():
+        log.verbose(f"  {name}: {value}")
+    return device
+
+
+def device_line(device: Device) -> str:
+    """``Device 0: NVIDIA H100 80GB HBM3 (sm_90a, 132 SMs, 79 GiB, driver 580.159)``"""
+    spec = device.spec
+    memory = f"{spec.memory_bytes / 2**30:.0f} GiB"
+    if spec.kind == "cpu":
+        threads = f"{spec.multiprocessors} thread{'s' if spec.multiprocessors != 1 else ''}"
+        return f"Device cpu: {spec.name} ({spec.arch}, {threads}, {memory})"
+    driver = device.properties().get("driver") or getattr(device, "driver_version", "")
+    return (
+        f"Device {device.name}: {spec.name} ({spec.arch}, {spec.multiprocessors} SMs, {memory}"
+        + (f", driver {driver})" if driver else ")")
+    )
+
+
+# --- the engine ------------------------------------------------------------------------------------------------------
+
+
+def obtain_engine(config: Config, device: Device, log: Log) -> Engine:
+    """The engine: loaded, or built and saved."""
+    return load_engine(config, log) if config.model.load_engine else build_engine(config, device, log)
+
+
+def load_engine(config: Config, log: Log) -> Engine:
+    """The engine of ``--loadEngine``."""
+    from runtime.engine import Engine
+
+    began = time.perf_counter()
+    path = config.model.load_engine
+    engine = Engine.load(path)
+    size = Path(path).stat().st_size / 2**20
+    log.info(
+        f"Loaded {path} ({size:.1f} MiB, {len(engine.layers)} layers, built for {engine.device.name}) "
+        f"in {time.perf_counter() - began:.2f} s"
+    )
+    return engine
+
+
+def build_engine(config: Config, device: Device, log: Log) -> Engine:
+    """An engine from ``--onnx``, saved where ``--saveEngine`` says."""
+    from trtcli.builder import build
+    from trtcli.progress import build_progress
+
+    with build_progress(log) as progress:
+        engine = build(Path(config.model.onnx), config.build, device, log=log, progress=progress)
+    if config.build.save_engine:
+        size = engine.save(config.build.save_engine)
+        log.info(f"Saved {config.build.save_engine} ({size / 2**20:.1f} MiB)")
+    return engine
+
+
+# --- inference -------------------------------------------------------------------------------------------------------
+
+
+def inference_shapes(config: Config, engine: Engine, log: Log) -> dict[str, tuple[int, ...]]:
+    """The input shapes to run at, with a line for each dynamic input."""
+    from trtcli import shapes
+
+    chosen = shapes.inference_shapes(engine.network, engine.profiles[0], config.inference.shapes)
+    for name, extents in chosen.items():
+        if not engine.network.tensors[name].is_static:
+            log.info(f"Set shape of input tensor {name} to: {shapes.text(extents)}")
+    return chosen
+
+
+def make_inputs(config: Config, engine: Engine, shapes: Shapes, log: Log) -> dict[str, np.ndarray]:
+    """A value for every input."""
+    from trtcli.inputs import make_inputs as values_of
+
+    tensors = engine.network.tensors
+    types = {name: (tensors[name].dtype, tuple(extents)) for name, extents in shapes.items()}
+    inputs = values_of(types, config.inference.load_inputs)
+    for name, array in inputs.items():
+        source = config.inference.load_inputs.get(name)
+        log.info(f"Using values loaded from {source} for input {name}" if source else f"Using random values for input {name}")
+        log.verbose(f"Input binding for {name} with dimensions {_dims(array)} and type {tensors[name].dtype.label} is created.")
+    return inputs
+
+
+def _dims(array: np.ndarray) -> str:
+    return "x".join(map(str, array.shape)) or "scalar"
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+def report_performance(config: Config, result: BenchmarkResult, gpu: bool, log: Log) -> None:
+    """The performance summary, and the times of ``--exportTimes``."""
+    from trtcli.report import summary
+    from trtcli.report.statistics import number
+    from trtcli.report.times import times_json
+
+    report, inference = config.report, config.inference
+    log.info(f"Warmup completed {result.warm_up_queries} queries over {number(inference.warm_up)} ms")
+    performance = summary.measure(result.queries, report.percentiles)
+    log.info(f"Timing trace has {performance.queries} queries over {number(performance.host_walltime)} s")
+    lines = [*summary.trace_lines(result.queries, report.avg_runs), *summary.summary_lines(performance)]
+    for line in lines:
+        log.report(line)
+    for line in summary.warning_lines(
+        performance,
+        cuda_graph=result.graph_captured,
+        transfers=inference.data_transfers,
+        inf_streams=inference.inf_streams,
+        gpu=gpu,
+    ):
+        log.warning(line)
+    if report.verbose:
+        for line in summary.EXPLANATIONS:
+            log.verbose(line)
+    else:
+        log.report("Explanations of the performance metrics are printed in the verbose logs.")
+    if report.export_times:
+        write_json(report.export_times, times_json(result.queries))
+
+
+def report_layers(config: Config, engine: Engine, shapes: Shapes | None, log: Log) -> None:
+    """``--dumpLayerInfo``, ``--exportLayerInfo``, ``--dumpOptimizationProfile`` and ``--whyNot``."""
+    from trtcli.report import layers, whynot
+    from trtcli.shapes import text
+
+    report = config.report
+    if report.dump_optimization_profile:
+        for number, profile in enumerate(engine.profiles):
+            for name, one in profile.items():
+                log.report(
+                    f"Model input {name} (profile {number}): min={text(one.min)}, opt={text(one.opt)}, max={text(one.max)}"
+                )
+    if report.dump_layer_info:
+        lines = layers.layer_info_lines(engine, shapes)
+        if not lines:
+            log.warning("--dumpLayerInfo: the engine was built with --profilingVerbosity=none and keeps no layer information")
+        for line in lines:
+            log.report(line)
+    if report.export_layer_info:
+        write_json(report.export_layer_info, layers.layer_info_json(engine, shapes))
+    for node in report.why_not:
+        for line in whynot.why_not_lines(engine, node):
+            log.report(line)
+
+
+def report_profile(config: Config, engine: Engine, layers: Sequence[LayerTime], iterations: int, log: Log) -> None:
+    """``--dumpProfile`` and ``--exportProfile``."""
+    from trtcli.report.profile import aux_stream_warning, profile_json, profile_lines
+
+    if config.report.dump_profile:
+        for line in profile_lines(layers, iterations):
+            log.report(line)
+        if engine.num_aux_streams:
+            log.warning(aux_stream_warning(engine.num_aux_streams))
+    if config.report.export_profile:
+        write_json(config.report.export_profile, profile_json(layers, iterations))
+
+
+def report_outputs(
+    config: Config, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], log: Log
+) -> None:
+    """``--dumpOutput``, ``--exportOutput`` and ``--dumpRawBindingsToFile``."""
+    from trtcli.report.outputs import output_json, output_lines, raw_name
+
+    if config.report.dump_output:
+        for line in output_lines(outputs):
+            log.report(line)
+    if config.report.export_output:
+        write_text(config.report.export_output, output_json(outputs))
+    if config.report.dump_raw_bindings:
+        for kind, arrays in (("input", inputs), ("output", outputs)):
+            for name, array in arrays.items():
+                file_name = raw_name(name, kind, array)
+                with replacing(file_name) as file:
+                    file.write(np.ascontiguousarray(array).tobytes())
+                log.info(f"Dumped {kind} tensor {name} to {file_name}")
