@@ -30,6 +30,7 @@ from fusion.rules import (
     layer_normalization,
     log_sum_exp,
     matmul_pointwise,
+    matmul_scale,
     mish,
     neutral_element,
     no_op,
@@ -69,7 +70,7 @@ PADDING = (padding_convolution.RULE, padding_pooling.RULE)
 # Products take their epilogues before anything else wants the same pointwise layers.
 PRODUCTS = (
     convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
-    matmul_pointwise.RULE, shuffle_matmul.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
+    matmul_scale.RULE, matmul_pointwise.RULE, shuffle_matmul.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE)

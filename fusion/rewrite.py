@@ -78,6 +78,7 @@ class Rule:
         rewrite: the replacement, or the reason why there is none.
         check: conditions on values and shapes; None when they hold.
         canonical: it only writes a layer in its usual form, so it is no fusion to report (and cannot be near a miss).
+        local: whether it fits depends on the layer alone, so that it need be tried only once on each.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Rule:
     rewrite: Callable[[Graph, Match], Replacement | Refusal]
     check: Callable[[Graph, Match], Refusal | None] = lambda graph, match: None
     canonical: bool = False
+    local: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Record:
 
     applied: list[Applied] = field(default_factory=list)
     misses: dict[str, tuple[int, Miss]] = field(default_factory=dict)  # per layer: how near, and the miss
+    settled: dict[tuple[str, int], Layer] = field(default_factory=dict)  # local rules that do not fit (by identity)
 
     def counts(self) -> dict[str, int]:
         """How often each rule was applied."""
@@ -180,8 +183,12 @@ def _sweep(graph: Graph, by_op: Mapping[type[Op], list[Rule]], disabled: frozens
 def _attempt(
     graph: Graph, rule: Rule, layer: Layer, disabled: frozenset[str], record: Record
 ) -> list[str] | None:
+    if rule.local and (rule.name, id(layer)) in record.settled:
+        return None
     match = rule.match(graph, layer)
     if match is None:
+        if rule.local:
+            record.settled[(rule.name, id(layer))] = layer  # kept, so that its identity stays its own
         return None
     names = tuple(item.name for item in match.layers)
 
@@ -253,7 +260,10 @@ def _named(graph: Graph, rule: Rule, match: Match, replacement: Replacement) -> 
 
 
 def joined_name(layers: Sequence[Layer], pointwise: bool) -> str:
-    """``conv1 + relu1``; for pointwise layers ``fusedPointwiseNode(add1, relu1)``, flattened. (TensorRT's spelling.)"""
+    """``conv1 + relu1``; for pointwise layers ``fusedPointwiseNode(add1, relu1)``, flattened. (TensorRT's spelling.)
+
+    Layers that stand for no ONNX node (a reformat that a pass put in) are left out where others are there."""
+    layers = [layer for layer in layers if layer.origins] or layers
     if len(layers) == 1:
         return layers[0].name
     if not pointwise:

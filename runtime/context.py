@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusion.network import TensorType
-from runtime.device import Binding, Device, Memory, Program, Stream, Tensor
+from runtime.device import Binding, Device, Event, Memory, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange
 from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
@@ -69,12 +69,16 @@ class ExecutionContext:
         """
         count = len(self.engine.profiles)
         if not 0 <= profile < count:
-            raise ValueError(f"Selected profile index {profile} exceeds the number of profiles that the engine holds ({count}).")
+            raise ValueError(
+                f"Selected profile index {profile} exceeds the number of profiles that the engine holds ({count})."
+            )
         self.profile = profile
         ranges = self.engine.profiles[profile]
         network = self.engine.network
         self._shapes = {
-            name: ranges[name].opt for name in network.inputs if network.tensors[name].is_static or ranges[name].min == ranges[name].max
+            name: ranges[name].opt
+            for name in network.inputs
+            if network.tensors[name].is_static or ranges[name].min == ranges[name].max
         }
         self._resolution = None
         self._changed()
@@ -88,7 +92,9 @@ class ExecutionContext:
             ValueError: no such input, or a shape outside the profile.
         """
         if name not in self.engine.network.inputs:
-            raise ValueError(f'Cannot find input tensor with name "{name}": the inputs are {", ".join(self.engine.network.inputs)}')
+            raise ValueError(
+                f'Cannot find input tensor with name "{name}": the inputs are {", ".join(self.engine.network.inputs)}'
+            )
         given = tuple(int(dim) for dim in shape)
         if self._shapes.get(name) == given:
             return
@@ -158,11 +164,17 @@ class ExecutionContext:
         given = foreign(value)
         declared = network.tensors[name]
         if given.kind is not None and given.kind != self.device.spec.kind:
-            raise ValueError(f"tensor {name!r}: the memory is on {given.kind}, the engine runs on {self.device.spec.kind}")
+            raise ValueError(
+                f"tensor {name!r}: the memory is on {given.kind}, the engine runs on {self.device.spec.kind}"
+            )
         if given.dtype is not None and given.dtype is not declared.dtype:
-            raise ValueError(f"tensor {name!r}: the memory holds {given.dtype.value}, the engine wants {declared.dtype.value}")
+            raise ValueError(
+                f"tensor {name!r}: the memory holds {given.dtype.value}, the engine wants {declared.dtype.value}"
+            )
         if given.shape is not None and self.all_shapes_set and given.shape != (wanted := self.get_tensor_shape(name)):
-            raise ValueError(f"tensor {name!r}: the memory has shape {_text(given.shape)}, the engine wants {_text(wanted)}")
+            raise ValueError(
+                f"tensor {name!r}: the memory has shape {_text(given.shape)}, the engine wants {_text(wanted)}"
+            )
         if given.address % 16:
             raise ValueError(f"tensor {name!r}: address {given.address:#x} is not aligned to 16 bytes")
         self._keep[name] = given.owner
@@ -215,7 +227,9 @@ class ExecutionContext:
         for action, number, _ in self._actions:
             action(streams[number])
 
-    def enqueue_observed(self, stream: Any, before: Callable[[int, Stream], None], after: Callable[[int, Stream], None]) -> None:
+    def enqueue_observed(
+        self, stream: Any, before: Callable[[int, Stream], None], after: Callable[[int, Stream], None]
+    ) -> None:
         """As :meth:`execute_async_v3`, calling ``before(layer number, its stream)`` and ``after(...)`` around each layer that runs."""
         self.prepare()
         streams = (self._as_stream(stream), *self._aux)
@@ -395,7 +409,7 @@ class ExecutionContext:
             actions += [(_waiter(start), number, -1) for number in used]
         awaited = {other for step in resolution.steps for other in step.waits}
         awaited |= {max(i for i, step in enumerate(resolution.steps) if step.stream == number) for number in used}
-        ended = {}
+        ended: dict[int, Event] = {}
         for index, step in enumerate(resolution.steps):
             actions += [(_waiter(ended[other]), step.stream, -1) for other in step.waits]
             program = self._programs[index]
@@ -419,7 +433,7 @@ class ExecutionContext:
         return self.device.program(plan, binding, self.loaded.modules)
 
 
-def _waiter(event: Any) -> Callable[[Stream], None]:
+def _waiter(event: Event) -> Callable[[Stream], None]:
     return lambda stream: stream.wait(event)
 
 

@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 
 from fusion.network import TensorType
-from runtime.device import Binding, CaptureError, Device, DeviceError, DeviceMemoryError, Event, Graph, Memory, Program, Stream, Tensor
+from runtime.device import (
+    Binding,
+    CaptureError,
+    Device,
+    DeviceError,
+    DeviceMemoryError,
+    Event,
+    Graph,
+    Memory,
+    Program,
+    Stream,
+    Tensor,
+)
 from tactics.tactic import Copy, CpuCall, DeviceSpec, Memset, Plan
 
 _ALIGNMENT = 256
@@ -23,7 +35,7 @@ class Recording:
     """Work that a capture has collected so far."""
 
     def __init__(self) -> None:
-        self.work: list[Callable[[], None]] = []
+        self.work: list[Callable[[], object]] = []
         self.active = True
 
 
@@ -42,7 +54,7 @@ class CpuStream(Stream):
     def recording(self, value: Recording | None) -> None:
         self._recording = value
 
-    def add(self, work: Callable[[], None]) -> None:
+    def add(self, work: Callable[[], object]) -> None:
         """Run ``work`` now, or record it while a capture is on."""
         recording = self._recording
         if recording is None or not recording.active:
@@ -91,7 +103,7 @@ class CpuEvent(Event):
 class CpuProgram(Program):
     """Functions with their arrays."""
 
-    def __init__(self, work: list[Callable[[], None]]) -> None:
+    def __init__(self, work: list[Callable[[], object]]) -> None:
         self._work = work
 
     def run(self, stream: Stream) -> None:
@@ -103,7 +115,7 @@ class CpuProgram(Program):
 class CpuGraph(Graph):
     """Recorded work."""
 
-    def __init__(self, work: list[Callable[[], None]]) -> None:
+    def __init__(self, work: list[Callable[[], object]]) -> None:
         self._work = work
         self.nodes = len(work)
 
@@ -156,7 +168,9 @@ class CpuDevice(Device):
 
     def external_stream(self, handle: int) -> CpuStream:
         if handle:
-            raise DeviceError(f"stream handle {handle:#x}: the CPU has no streams of other libraries; pass 0 or a Stream")
+            raise DeviceError(
+                f"stream handle {handle:#x}: the CPU has no streams of other libraries; pass 0 or a Stream"
+            )
         return CpuStream()
 
     def event(self, timing: bool = True, spin: bool = True) -> CpuEvent:
@@ -170,7 +184,7 @@ class CpuDevice(Device):
         outputs = [_view(tensor) for tensor in binding.outputs]
         packed = [_view(tensor, writable=False) for tensor in binding.packed]
         scratch = _bytes(binding.workspace, binding.workspace_size)
-        work: list[Callable[[], None]] = []
+        work: list[Callable[[], object]] = []
         for step in plan.steps:
             if isinstance(step, CpuCall):
                 work.append(_call(step, inputs, outputs, packed, scratch))
@@ -235,29 +249,29 @@ def _cpu_name() -> str:
 
 def _run(stream: Stream | None, work: Callable[[], object]) -> None:
     if isinstance(stream, CpuStream):
-        stream.add(work)  # type: ignore[arg-type]
+        stream.add(work)
     else:
         work()
 
 
 def _call(
     step: CpuCall, inputs: list[np.ndarray], outputs: list[np.ndarray], packed: list[np.ndarray], scratch: np.ndarray
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     return step.bound(inputs, outputs, packed, scratch)
 
 
-def _memset(address: int, size: int) -> Callable[[], None]:
-    return lambda: ctypes.memset(address, 0, size) and None
+def _memset(address: int, size: int) -> Callable[[], object]:
+    return lambda: ctypes.memset(address, 0, size)
 
 
-def _memmove(target: int, source: int, size: int) -> Callable[[], None]:
-    return lambda: ctypes.memmove(target, source, size) and None
+def _memmove(target: int, source: int, size: int) -> Callable[[], object]:
+    return lambda: ctypes.memmove(target, source, size)
 
 
 def _bytes(address: int, size: int) -> np.ndarray:
     if not size or not address:
         return np.empty(0, np.uint8)
-    return np.frombuffer((ctypes.c_ubyte * size).from_address(address), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address))
 
 
 def _view(tensor: Tensor, writable: bool = True) -> np.ndarray:

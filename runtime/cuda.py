@@ -14,7 +14,17 @@ from runtime.cuda_driver import failure
 from runtime.cuda_launch import launch_config, pack_arguments
 from runtime.cuda_spec import cuda_properties, cuda_spec
 from runtime.device import (
-    Binding, CaptureError, Device, DeviceError, DeviceLostError, DeviceMemoryError, Event, Graph, Memory, Program, Stream,
+    Binding,
+    CaptureError,
+    Device,
+    DeviceError,
+    DeviceLostError,
+    DeviceMemoryError,
+    Event,
+    Graph,
+    Memory,
+    Program,
+    Stream,
 )  # fmt: skip
 from runtime.tensor_map import encode
 from tactics.tactic import Copy, Launch, Memset, Plan
@@ -97,13 +107,17 @@ class CudaEvent(Event):
         cuda_driver.check(code, "recording an event in a graph")
 
     def synchronize(self) -> None:
-        with _translated("waiting for an event"):
+        try:
             self.raw.synchronize()
+        except self._error as error:
+            raise failure(int(error.status), "waiting for an event") from error
 
     def seconds_since(self, earlier: Event) -> float:
         assert isinstance(earlier, CudaEvent)
-        with _translated("reading an event's time"):
+        try:
             return float(self._elapsed(earlier.raw, self.raw)) * 1e-3
+        except self._error as error:
+            raise failure(int(error.status), "reading an event's time") from error
 
 
 class CudaProgram(Program):
@@ -155,7 +169,9 @@ class CudaModules:
         key = launch.kernel.key(self._arch)
         function = self._functions.get((key, launch.kernel.entry))
         if function is None:
-            function = self._functions[key, launch.kernel.entry] = _Function(self._module(key, launch), launch.kernel.entry)
+            function = self._functions[key, launch.kernel.entry] = _Function(
+                self._module(key, launch), launch.kernel.entry
+            )
         function.allow(launch)
         return function
 
@@ -194,7 +210,9 @@ class _Function:
     def allow(self, launch: Launch) -> None:
         """Raise the kernel's limits to what ``launch`` needs; limits never fall, other programs may rely on them."""
         if launch.shared_memory > self._dynamic:
-            self._set(_MAX_DYNAMIC_SHARED, launch.shared_memory, f"{launch.shared_memory} bytes of dynamic shared memory")
+            self._set(
+                _MAX_DYNAMIC_SHARED, launch.shared_memory, f"{launch.shared_memory} bytes of dynamic shared memory"
+            )
             self._dynamic = launch.shared_memory
         self._allow_cluster(launch.cluster[0] * launch.cluster[1] * launch.cluster[2])
 
@@ -220,7 +238,9 @@ class CudaDevice(Device):
         try:
             import cupy
         except ImportError as error:
-            raise DeviceError(f"GPU {number} needs cupy, which does not import ({error}): pip install 'trtcli[gpu]'") from error
+            raise DeviceError(
+                f"GPU {number} needs cupy, which does not import ({error}): pip install 'trtcli[gpu]'"
+            ) from error
 
         self.name = str(number)
         self.number = number

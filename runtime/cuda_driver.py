@@ -113,7 +113,9 @@ def failure(code: int, what: str) -> DeviceError:
     """The exception for error ``code`` of ``what``."""
     text = f"{what}: {error_text(code)}"
     if code in _STICKY:
-        return DeviceLostError(f"{text}. The GPU's context is broken: nothing more can run in this process, start it again")
+        return DeviceLostError(
+            f"{text}. The GPU's context is broken: nothing more can run in this process, start it again"
+        )
     if code == 2:
         return DeviceMemoryError(f"{text}: not enough free GPU memory")
     return CaptureError(text) if code in _CAPTURE else DeviceError(text)

@@ -119,4 +119,6 @@ def _check_geometry(launch: Launch) -> None:
     if not 0 < threads <= 1024:
         raise DeviceError(f"kernel {launch.kernel.entry!r}: {threads} threads in a block, 1 to 1024 are possible")
     if any(size % cluster for size, cluster in zip(launch.grid, launch.cluster, strict=True)):
-        raise DeviceError(f"kernel {launch.kernel.entry!r}: grid {launch.grid} is no multiple of cluster {launch.cluster}")
+        raise DeviceError(
+            f"kernel {launch.kernel.entry!r}: grid {launch.grid} is no multiple of cluster {launch.cluster}"
+        )

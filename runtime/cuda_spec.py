@@ -51,7 +51,9 @@ def cuda_spec(device: int) -> DeviceSpec:
     sms = cuda_driver.attribute(device, _SMS)
     clock = cuda_driver.attribute(device, _CLOCK_KHZ) * 1e3 or 1.5e9
     # double data rate: two transfers per memory clock
-    bandwidth = 2.0 * cuda_driver.attribute(device, _MEMORY_CLOCK_KHZ) * 1e3 * cuda_driver.attribute(device, _BUS_BITS) / 8
+    bandwidth = (
+        2.0 * cuda_driver.attribute(device, _MEMORY_CLOCK_KHZ) * 1e3 * cuda_driver.attribute(device, _BUS_BITS) / 8
+    )
     return DeviceSpec(
         kind="cuda",
         name=cuda_driver.device_name(device),

@@ -69,7 +69,9 @@ class Binding:
         if buffer.kind == "workspace":
             return self.workspace + buffer.offset
         tensors = {"input": self.inputs, "output": self.outputs, "packed": self.packed}.get(buffer.kind, ())
-        if buffer.index >= len(tensors) or (not tensors[buffer.index].address and _elements(tensors[buffer.index].type)):
+        if buffer.index >= len(tensors) or (
+            not tensors[buffer.index].address and _elements(tensors[buffer.index].type)
+        ):
             raise DeviceError(f"the plan uses {buffer.kind} {buffer.index}, which has no memory")
         return tensors[buffer.index].address + buffer.offset
 

@@ -20,10 +20,14 @@ def open_device(name: str = "auto") -> Device:
     if text == "cpu":
         return _open("cpu")
     if not text.isascii() or not text.isdigit():
-        raise DeviceError(f"--device={name}: not a device; give cpu or the number of a GPU (0 to {max(0, device_count() - 1)})")
+        raise DeviceError(
+            f"--device={name}: not a device; give cpu or the number of a GPU (0 to {max(0, device_count() - 1)})"
+        )
     count = device_count()
     if not count:
-        raise DeviceError("Cannot find any available devices (GPUs)! Use --device=cpu, or check the driver with trtcli doctor")
+        raise DeviceError(
+            "Cannot find any available devices (GPUs)! Use --device=cpu, or check the driver with trtcli doctor"
+        )
     if int(text) >= count:
         raise DeviceError(f"Cannot find device ID {int(text)}! There are {count} GPUs, 0 to {count - 1}")
     return _open(str(int(text)))

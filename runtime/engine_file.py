@@ -45,12 +45,18 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> int:
     Raises:
         EngineError: the file cannot be written.
     """
-    tensors = {f"weight:{name}": np.ascontiguousarray(array).reshape(array.shape) for name, array in engine.weights.items()}
+    tensors = {
+        f"weight:{name}": np.ascontiguousarray(array).reshape(array.shape) for name, array in engine.weights.items()
+    }
     tensors |= {f"kernel:{key}": np.frombuffer(image, np.uint8) for key, image in engine.kernels.items()}
     # Wider elements first, then by name: every tensor is aligned to its element, and the order is reproducible.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {
-        "__metadata__": {"format": FORMAT, "version": str(VERSION), "engine": json.dumps(_describe(engine), sort_keys=True)}
+        "__metadata__": {
+            "format": FORMAT,
+            "version": str(VERSION),
+            "engine": json.dumps(_describe(engine), sort_keys=True),
+        }
     }
     offset = 0
     for name in order:
@@ -84,7 +90,9 @@ def load(path: str | os.PathLike[str]) -> Engine:
     except (OSError, ValueError) as error:
         if isinstance(error, EngineError):
             raise
-        raise EngineError(f"cannot open engine file {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
+        raise EngineError(
+            f"cannot open engine file {str(path)!r}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     try:
         return _parse(memoryview(data), str(path))
     except EngineError:
@@ -92,7 +100,9 @@ def load(path: str | os.PathLike[str]) -> Engine:
     # Data from outside: whatever goes wrong in reading it is the file's fault. Nothing of it is run, so this hides no effect.
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        raise EngineError(f"engine file {str(path)!r} is damaged: {type(error).__name__}: {text}; build it again") from error
+        raise EngineError(
+            f"engine file {str(path)!r} is damaged: {type(error).__name__}: {text}; build it again"
+        ) from error
 
 
 def _write(target: Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -117,7 +127,7 @@ def _umask() -> int:
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 # --- engine -> JSON --------------------------------------------------------------------------------------------------
@@ -144,7 +154,9 @@ def _describe(engine: Engine) -> dict[str, Any]:
 
 def _plain(value: Any) -> dict[str, Any]:
     """A flat dataclass as a JSON object without the fields that hold their default."""
-    items = {item.name: getattr(value, item.name) for item in fields(value) if getattr(value, item.name) != item.default}
+    items = {
+        item.name: getattr(value, item.name) for item in fields(value) if getattr(value, item.name) != item.default
+    }
     if isinstance(value, LayerPlan) and value.alternatives:
         items["alternatives"] = [_plain(one) for one in value.alternatives]
     return {name: _numbers(item) for name, item in items.items()}

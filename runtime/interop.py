@@ -117,5 +117,7 @@ def _from_dlpack(value: Any) -> Foreign:
     dtype = _DLPACK_TYPES.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
     kind = _DLPACK_KINDS.get(tensor.device_type)
     if dtype is None or kind is None:
-        raise ValueError(f"the tensor's type (DLPack code {tensor.code}, {tensor.bits} bits) or device is not one of ours")
+        raise ValueError(
+            f"the tensor's type (DLPack code {tensor.code}, {tensor.bits} bits) or device is not one of ours"
+        )
     return Foreign((tensor.data or 0) + tensor.byte_offset, kind, shape, dtype, value)

@@ -57,7 +57,9 @@ def load_engine(engine: Engine, device: Device) -> LoadedEngine:
 def _check_device(engine: Engine, device: Device) -> None:
     built, here = engine.device, device.spec
     if built.kind != here.kind:
-        raise EngineError(f"the engine was built for {_what(built.kind)}, --device={device.name} is {_what(here.kind)}: build it there")
+        raise EngineError(
+            f"the engine was built for {_what(built.kind)}, --device={device.name} is {_what(here.kind)}: build it there"
+        )
     if built.kind == "cuda" and built.arch != here.arch:
         raise EngineError(
             f"the engine was built for {built.arch} ({built.name}), GPU {device.name} is {here.arch} ({here.name}): build it here"

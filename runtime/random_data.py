@@ -46,9 +46,7 @@ def workload_inputs(workload: Workload, seed: int = SEED, positive: bool = False
     return arrays
 
 
-def network_inputs(
-    network: Network, types: Mapping[str, TensorType], seed: int = SEED
-) -> dict[str, np.ndarray]:
+def network_inputs(network: Network, types: Mapping[str, TensorType], seed: int = SEED) -> dict[str, np.ndarray]:
     """One random array per network input at concrete ``types``.
 
     As trtexec draws them, except that inputs used as indices are drawn from 0 up to what they index (at most 127): token numbers
@@ -70,7 +68,9 @@ def network_inputs(
     arrays = {}
     for name in network.inputs:
         if name in limits and types[name].dtype.is_integer:
-            arrays[name] = random.integers(0, max(1, limits[name]), _numbers(types[name])).astype(types[name].dtype.numpy)
+            arrays[name] = random.integers(0, max(1, limits[name]), _numbers(types[name])).astype(
+                types[name].dtype.numpy
+            )
         else:
             arrays[name] = random_array(random, types[name].dtype, _numbers(types[name]))
     return arrays
@@ -105,7 +105,9 @@ def _distinct(
     if isinstance(op, ScatterElements):
         if indices.shape[op.axis] > data[op.axis]:
             return indices
-        order = np.argsort(random.random((*indices.shape[: op.axis], data[op.axis], *indices.shape[op.axis + 1 :])), axis=op.axis)
+        order = np.argsort(
+            random.random((*indices.shape[: op.axis], data[op.axis], *indices.shape[op.axis + 1 :])), axis=op.axis
+        )
         return np.take(order, range(indices.shape[op.axis]), axis=op.axis).astype(indices.dtype)
     places = data[: indices.shape[-1]]
     rows = int(np.prod(indices.shape[:-1]))

@@ -107,7 +107,9 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
         try:
             types[name] = bind_type(tensor, sizes)
         except KeyError as error:
-            raise EngineError(f"tensor {name!r}: its dimension {error} does not follow from the input shapes") from error
+            raise EngineError(
+                f"tensor {name!r}: its dimension {error} does not follow from the input shapes"
+            ) from error
         if any(dim < 0 for dim in types[name].shape):  # type: ignore[operator]
             raise EngineError(f"tensor {name!r} would have shape {types[name].shape} with inputs {dict(shapes)}")
 
@@ -129,7 +131,12 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
 
 
 def _plan(
-    engine: Engine, fixed: Outline, number: int, sizes: Mapping[str, int], types: Mapping[str, TensorType], device: DeviceSpec
+    engine: Engine,
+    fixed: Outline,
+    number: int,
+    sizes: Mapping[str, int],
+    types: Mapping[str, TensorType],
+    device: DeviceSpec,
 ) -> Plan:
     layer, decision, tactic = engine.network.layers[number], engine.layers[number], fixed.tactics[number]
     if layer.name in fixed.views:
@@ -157,7 +164,9 @@ def _schedule(engine: Engine, fixed: Outline, plans: list[tuple[int, Plan]]) -> 
         layer, stream = network.layers[number], engine.layers[number].stream
         ended = {**known[last[stream]], stream: last[stream]} if stream in last else {}
         waits = []
-        needed = sorted({writer[fixed.owner[name]] for name in layer.inputs if fixed.owner[name] in writer}, reverse=True)
+        needed = sorted(
+            {writer[fixed.owner[name]] for name in layer.inputs if fixed.owner[name] in writer}, reverse=True
+        )
         for other in needed:
             there = steps[other].stream
             if there == stream or ended.get(there, -1) >= other:

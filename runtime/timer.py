@@ -226,7 +226,8 @@ class _Run:
             bench, workload = self._bench, self._bench.workload
             for copy in range(self._copies):
                 tensors = [
-                    Tensor(bench._address(copy, number), kind) for number, kind in enumerate((*workload.inputs, *workload.outputs))
+                    Tensor(bench._address(copy, number), kind)
+                    for number, kind in enumerate((*workload.inputs, *workload.outputs))
                 ]
                 packed = [
                     Tensor(self._packed.address + copy * self._packed_bytes + offset, kind)
@@ -234,7 +235,11 @@ class _Run:
                 ]
                 split = len(workload.inputs)
                 binding = Binding(
-                    tuple(tensors[:split]), tuple(tensors[split:]), tuple(packed), self._workspace.address, self._plan.workspace
+                    tuple(tensors[:split]),
+                    tuple(tensors[split:]),
+                    tuple(packed),
+                    self._workspace.address,
+                    self._plan.workspace,
                 )
                 self._programs.append(bench.device.program(self._plan, binding, self._modules))
         return self._programs

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from fusion.dims import Shape
-from fusion.network import Layer, Network, Op, TensorType
+from fusion.network import Network, Op, TensorType
 from fusion.ops import Shuffle
 
 VIEW = "view"  # LayerPlan.tactic of such a layer
@@ -44,7 +44,9 @@ def view_layers(network: Network) -> frozenset[str]:
     )
 
 
-def share_memory(network: Network, views: Collection[str], constants: Collection[str]) -> tuple[dict[str, str], frozenset[str]]:
+def share_memory(
+    network: Network, views: Collection[str], constants: Collection[str]
+) -> tuple[dict[str, str], frozenset[str]]:
     """Which tensors are one piece of memory.
 
     Returns ``(owner, elided)``: ``owner[tensor]`` names the tensor whose memory it is (itself for most), and ``elided`` holds

@@ -9,7 +9,18 @@ from tactics.tactic import Tactic
 
 # Each module has ``TACTICS: tuple[Tactic, ...]``.
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "cpu": ("tactics.cpu.reference",),
+    "cpu": (
+        "tactics.cpu.convolution",
+        "tactics.cpu.windowed",
+        "tactics.cpu.deconvolution",
+        "tactics.cpu.matmul",
+        "tactics.cpu.attention",
+        "tactics.cpu.pointwise",
+        "tactics.cpu.rows",
+        "tactics.cpu.movement",
+        "tactics.cpu.indexing",
+        "tactics.cpu.reference",
+    ),
     "cuda": (),
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from runtime.streams import assign_streams
 
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx
@@ -18,7 +19,6 @@ from fusion.network import Network
 from fusion.passes import FusionOptions, FusionResult, optimize
 from runtime.device import Device
 from runtime.engine import Alternative, Engine, InputRange, LayerPlan, sizes_of
-from runtime.streams import assign_streams
 from runtime.views import VIEW, view_layers
 from runtime.workloads import workload_of
 from tactics import cache as timing_cache

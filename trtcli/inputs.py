@@ -7,55 +7,47 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.dtypes import DataType
-
-SEED = 20260101
+from fusion.bind import bind_type
+from fusion.network import Network, TensorType
+from runtime.engine import sizes_of
+from runtime.random_data import network_inputs
+from tactics.tactic import tensor_bytes
 
 
 def make_inputs(
-    types: Mapping[str, tuple[DataType, tuple[int, ...]]], files: Mapping[str, str]
+    network: Network, shapes: Mapping[str, tuple[int, ...]], files: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    """A value for every input: from its file, else random (equal for equal types and names' order).
+    """A value for every input of ``network``: from its file, else random (the same in every run).
 
     Raises:
         ValueError: a name is no input, or a file has the wrong size.
         OSError: a file cannot be read.
     """
-    unknown = [name for name in files if name not in types]
+    unknown = [name for name in files if name not in network.inputs]
     if unknown:
         raise ValueError(
-            f"Invalid tensor names found in --loadInputs flag: {', '.join(unknown)}; the inputs are {', '.join(types)}"
+            f"Invalid tensor names found in --loadInputs flag: {', '.join(unknown)}; "
+            f"the inputs are {', '.join(network.inputs)}"
         )
-    random = np.random.default_rng(SEED)
-    return {
-        name: read_raw(files[name], name, *one) if name in files else random_values(*one, random)
-        for name, one in types.items()
-    }
+    sizes = sizes_of(network, shapes)
+    types = {name: bind_type(tensor, sizes) for name, tensor in network.tensors.items()}
+    loaded = {name: read_raw(path, name, types[name]) for name, path in files.items()}
+    return {**network_inputs(network, types), **loaded}
 
 
-def read_raw(path: str, name: str, dtype: DataType, shape: tuple[int, ...]) -> np.ndarray:
+def read_raw(path: str, name: str, tensor: TensorType) -> np.ndarray:
     """The values of input ``name`` in a file without any header, as ``numpy.ndarray.tofile`` writes it.
 
     Raises:
         ValueError: the file's size is not that of the input.
         OSError: it cannot be read.
     """
-    size = Path(path).stat().st_size
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    shape = [int(str(dim)) for dim in tensor.shape]
+    size, expected = Path(path).stat().st_size, tensor_bytes(tensor)
     if size != expected:
         raise ValueError(
             f"Unexpected file size for input file: {path}. Input {name!r} is {expected} bytes "
-            f"({'x'.join(map(str, shape)) or 'scalar'} {dtype.label}), but the file has {size} bytes. "
+            f"({'x'.join(map(str, tensor.shape)) or 'scalar'} {tensor.dtype.label}), but the file has {size} bytes. "
             "Check the shape (--shapes) and the data type"
         )
-    return np.fromfile(path, dtype.numpy).reshape(shape)
-
-
-def random_values(dtype: DataType, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    """Uniform values as trtexec makes them: floats in [-1, 1], integers in [-128, 127], uint8 in [0, 255], bools."""
-    if dtype is DataType.BOOL:
-        return random.integers(0, 2, shape).astype(np.bool_)
-    if dtype.is_float:
-        return random.uniform(-1, 1, shape).astype(dtype.numpy)
-    low, high = (-128, 127) if dtype.is_signed else (0, 255)
-    return random.integers(low, high + 1, shape).astype(dtype.numpy)
+    return np.fromfile(path, tensor.dtype.numpy).reshape(shape)

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtcli.values import (
-    Choice, Device, FileSpec, FusionRules, Integer, MemoryPools, Names, Number, Percentiles, Pins, ShapeSpec, Text,
+    Choice,
+    Device,
+    FileSpec,
+    FusionRules,
+    Integer,
+    MemoryPools,
+    Names,
+    Number,
+    Percentiles,
+    Pins,
+    ShapeSpec,
+    Text,
 )  # fmt: skip
 
 Reader = Callable[[str], Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,11 @@ from trtcli.files import check_writable, replacing, write_json, write_text
 from trtcli.log import Log
 
 if TYPE_CHECKING:
-    from runtime.benchmark import BenchmarkResult
+    from runtime.benchmark import BenchmarkOptions, BenchmarkResult
+    from runtime.context import ExecutionContext
     from runtime.device import Device
     from runtime.engine import Engine
-    from trtcli.report.profile import LayerTime
+    from runtime.profiler import Profile
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -129,13 +130,44 @@ def make_inputs(config: Config, engine: Engine, shapes: Shapes, log: Log) -> dic
     from trtcli.inputs import make_inputs as values_of
 
     tensors = engine.network.tensors
-    types = {name: (tensors[name].dtype, tuple(extents)) for name, extents in shapes.items()}
-    inputs = values_of(types, config.inference.load_inputs)
+    inputs = values_of(engine.network, shapes, config.inference.load_inputs)
     for name, array in inputs.items():
         source = config.inference.load_inputs.get(name)
         log.info(f"Using values loaded from {source} for input {name}" if source else f"Using random values for input {name}")
         log.verbose(f"Input binding for {name} with dimensions {_dims(array)} and type {tensors[name].dtype.label} is created.")
     return inputs
+
+
+def make_contexts(config: Config, engine: Engine, device: Device, shapes: Shapes, log: Log) -> list[ExecutionContext]:
+    """An execution context per inference stream, with its shapes set."""
+    from runtime.context import ExecutionContext
+
+    contexts = [ExecutionContext(engine, device) for _ in range(config.inference.inf_streams)]
+    for context in contexts:
+        for name, extents in shapes.items():
+            context.set_input_shape(name, extents)
+    size = contexts[0].device_memory_size / 2**20
+    log.info(f"Created execution context with device memory size: {size:.1f} MiB")
+    return contexts
+
+
+def benchmark_options(config: Config) -> BenchmarkOptions:
+    """The runtime's options."""
+    from runtime.benchmark import BenchmarkOptions
+
+    inference = config.inference
+    return BenchmarkOptions(
+        iterations=inference.iterations,
+        duration=inference.duration,
+        warm_up=inference.warm_up,
+        sleep_time=inference.sleep_time,
+        idle_time=inference.idle_time,
+        threads=inference.threads,
+        transfers=inference.data_transfers,
+        expose_dma=inference.expose_dma,
+        graph=inference.cuda_graph,
+        spin=inference.spin_wait,
+    )
 
 
 def _dims(array: np.ndarray) -> str:
@@ -160,7 +192,7 @@ def report_performance(config: Config, result: BenchmarkResult, gpu: bool, log: 
         log.report(line)
     for line in summary.warning_lines(
         performance,
-        cuda_graph=result.graph_captured,
+        cuda_graph=bool(result.graph_nodes),
         transfers=inference.data_transfers,
         inf_streams=inference.inf_streams,
         gpu=gpu,
@@ -200,17 +232,17 @@ def report_layers(config: Config, engine: Engine, shapes: Shapes | None, log: Lo
             log.report(line)
 
 
-def report_profile(config: Config, engine: Engine, layers: Sequence[LayerTime], iterations: int, log: Log) -> None:
+def report_profile(config: Config, profile: Profile, log: Log) -> None:
     """``--dumpProfile`` and ``--exportProfile``."""
     from trtcli.report.profile import aux_stream_warning, profile_json, profile_lines
 
     if config.report.dump_profile:
-        for line in profile_lines(layers, iterations):
+        for line in profile_lines(profile):
             log.report(line)
-        if engine.num_aux_streams:
-            log.warning(aux_stream_warning(engine.num_aux_streams))
+        if profile.aux_streams:
+            log.warning(aux_stream_warning(profile.aux_streams))
     if config.report.export_profile:
-        write_json(config.report.export_profile, profile_json(layers, iterations))
+        write_json(config.report.export_profile, profile_json(profile))
 
 
 def report_outputs(

@@ -119,6 +119,9 @@ def _range(
         "optShapes": ("maxShapes", "minShapes"),
         "maxShapes": ("optShapes", "minShapes"),
     }
+    for flag, extents in sources.items():
+        if extents is not None:
+            _check(name, f"--{flag}", declared, extents)
     full: dict[str, Extents] = {}
     for flag, extents in sources.items():
         if extents is None:
@@ -126,7 +129,6 @@ def _range(
             warn(f"{source} is being broadcasted to {flag} for tensor {name}")
             extents = sources[source]
         assert extents is not None
-        _check(name, f"--{flag}", declared, extents)
         full[flag] = extents
     for axis, (a, b, c) in enumerate(zip(*full.values(), strict=True)):
         if not a <= b <= c:

@@ -23,6 +23,7 @@ LIGHT_MODELS = (
 )  # fmt: skip
 
 RESIDUAL_GAIN = 0.4  # of branches that are summed: else activations double at every block and the softmax saturates
+PASSING = ("AveragePool", "Concat", "Dropout", "GlobalAveragePool", "LRN", "MaxPool", "Reshape", "Transpose")
 IR_VERSION = 8  # old enough for every runtime, new enough that weights need not be inputs
 
 
@@ -62,6 +63,7 @@ def refill_weights(model: ModelProto, seed: int = 0) -> ModelProto:
     graph = filled.graph
     given = {tensor.name: tensor for tensor in graph.initializer}
     readers = _readers(graph.node)
+    producers = {name: node for node in graph.node for name in node.output}
     rng = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {}
     for node in graph.node:
@@ -76,7 +78,8 @@ def refill_weights(model: ModelProto, seed: int = 0) -> ModelProto:
     del graph.initializer[:]
     for name, shape in shapes.items():
         reader, index = _role(name, readers)
-        array = _draw(shape, reader, index, rng)
+        rectified = reader is not None and _is_rectified(reader.input[0], producers)
+        array = _draw(shape, reader, index, rectified, rng)
         if index == 1 and reader is not None and reader.op_type == "BatchNormalization" and _is_summed(reader, readers):
             array = array * np.float32(RESIDUAL_GAIN)
         graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, shape, array.tobytes(), raw=True))
@@ -113,7 +116,17 @@ def _is_summed(node: NodeProto, readers: dict[str, list[tuple[NodeProto, int]]])
     return any(reader.op_type in ("Sum", "Add") for reader, _ in readers.get(node.output[0], ()))
 
 
-def _draw(shape: tuple[int, ...], reader: NodeProto | None, index: int, rng: np.random.Generator) -> np.ndarray:
+def _is_rectified(name: str, producers: dict[str, NodeProto]) -> bool:
+    """Whether a tensor comes out of a Relu, seen through operators that keep its scale."""
+    node = producers.get(name)
+    while node is not None and node.op_type in PASSING:
+        node = producers.get(node.input[0])
+    return node is not None and node.op_type == "Relu"
+
+
+def _draw(
+    shape: tuple[int, ...], reader: NodeProto | None, index: int, rectified: bool, rng: np.random.Generator
+) -> np.ndarray:
     op = reader.op_type if reader is not None else ""
     near_one: Callable[[], np.ndarray] = lambda: rng.uniform(0.8, 1.2, shape).astype(np.float32)  # noqa: E731
     if (op == "BatchNormalization" and index in (1, 4)) or op == "Mul":
@@ -122,5 +135,5 @@ def _draw(shape: tuple[int, ...], reader: NodeProto | None, index: int, rng: np.
         return (0.05 * rng.standard_normal(shape, np.float32)).astype(np.float32)
     transposed = op == "MatMul" or (op == "Gemm" and not any(a.name == "transB" and a.i for a in reader.attribute))  # type: ignore[union-attr]
     fan_in = shape[0] if transposed else math.prod(shape[1:])
-    scale = np.float32(math.sqrt(2.0 / max(fan_in, 1)))
+    scale = np.float32(math.sqrt((2.0 if rectified else 1.0) / max(fan_in, 1)))  # a Relu halves the mean square
     return rng.standard_normal(shape, np.float32) * scale

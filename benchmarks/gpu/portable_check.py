@@ -107,7 +107,7 @@ class Group:
         capability = properties.major * 10 + properties.minor
         self.device = DeviceSpec(
             "cuda", properties.name, f"sm_{capability}" + ("a" if capability >= 90 else ""), capability, properties.multi_processor_count,
-            getattr(properties, "shared_memory_per_block_optin", 101376), properties.L2_cache_size, properties.total_memory, 3.0e12,
+            getattr(properties, "shared_memory_per_block_optin", 232448 if capability == 90 else 101376), properties.L2_cache_size, properties.total_memory, 3.0e12,
             {"float16": 8e14, "bfloat16": 8e14, "float32": 5e13, "tf32": 4e14},
         )  # fmt: skip
         self.types = {"f16": DataType.HALF, "bf16": DataType.BF16, "f32": DataType.FLOAT}

@@ -21,6 +21,8 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
+        if self.operator in ("input", "initializer"):
+            return f"{self.operator} {self.node}: {self.reason}"
         return f"{self.node}: {self.operator} ({self.domain or 'ai.onnx'}, opset {self.opset}): {self.reason}"
 
 

@@ -11,7 +11,7 @@ from fusion.importer.tensors import onnx_type_of
 from fusion.importer.values import Value, constant
 
 if TYPE_CHECKING:
-    from onnx import FunctionProto
+    from onnx import AttributeProto, FunctionProto
 
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 REFERENCE_LIMIT = 1 << 20  # elements: the reference evaluator is for small leftovers
@@ -79,6 +79,15 @@ def body(node: Node) -> FunctionProto | None:
     result = FunctionProto()
     result.ParseFromString(text)
     return result if result.node else None
+
+
+def defaults(node: Node) -> list[AttributeProto]:
+    """The default attributes of the node's operator, which its function body may refer to."""
+    from onnx import AttributeProto
+
+    schema = _schema(node.domain, node.op, node.opset)
+    given = [item.default_value for item in schema.attributes.values()] if schema is not None else []
+    return [item for item in given if item.type != AttributeProto.UNDEFINED]
 
 
 def folded(node: Node, origin: str) -> tuple[Value | None, ...] | None:

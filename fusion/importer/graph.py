@@ -120,7 +120,9 @@ class Walk:
                     if output and (index >= len(results) or results[index] is None):
                         raise Unsupported(f"output {index} ({output!r}) is not supported")
         except Unsupported as error:
-            self.problems.append(Problem(origin, proto.op_type, domain, opset, str(error)))
+            problem = Problem(origin, proto.op_type, domain, opset, str(error))
+            if problem not in self.problems[-8:]:  # bodies of functions may repeat one
+                self.problems.append(problem)
             results = ()
         except ModelError as error:
             raise ModelError(f"{self.name}: node {name!r}: {error}") from error
@@ -187,7 +189,7 @@ class Walk:
             return self._body(body, node, Scope(opsets, f"{node.name}/", origin, depth=scope.depth + 1)), False
         if hints is not None:
             for hint, value in zip(hints, results, strict=False):
-                if value is not None and not value.is_constant and not isinstance(hint, Value) and value.elements is None:
+                if value.step is not None and value.elements is None and not isinstance(hint, Value):
                     value.elements = hint
         return results, False
 
@@ -195,7 +197,8 @@ class Walk:
         if scope.depth > DEEPEST_CALL:
             raise ModelError(f"functions call each other more than {DEEPEST_CALL} deep")
         assert node.proto is not None
-        scope.attributes = {item.name: item for item in (*body.attribute_proto, *node.proto.attribute)}
+        defaults = (*functions.defaults(node), *body.attribute_proto)
+        scope.attributes = {item.name: item for item in (*defaults, *node.proto.attribute)}
         for name in body.input:
             scope.values[name] = None
         given = dict(zip(body.input, node.inputs, strict=False))
@@ -285,7 +288,12 @@ def plan(
         ModelError: the graph has a cycle.
     """
     reads = [tuple(read_names(node)) for node in nodes]
-    producer = {output: index for index, node in enumerate(nodes) for output in node.output if output}
+    producer: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for output in filter(None, node.output):
+            if producer.setdefault(output, index) != index:
+                first = names[producer[output]]
+                raise ModelError(f"{model}: tensor {output!r} is made by two nodes, {first!r} and {names[index]!r}")
     order = list(range(len(nodes)))
     if any(producer.get(name, -1) >= index for index, read in enumerate(reads) for name in read):
         order = _sorted(model, names, reads, producer)

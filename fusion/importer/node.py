@@ -91,7 +91,7 @@ def decode_attribute(attribute: AttributeProto) -> Any:
     """The Python value of an attribute (see :class:`Node`)."""
     from onnx import AttributeProto
 
-    from fusion.importer.tensors import array_of
+    from fusion.importer.tensors import array_of, sparse_array
 
     kind = attribute.type
     if kind == AttributeProto.FLOAT:
@@ -108,6 +108,8 @@ def decode_attribute(attribute: AttributeProto) -> Any:
         return tuple(item.decode("utf-8", "replace") for item in attribute.strings)
     if kind == AttributeProto.TENSOR:
         return array_of(attribute.t)
+    if kind == AttributeProto.SPARSE_TENSOR:
+        return sparse_array(attribute.sparse_tensor)
     if kind == AttributeProto.GRAPH:
         return attribute.g
     raise Unsupported(f"attribute {attribute.name!r} is of kind {AttributeProto.AttributeType.Name(kind)}")

@@ -70,7 +70,7 @@ class GatherND(Op):
         ]
         grid += [wrap(indices[..., i], x.shape[batch + i]) for i in range(depth)]
         result = x[tuple(grid)]
-        return (np.ascontiguousarray(result) if result.base is None else result.copy(),)
+        return (np.array(result, order="C"),)
 
 
 @dataclass(frozen=True)

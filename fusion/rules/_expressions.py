@@ -98,17 +98,23 @@ def too_large(expression: Expression, inputs: int, limits: Limits) -> Refusal | 
 
 
 def order_arguments(expression: Expression, types: Sequence[DataType]) -> Expression:
-    """``expression`` with literals last in commutative functions of equal argument types."""
+    """``expression`` with literals last, and low operand numbers first, in commutative functions of equal argument types.
+
+    So ``bias + x`` and ``x + bias`` are one workload to the tactics."""
     if isinstance(expression, Convert):
         return Convert(expression.dtype, order_arguments(expression.argument, types))
     if not isinstance(expression, Apply):
         return expression
     arguments = tuple(order_arguments(child, types) for child in expression.arguments)
-    if expression.function in COMMUTATIVE and isinstance(arguments[0], Literal) and not isinstance(arguments[1], Literal):
+    if expression.function in COMMUTATIVE:
         a, b = arguments
-        if type_of(a, types) is type_of(b, types):
+        if _rank(b) < _rank(a) and type_of(a, types) is type_of(b, types):
             arguments = (b, a)
     return Apply(expression.function, arguments)
+
+
+def _rank(expression: Expression) -> int:
+    return min(operands(expression), default=1 << 30)
 
 
 # --- pointwise readers of a layer ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from fusion.dtypes import DataType
 from fusion.expression import Apply, Convert, Expression, type_of
@@ -35,14 +36,18 @@ Improve = Callable[[Expression, Sequence[DataType]], Expression]
 def expression_rule(name: str, equation: str, improve: Improve, canonical: bool = False) -> Rule:
     """The rule that replaces expressions, prologues and epilogues by ``improve`` of them."""
 
+    @lru_cache(maxsize=4096)  # networks repeat the same few expressions hundreds of times
+    def remembered(expression: Expression, types: tuple[DataType, ...]) -> Expression:
+        return improve(expression, types)
+
     def match(graph: Graph, layer: Layer) -> Match | None:
-        changed = improved(graph, layer, improve)
+        changed = improved(graph, layer, lambda expression, types: remembered(expression, tuple(types)))
         return None if changed is None else Match((layer,), found={"layer": changed})
 
     def rewrite(graph: Graph, match: Match) -> Replacement:
         return Replacement((match.found["layer"],), keep_name=True)
 
-    return Rule(name, equation, EXPRESSION_OPS, match, rewrite, canonical=canonical)
+    return Rule(name, equation, EXPRESSION_OPS, match, rewrite, canonical=canonical, local=True)
 
 
 def improved(graph: Graph, layer: Layer, improve: Improve) -> Layer | None:
@@ -59,8 +64,10 @@ def improved(graph: Graph, layer: Layer, improve: Improve) -> Layer | None:
         if not names:
             return None  # a constant: constant folding's work
         return Layer("", Pointwise(expression), names, layer.outputs)
-    changed: Op = op
     prologue = getattr(op, "prologue", IDENTITY)
+    if op.epilogue == IDENTITY and prologue == IDENTITY:
+        return None
+    changed: Op = op
     dtype = graph.type(layer.inputs[0]).dtype
     if prologue != IDENTITY:
         better = improve(prologue, [dtype])

@@ -80,5 +80,5 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((match.found["layer"],), match.found["constants"], keep_name=True)
 
 
-RULE = Rule("constant-operand", __doc__.splitlines()[0], EXPRESSION_OPS, _match, _rewrite, canonical=True)
+RULE = Rule("constant-operand", __doc__.splitlines()[0], EXPRESSION_OPS, _match, _rewrite, canonical=True, local=True)
 

@@ -1,6 +1,7 @@
-"""Conv(x, w) * s + b -> Conv(x, w * s) + b', for s and b uniform or per channel; also Deconv and MatMul (s per column).
+"""Conv(x, w) * s + b -> Conv(x, w * s) + b', for s and b uniform or per channel; also Deconv.
 
-This is how batch normalisation disappears. Weights are adjusted in float64 and rounded once.
+This is how batch normalisation disappears. Weights are adjusted in float64 and rounded once. ``matmul-scale`` is the same
+for matrix products, per column.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from fusion.expression import Expression, Operand, apply, substitute
+from fusion.expression import Expression, Operand, apply, functions, substitute
 from fusion.graph import Graph
-from fusion.network import Layer
+from fusion.network import Layer, Op
 from fusion.ops import Convolution, Deconvolution, MatrixMultiply
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._affine import channel_constants, leading_affine
 from fusion.rules._epilogue import check as epilogue_check
 from fusion.rules._expressions import join, number, pointwise_reader
+
+
+_SCALES = frozenset({"mul", "div", "sub", "neg"})
 
 
 def _channel_axis(graph: Graph, layer: Layer) -> tuple[int, int]:
@@ -39,13 +43,13 @@ def _whole(layer: Layer, reader: Layer | None) -> tuple[Expression, tuple[str, .
 def _match(graph: Graph, layer: Layer) -> Match | None:
     rank, axis = _channel_axis(graph, layer)
     result, extras = layer.outputs[0], layer.inputs[layer.op.arity :]
-    own = leading_affine(layer.op.epilogue, channel_constants(graph, (result, *extras), rank, axis))
+    own = None if layer.op.epilogue == IDENTITY else leading_affine(layer.op.epilogue, channel_constants(graph, (result, *extras), rank, axis))
     if own is not None and not np.all(own.scale == 1):
         return Match((layer,))
     if layer.op.epilogue != IDENTITY and (own is None or own.rest != IDENTITY):
         return None  # something that is not affine stands between
     reader = pointwise_reader(graph, layer)
-    if reader is None:
+    if reader is None or not _SCALES.intersection(functions(reader.op.expression)):
         return None
     position = next(i for i, name in enumerate(reader.inputs) if name == result)
     if any(name == result for name in reader.inputs[position + 1 :]):
@@ -53,8 +57,8 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     names = (result, *(name for name in reader.inputs if name != result))
     mapping: dict[int, Expression] = {i: Operand(names.index(name)) for i, name in enumerate(reader.inputs)}
     affine = leading_affine(substitute(reader.op.expression, mapping), channel_constants(graph, names, rank, axis))
-    if affine is None:
-        return None
+    if affine is None or np.all(affine.scale == 1):
+        return None  # a shift alone is a bias: an ordinary epilogue
     return Match((layer, reader), (result,))
 
 
@@ -118,11 +122,9 @@ def _along_weights(layer: Layer, scale: np.ndarray, weights: np.ndarray) -> np.n
     return rows.reshape(weights.shape[0], weights.shape[1], *window)
 
 
-RULE = Rule(
-    name="convolution-scale",
-    equation=__doc__.splitlines()[0],
-    anchors=(Convolution, Deconvolution, MatrixMultiply),
-    match=_match,
-    rewrite=_rewrite,
-    check=_check,
-)
+def scale_rule(name: str, equation: str, anchors: tuple[type[Op], ...]) -> Rule:
+    """The rule for one family of products."""
+    return Rule(name, equation, anchors, _match, _rewrite, _check)
+
+
+RULE = scale_rule("convolution-scale", __doc__.splitlines()[0], (Convolution, Deconvolution))

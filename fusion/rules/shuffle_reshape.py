@@ -24,4 +24,4 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((Layer("", Shuffle(reshape=target), layer.inputs, layer.outputs),), keep_name=True)
 
 
-RULE = Rule("shuffle-reshape", __doc__.splitlines()[0], (Shuffle,), _match, _rewrite, canonical=True)
+RULE = Rule("shuffle-reshape", __doc__.splitlines()[0], (Shuffle,), _match, _rewrite, canonical=True, local=True)

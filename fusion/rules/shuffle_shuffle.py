@@ -41,10 +41,18 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
 def _rewrite(graph: Graph, match: Match) -> Replacement:
     before, layer = match.found["before"], match.layers[-1]
     source, target = before.inputs[0], layer.outputs[0]
-    ops = emit(match.found["both"], graph.type(source).shape, graph.type(target).shape)
+    both = match.found["both"]
+    ops = emit(both, graph.type(source).shape, graph.type(target).shape)
     keep = len(match.layers) == 1
     if not ops:
         return Replacement(aliases={target: source}, fate="no-op")
+    if len(ops) == 1 and both.is_view:
+        # What nothing moves is no reformat any more, whatever it was made of.
+        named = [item for item in (before, layer) if "reformat" not in item.fusions] or [layer]
+        fusions = tuple(name for name in (*before.fusions, *layer.fusions) if name != "reformat")
+        origins = tuple(dict.fromkeys((*(before.origins if not keep else ()), *layer.origins)))
+        view = Layer(named[-1].name, ops[0], (source,), (target,), origins, tuple(dict.fromkeys((*fusions, RULE.name))))
+        return Replacement((view,))
     if len(ops) == 1:
         return Replacement((Layer("", ops[0], (source,), (target,)),), keep_name=keep)
     middle = graph.fresh(f"{target}.moved")

@@ -70,7 +70,7 @@ def geometry(workload: Workload) -> Geometry:
     """The numbers of a convolution workload (channels first)."""
     op = workload.op
     assert isinstance(op, Convolution)
-    n, channels, *spatial = (int(dim) for dim in workload.inputs[0].shape)  # type: ignore[arg-type]
+    n, _, *spatial = (int(dim) for dim in workload.inputs[0].shape)  # type: ignore[arg-type]
     outputs, per_group, *window = (int(dim) for dim in workload.inputs[1].shape)  # type: ignore[arg-type]
     return Geometry(
         n, op.groups, per_group, outputs // op.groups, tuple(spatial),
@@ -204,11 +204,7 @@ class _Product(Tactic):
                     calls += maker.together(tile_, *spaces[0], threads)
             else:
                 jobs = [
-                    [
-                        action
-                        for tile_ in tiles[first:last]
-                        for action in maker.alone(tile_, *spaces[number], number)
-                    ]
+                    [action for tile_ in tiles[first:last] for action in maker.alone(tile_, *spaces[number], number)]
                     for number, (first, last) in enumerate(spans(len(tiles), threads))
                 ]
                 calls.append(parallel(jobs, threads))
@@ -235,9 +231,7 @@ class _Tiles:
         shape = self.shape
         return gathered + self._product(tile, right, result, 0, shape.groups, 0, shape.o, thread)
 
-    def together(
-        self, tile: tuple[int, int, int], columns: np.ndarray, result: np.ndarray, threads: int
-    ) -> list[Call]:
+    def together(self, tile: tuple[int, int, int], columns: np.ndarray, result: np.ndarray, threads: int) -> list[Call]:
         """A tile in two stages, each spread over ``threads``: gather, then multiply by output channels (or groups)."""
         shape, calls = self.shape, []
         _, right = self._columns(tile, columns)
@@ -267,7 +261,12 @@ class _Tiles:
         return self._gather(tile, columns, range(len(shape.taps))), flat.reshape(shape.groups, shape.depth, width)
 
     def _gather(
-        self, tile: tuple[int, int, int], columns: np.ndarray, taps: Sequence[int], first: int = 0, last: int | None = None
+        self,
+        tile: tuple[int, int, int],
+        columns: np.ndarray,
+        taps: Sequence[int],
+        first: int = 0,
+        last: int | None = None,
     ) -> list[Action]:
         n, low, high = tile
         shape = self.shape
@@ -299,7 +298,10 @@ class _Tiles:
             left, right, target = left[0], right[0], target[0]
         whole = self.out.shape
         extras = [np.broadcast_to(extra, whole)[n].reshape(grouped)[cut] for extra in self.inputs[2:]]
-        return [partial(np.matmul, left, right, out=target), *self.epilogue.actions(held, extras, out, self.temps[thread])]
+        return [
+            partial(np.matmul, left, right, out=target),
+            *self.epilogue.actions(held, extras, out, self.temps[thread]),
+        ]
 
 
 class Im2col(_Product):
@@ -336,7 +338,9 @@ class Matmul(_Product):
             return Refusal("channels-last input: the CPU runs convolutions in [N, C, spatial]")
         refusal = float_only(workload.inputs[:2])
         if refusal is None and not is_direct(workload, geometry(workload)):
-            return Refusal("the window is not 1x1, or there is stride, padding or conversion: the columns must be gathered")
+            return Refusal(
+                "the window is not 1x1, or there is stride, padding or conversion: the columns must be gathered"
+            )
         return refusal
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:

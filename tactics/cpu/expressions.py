@@ -39,7 +39,19 @@ _INTEGER = {
     "bitwise_xor": np.bitwise_xor, "bitwise_not": np.bitwise_not, "equal": np.equal, "less": np.less,
     "less_or_equal": np.less_equal, "greater": np.greater, "greater_or_equal": np.greater_equal,
 }  # fmt: skip
-_TO_BOOL = {"equal", "less", "less_or_equal", "greater", "greater_or_equal", "isnan", "isinf", "and", "or", "xor", "not"}
+_TO_BOOL = {
+    "equal",
+    "less",
+    "less_or_equal",
+    "greater",
+    "greater_or_equal",
+    "isnan",
+    "isinf",
+    "and",
+    "or",
+    "xor",
+    "not",
+}
 
 
 @dataclass(frozen=True)
@@ -361,7 +373,9 @@ def _lower(function: str, arguments: tuple[Expression, ...], dtype: DataType) ->
         return call("mul", x, call("tanh", _lower("softplus", (x,), dtype) or x))
     if function == "gelu_tanh":
         cube = call("mul", call("add", call("mul", call("square", x), 0.044715), 1.0), x)
-        return call("mul", call("mul", x, 0.5), call("add", call("tanh", call("mul", cube, math.sqrt(2 / math.pi))), 1.0))
+        return call(
+            "mul", call("mul", x, 0.5), call("add", call("tanh", call("mul", cube, math.sqrt(2 / math.pi))), 1.0)
+        )
     if function == "gelu" and dtype is DataType.FLOAT:
         return call("mul", call("mul", x, 0.5), call("add", _erf(call, call("mul", x, math.sqrt(0.5))), 1.0))
     if function == "erf" and dtype is DataType.FLOAT:

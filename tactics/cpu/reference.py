@@ -33,7 +33,9 @@ class NumpyReference(Tactic):
         return Plan((CpuCall(evaluate, f"{type(op).__name__}.evaluate"),))
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
-        return 10 * super().estimate(workload, config, device) + 1e-4  # after every tactic that was made for its operation
+        return (
+            10 * super().estimate(workload, config, device) + 1e-4
+        )  # after every tactic that was made for its operation
 
 
 TACTICS: tuple[Tactic, ...] = (NumpyReference(),)

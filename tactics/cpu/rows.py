@@ -50,7 +50,9 @@ class _Read:
     memory: Slot
     scratch: Slot
 
-    def actions(self, x: np.ndarray, workspace: np.ndarray, into: np.ndarray | None = None) -> tuple[list[Action], np.ndarray]:
+    def actions(
+        self, x: np.ndarray, workspace: np.ndarray, into: np.ndarray | None = None
+    ) -> tuple[list[Action], np.ndarray]:
         if self.program is None:
             return [], x
         target = self.memory.view(workspace)[: x.size].reshape(x.shape) if into is None else into
@@ -86,6 +88,8 @@ class ReduceUfunc(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         op = workload.op
         assert isinstance(op, Reduce)
+        if not workload.inputs[0].shape:
+            return Refusal("a scalar has no axes")
         if not _reduced_type(workload).is_float and op.kind in ("mean", "logsumexp"):
             return Refusal(f"a {op.kind} of integers is computed by cpu.reference.numpy")
         return None
@@ -126,7 +130,9 @@ class ReduceUfunc(Tactic):
                 place = tuple(s if axis in axes else c for axis, (s, c) in enumerate(zip(small, cut, strict=True)))
                 target = result[place]
                 if ufunc is not None:
-                    found.append(partial(ufunc.reduce, value, axis=axes, out=target, keepdims=True, initial=start, dtype=held))
+                    found.append(
+                        partial(ufunc.reduce, value, axis=axes, out=target, keepdims=True, initial=start, dtype=held)
+                    )
                     if op.kind == "mean":
                         found.append(partial(np.divide, target, held.type(count), out=target))
                     return found

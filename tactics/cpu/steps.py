@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from tactics.tactic import CpuCall, DeviceSpec, Plan
 
 Arrays = Sequence[np.ndarray]
 Call = Callable[[], None]
-BLOCK = 16384  # elements that pointwise work handles at once: 64 KiB of float32, so a handful fits a core's second cache
+BLOCK = (
+    16384  # elements that pointwise work handles at once: 64 KiB of float32, so a handful fits a core's second cache
+)
 ALIGN = 64
 
 
@@ -26,9 +29,7 @@ class Bindable:
         self.bind(inputs, outputs, packed, workspace)()
 
 
-def one_step(
-    bind: Callable[[Arrays, Arrays, Arrays, np.ndarray], Call], name: str, workspace: int = 0
-) -> Plan:
+def one_step(bind: Callable[[Arrays, Arrays, Arrays, np.ndarray], Call], name: str, workspace: int = 0) -> Plan:
     """A plan of one step."""
     return Plan((CpuCall(Bindable(bind), name),), workspace)
 
@@ -69,7 +70,7 @@ def spans(count: int, parts: int) -> list[tuple[int, int]]:
     """``range(count)`` cut into at most ``parts`` runs of nearly equal length, as (start, end)."""
     parts = max(1, min(parts, count))
     cuts = [count * number // parts for number in range(parts + 1)]
-    return [(low, high) for low, high in zip(cuts[:-1], cuts[1:], strict=True) if high > low]
+    return [(low, high) for low, high in pairwise(cuts) if high > low]
 
 
 def blocks(
@@ -79,6 +80,9 @@ def blocks(
     would be more than ``most``); the axes in ``whole`` are never cut."""
     total = math.prod(shape)
     if total == 0:
+        return
+    if not shape:
+        yield (...,)  # type: ignore[misc] - an index that keeps a scalar an array
         return
     limit = max(limit, -(-total // most))
     inner = math.prod(shape[axis] for axis in whole)
@@ -101,4 +105,6 @@ def blocks(
 
 def elements(cut: Sequence[slice], shape: Sequence[int]) -> int:
     """How many elements of an array of ``shape`` a cut holds."""
+    if not shape:
+        return 1
     return math.prod(len(range(*part.indices(size))) for part, size in zip(cut, shape, strict=True))

@@ -10,6 +10,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -39,9 +40,7 @@ def parallel(jobs: Sequence[Sequence[Action]], threads: int) -> Callable[[], Non
     if threads <= 1:
         return sequence([action for job in jobs for action in job])
     bounds = [len(jobs) * number // threads for number in range(threads + 1)]
-    shares = [
-        [action for job in jobs[low:high] for action in job] for low, high in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    shares = [[action for job in jobs[low:high] for action in job] for low, high in pairwise(bounds)]
     mine, others = sequence(shares[0]), [sequence(share) for share in shares[1:]]
 
     def run() -> None:

@@ -84,7 +84,11 @@ class Depthwise(Tactic):
                 first.append(partial(np.copyto, matrix, inputs[1].reshape(matrix.shape), casting="unsafe"))
             out = outputs[0]
             extras = [np.broadcast_to(extra, out.shape) for extra in inputs[2:]]
-            blocks = [(n, c, min(c + channels, shape.groups)) for n in range(shape.n) for c in range(0, shape.groups, channels)]
+            blocks = [
+                (n, c, min(c + channels, shape.groups))
+                for n in range(shape.n)
+                for c in range(0, shape.groups, channels)
+            ]
             jobs: list[list[Action]] = []
             for (low, high), slots in zip(spans(len(blocks), threads), spaces, strict=False):
                 planes, sums, temp = (slot.view(workspace) for slot in slots)
@@ -97,7 +101,9 @@ class Depthwise(Tactic):
                     for number, (phase, offset) in enumerate(_taps(shape, padded)):
                         source = part[:, phase, offset : offset + run]
                         target = acc if number == 0 else product
-                        job.append(partial(np.multiply, source, matrix[c0:c1, number : number + 1], out=target[:, :run]))
+                        job.append(
+                            partial(np.multiply, source, matrix[c0:c1, number : number + 1], out=target[:, :run])
+                        )
                         if number:
                             job.append(partial(np.add, acc[:, :run], product[:, :run], out=acc[:, :run]))
                     inner = tuple(slice(0, count) for count in shape.out)
@@ -219,7 +225,11 @@ class PoolSeparable(Tactic):
             # Each channel of each image keeps its own row of operands: a view, whatever they broadcast over.
             extras = [np.broadcast_to(extra, outputs[0].shape) for extra in inputs[1:]]
             cuts = (
-                [(n, c, min(c + channels, shape.groups)) for n in range(shape.n) for c in range(0, shape.groups, channels)]
+                [
+                    (n, c, min(c + channels, shape.groups))
+                    for n in range(shape.n)
+                    for c in range(0, shape.groups, channels)
+                ]
                 if extras
                 else [(0, p, min(p + channels, planes)) for p in range(0, planes, channels)]
             )

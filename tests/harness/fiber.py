@@ -29,8 +29,22 @@ import numpy as np
 from fusion.network import TensorType
 from tactics.compiler import INCLUDE, cuda_include_paths
 from tactics.tactic import (
-    Argument, Buffer, Copy, CpuCall, DeviceSpec, Kernel, Launch, Memset, Plan, Refusal, Scalar, Struct, Tactic, TensorMap,
-    Workload, headers_text,
+    Argument,
+    Buffer,
+    Copy,
+    CpuCall,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Memset,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    TensorMap,
+    Workload,
+    headers_text,
 )  # fmt: skip
 
 HERE = Path(__file__).parent

@@ -150,13 +150,13 @@ def mlp():
     w2 = build.constant("w2", random.standard_normal((16, 8)).astype(np.float32))
     hidden = build.layer(RELU, build.layer(MATMUL, x, w1, name="fc1"), name="relu1")
     folded = build.layer(Shuffle(reshape=(symbol("batch"), 2, 8)), hidden, name="fold")
-    unfolded = build.layer(Shuffle(reshape=(symbol("batch"), 16)), build.layer(RELU, folded, name="relu2"), name="unfold")
+    unfolded = build.layer(
+        Shuffle(reshape=(symbol("batch"), 16)), build.layer(RELU, folded, name="relu2"), name="unfold"
+    )
     y = build.layer(MATMUL, unfolded, w2, name="fc2")
     out = build.layer(ADD, y, x, name="residual", outputs=("y",))
     mean = build.layer(Reduce("mean", (1,), False), out, name="mean", outputs=("m",))
     return build, (out, mean)
-
-
 
 
 @pytest.fixture(scope="session")

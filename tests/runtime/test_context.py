@@ -58,7 +58,9 @@ def test_dynamic_shapes(mlp, cpu, tactic, workspace):
         assert context.get_tensor_shape("y") == (batch, 8)
 
 
-@pytest.mark.parametrize("streams", [{}, {"b1": 1}, {"b1": 1, "c1": 2, "c2": 2}, {"a1": 1, "b1": 1, "b2": 2, "join1": 2}])
+@pytest.mark.parametrize(
+    "streams", [{}, {"b1": 1}, {"b1": 1, "c1": 2, "c2": 2}, {"a1": 1, "b1": 1, "b2": 2, "join1": 2}]
+)
 @pytest.mark.parametrize("through_graph", [False, True])
 def test_branches_on_streams(graph, cpu, streams, through_graph):
     """Whatever the streams, every layer sees its inputs; large tensors make memory sharing across streams dangerous."""

@@ -129,7 +129,9 @@ def test_foreign_and_old_files(engine, tmp_path):
         lambda text: text["network"]["layers"][1].update(outputs=["fc1_out0"]),
         lambda text: text["network"]["tensors"].pop("x"),
         lambda text: text["network"]["tensors"].update(x=5),
-        lambda text: text["network"]["tensors"].update(w1={"is": "TensorType", "dtype": {"dtype": "int8"}, "shape": [8, 16]}),
+        lambda text: text["network"]["tensors"].update(
+            w1={"is": "TensorType", "dtype": {"dtype": "int8"}, "shape": [8, 16]}
+        ),
         lambda text: text["network"]["tensors"]["x"].update(shape=[{"dim": "floordiv(" * 5000}]),
         lambda text: text["network"]["tensors"]["x"].update(dtype={"dtype": "object"}),
         lambda text: text["layers"][0].update(stream=-1),
@@ -184,7 +186,12 @@ def test_offsets_outside_of_the_file_are_refused(engine, tmp_path):
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    for change in ({"data_offsets": [0, 1 << 60]}, {"shape": [-1, -512]}, {"shape": [1 << 62, 1 << 62]}, {"dtype": "X"}):
+    for change in (
+        {"data_offsets": [0, 1 << 60]},
+        {"shape": [-1, -512]},
+        {"shape": [1 << 62, 1 << 62]},
+        {"dtype": "X"},
+    ):
         broken = {**header, "weight:w1": {**header["weight:w1"], **change}}
         raw = json.dumps(broken).encode()
         spoil(path, struct.pack("<Q", len(raw)) + raw + data[8 + length :])

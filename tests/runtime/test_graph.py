@@ -28,7 +28,9 @@ def test_replay_equals_plain_execution(context):
 def test_replay_that_differs_is_found(context, cpu, monkeypatch):
     capture = cpu.capture
     monkeypatch.setattr(cpu, "capture", lambda stream, enqueue: capture(stream, lambda: None))
-    assert compare_replay(context, {"x": np.ones((4, 8), np.float32)}).differing == tuple(context.engine.network.outputs)
+    assert compare_replay(context, {"x": np.ones((4, 8), np.float32)}).differing == tuple(
+        context.engine.network.outputs
+    )
 
 
 def test_a_graph_per_state(context, cpu, monkeypatch):

@@ -53,7 +53,9 @@ def test_a_failure_is_a_value(cpu):
 
     results = measure(cpu, workload("neg", (64,)), [candidate(broken), sleeper(1e-5)])
     assert isinstance(results[0], FloatingPointError) and isinstance(results[1], float)
-    assert all(isinstance(result, FloatingPointError) for result in measure(cpu, workload("neg", (4,)), [candidate(broken)]))
+    assert all(
+        isinstance(result, FloatingPointError) for result in measure(cpu, workload("neg", (4,)), [candidate(broken)])
+    )
 
 
 def test_a_lost_device_is_no_value(cpu):

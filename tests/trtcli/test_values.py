@@ -73,7 +73,7 @@ def test_percentiles() -> None:
     assert read("") == (90.0, 99.0)
     assert read("0,50, 99.9,100") == (0, 50, 99.9, 100)
     for text in ("101", "-1", "50,,60", "a"):
-        with pytest.raises(ValueError, match="0..100"):
+        with pytest.raises(ValueError, match=r"0\.\.100"):
             read(text)
 
 

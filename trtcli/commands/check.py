@@ -8,7 +8,7 @@ from pathlib import Path
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.importer.graph import node_names
 from trtcli import host, session
-from trtcli.capture import Verdict, obstacle_of, verdict_of_nodes
+from trtcli.capture import Obstacle, Verdict, obstacle_of, verdict_of_nodes
 from trtcli.config import Config
 from trtcli.errors import NOT_CAPTURABLE, PASSED
 from trtcli.files import json_text
@@ -37,9 +37,13 @@ def static_verdict(config: Config) -> Verdict:
     """
     if config.model.load_engine:
         from runtime.engine import Engine
+        from runtime.graph import capture_obstacles
 
-        # An engine holds launches only: whatever needs the host was refused when it was built.
-        return Verdict(len(Engine.load(config.model.load_engine).layers))
+        engine = Engine.load(config.model.load_engine)
+        types = {layer.name: layer.op.layer_type or type(layer.op).__name__ for layer in engine.network.layers}
+        return verdict_of_nodes(
+            list(types), [Obstacle(types[name], name, reason) for name, reason in capture_obstacles(engine)]
+        )
     try:
         return Verdict(len(import_onnx(Path(config.model.onnx)).layers))
     except UnsupportedModel as error:
@@ -54,16 +58,17 @@ def static_verdict(config: Config) -> Verdict:
 
 def measured_verdict(config: Config, log: Log) -> Verdict:
     """The verdict of a real capture: build (or load), run plainly, capture, replay, compare."""
-    from dataclasses import replace
+    from runtime.graph import compare_replay
 
-    from runtime.devices import open_device
-    from trtcli.trial import capture_trial
-
-    device = open_device(config.system.device)
-    quick = replace(config.build, optimization_level=0, save_engine="")
-    engine = session.obtain_engine(replace(config, build=quick), device, log)
+    device = session.open_device(config, log)
+    engine = session.obtain_engine(config, device, log)
     shapes = session.inference_shapes(config, engine, log)
-    return capture_trial(engine, device, session.make_inputs(config, engine, shapes, log))
+    context = session.make_contexts(config, engine, device, shapes, log)[0]
+    replay = compare_replay(context, session.make_inputs(config, engine, shapes, log))
+    how = f"captured, replayed and compared on {device.spec.name}: {replay.nodes} graph nodes"
+    obstacles = [Obstacle("capture", "the whole network", text) for text in replay.warnings]
+    obstacles += [Obstacle("replay", name, "a replay gives other values than plain execution") for name in replay.differing]
+    return Verdict(len(engine.layers), tuple(obstacles), how=how)
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
@@ -77,7 +82,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     lines += [f"  {one.operator:<{width}}  {one.name}  {one.reason}" for one in verdict.obstacles]
     if verdict.segments:
         plural = "s" if len(verdict.segments) != 1 else ""
-        lines.append(f"  {len(verdict.segments)} segment{plural} ({held} layers) can be captured around it")
+        lines.append(f"  {len(verdict.segments)} segment{plural} ({held} layers) can be captured around {'it' if count == 1 else 'them'}")
     return lines
 
 

@@ -32,17 +32,23 @@ def execute(config: Config, log: Log) -> int:
         log.info("Skipped inference phase since --skipInference is added.")
         return PASSED
 
-    from runtime.benchmark import benchmark
+    from runtime.benchmark import run_benchmark
 
     shapes = session.inference_shapes(config, engine, log)
     inputs = session.make_inputs(config, engine, shapes, log)
+    contexts = session.make_contexts(config, engine, device, shapes, log)
     session.report_layers(config, engine, shapes, log)
     log.info("Starting inference")
-    result = benchmark(engine, device, session.benchmark_config(config), inputs)
-    for note in result.notes:
-        log.warning(note)
+    options = session.benchmark_options(config)
+    result = run_benchmark(contexts, inputs, options)
+    if result.graph_nodes:
+        log.info(f"CUDA graph captured: {result.graph_nodes} nodes")
+    for text in result.warnings:
+        log.warning(text)
     session.report_performance(config, result, device.spec.kind == "cuda", log)
     session.report_outputs(config, inputs, result.outputs, log)
     if config.report.dump_profile or config.report.export_profile:
-        session.profile(config, engine, device, inputs, log)
+        from runtime.profiler import profile_layers
+
+        session.report_profile(config, profile_layers(contexts[0], inputs, options), log)
     return PASSED

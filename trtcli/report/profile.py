@@ -1,44 +1,33 @@
-"""``--dumpProfile`` and ``--exportProfile``: the time of every layer, from a run of its own."""
+"""``--dumpProfile`` and ``--exportProfile``: the time of every layer, with trtexec's columns and keys."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from runtime.profiler import Profile
 from trtcli.report.statistics import median
 
 _COLUMNS = ("Time(ms)", "Avg.(ms)", "Median(ms)", "Time(%)")
 _GAP = "   "
 
 
-@dataclass(frozen=True)
-class LayerTime:
-    """One layer's samples, milliseconds, one per iteration."""
-
-    name: str
-    samples: tuple[float, ...]
-
-    @property
-    def total(self) -> float:
-        """Their sum."""
-        return math.fsum(self.samples)
-
-
-def profile_lines(layers: Sequence[LayerTime], iterations: int) -> list[str]:
+def profile_lines(profile: Profile) -> list[str]:
     """The table: layers that took time, then their total."""
-    lines = ["", f"=== Profile ({iterations} iterations ) ===", _GAP + _GAP.join((*_COLUMNS, "Layer"))]
-    whole = math.fsum(layer.total for layer in layers)
-    for layer in layers:
+    lines = ["", f"=== Profile ({profile.count} iterations ) ===", _GAP + _GAP.join((*_COLUMNS, "Layer"))]
+    total = sum(layer.total for layer in profile.layers)
+    for layer in profile.layers:
         if layer.total > 0:
-            middle = median(sorted(layer.samples))
-            lines.append(_row(layer.total, layer.total / iterations, middle, 100 * layer.total / whole, layer.name))
-    sums = [math.fsum(one) for one in zip(*(layer.samples for layer in layers if layer.samples), strict=True)]
-    share = 100.0 if whole > 0 else 0.0
-    average, middle = whole / iterations if iterations else 0.0, median(sorted(sums)) if sums else 0.0
-    lines.append(_row(whole, average, middle, share, "Total"))
+            average = layer.total / profile.count
+            lines.append(_row(layer.total, average, layer.median, profile.percentage(layer), layer.name))
+    sums = sorted(float(one) for one in profile.iteration_totals)
+    average = total / profile.count if profile.count else 0.0
+    lines.append(_row(total, average, median(sums) if sums else 0.0, 100.0 if total > 0 else 0.0, "Total"))
     return lines
+
+
+def _row(total: float, average: float, middle: float, share: float, name: str) -> str:
+    cells = (f"{total:.2f}", f"{average:.4f}", f"{middle:.4f}", f"{share:.1f}")
+    return _GAP + _GAP.join((*(cell.rjust(len(head)) for cell, head in zip(cells, _COLUMNS, strict=True)), name))
 
 
 def aux_stream_warning(streams: int) -> str:
@@ -49,24 +38,18 @@ def aux_stream_warning(streams: int) -> str:
     )
 
 
-def _row(total: float, average: float, middle: float, share: float, name: str) -> str:
-    cells = (f"{total:.2f}", f"{average:.4f}", f"{middle:.4f}", f"{share:.1f}")
-    return _GAP + _GAP.join((*(cell.rjust(len(head)) for cell, head in zip(cells, _COLUMNS, strict=True)), name))
-
-
-def profile_json(layers: Sequence[LayerTime], iterations: int) -> list[dict[str, Any]]:
+def profile_json(profile: Profile) -> list[dict[str, Any]]:
     """``{"count": n}``, then every layer (also those that never ran); milliseconds, unrounded."""
-    whole = math.fsum(layer.total for layer in layers)
     return [
-        {"count": iterations},
+        {"count": profile.count},
         *(
             {
                 "name": layer.name,
                 "timeMs": layer.total,
-                "averageMs": layer.total / iterations if iterations else 0.0,
-                "medianMs": median(sorted(layer.samples)) if layer.samples else 0.0,
-                "percentage": 100 * layer.total / whole if whole > 0 else 0.0,
+                "averageMs": layer.total / profile.count if profile.count else 0.0,
+                "medianMs": layer.median,
+                "percentage": profile.percentage(layer),
             }
-            for layer in layers
+            for layer in profile.layers
         ),
     ]

@@ -5,56 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from runtime.benchmark import Query
 from trtcli.report.statistics import Summary, number, summarize
-
-
-class Query(Protocol):
-    """When the parts of one inference began and ended, in milliseconds: enqueue on the host's clock since the start of the
-    run, the rest on the device's clock since its start event."""
-
-    @property
-    def start_enq(self) -> float: ...
-    @property
-    def end_enq(self) -> float: ...
-    @property
-    def start_h2d(self) -> float: ...
-    @property
-    def end_h2d(self) -> float: ...
-    @property
-    def start_compute(self) -> float: ...
-    @property
-    def end_compute(self) -> float: ...
-    @property
-    def start_d2h(self) -> float: ...
-    @property
-    def end_d2h(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class Times:
-    """The metrics of one query, in milliseconds."""
-
-    enqueue: float
-    h2d: float
-    compute: float
-    d2h: float
-
-    @property
-    def latency(self) -> float:
-        """Sum of the intervals, not wall-clock time."""
-        return self.h2d + self.compute + self.d2h
-
-
-def times_of(query: Query) -> Times:
-    """The metrics of a query."""
-    return Times(
-        enqueue=query.end_enq - query.start_enq,
-        h2d=query.end_h2d - query.start_h2d,
-        compute=query.end_compute - query.start_compute,
-        d2h=query.end_d2h - query.start_d2h,
-    )
 
 
 @dataclass(frozen=True)
@@ -74,11 +27,10 @@ class Performance:
 
 def measure(queries: Sequence[Query], percentages: Sequence[float]) -> Performance:
     """The performance of the measured queries (those after the warm-up)."""
-    times = [times_of(query) for query in queries]
     walltime = (max(q.end_d2h for q in queries) - min(q.start_h2d for q in queries)) / 1e3 if queries else 0.0
 
     def of(metric: str) -> Summary:
-        return summarize([getattr(one, metric) for one in times], percentages)
+        return summarize([getattr(one, metric) for one in queries], percentages)
 
     return Performance(
         queries=len(queries),
@@ -89,7 +41,7 @@ def measure(queries: Sequence[Query], percentages: Sequence[float]) -> Performan
         compute=of("compute"),
         d2h=of("d2h"),
         host_walltime=walltime,
-        gpu_compute_time=math.fsum(one.compute for one in times) / 1e3,
+        gpu_compute_time=math.fsum(one.compute for one in queries) / 1e3,
     )
 
 
@@ -98,8 +50,7 @@ MOST_GROUPS = 200  # first and last groups of the trace that are printed
 
 def trace_lines(queries: Sequence[Query], avg_runs: int) -> list[str]:
     """``=== Trace details ===``: averages over complete groups of ``avg_runs`` queries."""
-    times = [times_of(query) for query in queries]
-    groups = [times[first : first + avg_runs] for first in range(0, len(times) - avg_runs + 1, avg_runs)]
+    groups = [queries[first : first + avg_runs] for first in range(0, len(queries) - avg_runs + 1, avg_runs)]
     lines = ["", "=== Trace details ===", f"Trace averages of {avg_runs} runs:"]
     omitted = len(groups) - 2 * MOST_GROUPS
     for index, group in enumerate(groups):

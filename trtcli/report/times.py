@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtcli.report.summary import Query, times_of
-
-_STAMPS = ("enq", "h2d", "compute", "d2h")
+from runtime.benchmark import Query
 
 
 def times_json(queries: Sequence[Query]) -> list[dict[str, float]]:
     """One object per query, milliseconds."""
-    found = []
-    for query in queries:
-        stamps = {
-            f"{edge}{part.capitalize()}Ms": float(getattr(query, f"{edge}_{part}"))
-            for part in _STAMPS
-            for edge in ("start", "end")
+    return [
+        {
+            "startEnqMs": query.start_enqueue,
+            "endEnqMs": query.end_enqueue,
+            "startH2dMs": query.start_h2d,
+            "endH2dMs": query.end_h2d,
+            "startComputeMs": query.start_compute,
+            "endComputeMs": query.end_compute,
+            "startD2hMs": query.start_d2h,
+            "endD2hMs": query.end_d2h,
+            "h2dMs": query.h2d,
+            "computeMs": query.compute,
+            "d2hMs": query.d2h,
+            "latencyMs": query.latency,
         }
-        times = times_of(query)
-        found.append(
-            {
-                **stamps,
-                "h2dMs": times.h2d,
-                "computeMs": times.compute,
-                "d2hMs": times.d2h,
-                "latencyMs": times.latency,
-            }
-        )
-    return found
+        for query in queries
+    ]

@@ -7,10 +7,10 @@ import pytest
 
 from fusion.dtypes import DataType
 from fusion.expression import FUNCTIONS, Apply, Convert, Expression, Literal, Operand, apply, evaluate, type_of
+from fusion.network import TensorType
 from tactics.compiler import compile_cubin
 from tactics.cuda.codegen import Unsupported, device_function, is_fast, literal, storage_type
 from tactics.tactic import Buffer, Kernel, Launch, Plan, Scalar
-from fusion.network import TensorType
 from tests.harness.fiber import available, run_plan
 
 needs_compiler = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
@@ -140,6 +140,8 @@ def test_functions_of_integers(dtype: DataType) -> None:
             if name == "pow":  # NumPy goes through float64 for negative exponents: only small values are exact there
                 keep = (np.abs(arrays[0].astype(np.float64)) < 9) & (np.abs(arrays[1].astype(np.float64)) < 9)
                 keep &= (arrays[0] != 0) | (arrays[1] >= 0)
+            if name in ("floor", "round"):  # NumPy goes through float64
+                keep = np.abs(arrays[0].astype(np.float64)) < 2.0**53
             if name.startswith("shift") and dtype.is_signed:
                 keep = arrays[1] >= 0
             if name == "div" and dtype.is_signed:  # undefined

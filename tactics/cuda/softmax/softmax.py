@@ -1,0 +1,162 @@
+"""Softmax: rows kept in registers, long rows in two passes, and any other axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from fusion.dtypes import DataType
+from fusion.expression import compute_type, type_of
+from fusion.ops import Softmax
+from tactics.cuda.codegen import storage_type
+from tactics.cuda.epilogue import epilogue_argument
+from tactics.cuda.simple import OUT, ceil_div, count, defines, dims, known, launch, refuse_large, vector_width, wrap_code
+from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Tactic, Workload, config
+
+FILE = "softmax/softmax.cu"
+REGISTER_ELEMENTS = 64  # values that one thread keeps
+
+
+def common_refusal(workload: Workload) -> Refusal | None:
+    """Why no softmax kernel here can serve the workload."""
+    op: Softmax = workload.op  # type: ignore[assignment]
+    work = compute_type(type_of(op.prologue, [workload.inputs[0].dtype]))
+    if work not in (DataType.FLOAT, DataType.DOUBLE):
+        return Refusal(f"softmax of {work.value}; it needs a floating-point type")
+    code = wrap_code(workload, op.prologue)
+    if isinstance(code, Refusal):
+        return code
+    return refuse_large(workload)
+
+
+def split(workload: Workload) -> tuple[int, int, int]:
+    """(outer, n, inner)."""
+    shape, axis = dims(workload.inputs[0]), workload.op.axis  # type: ignore[attr-defined]
+    return prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
+
+
+def _defines(workload: Workload, device: DeviceSpec, **values: int) -> tuple[tuple[str, str], ...]:
+    narrow = (DataType.HALF, DataType.BF16)
+    x, out = workload.inputs[0].dtype, workload.outputs[0].dtype
+    return defines(
+        device, IN_T=storage_type(x), OUT_T=storage_type(out), LOG=workload.op.log,  # type: ignore[attr-defined]
+        FAST=x in narrow and out in narrow, **values)  # fmt: skip
+
+
+def _kernel(workload: Workload, entry: str, values: tuple[tuple[str, str], ...]) -> tuple[Kernel, object]:
+    code = wrap_code(workload, workload.op.prologue)  # type: ignore[attr-defined]
+    assert not isinstance(code, Refusal)
+    prelude, epilogue = code
+    return Kernel(FILE, entry, (*values, *epilogue.defines), prelude), epilogue_argument(epilogue)
+
+
+def _row_vectors(workload: Workload) -> int:
+    """The widest vectors along a row whose length never varies."""
+    sizes = [tensor.dtype.itemsize for tensor in (workload.inputs[0], workload.outputs[0])]
+    return vector_width(min(sizes), known(workload, 0, (-1,)))
+
+
+class RowSoftmax(Tactic):
+    """The last axis, of a fixed length, in registers: one read, one write."""
+
+    id = "cuda.softmax.row"
+    device = "cuda"
+    ops = (Softmax,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := common_refusal(workload):
+            return refusal
+        if split(workload)[2] != 1 or any(
+            workload.axis_varies(0, axis) for axis in range(workload.op.axis, len(workload.inputs[0].shape))  # type: ignore[attr-defined]
+        ):
+            return Refusal(f"axis {workload.op.axis} of {dims(workload.inputs[0])} is not last or varies: see cuda.softmax.long")  # type: ignore[attr-defined]
+        n = split(workload)[1]
+        if n > 1024 * REGISTER_ELEMENTS // 4:
+            return Refusal(f"rows of {n} elements do not fit the registers of a block: see cuda.softmax.long")
+        return None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        rows, n, _ = split(workload)
+        widest = _row_vectors(workload)
+        found = []
+        for v in dict.fromkeys((widest, max(1, widest // 2))):
+            for group in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
+                vectors = ceil_div(n, group * v)
+                limit = REGISTER_ELEMENTS if group < 1024 else 16
+                if vectors * v > limit or (vectors == 1 and group > 4 and ceil_div(n, group // 2 * v) == 1):
+                    continue
+                found.append((abs(vectors * v - (8 if v < 8 else 16)), v, group, vectors))
+        # About 8 to 16 values a thread keeps enough loads in flight without starving occupancy.
+        return [config(v=v, group=group, vectors=vectors) for _, v, group, vectors in sorted(found, key=lambda f: (f[0], -f[1]))][:5]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        chosen = dict(config)
+        rows, n, _ = split(workload)
+        threads = max(128, chosen["group"])
+        kernel, args = _kernel(workload, "softmax_row", _defines(
+            workload, device, KIND=0, VEC=chosen["v"], GROUP=chosen["group"], VECTORS=chosen["vectors"], THREADS=threads))  # fmt: skip
+        blocks = ceil_div(rows, threads // chosen["group"])
+        return Plan((launch(kernel, blocks, threads, (Buffer("input"), OUT, Scalar(rows), Scalar(n), args)),))  # type: ignore[arg-type]
+
+
+class LongSoftmax(Tactic):
+    """The last axis, of any length, one block per row: two reads, the second mostly from L2."""
+
+    id = "cuda.softmax.long"
+    device = "cuda"
+    ops = (Softmax,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := common_refusal(workload):
+            return refusal
+        axis, rank = workload.op.axis, len(workload.inputs[0].shape)  # type: ignore[attr-defined]
+        if axis != rank - 1:
+            return Refusal(f"axis {axis} of {dims(workload.inputs[0])} is not the last: see cuda.softmax.strided")
+        return None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        n = split(workload)[1]
+        widest = _row_vectors(workload)
+        threads = [t for t in (256, 512, 1024, 128) if t * widest <= max(n, 128 * widest)]
+        return [config(v=widest, threads=t) for t in threads]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        chosen = dict(config)
+        rows, n, _ = split(workload)
+        kernel, args = _kernel(workload, "softmax_long", _defines(
+            workload, device, KIND=1, VEC=chosen["v"], THREADS=chosen["threads"]))  # fmt: skip
+        return Plan((launch(kernel, rows, chosen["threads"], (Buffer("input"), OUT, Scalar(rows), Scalar(n), args)),))  # type: ignore[arg-type]
+
+
+class StridedSoftmax(Tactic):
+    """Any axis; the plainest of the family."""
+
+    id = "cuda.softmax.strided"
+    device = "cuda"
+    ops = (Softmax,)
+    reference = True
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        return common_refusal(workload)
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        _, n, inner = split(workload)
+        axis, rank = workload.op.axis, len(workload.inputs[0].shape)  # type: ignore[attr-defined]
+        item = min(workload.inputs[0].dtype.itemsize, workload.outputs[0].dtype.itemsize)
+        # Vectors stay inside the last axis, because the epilogue's columns are there.
+        widest = vector_width(item, known(workload, 0, (-1,)), most=4) if axis < rank - 1 else 1
+        shapes = [(32, 8), (16, 16), (8, 32)] if inner > 1 else [(1, 128), (1, 32)]
+        return [config(v=v, tx=tx, ty=ty) for v in dict.fromkeys((widest, 1)) for tx, ty in shapes][:4]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        chosen = dict(config)
+        outer, n, inner = split(workload)
+        kernel, args = _kernel(workload, "softmax_strided", _defines(
+            workload, device, KIND=2, VEC=chosen["v"], TX=chosen["tx"], TY=chosen["ty"]))  # fmt: skip
+        blocks = outer * ceil_div(inner, chosen["tx"] * chosen["v"])
+        last = dims(workload.outputs[0])[-1]
+        arguments = (Buffer("input"), OUT, Scalar(n), Scalar(inner), Scalar(last), args)
+        return Plan((launch(kernel, blocks, (chosen["tx"], chosen["ty"]), arguments),))  # type: ignore[arg-type]
+
+
+TACTICS = (RowSoftmax(), LongSoftmax(), StridedSoftmax())

@@ -1,0 +1,207 @@
+"""Files that are no good: one readable line each, with the file's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import convert_model_to_external_data
+
+from fusion.importer import ModelError, UnsupportedModel, import_onnx, import_with_report
+from fusion.reference import run
+
+
+def model_of(*nodes: onnx.NodeProto, opset: int = 18, weights: dict[str, np.ndarray] | None = None, **kwargs: object) -> onnx.ModelProto:
+    """A model from ``x: float[n, 4]`` to ``y``."""
+    graph = helper.make_graph(
+        list(nodes),
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], **kwargs)
+
+
+def relu() -> onnx.ModelProto:
+    return model_of(helper.make_node("Relu", ["x"], ["y"]))
+
+
+def message(source: object) -> str:
+    with pytest.raises(ModelError) as caught:
+        import_onnx(source)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    text = message(tmp_path / "absent.onnx")
+    assert text == f"{tmp_path / 'absent.onnx'}: no such file"
+
+
+def test_folder(tmp_path: Path) -> None:
+    assert "is a folder" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "the file is empty"),
+        (b"\x00\xff garbage " * 20, "not an ONNX file"),
+        (b'{"this": "is JSON"}', "not an ONNX file"),
+        (relu().SerializeToString()[:-7], "not an ONNX file, or cut short"),
+        (onnx.ModelProto(ir_version=8).SerializeToString(), "holds no graph"),
+    ],
+)
+def test_bad_content(tmp_path: Path, content: bytes, part: str) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    text = message(path)
+    assert text.startswith(str(path))
+    assert part in text
+    assert "\n" not in text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_give_our_error(content: bytes) -> None:
+    with pytest.raises(ModelError):
+        import_onnx(content)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_damaged_models_never_crash(data: st.DataObject) -> None:
+    weights = {"w": np.ones((4, 4), np.float32), "s": np.array([0, 2, 2])}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Reshape", ["a", "s"], ["y"])]
+    content = bytearray(model_of(*nodes, weights=weights).SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        import_onnx(bytes(content))
+    except ModelError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize(("opset", "part"), [(6, "opset 6 is older than 7"), (99, "opset 99 is unknown")])
+def test_unknown_opset(opset: int, part: str) -> None:
+    assert part in message(model_of(helper.make_node("Relu", ["x"], ["y"]), opset=opset))
+
+
+def test_no_opset() -> None:
+    model = relu()
+    del model.opset_import[:]
+    assert "names no opset" in message(model)
+
+
+def test_cycle() -> None:
+    nodes = [helper.make_node("Add", ["x", "b"], ["a"], name="one"), helper.make_node("Relu", ["a"], ["b"], name="two"),
+             helper.make_node("Relu", ["b"], ["y"])]  # fmt: skip
+    assert "cycle through node 'one'" in message(model_of(*nodes))
+
+
+def test_unsorted_graph_is_sorted() -> None:
+    nodes = [helper.make_node("Relu", ["a"], ["y"], name="last"), helper.make_node("Neg", ["x"], ["a"], name="first")]
+    assert [layer.name for layer in import_onnx(model_of(*nodes)).layers] == ["first", "last"]
+
+
+def test_tensor_that_nothing_makes() -> None:
+    assert "node 'Add_0' reads tensor 'nowhere'" in message(model_of(helper.make_node("Add", ["x", "nowhere"], ["y"])))
+
+
+def test_output_that_nothing_makes() -> None:
+    assert "output 'y' is made by no node" in message(model_of(helper.make_node("Relu", ["x"], ["z"])))
+
+
+def test_tensor_made_twice() -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["y"])]
+    assert "made by two nodes, 'Relu_0' and 'Neg_1'" in message(model_of(*nodes))
+
+
+def test_weight_with_too_few_bytes() -> None:
+    model = model_of(helper.make_node("Add", ["x", "w"], ["y"]), weights={"w": np.ones(4, np.float32)})
+    model.graph.initializer[0].dims[0] = 400
+    text = message(model)
+    assert "'w' of shape [400] wants 1600 bytes and has 16" in text
+
+
+def test_unsupported_nodes_are_all_listed() -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["a"], name="find"),
+        helper.make_node("Frobnicate", ["x"], ["b"], domain="com.example"),
+        helper.make_node("Cast", ["a"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("Unique", ["c"], ["d"], name="after_a_missing_one"),
+        helper.make_node("Add", ["b", "d"], ["y"]),
+        helper.make_node("NonZero", ["x"], ["unused"], name="dead"),
+    ]
+    with pytest.raises(UnsupportedModel) as caught:
+        import_onnx(model_of(*nodes))
+    text = str(caught.value)
+    assert [problem.node for problem in caught.value.problems] == ["find", "Frobnicate_1", "after_a_missing_one"]
+    assert "g: 3 nodes cannot be imported (Frobnicate, NonZero, Unique)" in text
+    assert "find: NonZero (ai.onnx, opset 18): trtcli does not support this operator" in text
+    assert "Frobnicate_1: Frobnicate (com.example, opset 1)" in text
+
+
+def test_shape_from_data_is_refused_by_name() -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64), helper.make_node("ReduceMax", ["i"], ["m"], keepdims=0),
+             helper.make_node("Range", ["zero", "m", "one"], ["r"], name="steps"), helper.make_node("Cast", ["r"], ["y"], to=1)]  # fmt: skip
+    weights = {"zero": np.array(0, np.int64), "one": np.array(1, np.int64)}
+    assert "steps: Range (ai.onnx, opset 18): its bounds depend on data" in message(model_of(*nodes, weights=weights))
+
+
+def test_input_of_a_type_that_we_lack() -> None:
+    model = relu()
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
+    assert "input x: tensors of type STRING are not supported" in message(model)
+
+
+# --- external data ---------------------------------------------------------------------------------------------------
+
+
+def external(folder: Path) -> Path:
+    weights = {"w": np.arange(16, dtype=np.float32).reshape(4, 4), "b": np.arange(4, dtype=np.float32)}
+    model = model_of(helper.make_node("Gemm", ["x", "w", "b"], ["y"]), weights=weights)
+    convert_model_to_external_data(model, location="weights.bin", size_threshold=0)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_external_data(tmp_path: Path) -> None:
+    network, report = import_with_report(external(tmp_path))
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    w = np.arange(16, dtype=np.float32).reshape(4, 4)
+    np.testing.assert_allclose(run(network, {"x": x})["y"], x @ w + np.arange(4), rtol=1e-5)
+    assert (report.weights, report.weight_bytes, report.nodes) == (2, 80, 1)
+
+
+def test_external_data_missing(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    text = message(path)
+    assert text.startswith(f"{path}: tensor 'w': external data file")
+    assert "not found" in text
+
+
+def test_external_data_too_short(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    (tmp_path / "weights.bin").write_bytes(b"123")
+    assert "too short for tensor 'w'" in message(path)
+
+
+def test_external_data_outside_the_folder(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../weights.bin"
+    path.write_bytes(model.SerializeToString())
+    assert "must lie in the model's folder" in message(path)
+
+
+def test_external_data_of_bytes(tmp_path: Path) -> None:
+    assert "give the model as a path" in message(external(tmp_path).read_bytes())

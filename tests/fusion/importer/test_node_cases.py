@@ -1,0 +1,146 @@
+"""ONNX's own node tests: every case whose operators trtcli imports must give the recorded outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from fusion.importer import ModelError, UnsupportedModel, import_onnx
+from fusion.reference import run
+
+# How many cases passed with the onnx release named here; the number may only grow.
+PASSING, RELEASE = 1506, (1, 23)
+
+# Operators that trtcli does not have; cases that need one are not run, and the import must name the operator.
+OPERATORS = {
+    "recurrent networks and loops": "GRU LSTM RNN Loop Scan",
+    "outputs whose shape depends on data": "NonMaxSuppression NonZero Unique",
+    "random numbers": "Bernoulli RandomUniformLike",
+    "training": "Adagrad Adam Momentum",
+    "sequences, optionals, strings, images": "ImageDecoder OptionalGetElement OptionalHasElement SplitToSequence TfIdfVectorizer",
+    "classical machine learning": "ArrayFeatureExtractor Binarizer TreeEnsemble",
+    "signal processing": "DFT MelWeightMatrix STFT",
+    "sampling at computed positions": "DeformConv GridSample RoiAlign",
+    "rare": "BitCast Col2Im Det MaxUnpool TensorScatter",
+}
+MISSING = {name for names in OPERATORS.values() for name in names.split()}
+
+# Types that trtcli holds only as constants, or not at all.
+TYPES = {
+    getattr(TensorProto, name)
+    for name in ("STRING", "INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1", "FLOAT8E4M3FNUZ", "FLOAT8E5M2FNUZ", "FLOAT8E8M0",
+                 "COMPLEX64", "COMPLEX128")
+    if hasattr(TensorProto, name)
+}  # fmt: skip
+
+# Single cases, with the reason.
+CASES = {
+    "test_batchnorm_epsilon_training_mode": "training",
+    "test_batchnorm_example_training_mode": "training",
+    "test_maxpool_with_argmax_2d_precomputed_pads": "MaxPool's Indices",
+    "test_maxpool_with_argmax_2d_precomputed_strides": "MaxPool's Indices",
+    "test_training_dropout": "training: random numbers",
+    "test_training_dropout_default": "training: random numbers",
+    "test_training_dropout_default_mask": "training: random numbers",
+    "test_training_dropout_mask": "training: random numbers",
+    "test_training_dropout_zero_ratio": "training",
+    "test_training_dropout_zero_ratio_mask": "training",
+    "test_not_2d": "opset 1",
+    "test_not_3d": "opset 1",
+    "test_not_4d": "opset 1",
+}
+
+# The inputs by which these tests give parameters; they become initializers, as exporters write them.
+PARAMETERS = set(
+    "K M axes axis cond condition depth ends k len new_shape output_shape pad pads r repeats roi scales shape size sizes split "
+    "starts steps stride t target_shape training_mode value".split()
+)
+
+
+def prepared(model: ModelProto, inputs: Sequence[Any]) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for index, (entry, value) in enumerate(zip(model.graph.input, inputs, strict=False)):
+        if entry.name in PARAMETERS and (index or len(inputs) == 1) and value is not None:
+            tensor = value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value))
+            copy.graph.initializer.add().CopyFrom(tensor)
+            copy.graph.initializer[-1].name = entry.name
+    return copy
+
+
+def array(value: Any) -> np.ndarray:
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+
+
+def expected_to_run(name: str, model: ModelProto) -> bool:
+    values = [*model.graph.input, *model.graph.output]
+    if any(not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type in TYPES for value in values):
+        return False
+    return name not in CASES and not operators_of(model.graph) & MISSING
+
+
+def operators_of(graph: onnx.GraphProto) -> set[str]:
+    found = set()
+    for node in graph.node:
+        found.add(node.op_type)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                found |= operators_of(attribute.g)
+    return found
+
+
+def check(model: ModelProto, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    network = import_onnx(prepared(model, inputs))
+    given = dict(zip((entry.name for entry in model.graph.input), inputs, strict=False))
+    found = run(network, {name: array(given[name]) for name in network.inputs})
+    for name, value in zip(network.outputs, map(array, outputs), strict=True):
+        assert found[name].dtype == value.dtype, f"{name} is {found[name].dtype}, not {value.dtype}"
+        assert found[name].shape == value.shape, f"{name} has shape {found[name].shape}, not {value.shape}"
+        if not (np.issubdtype(value.dtype, np.floating) or value.dtype.kind == "V" or value.dtype == ml_dtypes.bfloat16):
+            np.testing.assert_array_equal(found[name], value)
+            continue
+        relative, absolute = (1e-3, 1e-6) if value.dtype.itemsize > 2 else (4e-3, 1e-3) if value.dtype == np.float16 else (2e-2, 1e-2)
+        np.testing.assert_allclose(found[name].astype(float), value.astype(float), relative, absolute)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_node_cases() -> None:
+    from onnx.backend.test.loader import load_model_tests
+
+    passed, failures, stale = 0, [], []
+    for case in load_model_tests(kind="node"):
+        model = case.model or onnx.load(f"{case.model_dir}/model.onnx")
+        wanted = expected_to_run(case.name, model)
+        try:
+            for inputs, outputs in case.data_sets:
+                check(model, inputs, outputs)
+        except (UnsupportedModel, ModelError) as error:
+            if wanted:
+                failures.append(f"{case.name}: {error}")
+        except Exception as error:
+            if wanted:
+                failures.append(f"{case.name}: {type(error).__name__}: {error}"[:500])
+        else:
+            passed += 1
+            if case.name in CASES:
+                stale.append(case.name)
+    assert not failures, f"{len(failures)} cases fail\n" + "\n".join(failures[:40])
+    assert not stale, f"these cases pass now: take them off the list: {stale}"
+    if tuple(map(int, onnx.__version__.split(".")[:2])) >= RELEASE:
+        assert passed >= PASSING
+
+
+def test_missing_operators_are_missing() -> None:
+    """The list above is honest: none of its operators has an importer."""
+    from fusion.importer import registry
+
+    domains = ("", "ai.onnx.ml", "ai.onnx.preview.training")
+    present = [name for name in MISSING for domain in domains if registry.find(domain, name, 20) is not None]
+    assert not present

@@ -1,0 +1,128 @@
+import time
+
+import numpy as np
+import pytest
+
+from fusion.expression import Operand, apply
+from fusion.ops import Pointwise, Shuffle
+from runtime.benchmark import BenchmarkOptions, BenchmarkResult, Query, run_benchmark
+from runtime.profiler import profile_layers
+from tactics.tactic import CpuCall, Plan, Tactic
+
+RELU = Pointwise(apply("relu", Operand(0)))
+QUICK = BenchmarkOptions(iterations=5, duration=0.0, warm_up=0.0)
+X = {"x": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)}
+
+
+@pytest.fixture
+def engine(mlp):
+    build, outputs = mlp
+    return build.engine(*outputs, sizes={"batch": (1, 4, 64)})
+
+
+def run(engine, cpu, options, lanes=1):
+    contexts = [engine.create_execution_context(cpu) for _ in range(lanes)]
+    return run_benchmark(contexts, X, options)
+
+
+def check_order(query: Query):
+    assert 0 <= query.start_enqueue <= query.end_enqueue
+    assert (
+        query.start_h2d <= query.end_h2d <= query.start_compute <= query.end_compute <= query.start_d2h <= query.end_d2h
+    )
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("expose", [False, True])
+@pytest.mark.parametrize("transfers", [False, True])
+def test_queries(engine, cpu, graph, expose, transfers):
+    result = run(engine, cpu, BenchmarkOptions(5, 0.0, 0.0, graph=graph, expose_dma=expose, transfers=transfers))
+    assert len(result.queries) == 5 and result.warm_up_queries == 0
+    for query in result.queries:
+        check_order(query)
+        assert query.compute > 0
+        assert (query.h2d > 0 and query.d2h > 0) == transfers
+        assert query.latency == query.h2d + query.compute + query.d2h
+    assert (result.graph_nodes > 0) == graph and not result.warnings
+    expected = engine.create_execution_context(cpu).execute(X)
+    for name in expected:
+        np.testing.assert_array_equal(result.outputs[name], expected[name])
+
+
+def test_iterations_and_duration_both_hold(engine, cpu):
+    begin = time.perf_counter()
+    result = run(engine, cpu, BenchmarkOptions(iterations=1, duration=0.1, warm_up=20))
+    assert time.perf_counter() - begin >= 0.12
+    assert all(query.start_compute >= 20 for query in result.queries)
+    assert result.warm_up_queries > 0 and len(result.queries) > 10
+    assert 0.09 <= result.walltime < 0.5
+    assert result.throughput == pytest.approx(len(result.queries) / result.walltime)
+    few = run(engine, cpu, BenchmarkOptions(iterations=50, duration=0.0, warm_up=5))
+    assert len(few.queries) >= 49
+
+
+def test_lanes_and_threads(engine, cpu):
+    for threads in (False, True):
+        result = run(engine, cpu, BenchmarkOptions(7, 0.0, 0.0, threads=threads), lanes=3)
+        assert len(result.queries) == 21
+        starts = [query.start_h2d for query in result.queries]
+        assert starts == sorted(starts)
+
+
+def test_idle_and_sleep(engine, cpu):
+    idle = run(engine, cpu, BenchmarkOptions(5, 0.0, 0.0, idle_time=5))
+    gaps = np.diff([query.start_compute for query in idle.queries])
+    assert (gaps >= 5).all() and all(query.compute < 5 for query in idle.queries)
+    begin = time.perf_counter()
+    slept = run(engine, cpu, BenchmarkOptions(5, 0.0, 0.0, sleep_time=50))
+    assert time.perf_counter() - begin >= 0.05
+    assert slept.queries[0].start_compute < 45
+
+
+def test_failures_in_threads_reach_the_caller(engine, cpu, monkeypatch):
+    contexts = [engine.create_execution_context(cpu) for _ in range(2)]
+    monkeypatch.setattr(contexts[1], "execute_async_v3", lambda stream: 1 / 0)
+    monkeypatch.setattr(contexts[1], "prepare", lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        run_benchmark(contexts, X, BenchmarkOptions(5, 0.0, 0.0, threads=True, graph=False))
+
+
+def test_empty_result():
+    assert BenchmarkResult((), 3, 0, (), {}).throughput == 0
+
+
+def test_profile_finds_the_slow_layer(graph, cpu, monkeypatch):
+    class Sleep(Tactic):
+        id = "test.sleep"
+        device = "cpu"
+
+        def plan(self, workload, config, device):
+            def run(inputs, outputs, packed, workspace):
+                time.sleep(0.003)
+                np.copyto(outputs[0], inputs[0])
+
+            return Plan((CpuCall(run),))
+
+    from runtime import resolution
+
+    real = resolution.registry.tactic
+    monkeypatch.setattr(resolution.registry, "tactic", lambda name: Sleep() if name == "test.sleep" else real(name))
+    x = graph.input("x", (4, 8))
+    y = graph.layer(RELU, graph.layer(RELU, x, name="quick"), name="slow")
+    z = graph.layer(RELU, graph.layer(Shuffle(reshape=(32,)), y, name="view"), name="last")
+    engine = graph.engine(z)
+    from dataclasses import replace
+
+    plans = [replace(plan, tactic="test.sleep") if i == 1 else plan for i, plan in enumerate(engine.layers)]
+    engine = replace(engine, layers=tuple(plans))
+    for captured in (True, False):
+        context = engine.create_execution_context(cpu)
+        profile = profile_layers(context, X, BenchmarkOptions(4, 0.0, 0.0, graph=captured))
+        assert profile.count == 4 and profile.in_graph == captured
+        assert [layer.name for layer in profile.layers] == ["quick", "slow", "view", "last"]
+        times = {layer.name: layer for layer in profile.layers}
+        assert times["slow"].median >= 2.9 and times["slow"].total >= 4 * 2.9
+        assert times["quick"].average < 2 and times["view"].samples.size == 0 and times["view"].average == 0
+        assert profile.percentage(times["slow"]) > 50
+        assert sum(profile.percentage(layer) for layer in profile.layers) == pytest.approx(100)
+        assert profile.iteration_totals.shape == (4,)

@@ -1,0 +1,148 @@
+"""Convolution, deconvolution, matrix products and attention on the CPU."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fusion.dtypes import DataType
+from fusion.expression import Literal, Operand, apply
+from fusion.network import TensorType
+from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply
+
+SETTINGS = settings(max_examples=30, deadline=None)
+small = st.integers(1, 3)
+dim = st.integers(1, 6)
+dtypes = st.sampled_from([np.float32, np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+EPILOGUES = {
+    "none": Operand(0),
+    "relu": apply("relu", Operand(0)),
+    "bias": apply("add", Operand(0), Operand(1)),
+    "residual": apply("relu", apply("add", apply("add", Operand(0), Operand(1)), Operand(2))),
+    "swish": apply("swish", apply("add", Operand(0), Operand(1)), Literal(1.0, DataType.FLOAT)),
+    "compare": apply("greater", Operand(0), Operand(1)),
+}
+epilogues = st.sampled_from(sorted(EPILOGUES))
+
+
+def values(rng: np.random.Generator, shape, dtype) -> np.ndarray:
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def extras(rng: np.random.Generator, name: str, channels: int, rank: int, shape, dtype) -> list[np.ndarray]:
+    bias = values(rng, (channels, *(1,) * rank), dtype)
+    return [] if name in ("none", "relu") else [bias] if name != "residual" else [bias, values(rng, shape, dtype)]
+
+
+@st.composite
+def convolutions(draw):
+    rank = draw(small)
+    per_axis = lambda strategy: tuple(draw(strategy) for _ in range(rank))
+    window, stride, dilation = per_axis(small), per_axis(small), per_axis(st.integers(1, 2))
+    pre, post = per_axis(st.integers(0, 3)), per_axis(st.integers(0, 3))
+    spatial = tuple(
+        max(1, dilation[i] * (window[i] - 1) + 1 - pre[i] - post[i]) + draw(st.integers(0, 8)) for i in range(rank)
+    )
+    return {
+        "n": draw(small), "groups": draw(st.integers(1, 5)), "c": draw(small), "o": draw(small), "spatial": spatial,
+        "window": window, "stride": stride, "dilation": dilation, "pre": pre, "post": post, "seed": draw(st.integers(0, 99)),
+    }  # fmt: skip
+
+
+@given(convolutions(), dtypes, epilogues, st.booleans())
+@SETTINGS
+def test_convolution(check, case, dtype, name, known):
+    rng, groups = np.random.default_rng(case["seed"]), case["groups"]
+    x = values(rng, (case["n"], case["c"] * groups, *case["spatial"]), dtype)
+    w = values(rng, (case["o"] * groups, case["c"], *case["window"]), dtype)
+    shape = case["stride"], case["pre"], case["post"], case["dilation"], groups
+    (out,) = Convolution(*shape).infer([TensorType(DataType.FLOAT, x.shape), TensorType(DataType.FLOAT, w.shape)])
+    more = extras(rng, name, len(w), len(case["window"]), out.shape, dtype)
+    check(Convolution(*shape, epilogue=EPILOGUES[name]), [x, w, *more], {1} if known else ())
+
+
+@given(
+    small,
+    small,
+    st.integers(1, 9),
+    dim,
+    st.sampled_from([(7,), (9, 8), (3, 4, 5)]),
+    dtypes,
+    epilogues,
+    st.integers(0, 99),
+)
+@SETTINGS
+def test_convolution_of_one_place(check, n, groups, c, o, spatial, dtype, name, seed):
+    rng, rank = np.random.default_rng(seed), len(spatial)
+    x, w = values(rng, (n, groups * c, *spatial), dtype), values(rng, (groups * o, c, *(1,) * rank), dtype)
+    op = Convolution((1,) * rank, (0,) * rank, (0,) * rank, (1,) * rank, groups, epilogue=EPILOGUES[name])
+    more = extras(rng, name, groups * o, rank, (n, groups * o, *spatial), dtype)
+    ran = check(op, [x, w, *more], {1})
+    assert ("cpu.conv.matmul" if x.dtype.itemsize > 2 else "cpu.conv.im2col") in ran
+
+
+@given(convolutions(), dtypes, st.booleans())
+@SETTINGS
+def test_depthwise(check, case, dtype, known):
+    rng, channels = np.random.default_rng(case["seed"]), case["groups"] * 3
+    x, w = (
+        values(rng, (case["n"], channels, *case["spatial"]), dtype),
+        values(rng, (channels, 1, *case["window"]), dtype),
+    )
+    bias = values(rng, (channels, *(1,) * len(case["window"])), dtype)
+    op = Convolution(case["stride"], case["pre"], case["post"], case["dilation"], channels, epilogue=EPILOGUES["bias"])
+    assert {"cpu.conv.depthwise", "cpu.reference.numpy"} <= check(op, [x, w, bias], {1} if known else ())
+
+
+@given(convolutions(), st.data(), dtypes, epilogues, st.booleans())
+@SETTINGS
+def test_deconvolution(check, case, data, dtype, name, known):
+    rng, groups = np.random.default_rng(case["seed"]), case["groups"]
+    more = tuple(data.draw(st.integers(0, step - 1)) for step in case["stride"])
+    x = values(rng, (case["n"], case["c"] * groups, *case["spatial"]), dtype)
+    w = values(rng, (case["c"] * groups, case["o"], *case["window"]), dtype)
+    shape = case["stride"], case["pre"], case["post"], case["dilation"], more, groups
+    (out,) = Deconvolution(*shape).infer([TensorType(DataType.FLOAT, x.shape), TensorType(DataType.FLOAT, w.shape)])
+    assume(all(size > 0 for size in out.shape))
+    operands = extras(rng, name, case["o"] * groups, len(case["window"]), out.shape, dtype)
+    check(Deconvolution(*shape, epilogue=EPILOGUES[name]), [x, w, *operands], {1} if known else ())
+
+
+@given(
+    st.lists(small, max_size=2), st.sampled_from(["both", "a", "b"]), st.integers(1, 40), dim, st.integers(1, 150),
+    st.booleans(), st.booleans(), dtypes, st.sampled_from(["none", "bias", "residual", "rows"]), st.sets(st.integers(0, 1)),
+    st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_matmul(check, batch, held, m, k, n, transpose_a, transpose_b, dtype, name, known, seed):
+    rng = np.random.default_rng(seed)
+    a_batch, b_batch = (batch if held != "b" else [1] * len(batch)), (batch if held != "a" else [])
+    a = values(rng, (*a_batch, *((k, m) if transpose_a else (m, k))), dtype)
+    b = values(rng, (*b_batch, *((n, k) if transpose_b else (k, n))), dtype)
+    shape = (*np.broadcast_shapes(tuple(a_batch), tuple(b_batch)), m, n)
+    epilogue = EPILOGUES["bias" if name == "rows" else name]
+    row, whole = values(rng, (n,), dtype), values(rng, shape, dtype)
+    more = {"none": [], "bias": [row], "residual": [row, whole], "rows": [values(rng, (m, 1), dtype)]}[name]
+    check(MatrixMultiply(transpose_a, transpose_b, epilogue), [a, b, *more], known)
+
+
+@given(
+    small, small, st.integers(1, 2), dim, st.integers(0, 4), dim, dim, st.booleans(),
+    st.sampled_from(["none", "add", "bool"]), dtypes, st.permutations("bhsd"), st.permutations("bhsd"), st.integers(0, 99),
+)  # fmt: skip
+@SETTINGS
+def test_attention(check, b, heads, share, s, more, d, e, causal, masked, dtype, inner, outer, seed):
+    rng, t = np.random.default_rng(seed), s + more
+    layouts = ("".join(outer), "".join(inner), "bhsd", "".join(inner))
+    q, k, v = (
+        values(rng, shape, dtype).transpose(["bhsd".index(axis) for axis in layout])
+        for shape, layout in zip([(b, heads * share, s, d), (b, heads, t, d), (b, heads, t, e)], layouts, strict=False)
+    )
+    inputs = [np.ascontiguousarray(array) for array in (q, k, v)]
+    if masked == "add":
+        inputs.append(values(rng, (b, 1, s, t), dtype))
+    elif masked == "bool":
+        inputs.append(rng.random((1, heads * share, s, t)) < 0.6)  # may hide a whole row
+    check(Attention(0.5, causal, masked != "none", layouts), inputs)
