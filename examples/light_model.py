@@ -1,4 +1,4 @@
-"""Write one of the light models of the onnx package, with random weights: ``python examples/light_model.py resnet50 FILE``."""
+"""Write one of the light models of the onnx package, with random weights: ``python -m examples.light_model resnet50 FILE``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trtcli.zoo import LIGHT_MODELS, light_model
 
 def main() -> int:
     if len(sys.argv) != 3:
-        print(f"usage: {sys.argv[0]} {{{','.join(LIGHT_MODELS)}}} FILE", file=sys.stderr)
+        print(f"usage: python -m examples.light_model {{{','.join(LIGHT_MODELS)}}} FILE", file=sys.stderr)
         return 1
     name, path = sys.argv[1], Path(sys.argv[2])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from fusion.rules import (
     log_sum_exp,
     matmul_pointwise,
     matmul_scale,
+    matmul_split,
     mish,
     neutral_element,
     no_op,
@@ -50,7 +51,9 @@ from fusion.rules import (
     shuffle_matmul,
     shuffle_reduce,
     shuffle_reshape,
+    shuffle_rows,
     shuffle_shuffle,
+    shuffle_weights,
     sigmoid,
     softmax_log,
     softmax_pointwise,
@@ -70,7 +73,8 @@ PADDING = (padding_convolution.RULE, padding_pooling.RULE)
 # Products take their epilogues before anything else wants the same pointwise layers.
 PRODUCTS = (
     convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
-    matmul_scale.RULE, matmul_pointwise.RULE, shuffle_matmul.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
+    matmul_scale.RULE, matmul_pointwise.RULE, matmul_split.RULE, shuffle_matmul.RULE, shuffle_rows.RULE,
+    shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE)
@@ -147,7 +151,7 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
         network, warnings = to_half(network, options.precision)
         network = _fuse(network, limits, options, record)
     if options.device == "cuda":
-        changed = to_channels_last(network)
+        changed = to_channels_last(network, direct_stem=True)
         if changed is not network:
             network = _fuse(changed, limits, options, record)
     alive = {layer.name for layer in network.layers}

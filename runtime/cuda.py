@@ -350,7 +350,7 @@ class CudaDevice(Device):
                 return CudaGraph(graph)
         except (CaptureError, DeviceLostError):
             raise
-        except (DeviceError, NotImplementedError) as error:
+        except RuntimeError as error:  # ours, and cupy's own refusals
             raise CaptureError(str(error)) from error
 
     def synchronize(self) -> None:

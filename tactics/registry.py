@@ -21,7 +21,15 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cpu.indexing",
         "tactics.cpu.reference",
     ),
-    "cuda": (),
+    "cuda": (
+        "tactics.cuda.gemm.simt_gemm",
+        "tactics.cuda.gemm.mma_gemm",
+        "tactics.cuda.gemm.gemv",
+        "tactics.cuda.conv.simt_conv",
+        "tactics.cuda.conv.mma_conv",
+        "tactics.cuda.conv.depthwise",
+        "tactics.cuda.attention.attention",
+    ),
 }
 
 

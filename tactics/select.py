@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sys import modules
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ class Candidate:
     config: Config
     plan: Plan
     packed: tuple[np.ndarray, ...] = ()
-    cubins: Mapping[str, bytes] | None = None
+    kernels: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -44,19 +44,18 @@ class Candidate:
 
 
 class Bench(Protocol):
-    """One workload's buffers on the device, filled with random data and its constants."""
+    """One workload's buffers on the device, filled with random data and its constants (see :class:`runtime.timer.Bench`)."""
 
-    def time(self, candidates: Sequence[Candidate]) -> list[float | Exception]:
+    def time(self, candidates: Sequence[Candidate], rounds: int) -> list[float | Exception]:
         """Seconds of each candidate, or what went wrong."""
         ...
 
-    def error(self, candidate: Candidate, reference: Candidate) -> float:
-        """Relative error (norm of the difference over the norm) of a poisoned-output run; infinite if any element is
-        unwritten or not finite where the reference is."""
+    def reference(self, candidate: Candidate) -> list[np.ndarray]:
+        """The outputs that other candidates are checked against."""
         ...
 
-    def close(self) -> None:
-        """Give the buffers back."""
+    def check(self, candidate: Candidate, reference: Sequence[np.ndarray], tolerance: float) -> str | None:
+        """None when the candidate computes ``reference`` and writes every element, else what is wrong."""
         ...
 
 
@@ -69,6 +68,7 @@ class SelectOptions:
     shared_memory_limit: int | None = None  # bytes
     max_tactics: int | None = None
     pinned: str = ""  # a tactic id (or a prefix of one) that must be used
+    rounds: int = 8  # how many timings a finalist's time is the median of
 
 
 @dataclass(frozen=True)
@@ -271,19 +271,16 @@ def finish(
             reason = " ".join(str(error).strip().splitlines()[:3])
             rows.append(Timing(candidate.tactic.id, candidate.config, None, f"does not compile: {reason}"))
             continue
-        ready.append(replace(candidate, packed=packed, cubins=images))
+        ready.append(replace(candidate, packed=packed, kernels=images))
     if not ready:
         raise NoTacticError(f"no tactic can compute it on {device.name}: {_reasons(rows)}")
     if options.level == 0:
         return _decision(ready[0], math.nan, rows, device)
     bench = make_bench()
-    try:
-        timed = _timed(bench, ready, rows, search.workload, device)
-        reference = _reference(search.workload, constants, device, compilers)
-        if reference is not None:
-            timed = _checked(bench, timed, reference, rows, search.workload)
-    finally:
-        bench.close()
+    timed = _timed(bench, ready, rows, search.workload, device, options)
+    reference = _reference(search.workload, constants, device, compilers)
+    if reference is not None and timed:
+        timed = _checked(bench, timed, reference, rows, search.workload)
     if not timed:
         raise NoTacticError(f"every tactic failed on {device.name}: {_reasons(rows)}")
     fastest = timed[0][0]
@@ -306,7 +303,7 @@ def _decision(winner: Candidate, seconds: float, rows: Sequence[Timing], device:
     mark = fingerprint(winner.tactic, winner.plan, device)
     first = Timing(winner.tactic.id, winner.config, None if math.isnan(seconds) else seconds, "", mark)
     ordered = sorted(rows, key=lambda row: math.inf if row.seconds is None else row.seconds)
-    return Decision(winner.tactic.id, winner.config, seconds, (first, *ordered), False, dict(winner.cubins or {}))
+    return Decision(winner.tactic.id, winner.config, seconds, (first, *ordered), False, dict(winner.kernels))
 
 
 def _over_limit(plan: Plan, device: DeviceSpec, options: SelectOptions) -> str:
@@ -320,14 +317,19 @@ def _over_limit(plan: Plan, device: DeviceSpec, options: SelectOptions) -> str:
 
 
 def _timed(
-    bench: Bench, ready: Sequence[Candidate], rows: list[Timing], workload: Workload, device: DeviceSpec
+    bench: Bench,
+    ready: Sequence[Candidate],
+    rows: list[Timing],
+    workload: Workload,
+    device: DeviceSpec,
+    options: SelectOptions,
 ) -> list[tuple[float, Candidate]]:
     """(seconds, candidate), ascending; timed in batches until one stands near the floor."""
     floor = floor_seconds(workload, device)
     timed: list[tuple[float, Candidate]] = []
     for first in range(0, len(ready), BATCH):
         batch = ready[first : first + BATCH]
-        for candidate, result in zip(batch, bench.time(batch), strict=True):
+        for candidate, result in zip(batch, bench.time(batch, options.rounds), strict=True):
             if isinstance(result, Exception):
                 rows.append(Timing(candidate.tactic.id, candidate.config, None, f"failed: {result}"))
             else:
@@ -343,14 +345,15 @@ def _checked(
     bench: Bench, timed: list[tuple[float, Candidate]], reference: Candidate, rows: list[Timing], workload: Workload
 ) -> list[tuple[float, Candidate]]:
     """``timed`` (ascending) without wrong candidates among those that may win; the clearly slower are not checked."""
+    wanted: list[np.ndarray] | None = None
     kept: list[tuple[float, Candidate]] = []
     for seconds, candidate in timed:
         may_win = not kept or seconds <= kept[0][0] * NOISE
         if may_win and candidate.tactic.id != reference.tactic.id:
-            error, allowed = bench.error(candidate, reference), candidate.tactic.tolerance(workload)
-            if not error <= allowed:
-                reason = f"wrong result: relative error {error:.2e}, {allowed:.0e} allowed"
-                rows.append(Timing(candidate.tactic.id, candidate.config, None, reason))
+            wanted = bench.reference(reference) if wanted is None else wanted
+            problem = bench.check(candidate, wanted, candidate.tactic.tolerance(workload))
+            if problem:
+                rows.append(Timing(candidate.tactic.id, candidate.config, None, f"wrong result: {problem}"))
                 continue
         kept.append((seconds, candidate))
     return kept

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from runtime.streams import assign_streams
 
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx
 from fusion.network import Network
 from fusion.passes import FusionOptions, FusionResult, optimize
-from runtime.device import Device
+from runtime.device import Device, DeviceLostError
 from runtime.engine import Alternative, Engine, InputRange, LayerPlan, sizes_of
+from runtime.streams import with_streams
+from runtime.timer import Bench
 from runtime.views import VIEW, view_layers
 from runtime.workloads import workload_of
 from tactics import cache as timing_cache
@@ -26,7 +29,18 @@ from tactics.cache import CacheError, Entry, TimingCache
 from tactics.compiler import nvrtc_version
 from tactics.registry import tactic as tactic_by_id
 from tactics.select import Compilers, Decision, NoTacticError, SelectOptions, decide_from, finish, question, start
-from tactics.tactic import Buffer, DeviceSpec, Launch, Plan, Struct, TensorMap, Workload, floor_seconds, workload_flops
+from tactics.tactic import (
+    Buffer,
+    DeviceSpec,
+    Launch,
+    Plan,
+    Struct,
+    TensorMap,
+    Workload,
+    floor_seconds,
+    workload_bytes,
+    workload_flops,
+)
 from trtcli.config import BuildConfig
 from trtcli.shapes import optimization_profile
 from trtcli.version import __version__
@@ -93,7 +107,7 @@ def build(
     shapes = {name: one.opt for name, one in profile.items()}
     choices = _choose(network, shapes, config, device, log, progress)
     engine = _assemble(network, choices, profile, config, device)
-    engine = replace(engine, layers=assign_streams(engine, shapes, config.max_aux_streams))
+    engine = with_streams(engine, -1 if config.max_aux_streams is None else config.max_aux_streams)
     seconds = time.perf_counter() - began
     record = {
         **_record(model, imported, fused, config, device, choices),
@@ -148,7 +162,7 @@ def _choose(
     workloads = tuple(workload_of(network, layer, sizes, constants, config.tf32) for layer in network.layers)
     options = [_select_options(config, layer.name) for layer in network.layers]
     cache = _load_cache(config, log)
-    compilers = Compilers(device.spec.arch, device.compile_threads, cache.kernels)
+    compilers = Compilers(device.spec.arch, os.cpu_count() or 1, cache.kernels)
     deadline = None if config.build_budget is None else time.perf_counter() + config.build_budget
     decided: dict[tuple[Any, ...], Decision] = {}
     keys = [
@@ -192,10 +206,8 @@ def _choose(
                 for number, name in enumerate(layer.inputs)
                 if name in network.constants
             }
-            make_bench = lambda search=search, values=values: device.bench(  # noqa: E731
-                search.workload, values, config.avg_timing
-            )
-            decision = _named(layer.name, finish, search, values, device.spec, option, make_bench, compilers)
+            bench = partial(Bench, device, search.workload, values)
+            decision = _named(layer.name, finish, search, values, device.spec, option, bench, compilers)
             decided[key] = decision
             for timing in decision.timings:
                 log.verbose(_timing_line(layer.name, timing, decision))
@@ -228,13 +240,15 @@ def _choose(
 
 def _select_options(config: BuildConfig, layer: str) -> SelectOptions:
     pinned = next((tactic for name, tactic in config.pin_tactic if name == layer), "")
-    return SelectOptions(config.optimization_level, config.workspace, config.tactic_shared_memory, pinned=pinned)
+    return SelectOptions(
+        config.optimization_level, config.workspace, config.tactic_shared_memory, pinned=pinned, rounds=config.avg_timing
+    )
 
 
 def _named(layer: str, function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
-    except NoTacticError as error:
+    except (NoTacticError, DeviceLostError) as error:
         raise BuildError(f"layer {layer!r}: {error}") from error
 
 
@@ -268,7 +282,7 @@ def _save_cache(config: BuildConfig, cache: TimingCache, log: Log) -> None:
 def _versions(device: Device) -> dict[str, str]:
     """What measured times depend on beside the device: our own kernels are covered by fingerprints."""
     if device.spec.kind == "cuda":
-        return {"nvrtc": ".".join(map(str, nvrtc_version())), "driver": device.driver_version}
+        return {"nvrtc": ".".join(map(str, nvrtc_version())), "driver": str(device.properties().get("driver", ""))}
     return {"numpy": np.__version__}
 
 
@@ -342,8 +356,6 @@ def _bound(workload: Workload, floor: float, spec: DeviceSpec) -> str:
     if spec.kind == "cuda" and floor < LAUNCH_FLOOR:
         return "launch"
     compute = workload_flops(workload)
-    from tactics.tactic import workload_bytes
-
     return "compute" if compute and workload_bytes(workload) / spec.bandwidth < floor else "memory"
 
 
@@ -354,8 +366,6 @@ def _record(
     model: Path | bytes, imported: Network, fused: FusionResult, config: BuildConfig, device: Device, choices: _Choices
 ) -> dict[str, Any]:
     data = model.read_bytes() if isinstance(model, Path) else model
-    from dataclasses import asdict
-
     return {
         "trtcli": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

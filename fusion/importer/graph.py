@@ -178,20 +178,36 @@ class Walk:
                 raise Unsupported(functions.absence(node.domain, node.op, node.opset))
             result = importer(builder, node)
             results = (result,) if isinstance(result, Value) else tuple(result)
-        except Unsupported:
-            folded = functions.folded(node, origin)
-            if folded is not None:
-                return folded, False
-            body = functions.body(node)
-            if body is None:
-                raise
-            opsets = {**scope.opsets, **{entry.domain: entry.version for entry in body.opset_import}}
-            return self._body(body, node, Scope(opsets, f"{node.name}/", origin, depth=scope.depth + 1)), False
+        except Unsupported as error:
+            return self._fallback(node, scope, origin, error), False
         if hints is not None:
             for hint, value in zip(hints, results, strict=False):
                 if value.step is not None and value.elements is None and not isinstance(hint, Value):
                     value.elements = hint
         return results, False
+
+    def _fallback(self, node: Node, scope: Scope, origin: str, error: Unsupported) -> tuple[Value | None, ...]:
+        """Without an importer that takes this node: folded by onnx, or through the operator's function body.
+
+        Raises:
+            Unsupported: neither is possible; ``error``, unless there is more to say.
+        """
+        folded = functions.folded(node, origin)
+        if folded is not None:
+            return folded
+        body = functions.body(node)
+        if body is None:
+            raise error
+        opsets = {**scope.opsets, **{entry.domain: entry.version for entry in body.opset_import}}
+        before = len(self.problems)
+        results = self._body(body, node, Scope(opsets, f"{node.name}/", origin, depth=scope.depth + 1))
+        inner = [problem.operator for problem in self.problems[before:]]
+        del self.problems[before:]
+        if inner and registry.find(node.domain, node.op, node.opset) is None:
+            raise Unsupported(f"its definition needs {', '.join(sorted(set(inner)))}, which trtcli does not support")
+        if inner:
+            raise error
+        return results
 
     def _body(self, body: FunctionProto, node: Node, scope: Scope) -> tuple[Value | None, ...]:
         if scope.depth > DEEPEST_CALL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from fusion.importer.errors import ModelError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
 OLDEST_OPSET = 7
 NEWEST_OPSET = 28  # newer ones may hold attributes that trtcli would not obey
@@ -80,6 +81,8 @@ def _check(source: Source) -> None:
         raise ModelError(f"{name}: not an ONNX model: it holds no graph")
     if not model.graph.output:
         raise ModelError(f"{name}: its graph has no output, so there is nothing to compute")
+    if not all(isinstance(text, str) for text in (*(entry.domain for entry in model.opset_import), *_texts(model.graph))):
+        raise ModelError(f"{name}: damaged: a name in it is not valid text")
     opset = source.opsets().get("")
     if opset is None:
         if any(not _standard(node.domain) for node in model.graph.node):
@@ -90,6 +93,22 @@ def _check(source: Source) -> None:
         raise ModelError(f"{name}: opset {opset} is older than {OLDEST_OPSET}; convert it with onnx.version_converter")
     if opset > newest:
         raise ModelError(f"{name}: opset {opset} is unknown; trtcli with the installed onnx knows {OLDEST_OPSET} to {newest}")
+
+
+def _texts(graph: GraphProto) -> Iterator[object]:
+    """Every name in a graph; protobuf gives bytes for those that are not UTF-8."""
+    for entry in (*graph.input, *graph.output):
+        yield entry.name
+        yield from (dim.dim_param for dim in entry.type.tensor_type.shape.dim)
+    for tensor in graph.initializer:
+        yield tensor.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+            yield attribute.ref_attr_name
+            if attribute.HasField("g"):
+                yield from _texts(attribute.g)
 
 
 def _standard(domain: str) -> str:

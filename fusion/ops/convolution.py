@@ -21,7 +21,8 @@ from fusion.ops.windows import channels_back, channels_first, pad_spatial, windo
 class Convolution(Op):
     """Inputs: x ``[N, C, *spatial]`` (``[N, *spatial, C]`` when ``channels_last``), weights ``[O, C / groups, *window]``.
 
-    Accumulated in float32 (int32 for integers), then the epilogue, in the shape of the output.
+    Accumulated in float32 (int32 for integers), then the epilogue, in the shape of the output. ``input_channels_last`` is
+    the layout of x where it is not the output's: a first convolution may read an image's planes and write channels last.
     """
 
     stride: tuple[int, ...]
@@ -31,13 +32,19 @@ class Convolution(Op):
     groups: int = 1
     channels_last: bool = False
     epilogue: Expression = IDENTITY
+    input_channels_last: bool | None = None
 
     layer_type: ClassVar[str] = "Convolution"
     arity: ClassVar[int] = 2
 
+    @property
+    def reads_channels_last(self) -> bool:
+        """The layout of x."""
+        return self.channels_last if self.input_channels_last is None else self.input_channels_last
+
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         x, weights, *extras = inputs
-        batch, channels, spatial = split_channels(x.shape, self.channels_last)
+        batch, channels, spatial = split_channels(x.shape, self.reads_channels_last)
         out_channels, per_group, *window = weights.shape
         if len(spatial) != len(self.stride) or len(window) != len(self.stride):
             raise ShapeError(
@@ -58,7 +65,7 @@ class Convolution(Op):
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         x, weights, *extras = inputs
         total = accumulator(x, weights)
-        first = channels_first(x, self.channels_last)
+        first = channels_first(x, self.reads_channels_last)
         padded = pad_spatial(first, self.pre_padding, self.post_padding).astype(total, copy=False)  # type: ignore[arg-type]
         window = weights.shape[2:]
         counts = [

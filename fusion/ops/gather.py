@@ -65,7 +65,7 @@ class GatherND(Op):
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         x, indices = inputs
         batch, depth = self.batch_dims, indices.shape[-1]
-        grid = [
+        grid: list[np.ndarray] = [
             np.arange(size).reshape(-1, *(1,) * (indices.ndim - 2 - axis)) for axis, size in enumerate(x.shape[:batch])
         ]
         grid += [wrap(indices[..., i], x.shape[batch + i]) for i in range(depth)]
@@ -117,7 +117,7 @@ def wrap(indices: np.ndarray, size: int) -> np.ndarray:
 
 def element_grid(indices: np.ndarray, axis: int, size: int) -> tuple[np.ndarray, ...]:
     """Index arrays that address, for each element of ``indices``, the same place with ``axis`` replaced by its value."""
-    grid = list(np.indices(indices.shape, np.intp, sparse=True))
+    grid: list[np.ndarray] = list(np.indices(indices.shape, np.intp, sparse=True))
     grid[axis] = wrap(indices, size)
     return tuple(grid)
 

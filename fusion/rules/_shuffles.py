@@ -26,8 +26,23 @@ class Movement:
         return self.order == tuple(range(len(self.order)))
 
 
+@dataclass(frozen=True)
+class Factored:
+    """A movement whose atoms are not joined, with the atoms (input numbers) of each input and output axis."""
+
+    move: Movement
+    source: tuple[tuple[int, ...], ...]
+    target: tuple[tuple[int, ...], ...]
+
+
 def movement(shape: Shape, op: Shuffle) -> Movement | None:
     """The movement of ``op`` on an input of ``shape``; None when the shapes do not factor (6x4 -> 4x6, or unknown sizes)."""
+    found = factored(shape, op)
+    return None if found is None else minimal(found.move)
+
+
+def factored(shape: Shape, op: Shuffle) -> Factored | None:
+    """Like :func:`movement`, before atoms that stay neighbours are joined."""
     first = op.first if op.first is not None else tuple(range(len(shape)))
     moved = tuple(shape[axis] for axis in first)
     target = moved if op.reshape is None else tuple(op.reshape)
@@ -39,7 +54,9 @@ def movement(shape: Shape, op: Shuffle) -> Movement | None:
     input_atoms = [atom for axis in range(len(shape)) for atom in from_moved[first.index(axis)]]
     output_atoms = [atom for axis in second for atom in from_target[axis]]
     place = {atom: position for position, atom in enumerate(input_atoms)}
-    return minimal(Movement(tuple(sizes[atom] for atom in input_atoms), tuple(place[atom] for atom in output_atoms)))
+    move = Movement(tuple(sizes[atom] for atom in input_atoms), tuple(place[atom] for atom in output_atoms))
+    source = tuple(tuple(place[atom] for atom in from_moved[first.index(axis)]) for axis in range(len(shape)))
+    return Factored(move, source, tuple(tuple(place[atom] for atom in from_target[axis]) for axis in second))
 
 
 def compose(a: Movement, b: Movement) -> Movement | None:
@@ -80,8 +97,7 @@ def emit(move: Movement, source: Shape, target: Shape) -> tuple[Shuffle, ...]:
         return () if source == target else (Shuffle(reshape=target),)
     by_input = _whole_axes(move.sizes, source)
     if by_input is not None:  # a transpose of input axes, then a reshape
-        ones = [axis for axis, dim in enumerate(source) if dim == 1]
-        first = tuple([axis for atom in move.order for axis in by_input[atom]] + ones)
+        first = tuple(_with_ones([axis for atom in move.order for axis in by_input[atom]], source))
         first = _natural(first, source, target)
         shape = tuple(source[axis] for axis in first)
         return (Shuffle(first=first, reshape=None if shape == target else target),)
@@ -89,7 +105,7 @@ def emit(move: Movement, source: Shape, target: Shape) -> tuple[Shuffle, ...]:
     if by_output is not None:  # a reshape, then a transpose to output axes
         place = {atom: position for position, atom in enumerate(move.order)}
         axes = [axis for atom in range(len(move.sizes)) for axis in by_output[place[atom]]]
-        axes += [axis for axis, dim in enumerate(target) if dim == 1]
+        axes = _with_ones(axes, target)
         return (Shuffle(reshape=tuple(target[axis] for axis in axes), second=_inverse(axes)),)
     middle = tuple(move.sizes[atom] for atom in move.order)
     moving = Shuffle(reshape=None if source == move.sizes else move.sizes, second=move.order)
@@ -140,6 +156,21 @@ def _whole_axes(sizes: Sequence[Dim], shape: Shape) -> list[list[int]] | None:
         if atoms:
             axes[owner[atoms[0]]].append(axis)
     return axes
+
+
+def _with_ones(axes: list[int], shape: Shape) -> list[int]:
+    """``axes`` with the axes of length 1 put in: leading ones lead, the others follow the axis before them."""
+    result = list(axes)
+    leading = 0
+    for axis, dim in enumerate(shape):
+        if dim != 1:
+            continue
+        if axis == leading:
+            result.insert(leading, axis)
+            leading += 1
+        else:
+            result.insert(result.index(axis - 1) + 1, axis)
+    return result
 
 
 def _natural(first: tuple[int, ...], source: Shape, target: Shape) -> tuple[int, ...]:

@@ -21,7 +21,9 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 def _rewrite(graph: Graph, match: Match) -> Replacement:
     (layer,) = match.layers
     target = graph.type(layer.outputs[0]).shape
-    return Replacement((Layer("", Shuffle(reshape=target), layer.inputs, layer.outputs),), keep_name=True)
+    fusions = tuple(name for name in layer.fusions if name != "reformat")  # what moves nothing is no reformat
+    name = f"reshape {layer.inputs[0]}" if fusions != layer.fusions and not layer.origins else layer.name
+    return Replacement((Layer(name, Shuffle(reshape=target), layer.inputs, layer.outputs, layer.origins, fusions),))
 
 
 RULE = Rule("shuffle-reshape", __doc__.splitlines()[0], (Shuffle,), _match, _rewrite, canonical=True, local=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Shuffle
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Refusal, Replacement, Rule, joined_name
 from fusion.rules._shuffles import Movement, compose, emit, movement
 
 
@@ -46,18 +44,29 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     keep = len(match.layers) == 1
     if not ops:
         return Replacement(aliases={target: source}, fate="no-op")
-    if len(ops) == 1 and both.is_view:
-        # What nothing moves is no reformat any more, whatever it was made of.
-        named = [item for item in (before, layer) if "reformat" not in item.fusions] or [layer]
-        fusions = tuple(name for name in (*before.fusions, *layer.fusions) if name != "reformat")
-        origins = tuple(dict.fromkeys((*(before.origins if not keep else ()), *layer.origins)))
-        view = Layer(named[-1].name, ops[0], (source,), (target,), origins, tuple(dict.fromkeys((*fusions, RULE.name))))
-        return Replacement((view,))
+    origins = tuple(dict.fromkeys((*(() if keep else before.origins), *layer.origins)))
+    fusions = _fusions(match, keep)
+    name = layer.name if keep else joined_name([before, layer], pointwise=False)
     if len(ops) == 1:
-        return Replacement((Layer("", ops[0], (source,), (target,)),), keep_name=keep)
+        return Replacement((Layer(name, ops[0], (source,), (target,), origins, fusions),))
     middle = graph.fresh(f"{target}.moved")
-    view = replace(layer, name=f"{layer.name} reshape", op=ops[1], inputs=(middle,))
-    return Replacement((Layer("", ops[0], (source,), (middle,)), view), keep_name=keep)
+    view_fusions = tuple(item for item in fusions if item != "reformat")
+    return Replacement(
+        (
+            Layer(name, ops[0], (source,), (middle,), origins, fusions),
+            Layer(f"{layer.name} reshape", ops[1], (middle,), (target,), layer.origins, view_fusions),
+        )
+    )
+
+
+def _fusions(match: Match, keep: bool) -> tuple[str, ...]:
+    """The result is a reformat only when the model itself moves nothing here."""
+    a, b, both = (match.found[key] for key in ("a", "b", "both"))
+    before, layer = match.found["before"], match.layers[-1]
+    models_own = (before.origins and not a.is_view) or (layer.origins and not b.is_view)
+    made_by = (*(() if keep else before.fusions), *layer.fusions, RULE.name)
+    drop = both.is_view or models_own
+    return tuple(dict.fromkeys(item for item in made_by if not (drop and item == "reformat")))
 
 
 def _cost(move: Movement) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from fusion.network import TensorType
 from fusion.ops import Convolution
 from tactics.cpu.epilogue import Epilogue, make_epilogue
-from tactics.cpu.steps import Arrays, Call, Scratch, one_step, spans, threads_of
+from tactics.cpu.steps import Arrays, Call, Scratch, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel, stages
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
 
@@ -70,11 +70,11 @@ def geometry(workload: Workload) -> Geometry:
     """The numbers of a convolution workload (channels first)."""
     op = workload.op
     assert isinstance(op, Convolution)
-    n, _, *spatial = (int(dim) for dim in workload.inputs[0].shape)  # type: ignore[arg-type]
-    outputs, per_group, *window = (int(dim) for dim in workload.inputs[1].shape)  # type: ignore[arg-type]
+    n, _, *spatial = shape_of(workload.inputs[0])
+    outputs, per_group, *window = shape_of(workload.inputs[1])
     return Geometry(
         n, op.groups, per_group, outputs // op.groups, tuple(spatial),
-        tuple(int(dim) for dim in workload.outputs[0].shape[2:]),  # type: ignore[arg-type]
+        shape_of(workload.outputs[0])[2:],
         tuple(window), op.stride, tuple(int(pad) for pad in op.pre_padding), op.dilation,  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy as np
 from fusion.ops import Deconvolution
 from tactics.cpu.convolution import Geometry, float_only, wide
 from tactics.cpu.epilogue import make_epilogue
-from tactics.cpu.steps import Arrays, Call, Scratch, one_step, spans, threads_of
+from tactics.cpu.steps import Arrays, Call, Scratch, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel, stages
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
 
@@ -115,11 +115,11 @@ def _mirror(workload: Workload) -> Geometry:
     """The convolution of which this deconvolution is the transpose: from this layer's output to its input."""
     op = workload.op
     assert isinstance(op, Deconvolution)
-    n, channels, *spatial = (int(dim) for dim in workload.inputs[0].shape)  # type: ignore[arg-type]
-    outputs, *window = (int(dim) for dim in workload.inputs[1].shape[1:])  # type: ignore[arg-type]
+    n, channels, *spatial = shape_of(workload.inputs[0])
+    outputs, *window = shape_of(workload.inputs[1])[1:]
     return Geometry(
         n, op.groups, outputs, channels // op.groups,
-        tuple(int(dim) for dim in workload.outputs[0].shape[2:]), tuple(spatial),  # type: ignore[arg-type]
+        shape_of(workload.outputs[0])[2:], tuple(spatial),
         tuple(window), op.stride, tuple(int(pad) for pad in op.pre_padding), op.dilation,  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def _additions(columns: np.ndarray, sums: np.ndarray, shape: Geometry) -> list[A
             target.append(shape.source(tap, axis, first, last))
         part = sums[tuple(target)]
         if part.size:
-            found.append(partial(np.add, part, columns[(slice(None), number, *source[1:])], out=part))
+            found.append(partial(np.add, part, columns[:, number][tuple(source)], out=part))
     return found
 
 

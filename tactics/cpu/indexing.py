@@ -23,14 +23,13 @@ from fusion.ops import (
     TopK,
 )
 from tactics.cpu.rows import held_type
-from tactics.cpu.steps import Arrays, Call, Scratch, blocks, one_step, spans, threads_of
+from tactics.cpu.steps import Arrays, Call, Scratch, blocks, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel, sequence, stages
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
 
 
 def _shape(workload: Workload, number: int) -> tuple[int, ...]:
-    tensors = (*workload.inputs, *workload.outputs)
-    return tuple(int(dim) for dim in tensors[number].shape)  # type: ignore[arg-type]
+    return shape_of((*workload.inputs, *workload.outputs)[number])
 
 
 def _wrapped(indices: np.ndarray, size: int, target: np.ndarray, spare: np.ndarray) -> list[Action]:
@@ -87,8 +86,9 @@ class GatherFlat(_Indexed):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, shape, index_shape = workload.op, _shape(workload, 0), _shape(workload, 1)
         scratch = Scratch()
+        axes: tuple[int, ...]
         if isinstance(op, GatherElements):
-            axes, outer, lead = (op.axis,), index_shape, ()
+            axes, outer = (op.axis,), index_shape
             # The other axes' part of the flat place does not depend on the indices.
             grid = np.indices(index_shape, np.intp, sparse=True)
             base = sum(
@@ -102,9 +102,9 @@ class GatherFlat(_Indexed):
             outer, lead = index_shape[:-1], index_shape[: op.batch_dims]
             width = math.prod(shape[op.batch_dims + depth :])
             base = np.zeros((), np.intp)
-            for axis, count in enumerate(lead):
+            for axis, many in enumerate(lead):
                 step = math.prod(shape[axis + 1 : op.batch_dims + depth])
-                base = base + (np.arange(count, dtype=np.intp) * step).reshape(-1, *(1,) * (len(outer) - axis - 1))
+                base = base + (np.arange(many, dtype=np.intp) * step).reshape(-1, *(1,) * (len(outer) - axis - 1))
         end = axes[-1] + 1 if isinstance(op, GatherND) and axes else len(shape)
         total, part, spare = (scratch.take(outer, kind) for kind in (np.intp, np.intp, bool))
 

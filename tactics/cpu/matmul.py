@@ -11,8 +11,8 @@ import numpy as np
 from fusion.ops import MatrixMultiply
 from tactics.cpu.convolution import float_only, wide
 from tactics.cpu.epilogue import make_epilogue
-from tactics.cpu.steps import Arrays, Call, Scratch, one_step, spans, threads_of
-from tactics.cpu.threads import parallel, stages
+from tactics.cpu.steps import Arrays, Call, Scratch, one_step, shape_of, spans, threads_of
+from tactics.cpu.threads import Action, parallel, stages
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
 
 
@@ -27,7 +27,7 @@ class Blas(Tactic):
         return float_only(workload.inputs[:2])
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        *batch, m, n = _result_shape(workload)
+        *batch, m, n = shape_of(workload.outputs[0])
         threads = threads_of(device)
         whole = config(split=0, threads=1)
         if threads == 1:
@@ -57,12 +57,12 @@ class Blas(Tactic):
         total = wide(*workload.inputs[:2])
         packed_inputs = _packed(workload, total)
         epilogue = make_epilogue(op.epilogue, total, workload.inputs[2:], workload.outputs[0])
-        *batch, m, n = _result_shape(workload)
+        *batch, m, n = shape_of(workload.outputs[0])
         joined = values["split"] != 3 and _joins(workload, op, batch)
         scratch = Scratch()
         # Narrow operands that are not known at build are converted into scratch memory.
         converted = {
-            number: scratch.take(tuple(int(d) for d in workload.inputs[number].shape), total)  # type: ignore[arg-type]
+            number: scratch.take(shape_of(workload.inputs[number]), total)
             for number in (0, 1)
             if workload.inputs[number].dtype.numpy != total and number not in packed_inputs
         }
@@ -100,7 +100,7 @@ class Blas(Tactic):
             rows, temp = out_.shape[-2], [slot.view(workspace) for slot in temps]
             a = np.broadcast_to(a, (*lead, *a.shape[-2:]))
             b = np.broadcast_to(b, (*lead, *b.shape[-2:]))
-            jobs = []
+            parts: list[list[Action]] = []
             for number, (rank, low, high) in enumerate(_cuts(values, lead, rows, n)):
                 cut = (*(slice(None),) * rank, slice(low, high))
                 left = a[cut] if rank < len(lead) + 1 else a
@@ -108,11 +108,11 @@ class Blas(Tactic):
                     right = b[cut]
                 else:
                     right = b[..., low:high] if rank == len(lead) + 1 else b
-                jobs.append([
+                parts.append([
                     partial(np.matmul, left, right, out=result_[cut]),
                     *epilogue.actions(result_[cut], [extra[cut] for extra in extras], out_[cut], temp[number]),
                 ])  # fmt: skip
-            return stages(*first, parallel(jobs, values["threads"]))
+            return stages(*first, parallel(parts, values["threads"]))
 
         return one_step(bind, self.id, scratch.size)
 
@@ -129,7 +129,7 @@ def _cuts(values: Mapping[str, int], lead: tuple[int, ...], m: int, n: int) -> l
 
 def _joins(workload: Workload, op: MatrixMultiply, batch: Sequence[int]) -> bool:
     """Whether the batch may join the rows: one matrix on the right for all, and epilogue operands that are whole or a row."""
-    right = math.prod(workload.inputs[1].shape[:-2])  # type: ignore[arg-type]
+    right = math.prod(shape_of(workload.inputs[1])[:-2])
     out = workload.outputs[0].shape
     plain = all(extra.shape == out or set(extra.shape[:-1]) <= {1} for extra in workload.inputs[2:])
     return math.prod(batch) > 1 and right == 1 and not op.transpose_a and plain
@@ -145,10 +145,6 @@ def _packed(workload: Workload, total: np.dtype) -> tuple[int, ...]:
     """The operands that ``prepare`` converts."""
     known = workload.constant or (False, False)
     return tuple(i for i in (0, 1) if known[i] and workload.inputs[i].dtype.numpy != total)
-
-
-def _result_shape(workload: Workload) -> tuple[int, ...]:
-    return tuple(int(dim) for dim in workload.outputs[0].shape)  # type: ignore[arg-type]
 
 
 TACTICS: tuple[Tactic, ...] = (Blas(),)

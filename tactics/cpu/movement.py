@@ -11,7 +11,7 @@ import numpy as np
 
 from fusion.network import Op
 from fusion.ops import Concatenation, Expand, Padding, Shuffle, Slice, Tile
-from tactics.cpu.steps import Arrays, Call, blocks, one_step, spans, threads_of
+from tactics.cpu.steps import Arrays, Call, blocks, one_step, shape_of, size_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
 
@@ -37,7 +37,7 @@ class _Copies(Tactic):
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         threads = threads_of(device)
-        size = math.prod(workload.outputs[0].shape)  # type: ignore[arg-type]
+        size = size_of(workload.outputs[0])
         if size < 1 << 15:
             return (config(block=0, threads=1),)
         found = [config(block=1 << 14, threads=threads), config(block=0, threads=1), config(block=1 << 14, threads=1)]
@@ -78,7 +78,7 @@ class ShuffleCopy(_Copies):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         op = workload.op
         assert isinstance(op, Shuffle)
-        if shuffle_views(op, tuple(int(d) for d in workload.inputs[0].shape)) is None:  # type: ignore[arg-type]
+        if shuffle_views(op, shape_of(workload.inputs[0])) is None:
             return Refusal("the reshape between the two transposes cannot be a view: cpu.shuffle.twice copies twice")
         return None
 
@@ -99,7 +99,7 @@ class ShuffleTwice(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         op = workload.op
         assert isinstance(op, Shuffle)
-        if shuffle_views(op, tuple(int(d) for d in workload.inputs[0].shape)) is not None:  # type: ignore[arg-type]
+        if shuffle_views(op, shape_of(workload.inputs[0])) is not None:
             return Refusal("one copy is enough: see cpu.shuffle.copy")
         return None
 
@@ -107,7 +107,7 @@ class ShuffleTwice(Tactic):
         op = workload.op
         assert isinstance(op, Shuffle) and op.first is not None and op.reshape is not None and op.second is not None
         first, middle, second = op.first, op.reshape, op.second
-        size = workload.inputs[0].dtype.itemsize * math.prod(workload.inputs[0].shape)  # type: ignore[arg-type]
+        size = workload.inputs[0].dtype.itemsize * size_of(workload.inputs[0])
 
         def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
             source = inputs[0].transpose(first)
@@ -258,7 +258,7 @@ class PaddingCopies(_Copies):
     def pairs(self, op: Op, inputs: Arrays, out: np.ndarray) -> list[Pair]:
         assert isinstance(op, Padding)
         x = inputs[0][tuple(
-            slice(max(-int(a), 0), size - max(-int(b), 0))  # type: ignore[arg-type]
+            slice(max(-int(a), 0), size - max(-int(b), 0))  # type: ignore[arg-type, misc]
             for a, b, size in zip(op.pre, op.post, inputs[0].shape, strict=True)
         )]  # fmt: skip
         place = tuple(slice(max(int(a), 0), max(int(a), 0) + size) for a, size in zip(op.pre, x.shape, strict=True))  # type: ignore[arg-type]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from fusion.ops import Pointwise
 from tactics.cpu.expressions import compile_expression
-from tactics.cpu.steps import Arrays, Call, Scratch, blocks, elements, one_step, spans, threads_of
+from tactics.cpu.steps import Arrays, Call, Scratch, blocks, elements, one_step, shape_of, size_of, spans, threads_of
 from tactics.cpu.threads import parallel
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
 
@@ -25,7 +24,7 @@ class PointwiseBlocks(Tactic):
         return None
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        return spread(math.prod(workload.outputs[0].shape), device)  # type: ignore[arg-type]
+        return spread(size_of(workload.outputs[0]), device)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op = workload.op
@@ -34,7 +33,7 @@ class PointwiseBlocks(Tactic):
         program = compile_expression(
             op.expression, [tensor.dtype.numpy for tensor in workload.inputs], workload.outputs[0].dtype.numpy
         )
-        shape = tuple(int(dim) for dim in workload.outputs[0].shape)  # type: ignore[arg-type]
+        shape = shape_of(workload.outputs[0])
         cuts = list(blocks(shape, values["block"]))
         largest = max((elements(cut, shape) for cut in cuts), default=0)
         scratch = Scratch()

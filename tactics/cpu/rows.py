@@ -19,7 +19,19 @@ from fusion.ops.pooling import least
 from fusion.ops.reduce import greatest
 from tactics.cpu.epilogue import Epilogue, make_epilogue
 from tactics.cpu.expressions import Program, compile_expression
-from tactics.cpu.steps import Arrays, Call, Scratch, Slot, blocks, elements, one_step, spans, threads_of
+from tactics.cpu.steps import (
+    Arrays,
+    Call,
+    Scratch,
+    Slot,
+    blocks,
+    elements,
+    one_step,
+    shape_of,
+    size_of,
+    spans,
+    threads_of,
+)
 from tactics.cpu.threads import Action, parallel
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
 
@@ -27,7 +39,7 @@ from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, 
 def row_configs(workload: Workload, device: DeviceSpec) -> tuple[Config, ...]:
     """Block sizes and thread counts worth trying."""
     threads = threads_of(device)
-    size = math.prod(workload.inputs[0].shape)  # type: ignore[arg-type]
+    size = size_of(workload.inputs[0])
     if threads == 1 or size < 1 << 15:
         return (config(block=1 << 15, threads=1),)
     return (
@@ -74,10 +86,6 @@ def _jobs(
     return parallel(jobs, threads)
 
 
-def _int_shape(tensor: TensorType) -> tuple[int, ...]:
-    return tuple(int(dim) for dim in tensor.shape)  # type: ignore[arg-type]
-
-
 class ReduceUfunc(Tactic):
     """``ufunc.reduce`` over blocks of the kept axes."""
 
@@ -102,7 +110,7 @@ class ReduceUfunc(Tactic):
         assert isinstance(op, Reduce)
         kind = _reduced_type(workload)
         held = kind.numpy if not kind.is_float else np.dtype(np.float64 if kind is DataType.DOUBLE else np.float32)
-        shape = _int_shape(workload.inputs[0])
+        shape = shape_of(workload.inputs[0])
         axes = op.axes
         kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
         cuts = list(blocks(shape, values["block"], whole=axes))
@@ -212,7 +220,7 @@ class _RowTactic(Tactic):
         expression = getattr(workload.op, "epilogue", IDENTITY)
         # A view that groups channels leaves the epilogue's operands in the output's own shape.
         epilogue: Epilogue = make_epilogue(expression, held, workload.inputs[1:], workload.outputs[0])
-        outer = _int_shape(workload.outputs[0])
+        outer = shape_of(workload.outputs[0])
         threads, scratch = values["threads"], Scratch()
         source = workload.inputs[0].dtype.numpy
         readers = [_reader(prologue, source, held, largest, scratch) for _ in range(threads)]
@@ -264,7 +272,7 @@ class SoftmaxRows(_RowTactic):
 
     def view_shape(self, workload: Workload) -> tuple[tuple[int, ...], tuple[int, ...]]:
         assert isinstance(workload.op, Softmax)
-        return _int_shape(workload.inputs[0]), (workload.op.axis,)
+        return shape_of(workload.inputs[0]), (workload.op.axis,)
 
     def row_actions(
         self, workload: Workload, value: np.ndarray, result: np.ndarray, spare: np.ndarray, small: np.ndarray
@@ -317,7 +325,7 @@ class NormalizationRows(_RowTactic):
 
     def view_shape(self, workload: Workload) -> tuple[tuple[int, ...], tuple[int, ...]]:
         assert isinstance(workload.op, Normalization)
-        return _int_shape(workload.inputs[0]), workload.op.axes
+        return shape_of(workload.inputs[0]), workload.op.axes
 
     def row_actions(
         self, workload: Workload, value: np.ndarray, result: np.ndarray, spare: np.ndarray, small: np.ndarray
@@ -339,7 +347,7 @@ class GroupNormalizationRows(_RowTactic):
         return super().supports(workload, device)
 
     def view_shape(self, workload: Workload) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        n, channels, *spatial = _int_shape(workload.inputs[0])
+        n, channels, *spatial = shape_of(workload.inputs[0])
         groups: int = workload.op.groups  # type: ignore[attr-defined]
         return (n, groups, channels // groups * math.prod(spatial)), (2,)
 
@@ -363,7 +371,7 @@ class LocalResponseRows(_RowTactic):
         return super().supports(workload, device)
 
     def view_shape(self, workload: Workload) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return _int_shape(workload.inputs[0]), (1,)
+        return shape_of(workload.inputs[0]), (1,)
 
     def row_actions(
         self, workload: Workload, value: np.ndarray, result: np.ndarray, spare: np.ndarray, small: np.ndarray

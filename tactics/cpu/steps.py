@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from fusion.network import TensorType
 from tactics.tactic import CpuCall, DeviceSpec, Plan
 
 Arrays = Sequence[np.ndarray]
@@ -61,6 +63,16 @@ class Scratch:
         return slot
 
 
+def shape_of(tensor: TensorType) -> tuple[int, ...]:
+    """A concrete shape, as numbers."""
+    return tuple(int(dim) for dim in tensor.shape)  # type: ignore[arg-type]
+
+
+def size_of(tensor: TensorType) -> int:
+    """The element count of a concrete shape."""
+    return math.prod(shape_of(tensor))
+
+
 def threads_of(device: DeviceSpec) -> int:
     """How many threads one layer may use."""
     return max(1, min(device.multiprocessors, 16))
@@ -75,14 +87,14 @@ def spans(count: int, parts: int) -> list[tuple[int, int]]:
 
 def blocks(
     shape: Sequence[int], limit: int = BLOCK, most: int = 2048, whole: Sequence[int] = ()
-) -> Iterator[tuple[slice, ...]]:
+) -> Iterator[tuple[Any, ...]]:
     """Slices that cut an array of ``shape`` into row-major blocks of about ``limit`` elements (larger ones when there
     would be more than ``most``); the axes in ``whole`` are never cut."""
     total = math.prod(shape)
     if total == 0:
         return
     if not shape:
-        yield (...,)  # type: ignore[misc] - an index that keeps a scalar an array
+        yield (...,)  # an index that keeps a scalar an array
         return
     limit = max(limit, -(-total // most))
     inner = math.prod(shape[axis] for axis in whole)
@@ -103,7 +115,7 @@ def blocks(
             yield tuple(cut)
 
 
-def elements(cut: Sequence[slice], shape: Sequence[int]) -> int:
+def elements(cut: Sequence[Any], shape: Sequence[int]) -> int:
     """How many elements of an array of ``shape`` a cut holds."""
     if not shape:
         return 1

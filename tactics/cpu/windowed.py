@@ -13,7 +13,7 @@ from fusion.ops import Convolution, Pooling
 from fusion.ops.pooling import least
 from tactics.cpu.convolution import Geometry, float_only, geometry, wide
 from tactics.cpu.epilogue import make_epilogue
-from tactics.cpu.steps import Arrays, Call, Scratch, one_step, spans, threads_of
+from tactics.cpu.steps import Arrays, Call, Scratch, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
 
@@ -262,7 +262,7 @@ def _pool_geometry(workload: Workload) -> Geometry:
     """Pooling as a depthwise window."""
     op = workload.op
     assert isinstance(op, Pooling)
-    n, channels, *spatial = (int(dim) for dim in workload.inputs[0].shape)  # type: ignore[arg-type]
+    n, channels, *spatial = shape_of(workload.inputs[0])
     whole: list[tuple[int, ...]] = [
         tuple(int(dim) for dim in values)  # type: ignore[arg-type]
         for values in (workload.outputs[0].shape[2:], op.window, op.stride, op.pre_padding)

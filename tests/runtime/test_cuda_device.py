@@ -142,7 +142,9 @@ class Arrays:
             gpu.upload(memory.address, array)
             tensors.append(Tensor(memory.address, TensorType(DataType(array.dtype.name), array.shape)))
         self.scratch = gpu.allocate(workspace)
-        self.binding = Binding(tuple(tensors[: len(inputs)]), tuple(tensors[len(inputs) :]), (), self.scratch.address, workspace)
+        self.binding = Binding(
+            tuple(tensors[: len(inputs)]), tuple(tensors[len(inputs) :]), (), self.scratch.address, workspace
+        )
         self.modules = gpu.load(images)
 
     def program(self, *steps):
@@ -335,14 +337,16 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 """
-    done = subprocess.run([sys.executable, "-c", program, __file__], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, __file__], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.stdout.startswith("DeviceLostError") and "start it again" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.gpu
 def test_missing_kernels_are_named(gpu):
     arrays = Arrays(gpu, {}, [np.zeros(4, np.float32)], [np.zeros(4, np.float32)])
-    with pytest.raises(DeviceError, match="kernel 'scale'.*build again"):
+    with pytest.raises(DeviceError, match=r"kernel 'scale'.*build again"):
         arrays.program(scale_step(4, 1.0))
 
 
@@ -360,7 +364,11 @@ def test_timer(gpu, images):
     n = 1 << 16
     bench = Bench(gpu, neg_workload(n))
     spins = [
-        Candidate(Plan((Launch(kernel("spin"), (1, 1, 1), (32, 1, 1), (Buffer("output"), Scalar(clocks, "i64"))),)), (), images)
+        Candidate(
+            Plan((Launch(kernel("spin"), (1, 1, 1), (32, 1, 1), (Buffer("output"), Scalar(clocks, "i64"))),)),
+            (),
+            images,
+        )
         for clocks in (20_000, 4_000, 400_000, 40_000)
     ]
     right = Candidate(Plan((scale_step(n, -1.0),)), (), images)
@@ -392,7 +400,11 @@ class Scale(Tactic):
     def plan(self, workload, config, device):
         n = int(np.prod(workload.outputs[0].shape))
         clocks = dict(config).get("clocks", 0)
-        busy = (Launch(kernel("spin"), (1, 1, 1), (32, 1, 1), (Buffer("workspace"), Scalar(clocks, "i64"))),) if clocks else ()
+        busy = (
+            (Launch(kernel("spin"), (1, 1, 1), (32, 1, 1), (Buffer("workspace"), Scalar(clocks, "i64"))),)
+            if clocks
+            else ()
+        )
         return Plan((*busy, scale_step(n, -1.0)), 256 if clocks else 0)
 
 
@@ -403,7 +415,9 @@ def on_gpu(gpu, images, monkeypatch):
 
     def convert(engine, slow=()):
         plans = tuple(
-            plan if plan.tactic == "view" else LayerPlan("test.gpu", (("clocks", 300_000),) if layer.name in slow else (), stream=plan.stream)
+            plan
+            if plan.tactic == "view"
+            else LayerPlan("test.gpu", (("clocks", 300_000),) if layer.name in slow else (), stream=plan.stream)
             for layer, plan in zip(engine.network.layers, engine.layers, strict=True)
         )
         return replace(engine, layers=plans, kernels=images, device=gpu.spec)
@@ -424,7 +438,9 @@ def branches(graph, streams):
             if depth == 1:
                 y = graph.layer(Shuffle(reshape=(100, 64)), y, name=f"view{branch}")
         outputs.append(y)
-    return graph.engine(*outputs, streams={f"b{b}d{d}": b for b in range(3) for d in range(4)} if streams else {}), outputs
+    return graph.engine(
+        *outputs, streams={f"b{b}d{d}": b for b in range(3) for d in range(4)} if streams else {}
+    ), outputs
 
 
 @pytest.mark.gpu

@@ -79,7 +79,9 @@ def test_tensor_maps_are_passed_by_value_at_64_bytes():
     assert packed.value(2, 4) == struct.pack("<i", 2)
 
 
-@pytest.mark.parametrize("scalar", [Scalar(2**31), Scalar(-1, "u32"), Scalar(1.5), Scalar(2**64, "u64"), Scalar(1, "i7")])
+@pytest.mark.parametrize(
+    "scalar", [Scalar(2**31), Scalar(-1, "u32"), Scalar(1.5), Scalar(2**64, "u64"), Scalar(1, "i7")]
+)
 def test_numbers_that_do_not_fit_are_refused(scalar):
     with pytest.raises(DeviceError, match="kernel argument"):
         pack_arguments([scalar], address, encode)

@@ -47,15 +47,15 @@ class _Bench:
     def __init__(self, seconds: Mapping[str, float | Exception], wrong: Sequence[str] = ()) -> None:
         self.seconds, self.wrong, self.timed = seconds, wrong, 0
 
-    def time(self, batch: Sequence[Candidate]) -> list[float | Exception]:
+    def time(self, batch: Sequence[Candidate], rounds: int) -> list[float | Exception]:
         self.timed += len(batch)
         return [self.seconds[candidate.label] for candidate in batch]
 
-    def error(self, candidate: Candidate, reference: Candidate) -> float:
-        return 1.0 if candidate.label in self.wrong else 0.0
+    def reference(self, candidate: Candidate) -> list[np.ndarray]:
+        return []
 
-    def close(self) -> None:
-        pass
+    def check(self, candidate: Candidate, reference: Sequence[np.ndarray], tolerance: float) -> str | None:
+        return "relative error 1" if candidate.label in self.wrong else None
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, family: Sequence[Tactic], bench: _Bench, options: SelectOptions | None = None):

@@ -12,13 +12,13 @@ __device__ __forceinline__ T shuffle_xor(T value, int bits) {
 }
 
 // `op(a, b)` must be associative and commutative.
-template <int GROUP, typename T, typename Op>
+template <int G, typename T, typename Op>
 __device__ __forceinline__ T group_reduce(T value, Op op) {
-    constexpr int LANES = GROUP < 32 ? GROUP : 32;
+    constexpr int LANES = G < 32 ? G : 32;
 #pragma unroll
     for (int bits = LANES / 2; bits > 0; bits /= 2) value = op(value, shuffle_xor(value, bits));
-    if constexpr (GROUP > 32) {
-        constexpr int WARPS = GROUP / 32;
+    if constexpr (G > 32) {
+        constexpr int WARPS = G / 32;
         __shared__ T partial[WARPS];
         __syncthreads();  // an earlier call may still be reading
         if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;

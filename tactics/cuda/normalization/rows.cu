@@ -1,0 +1,95 @@
+// Normalisation of rows: (x - mean) / sqrt(variance + epsilon), or x / sqrt(mean(x * x) + epsilon) with CENTER=0, then the
+// epilogue. A row is n neighbouring elements; `last` is the size of the output's last axis (n is a multiple of it or equal).
+// VEC divides n and last. The variance is taken around the mean, not as a difference of squares.
+#include "finish.cuh"
+#include "functions.cuh"
+#include "group.cuh"
+#include "pdl.cuh"
+
+struct Add {
+    __device__ __forceinline__ WORK operator()(WORK a, WORK b) const { return a + b; }
+};
+
+#if KIND == 0
+// One group of GROUP threads keeps a row in registers: one read, one write. It holds at most GROUP * VECTORS * VEC elements.
+// Grid: ceil(rows / (THREADS / GROUP)).
+extern "C" __global__ void __launch_bounds__(THREADS)
+    normalize_row(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int rows, int n, int last, float epsilon, const EpilogueArgs args) {
+    pdl_wait();
+    pdl_launch_next();
+    const long long row = static_cast<long long>(blockIdx.x) * (THREADS / GROUP) + threadIdx.x / GROUP;
+    const int lane = threadIdx.x % GROUP;
+    const int end = row < rows ? n : 0;
+    WORK value[VECTORS][VEC], sum = 0;
+#pragma unroll
+    for (int j = 0; j < VECTORS; ++j) {
+        const int column = (j * GROUP + lane) * VEC;
+        if (column < end) fx::load<VEC>(value[j], x + row * n + column);
+    }
+    WORK mean = 0;
+    if (CENTER) {
+#pragma unroll
+        for (int j = 0; j < VECTORS; ++j)
+            if ((j * GROUP + lane) * VEC < end)
+#pragma unroll
+                for (int i = 0; i < VEC; ++i) sum += value[j][i];
+        mean = fx::group_reduce<GROUP>(sum, Add{}) / n;
+    }
+    WORK squares = 0;
+#pragma unroll
+    for (int j = 0; j < VECTORS; ++j)
+        if ((j * GROUP + lane) * VEC < end)
+#pragma unroll
+            for (int i = 0; i < VEC; ++i) {
+                if (CENTER) value[j][i] -= mean;
+                squares += value[j][i] * value[j][i];
+            }
+    const WORK scale = fx::rsqrt(fx::group_reduce<GROUP>(squares, Add{}) / n + static_cast<WORK>(epsilon));
+#pragma unroll
+    for (int j = 0; j < VECTORS; ++j) {
+        const int column = (j * GROUP + lane) * VEC;
+        if (column >= end) continue;
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) value[j][i] *= scale;
+#if ONE_ROW
+        finish_store<VEC>(out + row * n + column, value[j], args, row, column, n);
+#else
+        finish_store_flat<VEC>(out, value[j], args, row * n + column, last);
+#endif
+    }
+}
+#else
+// One block per row of any length: three reads, two of them mostly from L2.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    normalize_long(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int rows, int n, int last, float epsilon, const EpilogueArgs args) {
+    pdl_wait();
+    pdl_launch_next();
+    const long long base = static_cast<long long>(blockIdx.x) * n;
+    WORK mean = 0;
+    if (CENTER) {
+        WORK sum = 0;
+        for (int column = threadIdx.x * VEC; column < n; column += THREADS * VEC) {
+            WORK value[VEC];
+            fx::load<VEC>(value, x + base + column);
+#pragma unroll
+            for (int i = 0; i < VEC; ++i) sum += value[i];
+        }
+        mean = fx::group_reduce<THREADS>(sum, Add{}) / n;
+    }
+    WORK squares = 0;
+    for (int column = threadIdx.x * VEC; column < n; column += THREADS * VEC) {
+        WORK value[VEC];
+        fx::load<VEC>(value, x + base + column);
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) squares += (value[i] - mean) * (value[i] - mean);
+    }
+    const WORK scale = fx::rsqrt(fx::group_reduce<THREADS>(squares, Add{}) / n + static_cast<WORK>(epsilon));
+    for (int column = threadIdx.x * VEC; column < n; column += THREADS * VEC) {
+        WORK value[VEC];
+        fx::load<VEC>(value, x + base + column);
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) value[i] = (value[i] - mean) * scale;
+        finish_store_flat<VEC>(out, value, args, base + column, last);
+    }
+}
+#endif

@@ -1,0 +1,173 @@
+"""The command line as a process would see it: commands, help, exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper, save
+
+from trtcli.cli import main
+from trtcli.options import COMMANDS, OPTIONS
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+Captured = pytest.CaptureFixture[str]
+
+
+def model(path: Path, nodes: list, outputs: list, inputs: list | None = None) -> Path:
+    inputs = inputs or [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    nodes = [helper.make_node("Relu", ["x"], ["a"], "r"), helper.make_node("Exp", ["a"], ["y"], "e")]
+    return model(tmp_path / "plain.onnx", nodes, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])])
+
+
+@pytest.fixture
+def nonzero(tmp_path: Path) -> Path:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], "r"),
+        helper.make_node("NonZero", ["a"], ["i"], "nz"),
+        helper.make_node("Cast", ["i"], ["y"], "c", to=TensorProto.FLOAT),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, "n"])]
+    return model(tmp_path / "nonzero.onnx", nodes, outputs)
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["--onnx=x", "--help"], ["--nonsense", "--help"]])
+def test_help_lists_every_flag_and_exits_0(argv: list[str], capsys: Captured) -> None:
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert all(f"  --{option.name}" in out for option in OPTIONS)
+    assert all(f"  {name}" in out for name in COMMANDS if name != "trtexec")
+    assert max(map(len, out.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "trtexec"])
+def test_commands_have_help(name: str, capsys: Captured) -> None:
+    assert main([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: trtcli {name}")
+
+
+def test_version(capsys: Captured) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "trtcli 0.1.0\n"
+
+
+def test_bad_arguments_exit_1_without_banner(capsys: Captured) -> None:
+    assert main(["--onnx=x.onnx", "--bogus", "--iterations=0"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "[E] Unknown option: --bogus" in err and "[E] --iterations=0" in err
+
+
+def test_unknown_commands_are_corrected(capsys: Captured) -> None:
+    assert main(["inspekt", "x"]) == 1
+    assert main(["model.onnx"]) == 1
+    err = capsys.readouterr().err
+    assert "did you mean inspect?" in err
+    assert "did you mean --onnx=model.onnx?" in err
+
+
+def test_a_missing_file_fails_between_banners(capsys: Captured) -> None:
+    assert main(["--onnx=no_such.onnx", "--device=cpu"]) == 1
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "&&&& RUNNING trtcli v0.1.0 # trtcli --onnx=no_such.onnx --device=cpu"
+    assert lines[-1] == "&&&& FAILED trtcli v0.1.0 # trtcli --onnx=no_such.onnx --device=cpu"
+    assert "[E] Cannot open file no_such.onnx: it does not exist" in err
+
+
+def test_a_bad_device_is_named(plain: Path, capsys: Captured) -> None:
+    assert main([f"--onnx={plain}", "--device=999"]) == 1
+    assert "Cannot find" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_model(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(b"this is no protobuf")
+    assert main([f"--onnx={path}", "--device=cpu"]) == 1
+    assert main(["inspect", str(path)]) == 1
+    assert main(["check", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("x.onnx") >= 3
+    assert "Traceback" not in err
+
+
+def test_outputs_that_cannot_be_written_fail_before_the_build(plain: Path, capsys: Captured) -> None:
+    assert main([f"--onnx={plain}", "--device=cpu", "--exportTimes=/no/such/folder/t.json"]) == 1
+    out, err = capsys.readouterr()
+    assert "the folder /no/such/folder does not exist" in err
+    assert "Parsed" not in out
+
+
+def test_inspect_a_model(plain: Path, capsys: Captured) -> None:
+    assert main(["inspect", str(plain), "--device=cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "Input   x  FP32 2x3" in out
+    assert "2 layers became 1; 2 ONNX nodes: 2 in layers" in out
+    assert main(["inspect", str(plain), "--device=cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == 1
+    assert found["Layers"][0]["Origins"] == ["r", "e"]
+
+
+def test_inspect_why_not(plain: Path, capsys: Captured) -> None:
+    assert main(["inspect", str(plain), "--device=cpu", "--disableFusion=all", "--whyNot=e"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("e is a layer of its own.")
+    assert "refused: switched off by --disableFusion" in out
+    assert main(["inspect", str(plain), "--whyNot=nope"]) == 1
+
+
+def test_an_unknown_fusion_rule_is_refused(plain: Path, capsys: Captured) -> None:
+    assert main(["inspect", str(plain), "--disableFusion=nope"]) == 1
+    assert "there is no rule 'nope'" in capsys.readouterr().err
+
+
+def test_check_says_yes(plain: Path, capsys: Captured) -> None:
+    assert main(["check", str(plain), "--device=cpu"]) == 0
+    assert capsys.readouterr().out.startswith("capturable: all 2 layers")
+
+
+def test_check_says_no_with_reasons_and_segments(nonzero: Path, capsys: Captured) -> None:
+    assert main(["check", f"--onnx={nonzero}"]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "not capturable: 1 of 3 layers (answer is static: no GPU here)",
+        "  NonZero  nz  its output's shape depends on data",
+        "  2 segments (2 layers) can be captured around it",
+    ]
+    assert main(["check", f"--onnx={nonzero}", "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found == {
+        "schema": 1, "capturable": False, "layers": 3, "segments": [1, 1], "how": "static",
+        "obstacles": [{"operator": "NonZero", "name": "nz", "reason": "its output's shape depends on data"}],
+    }  # fmt: skip
+
+
+def test_check_has_no_answer_for_unknown_operators(tmp_path: Path, capsys: Captured) -> None:
+    nodes = [helper.make_node("Mystery", ["x"], ["y"], "m", domain="custom")]
+    path = model(tmp_path / "m.onnx", nodes, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])])
+    assert main(["check", str(path)]) == 1
+    assert "Mystery" in capsys.readouterr().err
+
+
+def test_doctor(capsys: Captured) -> None:
+    assert main(["doctor"]) == 0
+    assert "NVIDIA driver" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {one["name"] for one in found["findings"]} >= {"trtcli", "CPU", "NVRTC", "CUDA headers"}
+
+
+def test_docs_list_every_flag() -> None:
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    for option in OPTIONS:
+        assert f"| `--{option.name}" in text, option.name
+    for name in COMMANDS:
+        assert name == "trtexec" or f"`trtcli {name} " in text
