@@ -39,7 +39,7 @@ from fusion.ops import (
 
 CHANNEL_OPS = (Convolution, Deconvolution, Pooling, GroupNormalization, LocalResponseNormalization)
 STEM_CHANNELS = 4  # a first convolution with so few channels reads its planes directly
-_TYPICAL = 8  # stands for a run-time size when bytes are compared
+_TYPICAL = 256  # stands for a run-time size when bytes are compared; large, for strides divide it
 
 
 def to_channels_last(network: Network, direct_stem: bool = False) -> Network:
@@ -155,7 +155,7 @@ def _number(dim: object) -> int:
     if isinstance(dim, int):
         return dim
     value = substitute(dim, dict.fromkeys(symbols(dim), _TYPICAL))  # type: ignore[arg-type]
-    return value if isinstance(value, int) else _TYPICAL
+    return max(2, value) if isinstance(value, int) else _TYPICAL
 
 
 # --- the conversion --------------------------------------------------------------------------------------------------

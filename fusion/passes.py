@@ -47,6 +47,7 @@ from fusion.rules import (
     reduce_pooling,
     reduce_prologue,
     relu_relu,
+    reshape_rows,
     rms_normalization,
     shuffle_matmul,
     shuffle_reduce,
@@ -74,7 +75,7 @@ PADDING = (padding_convolution.RULE, padding_pooling.RULE)
 PRODUCTS = (
     convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
     matmul_scale.RULE, matmul_pointwise.RULE, matmul_split.RULE, shuffle_matmul.RULE, shuffle_rows.RULE,
-    shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
+    reshape_rows.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE)

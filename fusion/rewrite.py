@@ -138,8 +138,17 @@ class Record:
                 self.misses[layer.name] = (nearness, miss)
 
 
-def apply_rules(graph: Graph, rules: Sequence[Rule], disabled: Iterable[str] = (), record: Record | None = None) -> int:
-    """Applies ``rules`` (earlier ones first at each layer) until none applies; returns how many rewrites were done."""
+def apply_rules(
+    graph: Graph,
+    rules: Sequence[Rule],
+    disabled: Iterable[str] = (),
+    record: Record | None = None,
+    after: Callable[[Graph], None] | None = None,
+) -> int:
+    """Applies ``rules`` (earlier ones first at each layer) until none applies; returns how many rewrites were done.
+
+    ``after`` is called after every rewrite (tests validate the network there).
+    """
     record = record if record is not None else Record()
     switched_off = frozenset(disabled)
     by_op: dict[type[Op], list[Rule]] = {}
@@ -147,20 +156,23 @@ def apply_rules(graph: Graph, rules: Sequence[Rule], disabled: Iterable[str] = (
         for anchor in rule.anchors:
             by_op.setdefault(anchor, []).append(rule)
     total = 0
-    budget = 100 * (len(graph.layers) + 10)
     while True:
-        done = _sweep(graph, by_op, switched_off, record)
+        done = _sweep(graph, by_op, switched_off, record, after)
         total += done
         if not done:
             return total
-        if total > budget:
-            raise AssertionError(f"rules undo each other: {record.applied[-4:]}")
 
 
-def _sweep(graph: Graph, by_op: Mapping[type[Op], list[Rule]], disabled: frozenset[str], record: Record) -> int:
+def _sweep(
+    graph: Graph,
+    by_op: Mapping[type[Op], list[Rule]],
+    disabled: frozenset[str],
+    record: Record,
+    after: Callable[[Graph], None] | None,
+) -> int:
     work = deque(layer.name for layer in graph.ordered())
     waiting = set(work)
-    done = 0
+    done, budget = 0, 100 * (len(work) + 10)
     while work:
         name = work.popleft()
         waiting.discard(name)
@@ -171,6 +183,10 @@ def _sweep(graph: Graph, by_op: Mapping[type[Op], list[Rule]], disabled: frozens
             touched = _attempt(graph, rule, layer, disabled, record)
             if touched is not None:
                 done += 1
+                if done > budget:
+                    raise AssertionError(f"rules undo each other at {name}; the last one is {rule.name}")
+                if after is not None:
+                    after(graph)
                 # The changed place first, so that a chain is eaten from its head: conv + bn + relu, not bn + relu.
                 for other in reversed(touched):
                     if other in graph.layers and other not in waiting:

@@ -10,26 +10,44 @@ _CHUNK = 1 << 22
 
 
 def difference(found: np.ndarray, wanted: np.ndarray, tolerance: float, poison: int | None = None) -> str | None:
-    """None when ``found`` is ``wanted`` within ``tolerance``, else what is wrong.
-
-    Floating point and 8-bit integers: the norm of the difference over the norm of ``wanted``, where NaN must meet NaN and infinity the same
-    infinity. Other types: the share of elements that differ. ``poison`` is the byte that filled ``found`` before it was written.
-    """
+    """None when ``found`` is ``wanted`` within ``tolerance`` (see :func:`error_of`), else what is wrong."""
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return f"{found.dtype} {found.shape} instead of {wanted.dtype} {wanted.shape}"
-    a, b = np.ascontiguousarray(found).reshape(-1), np.ascontiguousarray(wanted).reshape(-1)
-    if not a.size:
+    missing = _unwritten(found, wanted, poison) if poison is not None else 0
+    if missing:
+        return f"{missing} of {found.size} elements are not written (or are NaN)"
+    error = error_of(found, wanted)
+    if error <= tolerance:
         return None
-    if poison is not None:
-        missing = _unwritten(a, b, poison)
-        if missing:
-            return f"{missing} of {a.size} elements are not written (or are NaN)"
-    if data_type(a.dtype).is_float or a.dtype.itemsize == 1 and a.dtype != np.bool_:
-        return _by_norm(a, b, tolerance)
-    unequal = int(np.count_nonzero(a.view(np.uint8) != b.view(np.uint8) if a.dtype == np.bool_ else a != b))
-    if unequal > tolerance * a.size:
-        return f"{unequal} of {a.size} elements differ"
-    return None
+    if not _is_measured(found.dtype):
+        return f"{round(error * found.size)} of {found.size} elements differ"
+    if np.isinf(error):
+        return "NaN or infinity where the reference has other values"
+    return f"relative error {error:.3g}, {tolerance:.3g} is allowed"
+
+
+def error_of(found: np.ndarray, wanted: np.ndarray, poison: int | None = None) -> float:
+    """How far ``found`` is from ``wanted``, both of one type and shape.
+
+    Floating point and 8-bit integers: the norm of the difference over the norm of ``wanted``; NaN must meet NaN, and infinity the same
+    infinity, or it is infinite. Other types: the share of elements that differ. ``poison`` is the byte that filled ``found`` before it
+    was written; an element that still holds it makes the error infinite.
+    """
+    if not found.size:
+        return 0.0
+    if poison is not None and _unwritten(found, wanted, poison):
+        return float("inf")
+    if _is_measured(found.dtype):
+        return relative_error(found, wanted)
+    a, b = np.ascontiguousarray(found), np.ascontiguousarray(wanted)
+    if a.dtype == np.bool_:
+        a, b = a.view(np.uint8), b.view(np.uint8)
+    return float(np.count_nonzero(a != b)) / a.size
+
+
+def _is_measured(dtype: np.dtype) -> bool:
+    """Whether values of this type lie on a scale on which a small distance is small."""
+    return data_type(dtype).is_float or (dtype.itemsize == 1 and dtype != np.bool_)
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -49,16 +67,8 @@ def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.sqrt(distance) / max(np.sqrt(size), 1e-6 * np.sqrt(a.size)))
 
 
-def _by_norm(a: np.ndarray, b: np.ndarray, tolerance: float) -> str | None:
-    error = relative_error(a, b)
-    if error <= tolerance:
-        return None
-    if np.isinf(error):
-        return "NaN or infinity where the reference has other values"
-    return f"relative error {error:.3g}, {tolerance:.3g} is allowed"
-
-
-def _unwritten(a: np.ndarray, b: np.ndarray, poison: int) -> int:
+def _unwritten(found: np.ndarray, wanted: np.ndarray, poison: int) -> int:
+    a, b = np.ascontiguousarray(found).reshape(-1), np.ascontiguousarray(wanted).reshape(-1)
     width = a.dtype.itemsize
     if width == 1 and a.dtype != np.bool_:
         # 255 or -1 is a usual value of one byte: only where the reference is far from it

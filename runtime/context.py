@@ -153,7 +153,7 @@ class ExecutionContext:
     def set_tensor_address(self, name: str, value: Any) -> None:
         """Where input or output ``name`` lies: an address, or a tensor of any library on the engine's device (no copy is made).
 
-        The memory must hold the tensor at the shapes in use, be 256-byte aligned, and live until the work has ended.
+        The memory must hold the tensor at the shapes in use, be aligned (16 bytes on a GPU), and live until the work has ended.
 
         Raises:
             ValueError: no such tensor, a wrong data type, shape, device or alignment.
@@ -175,8 +175,9 @@ class ExecutionContext:
             raise ValueError(
                 f"tensor {name!r}: the memory has shape {_text(given.shape)}, the engine wants {_text(wanted)}"
             )
-        if given.address % 16:
-            raise ValueError(f"tensor {name!r}: address {given.address:#x} is not aligned to 16 bytes")
+        if given.address % self.device.alignment:
+            wanted_alignment = f"a multiple of {self.device.alignment}"
+            raise ValueError(f"tensor {name!r}: address {given.address:#x} is not {wanted_alignment}")
         self._keep[name] = given.owner
         if self._addresses.get(name) != given.address:
             self._addresses[name] = given.address
@@ -241,7 +242,8 @@ class ExecutionContext:
                 after(layer, streams[number])
 
     def execute(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once on host arrays: sets shapes, copies in, runs, copies out. For tests and scripts; it waits for the device.
+        """Run once on host arrays: sets shapes, copies in, runs, copies out. For tests and scripts: it waits for the device, and uses
+        memory of its own in place of addresses that were set.
 
         Raises:
             ValueError: an input is missing, unknown, or of another data type or shape.

@@ -129,6 +129,7 @@ class CpuDevice(Device):
     """This machine's processor."""
 
     name = "cpu"
+    alignment = 1
 
     def __init__(self) -> None:
         self.spec = cpu_spec()

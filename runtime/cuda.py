@@ -47,7 +47,7 @@ def _translated(what: str) -> Iterator[None]:
     except cupy.cuda.memory.OutOfMemoryError as error:
         raise DeviceMemoryError(f"{what}: {error}") from error
     except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
-        raise failure(int(error.status), what) from error
+        raise failure(int(getattr(error, "status", 1)), what) from error
 
 
 class CudaStream(Stream):
@@ -258,8 +258,13 @@ class CudaDevice(Device):
 
     def allocate(self, size: int, managed: bool = False) -> Memory:
         cuda = self._cupy.cuda
-        with _translated(f"allocating {size} bytes ({self.free_memory()} free)"):
-            pointer = (cuda.malloc_managed if managed else cuda.alloc)(max(size, 1))
+        try:
+            with _translated(f"allocating {size} bytes"):
+                pointer = (cuda.malloc_managed if managed else cuda.alloc)(max(size, 1))
+        except DeviceMemoryError as error:
+            raise DeviceMemoryError(
+                f"cannot allocate {size} bytes on GPU {self.name}, {self.free_memory()} are free"
+            ) from error
         return Memory(int(pointer.ptr), size, pointer)
 
     def host_array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

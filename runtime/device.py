@@ -145,6 +145,7 @@ class Device(ABC):
 
     spec: DeviceSpec
     name: str  # what --device takes: "0", "cpu"
+    alignment: int = 16  # bytes, of tensors that callers provide (vector loads and TMA need it)
 
     @abstractmethod
     def activate(self) -> None:

@@ -180,6 +180,10 @@ def _numbers(value: Any) -> Any:
 
 def _parse(data: memoryview, path: str) -> Engine:
     (length,) = struct.unpack("<Q", data[:8])
+    if HEADER_LIMIT > length > len(data) - 8 and b"trtcli-engine" in bytes(data[8:1_000_000]):
+        raise EngineError(
+            f"engine file {path!r} is cut short: {len(data)} bytes, its header alone has {length}; build it again"
+        )
     if length > min(HEADER_LIMIT, len(data) - 8) or bytes(data[8:9]) != b"{":
         raise EngineError(f"{path!r} is not an engine file: build one with --onnx=model.onnx --saveEngine={path}")
     header = json.loads(bytes(data[8 : 8 + length]))
@@ -321,15 +325,14 @@ def _check(engine: Engine) -> None:
     network = engine.network
     if len(engine.layers) != len(network.layers):
         raise ValueError(f"{len(network.layers)} layers, but {len(engine.layers)} decisions")
-    known = {*network.inputs, *(name for name in engine.weights if name in network.tensors)}
+    made = {name for layer in network.layers for name in layer.outputs}
     written: set[str] = set()
     for layer, plan in zip(network.layers, engine.layers, strict=True):
-        constants = {name for name in layer.inputs if name not in known}
         for name in (*layer.inputs, *layer.outputs):
             if name not in network.tensors:
                 raise ValueError(f"layer {layer.name!r} uses tensor {name!r}, which has no type")
-        if constants and not plan.packed:
-            raise ValueError(f"layer {layer.name!r} reads {sorted(constants)[0]!r} before any layer writes it")
+        if early := sorted((made - written) & set(layer.inputs)):
+            raise ValueError(f"layer {layer.name!r} reads {early[0]!r} before a layer writes it")
         if missing := [name for name in plan.packed if name not in engine.weights]:
             raise ValueError(f"layer {layer.name!r}: packed weights {missing[0]!r} are not in the file")
         if plan.stream < 0 or plan.stream > len(network.layers):
@@ -337,7 +340,6 @@ def _check(engine: Engine) -> None:
         if twice := written & set(layer.outputs):
             raise ValueError(f"tensor {sorted(twice)[0]!r} is written twice")
         written |= set(layer.outputs)
-        known |= set(layer.outputs)
         layer.op.infer([network.tensors[name] for name in layer.inputs])  # raises when attributes make no sense
     for name in (*network.inputs, *network.outputs):
         if name not in network.tensors:

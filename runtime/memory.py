@@ -126,9 +126,10 @@ def _try(sequence: list[int], sizes: Sequence[int], clash: np.ndarray) -> tuple[
 def _place(sequence: Sequence[int], sizes: Sequence[int], clash: np.ndarray) -> list[int]:
     """Place the blocks of ``sequence`` one by one, each into the smallest gap between those that it clashes with."""
     offsets = [-1] * len(sizes)
-    placed: list[int] = []
+    placed = np.zeros(len(sizes), bool)
     for block in sequence:
-        near = sorted((offsets[other], offsets[other] + sizes[other]) for other in placed if clash[block, other])
+        neighbours = np.flatnonzero(clash[block] & placed).tolist()
+        near = sorted((offsets[other], offsets[other] + sizes[other]) for other in neighbours)
         best, room, end = -1, 0, 0
         for low, high in near:
             gap = low - end
@@ -136,5 +137,5 @@ def _place(sequence: Sequence[int], sizes: Sequence[int], clash: np.ndarray) -> 
                 best, room = end, gap
             end = max(end, high)
         offsets[block] = end if best < 0 else best
-        placed.append(block)
+        placed[block] = True
     return offsets

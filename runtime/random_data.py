@@ -12,13 +12,20 @@ from fusion.ops import Gather, GatherElements, GatherND, ScatterElements, Scatte
 from tactics.tactic import Workload
 
 SEED = 20_250_101
+_PERIOD = (1 << 20) + 7  # elements; larger arrays repeat, since drawing hundreds of millions of numbers takes seconds
 
 
 def random_array(
     random: np.random.Generator, dtype: DataType, shape: Sequence[int], low: float = -1.0, high: float = 1.0
 ) -> np.ndarray:
-    """Uniform values: floating point in [low, high), bool 0 or 1, uint8 0 to 255, other integers -128 to 127 (unsigned 0 to 127)."""
+    """Uniform values: floating point in [low, high), bool 0 or 1, uint8 0 to 255, other integers -128 to 127 (unsigned 0 to 127).
+
+    More than two million elements repeat with a period of about one million.
+    """
     shape = tuple(shape)
+    count = int(np.prod(shape, dtype=np.int64))
+    if count > 2 * _PERIOD:
+        return np.resize(random_array(random, dtype, (_PERIOD,), low, high), shape)
     if dtype is DataType.BOOL:
         return random.integers(0, 2, shape).astype(np.bool_)
     if dtype is DataType.UINT8:

@@ -33,7 +33,7 @@ class Work:
 
 
 def with_streams(engine: Engine, max_aux: int = -1) -> Engine:
-    """``engine`` with ``LayerPlan.stream`` of every layer chosen, from the layers' measured times at the optimal shapes of profile 0.
+    """``engine`` with the stream of every layer chosen, from the layers' measured times at the optimal shapes of profile 0.
 
     ``max_aux`` is the most auxiliary streams (``--maxAuxStreams``); -1 leaves it to us: none on the CPU, up to 3 on a GPU.
 
@@ -56,7 +56,7 @@ def with_streams(engine: Engine, max_aux: int = -1) -> Engine:
         seconds = 0.0 if isnan(decision.seconds) else decision.seconds
         work.append(Work(seconds, tuple(needs), occupancy(step.plan, engine.device)))
         writer.update((fixed.owner[name], number) for name in layer.outputs)
-    streams = assign_streams(work, max_aux)
+    streams = schedule(work, max_aux)
     of_layer = {step.layer: stream for step, stream in zip(steps, streams, strict=True)}
     plans = (replace(plan, stream=of_layer.get(number, 0)) for number, plan in enumerate(serial.layers))
     return replace(serial, layers=tuple(plans))
@@ -68,7 +68,7 @@ def occupancy(plan: Plan, device: DeviceSpec) -> float:
     return min(1.0, max(blocks) / device.multiprocessors) if blocks else 1.0
 
 
-def assign_streams(work: Sequence[Work], max_aux: int, event_seconds: float = EVENT_SECONDS) -> tuple[int, ...]:
+def schedule(work: Sequence[Work], max_aux: int, event_seconds: float = EVENT_SECONDS) -> tuple[int, ...]:
     """The stream of each layer, 0 for the main one; all 0 when streams save less than 2 %.
 
     Layers stand in an order in which they can run one after another; each stream keeps it.

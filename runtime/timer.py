@@ -8,10 +8,11 @@ estimate; those near the best are then timed again in turns, round after round, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from statistics import median
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
@@ -34,13 +35,26 @@ WARM_UP_SECONDS = 0.01
 POISON = 0xFF  # every byte of outputs and workspace before a checked run: NaN in floating point, -1 in integers
 
 
+class Runnable(Protocol):
+    """A plan with what it needs: the arrays that ``Tactic.prepare`` returned, and cubins by ``Kernel.key``."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def packed(self) -> tuple[np.ndarray, ...]: ...
+
+    @property
+    def kernels(self) -> Mapping[str, bytes] | None: ...
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A plan with what it needs: the arrays that ``Tactic.prepare`` returned, and cubins by ``Kernel.key``."""
+    """The plainest :class:`Runnable`."""
 
     plan: Plan
     packed: tuple[np.ndarray, ...] = ()
-    kernels: Mapping[str, bytes] = field(default_factory=dict)
+    kernels: Mapping[str, bytes] | None = None
 
 
 class Bench:
@@ -53,7 +67,11 @@ class Bench:
     """
 
     def __init__(
-        self, device: Device, workload: Workload, constants: Mapping[int, np.ndarray] | None = None, seed: int = SEED
+        self,
+        device: Device,
+        workload: Workload,
+        constants: Mapping[int, np.ndarray] | None = None,
+        seed: int = SEED,
     ) -> None:
         self.device = device
         self.workload = workload
@@ -70,26 +88,26 @@ class Bench:
 
     # --- time --------------------------------------------------------------------------------------------------------
 
-    def time(self, candidates: Sequence[Candidate], rounds: int = 8) -> list[float | Exception]:
+    def time(self, candidates: Sequence[Runnable], rounds: int = 8) -> list[float | Exception]:
         """Seconds of each candidate, or the exception that says why it has none. ``rounds`` is how often finalists are timed.
 
         Raises:
-            DeviceLostError: a candidate broke the device; its number is the exception's ``candidate``. Nothing can be timed any more.
+            DeviceLostError: a candidate, named in the text, broke the device. Nothing can be timed any more.
         """
         results: list[float | Exception] = []
         for number, candidate in enumerate(candidates):
             try:
                 results.append(_Run(self, candidate).estimate())
             except DeviceLostError as error:
-                error.candidate = number  # type: ignore[attr-defined]
-                raise
+                label = getattr(candidate, "label", f"candidate {number}")
+                raise DeviceLostError(f"{label} broke the device: {error}") from error
             # Tactics are foreign code here, and a failure is a value: a row in the decision record.
             except Exception as error:
                 results.append(error)
         self._play_off(candidates, results, rounds)
         return results
 
-    def _play_off(self, candidates: Sequence[Candidate], results: list[float | Exception], rounds: int) -> None:
+    def _play_off(self, candidates: Sequence[Runnable], results: list[float | Exception], rounds: int) -> None:
         timed = [(seconds, number) for number, seconds in enumerate(results) if isinstance(seconds, float)]
         if not timed:
             return
@@ -99,6 +117,8 @@ class Bench:
         once = [run.graph(float(results[number])) for run, number in zip(runs, near, strict=True)]  # type: ignore[arg-type]
         longest = max(float(results[number]) * count for number, (_, count) in zip(near, once, strict=True))  # type: ignore[arg-type]
         turns = max(1, min(rounds, int(ROUND_SECONDS / max(longest, 1e-9))))
+        for graph, _ in once if turns > 1 else ():
+            graph.launch(self._stream)  # the first launch of a graph also uploads it
         marks = [[(self.device.event(), self.device.event()) for _ in near] for _ in range(turns)]
         for turn in range(turns):
             for place in range(len(near)):
@@ -111,7 +131,7 @@ class Bench:
 
     # --- results -----------------------------------------------------------------------------------------------------
 
-    def output(self, candidate: Candidate) -> list[np.ndarray]:
+    def output(self, candidate: Runnable) -> list[np.ndarray]:
         """What ``candidate`` writes, when outputs and workspace held poison before.
 
         Raises:
@@ -130,7 +150,7 @@ class Bench:
             arrays.append(array)
         return arrays
 
-    def reference(self, candidate: Candidate) -> list[np.ndarray]:
+    def reference(self, candidate: Runnable) -> list[np.ndarray]:
         """As :meth:`output`, for the candidate that others are checked against.
 
         When its results hold NaN on inputs in [-1, 1) (a logarithm, a square root), all inputs are drawn again from [0.1, 1).
@@ -146,7 +166,7 @@ class Bench:
             found = self.output(candidate)
         return found
 
-    def check(self, candidate: Candidate, reference: Sequence[np.ndarray], tolerance: float) -> str | None:
+    def check(self, candidate: Runnable, reference: Sequence[np.ndarray], tolerance: float) -> str | None:
         """None when ``candidate`` computes ``reference`` within ``tolerance`` and writes every element, else what is wrong.
 
         Raises:
@@ -200,7 +220,7 @@ class Bench:
 class _Run:
     """One candidate on a bench: its packed arrays and workspace on the device, its programs for each copy of the data."""
 
-    def __init__(self, bench: Bench, candidate: Candidate) -> None:
+    def __init__(self, bench: Bench, candidate: Runnable) -> None:
         self._bench = bench
         self._plan = candidate.plan
         device = bench.device
@@ -217,7 +237,7 @@ class _Run:
                 device.copy(first + copy * size, first, array.nbytes, bench._stream)
         self._workspace = device.allocate(self._plan.workspace)
         bench._stream.synchronize()
-        self._modules = device.load(candidate.kernels)
+        self._modules = device.load(candidate.kernels or {})
         self._programs: list[Program] = []
 
     def programs(self) -> list[Program]:
@@ -298,7 +318,7 @@ class _Run:
 def measure(
     device: Device,
     workload: Workload,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Runnable],
     constants: Mapping[int, np.ndarray] | None = None,
     rounds: int = 8,
 ) -> list[float | Exception]:

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,21 @@ def save(path: Path, cache: TimingCache) -> TimingCache:
         return merged
 
 
+def edit(path: Path, change: Callable[[TimingCache], TimingCache]) -> TimingCache:
+    """Replace what is in the file by ``change`` of it, while no other process reads or writes it; returns the new cache.
+
+    Raises:
+        CacheError: the file is no timing cache; it is left as it was, also when ``change`` raises.
+        OSError: it cannot be read or written.
+    """
+    with _lock(path):
+        changed = change(_read(path))
+        write(path, changed)
+        return changed
+
+
 def write(path: Path, cache: TimingCache) -> None:
-    """Replace the file with ``cache`` in one step (for :func:`save` and for editing commands; takes no lock)."""
+    """Replace the file with ``cache`` in one step (takes no lock)."""
     content = {
         "schema": SCHEMA,
         "entries": {

@@ -11,6 +11,7 @@ from tactics.tactic import Tactic
 FAMILIES: dict[str, tuple[str, ...]] = {
     "cpu": (
         "tactics.cpu.convolution",
+        "tactics.cpu.winograd",
         "tactics.cpu.windowed",
         "tactics.cpu.deconvolution",
         "tactics.cpu.matmul",
@@ -29,6 +30,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.conv.mma_conv",
         "tactics.cuda.conv.depthwise",
         "tactics.cuda.attention.attention",
+        "tactics.cuda.pointwise.pointwise",
+        "tactics.cuda.reduce.reduce",
+        "tactics.cuda.softmax.softmax",
+        "tactics.cuda.normalization.normalization",
     ),
 }
 

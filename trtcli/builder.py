@@ -331,7 +331,9 @@ def _assemble(
     for name in network.outputs:  # an output may be a constant itself
         if name in network.constants:
             weights[name] = network.constants[name]
-    return Engine(replace(network, constants={}), tuple(layers), weights, kernels, (dict(profile),), device.spec)
+    return Engine(
+        replace(network, constants={}), tuple(layers), weights, kernels, (dict(profile),), device.spec, tf32=config.tf32
+    )
 
 
 def _inputs_read(plan: Plan, count: int) -> set[int]:
@@ -376,6 +378,7 @@ def _record(
         "nodes": len(imported.fates),
         "layers": len(fused.network.layers),
         "fusions": _fusion_lines(fused),
+        "misses": {layer: _plain(asdict(miss)) for layer, miss in fused.misses.items()},  # for --whyNot
         "cacheHits": choices.hits,
         "cacheMisses": choices.misses,
     }

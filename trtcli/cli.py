@@ -108,13 +108,30 @@ def top_help() -> str:
 def command_help(name: str, table: CommandTable) -> str:
     """The help of one command."""
     usage = f"Usage: trtcli {table.usage if name == 'trtexec' else f'{name} {table.usage}'}"
-    return "\n".join([usage, "", table.summary[0].upper() + table.summary[1:] + ".", *_flag_lines(table.options)])
+    summary = table.summary[0].upper() + table.summary[1:] + "."
+    return "\n".join([usage, "", summary, *_MORE.get(name, ()), *_flag_lines(table.options)])
+
+
+_MORE = {
+    "cache": (
+        "",
+        "  list FILE                 the workloads in it, their winners and times",
+        "  show FILE KEY             one entry: what was asked, and every tactic that was tried",
+        "  set FILE KEY TACTIC       make a tactic that was timed the winner",
+        "  delete FILE KEY ...       forget entries, so that the next build times them again",
+        "  merge OUT FILE ...        add the entries of files to OUT (those of OUT stay)",
+        "  diff A B                  entries that only one has, and other winners",
+        "  prune FILE                drop entries and kernels that this version cannot use",
+        "",
+        "A KEY may be shortened to as many digits as make it unique.",
+    ),
+}
 
 
 _FOOT = (
     "",
     "Flags are --name=value or --name value. Older flags of trtexec (TensorRT 8 to 10) work, with a warning.",
-    "Exit code: 0 passed, 1 failed, 2 not capturable (check), 130 interrupted.",
+    "Exit code: 0 passed, 1 failed, 2 not capturable (check), 3 slower (compare), 130 interrupted.",
 )
 
 

@@ -170,6 +170,10 @@ class CommandTable:
 
 
 JSON = Option("json", OUTPUT, "extra.json", "print JSON", since="trtcli")
+THRESHOLD = Option(
+    "threshold", OUTPUT, "extra.threshold", "per cent that B may be slower", Number(0, 1e6, "PERCENT"), default="5",
+    since="trtcli",
+)  # fmt: skip
 _BUILDS = (SHAPES, BUILD, CACHE, SYSTEM)
 
 COMMANDS: dict[str, CommandTable] = {
@@ -182,5 +186,8 @@ COMMANDS: dict[str, CommandTable] = {
         (MODEL, *_BUILDS, REPORT, OUTPUT), (JSON,), (0, 1)),
     "check": CommandTable("[FILE] [FLAGS]", "say whether one CUDA graph can hold the network: exit 0 yes, 2 no",
         (MODEL, *_BUILDS, OUTPUT), (JSON,), (0, 1)),
+    "cache": CommandTable("ACTION FILE ... [FLAGS]", "list and edit timing-cache files", (OUTPUT,), (JSON,), (2, 99)),
+    "compare": CommandTable("A B [FLAGS]", "compare two profiles, layer informations or engines; exit 3 when B is slower",
+        (OUTPUT,), (THRESHOLD, JSON), (2, 2)),
     "doctor": CommandTable("[FLAGS]", "say what this machine offers and what is missing", (OUTPUT,), (JSON,)),
 }  # fmt: skip

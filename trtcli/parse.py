@@ -13,7 +13,7 @@ from typing import Any
 
 from trtcli.config import Config
 from trtcli.legacy import DEPRECATED, REFUSED
-from trtcli.options import COMMANDS, CommandTable, Option
+from trtcli.options import COMMANDS, MODEL, CommandTable, Option
 
 
 class UsageError(ValueError):
@@ -103,7 +103,9 @@ def _scan(
             flags.append(_Flag(name, rest.pop(0)))
         else:
             flags.append(_Flag(name, None))
-    _, most = table.words
+    least, most = table.words
+    if len(words) < least:
+        complaints.append(f"Too few arguments: usage is {table.usage}")
     complaints += [f"Unknown argument: {word}{' (flags start with --)' if most == 0 else ''}" for word in words[most:]]
     return flags, words[:most], complaints
 
@@ -254,7 +256,7 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
     """Complaints about combinations."""
     model, build = config.model, config.build
     found = []
-    if command != "doctor":
+    if MODEL in COMMANDS[command].groups:
         if not model.onnx and not model.load_engine:
             found.append("Model missing: give --onnx=FILE to build an engine, or --loadEngine=FILE to run one")
         if model.load_engine and build.save_engine:

@@ -5,7 +5,7 @@ Layers whose inputs are all constants are folded here, lazily: the constant is c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -216,8 +216,11 @@ def _folded(
     def compute() -> tuple[np.ndarray, ...]:
         return op.evaluate([value.array for value in inputs])
 
+    def result(index: int) -> Callable[[], np.ndarray]:
+        return lambda: compute()[index]
+
     return tuple(
-        Value(f"{name}.{index}" if len(types) > 1 else name, type_, load=lambda index=index: compute()[index], origin=origin)
+        Value(f"{name}.{index}" if len(types) > 1 else name, type_, load=result(index), origin=origin)
         for index, type_ in enumerate(types)
     )
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 DEEPEST_CALL = 64
+# What importing a malformed node may raise: reported with the node's name, like any other node that cannot be imported.
+MALFORMED = (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 @dataclass
@@ -125,7 +127,13 @@ class Walk:
                 self.problems.append(problem)
             results = ()
         except ModelError as error:
+            if str(error).startswith(f"{self.name}: "):
+                raise
             raise ModelError(f"{self.name}: node {name!r}: {error}") from error
+        except MALFORMED as error:
+            reason = f"its inputs or attributes do not fit the operator ({type(error).__name__}: {error})"
+            self.problems.append(Problem(origin, proto.op_type, domain, opset, reason))
+            results = ()
         for index, output in enumerate(outputs):
             result = results[index] if index < len(results) else None
             if output:
@@ -170,8 +178,9 @@ class Walk:
         if node.op == "If" and not node.domain:
             return self._branch(node, scope), True
         hints = symbolic.evaluate(node, origin)
-        if hints is not None and all(isinstance(hint, Value) for hint in hints):
-            return hints, False
+        known = tuple(hint for hint in hints or () if isinstance(hint, Value))
+        if hints is not None and len(known) == len(hints):
+            return known, False
         importer = registry.find(node.domain, node.op, node.opset)
         try:
             if importer is None:

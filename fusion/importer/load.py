@@ -60,7 +60,7 @@ def _read(path: Path) -> bytes:
 
 
 def _parse(data: bytes, name: str) -> ModelProto:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import ModelProto
 
     if not data:

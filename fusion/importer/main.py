@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from fusion.dims import product
 from fusion.importer import finish
 from fusion.importer.errors import ModelError, Problem, Unsupported, UnsupportedModel
 from fusion.importer.graph import Scope, Walk, node_names, read_names
@@ -104,8 +102,11 @@ def _report(source: Source) -> ImportReport:
     model = source.model
     sizes = []
     for tensor in model.graph.initializer:
-        type_ = tensor_type(tensor)
-        sizes.append(int(np.prod([int(product(type_.shape)), type_.dtype.itemsize])))  # type: ignore[arg-type]
+        try:
+            type_ = tensor_type(tensor)
+        except Unsupported:  # nobody reads it, or the import would have failed
+            continue
+        sizes.append(math.prod(tensor.dims) * type_.dtype.itemsize)
     opsets = {domain or "ai.onnx": version for domain, version in source.opsets().items()}
     producer = " ".join(part for part in (model.producer_name, model.producer_version) if part)
     return ImportReport(source.name, opsets, model.ir_version, producer, len(model.graph.node), len(sizes), sum(sizes))

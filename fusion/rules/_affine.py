@@ -16,11 +16,15 @@ _MARK = Operand(-1)
 
 @dataclass(frozen=True)
 class Affine:
-    """``rest(x * scale + shift)`` is the whole; scale and shift are float64, of one element or one per channel."""
+    """``rest(x * scale + shift)`` is the whole; scale and shift are float64, of one element or one per channel.
+
+    ``steps`` is how many functions the affine part was written with.
+    """
 
     scale: np.ndarray
     shift: np.ndarray
     rest: Expression
+    steps: int = 1
 
 
 def leading_affine(expression: Expression, constants: Mapping[int, np.ndarray]) -> Affine | None:
@@ -32,14 +36,14 @@ def leading_affine(expression: Expression, constants: Mapping[int, np.ndarray]) 
     node: Expression = Operand(0)
     scale, shift = np.ones(()), np.zeros(())
     steps: list[Affine] = []
-    for parent in _ancestors(expression):
+    for count, parent in enumerate(_ancestors(expression), 1):
         step = _step(parent, node, scale, shift, constants)
         if step is None:
             break
         node, (scale, shift) = parent, step
         rest = swap(expression, node, _MARK)
         if 0 not in operands(rest):
-            steps.append(Affine(scale, shift, substitute(rest, {-1: Operand(0)})))
+            steps.append(Affine(scale, shift, substitute(rest, {-1: Operand(0)}), count))
     return steps[-1] if steps else None
 
 

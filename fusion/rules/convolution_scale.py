@@ -44,7 +44,7 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     rank, axis = _channel_axis(graph, layer)
     result, extras = layer.outputs[0], layer.inputs[layer.op.arity :]
     own = None if layer.op.epilogue == IDENTITY else leading_affine(layer.op.epilogue, channel_constants(graph, (result, *extras), rank, axis))
-    if own is not None and not np.all(own.scale == 1):
+    if own is not None and (own.steps > 1 or not np.all(own.scale == 1)):
         return Match((layer,))
     if layer.op.epilogue != IDENTITY and (own is None or own.rest != IDENTITY):
         return None  # something that is not affine stands between

@@ -319,13 +319,10 @@ class Im2col(_Product):
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         shape, threads = geometry(workload), threads_of(device)
-        rows = shape.out[0]
-        found = [config(tile=tile_rows(shape, columns), by=0, threads=threads) for columns in (512, 1024, 256)]
-        if shape.n == 1 and threads > 1:
-            by_channels = config(tile=rows, by=1, threads=threads)
-            found.insert(0 if rows * shape.row < 512 else 2, by_channels)
-        found.append(config(tile=tile_rows(shape, 1024), by=1, threads=1))
-        return tuple(dict.fromkeys(found))
+        room = max(256, _ROOM // (shape.groups * shape.depth))  # columns
+        together = tile_rows(shape, room)
+        alone = [tile_rows(shape, min(columns, room)) for columns in (512, 1024, 2048, 256)]
+        return _shared_out(shape, threads, alone, together)
 
 
 class Matmul(_Product):
@@ -346,15 +343,24 @@ class Matmul(_Product):
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         shape, threads = geometry(workload), threads_of(device)
         rows = shape.out[0]
-        found = [
-            config(tile=-(-rows // threads), by=0, threads=threads),
-            config(tile=tile_rows(shape, 512), by=0, threads=threads),
-            config(tile=tile_rows(shape, 1024), by=0, threads=threads),
-        ]
-        if shape.n == 1 and threads > 1:
-            found.insert(0 if rows * shape.row < 512 else 3, config(tile=rows, by=1, threads=threads))
-        found.append(config(tile=rows, by=1, threads=1))
-        return tuple(dict.fromkeys(found))
+        alone = [-(-rows // threads), tile_rows(shape, 512), tile_rows(shape, 1024)]
+        return _shared_out(shape, threads, alone, rows)
+
+
+_ROOM = 1 << 22  # elements of gathered columns that threads share at most: 16 MiB of float32
+
+
+def _shared_out(shape: Geometry, threads: int, alone: Sequence[int], together: int) -> tuple[Config, ...]:
+    """Threads with tiles of their own, of so many rows; threads that share tiles; and one thread."""
+    rows = shape.out[0]
+    found = [
+        config(tile=tile, by=0, threads=threads) for tile in alone if shape.n * -(-rows // max(tile, 1)) >= threads > 1
+    ]
+    if threads > 1 and (shape.n == 1 or not found):
+        # Few columns cut in two make BLAS slow: then the output channels are cut first.
+        found.insert(0 if rows * shape.row < 512 else min(2, len(found)), config(tile=together, by=1, threads=threads))
+    found += [config(tile=tile, by=0, threads=1) for tile in (together, alone[0])]
+    return tuple(dict.fromkeys(found))
 
 
 def tile_rows(shape: Geometry, columns: int) -> int:

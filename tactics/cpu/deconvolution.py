@@ -33,8 +33,9 @@ class Col2im(Tactic):
         columns = math.prod(shape.window) * math.prod(shape.out)
         cached = max(1, min(shape.c, (1 << 18) // max(columns, 1)))
         found = [config(channels=max(1, min(cached, -(-shape.c // threads))), threads=threads)]
-        found.append(config(channels=-(-shape.c // threads), threads=threads))
-        found.append(config(channels=shape.c, threads=1))
+        if columns * shape.c < 1 << 24:
+            found.append(config(channels=-(-shape.c // threads), threads=threads))
+        found.append(config(channels=cached, threads=1))
         return tuple(dict.fromkeys(found))
 
     def prepare(

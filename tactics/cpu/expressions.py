@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.expression import FUNCTIONS, Apply, Convert, Expression, Literal, Operand, compute_type, convert
+from tactics.cpu.steps import BLOCK
 from tactics.cpu.threads import Action
 
 _BINARY = {
@@ -107,6 +108,12 @@ class Program:
         actions: list[Action] = []
         for one in self.instructions:
             target, arguments = array(one.out), [array(place) for place in one.arguments]
+            if one.function in ("min", "max"):
+                # NumPy's vector code for these wants whole arrays: a scalar operand makes them three times slower.
+                arguments = [
+                    _filled(item, out.size).reshape(out.shape) if place.kind == "literal" else item
+                    for place, item in zip(one.arguments, arguments, strict=True)
+                ]
             if one.kind == "ufunc":
                 actions.append(partial(_ufunc(one.function, one.arguments[0].dtype), *arguments, out=target))
             elif one.kind == "copy":
@@ -135,6 +142,18 @@ def _ufunc(function: str, dtype: np.dtype) -> np.ufunc:
     if function in _LOGIC and dtype.kind == "b":
         return _LOGIC[function]
     return _BINARY[function] if function in _BINARY else _UNARY[function] if function in _UNARY else _INTEGER[function]
+
+
+@lru_cache(maxsize=64)
+def _filled_memory(value: bytes, dtype: np.dtype, size: int) -> np.ndarray:
+    memory = np.full(size, np.frombuffer(value, dtype)[0])
+    memory.flags.writeable = False
+    return memory
+
+
+def _filled(value: np.ndarray, size: int) -> np.ndarray:
+    """``size`` elements of one value; blocks of like size share the memory."""
+    return _filled_memory(value.tobytes(), value.dtype, max(BLOCK, 1 << max(size - 1, 0).bit_length()))[:size]
 
 
 def _call(function: str, arguments: Sequence[np.ndarray], out: np.ndarray) -> None:

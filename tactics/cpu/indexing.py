@@ -22,6 +22,7 @@ from fusion.ops import (
     ShapeValue,
     TopK,
 )
+from tactics.cpu.reference import reference_plan
 from tactics.cpu.rows import held_type
 from tactics.cpu.steps import Arrays, Call, Scratch, blocks, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel, sequence, stages
@@ -64,6 +65,8 @@ class GatherTake(_Indexed):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op = workload.op
         assert isinstance(op, Gather)
+        if self.supports(workload, device) is not None:
+            return reference_plan(workload)
         size, shape = _shape(workload, 0)[op.axis], _shape(workload, 1)
         scratch = Scratch()
         places, spare = scratch.take(shape, np.intp), scratch.take(shape, bool)
@@ -85,6 +88,8 @@ class GatherFlat(_Indexed):
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, shape, index_shape = workload.op, _shape(workload, 0), _shape(workload, 1)
+        if self.supports(workload, device) is not None:
+            return reference_plan(workload)
         scratch = Scratch()
         axes: tuple[int, ...]
         if isinstance(op, GatherElements):
@@ -200,6 +205,8 @@ class ResizeAxes(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, threads = workload.op, dict(config)["threads"]
         assert isinstance(op, Resize)
+        if self.supports(workload, device) is not None:
+            return reference_plan(workload)
         source = workload.inputs[0].dtype.numpy
         exact = op.mode == "nearest"
         held = source if exact else held_type(workload.inputs[0])

@@ -17,7 +17,7 @@ from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, 
 
 
 class Blas(Tactic):
-    """``[..., M, K] @ [..., K, N]``: ``split`` 0 leaves threads to BLAS, 1 cuts M, 2 cuts N, 3 cuts the batch."""
+    """``[..., M, K] @ [..., K, N]``: ``split`` 1 cuts M, 2 cuts N, 3 cuts the batch for the threads; 0 is one."""
 
     id = "cpu.gemm.blas"
     device = "cpu"

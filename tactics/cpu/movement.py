@@ -11,6 +11,7 @@ import numpy as np
 
 from fusion.network import Op
 from fusion.ops import Concatenation, Expand, Padding, Shuffle, Slice, Tile
+from tactics.cpu.reference import reference_plan
 from tactics.cpu.steps import Arrays, Call, blocks, one_step, shape_of, size_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
@@ -45,6 +46,8 @@ class _Copies(Tactic):
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, values = workload.op, dict(config)
+        if self.supports(workload, device) is not None:
+            return reference_plan(workload)
 
         def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
             out = outputs[0]
@@ -105,7 +108,10 @@ class ShuffleTwice(Tactic):
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op = workload.op
-        assert isinstance(op, Shuffle) and op.first is not None and op.reshape is not None and op.second is not None
+        assert isinstance(op, Shuffle)
+        if self.supports(workload, device) is not None:
+            return reference_plan(workload)
+        assert op.first is not None and op.reshape is not None and op.second is not None
         first, middle, second = op.first, op.reshape, op.second
         size = workload.inputs[0].dtype.itemsize * size_of(workload.inputs[0])
 
@@ -236,7 +242,7 @@ class PaddingCopies(_Copies):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, values = workload.op, dict(config)
         assert isinstance(op, Padding)
-        if op.mode == "constant":
+        if op.mode == "constant" or self.supports(workload, device) is not None:
             return super().plan(workload, config, device)
 
         def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:

@@ -10,6 +10,19 @@ from fusion.ops import OPS
 from tactics.tactic import Config, CpuCall, DeviceSpec, Plan, Refusal, Tactic, Workload
 
 
+def reference_plan(workload: Workload) -> Plan:
+    """``op.evaluate``, copied into the outputs. Tactics fall back on it for sizes of varying axes that they cannot serve."""
+    op = workload.op
+
+    def evaluate(
+        inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], packed: Sequence[np.ndarray], _: np.ndarray
+    ) -> None:
+        for target, value in zip(outputs, op.evaluate(inputs), strict=True):
+            np.copyto(target, value)
+
+    return Plan((CpuCall(evaluate, f"{type(op).__name__}.evaluate"),))
+
+
 class NumpyReference(Tactic):
     """``op.evaluate``, copied into the outputs. It allocates."""
 
@@ -22,15 +35,7 @@ class NumpyReference(Tactic):
         return None
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        op = workload.op
-
-        def evaluate(
-            inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], packed: Sequence[np.ndarray], _: np.ndarray
-        ) -> None:
-            for target, value in zip(outputs, op.evaluate(inputs), strict=True):
-                np.copyto(target, value)
-
-        return Plan((CpuCall(evaluate, f"{type(op).__name__}.evaluate"),))
+        return reference_plan(workload)
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         return (

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from fusion.dtypes import DataType
-from fusion.expression import Expression
+from fusion.expression import Expression, type_of
 from fusion.network import TensorType
 from fusion.ops import GroupNormalization, LocalResponseNormalization, Normalization, Reduce, Softmax
 from fusion.ops.epilogue import IDENTITY
@@ -175,9 +175,51 @@ class ReduceUfunc(Tactic):
         return one_step(bind, self.id, scratch.size)
 
 
-def _reduced_type(workload: Workload) -> DataType:
-    from fusion.expression import type_of
+class ReduceProduct(Tactic):
+    """A sum or mean over the last axes (or over the first): a matrix times a vector of ones."""
 
+    id = "cpu.reduce.product"
+    device = "cpu"
+    ops = (Reduce,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        op, source = workload.op, workload.inputs[0]
+        assert isinstance(op, Reduce)
+        if op.kind not in ("sum", "mean") or op.prologue != IDENTITY or source.dtype.numpy != held_type(source):
+            return Refusal("only plain sums and means of float32 and float64 are matrix products")
+        rank, count = len(source.shape), len(op.axes)
+        if not op.axes or op.axes not in (tuple(range(count)), tuple(range(rank - count, rank))):
+            return Refusal(f"axes {op.axes} of {rank} are neither the first nor the last ones")
+        return None
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        op, shape = workload.op, shape_of(workload.inputs[0])
+        assert isinstance(op, Reduce)
+        held = held_type(workload.inputs[0])
+        epilogue = make_epilogue(op.epilogue, held, workload.inputs[1:], workload.outputs[0])
+        size = math.prod(shape[axis] for axis in op.axes)
+        rows = math.prod(size for axis, size in enumerate(shape) if axis not in op.axes)
+        last = op.axes[-1] == len(shape) - 1
+        ones = np.full(size, 1 / max(size, 1) if op.kind == "mean" else 1, held)
+        scratch = Scratch()
+        total = scratch.take((0,) if epilogue.in_place else (rows,), held)
+        temp = scratch.take((epilogue.scratch_bytes,), np.uint8)
+
+        def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
+            out = outputs[0]
+            result = out.reshape(-1) if epilogue.in_place else total.view(workspace)
+            if last:
+                product = partial(np.matmul, inputs[0].reshape(rows, size), ones, out=result)
+            else:
+                product = partial(np.matmul, ones, inputs[0].reshape(size, rows), out=result)
+            extras = [np.broadcast_to(extra, out.shape) for extra in inputs[1:]]
+            finish = epilogue.actions(result.reshape(out.shape), extras, out, temp.view(workspace))
+            return parallel([[product, *finish]], 1)
+
+        return one_step(bind, self.id, scratch.size)
+
+
+def _reduced_type(workload: Workload) -> DataType:
     op = workload.op
     assert isinstance(op, Reduce)
     return type_of(op.prologue, [workload.inputs[0].dtype])
@@ -396,5 +438,5 @@ class LocalResponseRows(_RowTactic):
 
 
 TACTICS: tuple[Tactic, ...] = (
-    ReduceUfunc(), SoftmaxRows(), NormalizationRows(), GroupNormalizationRows(), LocalResponseRows(),
+    ReduceUfunc(), ReduceProduct(), SoftmaxRows(), NormalizationRows(), GroupNormalizationRows(), LocalResponseRows(),
 )  # fmt: skip

@@ -33,18 +33,18 @@ def sequence(actions: Sequence[Action]) -> Callable[[], None]:
 def parallel(jobs: Sequence[Sequence[Action]], threads: int) -> Callable[[], None]:
     """One call that runs ``jobs`` (each in order, on one thread) on up to ``threads`` threads and returns when all are done.
 
-    Products inside run on their caller's thread only. Jobs are dealt out in contiguous runs of about equal count.
+    Products inside run on their caller's thread only: BLAS's own threads spin for a long time after each product, on the
+    cores that the next layer's threads need. Jobs are dealt out in contiguous runs of about equal count.
     """
     jobs = [job for job in jobs if job]
     threads = min(threads, len(jobs))
     if threads <= 1:
-        return sequence([action for job in jobs for action in job])
+        return _on_one_core(sequence([action for job in jobs for action in job]))
     bounds = [len(jobs) * number // threads for number in range(threads + 1)]
     shares = [[action for job in jobs[low:high] for action in job] for low, high in pairwise(bounds)]
     mine, others = sequence(shares[0]), [sequence(share) for share in shares[1:]]
 
     def run() -> None:
-        before = blas_threads(1)
         team = _team(len(others))
         for worker, share in zip(team, others, strict=False):
             worker.start(share)
@@ -52,11 +52,21 @@ def parallel(jobs: Sequence[Sequence[Action]], threads: int) -> Callable[[], Non
             mine()
         finally:
             errors = [worker.finish() for worker in team[: len(others)]]
-            if before != 1:
-                blas_threads(before)
         for error in errors:
             if error is not None:
                 raise error
+
+    return _on_one_core(run)
+
+
+def _on_one_core(call: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        before = blas_threads(1)
+        try:
+            call()
+        finally:
+            if before != 1:
+                blas_threads(before)
 
     return run
 

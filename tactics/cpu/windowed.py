@@ -308,4 +308,41 @@ def _along(kind: str, here: np.ndarray, result: np.ndarray, shape: Geometry, axi
     return found
 
 
-TACTICS: tuple[Tactic, ...] = (Depthwise(), PoolSeparable())
+class PoolWhole(Tactic):
+    """The average of whole images: a matrix times a vector."""
+
+    id = "cpu.pool.whole"
+    device = "cpu"
+    ops = (Pooling,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        op, shape = workload.op, _pool_geometry(workload)
+        assert isinstance(op, Pooling)
+        if op.channels_last or op.kind != "average" or workload.inputs[0].dtype.numpy != wide(workload.inputs[0]):
+            return Refusal("only averages of float32 and float64 images in [N, C, spatial] are a matrix product")
+        if shape.window != shape.spatial or any(shape.pad) or set(shape.out) != {1} or set(shape.dilation) != {1}:
+            return Refusal(f"window {shape.window} of an image {shape.spatial}: only a window that is the whole image")
+        return None
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        op, shape = workload.op, _pool_geometry(workload)
+        assert isinstance(op, Pooling)
+        total = wide(workload.inputs[0])
+        epilogue = make_epilogue(op.epilogue, total, workload.inputs[1:], workload.outputs[0])
+        size = math.prod(shape.spatial)
+        weights = np.full((size, 1), 1 / int(op.window_counts(shape.spatial, shape.out).item()), total)
+        scratch = Scratch()
+        held = scratch.take((0,) if epilogue.in_place else (shape.n * shape.groups, 1), total)
+        temp = scratch.take((epilogue.scratch_bytes,), np.uint8)
+
+        def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
+            out = outputs[0]
+            result = out.reshape(-1, 1) if epilogue.in_place else held.view(workspace)
+            extras = [np.broadcast_to(extra, out.shape) for extra in inputs[1:]]
+            finish = epilogue.actions(result.reshape(out.shape), extras, out, temp.view(workspace))
+            return parallel([[partial(np.matmul, inputs[0].reshape(-1, size), weights, out=result), *finish]], 1)
+
+        return one_step(bind, self.id, scratch.size)
+
+
+TACTICS: tuple[Tactic, ...] = (Depthwise(), PoolSeparable(), PoolWhole())

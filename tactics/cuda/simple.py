@@ -114,3 +114,8 @@ def wrap_code(workload: Workload, prologue: Expression = IDENTITY) -> tuple[str,
     if isinstance(code, Refusal):
         return code
     return before + code.prelude, code
+
+
+def block_of(group: int) -> int:
+    """Threads of a block whose groups have ``group`` threads: parts of a warp share a block, larger groups are the block."""
+    return group if group > 32 else 128

@@ -220,3 +220,54 @@ def test_architecture_names_and_rates():
     assert peak_rates(89, 142, 2.52e9)["float16"] == pytest.approx(362e12, rel=0.02)  # L40S
     assert peak_rates(75, 40, 1.59e9)["float16"] == pytest.approx(65e12, rel=0.01)  # T4
     assert peak_rates(87, 1, 1.0) == peak_rates(86, 1, 1.0)
+
+
+def test_attribute_numbers_are_cuda_bindings():
+    driver = pytest.importorskip("cuda.bindings.driver")
+    from runtime import cuda, cuda_spec
+
+    names = {
+        "_SMS": "MULTIPROCESSOR_COUNT",
+        "_CLOCK_KHZ": "CLOCK_RATE",
+        "_MAJOR": "COMPUTE_CAPABILITY_MAJOR",
+        "_MINOR": "COMPUTE_CAPABILITY_MINOR",
+        "_L2": "L2_CACHE_SIZE",
+        "_MEMORY_CLOCK_KHZ": "MEMORY_CLOCK_RATE",
+        "_BUS_BITS": "GLOBAL_MEMORY_BUS_WIDTH",
+        "_SHARED_PER_SM": "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR",
+        "_SHARED_OPTIN": "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN",
+        "_ECC": "ECC_ENABLED",
+    }
+    for ours, theirs in names.items():
+        assert getattr(cuda_spec, ours) == int(getattr(driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{theirs}"))
+    attributes = driver.CUfunction_attribute
+    assert int(attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) == cuda._MAX_DYNAMIC_SHARED
+    assert int(attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED) == cuda._NON_PORTABLE_CLUSTER
+    sizes = (f"CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_{name}" for name in ("WIDTH", "HEIGHT", "DEPTH"))
+    assert tuple(int(getattr(attributes, name)) for name in sizes) == cuda._REQUIRED_CLUSTER
+    assert int(driver.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL) == cuda._EVENT_RECORD_EXTERNAL
+
+
+def test_cupy_has_what_the_device_uses():
+    cupy = pytest.importorskip("cupy")
+    for name in ("Stream", "Event", "Device", "alloc", "malloc_managed", "alloc_pinned_memory", "get_elapsed_time"):
+        assert hasattr(cupy.cuda, name)
+    for name in (
+        "memcpyAsync",
+        "memsetAsync",
+        "deviceSynchronize",
+        "memGetInfo",
+        "profilerStart",
+        "profilerStop",
+        "free",
+    ):
+        assert hasattr(cupy.cuda.runtime, name)
+    assert hasattr(cupy.cuda.runtime, "memcpyDefault") and hasattr(cupy.cuda.runtime, "streamCaptureModeThreadLocal")
+    for name in ("begin_capture", "end_capture", "is_capturing", "wait_event", "launch_host_func", "synchronize"):
+        assert hasattr(cupy.cuda.Stream, name)
+    assert hasattr(cupy.cuda.Stream, "from_external") or hasattr(cupy.cuda, "ExternalStream")
+    from cupy.cuda.function import Function, Module
+
+    assert hasattr(Module, "load") and hasattr(Module, "get_function") and hasattr(Function, "ptr")
+    assert cupy.cuda.runtime.CUDARuntimeError(700).status == 700
+    assert issubclass(cupy.cuda.driver.CUDADriverError, RuntimeError)

@@ -2,7 +2,9 @@ import dataclasses
 import json
 import math
 import os
+import re
 import struct
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -125,6 +127,7 @@ def test_foreign_and_old_files(engine, tmp_path):
         lambda text: text["network"]["layers"][0].update({"is": "os.system"}),
         lambda text: text["network"]["layers"][0]["op"].update({"is": "Network"}),
         lambda text: text["network"]["layers"][0].update(inputs=["nowhere"]),
+        lambda text: text["network"]["layers"].reverse(),
         lambda text: text["network"]["layers"][0].update(inputs=[5]),
         lambda text: text["network"]["layers"][1].update(outputs=["fc1_out0"]),
         lambda text: text["network"]["tensors"].pop("x"),
@@ -164,6 +167,8 @@ def test_truncation_anywhere_is_refused(engine, tmp_path):
     data = (tmp_path / "whole").read_bytes()
     for length in sorted({0, 1, 7, 8, 9, 100, *range(0, len(data), 997), len(data) - 1}):
         spoil(tmp_path / "cut", data[:length])
+    assert "cut short" in spoil(tmp_path / "cut", data[:500])
+    assert "cut short" in spoil(tmp_path / "cut", data[:-1])
     spoil(tmp_path / "long", data + b"\0")
 
 
@@ -201,3 +206,12 @@ def test_nan_seconds_survive(engine, tmp_path):
     engine.save(tmp_path / "a")
     loaded = Engine.load(tmp_path / "a")
     assert loaded.layers[0].seconds == math.inf and math.isnan(loaded.layers[1].seconds)
+
+
+def test_the_example_of_the_documentation(engine, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "engine-file.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    engine.save(tmp_path / "model.engine")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "engine-file.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("trtcli-engine 1\n['kernel:k1'")

@@ -10,7 +10,7 @@ from fusion.expression import Operand, apply
 from fusion.ops import Pointwise, Shuffle
 from runtime.context import ExecutionContext
 from runtime.cpu import CpuDevice, CpuEvent, CpuStream
-from runtime.streams import Work, assign_streams, occupancy, simulate, with_streams
+from runtime.streams import Work, occupancy, schedule, simulate, with_streams
 from tactics.tactic import DeviceSpec, Kernel, Launch, Plan
 
 NEG = Pointwise(apply("neg", Operand(0)))
@@ -33,7 +33,7 @@ def graphs(draw):
 @settings(max_examples=100, deadline=None)
 @given(graphs(), st.integers(0, 3))
 def test_streams_only_where_they_help(work, most):
-    streams = assign_streams(work, most)
+    streams = schedule(work, most)
     assert len(streams) == len(work) and min(streams) >= 0 and max(streams) <= most
     serial = simulate(work, [0] * len(work))
     assert serial == pytest.approx(sum(one.seconds for one in work))
@@ -60,13 +60,13 @@ def test_small_branches_run_together_and_full_ones_do_not():
         branches = [Work(1e-4, (0,), share) for _ in range(3)]
         return [Work(1e-5), *branches, Work(1e-5, (1, 2, 3))]
 
-    small = assign_streams(fork(0.25), 3)
+    small = schedule(fork(0.25), 3)
     assert len(set(small[1:4])) == 3
     assert simulate(fork(0.25), small) == pytest.approx(1.2e-4, rel=0.05)
-    assert assign_streams(fork(1.0), 3) == (0,) * 5
-    assert len(set(assign_streams(fork(0.25), 1))) == 2
-    assert assign_streams([Work(1e-6, (), 0.1), Work(1e-6, (), 0.1)], 3) == (0, 0)  # events cost more than that
-    assert assign_streams([], 3) == ()
+    assert schedule(fork(1.0), 3) == (0,) * 5
+    assert len(set(schedule(fork(0.25), 1))) == 2
+    assert schedule([Work(1e-6, (), 0.1), Work(1e-6, (), 0.1)], 3) == (0, 0)  # events cost more than that
+    assert schedule([], 3) == ()
 
 
 def test_occupancy():
@@ -77,15 +77,24 @@ def test_occupancy():
     assert occupancy(Plan(()), device) == 1.0
 
 
-def test_engines_get_streams(graph, cpu):
+def test_engines_get_streams(graph, cpu, monkeypatch):
     x = graph.input("x", (8, 8))
     a = graph.layer(NEG, graph.layer(Shuffle(reshape=(64,)), graph.layer(NEG, x, name="a1"), name="view"), name="a2")
     b = graph.layer(NEG, graph.layer(NEG, x, name="b1"), name="b2")
     engine = graph.engine(graph.layer(ADD, graph.layer(Shuffle(reshape=(8, 8)), a), b, name="join"))
     engine = replace(engine, layers=tuple(replace(plan, seconds=1e-3, stream=2) for plan in engine.layers))
-    assert with_streams(engine).num_aux_streams == 0  # the CPU
-    assert {plan.stream for plan in with_streams(engine, 0).layers} == {0}
-    assert with_streams(engine, 2).num_aux_streams == 0  # NumPy steps fill the device
+
+    def streams(device, most=-1):
+        found = with_streams(replace(engine, device=device), most)
+        assert found.num_aux_streams == max(plan.stream for plan in found.layers)
+        return {layer.name: plan.stream for layer, plan in zip(engine.network.layers, found.layers, strict=True)}
+
+    gpu = replace(cpu.spec, kind="cuda")
+    assert set(streams(cpu.spec).values()) == set(streams(gpu, 0).values()) == {0}
+    assert set(streams(gpu, 3).values()) == {0}  # NumPy steps fill the device
+    monkeypatch.setattr("runtime.streams.occupancy", lambda plan, device: 0.3)
+    found = streams(gpu)
+    assert found["a1"] == found["a2"] != found["b1"] == found["b2"] and max(found.values()) == 1
 
 
 class LazyDevice(CpuDevice):

@@ -42,7 +42,8 @@ def execute(config: Config, log: Log) -> int:
     options = session.benchmark_options(config)
     result = run_benchmark(contexts, inputs, options)
     if result.graph_nodes:
-        log.info(f"CUDA graph captured: {result.graph_nodes} nodes")
+        kind = "CUDA graph" if device.spec.kind == "cuda" else "Graph (of NumPy calls)"
+        log.info(f"{kind} captured: {result.graph_nodes} nodes")
     for text in result.warnings:
         log.warning(text)
     session.report_performance(config, result, device.spec.kind == "cuda", log)

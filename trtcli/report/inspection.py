@@ -59,7 +59,11 @@ def _layer_table(engine: Engine, total: float) -> list[str]:
             )
         )
     lines = _table(_HEAD, rows, stretch=1, right=(4, 5))
-    return [*lines, f"     {len(rows)} layers, {total * 1e6:.1f} us (each timed alone, at the optimal shapes)"]
+    return [*lines, f"     {len(rows)} layers, {_time(total)} (each timed alone, at the optimal shapes)"]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-2 else f"{seconds * 1e3:.1f} ms"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], stretch: int, right: Sequence[int]) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import numpy as np
 
 from fusion.dims import product
@@ -104,9 +102,9 @@ def variadic(b: Builder, node: Node) -> Value:
     """Any number of inputs, combined from left to right."""
     values = [node.input(index) for index in range(len(node.inputs))]
     function = {"Sum": "add", "Mean": "add", "Max": "max", "Min": "min"}[node.op]
-    expression: Expression = reduce(
-        lambda left, right: call(function, left, right), (Operand(index) for index in range(len(values)))
-    )
+    expression: Expression = X0
+    for index in range(1, len(values)):
+        expression = call(function, expression, Operand(index))
     if node.op == "Mean" and len(values) > 1:
         expression = call("mul", expression, literal(1.0 / len(values), values[0].dtype))
     return b.pointwise(expression, *values)
@@ -172,7 +170,7 @@ def conversion(source: DataType, target: DataType, saturate: bool) -> Expression
     limit = FP8_LIMITS.get(target)
     if limit is None:
         return Convert(target, X0)
-    wide = X0 if source.is_float else Convert(DataType.FLOAT, X0)
+    wide: Expression = X0 if source.is_float else Convert(DataType.FLOAT, X0)
     wide_type = source if source.is_float else DataType.FLOAT
     if saturate and not (wide_type is DataType.FP8 and limit >= 448.0):
         wide = call("clip", wide, literal(-limit, wide_type), literal(limit, wide_type))

@@ -12,7 +12,7 @@ from fusion.importer.node import Node
 from fusion.importer.operators.slicing import cut
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
-from fusion.ops import Gather, GatherElements, GatherND, Range, ScatterElements, ScatterND
+from fusion.ops import Gather, GatherElements, GatherND, Range, ScatterElements, ScatterND, ShapeValue
 
 
 @operator("Gather")
@@ -59,7 +59,7 @@ def one_hot(b: Builder, node: Node) -> Value:
     column = b.reshape(indices, (*indices.shape[:axis], 1, *indices.shape[axis:]), "unsqueeze")
     positions = b.layer(Range(0, 1, depth, DataType.INT64), suffix="positions")
     positions = b.reshape(positions, (depth, *(1,) * (rank - axis - 1)), "column")
-    size = b.layer(_count(depth), suffix="depth")
+    size = b.layer(ShapeValue((depth,), (1,), DataType.INT64), suffix="depth")
     wrapped = call("where", call("less", X0, literal(0, DataType.INT64)), call("add", X0, X1), X0)
     column = b.pointwise(wrapped, column, size, suffix="wrap")
     if values.is_constant:
@@ -67,12 +67,6 @@ def one_hot(b: Builder, node: Node) -> Value:
     else:
         off, on = (b.reshape(cut(b, values, (i,), (1,), (1,), name), (), f"{name}_scalar") for i, name in ((0, "off"), (1, "on")))
     return b.pointwise(call("where", call("equal", X0, X1), X2, X3), column, positions, on, off)
-
-
-def _count(depth: object) -> object:
-    from fusion.ops import ShapeValue
-
-    return ShapeValue((depth,), (1,), DataType.INT64)  # type: ignore[arg-type]
 
 
 @operator("Compress")

@@ -39,8 +39,8 @@ def fused_matmul(b: Builder, node: Node) -> Value:
     x, alpha = node.input(0), node.attr("alpha", 1.0)
     epilogue: Expression = X0 if alpha == 1.0 else call("mul", X0, literal(alpha, x.dtype))
     # Vectors are not transposed, whatever the flags say.
-    flags = [bool(node.attr(name, 0)) and node.input(index).rank >= 2 for index, name in ((0, "transA"), (1, "transB"))]
-    return product_of(b, x, node.input(1), MatrixMultiply(*flags, epilogue))
+    first, second = (bool(node.attr(name, 0)) and node.input(i).rank >= 2 for i, name in enumerate(("transA", "transB")))
+    return product_of(b, x, node.input(1), MatrixMultiply(first, second, epilogue))
 
 
 @operator("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MICROSOFT)

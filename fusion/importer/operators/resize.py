@@ -19,7 +19,7 @@ from fusion.ops import Resize
 @operator("Upsample", until=9)
 def upsample(b: Builder, node: Node) -> Value:
     x = node.input(0)
-    scales = node.attributes["scales"] if "scales" in node.attributes else None
+    scales = node.attr("scales")
     items = tuple(map(ratio.from_float, scales)) if scales is not None else b.items(node.input(1), "scales")
     return _resize(b, node, x, _scaled(x.shape, items), "asymmetric", "floor")
 

@@ -63,11 +63,8 @@ def bounds(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
 
     With symbolic sizes, starts are taken to lie inside the axis (a model whose start lies outside slices nothing).
     """
-    if all(isinstance(item, int) for item in (size, start, end)):
-        first, last, _ = slice(start, end, step).indices(size) if end >= -size or step > 0 else (  # type: ignore[operator]
-            *slice(start, None, step).indices(size)[:2], step)  # fmt: skip
-        count = max(0, -((first - last) // step) if step > 0 else -((last - first) // -step))
-        return first if count else 0, count
+    if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
+        return _known_bounds(size, start, end, step)
     if step > 0:
         low, high = _place(size, start), _end(size, end)
         span = high - low
@@ -76,6 +73,14 @@ def bounds(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
     low = size - 1 if isinstance(start, int) and start >= FAR or start == size - 1 else minimum(_place(size, start), size - 1)  # type: ignore[assignment]
     high = -1 if isinstance(end, int) and end <= -FAR else _place(size, end)
     return low, ceil_div(low - high, -step)
+
+
+def _known_bounds(size: int, start: int, end: int, step: int) -> tuple[int, int]:
+    least, most = (0, size) if step > 0 else (-1, size - 1)
+    low = min(max(start + size if start < 0 else start, 0), most)
+    high = min(max(end + size if end < 0 else end, least), most)
+    count = max(0, -((low - high) // step)) if size else 0
+    return low if count else 0, count
 
 
 def _place(size: Dim, position: Dim) -> Dim:

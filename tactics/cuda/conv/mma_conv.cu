@@ -1,5 +1,38 @@
 // Tensor-core convolution as an implicit GEMM with mma.sync, channels last, fp16 / bf16 / tf32 in, fp32 accumulation.
+#ifndef TRANSPOSED
+#define TRANSPOSED 0
+#endif
+
+#if TRANSPOSED
+#define ROW_MAP
+struct RowMap {  // from a pixel of one output phase (batch, z, y, x of the phase flattened) to the pixel of the output
+    int z, y, x, out_z, out_y, out_x, stride_z, stride_y, stride_x, phase_z, phase_y, phase_x;
+    __device__ __forceinline__ long long operator()(long long row) const {
+        const int line = static_cast<int>(row) / x, plane = line / y, image = plane / z;
+        const int at_z = (plane - image * z) * stride_z + phase_z, at_y = (line - plane * y) * stride_y + phase_y;
+        const int at_x = (static_cast<int>(row) - line * x) * stride_x + phase_x;
+        return ((static_cast<long long>(image) * out_z + at_z) * out_y + at_y) * out_x + at_x;
+    }
+};
+#endif
 #include "mma_tile.cuh"
+
+#if TRANSPOSED
+// Output coordinates o with o % stride == phase, along one dimension: input coordinate o / stride + first - i * step for
+// the i-th of `taps` taps, those with (phase + pad - tap * dilation) % stride == 0.
+struct Phase {
+    int taps, first, step;
+    __device__ __forceinline__ Phase(int phase, int all, int stride, int pad, int dilation) : taps(0), first(0), step(0) {
+        for (int tap = 0; tap < all; ++tap) {
+            const int reach = phase + pad - tap * dilation;
+            if (reach % stride != 0) continue;
+            if (taps == 0) first = reach / stride;
+            if (taps == 1) step = first - reach / stride;
+            ++taps;
+        }
+    }
+};
+#endif
 
 // Computes BM output pixels x BN output channels of one group per block; nothing is unfolded in memory: each stage gathers
 // its slice of the window with predicated cp.async.
@@ -7,6 +40,9 @@
 //   padded with zeros to w_row, a multiple of 16 bytes; out: [pixels][channels], pixels = batch * out_z * out_y * out_x.
 //   Grid: x = tiles of pixels * tiles of a group's channels, y = splits of the depth (k_split each, a multiple of BK),
 //   z = groups; block: 32 * warps. VEC_A: bytes that divide a group's channels and in_channels (16, 8, 4, or 2).
+//   TRANSPOSED=1 computes the deconvolution, one phase of output pixels (coordinates modulo the strides) after the other: the
+//   taps that reach a phase are a plain convolution with stride 1. Then z of the grid = phases * groups, `pixels` are those of
+//   the largest phase, and w is [phase z, y, x][channels][w_row] with the phase's taps alone.
 //   CLUSTER_K and PARTIAL as in mma_gemm.cu (PARTIAL: one group per launch of the reduction covers all channels).
 //   A row keeps one offset and one mask with a bit per tap coordinate that lies inside the image, so taps_z + taps_y +
 //   taps_x <= 32. Offsets are 32-bit: fewer than 2^31 elements of x.
@@ -23,8 +59,33 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int tiles_m = (pixels + BM - 1) / BM, tiles_n = (group_out + BN - 1) / BN;
     int tile_m, tile_n;
     tile_of(blockIdx.x, tiles_m, tiles_n, tile_m, tile_n);
-    const int row0 = tile_m * BM, n0 = tile_n * BN, group = blockIdx.z;
+    const int row0 = tile_m * BM, n0 = tile_n * BN;
+#if TRANSPOSED
+    const int phases = stride_z * stride_y * stride_x, groups = gridDim.z / phases;
+    const int phase = blockIdx.z / groups, group = blockIdx.z - phase * groups;
+    const int phase_x = phase % stride_x, phase_y = phase / stride_x % stride_y, phase_z = phase / stride_x / stride_y;
+    const Phase of_z(phase_z, taps_z, stride_z, pad_z, dilation_z), of_y(phase_y, taps_y, stride_y, pad_y, dilation_y);
+    const Phase of_x(phase_x, taps_x, stride_x, pad_x, dilation_x);
+    const int batch = pixels / (((out_z + stride_z - 1) / stride_z) * ((out_y + stride_y - 1) / stride_y) * ((out_x + stride_x - 1) / stride_x));
+    const RowMap place{(out_z + stride_z - 1 - phase_z) / stride_z, (out_y + stride_y - 1 - phase_y) / stride_y,
+                       (out_x + stride_x - 1 - phase_x) / stride_x, out_z, out_y, out_x, stride_z, stride_y, stride_x, phase_z, phase_y, phase_x};
+    const int all_pixels = batch * out_z * out_y * out_x;
+    pixels = batch * place.z * place.y * place.x;
+    out_z = max(1, place.z), out_y = max(1, place.y), out_x = max(1, place.x);
+    taps_z = of_z.taps, taps_y = of_y.taps, taps_x = of_x.taps;
+    stride_z = stride_y = stride_x = 1;
+    pad_z = -of_z.first, pad_y = -of_y.first, pad_x = -of_x.first;
+    dilation_z = -of_z.step, dilation_y = -of_y.step, dilation_x = -of_x.step;
+    w += static_cast<long long>(phase) * channels * w_row;
+#else
+    const int group = blockIdx.z;
+    const RowMap place{0};
+    const int all_pixels = pixels;
+#endif
     const int k = taps_z * taps_y * taps_x * group_in;
+#if TRANSPOSED
+    taps_z = max(1, taps_z), taps_y = max(1, taps_y), taps_x = max(1, taps_x);  // no division by zero where no tap reaches a phase
+#endif
     const int k_begin = blockIdx.y * k_split, k_end = min(k, k_begin + k_split);
     x += group * group_in;
 
@@ -114,8 +175,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     multiply_tile(shared_address(memory), (length + BK - 1) / BK, load_a, load_b, sum);
 
 #ifdef PARTIAL
-    partial += static_cast<long long>(blockIdx.y) * pixels * channels;
+    partial += static_cast<long long>(blockIdx.y) * all_pixels * channels;
 #endif
-    const Target to{out, partial, 0, pixels, group_out, group * group_out, channels};
+    const Target to{out, partial, place, pixels, group_out, group * group_out, channels};
     store_tile(reinterpret_cast<float*>(memory), to, args, sum, row0, n0);
 }

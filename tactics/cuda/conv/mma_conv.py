@@ -1,4 +1,4 @@
-"""Tensor-core convolution as an implicit GEMM with mma.sync (``mma_conv.cu``), channels last: any GPU from sm_75 on."""
+"""Tensor-core (de)convolution as an implicit GEMM with mma.sync (``mma_conv.cu``), channels last: any GPU from sm_75 on."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from math import prod
 import numpy as np
 
 from fusion.dtypes import DataType
-from fusion.ops import Convolution
-from tactics.cuda.conv.common import Window, channel_alignment, merge_columns, pack_weights, window_of
+from fusion.ops import Convolution, Deconvolution
+from tactics.cuda.conv.common import (
+    Window, channel_alignment, merge_columns, merge_groups, pack_phases, pack_weights, phase_depth, phase_taps, planes_as_depth,
+    reads_planes, window_of, with_groups,
+)  # fmt: skip
 from tactics.cuda.gemm import tiles
 from tactics.cuda.gemm.common import (
     C_TYPES, NO_OPERANDS, Epilogue, ceil_div, defines, epilogue_of, null, pdl, refuse_types, round_up, vector_bytes, vector_columns,
@@ -22,11 +25,15 @@ TAP_BITS = 32
 
 
 class MmaConvolution(Tactic):
-    """Output pixels x output channels in tiles; a 1x1 convolution with stride 1 runs as the plain product (``mma_gemm.cu``)."""
+    """Output pixels x output channels in tiles; a 1x1 convolution with stride 1 runs as the plain product (``mma_gemm.cu``).
+
+    Groups of few channels are multiplied together (block-diagonal weights), an image's channel planes are read as a volume, and
+    a deconvolution is one plain convolution for every phase of its stride.
+    """
 
     id = "cuda.conv.mma"
     device = "cuda"
-    ops = (Convolution,)
+    ops = (Convolution, Deconvolution)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if device.capability < 75:
@@ -38,14 +45,15 @@ class MmaConvolution(Tactic):
             return Refusal("FP32 products on tensor cores round to TF32, which is not allowed here")
         if not (len(workload.constant) > 1 and workload.constant[1]):
             return Refusal("the weights are not constant; they are repacked at build")
-        window = window_of(workload)
+        window = _seen(workload)
         if isinstance(window, Refusal):
             return window
-        window = merge_columns(window, workload)
         if window.pixels * window.out_channels * window.depth == 0 or window.groups > 65535:
             return Refusal(f"an output of {window.pixels} pixels and {window.out_channels} channels in {window.groups} groups")
-        if sum(window.taps) > TAP_BITS:
+        if sum(_taps(window)) > TAP_BITS:
             return Refusal(f"a window of {'x'.join(map(str, window.taps))} has more than {TAP_BITS} tap coordinates")
+        if window.groups * prod(_phases(window)) > 65535:
+            return Refusal(f"{window.groups} groups and strides of {window.stride}: more than 65535 phases")
         if window.batch * prod(window.input) * window.in_channels >= 2**31:
             return Refusal("2^31 input elements or more; this kernel has 32-bit offsets")
         epilogue = self._epilogue(workload)
@@ -53,16 +61,21 @@ class MmaConvolution(Tactic):
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         window = self._window(workload)
-        found = tiles.candidates(window.pixels, window.group_out, window.depth, window.groups, workload.inputs[0].dtype, False, device)
+        found = tiles.candidates(*_product(window), workload.inputs[0].dtype, False, device)
         return [tile.config() for tile in found]
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         window = self._window(workload)
-        dtype = workload.inputs[0].dtype
-        return tiles.estimate(tiles.tile_of(config), window.pixels, window.group_out, window.depth, window.groups, dtype, device)
+        return tiles.estimate(tiles.tile_of(config), *_product(window), workload.inputs[0].dtype, device)
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
-        return (pack_weights(constants[1], workload.op.groups, transposed=False),)  # type: ignore[attr-defined]
+        window, weights = self._window(workload), constants[1]
+        if window.transposed:
+            return (pack_phases(weights, window),)
+        if reads_planes(workload):
+            return (pack_weights(weights[:, None], 1),)
+        groups = workload.op.groups  # type: ignore[attr-defined]
+        return (pack_weights(weights, groups, merge=groups // window.groups),)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         window, tile, epilogue = self._window(workload), tiles.tile_of(config), self._epilogue(workload)
@@ -75,10 +88,11 @@ class MmaConvolution(Tactic):
         )
         own, prelude = ((), "") if tile.partial else (epilogue.defines, epilogue.prelude)
         argument = NO_OPERANDS if tile.partial else epilogue.argument
-        w_row = round_up(window.depth, 16 // itemsize)
+        pixels, group_out, depth, many = _product(window)
+        w_row = round_up(depth, 16 // itemsize)
         partial = workspace() if tile.partial else null()
-        blocks = ceil_div(window.pixels, tile.bm) * ceil_div(window.group_out, tile.bn)
-        split = Scalar(tiles.split_depth(tile, window.depth))
+        blocks = ceil_div(pixels, tile.bm) * ceil_div(group_out, tile.bn)
+        split = Scalar(tiles.split_depth(tile, depth))
         if window.pointwise and not self._varies_in_space(workload):
             kernel = Kernel("gemm/mma_gemm.cu", "mma_gemm", (*defines(**shared, B_KN=0, VEC_B=16), *own), prelude)
             arguments = (
@@ -87,14 +101,14 @@ class MmaConvolution(Tactic):
                 *(Scalar(0, "i64") for _ in range(4)), split, argument,
             )  # fmt: skip
         else:
-            kernel = Kernel("conv/mma_conv.cu", "mma_conv", (*defines(**shared), *own), prelude)
+            kernel = Kernel("conv/mma_conv.cu", "mma_conv", (*defines(**shared, TRANSPOSED=1 if window.transposed else None), *own), prelude)
             arguments = (
-                Buffer("input", 0), Buffer("packed", 0), Buffer("output"), partial, Scalar(window.pixels), *map(Scalar, window.input),
+                Buffer("input", 0), Buffer("packed", 0), Buffer("output"), partial, Scalar(pixels), *map(Scalar, window.input),
                 Scalar(window.in_channels), *map(Scalar, window.output), Scalar(window.out_channels), Scalar(window.group_in),
                 Scalar(window.group_out), Scalar(w_row),
                 *map(Scalar, (*window.taps, *window.stride, *window.pad, *window.dilation)), split, argument,
             )  # fmt: skip
-        launch = Launch(kernel, (blocks, tile.splits, window.groups), (tile.threads, 1, 1), arguments,
+        launch = Launch(kernel, (blocks, tile.splits, many), (tile.threads, 1, 1), arguments,
                         shared_memory=tile.shared_bytes(itemsize), dependent=pdl(device))  # fmt: skip
         if not tile.partial:
             return Plan((launch,))
@@ -103,9 +117,9 @@ class MmaConvolution(Tactic):
 
     @staticmethod
     def _window(workload: Workload) -> Window:
-        window = window_of(workload)
+        window = _seen(workload)
         assert isinstance(window, Window)
-        return merge_columns(window, workload)
+        return window
 
     @staticmethod
     def _varies_in_space(workload: Workload) -> bool:
@@ -114,6 +128,33 @@ class MmaConvolution(Tactic):
     @staticmethod
     def _epilogue(workload: Workload) -> Epilogue | Refusal:
         return epilogue_of(workload)
+
+
+def _seen(workload: Workload) -> Window | Refusal:
+    """The window as the kernel computes it."""
+    window = window_of(workload, planes=True)
+    if isinstance(window, Window) and reads_planes(workload):
+        window = planes_as_depth(window)
+    if isinstance(window, Refusal):
+        return window
+    window = merge_columns(window, workload)
+    return with_groups(window, window.groups // merge_groups(window, workload.inputs[0].dtype.itemsize))
+
+
+def _phases(window: Window) -> tuple[int, int, int]:
+    return window.stride if window.transposed else (1, 1, 1)
+
+
+def _taps(window: Window) -> tuple[int, ...]:
+    return tuple(max(map(len, phases)) for phases in phase_taps(window)) if window.transposed else window.taps
+
+
+def _product(window: Window) -> tuple[int, int, int, int]:
+    """The products that the layer amounts to: rows, columns and depth of one (of the largest phase), and how many."""
+    if not window.transposed:
+        return window.pixels, window.group_out, window.depth, window.groups
+    pixels = window.batch * prod(ceil_div(size, stride) for size, stride in zip(window.output, window.stride, strict=True))
+    return pixels, window.group_out, phase_depth(window), window.groups * prod(window.stride)
 
 
 TACTICS = (MmaConvolution(),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from fusion.ops import Convolution, Deconvolution
-from tactics.cuda.conv.common import Window, window_of
+from tactics.cuda.conv.common import Window, reads_planes, window_of
 from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, refuse_types
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
 
@@ -23,7 +23,7 @@ class SimtConvolution(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if refusal := refuse_types(workload, 2, tuple(C_TYPES)):
             return refusal
-        window = window_of(workload)
+        window = window_of(workload, planes=True)
         if isinstance(window, Refusal):
             return window
         if window.pixels * window.out_channels == 0 or window.groups > 65535:
@@ -32,7 +32,7 @@ class SimtConvolution(Tactic):
         return epilogue if isinstance(epilogue, Refusal) else None
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        window = window_of(workload)
+        window = window_of(workload, planes=True)
         epilogue = epilogue_of(workload)
         assert isinstance(window, Window) and isinstance(epilogue, Epilogue)
         kernel = Kernel("conv/simt_conv.cu", "simt_conv", (*defines(
@@ -40,6 +40,8 @@ class SimtConvolution(Tactic):
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
         channels, (depth, height, width), taps = window.in_channels, window.input, prod(window.taps)
         x_strides = (channels * depth * height * width, channels * height * width, channels * width, channels, 1)
+        if reads_planes(workload):
+            x_strides = (channels * depth * height * width, height * width, width, 1, depth * height * width)
         if window.transposed:  # weights [C][O / groups][taps]
             w_strides = (window.group_in * window.group_out * taps, taps, window.group_out * taps)
         else:  # [O][C / groups][taps]

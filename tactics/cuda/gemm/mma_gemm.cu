@@ -53,6 +53,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int batches = gridDim.x / (tiles_m * tiles_n);
     partial += static_cast<long long>(blockIdx.y) * batches * m * n;
 #endif
-    const Target to{out, partial, static_cast<long long>(batch) * m, m, n, 0, n};
+    const Target to{out, partial, {static_cast<long long>(batch) * m}, m, n, 0, n};
     store_tile(reinterpret_cast<float*>(memory), to, args, sum, row0, n0);
 }

@@ -18,7 +18,7 @@ __device__ __forceinline__ T group_reduce(T value, Op op) {
 #pragma unroll
     for (int bits = LANES / 2; bits > 0; bits /= 2) value = op(value, shuffle_xor(value, bits));
     if constexpr (G > 32) {
-        constexpr int WARPS = G / 32;
+        constexpr int WARPS = G / 32;  // G is the block size
         __shared__ T partial[WARPS];
         __syncthreads();  // an earlier call may still be reading
         if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;

@@ -139,12 +139,19 @@ __device__ __forceinline__ void multiply_tile(unsigned shared, int blocks, LoadA
     __syncthreads();
 }
 
-// Where a tile goes: rows [0, rows) and columns [0, columns) of the matrix at row `row_offset`, column `column0` of `out`
-// (row length ld). `partial` is fp32 with the same shape.
+#ifndef ROW_MAP  // a kernel that scatters its rows defines ROW_MAP and its own RowMap
+struct RowMap {
+    long long offset;
+    __device__ __forceinline__ long long operator()(long long row) const { return offset + row; }
+};
+#endif
+
+// Where a tile goes: rows [0, rows), which lie at rows `place(row)` of `out` (row length ld), and columns [0, columns) of
+// the matrix at column `column0`. `partial` is fp32 with the same shape.
 struct Target {
     OUT_T* out;
     float* partial;
-    long long row_offset;
+    RowMap place;
     long long rows;
     int columns;
     int column0;
@@ -153,7 +160,7 @@ struct Target {
 
 template <int V>
 __device__ __forceinline__ void put(const Target& to, const EpilogueArgs& args, float (&value)[V], long long row, int n) {
-    const long long m = to.row_offset + row;
+    const long long m = to.place(row);
 #ifdef PARTIAL
     store_vector(to.partial + m * to.ld + to.column0 + n, value);
 #else

@@ -25,10 +25,12 @@ __device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32
 __device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// Makes barrier_init visible to the other blocks of the cluster and to the copy engine.
+// Makes barrier_init visible to the copy engine, and with CLUSTERED to the other blocks of the cluster (a full memory barrier, so
+// only where there are some). The threads that wait still have to be synchronised with the one that initialised.
+template <bool CLUSTERED = false>
 __device__ __forceinline__ void barrier_init_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  asm volatile("fence.proxy.async;" ::: "memory");
+  if constexpr (CLUSTERED) asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 __device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {  // one arrival, and `bytes` more to come
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
@@ -36,8 +38,10 @@ __device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {  // one
 __device__ __forceinline__ void barrier_arrive(u32 barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-__device__ __forceinline__ void barrier_arrive_remote(u32 barrier, u32 rank) {  // the same barrier in block `rank` of the cluster
-  asm volatile("{ .reg .b32 a; mapa.shared::cluster.u32 a, %0, %1; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [a]; }" ::"r"(
+// The same barrier in block `rank` of the cluster. Says that this warp's wgmmas have read a stage (wgmma_wait came before); it publishes
+// no ordinary stores: release at cluster scope would be a full memory barrier a stage.
+__device__ __forceinline__ void barrier_arrive_remote(u32 barrier, u32 rank) {
+  asm volatile("{ .reg .b32 a; mapa.shared::cluster.u32 a, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [a]; }" ::"r"(
                    barrier),
                "r"(rank)
                : "memory");
@@ -90,6 +94,10 @@ __device__ __forceinline__ void tma_load_multicast(u32 target, const TensorMap* 
       "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "h"(mask)
       : "memory");
 }
+// The same box to L2 only, as a hint.
+__device__ __forceinline__ void tma_prefetch(const TensorMap* map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z) : "memory");
+}
 // im2col mode of a 4-D (n, h, w, c) tensor: the map's pixels-per-column pixels from (n, h, w) on, moved by the filter offset.
 __device__ __forceinline__ void tma_load_im2col(u32 target, const TensorMap* map, u32 barrier, int c, int w, int h, int n,
                                                 unsigned short offset_w, unsigned short offset_h) {
@@ -121,6 +129,8 @@ __device__ __forceinline__ u32 cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+// Relaxed: says only that the block got here, no store of its is published (fence.mbarrier_init covers the barriers).
+__device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 // The address that a shared address has in block `rank` of the cluster, for store_remote.

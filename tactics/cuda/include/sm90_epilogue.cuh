@@ -1,8 +1,8 @@
 // From wgmma's accumulators to memory: a warp turns its 16 x CHUNK results through its own shared memory, so that the epilogue and
 // the stores see eight neighbouring columns of a row, 16 bytes of a two-byte type.
 //
-// Defines: BN, OUT_T; CHUNK (columns a warp writes at a time, divides BN); VEC (the largest of 8, 4, 2, 1 that divides the output's row
-// length); SWAP = 1: accumulator rows are output columns.
+// Defines: BN, OUT_T; CHUNK (columns a warp writes at a time: 32 or 64; with SWAP 8, 16 or 32, dividing BN); VEC (the largest of 8, 4,
+// 2, 1 that divides the output's row length); SWAP = 1: accumulator rows are output columns.
 #pragma once
 
 #define WGMMA_N BN
@@ -12,12 +12,19 @@
 #define SWAP 0
 #endif
 #ifndef CHUNK
-#define CHUNK (BN % 64 == 0 ? 64 : BN % 32 == 0 ? 32 : BN % 16 == 0 ? 16 : 8)
+#define CHUNK 32
+#endif
+#ifndef MIN_BLOCKS
+#define MIN_BLOCKS 1
 #endif
 
-constexpr int STAGING_ROW = SWAP ? 16 + 4 : CHUNK + 8;  // floats; the pads keep the banks apart
+constexpr int STAGING_ROW = SWAP ? 16 + 4 : CHUNK;  // floats
 constexpr int STAGING_WARP = (SWAP ? CHUNK : 16) * STAGING_ROW;
-static_assert(BN % CHUNK == 0 && CHUNK % 8 == 0, "CHUNK divides BN");
+static_assert(SWAP ? BN % CHUNK == 0 && CHUNK % 8 == 0 : CHUNK == 32 || CHUNK == 64, "CHUNK divides BN with SWAP; else it is 32 or 64");
+
+// Where 16 bytes (four columns) `at` of a staged row lie in it: no bank conflicts when 8 lanes write pairs of four rows, nor when they
+// read every other one of one or two rows; at ^ 1 lies beside.
+__device__ __forceinline__ int staged(int row, int at) { return at ^ (2 * (row & 3)) ^ (row & 1) ^ ((at >> 3) & 1); }
 
 // Eight neighbouring results of row m from column n on: epilogue and store what lies inside rows x columns.
 __device__ __forceinline__ void finish(float (&v)[8], OUT_T* out, const EpilogueArgs& args, int m, int n, int rows, int columns,
@@ -45,36 +52,84 @@ __device__ __forceinline__ void read_eight(float (&v)[8], const float* from, int
 }
 
 // Writes a warp's 16-row slice of one 64-row block: x0 its first row of X, y0 the tile's first row of Y.
+#if SWAP
 __device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float* staging, OUT_T* out, const EpilogueArgs& args, int x0,
                                             int y0, int rows, int columns, long long first_row) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 2;
 #pragma unroll
   for (int from = 0; from < BN; from += CHUNK) {
-    if ((SWAP ? rows : columns) <= y0 + from) break;
+    if (rows <= y0 + from) break;
 #pragma unroll
     for (int j = 0; j < CHUNK / 8; ++j) {
       const float* d = sum + (from / 8 + j) * 4;
-      if constexpr (SWAP) {
-        float* target = staging + (8 * j + c) * STAGING_ROW + g;
-        target[0] = d[0], target[STAGING_ROW] = d[1], target[8] = d[2], target[STAGING_ROW + 8] = d[3];
-      } else {
-        *(float2*)(staging + g * STAGING_ROW + 8 * j + c) = make_float2(d[0], d[1]);
-        *(float2*)(staging + (g + 8) * STAGING_ROW + 8 * j + c) = make_float2(d[2], d[3]);
-      }
+      float* target = staging + (8 * j + c) * STAGING_ROW + g;
+      target[0] = d[0], target[STAGING_ROW] = d[1], target[8] = d[2], target[STAGING_ROW + 8] = d[3];
     }
     __syncwarp();
-    constexpr int WIDE = SWAP ? 2 : CHUNK / 8;  // vectors of eight in a staged row
 #pragma unroll
     for (int i = 0; i < (2 * CHUNK + 31) / 32; ++i) {
       int vector = i * 32 + lane;
       if (2 * CHUNK % 32 == 0 || vector < 2 * CHUNK) {
-        int row = vector / WIDE, column = vector % WIDE * 8;
+        int row = vector / 2, column = vector % 2 * 8;
         float v[8];
         read_eight(v, staging + row * STAGING_ROW + column, lane);
-        if constexpr (SWAP) finish(v, out, args, y0 + from + row, x0 + column, rows, columns, first_row);
-        else finish(v, out, args, x0 + row, y0 + from + column, rows, columns, first_row);
+        finish(v, out, args, y0 + from + row, x0 + column, rows, columns, first_row);
       }
     }
     __syncwarp();
   }
 }
+#else
+__device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float* staging, OUT_T* out, const EpilogueArgs& args, int x0,
+                                            int y0, int rows, int columns, long long first_row) {
+  constexpr int WIDE = CHUNK / 8, AT_ONCE = 32 / WIDE, PASSES = 16 / AT_ONCE;  // vectors of a row, rows of a pass, passes
+  // Passes whose loads all come before the first store, which might alias them; one where registers are short.
+  constexpr int BATCH = MIN_BLOCKS > 1 && BN > 96 ? 1 : PASSES;
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  const int r = lane / WIDE, column = lane % WIDE * 8;
+  float* to = staging + g * CHUNK + (c & 1) * 2;
+  const float *low = staging + r * CHUNK + 4 * staged(r, column / 4), *high = staging + r * CHUNK + 4 * (staged(r, column / 4) ^ 1);
+  const bool whole = x0 + 16 <= rows;
+  const long long row = first_row + x0 + r;
+  OUT_T* target = out + row * columns + y0 + column;
+#pragma unroll
+  for (int from = 0; from < BN; from += CHUNK) {
+    if (columns <= y0 + from) break;
+#pragma unroll
+    for (int j = 0; j < CHUNK / 8; ++j)
+      if (from + 8 * j < BN) {
+        const float* d = sum + (from / 8 + j) * 4;
+        float* place = to + 4 * staged(g, 2 * j + (c >> 1));
+        *(float2*)place = make_float2(d[0], d[1]);
+        *(float2*)(place + 8 * CHUNK) = make_float2(d[2], d[3]);
+      }
+    __syncwarp();
+    if (from + column < BN && y0 + from + column < columns) {
+      auto read = [&](float(&v)[8], int i) {
+        const float4 a = *(const float4*)(low + i * AT_ONCE * CHUNK), b = *(const float4*)(high + i * AT_ONCE * CHUNK);
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+      };
+      if (VEC == 8 && whole) {
+#pragma unroll
+        for (int from_pass = 0; from_pass < PASSES; from_pass += BATCH) {
+          float v[BATCH][8];
+#pragma unroll
+          for (int i = 0; i < BATCH; ++i) read(v[i], from_pass + i);
+#pragma unroll
+          for (int i = 0; i < BATCH; ++i) epilogue<8>(v[i], args, row + (from_pass + i) * AT_ONCE, y0 + from + column, columns);
+#pragma unroll
+          for (int i = 0; i < BATCH; ++i) store_vector<8>(target + (long long)((from_pass + i) * AT_ONCE) * columns + from, v[i]);
+        }
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < PASSES; ++i) {
+          float v[8];
+          read(v, i);
+          finish(v, out, args, x0 + r + i * AT_ONCE, y0 + from + column, rows, columns, first_row);
+        }
+      }
+    }
+    __syncwarp();
+  }
+}
+#endif

@@ -12,15 +12,16 @@
 //   SWIZZLE          bytes of K in a stage: 128, 64 or 32
 //   STAGES           stages of the ring
 //   WARPGROUPS       consumer warpgroups: 1, 2 or 3
-//   PINGPONG         0: the warpgroups share a tile's rows; 1: each takes every WARPGROUPS-th tile, so that one writes while another
+//   PINGPONG         0: the warpgroups share a tile's rows; 1: two warpgroups take turns at tiles, so that one writes while the other
 //                    multiplies
 //   X_MN, Y_MN       1: that operand's rows, not its K, are contiguous in memory (two-byte types)
 //   CLUSTER_X / _Y   blocks of a cluster side by side along X (they share Y by multicast) or along Y (they share X)
 //   SPLIT            blocks of a cluster that share one tile's K; partial sums meet in distributed shared memory, in a fixed order
-//   CHUNK            columns a warp writes at a time; divides BN
+//   CHUNK            columns a warp writes at a time (sm90_epilogue.cuh)
 //   VEC              the largest of 8, 4, 2, 1 that divides the output's row length
 //   GROUP            tiles along X that are walked before the next along Y (L2 reuse)
 //   CONSTANT_B       1: B is a weight, loaded before the previous kernel has finished (PDL)
+//   AHEAD            stages of such a B beyond the ring that are fetched to L2 at that time
 //   MIN_BLOCKS       blocks a multiprocessor should hold
 //
 // Source of the technique: the CUDA programming guide (TMA, mbarrier, clusters) and the PTX ISA (wgmma); "CUTLASS 3" describes the same
@@ -55,6 +56,9 @@
 #ifndef CONSTANT_B
 #define CONSTANT_B 0
 #endif
+#ifndef AHEAD
+#define AHEAD 24
+#endif
 #ifndef MIN_BLOCKS
 #define MIN_BLOCKS 1
 #endif
@@ -72,12 +76,16 @@ constexpr int Y_SWIZZLE = !Y_MN ? SWIZZLE : BN % 64 == 0 ? 128 : BN % 32 == 0 ? 
 constexpr int OWNED = BM / SPLIT;  // rows of X that one block of a split cluster finishes
 constexpr int PARTIAL_ROW = SWAP ? OWNED + 4 : BN + 8;
 constexpr int PARTIAL_BLOCK = (SWAP ? BN : OWNED) * PARTIAL_ROW;  // floats from one block of the cluster
-constexpr int STAGING_BYTES = 4 * (SPLIT > 1 ? SPLIT * PARTIAL_BLOCK : WARPGROUPS * 4 * STAGING_WARP);
-constexpr int SHARED_BYTES = STAGES * (X_BYTES + Y_BYTES) + STAGING_BYTES + STAGES * 16;
+constexpr int PARTIAL_BYTES = SPLIT > 1 ? 4 * SPLIT * PARTIAL_BLOCK : 0;
+constexpr bool OVERLAY = PARTIAL_BYTES > 24 * 1024;  // large partial sums lie where the stages were
+constexpr int STAGING_BYTES = SPLIT > 1 ? (OVERLAY ? 0 : PARTIAL_BYTES) : 4 * WARPGROUPS * 4 * STAGING_WARP;
+constexpr int STAGE_BYTES = STAGES * (X_BYTES + Y_BYTES) > PARTIAL_BYTES || !OVERLAY ? STAGES * (X_BYTES + Y_BYTES) : PARTIAL_BYTES;
+constexpr int SHARED_BYTES = STAGE_BYTES + STAGING_BYTES + STAGES * 16;
 
 static_assert(BM % 64 == 0 && MI >= 1 && (PINGPONG || MI * 64 * WARPGROUPS == BM), "BM is 64-row blocks, shared evenly");
 static_assert((CLUSTER_X > 1) + (CLUSTER_Y > 1) + (SPLIT > 1) <= 1, "a cluster has one purpose");
 static_assert(SPLIT == 1 || (!PINGPONG && OWNED % 8 == 0), "a split block owns whole groups of 8 rows");
+static_assert(!PINGPONG || WARPGROUPS == 2, "two warpgroups take turns");
 static_assert(SHARED_BYTES <= 227 * 1024, "too much shared memory");
 
 // A place in the ring of stages: which one, and the parity that its barriers have this time round.
@@ -155,13 +163,13 @@ __device__ __forceinline__ void write_owned(const float* partial, OUT_T* out, co
 //   batches, iterations    of the tile grid; stages along K in all
 //   start(Tile, part)      remembers a tile; `part` is the share of a multicast operand that this block loads
 //   Cursor at(i), next()   the place of stage i along K
-//   load_x / load_y(target, barrier, cursor)
+//   load_x / load_y(target, barrier, cursor), prefetch_x / prefetch_y(cursor) to L2 (of the operand that is B)
 template <class Problem>
 __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const EpilogueArgs& args) {
   extern __shared__ __align__(1024) char shared[];
   const u32 x_base = shared_address(shared), y_base = x_base + STAGES * X_BYTES;
-  const u32 full = y_base + STAGES * Y_BYTES + STAGING_BYTES, empty = full + STAGES * 8;
-  float* staging = (float*)(shared + STAGES * (X_BYTES + Y_BYTES));
+  const u32 full = x_base + STAGE_BYTES + STAGING_BYTES, empty = full + STAGES * 8;
+  float* staging = (float*)(shared + (OVERLAY ? 0 : STAGE_BYTES));
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   const u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
   const u32 rank_x = CLUSTER_X > 1 ? rank : 0, rank_y = CLUSTER_Y > 1 ? rank : 0;
@@ -181,11 +189,11 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
         barrier_init(full + 8 * i, 1);
         barrier_init(empty + 8 * i, (PINGPONG ? 1 : WARPGROUPS) * 4 * (CLUSTER_X * CLUSTER_Y));
       }
-      barrier_init_fence();
+      barrier_init_fence<(CLUSTER_X * CLUSTER_Y > 1)>();
     }
     __syncwarp();
     named_arrive<1>(WARPGROUPS * 128 + 32);
-    if constexpr (CLUSTER > 1) cluster_arrive();
+    if constexpr (CLUSTER > 1) cluster_arrive_relaxed();
     if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_wait();
     if (lane == 0) {
       Slot slot;
@@ -206,6 +214,10 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
             barrier_expect(full + 8 * stage, X_BYTES + Y_BYTES);
             if (SWAP) problem.load_x(x_base + stage * X_BYTES, full + 8 * stage, ahead);
             else problem.load_y(y_base + stage * Y_BYTES, full + 8 * stage, ahead);
+          }
+          for (int k = 0; k < AHEAD && ready + k < last; ++k, problem.next(ahead)) {
+            if (SWAP) problem.prefetch_x(ahead);
+            else problem.prefetch_y(ahead);
           }
           dependency_wait();
           for (; i < ready; ++i, problem.next(cursor), slot.next()) {
@@ -228,11 +240,11 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
     }
     __syncwarp();
     if constexpr (SPLIT > 1) cluster_wait();
-    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_arrive(), cluster_wait();
+    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
   } else {
     if constexpr (REBALANCE) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     named_sync<1>(WARPGROUPS * 128 + 32);
-    if constexpr (CLUSTER > 1) cluster_arrive();
+    if constexpr (CLUSTER > 1 && !OVERLAY) cluster_arrive_relaxed();
     if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_wait();
     const int group = warp / 4;
     Slot slot;
@@ -260,6 +272,9 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       }
       float sum[MI][BN / 2];
       int previous = 0;
+      // One warpgroup at a time multiplies. It is not only for speed: a barrier's parity tells a phase from the next one only, so
+      // nobody may wait for a tile's stages before all stages of the tile before have been seen full.
+      if (PINGPONG && turn > 0) group == 0 ? named_sync<2>(256) : named_sync<3>(256);
       for (int i = first; i < last; ++i) {
         barrier_wait(full + 8 * slot.index, slot.parity);
         const u64 x = x_constant | descriptor_start(x_base + slot.index * X_BYTES + block * X_BLOCK);
@@ -276,6 +291,7 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
         previous = slot.index;
         slot.next();
       }
+      if (PINGPONG && index + step < tiles) group == 0 ? named_arrive<3>(256) : named_arrive<2>(256);
       wgmma_wait<0>();
       if (last > first) release(previous);
 #pragma unroll
@@ -294,7 +310,8 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       const long long first_row = (long long)tile.batch * problem.rows;
       dependency_wait();
       if constexpr (SPLIT > 1) {
-        cluster_wait();  // every block of the cluster has started
+        if constexpr (OVERLAY) cluster_arrive_relaxed();
+        cluster_wait();  // every block of the cluster has started, and with OVERLAY has read its last stage
 #pragma unroll
         for (int b = 0; b < MI; ++b) send_partial(sum[b], shared_address(staging), (block + b) * 64 + warp % 4 * 16, rank);
         cluster_arrive();
@@ -308,6 +325,6 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
                       problem.columns, first_row);
       }
     }
-    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_arrive(), cluster_wait();
+    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
   }
 }

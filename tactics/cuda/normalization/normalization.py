@@ -16,7 +16,7 @@ from fusion.ops.epilogue import IDENTITY
 from tactics.cuda.codegen import storage_type
 from tactics.cuda.epilogue import epilogue_argument
 from tactics.cuda.simple import (
-    OUT, ceil_div, contiguous, defines, dims, divider, launch, refuse_large, vector_width, wrap_code,
+    OUT, block_of, ceil_div, contiguous, defines, dims, divider, launch, refuse_large, vector_width, wrap_code,
 )  # fmt: skip
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
 
@@ -131,7 +131,7 @@ class RowNormalization(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         chosen, view = dict(config), view_of(workload)
         last = dims(workload.outputs[0])[-1]
-        threads = max(128, chosen["group"])
+        threads = block_of(chosen["group"])
         kernel, args = _kernel(workload, device, "rows.cu", "normalize_row", KIND=0, VEC=chosen["v"], GROUP=chosen["group"],
                                VECTORS=chosen["vectors"], THREADS=threads, ONE_ROW=last == view.n)  # fmt: skip
         arguments = (Buffer("input"), OUT, Scalar(view.rows), Scalar(view.n), Scalar(last), _epsilon(workload), args)

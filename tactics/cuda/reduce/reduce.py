@@ -13,7 +13,7 @@ from fusion.expression import Expression, compute_type, type_of
 from fusion.ops import Reduce
 from tactics.cuda.codegen import literal, storage_type
 from tactics.cuda.epilogue import epilogue_argument
-from tactics.cuda.simple import OUT, ceil_div, defines, dims, divider, launch, refuse_large, vector_width, wrap_code
+from tactics.cuda.simple import OUT, block_of, ceil_div, defines, dims, divider, launch, refuse_large, vector_width, wrap_code
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
 
 FILE = "reduce/reduce.cu"
@@ -156,7 +156,7 @@ def rows_plan(workload: Workload, found: Reduction, config: Config, device: Devi
     """The row kernel, and a second stage when it is split."""
     chosen = dict(config)
     v, group, splits = chosen["v"], chosen["group"], chosen["splits"]
-    threads = max(128, group)
+    threads = block_of(group)
     kernel, args = _kernel(workload, found, device, "reduce_rows", STAGE=0, VEC=v, GROUP=group, THREADS=threads,
                            UNROLL=max(1, min(4, 16 // v)), SPLIT=splits > 1)  # fmt: skip
     share = max(v, ceil_div(ceil_div(found.n, splits), v) * v)
@@ -284,7 +284,7 @@ def strided_plan(workload: Workload, found: Reduction, group: int, device: Devic
         for size, _ in runs:
             fields += divider(size)
         fields += [Scalar(step, "u32") for _, step in runs]
-    threads = max(128, group)
+    threads = block_of(group)
     kernel, args = _kernel(workload, found, device, "reduce_strided", STAGE=2, GROUP=group, THREADS=threads,
                            KEPT=max(1, len(kept)), REDUCED=len(reduced))  # fmt: skip
     arguments = (Buffer("input"), OUT, Scalar(found.outputs, "u32"), Scalar(found.n, "u32"), Scalar(found.last),

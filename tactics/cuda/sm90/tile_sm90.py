@@ -13,6 +13,7 @@ SHARED = 227 * 1024  # bytes of shared memory that one block may use on sm_90
 SHARED_SM = 228 * 1024  # of a multiprocessor, of which every block costs SHARED_RESERVED more than it asks for
 SHARED_RESERVED = 1024
 REGISTERS = 65536
+OVERLAY = 24 * 1024
 TYPES = (DataType.HALF, DataType.BF16, DataType.FLOAT)  # what wgmma multiplies here; FLOAT as TF32
 
 
@@ -31,16 +32,12 @@ class Tile:
     split: int = 1
     swap: int = 0
     blocks: int = 1  # of a multiprocessor
+    chunk: int = 32  # columns that a warp writes at a time
 
     @property
     def cluster(self) -> int:
         """Blocks of a cluster."""
         return self.cluster_x * self.cluster_y * self.split
-
-    @property
-    def chunk(self) -> int:
-        """Columns that a warp writes at a time."""
-        return next(size for size in (32, 16, 8) if self.bn % size == 0)
 
     @property
     def row_blocks(self) -> int:
@@ -58,12 +55,17 @@ class Tile:
         return self.warpgroups * 128 + (128 if self.warpgroups == 2 and self.accumulators > 96 else 32)
 
     @property
+    def partial_bytes(self) -> int:
+        """Shared memory for the partial sums of a split's blocks; from OVERLAY bytes on they lie where the stages were."""
+        owned = self.bm // self.split
+        return 4 * self.split * (self.bn * (owned + 4) if self.swap else owned * (self.bn + 8)) if self.split > 1 else 0
+
+    @property
     def staging_bytes(self) -> int:
-        """Shared memory through which results leave."""
+        """Shared memory beside the stages, through which results leave."""
         if self.split > 1:
-            owned = self.bm // self.split
-            return 4 * self.split * (self.bn * (owned + 4) if self.swap else owned * (self.bn + 8))
-        return 4 * self.warpgroups * 4 * (self.chunk * 20 if self.swap else 16 * (self.chunk + 8))
+            return self.partial_bytes if self.partial_bytes <= OVERLAY else 0
+        return 4 * self.warpgroups * 4 * self.chunk * (20 if self.swap else 16)
 
     @property
     def stage_bytes(self) -> int:
@@ -73,7 +75,8 @@ class Tile:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
-        return self.stages * self.stage_bytes + self.staging_bytes
+        ring = self.stages * (self.stage_bytes - 16)
+        return max(ring, self.partial_bytes if self.partial_bytes > OVERLAY else 0) + self.staging_bytes + 16 * self.stages
 
     def config(self) -> Config:
         """As a tactic's configuration."""
@@ -126,7 +129,8 @@ def illegal(tile: Tile, problem: Problem) -> str:
         (tile.bm % 64 == 0 and 8 <= tile.bn <= 256 and tile.bn % 8 == 0, "wgmma multiplies 64 rows by 8 to 256 columns in steps of 8"),
         (tile.row_blocks >= 1 and tile.bm == 64 * tile.row_blocks * (1 if tile.pingpong else tile.warpgroups),
          "consumer warpgroups share a tile's 64-row blocks evenly"),
-        (tile.warpgroups in (1, 2, 3), "one to three consumer warpgroups"),
+        (tile.warpgroups in (1, 2, 3) and (not tile.pingpong or tile.warpgroups == 2), "one to three consumer warpgroups, two that take turns"),
+        (tile.bn % tile.chunk == 0 and tile.chunk in (8, 16, 32) if tile.swap else tile.chunk in (32, 64), "a warp writes whole chunks"),
         (tile.swizzle in (32, 64, 128), "a stage's rows are 32, 64 or 128 bytes"),
         (2 <= tile.stages <= 16, "2 to 16 stages"),
         (x_box <= 256 and y_box <= 256, "a TMA box has at most 256 rows"),
@@ -167,10 +171,10 @@ def refused(device: DeviceSpec, dtype: DataType, tf32: bool) -> Refusal | None:
 
 
 def with_stages(tile: Tile, problem: Problem) -> Tile:
-    """The tile with as many stages as K and shared memory allow, eight at most."""
+    """The tile with as many stages as K and shared memory allow: latency is hidden by bytes under way, 160 KiB at most."""
     room = min(SHARED, SHARED_SM // tile.blocks - SHARED_RESERVED) - tile.staging_bytes
     wanted = ceil_div(problem.iterations(tile), tile.split) + (1 if problem.batch * problem.m > 64 * 132 else 0)
-    return replace(tile, stages=max(2, min(8 if tile.bm + tile.bn > 96 else 12, room // tile.stage_bytes, wanted)))
+    return replace(tile, stages=max(2, min(12, 160 * 1024 // tile.stage_bytes + 1, room // tile.stage_bytes, wanted)))
 
 
 def shapes(problem: Problem) -> Iterator[Tile]:
@@ -178,22 +182,30 @@ def shapes(problem: Problem) -> Iterator[Tile]:
     narrow = tuple(dict.fromkeys(min(128, size) for size in (128, 64, 32) if problem.depth * problem.dtype.itemsize % size == 0 or size == 128))
     for swizzle in narrow[:2] if problem.depth * problem.dtype.itemsize < 256 else narrow[:1]:
         for split in (1, 2, 4, 8):
-            for bn in (32, 48, 64, 80, 96, 128, 160, 192, 256):
+            for bn in (32, 48, 64, 72, 80, 96, 128, 160, 192, 256):
                 yield Tile(64, bn, 1, split=split, swizzle=swizzle)
-                if bn <= 128:
-                    yield Tile(128, bn, 2, split=split, swizzle=swizzle)
+            for bn in (32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256):
+                yield Tile(128, bn, 2, split=split, swizzle=swizzle)
+            yield Tile(256, 128, 2, split=split, swizzle=swizzle)
             for bn in (8, 16, 24, 32, 48, 64):
-                yield Tile(64, bn, 1, split=split, swap=1, swizzle=swizzle)
-        for blocks in (2, 3):
-            yield Tile(64, 64, 1, blocks=blocks, swizzle=swizzle)
-            yield Tile(128, 64, 2, blocks=blocks, swizzle=swizzle)
+                yield Tile(64, bn, 1, split=split, swap=1, swizzle=swizzle, chunk=next(size for size in (32, 16, 8) if bn % size == 0))
+        for blocks in (2, 3, 4):
+            for chunk in (32, 64):
+                yield Tile(64, 64, 1, blocks=blocks, swizzle=swizzle, chunk=chunk)
+                yield Tile(64, 128, 1, blocks=blocks, swizzle=swizzle, chunk=chunk)
+                yield Tile(128, 64, 2, blocks=blocks, swizzle=swizzle, chunk=chunk)
+                yield Tile(128, 96, 2, blocks=blocks, swizzle=swizzle)
         yield Tile(128, 128, 2, blocks=2, swizzle=swizzle)
         for cluster_x, cluster_y in ((1, 1), (2, 1), (1, 2)):
+            for bn in (128, 144, 160, 176, 192, 208, 224, 240, 256):
+                yield Tile(128, bn, 2, cluster_x=cluster_x, cluster_y=cluster_y, swizzle=swizzle)
             for bm, bn, warpgroups, pingpong in (
-                (128, 128, 2, 0), (128, 160, 2, 0), (128, 192, 2, 0), (128, 256, 2, 0), (256, 64, 2, 0), (256, 96, 2, 0), (256, 128, 2, 0),
-                (192, 128, 3, 0), (128, 64, 2, 1), (128, 128, 2, 1), (64, 256, 2, 1), (64, 128, 2, 1), (64, 192, 2, 1),
+                (256, 64, 2, 0), (256, 80, 2, 0), (256, 96, 2, 0), (256, 112, 2, 0), (256, 128, 2, 0), (192, 96, 3, 0), (192, 128, 3, 0),
+                (128, 64, 2, 1), (128, 96, 2, 1), (128, 128, 2, 1), (64, 256, 2, 1), (64, 128, 2, 1), (64, 192, 2, 1),
             ):  # fmt: skip
                 yield Tile(bm, bn, warpgroups, pingpong=pingpong, cluster_x=cluster_x, cluster_y=cluster_y, swizzle=swizzle)
+        for bm, bn, pingpong in ((128, 64, 0), (128, 128, 0), (128, 64, 1), (128, 128, 1)):
+            yield Tile(bm, bn, 2, pingpong=pingpong, swizzle=swizzle, chunk=64)
 
 
 def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Tile]:
@@ -236,31 +248,49 @@ def per_multiprocessor(tile: Tile) -> int:
     return max(1, min(SHARED_SM // (tile.shared_bytes + SHARED_RESERVED), REGISTERS // (registers(tile) * warps * 32), 64 // warps))
 
 
+# What the estimate rests on, fitted to timings on an H200 (benchmarks/gpu/NOTES-sm90.md).
+CLOCK = 1.755e9
+LATENCY = 1500  # cycles from asking TMA for a stage to having it, under load
+INGEST = 88  # bytes a cycle into one multiprocessor
+L2_RATE = 6400  # bytes a cycle out of L2, to all multiprocessors
+LAUNCH = 1.5e-6  # of a launch that overlaps its predecessor's end
+CHUNK_COST = 90  # issue slots for 16 x 32 results
+CHUNK_LATENCY = 350
+
+
 def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
-    """Seconds that a tile should take: whole waves of the slowest of arithmetic, shared memory, L2, beside memory and fixed costs."""
+    """Seconds that a tile should take: each block's own chain of stages and epilogues, or what the blocks of a multiprocessor ask of
+    its tensor cores, of its port to L2 and of its schedulers, or what all ask of L2 and of memory: the slowest, in whole waves."""
     along_x, along_y = tiles_along(tile, problem)
     blocks = along_x * along_y * problem.batch * tile.cluster
     at_a_time = per_multiprocessor(tile)
-    busy = min(at_a_time, ceil_div(blocks, device.multiprocessors))  # blocks that share one multiprocessor
-    waves = ceil_div(blocks, device.multiprocessors * busy)
+    clusters = device.multiprocessors if tile.cluster == 1 else _cluster_room(tile.cluster, device)
+    resident = clusters * at_a_time
+    waves = ceil_div(blocks, resident)
+    running = min(blocks, resident)
+    busy = ceil_div(running, device.multiprocessors)  # blocks on the busiest multiprocessor
     stages = ceil_div(problem.iterations(tile), tile.split)
-    name = "tf32" if problem.dtype is DataType.FLOAT else problem.dtype.value
-    clock = 1.7e9
-    rate = (device.flops.get(name) or 8e14) / device.multiprocessors / clock  # operations a cycle, as measured: 0.8 of the peak
+    clock = CLOCK
     steps = tile.swizzle // 32
-    wide = tile.bm // 64  # 64-row instructions a step
-    arithmetic = wide * steps * max(64 * tile.bn * 2 * (32 // problem.dtype.itemsize) / rate, 16 + tile.bn / 4)
-    feed = (tile.bm / tile.cluster_y + tile.bn / tile.cluster_x) * tile.swizzle / 40  # bytes a cycle from L2
-    stage = max(busy * max(arithmetic, feed), 900 / min(tile.stages, stages))
-    results = tile.bm * tile.bn / tile.split
-    turn = 16 * results / tile.warpgroups / 128 + 500  # the epilogue, in cycles
-    if tile.pingpong:
-        turn /= 4
-    body = waves * (stages * stage + busy * turn * (0.5 if waves > 1 and busy > 1 else 1)) + 900
+    slow = 2 if problem.dtype is DataType.FLOAT else 1
+    arithmetic = tile.bm // 64 * steps * max(tile.bn, 32 + tile.bn / 4) * 1.08
+    loaded = (tile.bm + tile.bn) * tile.swizzle
+    asked = (tile.bm / tile.cluster_y + tile.bn / tile.cluster_x) * tile.swizzle
+    chunks = tile.row_blocks * ceil_div(tile.bn, 32) / tile.split  # of a warp
+    turn = 300 + chunks * CHUNK_LATENCY
+    chain = stages * max(arithmetic, LATENCY / min(tile.stages, max(stages, 2)))
+    each = chain + turn if not tile.pingpong else max(chain, (chain + turn) / 2)
+    issue = chunks * CHUNK_COST * tile.warpgroups / (2 if tile.pingpong else 1)
+    together = max(stages * arithmetic * busy, stages * loaded / INGEST * busy, issue * busy, stages * asked * running / L2_RATE)
+    body = waves * max(each, together + turn / (waves * busy + 1)) + LATENCY
     if tile.split > 1:
-        body += 1200 + 60 * tile.split
-    launch = 1.3e-6
-    return launch + max(body / clock, problem.bytes / device.bandwidth)
+        body += 500 + 60 * tile.split
+    return LAUNCH + max(body * slow**0 / clock, problem.bytes / device.bandwidth + 1e-6)
+
+
+def _cluster_room(cluster: int, device: DeviceSpec) -> int:
+    """Multiprocessors that blocks in clusters can fill: a cluster lies within one GPC of 16 or 18."""
+    return device.multiprocessors // 16 * (16 // cluster * cluster) if cluster > 2 else device.multiprocessors
 
 
 def tile_defines(tile: Tile, dtype: DataType, out: DataType, columns: int, constant_b: bool, pdl: bool) -> Defines:

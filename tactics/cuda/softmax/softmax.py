@@ -10,7 +10,7 @@ from fusion.expression import compute_type, type_of
 from fusion.ops import Softmax
 from tactics.cuda.codegen import storage_type
 from tactics.cuda.epilogue import epilogue_argument
-from tactics.cuda.simple import OUT, ceil_div, count, defines, dims, known, launch, refuse_large, vector_width, wrap_code
+from tactics.cuda.simple import OUT, block_of, ceil_div, count, defines, dims, known, launch, refuse_large, vector_width, wrap_code
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Tactic, Workload, config
 
 FILE = "softmax/softmax.cu"
@@ -92,7 +92,7 @@ class RowSoftmax(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         chosen = dict(config)
         rows, n, _ = split(workload)
-        threads = max(128, chosen["group"])
+        threads = block_of(chosen["group"])
         kernel, args = _kernel(workload, "softmax_row", _defines(
             workload, device, KIND=0, VEC=chosen["v"], GROUP=chosen["group"], VECTORS=chosen["vectors"], THREADS=threads))  # fmt: skip
         blocks = ceil_div(rows, threads // chosen["group"])

@@ -23,21 +23,32 @@ def poisoned(array: TensorType) -> np.ndarray:
     return result
 
 
-def check_all(op: Op, inputs: Sequence[np.ndarray], constants: Collection[int] = (), least: int = 1) -> set[str]:
-    """Run every configuration of every tactic that takes this operation (``least`` at the least, besides the reference)
-    twice on the same memory; the ids that ran."""
+def workload_of(op: Op, inputs: Sequence[np.ndarray], constants: Collection[int] = ()) -> Workload:
     types = tuple(TensorType(DataType(array.dtype.name), array.shape) for array in inputs)
-    outputs = op.infer(types)
-    workload = Workload(op, types, outputs, tuple(number in constants for number in range(len(inputs))))
+    return Workload(op, types, op.infer(types), tuple(number in constants for number in range(len(inputs))))
+
+
+def check_all(
+    op: Op,
+    inputs: Sequence[np.ndarray],
+    constants: Collection[int] = (),
+    least: int = 1,
+    built: tuple[Op, Sequence[np.ndarray]] | None = None,
+) -> set[str]:
+    """Run every configuration of every tactic that takes this operation (``least`` at the least, besides the reference)
+    twice on the same memory; the ids that ran. ``built``: the sizes that tactics and configurations were chosen for."""
+    workload = workload_of(op, inputs, constants)
+    chosen = workload_of(*built, constants) if built else workload
+    outputs = workload.outputs
     want = op.evaluate(inputs)
     given = [array.copy() for array in inputs]
     for array in given:
         array.flags.writeable = False
     ran = set()
     for tactic in tactics("cpu"):
-        if not isinstance(op, tactic.ops) or tactic.supports(workload, DEVICE) is not None:
+        if not isinstance(op, tactic.ops) or tactic.supports(chosen, DEVICE) is not None:
             continue
-        configs = tactic.configs(workload, DEVICE)
+        configs = tactic.configs(chosen, DEVICE)
         assert len(configs) == len(set(configs)) >= 1
         for config in configs:
             plan = tactic.plan(workload, config, DEVICE)

@@ -220,6 +220,37 @@ def test_group_and_local_normalization(check, n, groups, per_group, size, dtype,
     check(LocalResponseNormalization(size, 0.3, 0.75, 1.0), [x])
 
 
+@given(st.lists(dim, min_size=1, max_size=4), st.data(), st.sampled_from(["sum", "mean"]), st.booleans(), seeds)
+@SETTINGS
+def test_reduce_as_product(check, shape, data, kind, first, seed):
+    count = data.draw(st.integers(1, len(shape)))
+    axes = tuple(range(count)) if first else tuple(range(len(shape) - count, len(shape)))
+    ran = check(Reduce(kind, axes, True, epilogue=apply("relu", Operand(0))), [values(seed, *shape)])
+    assert {"cpu.reduce.product", "cpu.reduce.ufunc"} <= ran
+
+
+def test_pooling_of_whole_images(check):
+    x, bias = values(0, 2, 7, 5, 6), values(1, 7, 1, 1)
+    op = Pooling("average", (5, 6), (1, 1), (0, 0), (0, 0), (1, 1), epilogue=apply("add", Operand(0), Operand(1)))
+    assert "cpu.pool.whole" in check(op, [x, bias])
+
+
+def test_sizes_other_than_those_it_was_built_for(check):
+    first, op = values(0, 2, 40, 33, 50), Pooling("max", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1))
+    add = Pointwise(apply("add", Operand(0), Literal(1.0, DataType.FLOAT)))
+    for shape in ((1, 40, 3, 3), (3, 40, 70, 9)):
+        x = values(1, *shape)
+        for one in (
+            op,
+            add,
+            Softmax(3),
+            Normalization((3,), 1e-5),
+            GroupNormalization(4, 1e-5),
+            Reduce("max", (2, 3), False),
+        ):
+            check(one, [x], built=(one, [first]))
+
+
 def test_rows_on_several_threads(check):
     x = values(0, 5, 90, 400)
     for axis in range(3):

@@ -98,6 +98,15 @@ def test_concatenation_expand_tile(check, shape, data, dtype, seed):
     check(Expand(tuple(shape)), [x[tuple(slice(0, 1) for _ in shape)].copy()])
 
 
+def test_sizes_other_than_those_it_was_built_for(check):
+    """A reflection or a view that is possible at the size of the build may not be at another: then the reference runs."""
+    first, tiny = values(0, 2, 9, 9), values(0, 2, 2, 1)
+    op = Padding((0, 3, 3), (0, 3, 3), "reflect")
+    check(op, [tiny], built=(op, [first]))
+    check(Shuffle((1, 0, 2), (4, 1), (1, 0)), [tiny], built=(Shuffle((1, 0, 2), (18, 9), (1, 0)), [first]))
+    check(Shuffle((2, 1, 0), (9, 18), (1, 0)), [first], built=(Shuffle((2, 1, 0), (1, 4), (1, 0)), [tiny]))
+
+
 def test_large_copies(check):
     x = values(0, 50, 900)
     check(Concatenation(1), [x, x[:, :7].copy(), x])

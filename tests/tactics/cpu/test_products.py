@@ -96,6 +96,60 @@ def test_depthwise(check, case, dtype, known):
     assert {"cpu.conv.depthwise", "cpu.reference.numpy"} <= check(op, [x, w, bias], {1} if known else ())
 
 
+@given(small, st.integers(8, 20), st.integers(8, 20), st.integers(1, 40), st.integers(1, 19), st.tuples(*[st.integers(0, 2)] * 4),
+       dtypes, epilogues, st.integers(0, 99))  # fmt: skip
+@SETTINGS
+def test_winograd(check, n, c, o, height, width, pads, dtype, name, seed):
+    rng, pre, post = np.random.default_rng(seed), pads[:2], pads[2:]
+    assume(height + pre[0] + post[0] >= 3 and width + pre[1] + post[1] >= 3)
+    x, w = values(rng, (n, c, height, width), dtype), values(rng, (o, c, 3, 3), dtype)
+    shape = (1, 1), pre, post, (1, 1)
+    (out,) = Convolution(*shape).infer([TensorType(DataType.FLOAT, x.shape), TensorType(DataType.FLOAT, w.shape)])
+    if name == "compare":
+        name = "bias"  # a result within rounding of the bias may compare either way
+    more = extras(rng, name, o, 2, out.shape, dtype)
+    assert "cpu.conv.winograd" in check(Convolution(*shape, epilogue=EPILOGUES[name]), [x, w, *more], {1})
+
+
+def test_large_images_are_cut(check):
+    """Tiles in several runs of rows, on several threads, with more rows than one run holds."""
+    rng = np.random.default_rng(0)
+    x, bias = values(rng, (2, 16, 101, 90), np.float32), values(rng, (24, 1, 1), np.float32)
+    w = values(rng, (24, 16, 3, 3), np.float32)
+    op = Convolution((1, 1), (1, 1), (1, 1), (1, 1), epilogue=EPILOGUES["bias"])
+    assert {"cpu.conv.winograd", "cpu.conv.im2col"} <= check(op, [x, w, bias], {1})
+    check(
+        Convolution((1, 1), (0, 0), (0, 0), (1, 1), epilogue=EPILOGUES["bias"]), [x, w[:, :, :1, :1].copy(), bias], {1}
+    )
+    check(Convolution((2, 2), (1, 1), (1, 1), (1, 1), 16), [x, values(rng, (16, 1, 3, 3), np.float32)], {1})
+
+
+def test_sizes_other_than_those_it_was_built_for(check):
+    """Batch and image sizes vary under one configuration."""
+    rng = np.random.default_rng(0)
+    w, bias = values(rng, (24, 16, 3, 3), np.float32), values(rng, (24, 1, 1), np.float32)
+    op = Convolution((1, 1), (1, 1), (1, 1), (1, 1), epilogue=EPILOGUES["bias"])
+    deep = Convolution((2, 2), (1, 1), (1, 1), (1, 1), 16)
+    up = Deconvolution((2, 2), (1, 1), (1, 1), (1, 1), (0, 0))
+    first = values(rng, (1, 16, 40, 33), np.float32)
+    narrow, single = w[:, :, :1, :1].copy(), values(rng, (16, 1, 3, 3), np.float32)
+    for shape in ((3, 16, 9, 50), (1, 16, 1, 1), (2, 16, 70, 5)):
+        x = values(rng, shape, np.float32)
+        check(op, [x, w, bias], {1}, built=(op, [first, w, bias]))
+        check(deep, [x, single], {1}, built=(deep, [first, single]))
+        one = Convolution((1, 1), (0, 0), (0, 0), (1, 1))
+        check(one, [x, narrow], {1}, built=(one, [first, narrow]))
+        check(
+            up, [x, values(rng, (16, 5, 4, 4), np.float32)], built=(up, [first, values(rng, (16, 5, 4, 4), np.float32)])
+        )
+    a, b = values(rng, (2, 64, 20), np.float32), values(rng, (20, 200), np.float32)
+    for batch, rows in ((1, 1), (5, 3), (1, 200)):
+        op = MatrixMultiply()
+        check(op, [values(rng, (batch, rows, 20), np.float32), b], {1}, built=(op, [a, b]))
+        whole = values(rng, (batch, 3, rows, 8), np.float32)
+        check(Attention(0.3), [whole] * 3, built=(Attention(0.3), [values(rng, (1, 3, 90, 8), np.float32)] * 3))
+
+
 @given(convolutions(), st.data(), dtypes, epilogues, st.booleans())
 @SETTINGS
 def test_deconvolution(check, case, data, dtype, name, known):

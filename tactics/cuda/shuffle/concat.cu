@@ -1,0 +1,34 @@
+// Concatenation of up to PARTS inputs, seen as [outer, length_p] side by side in [outer, total]. T is a raw element or vector.
+// Grid: x = ceil(longest part's outer * length / (THREADS * ITEMS)), y = parts.
+#include "division.cuh"
+#include "pdl.cuh"
+#include "vector.cuh"
+
+struct Parts {
+    const T* source[PARTS];
+    Divider length[PARTS];
+    unsigned start[PARTS];  // in the output's rows
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    concatenate(T* __restrict__ out, unsigned outer, long long total, const Parts parts) {
+    pdl_wait();
+    pdl_launch_next();
+    const int part = blockIdx.y;
+    const Divider length = parts.length[part];
+    const unsigned count = outer * length.divisor;
+    const T* source = parts.source[part];
+    T* target = out + parts.start[part];
+    T value[ITEMS];
+    const unsigned first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i)
+        if (first + i * THREADS < count) value[i] = source[first + i * THREADS];
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+        unsigned row = first + i * THREADS;
+        if (row >= count) break;
+        const unsigned column = length.split(row);
+        target[row * total + column] = value[i];
+    }
+}

@@ -1,0 +1,203 @@
+"""Transposes and reshapes: a plain copy, a transpose through shared memory, or a strided copy in the widest vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from fusion.ops import Shuffle
+from tactics.cuda.shuffle.strides import Axis, axes_argument, axes_of, copy_choices, copy_launch, row_major, widest_vector
+from tactics.cuda.simple import OUT, ceil_div, count, defines, dims, launch, raw_type, refuse_large
+from tactics.tactic import (
+    Buffer, Config, Copy, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload, config, tensor_bytes,
+)  # fmt: skip
+
+Permuted = tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]  # shape, which axes vary, permutation
+
+
+def _trivial(order: tuple[int, ...] | None) -> bool:
+    return order is None or order == tuple(range(len(order)))
+
+
+def is_reshape(workload: Workload) -> bool:
+    """Whether no element moves, at any size."""
+    op: Shuffle = workload.op  # type: ignore[assignment]
+    return _trivial(op.first) and _trivial(op.second)
+
+
+def passes(workload: Workload) -> list[tuple[Axis, ...]]:
+    """The axes of each copy that makes the output: one, or two when the reshape between two transposes needs the data in order."""
+    op: Shuffle = workload.op  # type: ignore[assignment]
+    shape = dims(workload.inputs[0])
+    varies = tuple(workload.axis_varies(0, axis) for axis in range(len(shape)))
+    before = (shape, varies, op.first or tuple(range(len(shape))))
+    out = dims(workload.outputs[0])
+    out_varies = tuple(workload.axis_varies(1, axis) for axis in range(len(out)))
+    second = op.second or tuple(range(len(out)))
+    middle, middle_varies = [0] * len(out), [False] * len(out)
+    for position, axis in enumerate(second):
+        middle[axis], middle_varies[axis] = out[position], out_varies[position]
+    after = (tuple(middle), tuple(middle_varies), second)
+    if op.reshape is None and op.second is not None and op.first is not None:
+        return [_axes((shape, varies, tuple(op.first[axis] for axis in op.second)))]
+    if _trivial(op.second):
+        return [_axes(before)]
+    if _trivial(op.first):
+        return [_axes(after)]
+    if workload.is_static:
+        joined = _joined(before, after)
+        if joined is not None:
+            return [joined]
+    return [_axes(before), _axes(after)]
+
+
+def _axes(permuted: Permuted) -> tuple[Axis, ...]:
+    shape, varies, order = permuted
+    steps = row_major(shape, varies)
+    sizes, moved = [shape[axis] for axis in order], [varies[axis] for axis in order]
+    return axes_of(sizes, moved, [steps[axis] for axis in order], row_major(sizes, moved))
+
+
+def _joined(before: Permuted, after: Permuted) -> tuple[Axis, ...] | None:
+    """A transpose, a reshape and a transpose of fixed sizes as one, when the reshape only splits and joins whole axes."""
+    shape, _, first = before
+    target, _, second = after
+    steps = row_major(shape, [False] * len(shape))
+    sources = [(shape[axis], steps[axis][0]) for axis in first if shape[axis] != 1]
+    merged: list[tuple[int, int]] = []
+    for size, step in sources:
+        if merged and merged[-1][1] == step * size:
+            merged[-1] = (merged[-1][0] * size, step)
+        else:
+            merged.append((size, step))
+    parts: list[list[tuple[int, int]]] = [[] for _ in target]
+    left = list(merged)
+    for axis in reversed(range(len(target))):
+        need = target[axis]
+        while need > 1:
+            size, step = left.pop()
+            if size % need == 0:
+                parts[axis].insert(0, (need, step))
+                if size > need:
+                    left.append((size // need, step * need))
+                need = 1
+            elif need % size == 0:
+                parts[axis].insert(0, (size, step))
+                need //= size
+            else:
+                return None
+    flat = [part for axis in second for part in parts[axis]]
+    sizes = [size for size, _ in flat]
+    fixed = [False] * len(flat)
+    in_steps = [(step, step) for _, step in flat]
+    return axes_of(sizes, fixed, in_steps, row_major(sizes, fixed))
+
+
+def _buffers(total: int) -> list[tuple[Buffer, Buffer]]:
+    """Source and target of each pass."""
+    if total == 1:
+        return [(Buffer("input"), OUT)]
+    return [(Buffer("input"), Buffer("workspace")), (Buffer("workspace"), OUT)]
+
+
+class CopyShuffle(Tactic):
+    """A reshape: no element moves."""
+
+    id = "cuda.shuffle.copy"
+    device = "cuda"
+    ops = (Shuffle,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if is_reshape(workload):
+            return None
+        if workload.is_static and all(len(axes) == 1 and axes[0].in_step == 1 for axes in passes(workload)):
+            return None
+        return Refusal("a transpose moves elements")
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        return Plan((Copy(Buffer("input"), OUT, tensor_bytes(workload.outputs[0])),))
+
+
+class StridedShuffle(Tactic):
+    """Any transpose, in vectors when the last axis stays last; the plainest of the family."""
+
+    id = "cuda.shuffle.strided"
+    device = "cuda"
+    ops = (Shuffle,)
+    reference = True
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        return refuse_large(workload)
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        item = workload.inputs[0].dtype.itemsize
+        widest = min(widest_vector(axes, item) for axes in passes(workload))
+        return [config(v=v, items=items) for v, items in copy_choices(widest, count(workload.inputs[0]), device)]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        chosen, item = dict(config), workload.inputs[0].dtype.itemsize
+        found = passes(workload)
+        steps = tuple(
+            copy_launch(axes, item, chosen["v"], chosen["items"], device, source=source, target=target)
+            for axes, (source, target) in zip(found, _buffers(len(found)), strict=True)
+        )
+        return Plan(steps, tensor_bytes(workload.inputs[0]) if len(found) > 1 else 0)
+
+
+class TiledShuffle(Tactic):
+    """A transpose that moves the last axis, through shared memory: both sides in neighbouring elements."""
+
+    id = "cuda.shuffle.tiled"
+    device = "cuda"
+    ops = (Shuffle,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if is_reshape(workload):
+            return Refusal("a reshape moves no element")
+        found = passes(workload)
+        if len(found) > 1:
+            return Refusal("the reshape between two transposes needs two passes: see cuda.shuffle.strided")
+        if _plane(found[0]) is None:
+            return Refusal("the last axis stays last: see cuda.shuffle.strided")
+        if any(batch > 65535 * 65535 for batch in (prod(axis.size for axis in found[0]),)):
+            return Refusal("too many planes for one grid")
+        return refuse_large(workload)
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        small = workload.inputs[0].dtype.itemsize <= 2
+        shapes = [(64, 8), (32, 8), (64, 16), (32, 16)] if small else [(32, 8), (32, 16), (64, 8)]
+        return [config(tile=tile, rows=rows) for tile, rows in shapes]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        chosen = dict(config)
+        axes = passes(workload)[0]
+        position = _plane(axes)
+        assert position is not None
+        return Plan((tiled_launch(axes, position, workload.inputs[0].dtype.itemsize, chosen["tile"], chosen["rows"], device),))
+
+
+def _plane(axes: Sequence[Axis]) -> int | None:
+    """Which axis is the input's last one: it has step 1 at every size. None when it is the output's last one, too."""
+    for position, axis in enumerate(axes):
+        if axis.in_step == 1 and axis.sure[1] == 1 and position > 0:
+            # Of two axes with step 1, the inner one has one element (at this size).
+            if all(other.in_step != 1 for other in axes[:position]):
+                return position
+    return None
+
+
+def tiled_launch(axes: Sequence[Axis], position: int, itemsize: int, tile: int, rows: int, device: DeviceSpec) -> Launch:
+    """The transpose of axes 0 and ``position``; the rest is a batch."""
+    b, a = axes[0], axes[position]
+    rest = tuple(axis for index, axis in enumerate(axes) if index not in (0, position)) or (Axis(1, 0, 0, (1, 0, 0)),)
+    batches = prod(axis.size for axis in rest)
+    grid_y = min(batches, 65535)
+    names = defines(device, T=raw_type(itemsize), RANK=len(rest), TILE=tile, ROWS=rows)
+    kernel = Kernel("shuffle/tiled.cu", "transpose_tiled", names, '#include "vector.cuh"\n')
+    arguments = (Buffer("input"), OUT, Scalar(a.size), Scalar(b.size), Scalar(b.in_step, "i64"), Scalar(a.out_step, "i64"),
+                 Scalar(batches, "u32"), axes_argument(rest))  # fmt: skip
+    grid = (ceil_div(a.size, tile) * ceil_div(b.size, tile), grid_y, ceil_div(batches, grid_y))
+    return launch(kernel, grid, (32, rows), arguments)
+
+
+TACTICS = (CopyShuffle(), TiledShuffle(), StridedShuffle())

@@ -1,0 +1,105 @@
+"""Convolution kernels on the CPU harness (tensor-core instructions emulated) against the operation's NumPy meaning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fusion.dtypes import DataType
+from fusion.expression import Operand, apply
+from fusion.network import TensorType
+from fusion.ops import Convolution, Deconvolution
+from tactics.cuda.conv.common import Window, merge_groups, reads_planes, window_of
+from tactics.cuda.conv.depthwise import Depthwise
+from tactics.cuda.conv.mma_conv import MmaConvolution
+from tactics.cuda.conv.simt_conv import SimtConvolution
+from tactics.tactic import DeviceSpec, Refusal, Tactic, Workload, config
+from tests.harness.emulated import emulated
+from tests.harness.fiber import A100, H100, available, close, kernels, run_plan
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
+RELU_BIAS_RESIDUAL = apply("relu", apply("add", apply("add", Operand(0), Operand(1)), Operand(2)))
+TYPES = {"f16": DataType.HALF, "bf16": DataType.BF16, "f32": DataType.FLOAT}
+# fp32 products on tensor cores round both operands to 10 bits
+LIMITS = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-3}
+
+
+def conv(n, spatial, c, o, window, stride=1, pad=0, dilation=1, groups=1, kind="f16", transposed=None, planes=False, bare=False):
+    """(workload, inputs, expected) of a channels-last (de)convolution with bias, residual and ReLU unless ``bare``."""
+    rank = len(spatial)
+    stride, pad, dilation = ((one,) * rank if isinstance(one, int) else one for one in (stride, pad, dilation))
+    if transposed is None:
+        op = Convolution(stride, pad, pad, dilation, groups, True, input_channels_last=False if planes else None)
+        w_shape = (o, c // groups, *window)
+    else:
+        op = Deconvolution(stride, pad, pad, dilation, transposed, groups, True)
+        w_shape = (c, o // groups, *window)
+    dtype = TYPES[kind]
+    shapes = [(n, c, *spatial) if planes else (n, *spatial, c), w_shape]
+    if not bare:
+        out = op.infer([TensorType(dtype, shape) for shape in shapes])[0]
+        op = replace(op, epilogue=RELU_BIAS_RESIDUAL)
+        shapes += [(o,), out.shape]
+    generator = np.random.default_rng(3)
+    inputs = [generator.normal(size=shape) for shape in shapes]
+    inputs[1] *= (c // groups * math.prod(window)) ** -0.5
+    inputs = [one.astype(dtype.numpy) for one in inputs]
+    types = tuple(TensorType(dtype, one.shape) for one in inputs)
+    return Workload(op, types, op.infer(types), (False, True, True, False)[: len(inputs)]), inputs, op.evaluate(inputs)
+
+
+def run(tactic: Tactic, case, configs: int = 1, device: DeviceSpec = A100, chosen=None) -> None:  # noqa: ANN001
+    """Run ``configs`` configurations spread over the tactic's list (or ``chosen``) and compare."""
+    workload, inputs, expected = case
+    refusal = tactic.supports(workload, device)
+    assert refusal is None, refusal
+    found = list(tactic.configs(workload, device))
+    picked = chosen or found[:: max(1, len(found) // configs)][:configs]
+    for one in picked:
+        assert one in found
+        plan = tactic.plan(workload, one, device)
+        (result,) = run_plan(emulated(plan), inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
+        close(result, expected[0], f"{tactic.id} {dict(one)}", LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["f16", "f32"])
+@pytest.mark.parametrize("sizes", [
+    (2, (7, 5), 16, 24, (3, 3), (2, 2), (1, 1), (1, 1), 1, (1, 1)),
+    (1, (5, 4), 8, 24, (2, 2), (2, 2), (0, 0), (1, 1), 1, (0, 0)),
+    (2, (5, 6), 12, 18, (4, 3), (2, 1), (1, 1), (1, 2), 3, (0, 0)),
+    (2, (7,), 7, 9, (5,), (3,), (2,), (1,), 1, (1,)),
+    (1, (4, 5), 8, 8, (1, 2), (3, 2), (0, 0), (1, 1), 1, (1, 0)),
+    (1, (3, 2, 4), 8, 8, (3, 2, 2), (2, 1, 2), (1, 0, 1), (1, 1, 1), 1, (0, 0, 1)),
+    (1, (5, 5), 8, 16, (3, 3), (2, 2), (0, 1), (2, 2), 2, (0, 0)),
+])  # fmt: skip
+def test_deconvolution_by_phases(sizes, kind: str) -> None:  # noqa: ANN001
+    *first, output_padding = sizes
+    case = conv(*first, kind=kind, transposed=output_padding)
+    run(SimtConvolution(), case)
+    run(MmaConvolution(), case, configs=2)
+
+
+def test_deconvolution_with_partial_sums() -> None:
+    case = conv(1, (3, 3), 256, 16, (4, 4), (2, 2), (1, 1), transposed=(0, 0))
+    split = [one for one in MmaConvolution().configs(case[0], A100) if dict(one)["splits"] > 1]
+    assert split
+    run(MmaConvolution(), case, chosen=split[:1])
+
+
+@pytest.mark.parametrize("sizes", [
+    (2, (12, 10), 3, 24, (3, 3), (2, 2), (1, 1)),
+    (1, (15, 15), 3, 16, (7, 7), (2, 2), (3, 3)),
+    (1, (8, 16), 3, 24, (4, 8), (4, 8), (0, 0)),
+    (2, (9,), 2, 12, (3,), (1,), (1,)),
+    (1, (9, 8), 4, 12, (3, 2), (1, 2), (0, 1), (2, 1)),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["f16", "f32"])
+def test_image_planes(sizes, kind: str) -> None:  # noqa: ANN001
+    case = conv(*sizes, kind=kind, planes=True)
+    run(SimtConvolution(), case)
+    run(MmaConvolution(), case, configs=2)
+    assert isinstance(window_of(case[0]), Refusal)
+    assert "channels-last" in Depthwise().supports(case[0], A100).reason  # type: ignore[union-attr]

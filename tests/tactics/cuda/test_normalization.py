@@ -1,0 +1,94 @@
+"""Normalisation kernels on the CPU harness against the operations' NumPy meaning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion.dtypes import DataType
+from fusion.expression import Operand, apply
+from fusion.network import Op, TensorType
+from fusion.ops import GroupNormalization, Normalization
+from tactics.cuda.normalization.normalization import (
+    LongNormalization,
+    RowNormalization,
+    SplitNormalization,
+    StridedNormalization,
+)
+from tactics.tactic import Refusal, Workload
+from tests.harness.fiber import A100, H100, available, check
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
+X = Operand(0)
+SCALE_BIAS = apply("add", apply("mul", X, Operand(1)), Operand(2))
+LIMIT = {"float32": 3e-5}  # the mean is subtracted from values around 3: two digits are lost, in NumPy too
+
+
+def run(tactic, op: Op, shape: tuple[int, ...], dtype: DataType, extras: tuple[tuple[int, ...], ...] = (), configs: int = 6) -> None:
+    generator = np.random.default_rng(1)
+    types = tuple(TensorType(dtype, one) for one in (shape, *extras))
+    arrays = [(generator.normal(size=one) * 2 + 3).astype(dtype.numpy) for one in (shape, *extras)]
+    truth = op.evaluate([array.astype(np.float64) if dtype is DataType.FLOAT else array for array in arrays])
+    check(tactic, Workload(op, types, op.infer(types)), arrays, truth, configs=configs, tolerance=LIMIT)
+
+
+@pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF, DataType.BF16])
+@pytest.mark.parametrize("n", [768, 49])
+def test_layer_normalization(n: int, dtype: DataType) -> None:
+    run(RowNormalization(), Normalization((1,), 1e-5, True, SCALE_BIAS), (5, n), dtype, ((n,), (n,)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(1, 20), n=st.integers(1, 33), center=st.booleans())
+def test_row_lengths(rows: int, n: int, center: bool) -> None:
+    run(RowNormalization(), Normalization((1,), 1e-3, center), (rows, 2 * n + 1), DataType.FLOAT, configs=1)
+    run(StridedNormalization(), Normalization((1,), 1e-3, center), (rows, 2 * n + 1), DataType.FLOAT, configs=1)
+
+
+@pytest.mark.parametrize("tactic", [RowNormalization(), LongNormalization(), StridedNormalization(), SplitNormalization()], ids=lambda t: t.id)
+def test_instance_normalization_over_two_axes(tactic) -> None:
+    shape = (2, 3, 72, 64)
+    run(tactic, Normalization((2, 3), 1e-5, True, SCALE_BIAS), shape, DataType.FLOAT, ((3, 1, 1), (3, 1, 1)), configs=2)
+
+
+@pytest.mark.parametrize("tactic", [RowNormalization(), LongNormalization(), StridedNormalization()], ids=lambda t: t.id)
+def test_rms_norm(tactic) -> None:
+    run(tactic, Normalization((2,), 1e-6, False, apply("mul", X, Operand(1))), (2, 3, 512), DataType.HALF, ((512,),), configs=2)
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 2), (1,), (0, 1, 2), (0, 1)])
+def test_any_axes(axes: tuple[int, ...]) -> None:
+    run(StridedNormalization(), Normalization(axes, 1e-5), (6, 7, 8), DataType.FLOAT, configs=1)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF])
+def test_group_normalization(channels_last: bool, dtype: DataType) -> None:
+    shape, scale = ((2, 17, 16, 64), (64,)) if channels_last else ((2, 64, 17, 16), (64, 1, 1))
+    op = GroupNormalization(4, 1e-5, channels_last, SCALE_BIAS)
+    run(SplitNormalization(), op, shape, dtype, (scale, scale), configs=1)
+    run(StridedNormalization(), op, shape, dtype, (scale, scale), configs=2)
+    if not channels_last:
+        run(RowNormalization(), op, shape, dtype, (scale, scale), configs=2)
+
+
+def test_large_mean_does_not_cancel() -> None:
+    x = (np.random.default_rng(0).normal(size=(2, 8192)) + 1000).astype(np.float32)
+    types = (TensorType(DataType.FLOAT, x.shape),)
+    op = Normalization((1,), 1e-5)
+    truth = op.evaluate([x.astype(np.float64)])
+    for tactic in (RowNormalization(), LongNormalization(), SplitNormalization(), StridedNormalization()):
+        check(tactic, Workload(op, types, types), [x], truth, configs=1, tolerance={"float32": 1e-4})
+
+
+def test_legality_over_varying_axes() -> None:
+    types = (TensorType(DataType.HALF, (8, 128, 768)),)
+    def at(*varies: bool) -> Workload:
+        return Workload(Normalization((2,), 1e-5), types, types, varies=(varies, varies))
+    assert RowNormalization().supports(at(True, True, False), H100) is None
+    assert isinstance(RowNormalization().supports(at(False, False, True), H100), Refusal)
+    assert all(dict(config)["v"] == 1 for config in LongNormalization().configs(at(False, False, True), A100))
+    integers = (TensorType(DataType.INT32, (4, 8)),)
+    assert isinstance(StridedNormalization().supports(Workload(Normalization((1,), 1e-5), integers, integers), A100), Refusal)
