@@ -98,7 +98,7 @@ MODELS: dict[str, Callable[[], Source]] = {
 
 
 def source(name: str, seed: int = 0) -> Source:
-    """The model ``name`` with seeded random weights; normalisation statistics are made plausible, not left at 0 and 1."""
+    """The model ``name`` with seeded random weights; normalisation statistics and zeros are made plausible."""
     import torch
 
     torch.manual_seed(seed)
@@ -110,6 +110,9 @@ def source(name: str, seed: int = 0) -> Source:
                 module.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.5, 1.0)
                 module.bias.normal_(0, 0.1)
+        for parameter in made.module.parameters():  # some heads and biases start as zeros, which would hide work and errors
+            if not parameter.any():
+                parameter.normal_(0, 0.02)
     return made
 
 

@@ -37,6 +37,7 @@ from fusion.rules import (
     no_op,
     normalization_cast,
     normalization_pointwise,
+    packed_attention,
     padding_convolution,
     padding_pooling,
     pointwise,
@@ -92,6 +93,8 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("statistics", (*CLEAN, *STATISTICS)),
     ("attention", (*CLEAN, *IDIOMS, *PRODUCTS, pointwise.RULE, *ATTENTION)),
     ("readers", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE, *ATTENTION, *READERS)),
+    # Last: what splits packed products apart must have ended, or the two would undo each other for ever.
+    ("packed", (packed_attention.RULE,)),
 )
 RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.name: rule for _, rules in (*PASSES, ("optional", OPTIONAL)) for rule in rules}

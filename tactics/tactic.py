@@ -328,8 +328,8 @@ def workload_flops(workload: Workload) -> float:
     if isinstance(op, MatrixMultiply):
         return 2.0 * float(np.prod(out)) * shapes[0][-2 if op.transpose_a else -1]
     if isinstance(op, Attention):
-        q, k = (dict(zip(op.layouts[i], shapes[i], strict=True)) for i in (0, 1))
-        return 4.0 * q["b"] * q["h"] * q["s"] * k["s"] * q["d"]
+        q, k = (dict(zip(layout, one.shape, strict=True)) for layout, one in op.unpacked(workload.inputs)[:2])
+        return 4.0 * float(np.prod([q["b"], q["h"], q["s"], k["s"], q["d"]]))
     return 0.0
 
 

@@ -19,6 +19,13 @@ def lines_of(error: BaseException) -> list[str]:
         return ["Interrupted"]
     if isinstance(error, OSError) and error.errno is not None:
         return [_system_error(error)]
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in ("cupy", "cuda", "nvidia"):
+        from trtcli.host import extra
+
+        return [
+            f"A GPU was chosen, but the Python package {error.name!r} is not installed",
+            f"pip install 'trtcli[{extra() or 'gpu'}]' installs it; --device=cpu does without",
+        ]
     if isinstance(error, MemoryError):
         return [f"Out of memory: {error or 'the host has too little'}; smaller --maxShapes or fewer --infStreams need less"]
     if isinstance(error, ValueError | RuntimeError | OSError) and str(error):

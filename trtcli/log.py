@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from trtcli.version import __version__
 
@@ -36,6 +37,16 @@ class Log:
         self._to_stderr = to_stderr
         self._now = now
         self._lock = threading.Lock()
+        self._above: Callable[[str], None] | None = None
+
+    @contextlib.contextmanager
+    def above(self, write: Callable[[str], None]) -> Iterator[None]:
+        """While the block runs, lines for the terminal go to ``write``, which keeps a progress bar below them."""
+        self._above = write
+        try:
+            yield
+        finally:
+            self._above = None
 
     def info(self, text: str) -> None:
         """A line that everybody sees."""
@@ -78,8 +89,10 @@ class Log:
         return f"{colour}{line}\x1b[0m" if colour else line
 
     def _print(self, line: str, error: bool) -> None:
-        # The streams are looked up at every line: a progress bar puts itself in front of them while it is shown.
         with self._lock:
             stream = sys.stderr if error else sys.stdout
+            if self._above is not None and stream.isatty():
+                self._above(line)
+                return
             stream.write(line + "\n")
             stream.flush()

@@ -34,7 +34,7 @@ def build_progress(log: Log, clock: Callable[[], float] = time.monotonic) -> Ite
     """A function that shows each state it is called with, until the block ends."""
     began = clock()
     if log.terminal:
-        with _bar(began, clock) as show:
+        with _bar(log, began, clock) as show:
             yield show
         return
     last = began
@@ -49,16 +49,28 @@ def build_progress(log: Log, clock: Callable[[], float] = time.monotonic) -> Ite
 
 
 @contextlib.contextmanager
-def _bar(began: float, clock: Callable[[], float]) -> Iterator[Callable[[Progress], None]]:
+def _bar(log: Log, began: float, clock: Callable[[], float]) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.text import Text
 
-    bar = Bar(TextColumn("Tactics "), BarColumn(bar_width=28), TextColumn("{task.fields[text]}"), transient=True)
-    with bar:
-        task = bar.add_task("", total=None, text="")
+    bar = Bar(
+        TextColumn("Tactics "),
+        BarColumn(bar_width=28),
+        TextColumn("{task.fields[text]}", markup=False),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    task = bar.add_task("", total=None, text="")
 
-        def show(state: Progress) -> None:
-            text = summary(state, clock() - began)
-            bar.update(task, total=state.total or None, completed=state.done, text=text)
+    def show(state: Progress) -> None:
+        if not bar.live.is_started:  # nothing is timed while the model is read and fused
+            bar.start()
+        bar.update(task, total=state.total or None, completed=state.done, text=summary(state, clock() - began))
 
-        yield show
+    with log.above(lambda line: bar.console.print(Text.from_ansi(line), soft_wrap=True)):
+        try:
+            yield show
+        finally:
+            bar.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
     from runtime.profiler import Profile
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+_SECTIONS = {
+    "model": "Model Options",
+    "build": "Build Options",
+    "system": "System Options",
+    "inference": "Inference Options",
+    "report": "Reporting Options",
+}
+
+
+def echo_options(config: Config, log: Log) -> None:
+    """Every setting, a line each, for ``--verbose``."""
+    for section, title in _SECTIONS.items():
+        log.verbose(f"=== {title} ===")
+        for name, value in asdict(getattr(config, section)).items():
+            log.verbose(f"{name}: {value}")
 
 
 def check_files(config: Config) -> None:
@@ -68,7 +86,7 @@ def device_line(device: Device) -> str:
     if spec.kind == "cpu":
         threads = f"{spec.multiprocessors} thread{'s' if spec.multiprocessors != 1 else ''}"
         return f"Device cpu: {spec.name} ({spec.arch}, {threads}, {memory})"
-    driver = device.properties().get("driver") or getattr(device, "driver_version", "")
+    driver = device.properties().get("driver")
     return (
         f"Device {device.name}: {spec.name} ({spec.arch}, {spec.multiprocessors} SMs, {memory}"
         + (f", driver {driver})" if driver else ")")

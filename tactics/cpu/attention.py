@@ -21,6 +21,8 @@ class AttentionRows(Tactic):
     ops = (Attention,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if workload.op.packed:  # type: ignore[attr-defined]
+            return Refusal("q, k and v are packed in one tensor; this tactic reads three")
         if not workload.inputs[0].dtype.is_float:
             return Refusal(
                 f"{workload.inputs[0].dtype.label} queries: attention multiplies floating-point numbers only"

@@ -136,6 +136,7 @@ def test_errors_are_a_line_or_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines_of(OSError(28, "No space left on device", "e.engine")) == [
         "e.engine: no space left on the device; nothing was written"
     ]
+    assert "is not installed" in lines_of(ModuleNotFoundError("No module named 'cupy'", name="cupy"))[0]
     assert "fault of trtcli" in lines_of(KeyError("x"))[1]
     assert report(KeyboardInterrupt(), Log(terminal=False)) == 130
     assert report(ValueError("x"), Log(terminal=False)) == 1
@@ -196,7 +197,19 @@ def test_progress_when_piped_is_a_line_every_few_seconds(capsys: pytest.CaptureF
     assert capsys.readouterr().out.count("Tactics:") == 1
 
 
-def test_progress_bar_at_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with build_progress(Log(terminal=True)) as show:
+def test_progress_bar_at_a_terminal_keeps_lines_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log(terminal=True)
+    long = "x" * 300
+    with build_progress(log) as show:
         show(Progress(done=1, total=2, timed=3))
-    capsys.readouterr()
+        log.info(long)
+        show(Progress(done=2, total=2, timed=3))
+    assert f"[I] {long}\n" in capsys.readouterr().out
+
+
+def test_the_bar_stops_when_the_build_fails() -> None:
+    log = Log(terminal=True)
+    with pytest.raises(RuntimeError), build_progress(log) as show:
+        show(Progress(done=1, total=2))
+        raise RuntimeError
+    assert log._above is None

@@ -24,6 +24,7 @@ def run(parsed: Parsed, log: Log) -> int:
 
 def execute(config: Config, log: Log) -> int:
     """The run itself, top to bottom."""
+    session.echo_options(config, log)
     session.check_files(config)
     device = session.open_device(config, log)
     engine = session.obtain_engine(config, device, log)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fusion.dtypes import DataType
 from fusion.ops import Attention
 from tactics.cuda.gemm.common import C_TYPES, ceil_div, defines, pdl, refuse_types, round_up, sizes, vector_bytes
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
+from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
 
 AXES = "bhsd"
 
@@ -34,9 +34,14 @@ def heads_of(workload: Workload) -> Heads | Refusal:
     """The workload's sizes and strides, or why these kernels cannot take it."""
     op = workload.op
     assert isinstance(op, Attention)
-    shapes = [sizes(workload, 0), sizes(workload, 1), sizes(workload, 2), sizes(workload, len(workload.inputs))]
+    if op.packed:
+        stored = [(op.layouts[0], sizes(workload, 0))] * 3
+    else:
+        stored = [(op.layouts[side], sizes(workload, side)) for side in range(3)]
+    stored.append((op.layouts[3], sizes(workload, len(workload.inputs))))
+    shapes = [shape for _, shape in stored]
     named, strides = [], []
-    for layout, shape in zip(op.layouts, shapes, strict=True):
+    for layout, shape in stored:
         step, found = 1, {}
         for axis, size in zip(reversed(layout), reversed(shape), strict=True):
             found[axis] = step
@@ -48,11 +53,11 @@ def heads_of(workload: Workload) -> Heads | Refusal:
         return Refusal(f"shapes {shapes[:3]} do not fit: heads, keys or head sizes differ")
     mask, mask_strides = 0, (0, 0, 0, 0)
     if op.masked:
-        tensor = workload.inputs[3]
+        tensor = workload.inputs[op.arity - 1]
         if tensor.dtype is not DataType.BOOL and tensor.dtype not in C_TYPES:
             return Refusal(f"the mask is {tensor.dtype.label}")
         mask = 2 if tensor.dtype is DataType.BOOL else 1
-        shape = (1,) * (4 - len(tensor.shape)) + sizes(workload, 3)
+        shape = (1,) * (4 - len(tensor.shape)) + sizes(workload, op.arity - 1)
         whole = (q["b"], q["h"], q["s"], k["s"])
         step, found_strides = 1, []
         for size, full in zip(reversed(shape), reversed(whole), strict=True):
@@ -65,7 +70,7 @@ def heads_of(workload: Workload) -> Heads | Refusal:
 
 
 def _refuse(workload: Workload, types: tuple[DataType, ...]) -> Refusal | None:
-    if refusal := refuse_types(workload, 3, types):
+    if refusal := refuse_types(workload, 1 if workload.op.packed else 3, types)  # type: ignore[attr-defined]:
         return refusal
     if workload.outputs[0].dtype is not workload.inputs[0].dtype:
         return Refusal("the output's type differs from the inputs'")
@@ -74,7 +79,9 @@ def _refuse(workload: Workload, types: tuple[DataType, ...]) -> Refusal | None:
         return heads
     if heads.batch > 65535 or heads.heads > 65535 or heads.batch * heads.heads * heads.s_q * heads.s_k == 0:
         return Refusal(f"batch {heads.batch}, {heads.heads} heads, {heads.s_q} queries, {heads.s_k} keys")
-    for tensor, layout in zip((0, 1, 2), workload.op.layouts, strict=False):  # type: ignore[attr-defined]
+    op = workload.op
+    assert isinstance(op, Attention)
+    for tensor, layout in zip((0,) if op.packed else (0, 1, 2), op.layouts, strict=False):
         if workload.axis_varies(tensor, layout.index("d")):
             return Refusal("the head size may vary; it is compiled into this kernel")
     return None
@@ -84,8 +91,21 @@ def _mask_defines(workload: Workload, heads: Heads) -> dict[str, object]:
     causal = workload.op.causal  # type: ignore[attr-defined]
     return {
         "MASK": heads.mask, "CAUSAL": int(causal),
-        "MASK_T": C_TYPES[workload.inputs[3].dtype] if heads.mask == 1 else None,
+        "MASK_T": C_TYPES[workload.inputs[-1].dtype] if heads.mask == 1 else None,
     }  # fmt: skip
+
+
+def _operands(workload: Workload, heads: Heads) -> tuple[Argument, ...]:
+    """q, k, v and the mask: parts of a packed input differ by their offset."""
+    op = workload.op
+    assert isinstance(op, Attention)
+    mask: Argument = Buffer("input", op.arity - 1) if heads.mask else Scalar(0, "u64")
+    if not op.packed:
+        return (Buffer("input", 0), Buffer("input", 1), Buffer("input", 2), mask)
+    inner = op.layouts[0][op.layouts[0].index("t") + 1 :]
+    shape = dict(zip(op.layouts[0], sizes(workload, 0), strict=True))
+    part = math.prod(shape[axis] for axis in inner) * workload.inputs[0].dtype.itemsize
+    return (*(Buffer("input", 0, side * part) for side in range(3)), mask)
 
 
 class MmaAttention(Tactic):
@@ -163,7 +183,7 @@ class MmaAttention(Tactic):
             VEC_IN=vector_bytes(2, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads),
         ))  # fmt: skip
         arguments = (
-            Buffer("input", 0), Buffer("input", 1), Buffer("input", 2), Buffer("input", 3) if heads.mask else Scalar(0, "u64"),
+            *_operands(workload, heads),
             Buffer("output"), *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.d, heads.d_v)),
             *(Struct(tuple(Scalar(stride, "i64") for stride in strides[:3])) for strides in heads.strides),
             Struct(tuple(Scalar(stride, "i64") for stride in heads.mask_strides[:3])), Scalar(heads.mask_strides[3]),
@@ -198,7 +218,7 @@ class SimtAttention(Tactic):
             IN_T=C_TYPES[workload.inputs[0].dtype], D_PER_LANE=ceil_div(heads.d_v, 32), **_mask_defines(workload, heads),
         ))  # fmt: skip
         arguments = (
-            Buffer("input", 0), Buffer("input", 1), Buffer("input", 2), Buffer("input", 3) if heads.mask else Scalar(0, "u64"),
+            *_operands(workload, heads),
             Buffer("output"), *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.d, heads.d_v)),
             *(Struct(tuple(Scalar(stride, "i64") for stride in strides)) for strides in heads.strides),
             Struct(tuple(Scalar(stride, "i64") for stride in heads.mask_strides)), Scalar(workload.op.scale, "f32"),  # type: ignore[attr-defined]

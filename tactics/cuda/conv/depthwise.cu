@@ -3,6 +3,7 @@
 
 constexpr int SPAN_X = (TILE_X - 1) * STRIDE_X + (TAPS_X - 1) * DILATION_X + 1;  // input columns that a thread touches
 constexpr int SPAN_Y = (TILE_Y - 1) * STRIDE_Y + (TAPS_Y - 1) * DILATION_Y + 1;
+constexpr unsigned EVERY_COLUMN = 0xffffffffu >> (32 - SPAN_X);
 constexpr int ROWS = AHEAD < SPAN_Y ? AHEAD : SPAN_Y;  // input rows in flight
 
 // VECTOR channels of one input pixel as they lie in memory: one load.
@@ -38,15 +39,15 @@ __device__ __forceinline__ void unpack(float (&value)[VECTOR], const Vector& vec
 // Each thread computes TILE_Y x TILE_X output pixels of VECTOR channels: it walks the input rows of its tile once, each row
 // converted to fp32 once and added to all outputs that it reaches; a row of outputs leaves as soon as its last input has come.
 //   x: [batch][in_y][in_x][channels], w: fp32 [TAPS_Y][TAPS_X][channels], out: [batch][out_y][out_x][channels],
-//   channels % VECTOR == 0, VECTOR * sizeof(IN_T) is 2, 4, 8 or 16. Neighbouring threads hold neighbouring channels.
+//   channels = CHANNELS, a multiple of VECTOR, VECTOR * sizeof(IN_T) is 2, 4, 8 or 16. Neighbouring threads hold neighbouring channels.
 //   Grid: ceil(threads / BLOCK), block BLOCK, with threads = batch * ceil(out_y / TILE_Y) * ceil(out_x / TILE_X) * channels / VECTOR < 2^31.
 //   Window, stride and dilation are compile-time: TAPS_*, STRIDE_*, DILATION_*. 1-D: the y sizes are 1. SPAN_X <= 32.
 //   AHEAD input rows are in flight; HOLD=1 keeps all weights in registers, else they are read from L1 row by row.
 // MIN_BLOCKS: blocks per multiprocessor that registers must allow. Any GPU; fp32 accumulation; fewer than 2^31 elements of x.
 extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
     depthwise(const IN_T* __restrict__ x, const float* __restrict__ w, OUT_T* __restrict__ out, int batch, int in_y, int in_x, int out_y,
-              int out_x, int channels, int pad_y, int pad_x, EpilogueArgs args) {
-    const int vectors = channels / VECTOR;
+              int out_x, int pad_y, int pad_x, EpilogueArgs args) {
+    constexpr int channels = CHANNELS, vectors = CHANNELS / VECTOR;
     const int tiles_x = (out_x + TILE_X - 1) / TILE_X, tiles_y = (out_y + TILE_Y - 1) / TILE_Y;
     const int index = blockIdx.x * BLOCK + threadIdx.x;
     const int rest = index / vectors, c = (index - rest * vectors) * VECTOR;
@@ -80,12 +81,15 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
     Vector raw[ROWS][SPAN_X];
     auto load_line = [&](int iy, Vector (&line)[SPAN_X]) {
         const unsigned inside = static_cast<unsigned>(first_y + iy) < in_y ? columns : 0u;
-        const IN_T* at = source;
+        if (inside == EVERY_COLUMN) {
 #pragma unroll
-        for (int ix = 0; ix < SPAN_X; ++ix) {
-            line[ix] = Vector{};
-            if (inside >> ix & 1) line[ix] = read(at);
-            at += channels;
+            for (int ix = 0; ix < SPAN_X; ++ix) line[ix] = read(source + ix * channels);
+        } else {
+#pragma unroll
+            for (int ix = 0; ix < SPAN_X; ++ix) {
+                line[ix] = Vector{};
+                if (inside & 1u << ix) line[ix] = read(source + ix * channels);
+            }
         }
         source += line_step;
     };
@@ -121,10 +125,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
                 epilogue(sum[ty][tx], args, m + min(tx, out_x - 1 - x0), c, channels);
             OUT_T* to = out + (m * channels + c);
 #pragma unroll
-            for (int tx = 0; tx < TILE_X; ++tx) {
-                if (x0 + tx < out_x) store_vector(to, sum[ty][tx]);
-                to += channels;
-            }
+            for (int tx = 0; tx < TILE_X; ++tx)
+                if (x0 + tx < out_x) store_vector(to + tx * channels, sum[ty][tx]);
         }
     }
 }

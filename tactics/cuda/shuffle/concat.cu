@@ -1,25 +1,25 @@
-// Concatenation of up to PARTS inputs, seen as [outer, length_p] side by side in [outer, total]. T is a raw element or vector.
+// Concatenation of up to PARTS inputs, seen as [outer, length_p] side by side in [outer, total]. MOVE_T is a raw element or vector.
 // Grid: x = ceil(longest part's outer * length / (THREADS * ITEMS)), y = parts.
 #include "division.cuh"
 #include "pdl.cuh"
 #include "vector.cuh"
 
 struct Parts {
-    const T* source[PARTS];
+    const MOVE_T* source[PARTS];
     Divider length[PARTS];
     unsigned start[PARTS];  // in the output's rows
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    concatenate(T* __restrict__ out, unsigned outer, long long total, const Parts parts) {
+    concatenate(MOVE_T* __restrict__ out, unsigned outer, long long total, const Parts parts) {
     pdl_wait();
     pdl_launch_next();
     const int part = blockIdx.y;
     const Divider length = parts.length[part];
     const unsigned count = outer * length.divisor;
-    const T* source = parts.source[part];
-    T* target = out + parts.start[part];
-    T value[ITEMS];
+    const MOVE_T* source = parts.source[part];
+    MOVE_T* target = out + parts.start[part];
+    MOVE_T value[ITEMS];
     const unsigned first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i)

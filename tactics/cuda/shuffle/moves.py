@@ -105,7 +105,7 @@ class Concatenate(Tactic):
         steps: list[Launch] = []
         for first in range(0, len(lengths), PARTS):
             part = range(first, min(first + PARTS, len(lengths)))
-            names = defines(device, T=raw_type(workload.outputs[0].dtype.itemsize * v), PARTS=len(part), THREADS=256, ITEMS=items)
+            names = defines(device, MOVE_T=raw_type(workload.outputs[0].dtype.itemsize * v), PARTS=len(part), THREADS=256, ITEMS=items)
             kernel = Kernel("shuffle/concat.cu", "concatenate", names, '#include "vector.cuh"\n')
             fields: list[Buffer | Scalar] = [Buffer("input", index) for index in part]
             for index in part:
@@ -157,7 +157,7 @@ class Pad(Tactic):
         axes[0] = (axes[0][0] // v, axes[0][1] // v, axes[0][2], 1)
         axes[1:] = [(total, size, pre, step // v) for total, size, pre, step in axes[1:]]
         elements = prod(axis[0] for axis in axes)
-        names = defines(device, T=raw_type(dtype.itemsize * v), ELEMENT=raw_type(dtype.itemsize), RANK=len(axes), THREADS=256,
+        names = defines(device, MOVE_T=raw_type(dtype.itemsize * v), ELEMENT=raw_type(dtype.itemsize), RANK=len(axes), THREADS=256,
                         MODE=MODES[op.mode])  # fmt: skip
         kernel = Kernel("shuffle/padding.cu", "pad", names, '#include "vector.cuh"\n')
         fields: list[Buffer | Scalar] = []

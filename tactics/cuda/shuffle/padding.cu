@@ -30,7 +30,7 @@ __device__ __forceinline__ int source_of(int c, int size) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    pad(const T* __restrict__ in, T* __restrict__ out, unsigned count, long long base, unsigned long long value, const Padded axes) {
+    pad(const MOVE_T* __restrict__ in, MOVE_T* __restrict__ out, unsigned count, long long base, unsigned long long value, const Padded axes) {
     pdl_wait();
     pdl_launch_next();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
@@ -45,12 +45,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         inside = inside && source >= 0;
         offset += source * axes.in_step[r];
     }
-    T result;
+    MOVE_T result;
     if (inside) {
         result = in[offset];
     } else {
 #pragma unroll
-        for (int i = 0; i < static_cast<int>(sizeof(T) / sizeof(ELEMENT)); ++i)
+        for (int i = 0; i < static_cast<int>(sizeof(MOVE_T) / sizeof(ELEMENT)); ++i)
             reinterpret_cast<ELEMENT*>(&result)[i] = static_cast<ELEMENT>(value);
     }
     out[index] = result;

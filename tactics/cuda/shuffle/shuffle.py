@@ -192,7 +192,7 @@ def tiled_launch(axes: Sequence[Axis], position: int, itemsize: int, tile: int, 
     rest = tuple(axis for index, axis in enumerate(axes) if index not in (0, position)) or (Axis(1, 0, 0, (1, 0, 0)),)
     batches = prod(axis.size for axis in rest)
     grid_y = min(batches, 65535)
-    names = defines(device, T=raw_type(itemsize), RANK=len(rest), TILE=tile, ROWS=rows)
+    names = defines(device, MOVE_T=raw_type(itemsize), RANK=len(rest), TILE=tile, ROWS=rows)
     kernel = Kernel("shuffle/tiled.cu", "transpose_tiled", names, '#include "vector.cuh"\n')
     arguments = (Buffer("input"), OUT, Scalar(a.size), Scalar(b.size), Scalar(b.in_step, "i64"), Scalar(a.out_step, "i64"),
                  Scalar(batches, "u32"), axes_argument(rest))  # fmt: skip

@@ -1,15 +1,15 @@
 // out[base + sum c_r * out_step_r] = in[base + sum c_r * in_step_r]: transposes, slices, expansions, tilings and concatenations.
-// T is a raw element of 1 to 16 bytes (a vector of neighbours, where all steps and sizes allow it). Steps may be 0 or
-// negative. `count` < 2^31 elements of T. Grid: ceil(count / (THREADS * ITEMS)).
+// MOVE_T is a raw element of 1 to 16 bytes (a vector of neighbours, where all steps and sizes allow it). Steps may be 0 or
+// negative. `count` < 2^31 elements of MOVE_T. Grid: ceil(count / (THREADS * ITEMS)).
 #include "copy.cuh"
 #include "pdl.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    strided_copy(const T* __restrict__ in, T* __restrict__ out, unsigned count, long long in_base, long long out_base, const Axes<RANK> axes) {
+    strided_copy(const MOVE_T* __restrict__ in, MOVE_T* __restrict__ out, unsigned count, long long in_base, long long out_base, const Axes<RANK> axes) {
     pdl_wait();
     pdl_launch_next();
     const unsigned first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
-    T value[ITEMS];
+    MOVE_T value[ITEMS];
     long long target[ITEMS];
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {

@@ -96,7 +96,7 @@ def copy_launch(
     counted = vectors(axes, v)
     total = prod(axis.size for axis in counted)
     threads = 256
-    names: Defines = defines(device, T=raw_type(itemsize * v), RANK=len(axes), THREADS=threads, ITEMS=items)
+    names: Defines = defines(device, MOVE_T=raw_type(itemsize * v), RANK=len(axes), THREADS=threads, ITEMS=items)
     kernel = Kernel("shuffle/strided.cu", "strided_copy", names, '#include "vector.cuh"\n')
     arguments = (source or Buffer("input"), target, Scalar(total, "u32"), Scalar(in_base // v, "i64"), Scalar(out_base // v, "i64"),
                  axes_argument(counted))  # fmt: skip

@@ -1,15 +1,15 @@
 // Transpose through shared memory: out[batch][a][b] = in[batch][b][a], so that both sides are read and written along their
-// neighbouring elements. T is a raw element of 1 to 8 bytes; axis a has step 1 in the input, axis b step 1 in the output.
+// neighbouring elements. MOVE_T is a raw element of 1 to 8 bytes; axis a has step 1 in the input, axis b step 1 in the output.
 // Tile: TILE x TILE elements, 32 x ROWS threads. The row length of the tile is odd in words, against bank conflicts.
 // Grid: x = tiles_a * tiles_b, y * z = batch (each <= 65535).
 #include "copy.cuh"
 #include "pdl.cuh"
 
 extern "C" __global__ void __launch_bounds__(32 * ROWS)
-    transpose_tiled(const T* __restrict__ in, T* __restrict__ out, int size_a, int size_b, long long in_step_b, long long out_step_a,
+    transpose_tiled(const MOVE_T* __restrict__ in, MOVE_T* __restrict__ out, int size_a, int size_b, long long in_step_b, long long out_step_a,
                     unsigned batches, const Axes<RANK> batch_axes) {
-    constexpr int PAD = sizeof(T) < 4 ? 4 / sizeof(T) : 1;
-    __shared__ T tile[TILE][TILE + PAD];
+    constexpr int PAD = sizeof(MOVE_T) < 4 ? 4 / sizeof(MOVE_T) : 1;
+    __shared__ MOVE_T tile[TILE][TILE + PAD];
     const int tiles_b = (size_b + TILE - 1) / TILE;
     const int a0 = blockIdx.x / tiles_b * TILE, b0 = blockIdx.x % tiles_b * TILE;
     const unsigned batch = blockIdx.z * gridDim.y + blockIdx.y;

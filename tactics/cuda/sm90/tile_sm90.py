@@ -143,22 +143,22 @@ def illegal(tile: Tile, problem: Problem) -> str:
         (tile.split == 1 or (not tile.pingpong and tile.bm % (8 * tile.split) == 0), "each block of a split owns whole groups of 8 rows"),
         (not tile.swap or problem.may_swap, "the operands cannot change sides"),
         (tile.accumulators <= (160 if tile.warpgroups == 1 else 128 if tile.warpgroups == 2 else 64), "the sums fit in registers"),
-        (tile.blocks * registers(tile) * round_warps(tile.threads) * 32 <= REGISTERS, "the blocks' registers fit"),
+        (tile.blocks == 1 or register_limit(tile.threads, tile.blocks) >= tile.accumulators + 32, "the blocks' registers fit"),
         (tile.shared_bytes <= SHARED and tile.blocks * (tile.shared_bytes + SHARED_RESERVED) <= SHARED_SM, "the stages fit in shared memory"),
     )  # fmt: skip
     return next((reason for holds, reason in rules if not holds), "")
 
 
-def round_warps(threads: int) -> int:
-    """Warps of a block, as the four quarters of a multiprocessor share them."""
-    return ceil_div(threads // 32, 4) * 4
+def register_limit(threads: int, blocks: int) -> int:
+    """Registers a thread may have when ``blocks`` blocks share a multiprocessor, whose four quarters share the warps out."""
+    return REGISTERS // (ceil_div(blocks * threads // 32, 4) * 128) // 8 * 8
 
 
 def registers(tile: Tile) -> int:
     """Registers of a thread, from above: sums, and what the loop and the epilogue keep beside them."""
     if tile.threads > tile.warpgroups * 128 + 32:
         return 168
-    return min(168 if tile.warpgroups == 2 else 255, (tile.accumulators + 80 + 7) // 8 * 8)
+    return min(register_limit(tile.threads, tile.blocks), 168 if tile.warpgroups == 2 else 248, (tile.accumulators + 80 + 7) // 8 * 8)
 
 
 def refused(device: DeviceSpec, dtype: DataType, tf32: bool) -> Refusal | None:
@@ -173,14 +173,16 @@ def refused(device: DeviceSpec, dtype: DataType, tf32: bool) -> Refusal | None:
 def with_stages(tile: Tile, problem: Problem) -> Tile:
     """The tile with as many stages as K and shared memory allow: latency is hidden by bytes under way, 160 KiB at most."""
     room = min(SHARED, SHARED_SM // tile.blocks - SHARED_RESERVED) - tile.staging_bytes
-    wanted = ceil_div(problem.iterations(tile), tile.split) + (1 if problem.batch * problem.m > 64 * 132 else 0)
+    wanted = ceil_div(problem.iterations(tile), tile.split)
+    if tile.split == 1 and problem.batch * problem.m > 64 * 132:  # a block has several tiles and may load ahead of the one it writes
+        wanted *= 4
     return replace(tile, stages=max(2, min(12, 160 * 1024 // tile.stage_bytes + 1, room // tile.stage_bytes, wanted)))
 
 
 def shapes(problem: Problem) -> Iterator[Tile]:
     """Tiles worth trying, without stages."""
     narrow = tuple(dict.fromkeys(min(128, size) for size in (128, 64, 32) if problem.depth * problem.dtype.itemsize % size == 0 or size == 128))
-    for swizzle in narrow[:2] if problem.depth * problem.dtype.itemsize < 256 else narrow[:1]:
+    for swizzle in narrow[:2] if problem.depth * problem.dtype.itemsize < 256 and problem.depth * problem.dtype.itemsize % 128 else narrow[:1]:
         for split in (1, 2, 4, 8):
             for bn in (32, 48, 64, 72, 80, 96, 128, 160, 192, 256):
                 yield Tile(64, bn, 1, split=split, swizzle=swizzle)
@@ -201,7 +203,7 @@ def shapes(problem: Problem) -> Iterator[Tile]:
                 yield Tile(128, bn, 2, cluster_x=cluster_x, cluster_y=cluster_y, swizzle=swizzle)
             for bm, bn, warpgroups, pingpong in (
                 (256, 64, 2, 0), (256, 80, 2, 0), (256, 96, 2, 0), (256, 112, 2, 0), (256, 128, 2, 0), (192, 96, 3, 0), (192, 128, 3, 0),
-                (128, 64, 2, 1), (128, 96, 2, 1), (128, 128, 2, 1), (64, 256, 2, 1), (64, 128, 2, 1), (64, 192, 2, 1),
+                (128, 64, 2, 1), (128, 96, 2, 1), (128, 128, 2, 1), (64, 192, 2, 1), (64, 256, 2, 1),
             ):  # fmt: skip
                 yield Tile(bm, bn, warpgroups, pingpong=pingpong, cluster_x=cluster_x, cluster_y=cluster_y, swizzle=swizzle)
         for bm, bn, pingpong in ((128, 64, 0), (128, 128, 0), (128, 64, 1), (128, 128, 1)):
@@ -209,7 +211,7 @@ def shapes(problem: Problem) -> Iterator[Tile]:
 
 
 def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Tile]:
-    """Legal tiles, the most promising first."""
+    """Legal tiles, the most promising first; those much like a better one come after all others."""
     found: dict[Tile, float] = {}
     for shape in shapes(problem):
         tile = with_stages(shape, problem)
@@ -222,8 +224,14 @@ def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Ti
             continue
         if (tile.cluster_x > 1 and x <= tile.bm) or (tile.cluster_y > 1 and y <= tile.bn):  # nobody to share with
             continue
+        if tile.cluster_x * tile.cluster_y > 1 and (tile.bm * tile.bn < 128 * 128 or problem.iterations(tile) < 4):  # nothing to gain
+            continue
+        if tile.swap and problem.m > 64:
+            continue
         found[tile] = estimate(tile, problem, device)
-    return sorted(found, key=lambda tile: (found[tile], tile.config()))[:limit]
+    order = sorted(found, key=lambda tile: (found[tile], tile.config()))
+    kinds = {(replace(tile, bn=tile.bn // 32, stages=0, chunk=0)): tile for tile in reversed(order)}  # the first of each kind
+    return sorted(order, key=lambda tile: kinds[replace(tile, bn=tile.bn // 32, stages=0, chunk=0)] != tile)[:limit]
 
 
 def tiles_along(tile: Tile, problem: Problem) -> tuple[int, int]:
@@ -244,18 +252,18 @@ def grid(tile: Tile, problem: Problem, device: DeviceSpec) -> int:
 
 def per_multiprocessor(tile: Tile) -> int:
     """Blocks that one multiprocessor holds at a time, by shared memory, registers and threads."""
-    warps = round_warps(tile.threads)
-    return max(1, min(SHARED_SM // (tile.shared_bytes + SHARED_RESERVED), REGISTERS // (registers(tile) * warps * 32), 64 // warps))
+    most = min(SHARED_SM // (tile.shared_bytes + SHARED_RESERVED), 2048 // tile.threads)
+    return next((count for count in range(most, 1, -1) if register_limit(tile.threads, count) >= registers(tile)), 1)
 
 
 # What the estimate rests on, fitted to timings on an H200 (benchmarks/gpu/NOTES-sm90.md).
 CLOCK = 1.755e9
-LATENCY = 1500  # cycles from asking TMA for a stage to having it, under load
-INGEST = 88  # bytes a cycle into one multiprocessor
-L2_RATE = 6400  # bytes a cycle out of L2, to all multiprocessors
+LATENCY = 1170  # cycles from asking TMA for a stage to having it, under load
+INGEST = 66  # bytes a cycle into one multiprocessor
+L2_RATE = 5200  # bytes a cycle out of L2, to all multiprocessors
 LAUNCH = 1.5e-6  # of a launch that overlaps its predecessor's end
-CHUNK_COST = 90  # issue slots for 16 x 32 results
-CHUNK_LATENCY = 350
+CHUNK_COST = 80  # issue slots for 16 x 32 results
+CHUNK_LATENCY = 450
 
 
 def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
@@ -270,10 +278,8 @@ def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
     running = min(blocks, resident)
     busy = ceil_div(running, device.multiprocessors)  # blocks on the busiest multiprocessor
     stages = ceil_div(problem.iterations(tile), tile.split)
-    clock = CLOCK
     steps = tile.swizzle // 32
-    slow = 2 if problem.dtype is DataType.FLOAT else 1
-    arithmetic = tile.bm // 64 * steps * max(tile.bn, 32 + tile.bn / 4) * 1.08
+    arithmetic = tile.bm // 64 * steps * max(tile.bn / 2, 16 + tile.bn / 4)
     loaded = (tile.bm + tile.bn) * tile.swizzle
     asked = (tile.bm / tile.cluster_y + tile.bn / tile.cluster_x) * tile.swizzle
     chunks = tile.row_blocks * ceil_div(tile.bn, 32) / tile.split  # of a warp
@@ -283,14 +289,17 @@ def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
     issue = chunks * CHUNK_COST * tile.warpgroups / (2 if tile.pingpong else 1)
     together = max(stages * arithmetic * busy, stages * loaded / INGEST * busy, issue * busy, stages * asked * running / L2_RATE)
     body = waves * max(each, together + turn / (waves * busy + 1)) + LATENCY
-    if tile.split > 1:
-        body += 500 + 60 * tile.split
-    return LAUNCH + max(body * slow**0 / clock, problem.bytes / device.bandwidth + 1e-6)
+    if tile.split > 1:  # every wave is a launch of its own; partial sums cross from block to block in pieces of 32 bytes
+        exchange = 700 + 0.16 * tile.bm * tile.bn
+        body = waves * (max(each, together) + exchange) + LATENCY + (waves - 1) * 2 * LATENCY
+    writers = 4 * tile.warpgroups * at_a_time  # warps; memory wants 16 a multiprocessor that read and write
+    inside, outside = body / CLOCK, problem.bytes / device.bandwidth * (1 + 0.03 * max(0, 16 - writers)) + 1e-6
+    return LAUNCH + max(inside, outside) + 0.2 * min(inside, outside)
 
 
 def _cluster_room(cluster: int, device: DeviceSpec) -> int:
-    """Multiprocessors that blocks in clusters can fill: a cluster lies within one GPC of 16 or 18."""
-    return device.multiprocessors // 16 * (16 // cluster * cluster) if cluster > 2 else device.multiprocessors
+    """Multiprocessors that clusters can fill, each within one GPC: measured, between 112 and 128 of 132 for clusters of 4 and 8."""
+    return device.multiprocessors if cluster <= 2 else device.multiprocessors * 10 // 11 // cluster * cluster
 
 
 def tile_defines(tile: Tile, dtype: DataType, out: DataType, columns: int, constant_b: bool, pdl: bool) -> Defines:
