@@ -70,7 +70,7 @@ def heads_of(workload: Workload) -> Heads | Refusal:
 
 
 def _refuse(workload: Workload, types: tuple[DataType, ...]) -> Refusal | None:
-    if refusal := refuse_types(workload, 1 if workload.op.packed else 3, types)  # type: ignore[attr-defined]:
+    if refusal := refuse_types(workload, 1 if workload.op.packed else 3, types):  # type: ignore[attr-defined]
         return refusal
     if workload.outputs[0].dtype is not workload.inputs[0].dtype:
         return Refusal("the output's type differs from the inputs'")
