@@ -85,14 +85,16 @@ def compare(
         device=device,
         driver=driver,
         commit=commit(),
-        command=" ".join(["python", *_shown(sys.argv)]),
+        command=command_line(),
         versions=versions(),
     )
 
 
-def _shown(argv: Sequence[str]) -> list[str]:
-    """The command without the place of the checkout."""
-    return [os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in argv]
+def command_line() -> str:
+    """How this process was started, without the place of the checkout."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    start = ["-m", spec.name] if spec is not None else [os.path.relpath(sys.argv[0], ROOT)]
+    return " ".join(["python", *start, *sys.argv[1:]])
 
 
 def record(name: str, results: Sequence[Result], folder: Path = RESULTS) -> Path:

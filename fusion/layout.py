@@ -45,12 +45,12 @@ _TYPICAL = 256  # stands for a run-time size when bytes are compared; large, for
 def to_channels_last(network: Network, direct_stem: bool = False) -> Network:
     """``network`` with channels-last convolutions; the same object when there is nothing to convert.
 
-    ``direct_stem``: a convolution with few channels reads a channels-first network input as it is
-    (``input_channels_last=False``) instead of through a transpose.
+    ``direct_stem``: a convolution with few channels reads a channels-first image as it is (``input_channels_last=False``)
+    instead of through a transpose.
     """
     if not any(isinstance(layer.op, CHANNEL_OPS) and not layer.op.channels_last for layer in network.layers):
         return network
-    return _Conversion(network, _choose(network), direct_stem).run()
+    return _Conversion(network, _choose(network, direct_stem), direct_stem).run()
 
 
 def order_for(rank: int) -> tuple[int, ...]:
@@ -92,7 +92,15 @@ def _is_flexible(network: Network, layer: Layer) -> bool:
     return isinstance(op, Concatenation | Slice | Padding | Softmax | Resize | Normalization | Tile | TopK | Cumulative)
 
 
-def _choose(network: Network) -> frozenset[str]:
+def _is_stem(network: Network, layer: Layer) -> bool:
+    """Whether a convolution has so few input channels that kernels read them as planes."""
+    if not isinstance(layer.op, Convolution) or layer.op.channels_last or layer.op.groups != 1:
+        return False
+    channels = network.tensors[layer.inputs[0]].shape[1]
+    return isinstance(channels, int) and channels <= STEM_CHANNELS
+
+
+def _choose(network: Network, direct_stem: bool) -> frozenset[str]:
     """Names of the layers that shall run channels-last."""
     chosen = {layer.name for layer in network.layers if isinstance(layer.op, CHANNEL_OPS)}
     flexible = {layer.name: layer for layer in network.layers if _is_flexible(network, layer)}
@@ -125,7 +133,8 @@ def _choose(network: Network) -> frozenset[str]:
         cost = _bytes(kind)
         outside = tensor in network.inputs or tensor in network.outputs
         rigid = outside or any(layer.name not in flexible and layer.name not in chosen for layer in around)
-        channel = any(layer.name in chosen for layer in around)
+        free = {user.name for user in users if direct_stem and user.inputs[0] == tensor and _is_stem(network, user)}
+        channel = any(layer.name in chosen and layer.name not in free for layer in around)
         for root in touched:
             if channel:
                 first[root] = first.get(root, 0.0) + cost
@@ -186,27 +195,27 @@ class _Conversion:
         op = layer.op
         main = self.network.tensors[layer.inputs[0]]
         rank = len(self.network.tensors[layer.outputs[0]].shape) if isinstance(op, Pointwise) else len(main.shape)
+        stem = self._reads_planes(layer)
         plain = isinstance(op, Reduce) and not op.keep_dims  # its result has no channel axis to move
         if isinstance(op, Pointwise | Concatenation):
             inputs = [self._operand(name, rank, layer) for name in layer.inputs]
         else:
             arity = op.arity
-            inputs = [self._get(layer.inputs[0], "last", layer)]
+            inputs = [self._get(layer.inputs[0], "first" if stem else "last", layer)]
             inputs += [self._get(name, "first", layer) for name in layer.inputs[1:arity]]  # weights, indices
             extras = layer.inputs[arity:]
             inputs += [self._get(n, "first", layer) if plain else self._operand(n, rank, layer) for n in extras]
         changed = _permuted(op, rank)
-        if self._is_direct_stem(layer):
+        if stem:
             changed = replace(changed, input_channels_last=False)
-            inputs[0] = self._get(layer.inputs[0], "first", layer)
         self._add(Layer(layer.name, changed, tuple(inputs), layer.outputs, layer.origins, layer.fusions),
                   "first" if plain else "last")  # fmt: skip
 
-    def _is_direct_stem(self, layer: Layer) -> bool:
-        if not self.direct_stem or not isinstance(layer.op, Convolution) or layer.inputs[0] not in self.network.inputs:
+    def _reads_planes(self, layer: Layer) -> bool:
+        """Whether the layer is a stem whose image is there channels-first only."""
+        if not self.direct_stem or not _is_stem(self.network, layer) or layer.inputs[0] in self.network.constants:
             return False
-        channels = self.network.tensors[layer.inputs[0]].shape[1]
-        return isinstance(channels, int) and channels <= STEM_CHANNELS and layer.op.groups == 1
+        return "last" not in self.stored[layer.inputs[0]]
 
     def _add(self, layer: Layer, layout: str) -> None:
         types = layer.op.infer([self.tensors[name] for name in layer.inputs])

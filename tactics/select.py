@@ -136,7 +136,8 @@ def candidates(
     # On the CPU a reference tactic is the bare NumPy meaning: it competes only where nothing else can serve.
     if device.kind == "cpu" and options.level < 5 and any(not tactic.reference for _, tactic, _ in found):
         found = [item for item in found if not item[1].reference]
-    found.sort(key=lambda item: (item[0], item[1].id))
+    # The plainest come last: their estimate is the floor of the workload, which they are the furthest from.
+    found.sort(key=lambda item: (item[1].reference, item[0], item[1].id))
     width, depth = _BREADTH[max(0, min(5, options.level))]
     ranks = range(max((len(configs[:depth]) for _, _, configs in found), default=0))
     chosen = [

@@ -83,9 +83,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
             log.warning(warning)
         return import_module(f"trtcli.commands.{name}").run(parsed, log)
     except BrokenPipeError:
-        # The reader of our output went away (`trtcli ... | head`): end quietly, also when Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        raise
     except (Exception, KeyboardInterrupt) as error:
         return report(error, log)
 
@@ -162,7 +160,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The entry point: runs a command line and returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return group.main(args=args, prog_name="trtcli", standalone_mode=False) or 0
+        code = group.main(args=args, prog_name="trtcli", standalone_mode=False) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of our output went away (`trtcli ... | head`): end quietly, also when Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except UsageError as error:
         return report(error, Log())
     except click.exceptions.Exit as end:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def check_writable(flag: str, path: str) -> None:
-    """Refuse now what would fail after minutes.
+def check_writable(flag: str, path: str, special: bool = True) -> None:
+    """Refuse now what would fail after minutes. ``special``: devices and pipes will do (``/dev/stdout``).
 
     Raises:
-        ValueError: the folder does not exist, or ``path`` is a folder or may not be written.
+        ValueError: the folder does not exist, or ``path`` is a folder, no regular file, or may not be written.
     """
     target = Path(path)
     folder = target.parent
@@ -23,6 +23,8 @@ def check_writable(flag: str, path: str) -> None:
         raise ValueError(f"{flag}={path}: the folder {folder} does not exist")
     if target.is_dir():
         raise ValueError(f"{flag}={path}: is a folder; give a file")
+    if not special and target.exists() and not target.is_file():
+        raise ValueError(f"{flag}={path}: is no regular file")
     if not os.access(target if target.exists() else folder, os.W_OK):
         raise ValueError(f"{flag}={path}: no permission to write it")
 

@@ -52,9 +52,10 @@ def check_files(config: Config) -> None:
             what = "is a folder" if Path(path).is_dir() else "it does not exist"
             raise ValueError(f"Cannot open file {path}: {what}")
     build, report = config.build, config.report
+    for flag, path in (("--saveEngine", build.save_engine), ("--timingCacheFile", build.timing_cache_file)):
+        if path:
+            check_writable(flag, path, special=False)
     for flag, path in (
-        ("--saveEngine", build.save_engine),
-        ("--timingCacheFile", build.timing_cache_file),
         ("--exportTimes", report.export_times),
         ("--exportOutput", report.export_output),
         ("--exportProfile", report.export_profile),
@@ -64,15 +65,18 @@ def check_files(config: Config) -> None:
             check_writable(flag, path)
 
 
-def open_device(config: Config, log: Log) -> Device:
-    """The device that ``--device`` names, with a line that says which it is.
+def open_device(config: Config, log: Log, engine: Engine | None = None) -> Device:
+    """The device that ``--device`` names, else one of the kind that ``engine`` was built for; a line says which it is.
 
     Raises:
         runtime.device.DeviceError: there is no such device.
     """
     from runtime.devices import open_device as open_by_name
 
-    device = open_by_name(config.system.device)
+    name = config.system.device
+    if name == "auto" and engine is not None and engine.device.kind == "cpu":
+        name = "cpu"
+    device = open_by_name(name)
     log.info(device_line(device))
     for name, value in device.properties().items():
         log.verbose(f"  {name}: {value}")
@@ -96,9 +100,13 @@ def device_line(device: Device) -> str:
 # --- the engine ------------------------------------------------------------------------------------------------------
 
 
-def obtain_engine(config: Config, device: Device, log: Log) -> Engine:
-    """The engine: loaded, or built and saved."""
-    return load_engine(config, log) if config.model.load_engine else build_engine(config, device, log)
+def obtain_engine(config: Config, log: Log) -> tuple[Engine, Device]:
+    """The engine (loaded, or built and saved) and the device to run it on."""
+    if config.model.load_engine:
+        engine = load_engine(config, log)
+        return engine, open_device(config, log, engine)
+    device = open_device(config, log)
+    return build_engine(config, device, log), device
 
 
 def load_engine(config: Config, log: Log) -> Engine:

@@ -12,7 +12,7 @@ from fusion.importer.errors import ModelError
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 6
 NEWEST_OPSET = 28  # newer ones may hold attributes that trtcli would not obey
 
 

@@ -84,11 +84,20 @@ def join(
     return substitute(outer, replacements), (*inner_names, *outer_names)
 
 
+def joins_too_large(
+    outer: Expression, outer_names: Sequence[str], tensor: str, inner: Expression, limits: Limits
+) -> Refusal | None:
+    """A refusal when :func:`join` of these would be too large, found without making it."""
+    uses = sum(1 for node in subtrees(outer) if isinstance(node, Operand) and outer_names[node.index] == tensor)
+    steps = size(outer) + uses * size(inner)
+    # The tree repeats shared parts (x * tanh(x) of a long x); kernels compute them once, but passes walk the tree.
+    if steps > 4 * limits.functions:
+        return Refusal("size", f"the expression would have {steps} steps, {4 * limits.functions} are allowed")
+    return None
+
+
 def too_large(expression: Expression, inputs: int, limits: Limits) -> Refusal | None:
     """A refusal when one kernel should not compute this much."""
-    # The tree may repeat shared parts (x * x of a long x); passes walk the tree, so its size is limited as well.
-    if size(expression) > 8 * limits.functions:
-        return Refusal("size", f"the expression would have {size(expression)} steps, {8 * limits.functions} are allowed")
     count = distinct(expression)
     if count > limits.functions:
         return Refusal("size", f"{count} different functions, {limits.functions} are allowed")
@@ -155,6 +164,9 @@ def with_epilogue(graph: Graph, layer: Layer, reader: Layer) -> Layer | Refusal:
     """``layer`` with the pointwise ``reader`` in its epilogue; its name is left to the engine."""
     arity = layer.op.arity
     result = layer.outputs[0]
+    refusal = joins_too_large(reader.op.expression, reader.inputs, result, layer.op.epilogue, graph.limits)
+    if refusal is not None:
+        return refusal
     expression, names = join(
         reader.op.expression, reader.inputs, result, layer.op.epilogue, (result, *layer.inputs[arity:])
     )

@@ -83,7 +83,8 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     weights = graph.constants[w]
     constants: dict[str, np.ndarray] = {}
     if np.any(affine.scale != 1):
-        scaled = (weights.astype(np.float64) * _along_weights(layer, affine.scale, weights)).astype(weights.dtype)
+        with np.errstate(over="ignore"):
+            scaled = (weights.astype(np.float64) * _along_weights(layer, affine.scale, weights)).astype(weights.dtype)
         if not np.all(np.isfinite(scaled)) and np.all(np.isfinite(weights)):
             return Refusal("overflow", f"{w} times the scale does not fit {graph.type(w).dtype.value} "
                                        f"(largest factor {np.abs(affine.scale).max():.3g})")  # fmt: skip

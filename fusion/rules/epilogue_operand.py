@@ -10,7 +10,7 @@ from fusion.network import Layer
 from fusion.ops import Pointwise
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._expressions import distinct, equal_shape, join, number, show, too_large
+from fusion.rules._expressions import distinct, equal_shape, join, joins_too_large, number, show, too_large
 from fusion.rules.pointwise import CHEAP
 
 
@@ -53,6 +53,9 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     result = reader.outputs[0]
     # The operands of g come after a placeholder for operand 0, which keeps its number.
     outer_names = (result, *reader.inputs[arity:])
+    refusal = joins_too_large(op.epilogue, outer_names, layer.outputs[0], layer.op.expression, graph.limits)
+    if refusal is not None:
+        return refusal
     expression, names = join(op.epilogue, outer_names, layer.outputs[0], layer.op.expression, layer.inputs)
     expression, names = _result_first(expression, names, len(layer.inputs))
     expression, names = number(expression, names, fixed=1)

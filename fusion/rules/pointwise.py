@@ -6,7 +6,7 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Pointwise
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._expressions import distinct, equal_shape, join, number, pointwise_reader, show, too_large
+from fusion.rules._expressions import distinct, equal_shape, join, joins_too_large, number, pointwise_reader, show, too_large
 
 # A producer that broadcasts is computed again for every element that reads it: worth it while that hides behind memory.
 CHEAP = 8
@@ -29,6 +29,9 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
 
 def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     layer, reader = match.layers
+    refusal = joins_too_large(reader.op.expression, reader.inputs, layer.outputs[0], layer.op.expression, graph.limits)
+    if refusal is not None:
+        return refusal
     expression, names = join(reader.op.expression, reader.inputs, layer.outputs[0], layer.op.expression, layer.inputs)
     expression, names = number(expression, names)
     refusal = too_large(expression, len(names), graph.limits)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from fusion.network import TensorType
 from fusion.ops import Convolution
@@ -118,32 +119,57 @@ def pack_action(target: np.ndarray, weights: np.ndarray, groups: int) -> Action:
 
 
 def gather_actions(
-    image: np.ndarray, columns: np.ndarray, shape: Geometry, low: int, high: int, taps: Sequence[int]
+    image: np.ndarray, columns: np.ndarray, shape: Geometry, low: int, high: int, memory: np.ndarray
 ) -> list[Action]:
-    """Copy rows ``low .. high`` of the columns at ``taps`` (numbers): ``image`` is ``[groups, c, *spatial]``, ``columns``
-    ``[groups, taps, c, rows, *out[1:]]``; what lies in the padding becomes zero."""
-    positions = shape.taps
-    found: list[Action] = []
-    for number in taps:
-        tap, target = positions[number], columns[:, number]
-        source: list[slice] = [slice(None)] * 2
-        inner: list[slice] = [slice(None)] * 2
-        for axis in range(len(shape.window)):
-            start, end = (low, high) if axis == 0 else (0, shape.out[axis])
-            first, last = shape.reach(tap, axis, start, end)
-            source.append(shape.source(tap, axis, first, last))
-            lead = (slice(None),) * (2 + axis)
-            if last <= first:
-                first = last = end
-            if first > start:
-                found.append(partial(target[(*lead, slice(0, first - start))].fill, 0))
-            if last < end:
-                found.append(partial(target[(*lead, slice(last - start, end - start))].fill, 0))
-            inner.append(slice(first - start, last - start))
-        part = target[tuple(inner)]
-        if part.size:
-            found.append(partial(np.copyto, part, image[tuple(source)], casting="unsafe"))
-    return found
+    """Copy the windows of output rows ``low .. high`` into ``columns`` ``[groups, taps, c, rows, *out[1:]]``, out of ``image``
+    ``[groups, c, *spatial]``. Where windows hang over the edge, the rows that they read go through ``memory`` (of
+    :func:`padded_elements`), with zeros around them: one large copy then does all window positions, and threads rarely meet
+    at the interpreter's lock."""
+    rows = (high - low, *shape.out[1:])
+    starts = [low * shape.stride[0] - shape.pad[0], *(-pad for pad in shape.pad[1:])]
+    needs = _needs(shape, rows)
+    lead, found = image.shape[:2], list[Action]()
+    if all(start >= 0 and start + need <= size for start, need, size in zip(starts, needs, shape.spatial, strict=True)):
+        source = image[
+            (slice(None), slice(None), *(slice(start, start + need) for start, need in zip(starts, needs, strict=True)))
+        ]
+    else:
+        source = memory[: math.prod(lead) * math.prod(needs)].reshape(*lead, *needs)
+        found.append(partial(source.fill, 0))
+        inside = [
+            (max(start, 0), min(start + n, size)) for start, n, size in zip(starts, needs, shape.spatial, strict=True)
+        ]
+        if all(first < last for first, last in inside):
+            target = (slice(first - start, last - start) for start, (first, last) in zip(starts, inside, strict=True))
+            origin = image[(slice(None), slice(None), *(slice(first, last) for first, last in inside))]
+            found.append(partial(np.copyto, source[(slice(None), slice(None), *target)], origin, casting="unsafe"))
+    step = source.strides[2:]
+    view = as_strided(
+        source,
+        (lead[0], *shape.window, lead[1], *rows),
+        (
+            source.strides[0],
+            *(size * gap for size, gap in zip(step, shape.dilation, strict=True)),
+            source.strides[1],
+            *(size * stride for size, stride in zip(step, shape.stride, strict=True)),
+        ),
+        writeable=False,
+    )
+    whole = columns.reshape(columns.shape[0], *shape.window, *columns.shape[2:])
+    return [*found, partial(np.copyto, whole, view, casting="unsafe")]
+
+
+def _needs(shape: Geometry, rows: Sequence[int]) -> tuple[int, ...]:
+    """How much of the padded image ``rows`` outputs read along each axis."""
+    return tuple(
+        (count - 1) * stride + (k - 1) * gap + 1
+        for count, stride, k, gap in zip(rows, shape.stride, shape.window, shape.dilation, strict=True)
+    )
+
+
+def padded_elements(shape: Geometry, rows: int) -> int:
+    """The most elements of padded image that ``rows`` output rows read."""
+    return shape.groups * shape.c * math.prod(_needs(shape, (rows, *shape.out[1:])))
 
 
 class _Product(Tactic):
@@ -184,15 +210,15 @@ class _Product(Tactic):
             for _ in range(copies)
         ]
         temps = [scratch.take((epilogue.scratch_bytes,), np.uint8) for _ in range(threads)]
+        padded = [scratch.take((0 if direct else padded_elements(shape, rows),), total) for _ in range(threads)]
 
         def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
             matrix = packed[0] if known else weights.view(workspace)  # type: ignore[union-attr]
             calls: list[Call] = []
             if not known:
                 calls.append(parallel([[pack_action(matrix, inputs[1], shape.groups)]], 1))
-            maker = _Tiles(
-                shape, direct, matrix, epilogue, inputs, outputs[0], [slot.view(workspace) for slot in temps]
-            )
+            spare = ([slot.view(workspace) for slot in slots] for slots in (temps, padded))
+            maker = _Tiles(shape, direct, matrix, epilogue, inputs, outputs[0], *spare)
             spaces = [(c.view(workspace), r.view(workspace)) for c, r in zip(columns, results, strict=True)]
             tiles = [
                 (n, low, min(low + rows, shape.out[0]))
@@ -223,25 +249,29 @@ class _Tiles:
     epilogue: Epilogue
     inputs: Arrays
     out: np.ndarray
-    temps: Sequence[np.ndarray]
+    temps: Sequence[np.ndarray]  # a thread
+    padded: Sequence[np.ndarray]  # a thread
 
     def alone(self, tile: tuple[int, int, int], columns: np.ndarray, result: np.ndarray, thread: int) -> list[Action]:
         """All of a tile, for one thread."""
-        gathered, right = self._columns(tile, columns)
         shape = self.shape
+        right = self._columns(tile, columns)
+        gathered = [] if self.direct else self._gather(tile, columns, thread, (0, shape.c), tile[1:])
         return gathered + self._product(tile, right, result, 0, shape.groups, 0, shape.o, thread)
 
     def together(self, tile: tuple[int, int, int], columns: np.ndarray, result: np.ndarray, threads: int) -> list[Call]:
         """A tile in two stages, each spread over ``threads``: gather, then multiply by output channels (or groups)."""
         shape, calls = self.shape, []
-        _, right = self._columns(tile, columns)
+        right = self._columns(tile, columns)
         if not self.direct:
-            taps = range(len(shape.taps))
-            if len(taps) >= threads:
-                parts = [self._gather(tile, columns, taps[a:b]) for a, b in spans(len(taps), threads)]
+            _, low, high = tile
+            if shape.c >= 8 * threads:
+                parts = [(cut, (low, high)) for cut in spans(shape.c, threads)]
             else:
-                parts = [self._gather(tile, columns, taps, a, b) for a, b in spans(shape.c, threads)]
-            calls.append(parallel(parts, threads))
+                parts = [((0, shape.c), (low + a, low + b)) for a, b in spans(high - low, threads)]
+            calls.append(
+                parallel([self._gather(tile, columns, number, *part) for number, part in enumerate(parts)], threads)
+            )
         if shape.groups > 1:
             cuts = [(a, b, 0, shape.o) for a, b in spans(shape.groups, threads)]
         else:
@@ -250,31 +280,33 @@ class _Tiles:
         calls.append(parallel(jobs, threads))
         return calls
 
-    def _columns(self, tile: tuple[int, int, int], columns: np.ndarray) -> tuple[list[Action], np.ndarray]:
+    def _columns(self, tile: tuple[int, int, int], columns: np.ndarray) -> np.ndarray:
+        """The right side of the tile's product, ``[groups, depth, columns]``."""
         n, low, high = tile
         shape = self.shape
         if self.direct:
             image = self.inputs[0][n].reshape(shape.groups, shape.c, -1)
-            return [], image[:, :, low * shape.row : high * shape.row]
+            return image[:, :, low * shape.row : high * shape.row]
         width = (high - low) * shape.row
         flat = columns.reshape(-1)[: shape.groups * shape.depth * width]
-        return self._gather(tile, columns, range(len(shape.taps))), flat.reshape(shape.groups, shape.depth, width)
+        return flat.reshape(shape.groups, shape.depth, width)
 
     def _gather(
         self,
         tile: tuple[int, int, int],
         columns: np.ndarray,
-        taps: Sequence[int],
-        first: int = 0,
-        last: int | None = None,
+        thread: int,
+        channels: tuple[int, int],
+        rows: tuple[int, int],
     ) -> list[Action]:
+        """Gather the columns of some channels and output rows of a tile."""
         n, low, high = tile
         shape = self.shape
-        last = shape.c if last is None else last
-        image = self.inputs[0][n].reshape(shape.groups, shape.c, *shape.spatial)[:, first:last]
+        image = self.inputs[0][n].reshape(shape.groups, shape.c, *shape.spatial)[:, slice(*channels)]
         dims = (shape.groups, len(shape.taps), shape.c, high - low, *shape.out[1:])
         whole = columns.reshape(-1)[: math.prod(dims)].reshape(dims)
-        return gather_actions(image, whole[:, :, first:last], shape, low, high, taps)
+        part = whole[:, :, slice(*channels), rows[0] - low : rows[1] - low]
+        return gather_actions(image, part, shape, *rows, self.padded[thread])
 
     def _product(
         self, tile: tuple[int, int, int], right: np.ndarray, result: np.ndarray,

@@ -11,8 +11,12 @@ from fusion.expression import Expression
 from fusion.network import TensorType
 from fusion.ops.epilogue import IDENTITY
 from tactics.cpu.expressions import Program, compile_expression
-from tactics.cpu.steps import BLOCK, blocks
+from tactics.cpu.steps import blocks
 from tactics.cpu.threads import Action
+
+# Larger than a pointwise layer's blocks: the result is in the cache already, and threads that make many small calls wait for
+# each other at the interpreter's lock.
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,10 @@ from functools import partial
 import numpy as np
 
 from fusion.dtypes import DataType
-from fusion.expression import Expression, type_of
+from fusion.expression import Expression
 from fusion.network import TensorType
-from fusion.ops import GroupNormalization, LocalResponseNormalization, Normalization, Reduce, Softmax
+from fusion.ops import GroupNormalization, LocalResponseNormalization, Normalization, Softmax
 from fusion.ops.epilogue import IDENTITY
-from fusion.ops.pooling import least
-from fusion.ops.reduce import greatest
 from tactics.cpu.epilogue import Epilogue, make_epilogue
 from tactics.cpu.expressions import Program, compile_expression
 from tactics.cpu.steps import (
@@ -71,162 +69,19 @@ class _Read:
         return self.program.bind([x], target, self.scratch.view(workspace)), target
 
 
-def _reader(prologue: Expression, source: np.dtype, held: np.dtype, largest: int, scratch: Scratch) -> _Read:
+def row_reader(prologue: Expression, source: np.dtype, held: np.dtype, largest: int, scratch: Scratch) -> _Read:
     if prologue == IDENTITY and source == held:
         return _Read(None, scratch.take((0,), held), scratch.take((0,), np.uint8))
     program = compile_expression(prologue, [source], held)
     return _Read(program, scratch.take((largest,), held), scratch.take((program.scratch_bytes(largest),), np.uint8))
 
 
-def _jobs(
+def run_blocks(
     cuts: Sequence[tuple[slice, ...]], threads: int, make: Callable[[int, tuple[slice, ...]], list[Action]]
 ) -> Call:
     shares = spans(len(cuts), threads)
     jobs = [[action for cut in cuts[a:b] for action in make(thread, cut)] for thread, (a, b) in enumerate(shares)]
     return parallel(jobs, threads)
-
-
-class ReduceUfunc(Tactic):
-    """``ufunc.reduce`` over blocks of the kept axes."""
-
-    id = "cpu.reduce.ufunc"
-    device = "cpu"
-    ops = (Reduce,)
-
-    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        op = workload.op
-        assert isinstance(op, Reduce)
-        if not workload.inputs[0].shape:
-            return Refusal("a scalar has no axes")
-        if not _reduced_type(workload).is_float and op.kind in ("mean", "logsumexp"):
-            return Refusal(f"a {op.kind} of integers is computed by cpu.reference.numpy")
-        return None
-
-    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        return row_configs(workload, device)
-
-    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        op, values = workload.op, dict(config)
-        assert isinstance(op, Reduce)
-        kind = _reduced_type(workload)
-        held = kind.numpy if not kind.is_float else np.dtype(np.float64 if kind is DataType.DOUBLE else np.float32)
-        shape = shape_of(workload.inputs[0])
-        axes = op.axes
-        kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
-        cuts = list(blocks(shape, values["block"], whole=axes))
-        largest = max((elements(cut, shape) for cut in cuts), default=0)
-        epilogue = make_epilogue(op.epilogue, held, workload.inputs[1:], workload.outputs[0])
-        scratch = Scratch()
-        threads = values["threads"]
-        readers = [_reader(op.prologue, workload.inputs[0].dtype.numpy, held, largest, scratch) for _ in range(threads)]
-        total = scratch.take(kept, held)
-        extra = scratch.take(kept if op.kind == "logsumexp" else (0,), held)
-        powers = [scratch.take((largest if op.kind == "logsumexp" else 0,), held) for _ in range(threads)]
-        temp = scratch.take((epilogue.scratch_bytes,), np.uint8)
-        ufunc = {"sum": np.add, "mean": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}.get(op.kind)
-        start = {"max": least(held), "min": greatest(held), "prod": 1}.get(op.kind, 0)
-        count = math.prod(shape[axis] for axis in axes)
-
-        def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
-            x, out = inputs[0], outputs[0]
-            direct = epilogue.in_place
-            result = out.reshape(kept) if direct else total.view(workspace)
-            small = tuple(slice(0, 1) if axis in axes else slice(None) for axis in range(len(shape)))
-
-            def make(thread: int, cut: tuple[slice, ...]) -> list[Action]:
-                found, value = readers[thread].actions(x[cut], workspace)
-                place = tuple(s if axis in axes else c for axis, (s, c) in enumerate(zip(small, cut, strict=True)))
-                target = result[place]
-                if ufunc is not None:
-                    found.append(
-                        partial(ufunc.reduce, value, axis=axes, out=target, keepdims=True, initial=start, dtype=held)
-                    )
-                    if op.kind == "mean":
-                        found.append(partial(np.divide, target, held.type(count), out=target))
-                    return found
-                peak = extra.view(workspace)[place]
-                power = powers[thread].view(workspace)[: value.size].reshape(value.shape)
-                return [
-                    *found,
-                    partial(np.maximum.reduce, value, axis=axes, out=peak, keepdims=True, initial=-np.inf),
-                    partial(_finite, peak),
-                    partial(np.subtract, value, peak, out=power),
-                    partial(np.exp, power, out=power),
-                    partial(np.add.reduce, power, axis=axes, out=target, keepdims=True),
-                    partial(np.log, target, out=target),
-                    partial(np.add, target, peak, out=target),
-                ]
-
-            run = _jobs(cuts, threads, make)
-            if not cuts:
-                run = parallel([[partial(result.fill, -np.inf if op.kind == "logsumexp" else start)]], 1)
-            extras = [np.broadcast_to(one, out.shape) for one in inputs[1:]]
-            finish = epilogue.actions(result.reshape(out.shape), extras, out, temp.view(workspace))
-            if not finish:
-                return run
-            last = parallel([finish], 1)
-
-            def call() -> None:
-                run()
-                last()
-
-            return call
-
-        return one_step(bind, self.id, scratch.size)
-
-
-class ReduceProduct(Tactic):
-    """A sum or mean over the last axes (or over the first): a matrix times a vector of ones."""
-
-    id = "cpu.reduce.product"
-    device = "cpu"
-    ops = (Reduce,)
-
-    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        op, source = workload.op, workload.inputs[0]
-        assert isinstance(op, Reduce)
-        if op.kind not in ("sum", "mean") or op.prologue != IDENTITY or source.dtype.numpy != held_type(source):
-            return Refusal("only plain sums and means of float32 and float64 are matrix products")
-        rank, count = len(source.shape), len(op.axes)
-        if not op.axes or op.axes not in (tuple(range(count)), tuple(range(rank - count, rank))):
-            return Refusal(f"axes {op.axes} of {rank} are neither the first nor the last ones")
-        return None
-
-    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        op, shape = workload.op, shape_of(workload.inputs[0])
-        assert isinstance(op, Reduce)
-        held = held_type(workload.inputs[0])
-        epilogue = make_epilogue(op.epilogue, held, workload.inputs[1:], workload.outputs[0])
-        size = math.prod(shape[axis] for axis in op.axes)
-        rows = math.prod(size for axis, size in enumerate(shape) if axis not in op.axes)
-        last = op.axes[-1] == len(shape) - 1
-        ones = np.full(size, 1 / max(size, 1) if op.kind == "mean" else 1, held)
-        scratch = Scratch()
-        total = scratch.take((0,) if epilogue.in_place else (rows,), held)
-        temp = scratch.take((epilogue.scratch_bytes,), np.uint8)
-
-        def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
-            out = outputs[0]
-            result = out.reshape(-1) if epilogue.in_place else total.view(workspace)
-            if last:
-                product = partial(np.matmul, inputs[0].reshape(rows, size), ones, out=result)
-            else:
-                product = partial(np.matmul, ones, inputs[0].reshape(size, rows), out=result)
-            extras = [np.broadcast_to(extra, out.shape) for extra in inputs[1:]]
-            finish = epilogue.actions(result.reshape(out.shape), extras, out, temp.view(workspace))
-            return parallel([[product, *finish]], 1)
-
-        return one_step(bind, self.id, scratch.size)
-
-
-def _reduced_type(workload: Workload) -> DataType:
-    op = workload.op
-    assert isinstance(op, Reduce)
-    return type_of(op.prologue, [workload.inputs[0].dtype])
-
-
-def _finite(peak: np.ndarray) -> None:
-    peak[~np.isfinite(peak)] = 0
 
 
 class _RowTactic(Tactic):
@@ -265,7 +120,7 @@ class _RowTactic(Tactic):
         outer = shape_of(workload.outputs[0])
         threads, scratch = values["threads"], Scratch()
         source = workload.inputs[0].dtype.numpy
-        readers = [_reader(prologue, source, held, largest, scratch) for _ in range(threads)]
+        readers = [row_reader(prologue, source, held, largest, scratch) for _ in range(threads)]
         results = [scratch.take((0 if epilogue.in_place else largest,), held) for _ in range(threads)]
         spares = [scratch.take((largest,), held) for _ in range(threads)]
         smalls = [scratch.take((2, largest // max(1, math.prod(shape[a] for a in axes))), held) for _ in range(threads)]
@@ -292,7 +147,7 @@ class _RowTactic(Tactic):
                 )
                 return found
 
-            return _jobs(cuts, threads, make)
+            return run_blocks(cuts, threads, make)
 
         return one_step(bind, self.id, scratch.size)
 
@@ -327,10 +182,18 @@ class SoftmaxRows(_RowTactic):
             partial(np.maximum.reduce, value, axis=op.axis, out=peak, keepdims=True),
             partial(np.subtract, value, peak, out=result),
             partial(np.exp, result, out=powers),
-            partial(np.add.reduce, powers, axis=op.axis, out=total, keepdims=True),
+            _row_sums(powers, (op.axis,), total),
             *((partial(np.log, total, out=total),) if op.log else ()),
             partial(np.subtract if op.log else np.divide, result, total, out=result),
         ]
+
+
+def _row_sums(value: np.ndarray, axes: tuple[int, ...], out: np.ndarray) -> Action:
+    """Sums of ``value`` over ``axes``: of rows that lie densely, as a product with ones, which is three times as fast."""
+    if axes == tuple(range(value.ndim - len(axes), value.ndim)) and value.flags.c_contiguous and out.flags.c_contiguous:
+        size = math.prod(value.shape[axis] for axis in axes)
+        return partial(np.matmul, value.reshape(-1, size), np.ones(size, value.dtype), out=out.reshape(-1))
+    return partial(np.add.reduce, value, axis=axes, out=out, keepdims=True)
 
 
 def _normalize(
@@ -343,7 +206,7 @@ def _normalize(
     found: list[Action] = []
     if center:
         found += [
-            partial(np.add.reduce, value, axis=axes, out=mean, keepdims=True),
+            _row_sums(value, axes, mean),
             partial(np.divide, mean, count, out=mean),
             partial(np.subtract, value, mean, out=result),
         ]
@@ -351,7 +214,7 @@ def _normalize(
     return [
         *found,
         partial(np.square, value, out=spare),
-        partial(np.add.reduce, spare, axis=axes, out=spread, keepdims=True),
+        _row_sums(spare, axes, spread),
         partial(np.divide, spread, count, out=spread),
         partial(np.add, spread, held(epsilon), out=spread),
         partial(np.sqrt, spread, out=spread),
@@ -438,5 +301,5 @@ class LocalResponseRows(_RowTactic):
 
 
 TACTICS: tuple[Tactic, ...] = (
-    ReduceUfunc(), ReduceProduct(), SoftmaxRows(), NormalizationRows(), GroupNormalizationRows(), LocalResponseRows(),
+    SoftmaxRows(), NormalizationRows(), GroupNormalizationRows(), LocalResponseRows(),
 )  # fmt: skip

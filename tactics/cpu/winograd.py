@@ -19,7 +19,7 @@ from itertools import product
 import numpy as np
 
 from fusion.ops import Convolution
-from tactics.cpu.convolution import float_only, gather_actions, geometry, wide
+from tactics.cpu.convolution import float_only, gather_actions, geometry, padded_elements, wide
 from tactics.cpu.epilogue import make_epilogue
 from tactics.cpu.steps import Arrays, Call, Scratch, one_step, spans, threads_of
 from tactics.cpu.threads import Action, parallel, stages
@@ -117,6 +117,7 @@ class Winograd(Tactic):
         products = scratch.take((places, shape.o, count), total)
         results = scratch.take((m * m, shape.o, count), total)
         held = scratch.take((0,) if epilogue.in_place else (shape.o, rows * m, shape.out[1]), total)
+        padded = [scratch.take((padded_elements(mirror, rows),), total) for _ in range(threads)]
         temps = [scratch.take((epilogue.scratch_bytes,), np.uint8) for _ in range(threads)]
 
         def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
@@ -130,10 +131,10 @@ class Winograd(Tactic):
                 image, out = inputs[0][n], outputs[0][n, :, low * m : (low + grid[0]) * m]
                 whole = out if epilogue.in_place else held.view(workspace)[:, : out.shape[1]]
                 first: list[list[Action]] = []
-                for c0, c1 in spans(shape.c, threads):
+                for (c0, c1), slot in zip(spans(shape.c, threads), padded, strict=False):
                     columns = d.reshape(1, places, shape.c, *grid)[:, :, c0:c1]
                     first.append([
-                        *gather_actions(image[None, c0:c1], columns, mirror, low, low + grid[0], range(places)),
+                        *gather_actions(image[None, c0:c1], columns, mirror, low, low + grid[0], slot.view(workspace)),
                         partial(np.matmul, into, _flat(d, c0, c1), out=_flat(v, c0, c1)),
                     ])  # fmt: skip
                 middle: list[list[Action]] = [

@@ -102,7 +102,9 @@ def _header() -> Path:
     folder.mkdir(exist_ok=True)
     header = folder / "fiber.h"
     if not header.exists():
-        header.write_text(text, encoding="utf-8")
+        partial = folder / f"fiber.h.{os.getpid()}"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(header)
     includes = [f"-I{HERE}", *(f"-I{path}" for path in cuda_include_paths())]
     _compile(["g++", *FLAGS, *includes, "-x", "c++-header", str(header)], folder / "fiber.h.gch")
     return folder
@@ -128,7 +130,9 @@ def load(source: str, defines: tuple[tuple[str, str], ...], entry: str) -> ctype
     digest = hashlib.sha256(f"{text}{_headers_hash()}{header}".encode()).hexdigest()[:24]
     unit = _folder() / f"{digest}.cpp"
     if not unit.exists():
-        unit.write_text(text, encoding="utf-8")
+        partial = unit.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(unit)
     includes = [f"-I{header}", f"-I{HERE}", f"-I{INCLUDE}", *(f"-I{path}" for path in cuda_include_paths())]
     library = _folder() / f"{digest}.so"
     _compile(["g++", *FLAGS, *includes, "-shared", str(unit)], library)

@@ -24,7 +24,7 @@ def run(parsed: Parsed, log: Log) -> int:
     session.check_files(config)
     verdict = static_verdict(config)
     if verdict.capturable and config.system.device != "cpu" and host.cuda_version():
-        verdict = measured_verdict(config, log)
+        verdict = measured_verdict(config, log) or verdict
     print(json_text(verdict_json(verdict)) if parsed.get("json") else "\n".join(verdict_lines(verdict)))
     return PASSED if verdict.capturable else NOT_CAPTURABLE
 
@@ -56,12 +56,13 @@ def static_verdict(config: Config) -> Verdict:
         return verdict_of_nodes(node_names(nodes), [one for one in obstacles if one])
 
 
-def measured_verdict(config: Config, log: Log) -> Verdict:
-    """The verdict of a real capture: build (or load), run plainly, capture, replay, compare."""
+def measured_verdict(config: Config, log: Log) -> Verdict | None:
+    """The verdict of a real capture: build (or load), run plainly, capture, replay, compare. None for a CPU engine."""
     from runtime.graph import compare_replay
 
-    device = session.open_device(config, log)
-    engine = session.obtain_engine(config, device, log)
+    engine, device = session.obtain_engine(config, log)
+    if device.spec.kind != "cuda":
+        return None
     shapes = session.inference_shapes(config, engine, log)
     context = session.make_contexts(config, engine, device, shapes, log)[0]
     replay = compare_replay(context, session.make_inputs(config, engine, shapes, log))

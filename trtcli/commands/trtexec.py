@@ -26,8 +26,7 @@ def execute(config: Config, log: Log) -> int:
     """The run itself, top to bottom."""
     session.echo_options(config, log)
     session.check_files(config)
-    device = session.open_device(config, log)
-    engine = session.obtain_engine(config, device, log)
+    engine, device = session.obtain_engine(config, log)
     if config.inference.skip_inference:
         session.report_layers(config, engine, None, log)
         log.info("Skipped inference phase since --skipInference is added.")

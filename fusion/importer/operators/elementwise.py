@@ -54,7 +54,16 @@ def unary(b: Builder, node: Node) -> Value:
 
 @operator(*BINARY)
 def binary(b: Builder, node: Node) -> Value:
-    return b.pointwise(call(BINARY[node.op], X0, X1), node.input(0), node.input(1))
+    return b.pointwise(call(BINARY[node.op], X0, X1), node.input(0), aligned(b, node))
+
+
+def aligned(b: Builder, node: Node) -> Value:
+    """The second operand; before opset 7 its first axis may stand under ``axis`` of the first operand's shape."""
+    x, y = node.input(0), node.input(1)
+    if node.opset >= 7 or not node.attr("broadcast", 0) or "axis" not in node.attributes:
+        return y
+    behind = x.rank - node.axis(node.attr("axis"), x.rank) - y.rank
+    return b.reshape(y, (*y.shape, *(1,) * behind), "align")
 
 
 @operator(*PARAMETRIC)
@@ -68,7 +77,7 @@ def parametric(b: Builder, node: Node) -> Value:
 @operator("Pow")
 def power(b: Builder, node: Node) -> Value:
     """``x ** y`` in the type of x; small whole exponents become products, which kernels compute exactly."""
-    x, y = node.input(0), node.input(1)
+    x, y = node.input(0), aligned(b, node)
     if y.is_constant and product(y.shape) == 1 and y.rank <= x.rank:
         exponent = float(y.array.reshape(-1)[0])
         if exponent == 1.0:
@@ -142,7 +151,10 @@ def _clip(b: Builder, x: Value, low: Value | None, high: Value | None) -> Value:
 
 @operator("PRelu")
 def prelu(b: Builder, node: Node) -> Value:
-    return b.pointwise(call("prelu", X0, X1), node.input(0), node.input(1))
+    x, slope = node.input(0), node.input(1)
+    if node.opset < 7 and slope.rank == 1 and x.rank > 2 and slope.shape != (1,):  # then one slope per channel
+        slope = b.reshape(slope, (*slope.shape, *(1,) * (x.rank - 2)), "slope")
+    return b.pointwise(call("prelu", X0, X1), x, slope)
 
 
 @operator("Gelu")

@@ -21,8 +21,8 @@ def batch_normalization(b: Builder, node: Node) -> Value:
     """``x * scale + shift``, both computed in float64 and then rounded once."""
     x = node.input(0)
     parameters = [node.input(index) for index in range(1, 5)]
-    if node.attr("training_mode", 0):
-        raise Unsupported("training_mode is 1; trtcli runs inference only")
+    if node.attr("training_mode", 0) or (node.opset < 7 and not node.attr("is_test", 0)):
+        raise Unsupported("training_mode is 1 (is_test is 0); trtcli runs inference only")
     if node.opset < 9 and not node.attr("spatial", 1):
         raise Unsupported("spatial = 0 (statistics per position) is not supported")
     node.refuse_outputs(1, 2, 3, 4, what="statistics of training")

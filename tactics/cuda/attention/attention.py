@@ -9,9 +9,24 @@ from dataclasses import dataclass
 from fusion.dtypes import DataType
 from fusion.ops import Attention
 from tactics.cuda.gemm.common import C_TYPES, ceil_div, defines, pdl, refuse_types, round_up, sizes, vector_bytes
-from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
+from tactics.tactic import (
+    Argument,
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    config,
+)
 
 AXES = "bhsd"
+TRIMMED_KEYS = 1024  # up to so many keys the kernel leaves out the end of the last block
 
 
 @dataclass(frozen=True)
@@ -127,12 +142,17 @@ class MmaAttention(Tactic):
             return Refusal(f"a head size of {max(heads.d, heads.d_v)}; this kernel takes up to 256")
         if any(strides[3] != 1 for strides in heads.strides):
             return Refusal("the head dimension is not the innermost one")
+        if heads.mask and not workload.op.scale > 0:  # type: ignore[attr-defined]
+            return Refusal(f"a mask with a scale of {workload.op.scale}; this kernel wants a positive one")  # type: ignore[attr-defined]
         return None if self.configs(workload, device) else Refusal("no configuration fits the shared memory")
 
     @staticmethod
     def _legal(warps: int, row_tiles: int, block_kv: int, head: int, device: DeviceSpec) -> bool:
-        registers = row_tiles * (head // 2 + block_kv // 2 + (head // 4 if row_tiles * head <= 128 else 4)) + 60
-        return registers <= 230 and MmaAttention._shared(warps, row_tiles, block_kv, head) <= device.shared_memory
+        return MmaAttention._registers(row_tiles, block_kv, head) <= 230 and MmaAttention._shared(warps, row_tiles, block_kv, head) <= device.shared_memory
+
+    @staticmethod
+    def _registers(row_tiles: int, block_kv: int, head: int) -> int:
+        return row_tiles * (head // 2 + block_kv // 2 + (head // 4 if row_tiles * head <= 128 else 4)) + 60
 
     @staticmethod
     def _shared(warps: int, row_tiles: int, block_kv: int, head: int) -> int:
@@ -159,14 +179,17 @@ class MmaAttention(Tactic):
         rows = warps * row_tiles * 16
         blocks = ceil_div(heads.s_q, rows) * heads.heads * heads.batch
         head = round_up(max(heads.d, heads.d_v), 32)
-        per_sm = max(1, min(device.shared_memory // self._shared(warps, row_tiles, block_kv, head), 65536 // (200 * warps * 32)))
+        registers = min(255, self._registers(row_tiles, block_kv, head))
+        per_sm = max(1, min(device.shared_memory // self._shared(warps, row_tiles, block_kv, head), 65536 // (registers * warps * 32), 32))
         busy = min(per_sm, ceil_div(blocks, device.multiprocessors))
         waves = ceil_div(blocks, device.multiprocessors * busy)
         steps = ceil_div(heads.s_k, block_kv)
-        flops = 4 * rows * block_kv * head
-        peak = (device.flops.get(workload.inputs[0].dtype.value) or 1e14) / device.multiprocessors * 0.45
-        rate = peak * min(1.0, busy * warps / 8) * (1.0 if row_tiles == 2 else 0.85)
-        return 2.5e-6 + waves * (steps * (max(busy * flops / rate, 3e-7 + 4e-9 * block_kv)) + 1e-6)
+        share = 0.39 if device.capability in range(90, 110) else 0.6  # of the peak that mma.sync reaches here
+        rate = (device.flops.get(workload.inputs[0].dtype.value) or 1e14) / device.multiprocessors * share
+        throughput = busy * rows * block_kv * (4 * head / rate + 3.2e-11)  # products, and the softmax
+        latency = 7.3e-7 + 1.07e-8 * block_kv * row_tiles * head / 64
+        # Fitted to 84 timings on an H200: the best was always among the first four.
+        return 1e-7 + waves * (steps * max(throughput, latency) + 1.7e-6 * (1 + 1.3e-5 * rows * head))
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         heads, chosen = heads_of(workload), dict(config)
@@ -180,7 +203,8 @@ class MmaAttention(Tactic):
             lengths = [heads.d, heads.d_v]
         kernel = Kernel("attention/mma_attention.cu", "mma_attention", defines(
             IN_T=C_TYPES[workload.inputs[0].dtype], WARPS=warps, ROW_TILES=row_tiles, BLOCK_KV=block_kv, HEAD=head,
-            VEC_IN=vector_bytes(2, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads),
+            VEC_IN=vector_bytes(2, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads), **self._mask_layout(workload, heads),
+            TRIM=1 if workload.is_static and heads.s_k % block_kv and heads.s_k <= TRIMMED_KEYS else None,
         ))  # fmt: skip
         arguments = (
             *_operands(workload, heads),
@@ -192,6 +216,17 @@ class MmaAttention(Tactic):
         grid = (ceil_div(heads.s_q, warps * row_tiles * 16), heads.heads, heads.batch)
         return Plan((Launch(kernel, grid, (warps * 32, 1, 1), arguments, shared_memory=self._shared(warps, row_tiles, block_kv, head),
                             dependent=pdl(device)),))  # fmt: skip
+
+
+    @staticmethod
+    def _mask_layout(workload: Workload, heads: Heads) -> dict[str, object]:
+        """How the kernel may read the mask: one row for all queries, and keys in pairs."""
+        if not heads.mask:
+            return {}
+        rank = len(workload.inputs[-1].shape)
+        one_row = heads.mask_strides[2] == 0 and (rank < 2 or not workload.axis_varies(3, rank - 2))
+        pairs = workload.is_static and heads.s_k % 2 == 0 and heads.mask_strides[3] == 1 and all(s % 2 == 0 for s in heads.mask_strides[:3])
+        return {"MASK_ROWS": 0 if one_row else 1, "MASK_PAIRS": int(pairs)}
 
 
 class SimtAttention(Tactic):

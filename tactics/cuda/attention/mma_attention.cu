@@ -8,6 +8,23 @@ constexpr int KV_BYTES = BLOCK_KV * HEAD * 2;
 constexpr int Q_BYTES = BLOCK_Q * HEAD * 2;
 constexpr bool KEEP_Q = ROW_TILES * HEAD <= 128;  // q's fragments stay in registers
 
+#ifndef MASK_ROWS
+#define MASK_ROWS 1
+#endif
+#ifndef MASK_PAIRS
+#define MASK_PAIRS 0
+#endif
+#ifndef TRIM
+#define TRIM 0
+#endif
+
+struct Yes {
+    static constexpr bool value = true;
+};
+struct No {
+    static constexpr bool value = false;
+};
+
 struct Strides {  // of batch, head and position, in elements; the head dimension is contiguous
     long long b, h, s;
 };
@@ -43,7 +60,10 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
 //   q, k, v, out: any strides of batch, head and position; head dimension contiguous, d and d_v <= HEAD (32, 64, 96, 128 ...,
 //   a multiple of 32). VEC_IN: alignment in bytes of every row (16, 8, 4, 2).
 //   heads_per_kv query heads share one key/value head. scale_log2 is the scale times log2(e).
-//   MASK: 0 none; 1 additive of type MASK_T; 2 boolean bytes (true keeps); strides in elements, 0 broadcasts.
+//   MASK: 0 none; 1 additive of type MASK_T; 2 boolean bytes (true keeps); strides in elements, 0 broadcasts. The scores start
+//   from it, so its loads are under way before the keys have come; needs scale > 0. MASK_ROWS=0: one row serves all queries.
+//   MASK_PAIRS=1: neighbouring keys are neighbours in memory, aligned in pairs.
+//   TRIM=1 leaves out the sixteens of keys after the last one: for short sequences that are no multiple of BLOCK_KV.
 //   CAUSAL=1 keeps key t <= s + s_k - s_q. Rows without any key give zeros.
 //   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 4 * BLOCK_KV) * HEAD * 2.
 // Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023; the online
@@ -86,8 +106,59 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int i = 0; i < ROW_TILES; ++i) top[i][0] = top[i][1] = -INFINITY;
     unsigned fragment_q[KEEP_Q ? ROW_TILES : 1][KEEP_Q ? HEAD / 16 : 1][4];
     const int q_row = warp * ROW_TILES * 16 + lane % 16;
+    const bool active = q0 + warp * ROW_TILES * 16 < s_q;  // else this warp only copies and waits
+#if MASK
+    const float unscale = 1.4426950408889634f / scale_log2;
+    const long long mask_base = batch * mask_stride.b + head * mask_stride.h;
+    auto mask_pair = [&](int row, int key) {  // what the scores of two neighbouring keys start from
+        float2 start = make_float2(0.0f, 0.0f);
+        const long long at = mask_base + row * mask_stride.s + static_cast<long long>(key) * mask_k;
+        const bool there[2] = {row < s_q && key < s_k, row < s_q && key + 1 < s_k};
+#if MASK == 1
+        const MASK_T* source = static_cast<const MASK_T*>(mask) + at;
+        if (MASK_PAIRS) {
+            if (there[0]) {
+                float both[2];
+                load_vector(both, source);
+                start = make_float2(both[0] * unscale, both[1] * unscale);
+            }
+        } else {
+            if (there[0]) start.x = to_float(source[0]) * unscale;
+            if (there[1]) start.y = to_float(source[mask_k]) * unscale;
+        }
+#else
+        const unsigned char* source = static_cast<const unsigned char*>(mask) + at;
+        if (MASK_PAIRS) {
+            if (there[0]) {
+                const unsigned both = *reinterpret_cast<const unsigned short*>(source);
+                start = make_float2(both & 0xff ? 0.0f : -INFINITY, both >> 8 ? 0.0f : -INFINITY);
+            }
+        } else {
+            if (there[0] && !source[0]) start.x = -INFINITY;
+            if (there[1] && !source[mask_k]) start.y = -INFINITY;
+        }
+#endif
+        return start;
+    };
+#endif
 
     for (int tile = 0; tile < tiles; ++tile) {
+        float score[ROW_TILES][BLOCK_KV / 8][4] = {};
+#if MASK
+#pragma unroll
+        for (int j = 0; j < BLOCK_KV / 8; ++j) {
+            const int key = tile * BLOCK_KV + j * 8 + lane % 4 * 2;
+            const float2 shared_start = mask_pair(MASK_ROWS ? s_q : 0, key);
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; ++i)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const int row = q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
+                    const float2 start = MASK_ROWS ? mask_pair(row, key) : shared_start;
+                    score[i][j][half * 2] = start.x, score[i][j][half * 2 + 1] = start.y;
+                }
+        }
+#endif
         copy_async_wait<1>();  // everything but this tile's V
         __syncthreads();
         if (tile + 1 < tiles) load_k(tile + 1);
@@ -95,7 +166,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (tile + 1 < tiles) load_v(tile + 1);
         copy_async_commit();
 
-        float score[ROW_TILES][BLOCK_KV / 8][4] = {};
         const unsigned tile_k = shared_k + tile % 2 * KV_BYTES, tile_v = shared_v + tile % 2 * KV_BYTES;
         if (KEEP_Q && tile == 0) {
 #pragma unroll
@@ -105,6 +175,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     ldmatrix_x4(fragment_q[KEEP_Q ? i : 0][KEEP_Q ? step : 0],
                                 shared_q + swizzled<CHUNKS>(q_row + i * 16, step * 2 + lane / 16));
         }
+        const int here = s_k - tile * BLOCK_KV;
+        auto multiply_keys = [&](auto trim) {
 #pragma unroll
         for (int step = 0; step < HEAD / 16; ++step) {
             unsigned now[ROW_TILES][4];
@@ -119,6 +191,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
 #pragma unroll
             for (int j = 0; j < BLOCK_KV / 16; ++j) {
+                if (decltype(trim)::value && j * 16 >= here) break;
                 unsigned b[4];
                 ldmatrix_x4(b, tile_k + swizzled<CHUNKS>(j * 16 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
 #pragma unroll
@@ -127,6 +200,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     mma_16x8<IN_T>(score[i][2 * j + 1], now[i], b[2], b[3]);
                 }
             }
+        }
+        };
+        if (active) {
+            if (TRIM && here < BLOCK_KV)
+                multiply_keys(Yes());
+            else
+                multiply_keys(No());
         }
 
         const bool edge = (tile + 1) * BLOCK_KV > s_k || (CAUSAL && (tile + 1) * BLOCK_KV > q0 + reach + 1);
@@ -143,15 +223,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                         float& value = score[i][j][half * 2 + e];
                         const int key = tile * BLOCK_KV + j * 8 + lane % 4 * 2 + e;
                         value *= scale_log2;
-#if MASK
-                        const bool there = row < s_q && key < s_k;
-                        const long long at = batch * mask_stride.b + head * mask_stride.h + row * mask_stride.s + static_cast<long long>(key) * mask_k;
-#if MASK == 1
-                        if (there) value += to_float(static_cast<const MASK_T*>(mask)[at]) * 1.4426950408889634f;
-#else
-                        if (there && !static_cast<const unsigned char*>(mask)[at]) value = -INFINITY;
-#endif
-#endif
                         if (edge && (key >= s_k || (CAUSAL && key > row + reach))) value = -INFINITY;
                         peak = fmaxf(peak, value);
                     }
@@ -176,8 +247,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
         copy_async_wait<2>();  // this tile's V
         __syncthreads();
+        auto multiply_values = [&](auto trim) {
 #pragma unroll
         for (int step = 0; step < BLOCK_KV / 16; ++step) {
+            if (decltype(trim)::value && step * 16 >= here) break;
             unsigned p[ROW_TILES][4];
 #pragma unroll
             for (int i = 0; i < ROW_TILES; ++i)
@@ -194,6 +267,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     mma_16x8<IN_T>(result[i][2 * j + 1], p[i], b[2], b[3]);
                 }
             }
+        }
+        };
+        if (active) {
+            if (TRIM && here < BLOCK_KV)
+                multiply_values(Yes());
+            else
+                multiply_values(No());
         }
     }
     copy_async_wait<0>();

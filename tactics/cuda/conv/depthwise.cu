@@ -1,5 +1,6 @@
 // Depthwise convolution, channels last: memory-bound, so a thread reads every input once, as vectors, some rows ahead of its use.
-#include "mma.cuh"
+#include "epilogue.cuh"
+#include "pdl.cuh"
 
 constexpr int SPAN_X = (TILE_X - 1) * STRIDE_X + (TAPS_X - 1) * DILATION_X + 1;  // input columns that a thread touches
 constexpr int SPAN_Y = (TILE_Y - 1) * STRIDE_Y + (TAPS_Y - 1) * DILATION_Y + 1;
@@ -22,14 +23,15 @@ __device__ __forceinline__ float2 unpack_pair(unsigned bits, __nv_bfloat16) {
     return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
 }
 
+template <typename T>
 __device__ __forceinline__ void unpack(float (&value)[VECTOR], const Vector& vector) {
-    if constexpr (sizeof(IN_T) == 4) {
+    if constexpr (sizeof(T) == 4) {
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) value[e] = __uint_as_float(vector.word[e]);
     } else {
 #pragma unroll
         for (int e = 0; e < VECTOR; e += 2) {
-            const float2 pair = unpack_pair(vector.word[e / 2], IN_T());
+            const float2 pair = unpack_pair(vector.word[e / 2], T());
             value[e] = pair.x;
             if (e + 1 < VECTOR) value[e + 1] = pair.y;
         }
@@ -102,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
         float line[SPAN_X][VECTOR];
 #pragma unroll
         for (int ix = 0; ix < SPAN_X; ++ix) {
-            unpack(line[ix], raw[iy % ROWS][ix]);
+            unpack<IN_T>(line[ix], raw[iy % ROWS][ix]);
         }
         if (iy + ROWS < SPAN_Y) load_line(iy + ROWS, raw[iy % ROWS]);
 #pragma unroll

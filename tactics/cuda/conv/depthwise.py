@@ -11,7 +11,20 @@ import numpy as np
 from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, window_of
 from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, pdl, refuse_types, round_up
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload, config, floor_seconds
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Tactic,
+    Workload,
+    config,
+    floor_seconds,
+)
 
 MOST_TAPS = 81  # the window is unrolled
 MOST_COLUMNS = 32  # a bit mask says which input columns exist
@@ -57,8 +70,8 @@ class _Tile:
         reach = (self.window.taps[1] - 1) * self.window.dilation[1] + 1
         rows = min(self.tile_y, ceil_div(reach, self.window.stride[1]))  # of unfinished sums
         words = self.ahead * self.span[1] * max(1, self.vector * self.itemsize // 4)
-        weights = (self.taps if self.hold else self.window.taps[2] + 8) * self.vector
-        return rows * self.tile_x * self.vector + self.span[1] * self.vector + words + weights + 28
+        weights = (self.taps if self.hold else 2 * self.window.taps[2]) * self.vector
+        return rows * self.tile_x * self.vector + self.span[1] * self.vector + words + weights + (28 if self.hold else 60)
 
     @property
     def blocks(self) -> int:
@@ -130,7 +143,7 @@ class Depthwise(Tactic):
                     if not workload.is_static:
                         wanted = 2
                     tile = _Tile(window, itemsize, vector, tile_y, tile_x, max(1, min(wanted, 3, tile.span[0])))
-                    if tile.span[1] > MOST_COLUMNS or tile.registers > 224 or tile_y * tile_x * tile.taps * vector > 3200:  # unrolled code
+                    if tile.span[1] > MOST_COLUMNS or tile.registers > 216 or tile_y * tile_x * tile.taps * vector > 3200:  # unrolled code
                         continue
                     found.append(config(vector=vector, tile_y=tile_y, tile_x=tile_x, ahead=tile.ahead))
         if not found:
@@ -149,7 +162,8 @@ class Depthwise(Tactic):
         if waves > 1:
             issue *= ceil(waves) / waves if waves < 4 else 1 + 0.3 / waves
         latency = max(1.0, waves) * (8e-7 + 5e-7 * tile.span[0] / tile.ahead)
-        return 1.5e-6 + max(floor_seconds(workload, device), issue, latency)
+        parts = (floor_seconds(workload, device), issue, latency)
+        return 1.5e-6 + sum(part**3 for part in parts) ** (1 / 3)  # the largest, and a little of the others
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
         weights = constants[1]  # [C, 1, *taps] -> [taps, C], in fp32 so that the kernel converts nothing

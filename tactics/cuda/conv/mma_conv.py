@@ -10,12 +10,33 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.ops import Convolution, Deconvolution
 from tactics.cuda.conv.common import (
-    Window, channel_alignment, merge_columns, merge_groups, pack_phases, pack_weights, phase_depth, phase_taps, planes_as_depth,
-    reads_planes, window_of, with_groups,
+    Window,
+    channel_alignment,
+    merge_columns,
+    merge_groups,
+    pack_phases,
+    pack_weights,
+    phase_depth,
+    phase_taps,
+    planes_as_depth,
+    reads_planes,
+    window_of,
+    with_groups,
 )  # fmt: skip
 from tactics.cuda.gemm import tiles
 from tactics.cuda.gemm.common import (
-    C_TYPES, NO_OPERANDS, Epilogue, ceil_div, defines, epilogue_of, null, pdl, refuse_types, round_up, vector_bytes, vector_columns,
+    C_TYPES,
+    NO_OPERANDS,
+    Epilogue,
+    ceil_div,
+    defines,
+    epilogue_of,
+    null,
+    pdl,
+    refuse_types,
+    round_up,
+    vector_bytes,
+    vector_columns,
     workspace,
 )  # fmt: skip
 from tactics.cuda.gemm.mma_gemm import reduction, tile_defines
@@ -61,12 +82,12 @@ class MmaConvolution(Tactic):
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         window = self._window(workload)
-        found = tiles.candidates(*_product(window), workload.inputs[0].dtype, False, device)
+        found = tiles.candidates(*_product(window), workload.inputs[0].dtype, False, device, _gather(workload, window))
         return [tile.config() for tile in found]
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         window = self._window(workload)
-        return tiles.estimate(tiles.tile_of(config), *_product(window), workload.inputs[0].dtype, device)
+        return tiles.estimate(tiles.tile_of(config), *_product(window), workload.inputs[0].dtype, device, _gather(workload, window))
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
         window, weights = self._window(workload), constants[1]
@@ -139,6 +160,14 @@ def _seen(workload: Workload) -> Window | Refusal:
         return window
     window = merge_columns(window, workload)
     return with_groups(window, window.groups // merge_groups(window, workload.inputs[0].dtype.itemsize))
+
+
+def _gather(workload: Workload, window: Window) -> float:
+    if window.pointwise:
+        return 0.0
+    align, _ = channel_alignment(workload, window)
+    whole = vector_bytes(workload.inputs[0].dtype.itemsize, align, window.in_channels) == 16
+    return tiles.GATHER if whole else tiles.GATHER_ELEMENTS
 
 
 def _phases(window: Window) -> tuple[int, int, int]:

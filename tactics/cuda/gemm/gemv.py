@@ -9,7 +9,20 @@ import numpy as np
 from fusion.ops import MatrixMultiply
 from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, fixed, pdl, refuse_types
 from tactics.cuda.gemm.mma_gemm import Product, k_alignment, product_of
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload, config, floor_seconds
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Tactic,
+    Workload,
+    config,
+    floor_seconds,
+)
 
 MOST_ROWS = 8
 WARPS = 4

@@ -12,8 +12,23 @@ from fusion.dtypes import DataType
 from fusion.ops import MatrixMultiply
 from tactics.cuda.gemm import tiles
 from tactics.cuda.gemm.common import (
-    C_TYPES, NO_OPERANDS, Epilogue, batches, ceil_div, defines, epilogue_of, fixed, null, pdl, refuse_types, round_up, sizes, two_level,
-    vector_bytes, vector_columns, workspace,
+    C_TYPES,
+    NO_OPERANDS,
+    Epilogue,
+    batches,
+    ceil_div,
+    defines,
+    epilogue_of,
+    fixed,
+    null,
+    pdl,
+    refuse_types,
+    round_up,
+    sizes,
+    two_level,
+    vector_bytes,
+    vector_columns,
+    workspace,
 )  # fmt: skip
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
 

@@ -14,7 +14,19 @@ from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, pdl, refuse_t
 from tactics.cuda.sm90.gemm_sm90 import Product, gemm_launch
 from tactics.cuda.sm90.tile_sm90 import TYPES, Problem, Tile, candidates, estimate, grid, refused, tile_defines, tile_of
 from tactics.tactic import (
-    Buffer, Config, DeviceSpec, Im2col, Kernel, Launch, Plan, Refusal, Scalar, Tactic, TensorMap, Workload, workload_bytes,
+    Buffer,
+    Config,
+    DeviceSpec,
+    Im2col,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Tactic,
+    TensorMap,
+    Workload,
+    workload_bytes,
 )  # fmt: skip
 
 

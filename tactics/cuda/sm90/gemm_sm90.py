@@ -13,7 +13,18 @@ from fusion.ops import MatrixMultiply
 from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, pdl, refuse_types, sizes, vector_columns
 from tactics.cuda.sm90.tile_sm90 import TYPES, Problem, Tile, candidates, estimate, grid, refused, tile_defines, tile_of
 from tactics.tactic import (
-    Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, TensorMap, Workload, workload_bytes,
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Tactic,
+    TensorMap,
+    Workload,
+    workload_bytes,
 )  # fmt: skip
 
 

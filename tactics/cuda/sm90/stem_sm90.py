@@ -9,11 +9,32 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.ops import Convolution
-from tactics.cuda.conv.common import Window, window_of
-from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, fixed, pdl, refuse_types, round_up
+from tactics.cuda.conv.common import Window, reads_planes, window_of
+from tactics.cuda.gemm.common import (
+    C_TYPES,
+    Epilogue,
+    ceil_div,
+    defines,
+    epilogue_of,
+    fixed,
+    pdl,
+    refuse_types,
+    round_up,
+)
 from tactics.cuda.sm90.tile_sm90 import SHARED, SHARED_RESERVED, SHARED_SM, refused
 from tactics.tactic import (
-    Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload, config, workload_bytes,
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Tactic,
+    Workload,
+    config,
+    workload_bytes,
 )  # fmt: skip
 
 CHANNELS = 4  # of a pixel in shared memory
@@ -21,7 +42,8 @@ TILE_W = 16  # output columns of a tile
 
 
 class Sm90Stem(Tactic):
-    """Tiles of output pixels whose patch of the image lies in shared memory; the weights stay there from tile to tile."""
+    """Tiles of output pixels whose patch of the image lies in shared memory; the weights stay there from tile to tile. The image may be
+    channels-last or channel planes."""
 
     id = "cuda.conv.sm90_stem"
     device = "cuda"
@@ -32,10 +54,10 @@ class Sm90Stem(Tactic):
             return refusal
         if not (len(workload.constant) > 1 and workload.constant[1]):
             return Refusal("the weights are not constant; they are repacked at build")
-        window = window_of(workload)
+        window = window_of(workload, planes=True)
         if isinstance(window, Refusal):
             return window
-        if window.in_channels > CHANNELS or (fixed(workload, 0, -1) == 1 and window.in_channels != 1):
+        if window.in_channels > CHANNELS or (fixed(workload, 0, 1 if reads_planes(workload) else -1) == 1 and window.in_channels != 1):
             return Refusal(f"{window.in_channels} input channels; this kernel takes up to {CHANNELS}, which do not vary")
         if window.groups != 1 or window.input[0] != 1 or window.taps[0] != 1:
             return Refusal("groups or three spatial dimensions; this kernel takes plain two-dimensional windows")
@@ -60,13 +82,14 @@ class Sm90Stem(Tactic):
             if blocks * warpgroups * (bn // 2 + 88) * 128 > 65536 or shared > SHARED or blocks * (shared + SHARED_RESERVED) > SHARED_SM:
                 continue
             found.append(choice)
-        return found
+        return sorted(found, key=lambda choice: self.estimate(workload, choice, device))
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         choice, window = dict(config), _window(workload)
         tiles = _tiles(window, choice) * ceil_div(window.out_channels, choice["bn"])
-        waves = ceil_div(tiles, device.multiprocessors * choice["blocks"])
-        return 3e-6 + max(waves * 2.2e-6 * choice["warpgroups"] ** 0.5, workload_bytes(workload) / device.bandwidth)
+        together = choice["blocks"] * choice["warpgroups"]  # warpgroups that share a multiprocessor
+        waves = max(1.0, tiles / (device.multiprocessors * choice["blocks"]))
+        return 2.5e-6 + max(waves * (0.5e-6 + 0.7e-6 * together), workload_bytes(workload) / device.bandwidth)
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
         return (pack_stem(constants[1], dict(config)["bn"]),)
@@ -76,9 +99,9 @@ class Sm90Stem(Tactic):
         assert isinstance(epilogue, Epilogue)
         dtype = C_TYPES[workload.inputs[0].dtype]
         values = defines(
-            IN_T=dtype, IMAGE_T=dtype, OUT_T=C_TYPES[workload.outputs[0].dtype], NCHW=0, CHANNELS=window.in_channels, FILTER_H=window.taps[1],
+            IN_T=dtype, IMAGE_T=dtype, OUT_T=C_TYPES[workload.outputs[0].dtype], NCHW=reads_planes(workload), CHANNELS=window.in_channels, FILTER_H=window.taps[1],
             FILTER_W=window.taps[2], STRIDE_H=window.stride[1], STRIDE_W=window.stride[2], PAD_H=window.pad[1], PAD_W=window.pad[2],
-            BN=choice["bn"], WARPGROUPS=choice["warpgroups"], MIN_BLOCKS=choice["blocks"], CHUNK=chunk(choice["bn"]),
+            BN=choice["bn"], WARPGROUPS=choice["warpgroups"], MIN_BLOCKS=choice["blocks"],
             VEC=gcd(8, window.out_channels), PDL=1 if pdl(device) else None,
         )  # fmt: skip
         kernel = Kernel("sm90/stem_sm90.cu", "convolution_stem", (*values, *epilogue.defines), epilogue.prelude)
@@ -92,14 +115,9 @@ class Sm90Stem(Tactic):
 
 
 def _window(workload: Workload) -> Window:
-    window = window_of(workload)
+    window = window_of(workload, planes=True)
     assert isinstance(window, Window)
     return window
-
-
-def chunk(bn: int) -> int:
-    """Columns that a warp writes at a time."""
-    return 32 if bn % 32 == 0 else 16
 
 
 def shared_bytes(window: Window, config: Config) -> int:
@@ -108,7 +126,7 @@ def shared_bytes(window: Window, config: Config) -> int:
     bn, warpgroups = choice["bn"], choice["warpgroups"]
     groups = ceil_div(window.taps[2], 4)
     rows, columns = (4 * warpgroups - 1) * window.stride[1] + window.taps[1], (TILE_W - 1) * window.stride[2] + groups * 4
-    return window.taps[1] * groups * bn * 32 + round_up(rows * columns * 8, 16) + warpgroups * 4 * 16 * (chunk(bn) + 8) * 4 + 16
+    return window.taps[1] * groups * bn * 32 + round_up(rows * columns * 8, 16) + warpgroups * 4 * 16 * 32 * 4 + 16
 
 
 def _tiles(window: Window, choice: Mapping[str, int]) -> int:

@@ -87,7 +87,7 @@ def test_damaged_models_never_crash(data: st.DataObject) -> None:
         assert str(error)
 
 
-@pytest.mark.parametrize(("opset", "part"), [(6, "opset 6 is older than 7"), (99, "opset 99 is unknown")])
+@pytest.mark.parametrize(("opset", "part"), [(5, "opset 5 is older than 6"), (99, "opset 99 is unknown")])
 def test_unknown_opset(opset: int, part: str) -> None:
     assert part in message(model_of(helper.make_node("Relu", ["x"], ["y"]), opset=opset))
 
@@ -157,6 +157,24 @@ def test_input_of_a_type_that_we_lack() -> None:
     model = relu()
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
     assert "input x: tensors of type STRING are not supported" in message(model)
+
+
+@pytest.mark.parametrize(
+    ("node", "part"),
+    [
+        (helper.make_node("Transpose", ["x"], ["y"], name="t", perm=[0, 0]), "t: Transpose (ai.onnx, opset 18): perm (0, 0)"),
+        (helper.make_node("Softmax", ["x"], ["y"], name="s", axis=7), "s: Softmax (ai.onnx, opset 18): axis 7"),
+        (helper.make_node("Concat", ["x", "x"], ["y"], name="c"), "c: Concat (ai.onnx, opset 18): attribute 'axis' is missing"),
+        (helper.make_node("MatMul", ["x", "x"], ["y"], name="m"), "m: MatMul (ai.onnx, opset 18)"),
+        (helper.make_node("Conv", ["x", "x"], ["y"], name="k"), "k: Conv (ai.onnx, opset 18): convolution over a tensor with 2"),
+        (helper.make_node("Add", ["x", ""], ["y"], name="a"), "a: Add (ai.onnx, opset 18): input 1 is missing"),
+        (helper.make_node("Gather", ["x"], ["y"], name="g"), "g: Gather (ai.onnx, opset 18): input 1 is missing"),
+    ],
+)
+def test_malformed_nodes_are_named(node: onnx.NodeProto, part: str) -> None:
+    model = model_of(node)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    assert part in message(model)
 
 
 # --- external data ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from fusion.importer import ModelError, UnsupportedModel, import_onnx
 from fusion.reference import run
 
 # How many cases passed with the onnx release named here; the number may only grow.
-PASSING, RELEASE = 1527, (1, 23)
+PASSING, PASSING_DYNAMIC, RELEASE = 1527, 1334, (1, 23)
 
 # Operators that trtcli does not have; cases that need one are not run, and the import must name the operator.
 OPERATORS = {
@@ -107,8 +109,8 @@ def operators_of(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
-def check(name: str, model: ModelProto, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-    network = import_onnx(prepared(name, model, inputs))
+def check(model: ModelProto, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    network = import_onnx(model)
     given = dict(zip((entry.name for entry in model.graph.input), inputs, strict=False))
     found = run(network, {name: array(given[name]) for name in network.inputs})
     for output, value in zip(network.outputs, map(array, outputs), strict=True):
@@ -118,32 +120,84 @@ def check(name: str, model: ModelProto, inputs: Sequence[Any], outputs: Sequence
         np.testing.assert_allclose(found[output].astype(float), value.astype(float), relative, absolute)
 
 
+@cache
+def cases() -> list[tuple[str, ModelProto, Any]]:
+    """(name, model, pairs of inputs and outputs) of every node test."""
+    from onnx.backend.test.loader import load_model_tests
+
+    found = load_model_tests(kind="node")
+    return [(case.name, case.model or onnx.load(f"{case.model_dir}/model.onnx"), case.data_sets) for case in found]
+
+
+def is_recorded_release() -> bool:
+    return tuple(map(int, onnx.__version__.split(".")[:2])) >= RELEASE
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_node_cases() -> None:
-    from onnx.backend.test.loader import load_model_tests
-
     passed, failures, stale = 0, [], []
-    for case in load_model_tests(kind="node"):
-        model = case.model or onnx.load(f"{case.model_dir}/model.onnx")
-        wanted = expected_to_run(case.name, model)
+    for name, model, data in cases():
+        wanted = expected_to_run(name, model)
         try:
-            for inputs, outputs in case.data_sets:
-                check(case.name, model, inputs, outputs)
+            for inputs, outputs in data:
+                check(prepared(name, model, inputs), inputs, outputs)
         except (UnsupportedModel, ModelError) as error:
             if wanted:
-                failures.append(f"{case.name}: {error}")
+                failures.append(f"{name}: {error}")
         except Exception as error:
             if wanted:
-                failures.append(f"{case.name}: {type(error).__name__}: {error}"[:500])
+                failures.append(f"{name}: {type(error).__name__}: {error}"[:500])
         else:
             passed += 1
-            if case.name in CASES:
-                stale.append(case.name)
+            if name in CASES:
+                stale.append(name)
     assert not failures, f"{len(failures)} cases fail\n" + "\n".join(failures[:40])
     assert not stale, f"these cases pass now: take them off the list: {stale}"
-    if tuple(map(int, onnx.__version__.split(".")[:2])) >= RELEASE:
+    if is_recorded_release():
         assert passed >= PASSING, f"only {passed} pass"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_node_cases_with_dynamic_sizes() -> None:
+    """The same cases with every size of every input left open: refused, or the same result."""
+    passed, failures = 0, []
+    for name, model, data in cases():
+        if not expected_to_run(name, model):
+            continue
+        try:
+            for inputs, outputs in data:
+                open_model = prepared(name, model, inputs)
+                for entry in open_model.graph.input:
+                    for axis, dim in enumerate(entry.type.tensor_type.shape.dim):
+                        dim.dim_param = f"{entry.name}_{axis}"
+                check(open_model, inputs, outputs)
+        except UnsupportedModel:
+            continue
+        except Exception as error:
+            failures.append(f"{name}: {type(error).__name__}: {error}"[:500])
+        else:
+            passed += 1
+    assert not failures, f"{len(failures)} cases fail\n" + "\n".join(failures[:40])
+    if is_recorded_release():
+        assert passed >= PASSING_DYNAMIC, f"only {passed} pass"
+
+
+@pytest.mark.parametrize(("kind", "count"), [("pytorch-converted", 82), ("pytorch-operator", 35)])
+def test_models_converted_from_pytorch(kind: str, count: int) -> None:
+    """Small networks in opset 6, the oldest that is imported, with recorded results."""
+    from onnx.backend.test.loader import load_model_tests
+
+    found = load_model_tests(kind=kind)
+    for case in found:
+        folder = Path(case.model_dir) / "test_data_set_0"
+        inputs, outputs = (
+            [onnx.load_tensor(folder / f"{name}_{index}.pb") for index in range(len(list(folder.glob(f"{name}_*.pb"))))]
+            for name in ("input", "output")
+        )
+        check(onnx.load(f"{case.model_dir}/model.onnx"), inputs, outputs)
+    assert len(found) >= count
 
 
 def test_missing_operators_are_missing() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -176,3 +180,9 @@ def test_number_of_operators_only_grows() -> None:
     found = operators()
     assert len(found[""]) >= 138
     assert len(found["com.microsoft"]) >= 9
+
+
+def test_onnx_is_imported_late() -> None:
+    """``trtcli --help`` and loading an engine must not pay for onnx."""
+    code = "import sys, fusion.importer, fusion.reference; assert 'onnx' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

@@ -182,6 +182,16 @@ def test_order(check, shape, data, largest, flag, dtype, seed):
 
 def test_topk_on_several_threads(check):
     check(TopK(7, 1), [values(0, 40, 500)])
+    check(TopK(7, 0, False), [values(0, 500, 40)])
+
+
+def test_topk_of_strange_floats(check):
+    """Zeros of both signs are equal, NaN is the largest, infinities are in between."""
+    x = np.array([[0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, np.nan, 3.0, -3.0, 0.0]], np.float32)
+    for largest in (True, False):
+        assert {"cpu.topk.partition", "cpu.topk.sort"} <= check(TopK(9, 1, largest), [x])
+    check(TopK(2, 0), [np.array([5, 2**62, -1, 2**62], np.int64)])
+    check(TopK(2, 0), [np.array([5, -(2**31), 2**31 - 1, 5], np.int32)])
 
 
 @pytest.mark.parametrize(

@@ -103,3 +103,18 @@ def test_image_planes(sizes, kind: str) -> None:  # noqa: ANN001
     run(MmaConvolution(), case, configs=2)
     assert isinstance(window_of(case[0]), Refusal)
     assert "channels-last" in Depthwise().supports(case[0], A100).reason  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize(("window", "stride", "dilation"), [((3, 3), (1, 1), (1, 1)), ((5, 3), (2, 2), (1, 1)), ((3, 3), (1, 2), (2, 2))])
+def test_depthwise(window, stride, dilation, kind: str) -> None:  # noqa: ANN001
+    pad = tuple(size // 2 for size in window)
+    run(Depthwise(), conv(2, (9, 10), 24, 24, window, stride, pad, dilation, 24, kind=kind), configs=3)
+
+
+def test_depthwise_odd_channels_and_one_dimension() -> None:
+    run(Depthwise(), conv(2, (5, 7), 9, 9, (3, 3), 1, 1, 1, 9), configs=2)
+    run(Depthwise(), conv(2, (23,), 12, 12, (7,), 2, 3, 1, 12, bare=True), configs=2)
+    wide = conv(1, (80,), 4, 4, (9,), 1, 4, 5, 4, bare=True)
+    assert "41 input columns" not in str(Depthwise().supports(wide[0], A100))
+    assert isinstance(Depthwise().supports(wide[0], A100), Refusal)

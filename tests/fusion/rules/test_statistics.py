@@ -1,0 +1,274 @@
+"""Reductions, softmax and normalisations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fusion.dims import symbol
+from fusion.dtypes import DataType
+from fusion.expression import Convert, Literal, apply
+from fusion.graph import Limits
+from fusion.ops import Normalization, Pooling, Reduce, Softmax
+from fusion.rules import (
+    constant_operand,
+    layer_normalization,
+    log_sum_exp,
+    neutral_element,
+    normalization_cast,
+    normalization_pointwise,
+    pointwise,
+    power,
+    reduce_pointwise,
+    reduce_pooling,
+    reduce_prologue,
+    rms_normalization,
+    softmax_log,
+    softmax_pointwise,
+    softmax_prologue,
+)
+from tests.fusion.fusing import fuse, kinds, only, refused
+from tests.fusion.networks import X0, X1, Build
+
+FLOAT, HALF = DataType.FLOAT, DataType.HALF
+CUDA = Limits(device="cuda")
+
+
+def lit(value: float, dtype: DataType = FLOAT) -> Literal:
+    return Literal(value, dtype)
+
+
+# --- reduce ----------------------------------------------------------------------------------------------------------
+
+REDUCE = (log_sum_exp.RULE, reduce_pointwise.RULE, reduce_prologue.RULE)
+
+
+@pytest.mark.parametrize(
+    "before, kind, after",
+    [("abs", "sum", None), ("square", "sum", None), ("square", "sum", "sqrt"), (None, "mean", "log"), ("exp", "max", None)],
+)
+def test_norms(before: str | None, kind: str, after: str | None) -> None:
+    build = Build()
+    y = build.input("x", 2, 3, 4)
+    if before:
+        y = build.pointwise("before", before, y)
+    if after == "log":
+        y = build.pointwise("positive", "exp", y)
+    y = build.layer("reduce", Reduce(kind, (2,), False), y)
+    if after:
+        y = build.pointwise("after", after, y)
+    (layer,) = fuse(build.network(y), *REDUCE).layers
+    assert isinstance(layer.op, Reduce)
+
+
+def test_log_sum_exp() -> None:
+    build = Build()
+    y = build.pointwise("exp", "exp", build.input("x", 2, 5))
+    y = build.pointwise("log", "log", build.layer("sum", Reduce("sum", (1,), True), y))
+    network = fuse(build.network(y), *REDUCE)
+    assert network.layers[0].op == Reduce("logsumexp", (1,), True)
+    assert network.layers[0].name == "exp + sum + log"
+
+
+@pytest.mark.parametrize("function, kind", [("exp", "mean"), ("square", "sum")])
+def test_other_logarithms_of_sums_are_no_log_sum_exp(function: str, kind: str) -> None:
+    build = Build()
+    y = build.pointwise("f", function, build.input("x", 2, 5))
+    y = build.pointwise("log", "log", build.layer("sum", Reduce(kind, (1,), True), y))
+    assert fuse(build.network(y), *REDUCE).layers[0].op.kind == kind
+
+
+def test_a_prologue_has_one_operand() -> None:
+    build = Build()
+    y = build.pointwise("mul", "mul", build.input("x", 2, 5), build.input("y", 2, 5))
+    miss = refused(build.network(build.layer("sum", Reduce("sum", (1,), True), y)), reduce_prologue.RULE)
+    assert miss.condition == "operands"
+
+
+def test_a_prologue_does_not_broadcast() -> None:
+    build = Build()
+    y = build.pointwise("add", apply("add", X0, X1), build.input("x", 5), build.constant("c", (2, 5)))
+    miss = refused(build.network(build.layer("sum", Reduce("sum", (1,), True), y)), reduce_prologue.RULE)
+    assert miss.condition == "operands"
+
+
+def test_an_integer_input_is_not_converted_in_a_prologue() -> None:
+    build = Build()
+    y = build.pointwise("cast", Convert(FLOAT, X0), build.input("x", 2, 5, dtype=DataType.INT64))
+    miss = refused(build.network(build.layer("sum", Reduce("sum", (1,), True), y)), reduce_prologue.RULE)
+    assert miss.condition == "data type"
+
+
+def test_widening_before_a_reduction_moves_behind_it() -> None:
+    build = Build()
+    y = build.pointwise("wide", Convert(FLOAT, X0), build.input("x", 2, 50, dtype=HALF))
+    network = fuse(build.network(build.layer("sum", Reduce("sum", (1,), True), y)), reduce_prologue.RULE)
+    assert network.layers[0].op == Reduce("sum", (1,), True, epilogue=Convert(FLOAT, X0))
+
+
+def mean(shape: tuple, axes: tuple[int, ...] = (2, 3), keep: bool = True):  # type: ignore[no-untyped-def]
+    build = Build()
+    y = build.layer("mean", Reduce("mean", axes, keep), build.input("x", *shape))
+    return build.network(build.pointwise("relu", "relu", y))
+
+
+def test_a_spatial_mean_becomes_pooling_on_a_gpu() -> None:
+    network = fuse(mean((2, 3, 4, 5)), reduce_pointwise.RULE, reduce_pooling.RULE, limits=CUDA)
+    assert only(network, Pooling).op.window == (4, 5)
+
+
+@pytest.mark.parametrize(
+    "shape, keep, limits, condition",
+    [
+        ((2, 3, 4, 5), True, Limits(), "device"),
+        ((2, 3, 4, 5), False, CUDA, "keepdims"),
+        ((2, 3, symbol("h"), 5), True, CUDA, "dynamic"),
+        ((2, 3, 64, 64), True, CUDA, "size"),
+    ],
+)
+def test_other_means_stay(shape: tuple, keep: bool, limits: Limits, condition: str) -> None:
+    miss = refused(mean(shape, keep=keep), reduce_pooling.RULE, limits=limits, sizes={"h": 4})
+    assert miss.condition == condition
+
+
+def test_a_mean_over_channels_is_no_pooling() -> None:
+    assert "Reduce" in kinds(fuse(mean((2, 3, 4, 5), (1, 2)), reduce_pooling.RULE, limits=CUDA))
+
+
+# --- softmax ---------------------------------------------------------------------------------------------------------
+
+SOFTMAX = (softmax_log.RULE, softmax_pointwise.RULE, softmax_prologue.RULE)
+
+
+def test_softmax_takes_scale_and_cast() -> None:
+    build = Build()
+    y = build.pointwise("scale", apply("mul", X0, lit(0.5)), build.input("x", 2, 5))
+    y = build.pointwise("narrow", Convert(HALF, X0), build.layer("softmax", Softmax(1), y))
+    (layer,) = fuse(build.network(y), *SOFTMAX, tolerance=1e-3).layers
+    assert layer.op == Softmax(1, prologue=apply("mul", X0, lit(0.5)), epilogue=Convert(HALF, X0))
+
+
+def test_log_softmax() -> None:
+    build = Build()
+    y = build.pointwise("log", "log", build.layer("softmax", Softmax(1), build.input("x", 2, 5)))
+    (layer,) = fuse(build.network(y), *SOFTMAX).layers
+    assert layer.op == Softmax(1, log=True)
+    assert "softmax-log" in layer.fusions
+
+
+def test_the_logarithm_of_something_else_is_no_log_softmax() -> None:
+    build = Build()
+    y = build.layer("softmax", Softmax(1), build.input("x", 2, 5))
+    y = build.pointwise("f", apply("add", X0, apply("log", X0)), y)
+    assert not fuse(build.network(y), *SOFTMAX).layers[0].op.log
+
+
+# --- normalisations written out --------------------------------------------------------------------------------------
+
+WRITTEN = (constant_operand.RULE, neutral_element.RULE, power.RULE, pointwise.RULE)
+NORMS = (layer_normalization.RULE, rms_normalization.RULE)
+
+
+class Norms(Build):
+    def layer_norm(self, x: str, axes: tuple[int, ...], size: int, square: str = "pow", root: str = "div", scale: bool = True) -> str:
+        mean = self.layer("mean", Reduce("mean", axes, True), x)
+        data = self.pointwise("sub", "sub", x, mean)
+        return self.rest(data, data, axes, size, square, root, scale)
+
+    def rest(self, data: str, squared: str, axes: tuple[int, ...], size: int, square: str, root: str, scale: bool) -> str:
+        if square == "pow":
+            squares = self.pointwise("pow", apply("pow", X0, lit(2)), squared)
+        else:
+            squares = self.pointwise("mul0", "mul", squared, squared)
+        variance = self.layer("variance", Reduce("mean", axes, True), squares)
+        variance = self.pointwise("epsilon", apply("add", X0, lit(1e-5)), variance)
+        deviation = self.pointwise("sqrt", "sqrt", variance)
+        if root == "div":
+            y = self.pointwise("div", "div", data, deviation)
+        else:
+            inverse = self.pointwise("reciprocal", apply("div", lit(1), X0), deviation)
+            y = self.pointwise("times", "mul", data, inverse)
+        if scale:
+            y = self.pointwise("scale", "mul", y, self.constant("g", (size,)))
+            y = self.pointwise("shift", "add", y, self.constant("b", (size,)))
+        return y
+
+
+@pytest.mark.parametrize("square", ["pow", "mul"])
+@pytest.mark.parametrize("root", ["div", "times"])
+@pytest.mark.parametrize("scale", [True, False])
+def test_layer_normalisation_written_out(square: str, root: str, scale: bool) -> None:
+    build = Norms()
+    y = build.layer_norm(build.input("x", symbol("batch"), 5, 16), (2,), 16, square, root, scale)
+    network = fuse(build.network(y), *WRITTEN, sizes={"batch": 2})
+    network = fuse(network, *NORMS, tolerance=1e-4, sizes={"batch": 2})
+    (layer,) = network.layers
+    assert isinstance(layer.op, Normalization)
+    assert layer.op.center
+    assert layer.op.axes == (2,)
+    assert layer.op.epsilon == pytest.approx(1e-5)
+    assert layer.fusions[-1] == "layer-normalization"
+    assert len(layer.inputs) == (3 if scale else 1)
+
+
+@pytest.mark.parametrize("root", ["div", "times"])
+def test_rms_normalisation_written_out(root: str) -> None:
+    build = Norms()
+    x = build.input("x", 2, 5, 16)
+    y = build.rest(x, x, (2,), 16, "pow", root, scale=True)
+    network = fuse(fuse(build.network(y), *WRITTEN), *NORMS, tolerance=1e-4)
+    (layer,) = network.layers
+    assert not layer.op.center
+
+
+def test_rms_normalisation_of_a_narrow_type_in_float32() -> None:
+    """As exported from models that cast up, normalise, and cast down again."""
+    build = Norms()
+    x = build.pointwise("wide", Convert(FLOAT, X0), build.input("x", 2, 5, 16, dtype=HALF))
+    y = build.rest(x, x, (2,), 16, "pow", "times", scale=False)
+    y = build.pointwise("narrow", Convert(HALF, X0), y)
+    y = build.pointwise("scale", "mul", y, build.constant("g", build.random.standard_normal(16).astype(np.float16)))
+    network = fuse(fuse(build.network(y), *WRITTEN, tolerance=2e-3), *NORMS, normalization_cast.RULE, tolerance=2e-3)
+    (layer,) = network.layers
+    assert layer.inputs[0] == "x"
+
+
+def test_statistics_over_other_axes_are_no_layer_normalisation() -> None:
+    build = Norms()
+    x = build.input("x", 2, 5, 16)
+    mean = build.layer("mean", Reduce("mean", (1,), True), x)
+    data = build.pointwise("sub", "sub", x, mean)
+    y = build.rest(data, data, (2,), 16, "pow", "div", scale=False)
+    network = fuse(fuse(build.network(y), *WRITTEN), *NORMS, tolerance=1e-4)
+    assert not only(network, Normalization).op.center  # the second half is one, of centred data
+    assert "Reduce" in kinds(network)
+
+
+def test_dividing_something_else_is_no_normalisation() -> None:
+    build = Norms()
+    x, other = build.input("x", 2, 5, 16), build.input("y", 2, 5, 16)
+    y = build.rest(other, x, (2,), 16, "pow", "div", scale=False)
+    network = fuse(fuse(build.network(y), *WRITTEN), *NORMS, tolerance=1e-4)
+    assert "Normalization" not in kinds(network)
+
+
+def test_a_variance_that_is_read_elsewhere_stays() -> None:
+    build = Norms()
+    y = build.layer_norm(build.input("x", 2, 5, 16), (2,), 16)
+    network = fuse(build.network(y, "variance:out"), *WRITTEN)
+    assert refused(network, *NORMS).condition == "network output"
+
+
+def test_normalisation_takes_scale_and_shift() -> None:
+    build = Build()
+    y = build.layer("norm", Normalization((1,), 1e-5), build.input("x", 2, 16))
+    y = build.pointwise("scale", "mul", y, build.constant("g", (16,)))
+    network = fuse(build.network(build.pointwise("relu", "relu", y)), normalization_pointwise.RULE)
+    assert [layer.name for layer in network.layers] == ["norm + scale + relu"]
+
+
+def test_a_narrowing_cast_before_a_normalisation_stays() -> None:
+    build = Build()
+    y = build.pointwise("narrow", Convert(HALF, X0), build.input("x", 2, 16))
+    network = build.network(build.layer("norm", Normalization((1,), 1e-5), y))
+    assert len(fuse(network, normalization_cast.RULE).layers) == 2

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fusion.dtypes import DataType
+from fusion.expression import Convert, Literal, apply
+from fusion.ops import Convolution, Cumulative, Fill, Gather, MatrixMultiply, Range, Reduce, Softmax
+from fusion.passes import FusionOptions, optimize
+from fusion.precision import to_half
+from fusion.reference import run
+from fusion.rewrite import validate
+from tests.fusion.networks import X0, X1, Build, assert_same, random_inputs
+
+FLOAT, HALF, BF16, INT64 = DataType.FLOAT, DataType.HALF, DataType.BF16, DataType.INT64
+TOLERANCE = {HALF: 1e-2, BF16: 8e-2}
+
+
+def number(value: float) -> Literal:
+    return Literal(value, FLOAT)
+
+
+def mlp() -> Build:
+    build = Build()
+    y = build.layer("fc1", MatrixMultiply(), build.input("x", 4, 16), build.constant("w1", (16, 8)))
+    y = build.pointwise("bias", "add", y, build.constant("b1", (8,)))
+    y = build.pointwise("scale", apply("mul", X0, number(0.25)), y)
+    y = build.layer("softmax", Softmax(1), y)
+    build.last = y  # type: ignore[attr-defined]
+    return build
+
+
+@pytest.mark.parametrize("dtype", [HALF, BF16])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_inside_narrow_outside_as_it_was(dtype: DataType, device: str) -> None:
+    build = mlp()
+    network = build.network(build.last)  # type: ignore[attr-defined]
+    plain, warnings = to_half(network, dtype)
+    validate(plain)
+    assert warnings == ()
+    assert_same(network, plain, TOLERANCE[dtype])
+    result = optimize(network, FusionOptions(precision=dtype, device=device))
+    validate(result.network)
+    assert_same(network, result.network, TOLERANCE[dtype])
+    product = next(layer for layer in result.network.layers if isinstance(layer.op, MatrixMultiply))
+    assert {result.network.tensors[name].dtype for name in product.inputs} == {dtype}
+    # The cast at the end is the softmax's own.
+    assert [type(layer.op).__name__ for layer in result.network.layers] == ["Pointwise", "MatrixMultiply", "Softmax"]
+
+
+def test_a_network_without_float32_is_left_alone() -> None:
+    build = Build()
+    network = build.network(build.pointwise("relu", "relu", build.input("x", 3, dtype=HALF)))
+    assert to_half(network, HALF) == (network, ())
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, DataType.INT8])
+def test_other_types_are_refused(dtype: DataType) -> None:
+    build = mlp()
+    with pytest.raises(ValueError, match=dtype.value):
+        to_half(build.network(build.last), dtype)  # type: ignore[attr-defined]
+
+
+def test_weights_that_do_not_fit_are_clamped_and_told() -> None:
+    build = Build()
+    w = build.constant("w", np.array([1.0, -1e6, 3e5], np.float32))
+    network = build.network(build.pointwise("mul", "mul", build.input("x", 3), w))
+    result, warnings = to_half(network, HALF)
+    assert len(warnings) == 1
+    assert "w" in warnings[0]
+    assert "1e+06" in warnings[0]
+    assert "65504" in warnings[0]
+    value = next(iter(result.constants.values()))
+    np.testing.assert_array_equal(value, np.array([1, -65504, 65504], np.float16))
+    assert to_half(network, BF16)[1] == ()
+
+
+def test_infinite_weights_become_the_largest_number_quietly() -> None:
+    build = Build()
+    mask = build.constant("mask", np.array([0, -np.inf, 0], np.float32))
+    network = build.network(build.pointwise("add", "add", build.input("x", 3), mask))
+    result, warnings = to_half(network, HALF)
+    assert warnings == ()
+    assert np.isfinite(next(iter(result.constants.values()))).all()
+
+
+def test_masks_made_from_integers_stay_finite() -> None:
+    """(1 - mask) * -1e9, the mask of many language models: -infinity would give NaN where 0 * -infinity stands."""
+    build = Build()
+    mask = build.pointwise("cast", Convert(FLOAT, X0), build.input("mask", 2, 5, dtype=INT64))
+    mask = build.pointwise("invert", apply("mul", apply("sub", number(1.0), X0), number(-1e9)), mask)
+    y = build.layer("softmax", Softmax(1), build.pointwise("add", "add", build.input("x", 2, 5), mask))
+    network = build.network(y)
+    for precise in (to_half(network, HALF)[0], optimize(network, FusionOptions(precision=HALF)).network):
+        outputs = run(precise, {**random_inputs(network), "mask": np.ones((2, 5), np.int64)})
+        assert np.isfinite(outputs[y]).all()
+        assert_same(network, precise, 1e-2)
+
+
+def test_large_literals_stay_finite() -> None:
+    build = Build()
+    y = build.pointwise("where", apply("where", X1, X0, number(-1e9)), build.input("x", 4), build.input("c", 4, dtype=DataType.BOOL))
+    network, _ = to_half(build.network(y), HALF)
+    assert np.isfinite(run(network, {"x": np.zeros(4, np.float32), "c": np.zeros(4, bool)})[y]).all()
+
+
+def test_index_arithmetic_stays_float32() -> None:
+    """Positions beyond 2048 do not exist in float16."""
+    build = Build()
+    x = build.input("x", 1, dtype=INT64)
+    y = build.pointwise("float", apply("add", Convert(FLOAT, X0), number(3000.0)), x)
+    y = build.pointwise("int", Convert(INT64, apply("add", X0, number(1.0))), y)
+    network = build.network(build.layer("gather", Gather(0), build.constant("table", (4096,)), y))
+    result = optimize(network, FusionOptions(precision=HALF)).network
+    assert_same(network, result, 1e-2)
+
+
+@pytest.mark.parametrize("op", [Cumulative(1), Reduce("sum", (1,), True)])
+def test_long_sums_are_exact(op: object) -> None:
+    build = Build()
+    network = build.network(build.layer("sum", op, build.input("x", 1, 4096)))  # type: ignore[arg-type]
+    result = optimize(network, FusionOptions(precision=HALF)).network
+    ones = {"x": np.full((1, 4096), 1.0, np.float32)}
+    np.testing.assert_array_equal(next(iter(run(result, ones).values()))[0, -1], 4096)
+
+
+def test_ranges_are_exact() -> None:
+    build = Build()
+    y = build.layer("range", Range(0.0, 1.0, 4096, FLOAT))
+    network = build.network(build.pointwise("int", Convert(INT64, X0), y), build.pointwise("x", "neg", build.input("x0", 2)))
+    assert_same(network, optimize(network, FusionOptions(precision=HALF)).network, 1e-2)
+
+
+def test_fill_takes_the_type() -> None:
+    build = Build()
+    y = build.pointwise("add", "add", build.input("x", 3), build.layer("fill", Fill((3,), FLOAT, 0.5)))
+    network, _ = to_half(build.network(y), HALF)
+    validate(network)
+    assert_same(build.network(y), network, 1e-2)
+
+
+def test_an_output_that_is_also_read_inside() -> None:
+    build = Build()
+    y = build.pointwise("tanh", "tanh", build.input("x", 3, 4))
+    z = build.layer("softmax", Softmax(1), y)
+    network = build.network(y, z)
+    for device in ("cpu", "cuda"):
+        result = optimize(network, FusionOptions(precision=HALF, device=device)).network
+        validate(result)
+        assert_same(network, result, 1e-2)
+
+
+def test_an_input_that_is_an_output() -> None:
+    build = Build()
+    x = build.input("x", 3, 4)
+    network = build.network(build.pointwise("tanh", "tanh", x), x)
+    result, _ = to_half(network, HALF)
+    validate(result)
+    assert_same(network, result, 1e-2)
+
+
+def test_a_convolution_network_on_a_gpu() -> None:
+    build = Build()
+    y = build.layer("conv", Convolution((1, 1), (1, 1), (1, 1), (1, 1)), build.input("x", 2, 3, 6, 6), build.constant("w", (4, 3, 3, 3)))
+    y = build.pointwise("relu", "relu", build.pointwise("bias", "add", y, build.constant("b", (4, 1, 1))))
+    network = build.network(y)
+    result = optimize(network, FusionOptions(precision=BF16, device="cuda")).network
+    validate(result)
+    assert_same(network, result, 5e-2)

@@ -1,0 +1,118 @@
+"""Attention kernels on the CPU harness (tensor-core instructions emulated) against the operation's NumPy meaning."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fusion.dtypes import DataType
+from fusion.network import TensorType
+from fusion.ops import Attention
+from tactics.compiler import compile_cubin
+from tactics.cuda.attention.attention import MmaAttention, SimtAttention
+from tactics.tactic import Config, DeviceSpec, Launch, Refusal, Tactic, Workload, config
+from tests.harness.emulated import emulated
+from tests.harness.fiber import A100, H100, available, close, kernels, run_plan
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
+SMALL = config(warps=2, row_tiles=1, block_kv=32)
+LIMITS = {"float16": 2e-3, "bfloat16": 1.2e-2, "float32": 1e-5}
+
+
+def attention(b, h, s_q, s_k, d, dtype=DataType.HALF, mask=None, causal=False, layout="bhsd", kv_heads=None, d_v=None, boolean=False):
+    """(workload, inputs, expected)."""
+    generator = np.random.default_rng(5)
+    sizes = [(h, s_q, d), (kv_heads or h, s_k, d), (kv_heads or h, s_k, d_v or d)]
+    inputs = []
+    for heads, length, size in sizes:
+        one = generator.normal(size=(b, heads, length, size)).astype(dtype.numpy)
+        inputs.append(np.ascontiguousarray(one.transpose(["bhsd".index(axis) for axis in layout])))
+    if mask is not None and boolean:
+        values = generator.random(mask) > 0.4
+        values[..., 0] = True
+        inputs.append(values)
+    elif mask is not None:
+        values = generator.normal(size=mask)
+        values[..., -1] = -math.inf
+        inputs.append(values.astype(dtype.numpy))
+    types = tuple(TensorType(DataType.BOOL if one.dtype == np.bool_ else dtype, one.shape) for one in inputs)
+    op = Attention(d**-0.5, causal, mask is not None, (layout,) * 4)
+    return Workload(op, types, op.infer(types)), inputs, op.evaluate(inputs)
+
+
+def run(tactic: Tactic, case, chosen: Config = (), device: DeviceSpec = A100) -> None:  # noqa: ANN001
+    workload, inputs, expected = case
+    refusal = tactic.supports(workload, device)
+    assert refusal is None, refusal
+    assert chosen in tactic.configs(workload, device)
+    (result,) = run_plan(emulated(tactic.plan(workload, chosen, device)), inputs, workload.outputs)
+    close(result, expected[0], f"{tactic.id} {dict(chosen)}", LIMITS)
+
+
+CASES = {
+    "keys past the last block": dict(sizes=(2, 2, 37, 53, 64)),
+    "one mask row in pairs": dict(sizes=(2, 2, 20, 70, 64), mask=(2, 1, 1, 70), layout="bshd"),
+    "one mask row of odd length": dict(sizes=(2, 2, 20, 71, 64), mask=(2, 1, 1, 71)),
+    "a mask for every query": dict(sizes=(1, 2, 33, 40, 64), mask=(1, 2, 33, 40)),
+    "one column of mask": dict(sizes=(1, 2, 18, 40, 64), mask=(18, 1), boolean=True),
+    "boolean pairs": dict(sizes=(2, 2, 17, 66, 64), mask=(2, 1, 1, 66), boolean=True),
+    "boolean odd": dict(sizes=(1, 2, 33, 33, 64), mask=(33, 33), boolean=True),
+    "causal, fewer keys than queries": dict(sizes=(1, 2, 50, 33, 64), causal=True),
+    "shared key heads": dict(sizes=(1, 4, 20, 65, 64), causal=True, kv_heads=2),
+    "one query": dict(sizes=(2, 2, 1, 45, 64)),
+    "bfloat16": dict(sizes=(1, 2, 33, 40, 64), dtype=DataType.BF16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tensor_cores(name: str) -> None:
+    case = dict(CASES[name])
+    run(MmaAttention(), attention(*case.pop("sizes"), **case), SMALL)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("d", "d_v"), [(33, 33), (64, 24)])
+def test_head_sizes(d: int, d_v: int) -> None:
+    run(MmaAttention(), attention(1, 2, 20, 37, d, d_v=d_v), SMALL)
+
+
+@pytest.mark.parametrize("chosen", [config(warps=1, row_tiles=2, block_kv=64), config(warps=4, row_tiles=1, block_kv=128)])
+def test_other_tiles(chosen: Config) -> None:
+    run(MmaAttention(), attention(1, 1, 37, 140, 64, mask=(1, 1, 1, 140)), chosen)
+
+
+@pytest.mark.parametrize("name", ["one mask row in pairs", "boolean odd", "shared key heads"])
+def test_reference(name: str) -> None:
+    case = dict(CASES[name])
+    run(SimtAttention(), attention(*case.pop("sizes"), **case))  # type: ignore[misc]
+
+
+def test_refusals_name_what_was_found() -> None:
+    workload, *_ = attention(1, 1, 4, 4, 300)
+    assert "300" in MmaAttention().supports(workload, A100).reason  # type: ignore[union-attr]
+    workload, *_ = attention(1, 1, 4, 4, 64, DataType.FLOAT)
+    assert isinstance(MmaAttention().supports(workload, A100), Refusal)
+    assert SimtAttention().supports(workload, A100) is None
+
+
+def test_sequence_length_that_varies_keeps_the_kernel() -> None:
+    """A longer sequence must launch the same kernel with other arguments."""
+    plans = []
+    for length in (64, 100):
+        workload, *_ = attention(1, 2, length, length, 64)
+        varying = Workload(workload.op, workload.inputs, workload.outputs, (), ((False, False, True, False),) * 4)
+        plans.append(MmaAttention().plan(varying, SMALL, H100))
+    assert kernels(plans[0]) == kernels(plans[1])
+    first, second = (plan.steps[0] for plan in plans)
+    assert isinstance(first, Launch) and isinstance(second, Launch) and first.grid != second.grid
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a", "sm_120a"])
+def test_compiles_without_spills(arch: str) -> None:
+    device = DeviceSpec("cuda", "test", arch, int(arch[3:].rstrip("a")), 100, 65536 if arch == "sm_75" else 101376)
+    for d, mask in ((64, None), (64, (2, 1, 1, 197)), (128, None)):
+        workload, *_ = attention(2, 1, 197, 197, d, mask=mask)
+        for kernel in kernels(MmaAttention().plan(workload, MmaAttention().configs(workload, device)[0], device)):
+            resources = compile_cubin(kernel.source(), kernel.defines, arch).resources
+            assert resources.spill_stores == 0, (arch, d, mask, resources)
