@@ -226,7 +226,11 @@ def main() -> None:
     for one in exports:
         one.wait()
     deadline = time.monotonic() + given.seconds
-    flags = [item for item in sys.argv[1:] if item.startswith("--")]
+    flags = [
+        f"--{name}={value}" for name, value in vars(given).items()
+        if name in ("peers", "folder", "cache", "level", "layers", "results") and value != ""
+    ]  # fmt: skip
+    flags += [f"--{name}" for name in ("dynamic", "verbose") if getattr(given, name)]
     for job in jobs:
         left = deadline - time.monotonic()
         print(f"== {job} ({left:.0f} s left)", flush=True)

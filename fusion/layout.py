@@ -266,8 +266,8 @@ class _Conversion:
         # Fewer axes: they are the last ones of the channels-first order, and must be given their places first.
         full = (1,) * (rank - len(shape)) + tuple(shape)
         if name in self.network.constants:
-            moved = self.network.constants[name].reshape(full).transpose(order_for(rank))  # type: ignore[arg-type]
-            while moved.ndim > 1 and moved.shape[0] == 1:
+            moved: np.ndarray = self.network.constants[name].reshape(full).transpose(order_for(rank))  # type: ignore[arg-type]
+            while moved.ndim > 1 and len(moved) == 1:
                 moved = moved[0]
             target = f"{name}.last{rank}"
             self.constants[target] = np.ascontiguousarray(moved)

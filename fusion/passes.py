@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -15,6 +15,7 @@ from fusion.precision import to_half
 from fusion.rewrite import ALL, Applied, Miss, Record, Rule, apply_rules
 from fusion.rules import (
     attention,
+    attention_heads,
     attention_layout,
     cast_chain,
     common_subexpression,
@@ -26,6 +27,7 @@ from fusion.rules import (
     convolution_sum,
     epilogue_operand,
     gelu,
+    group_normalization,
     hard_swish,
     layer_normalization,
     log_sum_exp,
@@ -79,8 +81,8 @@ PRODUCTS = (
     reshape_rows.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
-STATISTICS = (layer_normalization.RULE, rms_normalization.RULE)
-ATTENTION = (attention.RULE, attention_layout.RULE)
+STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, group_normalization.RULE)
+ATTENTION = (attention.RULE, attention_heads.RULE, attention_layout.RULE)
 READERS = (
     softmax_log.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE,
@@ -175,19 +177,20 @@ def check_rules(options: FusionOptions) -> None:
             raise ValueError(f"--disableFusion={item}: there is no rule {name!r}; rules are {', '.join(sorted(RULES))}")
     for name in options.enabled:
         if name not in {rule.name for rule in OPTIONAL}:
-            raise ValueError(f"there is no optional rule {name!r}; there is {', '.join(rule.name for rule in OPTIONAL)}")
+            raise ValueError(
+                f"there is no optional rule {name!r}; there is {', '.join(rule.name for rule in OPTIONAL)}"
+            )
 
 
 def _fuse(network: Network, limits: Limits, options: FusionOptions, record: Record) -> Network:
     graph = Graph(network, limits)
     graph.prune()
     chosen = tuple(rule for rule in OPTIONAL if rule.name in options.enabled)
-    for _, rules in PASSES:
-        run_pass(graph, (*rules, *chosen) if rules is PASSES[-1][1] else rules, options.disabled, record)
+    for name, rules in PASSES:
+        # "readers" has nearly all rules and runs until nothing changes; what an earlier step missed is found there.
+        apply_rules(graph, rules, options.disabled, record, once=name != "readers")
+        graph.prune()
+    if chosen:
+        apply_rules(graph, chosen, options.disabled, record)
+        graph.prune()
     return graph.rebuild()
-
-
-def run_pass(graph: Graph, rules: Sequence[Rule], disabled: Sequence[str] = (), record: Record | None = None) -> None:
-    """Applies ``rules`` until nothing changes, then removes layers that nothing needs any more."""
-    apply_rules(graph, rules, disabled, record)
-    graph.prune()

@@ -184,7 +184,9 @@ class _Narrowing:
             target = self.dtype if expression.dtype is _WIDE else expression.dtype
             return inner if type_of(inner, new) is target else Convert(target, inner)
         if isinstance(expression, Apply):
-            return Apply(expression.function, tuple(self._expression(child, old, new) for child in expression.arguments))
+            return Apply(
+                expression.function, tuple(self._expression(child, old, new) for child in expression.arguments)
+            )
         return expression
 
 

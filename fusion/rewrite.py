@@ -78,7 +78,7 @@ class Rule:
         rewrite: the replacement, or the reason why there is none.
         check: conditions on values and shapes; None when they hold.
         canonical: it only writes a layer in its usual form, so it is no fusion to report (and cannot be near a miss).
-        local: whether it fits depends on the layer alone, so that it need be tried only once on each.
+        local: where it does not fit a layer once it never will (it looks at the layer and its inputs' types and values only).
     """
 
     name: str
@@ -144,10 +144,12 @@ def apply_rules(
     disabled: Iterable[str] = (),
     record: Record | None = None,
     after: Callable[[Graph], None] | None = None,
+    once: bool = False,
 ) -> int:
     """Applies ``rules`` (earlier ones first at each layer) until none applies; returns how many rewrites were done.
 
-    ``after`` is called after every rewrite (tests validate the network there).
+    Changed layers and their neighbours are tried again at once. ``once`` trusts that to find everything; without it all layers
+    are tried again until nothing changes. ``after`` is called after every rewrite (tests validate the network there).
     """
     record = record if record is not None else Record()
     switched_off = frozenset(disabled)
@@ -159,7 +161,7 @@ def apply_rules(
     while True:
         done = _sweep(graph, by_op, switched_off, record, after)
         total += done
-        if not done:
+        if not done or once:
             return total
 
 
@@ -196,9 +198,7 @@ def _sweep(
     return done
 
 
-def _attempt(
-    graph: Graph, rule: Rule, layer: Layer, disabled: frozenset[str], record: Record
-) -> list[str] | None:
+def _attempt(graph: Graph, rule: Rule, layer: Layer, disabled: frozenset[str], record: Record) -> list[str] | None:
     if rule.local and (rule.name, id(layer)) in record.settled:
         return None
     match = rule.match(graph, layer)
@@ -252,7 +252,7 @@ def _shared(graph: Graph, match: Match) -> Refusal | None:
     inside = {layer.name for layer in match.layers}
     for tensor in match.vanishing:
         if tensor in graph.outputs:
-            return Refusal("network output", f'{tensor} is a network output')
+            return Refusal("network output", f"{tensor} is a network output")
         for reader in graph.readers(tensor):
             if reader.name not in inside:
                 return Refusal("shared", f"{tensor} is also read by {reader.name}")
@@ -335,7 +335,9 @@ def validate(network: Network) -> None:
     for layer in network.layers:
         for node in layer.origins:
             if network.fates.get(node, Fate("")).kind != "layer":
-                raise InvalidNetwork(f"{layer.name} computes ONNX node {node}, whose fate says {network.fates.get(node)}")
+                raise InvalidNetwork(
+                    f"{layer.name} computes ONNX node {node}, whose fate says {network.fates.get(node)}"
+                )
 
 
 def compatible(a: TensorType, b: TensorType) -> bool:

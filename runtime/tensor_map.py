@@ -35,8 +35,9 @@ def encode(tensor_map: TensorMap, address: int) -> bytes:
     wide, narrow = driver.cuuint64_t, driver.cuuint32_t
     rank = len(tensor_map.dims)
     steps = tensor_map.element_strides or (1,) * rank
+    kind = "TFLOAT32" if tensor_map.tf32 else _TYPES[tensor_map.dtype]
     head: list[Any] = [
-        getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{_TYPES[tensor_map.dtype]}"),
+        getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{kind}"),
         rank,
         address,
         [wide(dim) for dim in tensor_map.dims],

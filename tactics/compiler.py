@@ -85,7 +85,7 @@ def compile_cubin(source: str, defines: tuple[tuple[str, str], ...], arch: str, 
     try:
         (error,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
         _, size = nvrtc.nvrtcGetProgramLogSize(program)
-        buffer = b" " * size
+        buffer = bytes(max(size, 2))  # NVRTC writes into it: it must not be one of Python's shared one-byte objects
         nvrtc.nvrtcGetProgramLog(program, buffer)
         log = buffer.rstrip(b"\0 \n").decode(errors="replace")
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -93,7 +93,7 @@ def compile_cubin(source: str, defines: tuple[tuple[str, str], ...], arch: str, 
         if "C7510" in log or "C7512" in log:
             raise CompileError(f"{name} for {arch}: wgmma was serialised\n{log}")
         _, size = nvrtc.nvrtcGetCUBINSize(program)
-        image = b" " * size
+        image = bytes(max(size, 2))
         nvrtc.nvrtcGetCUBIN(program, image)
     finally:
         nvrtc.nvrtcDestroyProgram(program)

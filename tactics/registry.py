@@ -49,8 +49,13 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.fill.fill",
         "tactics.cuda.normalization.lrn",
         "tactics.cuda.resize.resize",
+        "tactics.cuda.order.argreduce",
+        "tactics.cuda.order.cumulative",
         "tactics.cuda.order.order",
         "tactics.cuda.lrn.lrn",
+        "tactics.cuda.resize.resize",
+        "tactics.cuda.order.argreduce",
+        "tactics.cuda.order.cumulative",
     ),
 }
 

@@ -272,7 +272,7 @@ class Session:
             for tactic, config, plan in found:
                 note, error = "", math.inf
                 try:
-                    error = self.one_check(workload, plan, memories, expected)
+                    error = self.one_check(workload, plan, memories, expected, self.packed(tactic, workload, config))
                 except Exception as reason:
                     note = f"{type(reason).__name__}: {str(reason)[:200]}"
                 ok = error <= tactic.tolerance(workload)
@@ -284,12 +284,14 @@ class Session:
                     sys.exit(3)
         print(f"checks: {good} right, {bad} wrong, {served} cases served, {time.monotonic() - self.start:.0f} s", flush=True)
 
-    def one_check(self, workload: Workload, plan: Plan, inputs: list[Memory], expected: Sequence[np.ndarray]) -> float:
+    def one_check(
+        self, workload: Workload, plan: Plan, inputs: list[Memory], expected: Sequence[np.ndarray], packed: list[tuple[Memory, TensorType]]
+    ) -> float:
         outputs = [self.device.allocate(tensor_bytes(tensor)) for tensor in workload.outputs]
         workspace = self.device.allocate(plan.workspace + 256)
         for memory, size in [*zip(outputs, map(tensor_bytes, workload.outputs), strict=True), (workspace, plan.workspace)]:
             self.device.fill(memory.address, 0xFF, size, self.stream)
-        self.program(plan, self.binding(workload, inputs, outputs, workspace)).run(self.stream)
+        self.program(plan, self.binding(workload, inputs, outputs, workspace, packed)).run(self.stream)
         self.stream.synchronize()
         worst = 0.0
         for memory, truth, tensor in zip(outputs, expected, workload.outputs, strict=True):
@@ -304,12 +306,19 @@ class Session:
                 return math.inf
         return worst
 
+    def packed(self, tactic: Tactic, workload: Workload, config: Config) -> list[tuple[Memory, TensorType]]:
+        """What the tactic's ``prepare`` makes without constants, on the device."""
+        arrays = tactic.prepare(workload, config, {})
+        return [(self.upload(array), TensorType(DataType(array.dtype.name), array.shape)) for array in arrays]
+
     @staticmethod
-    def binding(workload: Workload, inputs: Sequence[Memory], outputs: Sequence[Memory], workspace: Memory) -> Binding:
+    def binding(
+        workload: Workload, inputs: Sequence[Memory], outputs: Sequence[Memory], workspace: Memory, packed: Sequence[tuple[Memory, TensorType]]
+    ) -> Binding:
         return Binding(
             inputs=tuple(Tensor(memory.address, tensor) for memory, tensor in zip(inputs, workload.inputs, strict=True)),
             outputs=tuple(Tensor(memory.address, tensor) for memory, tensor in zip(outputs, workload.outputs, strict=True)),
-            packed=(), workspace=workspace.address, workspace_size=workspace.size,
+            packed=tuple(Tensor(memory.address, tensor) for memory, tensor in packed), workspace=workspace.address, workspace_size=workspace.size,
         )  # fmt: skip
 
     # --- timings -----------------------------------------------------------------------------------------------------
@@ -359,7 +368,8 @@ class Session:
             keys = [step.kernel.key(self.device.spec.arch) for step in plan.steps if isinstance(step, Launch)]
             if any(key in errors for key in keys) or (tactic.reference and len(found) > 12 and rank > 12):
                 continue
-            programs = [self.program(plan, self.binding(workload, one, two, workspace)) for one, two in sets]
+            packed = self.packed(tactic, workload, config)
+            programs = [self.program(plan, self.binding(workload, one, two, workspace, packed)) for one, two in sets]
             def enqueue(programs=programs) -> None:  # noqa: ANN001
                 for index in range(launches):
                     programs[index % copies].run(self.stream)

@@ -23,8 +23,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-CHECKS = ("check_gemm", "check_conv", "check_depthwise", "check_attention")
-TIMES = ("time_gemm", "time_attention", "time_conv1", "time_conv32", "time_depthwise")
+CHECKS = ("check_gemm", "check_conv", "check_deconv", "check_depthwise", "check_attention")
+TIMES = ("time_gemm", "time_attention", "time_conv1", "time_conv32", "time_depthwise", "time_deconv", "time_groups", "time_stem")
+# What changed last: the groups of ``--groups changed``.
+CHANGED = ("check_deconv", "check_depthwise", "check_attention", "time_depthwise", "time_attention", "time_deconv", "time_groups", "time_stem")
 LAUNCHES = 24
 
 
@@ -43,7 +45,7 @@ def main() -> int:
     out = Path(options.out)
     out.unlink(missing_ok=True)
     # All start at once and compile side by side; a lock lets checks share the GPU and each timing group have it alone.
-    for name, process in [(name, _start(name, options)) for name in options.groups.split(",")]:
+    for name, process in [(name, _start(name, options)) for name in (CHANGED if options.groups == "changed" else options.groups.split(","))]:
         _finish(name, process, max(1.0, options.seconds - (time.monotonic() - start)))
     _table(out)
     print(f"total {time.monotonic() - start:.0f} s")
@@ -356,7 +358,7 @@ class Group:
 
     # --- convolution -------------------------------------------------------------------------------------------------
 
-    def conv_case(self, n, spatial, c, o, window, stride, pad, dilation=None, groups=1, kind="f16", expression=None, extras=(), output_padding=None):  # noqa: ANN001, ANN201
+    def conv_case(self, n, spatial, c, o, window, stride, pad, dilation=None, groups=1, kind="f16", expression=None, extras=(), output_padding=None, planes=False):  # noqa: ANN001, ANN201
         """(workload, inputs) of a channels-last (de)convolution; ``extras`` are "bias" and "residual"."""
         from fusion.network import TensorType
         from fusion.ops import Convolution, Deconvolution
@@ -369,16 +371,16 @@ class Group:
             op = Deconvolution(stride, pad, pad, dilation, output_padding, groups, True, expression or IDENTITY)
             w_shape = (c, o // groups, *window)
         else:
-            op = Convolution(stride, pad, pad, dilation, groups, True, expression or IDENTITY)
+            op = Convolution(stride, pad, pad, dilation, groups, True, expression or IDENTITY, False if planes else None)
             w_shape = (o, c // groups, *window)
-        x_shape = (n, *spatial, c)
+        x_shape = (n, c, *spatial) if planes else (n, *spatial, c)
         bare = replace(op, epilogue=IDENTITY)
         out = bare.infer([TensorType(self.types[kind], x_shape), TensorType(self.types[kind], w_shape)])[0]
         shapes = [(o,) if extra == "bias" else out.shape for extra in extras]
         depth = c // groups * math.prod(window)
         inputs = [self.normal(x_shape, kind), self.normal(w_shape, kind, depth**-0.5), *(self.normal(shape, kind) for shape in shapes)]
         types = tuple(TensorType(self.types[kind], tuple(one.shape)) for one in inputs)
-        return Workload(op, types, op.infer(types), (False, True, *(True if extra == "bias" else False for extra in extras))), inputs
+        return Workload(op, types, op.infer(types), (False, True, *(extra == "bias" for extra in extras))), inputs
 
     def conv_reference(self, workload, inputs):  # noqa: ANN001, ANN201
         """The float64 result before the epilogue, channels last."""
@@ -386,7 +388,9 @@ class Group:
 
         op, functional = workload.op, self.torch.nn.functional
         rank = len(op.stride)
-        x = inputs[0].double().movedim(-1, 1)
+        x = inputs[0].double()
+        if getattr(op, "reads_channels_last", True):
+            x = x.movedim(-1, 1)
         if isinstance(op, Deconvolution):
             function = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
             y = function(x, inputs[1].double(), None, op.stride, op.pre_padding, op.output_padding, op.groups, op.dilation)
@@ -429,11 +433,29 @@ class Group:
             case(2, (6, 9, 7), 5, 16, (2, 3, 3), (2, 1, 1), (0, 1, 1), (1, 2, 1), kind=kind)
         case(1, (7, 7), 512, 512, (3, 3), (1, 1), (1, 1), count=30)
         case(2, (9, 9), 64, 72, (1, 1), (1, 1), (0, 0), count=30)
-        for kind in ("f16", "f32"):
+
+    def check_deconv(self) -> None:
+        """Deconvolutions by phases, image planes, and groups of few channels."""
+        from tactics.cuda.conv.mma_conv import MmaConvolution
+        from tactics.cuda.conv.simt_conv import SimtConvolution
+
+        self.torch.backends.cudnn.benchmark = False
+
+        def case(*sizes, count=3, **more):  # noqa: ANN002, ANN003, ANN202
+            workload, inputs = self.conv_case(*sizes, expression=self.relu_bias_residual(), extras=("bias", "residual"), **more)
+            result = self.torch.relu(self.conv_reference(workload, inputs) + inputs[2].double() + inputs[3].double())
+            self.verify(f"{sizes} {more}", (MmaConvolution(), SimtConvolution()), workload, inputs, result, count)
+
+        for kind in ("f16", "bf16", "f32"):
             case(2, (7, 9), 16, 24, (3, 3), (2, 2), (1, 1), kind=kind, output_padding=(1, 1))
             case(2, (7, 9), 16, 24, (2, 2), (2, 2), (0, 0), kind=kind, output_padding=(0, 0))
             case(2, (7, 9), 12, 18, (4, 3), (2, 1), (1, 1), (1, 2), 3, kind=kind, output_padding=(0, 0))
             case(2, (11,), 7, 9, (5,), (3,), (2,), kind=kind, output_padding=(1,))
+            case(2, (33, 35), 3, 64, (7, 7), (2, 2), (3, 3), kind=kind, planes=True)
+            case(2, (32, 32), 3, 96, (16, 16), (16, 16), (0, 0), kind=kind, planes=True)
+            case(2, (9, 10), 32, 32, (3, 3), (1, 1), (1, 1), groups=8, kind=kind)
+            case(2, (9, 10), 12, 24, (3, 3), (2, 2), (1, 1), groups=12, kind=kind)
+        case(1, (8, 8), 512, 64, (4, 4), (2, 2), (1, 1), output_padding=(0, 0), count=16)
 
     def check_depthwise(self) -> None:
         from tactics.cuda.conv.depthwise import Depthwise
@@ -647,6 +669,40 @@ class Group:
     def time_conv32(self) -> None:
         self._time_conv(32)
 
+    def _time_layers(self, name: str, layers, most: int, **more: object) -> None:  # noqa: ANN001
+        from tactics.cuda.conv.mma_conv import MmaConvolution
+
+        functional = self.torch.nn.functional
+        for n, size, c, o, window, stride, pad, groups in layers:
+            workload, inputs = self.conv_case(n, (size, size), c, o, (window,) * 2, (stride,) * 2, (pad,) * 2, None, groups,
+                                              expression=self.relu_bias(), extras=("bias",), **more)  # fmt: skip
+            expected = self.torch.relu(self.conv_reference(workload, inputs) + inputs[2].double()) if n == 1 else None
+            planes = bool(more.get("planes"))
+
+            def torch_call(one, stride=stride, pad=pad, groups=groups):  # noqa: ANN001, ANN202
+                x = one[0] if planes else one[0].movedim(-1, 1)  # noqa: B023
+                if "output_padding" in more:
+                    return functional.conv_transpose2d(x, one[1], one[2], stride, pad, 0, groups)
+                return functional.conv2d(x, one[1], one[2], stride, pad, 1, groups)
+
+            self.timing(f"{name} b{n} {c}x{size} -> {o} k{window} s{stride} g{groups}", (MmaConvolution(),), workload, inputs, expected,
+                        torch_call, most)  # fmt: skip
+
+    def time_deconv(self) -> None:
+        """U-Net's upsampling, and a generator's 4x4."""
+        self._time_layers("deconv", ((1, 16, 1024, 512, 2, 2, 0, 1), (1, 128, 128, 64, 2, 2, 0, 1), (8, 32, 256, 128, 4, 2, 1, 1)), 8,
+                          output_padding=(0, 0))  # fmt: skip
+
+    def time_groups(self) -> None:
+        """ResNeXt-50 32x4d's 3x3 layers."""
+        self._time_layers("groups", ((1, 56, 128, 128, 3, 1, 1, 32), (32, 56, 128, 128, 3, 1, 1, 32), (32, 28, 256, 256, 3, 1, 1, 32),
+                                     (32, 14, 512, 512, 3, 1, 1, 32)), 6)  # fmt: skip
+
+    def time_stem(self) -> None:
+        """First layers that read an image's planes."""
+        self._time_layers("stem planes", ((1, 224, 3, 64, 7, 2, 3, 1), (32, 224, 3, 64, 7, 2, 3, 1), (32, 224, 3, 32, 3, 2, 1, 1),
+                                          (32, 224, 3, 768, 16, 16, 0, 1)), 6, planes=True)  # fmt: skip
+
     def time_depthwise(self) -> None:
         from tactics.cuda.conv.depthwise import Depthwise
 
@@ -659,7 +715,8 @@ class Group:
             def torch_call(one, stride=stride, window=window, c=c):  # noqa: ANN001, ANN202
                 return functional.conv2d(one[0].movedim(-1, 1), one[1], one[2], stride, window // 2, 1, c)
 
-            self.timing(f"depthwise b32 {c}x{size} k{window} s{stride}", (Depthwise(),), workload, inputs, None, torch_call, 10)
+            expected = self.torch.relu(self.conv_reference(workload, inputs) + inputs[2].double()) if size < 28 else None
+            self.timing(f"depthwise b32 {c}x{size} k{window} s{stride}", (Depthwise(),), workload, inputs, expected, torch_call, 16)
 
 
 def _without_pdl(plan):  # noqa: ANN001, ANN202

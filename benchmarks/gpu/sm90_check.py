@@ -1,7 +1,7 @@
 """Checks and times the sm_90a matrix kernels on a Hopper GPU, beside torch (cuBLASLt, cuDNN) in the same run.
 
     python3 benchmarks/gpu/sm90_check.py [--seconds 100] [--only REGEX] [--out results.jsonl] [--top 8]
-                                         [--groups check-gemm,check-conv,check-stem,time-stem,time]
+                                         [--groups check-gemm,check-conv,check-stem,check-attention,time-stem,time-attention,time]
     python3 benchmarks/gpu/sm90_check.py --judge results.jsonl
 
 Needs torch and cuda.bindings; compiles with NVRTC in parallel first. ``time`` measures what the tactics would offer first (``--top``
@@ -18,6 +18,7 @@ import json
 import os
 import re
 import statistics
+import struct
 import subprocess
 import sys
 import threading
@@ -29,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from fusion.dtypes import DataType  # noqa: E402
-from tactics.cuda.sm90 import tile_sm90  # noqa: E402
+from tactics.cuda.sm90 import attention_sm90, tile_sm90  # noqa: E402
 from tactics.cuda.sm90.tile_sm90 import Tile  # noqa: E402
 from tactics.tactic import DeviceSpec  # noqa: E402
 
@@ -391,6 +392,12 @@ def units_of(group, only):
             if re.search(only, f"{group} {item_label(kind, shape)}"):
                 candidates = gemm_candidates if kind == "gemm" else conv_candidates
                 result += [unit(kernel_of(kind, shape), c, "bias" if kind == "gemm" else "bias_relu") for c in candidates(*shape)]
+    if group == "check-attention":
+        for label, (*_, d, causal, kind, _) in ATTENTION_CHECKS.items():
+            if re.search(only, f"{group} {label}"):
+                result += [attention_unit(d, block, causal, kind, 1) for block in ATTENTION_BLOCKS[d]]
+    if group == "time-attention":
+        result += [attention_unit(d, block, causal) for d in (64, 128) for block in ATTENTION_BLOCKS[d] for causal in (0, 1)]
     if group == "check-stem":
         for label, c, _, o in check_stem_cases():
             if re.search(only, f"{group} {label}"):
@@ -400,6 +407,23 @@ def units_of(group, only):
             if re.search(only, f"{group} {stem_label(shape)}"):
                 result += [stem_unit(c, "bias_relu") for c in stem_candidates(*shape)]
     return result
+
+
+def attention_unit(d, block_kv, causal, in_type="f16", debug=0):
+    defines = {"IN_T": C_TYPE[in_type], "HEAD": d, "BLOCK_KV": block_kv, "STAGES": attention_sm90.stages(d, block_kv), "CAUSAL": causal, "PDL": 1,
+               "DEBUG_TIMEOUT": debug}
+    return "sm90/attention_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), ""
+
+
+# label: (batch, heads, key heads, queries, keys, head size, causal, type, positions first)
+ATTENTION_CHECKS = {
+    "plain 64": (2, 3, 3, 200, 200, 64, 0, "f16", 0), "plain 128": (1, 2, 2, 1000, 1000, 128, 0, "f16", 0), "one": (1, 1, 1, 1, 1, 64, 0, "f16", 0),
+    "shared heads bf16": (1, 4, 2, 77, 300, 64, 0, "bf16", 0), "positions first": (2, 4, 4, 333, 333, 64, 0, "f16", 1),
+    "causal 64": (1, 2, 2, 900, 900, 64, 1, "f16", 1), "causal more keys": (1, 2, 2, 128, 500, 128, 1, "f16", 0),
+    "causal rows without keys": (1, 2, 2, 500, 200, 64, 1, "f16", 0), "whole blocks": (2, 2, 2, 1024, 1024, 128, 0, "bf16", 0),
+}  # fmt: skip
+ATTENTION_SHAPES = [(4, 16, 1024, 64), (1, 16, 4096, 64), (4, 16, 1024, 128), (32, 12, 197, 64), (32, 12, 128, 64)]
+ATTENTION_BLOCKS = {64: (128, 176, 96, 64), 128: (128, 96, 64)}
 
 
 def stem_label(shape):
@@ -504,8 +528,8 @@ class Gpu:
         array = (ctypes.c_void_p * len(buffers))(*[ctypes.addressof(b) for b in buffers])
         driver, torch = self.driver, self.torch
         config = driver.CUlaunchConfig()
-        grid = grid if isinstance(grid, tuple) else (grid, 1)
-        config.gridDimX, config.gridDimY, config.gridDimZ = *grid, 1
+        grid = (*grid, 1, 1)[:3] if isinstance(grid, tuple) else (grid, 1, 1)
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
         config.sharedMemBytes = shared
         if pdl:
@@ -593,6 +617,19 @@ class Gpu:
         pointers = b"".join(int(t.data_ptr()).to_bytes(8, "little") for t in operands)
         arguments = (("p", image.data_ptr()), ("p", packed.data_ptr()), ("p", out.data_ptr()), n, h, w, p, q, o, pointers)
         return self.launcher(function, (min(tiles, self.multiprocessors * per), -(-o // c["BN"])), threads_, shared, arguments, bool(c["PDL"]))
+
+    def attention(self, q, k, v, out, block_kv, causal, in_type="f16", debug=0):
+        """Launcher of softmax(q k^T / sqrt(d)) v on [b, h, s, d] views whose head dimension is contiguous."""
+        (batch, heads, s_q, d), (_, kv_heads, s_k, _) = q.shape, k.shape
+        one = attention_unit(d, block_kv, causal, in_type, debug)
+        shared = attention_sm90.shared_bytes(d, block_kv, attention_sm90.stages(d, block_kv))
+        function = self.function(one, "attention_sm90", shared)
+        maps = [self.tiled(t.data_ptr(), in_type, (d, t.shape[2], t.shape[1], batch), (t.stride(2) * 2, t.stride(1) * 2, t.stride(0) * 2),
+                           (64, rows, 1, 1), 128) for t, rows in ((q, 128), (k, block_kv), (v, block_kv))]
+        strides = b"".join(int(out.stride(axis)).to_bytes(8, "little") for axis in range(3))
+        scale = struct.pack("f", d**-0.5 * 1.4426950408889634)
+        arguments = (*maps, ("p", out.data_ptr()), heads // kv_heads, s_q, s_k, strides, scale)
+        return self.launcher(function, (-(-s_q // 128), heads, batch), 384, shared, arguments, True)
 
     # -- judging
     def compare(self, out, reference):
@@ -849,6 +886,51 @@ def run_group(gpu, group, only, skip, deadline, emit):
                             "tflops": flops / seconds_ * 1e-12, "who": "ours"}
                 attempt(f"{shape_label} {stem_name(c)}", one)
             del images, last, outs, library
+    if group == "check-attention":
+        for label, (batch, heads, kv_heads, s_q, s_k, d, causal, kind, first) in ATTENTION_CHECKS.items():
+            def make_side(count, length, batch=batch, d=d, kind=kind, first=first):
+                shape = (batch, length, count, d) if first else (batch, count, length, d)
+                side = torch.randn(shape, device="cuda").to(types[kind])
+                return side.transpose(1, 2) if first else side
+            for block in ATTENTION_BLOCKS[d]:
+                def one(heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, d=d, causal=causal, kind=kind, block=block, make_side=make_side):
+                    q, k, v, out = make_side(heads, s_q), make_side(kv_heads, s_k), make_side(kv_heads, s_k), make_side(heads, s_q)
+                    k_all, v_all = (side.double().repeat_interleave(heads // kv_heads, 1) for side in (k, v))
+                    scores = q.double() @ k_all.transpose(2, 3) * d**-0.5
+                    if causal:
+                        scores = scores.masked_fill(torch.ones(s_q, s_k, device="cuda").tril(s_k - s_q) == 0, float("-inf"))
+                    reference = scores.softmax(-1).nan_to_num(0) @ v_all
+                    launch = gpu.attention(q, k, v, out, block, causal, kind, debug=1)
+                    for _ in range(3):
+                        out.fill_(float("nan"))
+                        launch()
+                    torch.cuda.synchronize()
+                    error, worst = gpu.compare(out, reference)
+                    return {"config": f"kv{block}", "relative": error, "worst": worst, "ok": error < limit[kind]}
+                attempt(f"{label} kv{block}", one)
+    if group == "time-attention":
+        for batch, heads, length, d in ATTENTION_SHAPES:
+            for causal in (0, 1):
+                label = f"attention b{batch} h{heads} s{length} d{d}" + (" causal" if causal else "")
+                if causal and length < 1024 or not re.search(only, f"{group} {label}"):
+                    continue
+                sides = [[torch.randn(batch, heads, length, d, device="cuda").half() for _ in range(4)] for _ in range(2)]
+                flops = 4.0 * batch * heads * length * length * d / (1 + causal)
+                library = [lambda s=s: torch.nn.functional.scaled_dot_product_attention(*s[:3], is_causal=bool(causal)) for s in sides]
+                reference = library[0]().double()
+
+                def baseline(library=library, label=label, flops=flops):
+                    seconds_ = gpu.graph_time(library, *effort(flops))
+                    return {"shape": label, "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "torch"}
+                attempt(f"{label} torch", baseline)
+                for block in ATTENTION_BLOCKS[d]:
+                    def one(block=block, sides=sides, causal=causal, reference=reference, label=label, flops=flops):
+                        launches = [gpu.attention(*s, block, causal) for s in sides]
+                        seconds_ = gpu.graph_time(launches, *effort(flops))
+                        error, _ = gpu.compare(sides[0][3], reference)
+                        return {"shape": label, "config": f"kv{block}", "ok": error < 2e-3, "relative": error, "us": seconds_ * 1e6,
+                                "tflops": flops / seconds_ * 1e-12, "who": "ours"}
+                    attempt(f"{label} kv{block}", one)
     if group == "time":
         for kind, shape in items():
             label = item_label(kind, shape)
@@ -964,7 +1046,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=100)
     parser.add_argument("--only", default="")
     parser.add_argument("--top", type=int, default=TOP)
-    parser.add_argument("--groups", default="check-gemm,check-conv,check-stem,time-stem,time")
+    parser.add_argument("--groups", default="check-gemm,check-conv,check-stem,check-attention,time-stem,time-attention,time")
     parser.add_argument("--out", default=str(Path(os.environ.get("OUT", "/tmp")) / "sm90.jsonl"))
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())

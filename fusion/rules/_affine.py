@@ -49,7 +49,7 @@ def leading_affine(expression: Expression, constants: Mapping[int, np.ndarray]) 
 
 def channel_constants(graph: Graph, names: Sequence[str], rank: int, axis: int) -> dict[int, np.ndarray]:
     """Values of the constant tensors among ``names``, by position, that vary along ``axis`` of a ``rank``-axis result only."""
-    found = {}
+    found: dict[int, np.ndarray] = {}
     for index, name in enumerate(names):
         value = graph.constant(name)
         if value is None or not graph.type(name).dtype.is_float:

@@ -69,7 +69,9 @@ def is_one_tensor(graph: Graph, reader: Layer) -> bool:
 
 def _storable(graph: Graph, layer: Layer, reader: Layer) -> Refusal | None:
     made, out = graph.type(layer.outputs[0]).dtype, graph.type(reader.outputs[0]).dtype
-    if out is made or (made.is_float and out in (DataType.FLOAT, DataType.HALF, DataType.BF16) and made is not DataType.DOUBLE):
+    if out is made or (
+        made.is_float and out in (DataType.FLOAT, DataType.HALF, DataType.BF16) and made is not DataType.DOUBLE
+    ):
         return None
     return Refusal("data type", f"{reader.name} turns {made.value} into {out.value}, which the kernel does not store")
 

@@ -33,7 +33,9 @@ class Idiom:
     """
 
     needs: tuple[frozenset[str], ...]
-    fit: Callable[[Callable[[np.ndarray], np.ndarray]], tuple[np.ndarray, Callable[[Expression, DataType], Expression]] | None]
+    fit: Callable[
+        [Callable[[np.ndarray], np.ndarray]], tuple[np.ndarray, Callable[[Expression, DataType], Expression]] | None
+    ]
     least: int = 2
 
 
@@ -100,7 +102,9 @@ def _fits(form: Expression, variable: Expression, dtype: DataType, idiom: Idiom)
 def fixed(function: str, reference: Callable[[np.ndarray], np.ndarray]) -> Callable:
     """``Idiom.fit`` of a function without parameters."""
 
-    def fit(values: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, Callable[[Expression, DataType], Expression]]:
+    def fit(
+        values: Callable[[np.ndarray], np.ndarray],
+    ) -> tuple[np.ndarray, Callable[[Expression, DataType], Expression]]:
         return reference(SAMPLES), lambda variable, dtype: Apply(function, (variable,))
 
     return fit

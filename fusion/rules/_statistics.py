@@ -53,7 +53,9 @@ def find_root_mean_square(graph: Graph, last: Layer) -> Iterator[RootMeanSquare]
                     yield RootMeanSquare(data, mean.op.axes, epsilon, squares, last, rest)
 
 
-def normalization_match(graph: Graph, found: RootMeanSquare, data: str, before: tuple[Layer, ...], center: bool) -> Match:
+def normalization_match(
+    graph: Graph, found: RootMeanSquare, data: str, before: tuple[Layer, ...], center: bool
+) -> Match:
     """The match whose rewrite is one Normalization of ``data``; ``before`` are the layers that subtract the mean."""
     layers = tuple(dict.fromkeys([*before, *found.squares, found.last]))
     vanishing = tuple(name for layer in layers[:-1] for name in layer.outputs)

@@ -88,10 +88,15 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     if second.op.transpose_a or second.op.epilogue != IDENTITY:
         return Refusal("pattern", f"{second.name} does more than probabilities times values")
     if not (q.dtype is k.dtype is v.dtype is out.dtype) or not q.dtype.is_float:
-        return Refusal("data type", f"q, k, v and the result are {q.dtype.value}, {k.dtype.value}, {v.dtype.value}, {out.dtype.value}")
+        return Refusal(
+            "data type",
+            f"q, k, v and the result are {q.dtype.value}, {k.dtype.value}, {v.dtype.value}, {out.dtype.value}",
+        )
     ranks = {len(kind.shape) for kind in (q, k, v)}
     if len(ranks) != 1 or not ranks <= {2, 3, 4}:
-        return Refusal("rank", f"q, k and v have shapes {show(q.shape)}, {show(k.shape)}, {show(v.shape)}; 2 to 4 axes are allowed")
+        return Refusal(
+            "rank", f"q, k and v have shapes {show(q.shape)}, {show(k.shape)}, {show(v.shape)}; 2 to 4 axes are allowed"
+        )
     if not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
         return Refusal("batch", f"q, k and v have shapes {show(q.shape)}, {show(k.shape)}, {show(v.shape)}")
     whole = _whole(match)

@@ -27,4 +27,5 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((kept,), aliases=dict(zip(second.outputs, first.outputs, strict=True)), keep_name=True)
 
 
-RULE = Rule("common-subexpression", __doc__.splitlines()[0], tuple(OPS.values()), _match, _rewrite)
+# Of two equal layers the younger one is tried when it appears, so once per layer is enough.
+RULE = Rule("common-subexpression", __doc__.splitlines()[0], tuple(OPS.values()), _match, _rewrite, local=True)

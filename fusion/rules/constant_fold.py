@@ -42,4 +42,4 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement(constants=folded, aliases=dict(zip(layer.outputs, folded, strict=True)), fate="folded")
 
 
-RULE = Rule("constant-fold", __doc__.splitlines()[0], tuple(OPS.values()), _match, _rewrite, _check)
+RULE = Rule("constant-fold", __doc__.splitlines()[0], tuple(OPS.values()), _match, _rewrite, _check, local=True)

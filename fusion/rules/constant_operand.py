@@ -81,4 +81,3 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
 
 
 RULE = Rule("constant-operand", __doc__.splitlines()[0], EXPRESSION_OPS, _match, _rewrite, canonical=True, local=True)
-

@@ -20,7 +20,6 @@ from fusion.rules._affine import channel_constants, leading_affine
 from fusion.rules._epilogue import check as epilogue_check
 from fusion.rules._expressions import join, number, pointwise_reader
 
-
 _SCALES = frozenset({"mul", "div", "sub", "neg"})
 
 
@@ -43,7 +42,11 @@ def _whole(layer: Layer, reader: Layer | None) -> tuple[Expression, tuple[str, .
 def _match(graph: Graph, layer: Layer) -> Match | None:
     rank, axis = _channel_axis(graph, layer)
     result, extras = layer.outputs[0], layer.inputs[layer.op.arity :]
-    own = None if layer.op.epilogue == IDENTITY else leading_affine(layer.op.epilogue, channel_constants(graph, (result, *extras), rank, axis))
+    own = (
+        None
+        if layer.op.epilogue == IDENTITY
+        else leading_affine(layer.op.epilogue, channel_constants(graph, (result, *extras), rank, axis))
+    )
     if own is not None and (own.steps > 1 or not np.all(own.scale == 1)):
         return Match((layer,))
     if layer.op.epilogue != IDENTITY and (own is None or own.rest != IDENTITY):

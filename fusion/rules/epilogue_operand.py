@@ -27,7 +27,9 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     layer, reader = match.layers
     made, out = graph.type(layer.outputs[0]).shape, graph.type(reader.outputs[0]).shape
     if not equal_shape(made, out) and distinct(layer.op.expression) > CHEAP:
-        return Refusal("broadcast", f"{layer.name} of shape {show(made)} would be computed again for each of {show(out)}")
+        return Refusal(
+            "broadcast", f"{layer.name} of shape {show(made)} would be computed again for each of {show(out)}"
+        )
     bytes_before = _size(graph, layer.outputs)
     bytes_after = _size(graph, tuple(dict.fromkeys(layer.inputs)))
     if bytes_before is not None and bytes_after is not None and bytes_after > 3 * bytes_before:

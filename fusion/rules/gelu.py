@@ -10,7 +10,9 @@ from fusion.rules._local import expression_rule
 from fusion.rules._recognise import Idiom, fixed, recognise
 
 _ERF = Idiom((frozenset({"erf"}), frozenset({"mul", "div"})), fixed("gelu", FUNCTIONS["gelu"].numpy), least=4)
-_TANH = Idiom((frozenset({"tanh"}), frozenset({"mul", "div"})), fixed("gelu_tanh", FUNCTIONS["gelu_tanh"].numpy), least=6)
+_TANH = Idiom(
+    (frozenset({"tanh"}), frozenset({"mul", "div"})), fixed("gelu_tanh", FUNCTIONS["gelu_tanh"].numpy), least=6
+)
 
 
 def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:

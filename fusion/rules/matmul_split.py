@@ -137,7 +137,9 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     narrow: Shape = (*graph.type(product.outputs[0]).shape[:-1], block.count)
     target = graph.type(layer.outputs[0]).shape
     moves = emit(block.move, narrow, target)
-    origins = tuple(dict.fromkeys((*product.origins, *(shuffle.origins if shuffle is not None else ()), *layer.origins)))
+    origins = tuple(
+        dict.fromkeys((*product.origins, *(shuffle.origins if shuffle is not None else ()), *layer.origins))
+    )
     fusions = tuple(dict.fromkeys((*product.fusions, RULE.name)))
     result = graph.fresh(f"{layer.outputs[0]}.columns") if moves else layer.outputs[0]
     name = f"{product.name} [{block.start}:{block.start + block.count}]"

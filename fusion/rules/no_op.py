@@ -20,21 +20,28 @@ def _does_nothing(graph: Graph, layer: Layer) -> bool:
     if isinstance(op, Concatenation):
         return len(layer.inputs) == 1
     if isinstance(op, Slice):
-        return all(step == 1 and (start == 0 or size == 1) for start, step, size in zip(op.starts, op.steps, shape, strict=True))
+        return all(
+            step == 1 and (start == 0 or size == 1)
+            for start, step, size in zip(op.starts, op.steps, shape, strict=True)
+        )
     if isinstance(op, Padding):
         return not any(op.pre) and not any(op.post)
     if isinstance(op, Tile):
         return all(times == 1 for times in op.repeats)
     if isinstance(op, Resize):
         # Equal sizes with a scale other than 1 (sizes are rounded down) still move samples, as does a region of interest.
-        return is_static(op.shape) and all(s in (None, 1.0) for s in op.scales) and op.coordinates != "tf_crop_and_resize"
+        return (
+            is_static(op.shape) and all(s in (None, 1.0) for s in op.scales) and op.coordinates != "tf_crop_and_resize"
+        )
     if isinstance(op, Shuffle):
         return _identity(op.first, shape) and _identity(op.second, out) if op.reshape in (None, shape) else False
     return isinstance(op, Expand)
 
 
 def _identity(permutation: tuple[int, ...] | None, shape: tuple) -> bool:
-    return permutation is None or [a for a in permutation if shape[a] != 1] == [a for a in range(len(shape)) if shape[a] != 1]
+    return permutation is None or [a for a in permutation if shape[a] != 1] == [
+        a for a in range(len(shape)) if shape[a] != 1
+    ]
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -52,4 +59,5 @@ RULE = Rule(
     (Pointwise, Concatenation, Slice, Padding, Tile, Resize, Shuffle, Expand),
     _match,
     _rewrite,
+    local=True,
 )

@@ -33,6 +33,4 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((Layer("", op, (*cast.inputs, *layer.inputs[1:]), layer.outputs),))
 
 
-RULE = Rule(
-    "normalization-cast", __doc__.splitlines()[0], (Normalization, GroupNormalization), _match, _rewrite
-)
+RULE = Rule("normalization-cast", __doc__.splitlines()[0], (Normalization, GroupNormalization), _match, _rewrite)

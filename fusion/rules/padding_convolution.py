@@ -31,7 +31,10 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 def _check(graph: Graph, match: Match) -> Refusal | None:
     pad, layer = match.layers
     if pad.op.mode != "constant" or pad.op.value != 0:
-        return Refusal("value", f"{pad.name} pads with {pad.op.mode if pad.op.mode != 'constant' else pad.op.value}, not with zeros")
+        return Refusal(
+            "value",
+            f"{pad.name} pads with {pad.op.mode if pad.op.mode != 'constant' else pad.op.value}, not with zeros",
+        )
     amounts = spatial_padding(pad.op, layer.op.channels_last)
     return amounts if isinstance(amounts, Refusal) else None
 

@@ -31,7 +31,9 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     own = any(amount != 0 for amount in (*op.pre_padding, *op.post_padding))
     if op.kind == "max":
         lowest = -math.inf if graph.type(layer.inputs[0]).dtype.is_float else None
-        if pad.op.value == lowest or (pad.op.value == 0 and _not_negative(graph, pad.inputs[0]) and _covered(op, amounts)):
+        if pad.op.value == lowest or (
+            pad.op.value == 0 and _not_negative(graph, pad.inputs[0]) and _covered(op, amounts)
+        ):
             return None
         return Refusal("value", f"{pad.name} pads with {pad.op.value}; a maximum needs -infinity")
     if pad.op.value != 0:

@@ -6,7 +6,16 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Pointwise
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._expressions import distinct, equal_shape, join, joins_too_large, number, pointwise_reader, show, too_large
+from fusion.rules._expressions import (
+    distinct,
+    equal_shape,
+    join,
+    joins_too_large,
+    number,
+    pointwise_reader,
+    show,
+    too_large,
+)
 
 # A producer that broadcasts is computed again for every element that reads it: worth it while that hides behind memory.
 CHEAP = 8

@@ -34,7 +34,9 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
     if not match.found["fits"]:
-        return Refusal("permutation", f"{match.found['shuffle'].name} permutes {match.found['order']}, not only the last two axes")
+        return Refusal(
+            "permutation", f"{match.found['shuffle'].name} permutes {match.found['order']}, not only the last two axes"
+        )
     return None
 
 

@@ -52,9 +52,7 @@ class Build:
 
     def network(self, *outputs: str) -> Network:
         fates = {layer.name: Fate("layer", layer.name) for layer in self.layers}
-        return Network(
-            "test", tuple(self.inputs), outputs, tuple(self.layers), self.tensors, self.constants, fates
-        )
+        return Network("test", tuple(self.inputs), outputs, tuple(self.layers), self.tensors, self.constants, fates)
 
 
 def random_inputs(network: Network, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
@@ -83,7 +81,11 @@ def assert_same(
     for name in before.outputs:
         assert expected[name].dtype == found[name].dtype
         np.testing.assert_allclose(
-            found[name].astype(np.float64), expected[name].astype(np.float64), rtol=tolerance, atol=tolerance, err_msg=name
+            found[name].astype(np.float64),
+            expected[name].astype(np.float64),
+            rtol=tolerance,
+            atol=tolerance,
+            err_msg=name,
         )
 
 

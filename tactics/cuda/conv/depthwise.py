@@ -71,7 +71,7 @@ class _Tile:
         rows = min(self.tile_y, ceil_div(reach, self.window.stride[1]))  # of unfinished sums
         words = self.ahead * self.span[1] * max(1, self.vector * self.itemsize // 4)
         weights = (self.taps if self.hold else 2 * self.window.taps[2]) * self.vector
-        return rows * self.tile_x * self.vector + self.span[1] * self.vector + words + weights + (28 if self.hold else 60)
+        return rows * self.tile_x * self.vector + self.span[1] * self.vector + words + weights + (28 if self.hold else 76)
 
     @property
     def blocks(self) -> int:

@@ -72,7 +72,7 @@ def legal(tile: Tile, itemsize: int, b_kn: bool, device: DeviceSpec) -> bool:
         and tile.registers() <= min(240, 65536 // tile.threads)
         and tile.shared_bytes(itemsize) <= device.shared_memory
         and (not tile.cluster or (device.capability >= 90 and tile.splits in (2, 4, 8)))
-        and (device.capability >= 80 or tile.stages == 2)
+        and (device.capability >= 80 or (tile.stages == 2 and tile.registers() <= 160))  # sm_75 copies through registers
     )
 
 

@@ -162,16 +162,16 @@ attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ 
       keeps[h] = exponential((top[h] - most) * scale_log2);
       top[h] = most;
       const float against = most * scale_log2;
-      float added = 0.f;
+      float added[2] = {0.f, 0.f};
 #pragma unroll
       for (int i = 0; i < BLOCK_KV / 8; ++i)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& s = score[4 * i + 2 * h + e];
           s = exponential(fmaf(s, scale_log2, -against));
-          added += s;
+          added[e] += s;
         }
-      total[h] = total[h] * keeps[h] + added;
+      total[h] = total[h] * keeps[h] + (added[0] + added[1]);
     }
   };
   auto to_weights = [&] {
@@ -211,6 +211,9 @@ attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ 
       settle(score);
       release(k_empty + 8 * stage);
       soften(j, keeps);
+      // Never so. The assembler would move the exponentials behind the wait below; this branch wants their sum before it, while the
+      // tensor cores multiply.
+      if (__any_sync(~0u, total[0] + total[1] < 0.f)) __trap();
       wgmma_wait<0>();
       release(v_empty + 8 * before);
 #pragma unroll

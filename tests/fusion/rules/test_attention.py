@@ -11,10 +11,10 @@ from fusion.dims import symbol
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Literal, apply
 from fusion.network import Network
-from fusion.ops import Attention, MatrixMultiply, Shuffle, Softmax
+from fusion.ops import Attention, Expand, MatrixMultiply, Shuffle, Softmax
 from fusion.passes import FusionOptions, optimize
 from fusion.rewrite import validate
-from fusion.rules import attention, attention_layout
+from fusion.rules import attention, attention_heads, attention_layout
 from fusion.rules._scores import Scores, is_causal, read_scores
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, X2, Build, assert_same
@@ -64,8 +64,10 @@ def test_boolean_masks(keeps: bool) -> None:
     low = lit(-3e38)
     # Position 0 is never masked: fully masked rows differ, by design (Attention gives 0).
     first = build.constant("first", np.arange(S) == 0)
-    visible = build.pointwise("visible", "or", mask, first) if keeps else build.pointwise(
-        "hidden", apply("and", X0, apply("not", X1)), mask, first
+    visible = (
+        build.pointwise("visible", "or", mask, first)
+        if keeps
+        else build.pointwise("hidden", apply("and", X0, apply("not", X1)), mask, first)
     )
     expression = apply("where", X1, X0, low) if keeps else apply("where", X1, low, X0)
     network = fuse(core(expression, visible, build=build), attention.RULE)
@@ -213,7 +215,9 @@ def test_transposes_around_attention_become_layouts() -> None:
 def test_plain_transposes_vanish() -> None:
     build = Build()
     q, k, v = (build.input(name, S, B, H, D) for name in "qkv")
-    heads = [build.layer(f"{name}_t", Shuffle((1, 2, 0, 3)), tensor) for name, tensor in zip("qkv", (q, k, v), strict=True)]
+    heads = [
+        build.layer(f"{name}_t", Shuffle((1, 2, 0, 3)), tensor) for name, tensor in zip("qkv", (q, k, v), strict=True)
+    ]
     y = build.layer("out", Shuffle((2, 0, 1, 3)), build.layer("attention", Attention(0.5), *heads))
     network = fuse(build.network(y), attention_layout.RULE)
     (layer,) = network.layers
@@ -285,3 +289,34 @@ def test_a_whole_block(style: str) -> None:
     assert kinds(result).count("MatrixMultiply") == 4
     assert only(result, Attention).op.layouts == ("bshd",) * 4
     assert all(layer.op.first is layer.op.second is None for layer in result.layers if isinstance(layer.op, Shuffle))
+
+
+def repeated(k_heads: int = 3, v_heads: int = 3, interleaved: bool = False) -> Network:
+    build = Build()
+    heads = []
+    for name, count in (("k", k_heads), ("v", v_heads)):
+        y = build.input(name, B, count, S, D)
+        times = 6 // count
+        if interleaved:  # k0 k1 k2 k0 k1 k2: not the order in which heads serve queries
+            y = build.layer(f"{name}_split", Shuffle(reshape=(B, 1, count, S, D)), y)
+            y = build.layer(f"{name}_expand", Expand((B, times, count, S, D)), y)
+        else:
+            y = build.layer(f"{name}_split", Shuffle(reshape=(B, count, 1, S, D)), y)
+            y = build.layer(f"{name}_expand", Expand((B, count, times, S, D)), y)
+        heads.append(build.layer(f"{name}_join", Shuffle(reshape=(B, 6, S, D)), y))
+    return build.network(build.layer("attention", Attention(0.5), build.input("q", B, 6, S, D), *heads))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_repeated_heads_are_read_without_copies(heads: int) -> None:
+    network = fuse(repeated(heads, heads), attention_heads.RULE)
+    (layer,) = network.layers
+    assert layer.inputs == ("q", "k", "v")
+
+
+def test_interleaved_heads_are_copied() -> None:
+    assert "Expand" in kinds(fuse(repeated(interleaved=True), attention_heads.RULE))
+
+
+def test_different_repetitions_are_copied() -> None:
+    assert refused(repeated(2, 3), attention_heads.RULE).condition == "heads"

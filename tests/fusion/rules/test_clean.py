@@ -20,7 +20,7 @@ from fusion.rules import (
     power,
     relu_relu,
 )
-from tests.fusion.fusing import fuse, kinds, only, refused
+from tests.fusion.fusing import fuse, kinds, refused
 from tests.fusion.networks import X0, X1, X2, Build
 
 FLOAT, HALF, INT64 = DataType.FLOAT, DataType.HALF, DataType.INT64

@@ -32,7 +32,9 @@ SCALE = apply("add", apply("mul", X0, X1), X2)
 
 
 class Convs(Build):
-    def conv(self, name: str, x: str, channels: int, out: int, window: int = 3, groups: int = 1, **options: object) -> str:
+    def conv(
+        self, name: str, x: str, channels: int, out: int, window: int = 3, groups: int = 1, **options: object
+    ) -> str:
         weights = self.constant(f"{name}.w", (out, channels // groups, window, window))
         pad = (window // 2,) * 2
         return self.layer(name, Convolution((1, 1), pad, pad, (1, 1), groups, **options), x, weights)  # type: ignore[arg-type]

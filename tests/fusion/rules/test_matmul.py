@@ -19,7 +19,9 @@ RULES = (matmul_scale.RULE, matmul_pointwise.RULE)
 def linear(*shape: object, transposed: bool = False) -> tuple[Build, str]:
     build = Build()
     w = build.constant("w", (8, 6) if transposed else (6, 8))
-    return build, build.layer("matmul", MatrixMultiply(transpose_b=transposed), build.input("x", *(shape or (2, 5, 6))), w)
+    return build, build.layer(
+        "matmul", MatrixMultiply(transpose_b=transposed), build.input("x", *(shape or (2, 5, 6))), w
+    )
 
 
 def test_bias_activation_and_residual() -> None:

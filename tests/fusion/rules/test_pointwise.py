@@ -8,7 +8,18 @@ import pytest
 
 from fusion.dtypes import DataType
 from fusion.expression import Apply, Convert, Expression, Literal, apply
-from fusion.rules import constant_operand, gelu, hard_swish, mish, neutral_element, pointwise, power, sigmoid, softplus, swish
+from fusion.rules import (
+    constant_operand,
+    gelu,
+    hard_swish,
+    mish,
+    neutral_element,
+    pointwise,
+    power,
+    sigmoid,
+    softplus,
+    swish,
+)
 from tests.fusion.fusing import fuse, kinds, refused
 from tests.fusion.networks import X0, X1, Build
 
@@ -104,7 +115,11 @@ WRITTEN_OUT = [
     (gelu, apply("mul", HALF_X, apply("add", ERF, lit(1))), "gelu"),
     (gelu, apply("mul", apply("mul", X0, apply("add", lit(1), ERF)), lit(0.5)), "gelu"),
     (gelu, apply("mul", X0, apply("mul", lit(0.5), apply("add", ERF, lit(1)))), "gelu"),
-    (gelu, apply("mul", X0, apply("div", apply("add", apply("erf", apply("mul", X0, lit(ROOT_HALF))), lit(1)), lit(2))), "gelu"),
+    (
+        gelu,
+        apply("mul", X0, apply("div", apply("add", apply("erf", apply("mul", X0, lit(ROOT_HALF))), lit(1)), lit(2))),
+        "gelu",
+    ),
     (gelu, apply("mul", HALF_X, apply("add", TANH, lit(1))), "gelu_tanh"),
     (gelu, apply("mul", HALF_X, apply("add", lit(1), FAST)), "gelu_tanh"),
     (swish, apply("mul", X0, apply("sigmoid", X0)), "swish"),

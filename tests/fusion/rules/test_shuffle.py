@@ -368,5 +368,3 @@ def test_a_reshape_before_a_reduction_stays() -> None:
     y = build.layer("view", Shuffle(reshape=(6, 4)), build.input("x", 2, 3, 4))
     network = build.network(build.layer("reduce", Reduce("sum", (1,), True), y))
     assert len(fuse(network, shuffle_reduce.RULE).layers) == 2
-
-

@@ -9,9 +9,10 @@ from fusion.dims import symbol
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Literal, apply
 from fusion.graph import Limits
-from fusion.ops import Normalization, Pooling, Reduce, Softmax
+from fusion.ops import GroupNormalization, Normalization, Pooling, Reduce, Shuffle, Softmax
 from fusion.rules import (
     constant_operand,
+    group_normalization,
     layer_normalization,
     log_sum_exp,
     neutral_element,
@@ -45,7 +46,13 @@ REDUCE = (log_sum_exp.RULE, reduce_pointwise.RULE, reduce_prologue.RULE)
 
 @pytest.mark.parametrize(
     "before, kind, after",
-    [("abs", "sum", None), ("square", "sum", None), ("square", "sum", "sqrt"), (None, "mean", "log"), ("exp", "max", None)],
+    [
+        ("abs", "sum", None),
+        ("square", "sum", None),
+        ("square", "sum", "sqrt"),
+        (None, "mean", "log"),
+        ("exp", "max", None),
+    ],
 )
 def test_norms(before: str | None, kind: str, after: str | None) -> None:
     build = Build()
@@ -170,12 +177,16 @@ NORMS = (layer_normalization.RULE, rms_normalization.RULE)
 
 
 class Norms(Build):
-    def layer_norm(self, x: str, axes: tuple[int, ...], size: int, square: str = "pow", root: str = "div", scale: bool = True) -> str:
+    def layer_norm(
+        self, x: str, axes: tuple[int, ...], size: int, square: str = "pow", root: str = "div", scale: bool = True
+    ) -> str:
         mean = self.layer("mean", Reduce("mean", axes, True), x)
         data = self.pointwise("sub", "sub", x, mean)
         return self.rest(data, data, axes, size, square, root, scale)
 
-    def rest(self, data: str, squared: str, axes: tuple[int, ...], size: int, square: str, root: str, scale: bool) -> str:
+    def rest(
+        self, data: str, squared: str, axes: tuple[int, ...], size: int, square: str, root: str, scale: bool
+    ) -> str:
         if square == "pow":
             squares = self.pointwise("pow", apply("pow", X0, lit(2)), squared)
         else:
@@ -272,3 +283,36 @@ def test_a_narrowing_cast_before_a_normalisation_stays() -> None:
     y = build.pointwise("narrow", Convert(HALF, X0), build.input("x", 2, 16))
     network = build.network(build.layer("norm", Normalization((1,), 1e-5), y))
     assert len(fuse(network, normalization_cast.RULE).layers) == 2
+
+
+def grouped(groups: int = 2, target: tuple = (2, 6, 4, 5), order: tuple | None = None, epilogue=X0):  # type: ignore[no-untyped-def]
+    build = Build()
+    x = build.input("x", 2, 6, 4, 5)
+    y = build.layer("split", Shuffle(order, (2, groups, 120 // groups)), x)
+    y = build.layer("norm", Normalization((2,), 1e-3, epilogue=epilogue), y)
+    y = build.layer("join", Shuffle(reshape=target), y)
+    return build.network(
+        build.pointwise("scale", "mul", y, build.constant("g", (6, 1, 1) if len(target) == 4 else (1,)))
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_groups_folded_into_channels(groups: int) -> None:
+    network = fuse(grouped(groups), group_normalization.RULE, normalization_pointwise.RULE)
+    (layer,) = network.layers
+    assert isinstance(layer.op, GroupNormalization)
+    assert layer.op.groups == groups
+    assert layer.name == "split + norm + join + scale"
+
+
+@pytest.mark.parametrize(
+    "options, condition",
+    [
+        ({"groups": 4}, "groups"),
+        ({"target": (2, 120)}, "shape"),
+        ({"order": (0, 2, 3, 1)}, "moves"),
+        ({"epilogue": apply("square", X0)}, "epilogue"),
+    ],
+)
+def test_other_reshaped_normalisations_stay(options: dict, condition: str) -> None:
+    assert refused(grouped(**options), group_normalization.RULE).condition == condition

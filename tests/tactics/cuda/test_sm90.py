@@ -12,8 +12,9 @@ import pytest
 from fusion.dtypes import DataType
 from fusion.expression import Operand, apply
 from fusion.network import TensorType
-from fusion.ops import Convolution, MatrixMultiply
+from fusion.ops import Attention, Convolution, MatrixMultiply
 from tactics.compiler import compile_cubin
+from tactics.cuda.sm90.attention_sm90 import Sm90Attention
 from tactics.cuda.sm90.conv_sm90 import Sm90Convolution
 from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
 from tactics.cuda.sm90.stem_sm90 import Sm90Stem, pack_stem
@@ -278,6 +279,62 @@ def test_stem_weights_are_where_the_kernel_reads_them(name):
         assert (batch, h, w) == (x[0], *(x[2:] if name == "planes" else x[1:3])) and (p, q, o) == tuple(y[1:])
 
 
+# ------------------------------------------------------------------------------------------------------------ attention
+def attention(shapes, layouts=("bhsd",) * 4, dtype=HALF, packed=False, causal=False, scale=0.125, masked=False) -> Workload:
+    op = Attention(scale, causal, masked, layouts, packed)
+    inputs = tuple(TensorType(dtype, tuple(shape)) for shape in shapes)
+    return Workload(op, inputs, op.infer(inputs))
+
+
+ATTENTIONS = {
+    "plain": attention([(2, 3, 200, 64)] * 3),
+    "positions first": attention([(2, 200, 3, 64)] * 3, ("bshd",) * 4),
+    "shared heads, long keys": attention([(2, 6, 40, 128), (2, 2, 300, 128), (2, 2, 300, 128)]),
+    "packed": attention([(2, 130, 3, 4, 64)], ("bsthd", "", "", "bshd"), packed=True),
+    "causal": attention([(1, 2, 300, 128)] * 3, causal=True, dtype=DataType.BF16),
+}
+
+
+@pytest.mark.parametrize("name", list(ATTENTIONS))
+def test_attention_launches_describe_the_operation(name):
+    tactic, workload = Sm90Attention(), ATTENTIONS[name]
+    assert tactic.supports(workload, H200) is None
+    op, inputs = workload.op, values(workload)
+    assert isinstance(op, Attention)
+    for config in tactic.configs(workload, H200):
+        launch = one_launch(tactic, workload, config)
+        *maps, _, per_kv, s_q, s_k, strides, scale = launch.arguments
+        q, k, v = (view(one, inputs[one.buffer.index].ravel()[one.buffer.offset // 2 :]) for one in maps if isinstance(one, TensorMap))
+        q, k, v = (side.astype(np.float32) for side in (q, k, v))  # [b, h, s, d]
+        assert per_kv.value == q.shape[1] // k.shape[1] and (s_q.value, s_k.value) == (q.shape[2], k.shape[2])
+        k, v = (side.repeat(per_kv.value, axis=1) for side in (k, v))
+        scores = q @ k.swapaxes(2, 3) * (scale.value / np.log2(np.e))
+        if op.causal:
+            scores = np.where(np.tri(s_q.value, s_k.value, s_k.value - s_q.value, dtype=bool), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        result = (weights / weights.sum(-1, keepdims=True)) @ v
+        out = op.evaluate(inputs)[0]
+        steps = [stride.value * out.itemsize for stride in strides.fields]
+        placed = np.lib.stride_tricks.as_strided(out, result.shape, (*steps, out.itemsize)).astype(np.float32)
+        assert np.linalg.norm(result - placed) < 1e-2 * np.linalg.norm(placed)
+        assert launch.grid == (-(-s_q.value // 128), q.shape[1], q.shape[0]) and launch.shared_memory <= 227 * 1024
+
+
+@pytest.mark.parametrize(
+    ("workload", "text"),
+    [
+        (attention([(1, 2, 8, 80)] * 3), "64 or 128"),
+        (attention([(1, 2, 8, 64)] * 3, scale=-1.0), "positive"),
+        (attention([(1, 2, 8, 64)] * 3 + [(1, 1, 8, 8)], masked=True), "mask"),
+        (attention([(1, 2, 64, 8)] * 3, ("bhds",) * 4), "innermost"),
+        (attention([(1, 2, 8, 64)] * 3, dtype=DataType.FLOAT), "FP32"),
+    ],
+)
+def test_attention_refuses(workload, text):
+    refusal = Sm90Attention().supports(workload, H200)
+    assert isinstance(refusal, Refusal) and text.lower() in refusal.reason.lower()
+
+
 # -------------------------------------------------------------------------------------------------------------- compile
 def compiled(launch: Launch):
     cubin = compile_cubin(launch.kernel.source(), launch.kernel.defines, "sm_90a", launch.kernel.file)
@@ -305,3 +362,10 @@ def test_stem_kernels_compile_without_spills(name):
     tactic = Sm90Stem()
     for config in tactic.configs(STEMS[name], H200)[:4]:
         compiled(one_launch(tactic, STEMS[name], config))
+
+
+@pytest.mark.parametrize("name", ["plain", "causal"])
+def test_attention_kernels_compile_without_spills(name):
+    tactic = Sm90Attention()
+    for config in tactic.configs(ATTENTIONS[name], H200)[:2]:
+        compiled(one_launch(tactic, ATTENTIONS[name], config))

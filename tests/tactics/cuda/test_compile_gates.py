@@ -1,0 +1,173 @@
+"""Every registered CUDA tactic compiles for every architecture that it supports, without spilling registers.
+
+One representative workload per tactic: the first of CASES that it serves, in its most promising configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from fusion.dtypes import DataType
+from fusion.expression import Operand, apply
+from fusion.network import Op, TensorType
+from fusion.ops import (
+    ArgReduce,
+    Attention,
+    Concatenation,
+    Convolution,
+    Cumulative,
+    Deconvolution,
+    Expand,
+    Fill,
+    Gather,
+    GatherElements,
+    GatherND,
+    GroupNormalization,
+    LocalResponseNormalization,
+    MatrixMultiply,
+    Normalization,
+    Padding,
+    Pointwise,
+    Pooling,
+    Range,
+    Reduce,
+    Resize,
+    ScatterElements,
+    ScatterND,
+    ShapeValue,
+    Shuffle,
+    Slice,
+    Softmax,
+    Tile,
+    TopK,
+)
+from tactics.compiler import compile_cubin, cuda_include_paths
+from tactics.registry import tactics
+from tactics.tactic import DeviceSpec, Launch, Tactic, Workload
+from tests.harness.fiber import H100
+
+pytestmark = pytest.mark.skipif(not cuda_include_paths(), reason="needs the CUDA headers")
+
+F16, F32, I64 = DataType.HALF, DataType.FLOAT, DataType.INT64
+X, Y, Z = Operand(0), Operand(1), Operand(2)
+BIAS_RELU = apply("relu", apply("add", X, Y))
+SCALE_BIAS = apply("add", apply("mul", X, Y), Z)
+ARCHITECTURES = {"sm_75": 64, "sm_80": 163, "sm_89": 99, "sm_90a": 227, "sm_100a": 227, "sm_120a": 99}  # KiB of shared memory a block
+
+# Kernels that may spill, with the reason; everything else must not.
+SPILLS: dict[str, str] = {}
+SMALL_SPILL = 16  # bytes: ptxas parks a loop-invariant value at times, which costs nothing that can be measured
+
+
+def _case(op: Op, *types: tuple[DataType, tuple[int, ...]], constant: tuple[int, ...] = ()) -> Workload:
+    inputs = tuple(TensorType(dtype, shape) for dtype, shape in types)
+    return Workload(op, inputs, op.infer(inputs), tuple(index in constant for index in range(len(inputs))))
+
+
+def _conv(n: int, size: int, c: int, o: int, k: int, stride: int, groups: int = 1) -> Workload:
+    pad = (k // 2,) * 2
+    op = Convolution((stride,) * 2, pad, pad, (1, 1), groups, True, BIAS_RELU)
+    return _case(op, (F16, (n, size, size, c)), (F16, (o, c // groups, k, k)), (F16, (o,)), constant=(1, 2))
+
+
+@cache
+def cases() -> tuple[Workload, ...]:
+    """Workloads of common networks, so that every tactic finds one that it serves."""
+    product = MatrixMultiply(epilogue=BIAS_RELU)
+    return (
+        _case(product, (F16, (512, 768)), (F16, (768, 3072)), (F16, (3072,)), constant=(1, 2)),
+        _case(product, (F16, (1, 2048)), (F16, (2048, 1000)), (F16, (1000,)), constant=(1, 2)),
+        _case(product, (F32, (129, 65)), (F32, (65, 33)), (F32, (33,)), constant=(1, 2)),
+        _conv(8, 56, 64, 64, 3, 1), _conv(1, 14, 256, 1024, 1, 1), _conv(8, 224, 3, 64, 7, 2), _conv(8, 56, 96, 96, 3, 1, 96),
+        _case(Convolution((1, 1), (1, 1), (1, 1), (1, 1), 1, True), (F32, (2, 14, 14, 24)), (F32, (40, 24, 3, 3)), constant=(1,)),
+        _case(Deconvolution((2, 2), (0, 0), (0, 0), (1, 1), (0, 0), 1, True), (F16, (2, 14, 14, 64)), (F16, (64, 32, 2, 2)), constant=(1,)),
+        _case(Attention(0.125), *[(F16, (2, 12, 128, 64))] * 3),
+        _case(Pointwise(apply("gelu", X)), (F16, (1000,))),
+        _case(Pointwise(BIAS_RELU), (F32, (8, 64, 64)), (F32, (64,))),
+        _case(Reduce("mean", (1,), False), (F16, (64, 1000))), _case(Reduce("mean", (1, 2), True), (F16, (8, 7, 7, 2048))),
+        _case(Reduce("logsumexp", (0, 2), True), (F32, (8, 9, 10))),
+        _case(Softmax(1), (F16, (1000, 1000))), _case(Softmax(1), (F32, (4, 50000))), _case(Softmax(1), (F32, (4, 20, 30))),
+        _case(Normalization((1,), 1e-5, True, SCALE_BIAS), (F16, (128, 768)), (F16, (768,)), (F16, (768,))),
+        _case(GroupNormalization(32, 1e-5, True, SCALE_BIAS), (F16, (2, 64, 64, 320)), (F16, (320,)), (F16, (320,))),
+        _case(LocalResponseNormalization(5, 1e-4, 0.75, 1.0), (F32, (1, 96, 27, 27))),
+        _case(Pooling("max", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1), channels_last=True), (F16, (8, 112, 112, 64))),
+        _case(Pooling("average", (7, 7), (1, 1), (0, 0), (0, 0), (1, 1), channels_last=True), (F16, (8, 7, 7, 2048))),
+        _case(Shuffle((0, 2, 3, 1)), (F16, (8, 3, 224, 224))), _case(Shuffle(None, (8, 50, 12, 64), (0, 2, 1, 3)), (F16, (8, 50, 768))),
+        _case(Shuffle(None, (6,)), (F32, (2, 3))),
+        _case(Slice((0, 8), (4, 16), (1, 1)), (F16, (4, 32))), _case(Expand((8, 64)), (F16, (64,))), _case(Tile((2, 2)), (F16, (8, 8))),
+        _case(Concatenation(1), *[(F16, (8, 64))] * 3), _case(Padding((0, 1), (0, 1)), (F32, (4, 9))),
+        _case(Gather(0), (F16, (30000, 768)), (I64, (8, 128))), _case(GatherND(0), (F32, (8, 9, 10)), (I64, (5, 2))),
+        _case(GatherElements(1), (F32, (8, 9)), (I64, (8, 4))),
+        _case(ScatterElements(1, "add"), (F16, (8, 9)), (I64, (8, 4)), (F16, (8, 4))),
+        _case(ScatterND(), (F16, (8, 9)), (I64, (4, 1)), (F16, (4, 9))),
+        _case(Resize((1, 64, 64, 32), (1.0, 2.0, 2.0, 1.0), "linear"), (F16, (1, 32, 32, 32))),
+        _case(TopK(5, 1), (F32, (8, 1000))), _case(ArgReduce(1, False), (F32, (8, 1000))), _case(Cumulative(1), (F32, (8, 1000))),
+        _case(Fill((100,), F32, 1.0)), _case(Range(0, 1, 100, I64)), _case(ShapeValue((3,), (1,), I64)),
+    )  # fmt: skip
+
+
+def _device(arch: str) -> DeviceSpec:
+    capability = int("".join(letter for letter in arch if letter.isdigit()))
+    return replace(H100, name=arch, arch=arch, capability=capability, shared_memory=ARCHITECTURES[arch] * 1024)
+
+
+def _served(tactic: Tactic, device: DeviceSpec) -> Workload | None:
+    """The first workload with a plan that launches a kernel."""
+    for workload in cases():
+        if isinstance(workload.op, tactic.ops) and tactic.supports(workload, device) is None:
+            plan = tactic.plan(workload, tactic.configs(workload, device)[0], device)
+            if any(isinstance(step, Launch) for step in plan.steps):
+                return workload
+    return None
+
+
+TACTICS = {tactic.id: tactic for tactic in tactics("cuda")}
+WITHOUT_KERNEL = {"cuda.shuffle.copy"}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("tactic_id", sorted(TACTICS))
+def test_compiles_without_spills(tactic_id: str, arch: str) -> None:
+    tactic, device = TACTICS[tactic_id], _device(arch)
+    workload = _served(tactic, device)
+    if workload is None:
+        assert tactic_id in WITHOUT_KERNEL or any(_served(tactic, _device(other)) for other in ARCHITECTURES), "no case serves it"
+        return  # it refuses this architecture
+    plan = tactic.plan(workload, tactic.configs(workload, device)[0], device)
+    for step in plan.steps:
+        if isinstance(step, Launch):
+            used = compile_cubin(step.kernel.source(), step.kernel.defines, arch, step.kernel.file).resources
+            threads = step.block[0] * step.block[1] * step.block[2]
+            assert used.registers * threads <= 65536, f"{step.kernel.entry}: {used.registers} registers x {threads} threads"
+            assert used.shared + step.shared_memory <= max(48 * 1024, device.shared_memory), f"{step.kernel.entry}: shared memory"
+            if tactic_id not in SPILLS:
+                assert used.spill_stores <= SMALL_SPILL, f"{step.kernel.entry} spills {used.spill_stores} bytes for {arch}"
+
+
+def test_plans_of_every_configuration_are_pure_and_launchable() -> None:
+    """Grids and blocks within the hardware's limits, the same plan each time, one kernel list for every size."""
+    device = _device("sm_90a")
+    for workload in cases():
+        for tactic in tactics("cuda"):
+            if not isinstance(workload.op, tactic.ops) or tactic.supports(workload, device) is not None:
+                continue
+            configs = tactic.configs(workload, device)
+            assert configs and len(set(configs)) == len(configs), f"{tactic.id}: no or repeated configurations"
+            for config in configs:
+                plan = tactic.plan(workload, config, device)
+                assert plan == tactic.plan(workload, config, device), f"{tactic.id} is not pure"
+                for step in plan.steps:
+                    if isinstance(step, Launch):
+                        assert 0 < step.grid[0] < 2**31 and 0 < step.grid[1] < 65536 and 0 < step.grid[2] < 65536, (tactic.id, step.grid)
+                        assert 0 < step.block[0] * step.block[1] * step.block[2] <= 1024, (tactic.id, step.block)
+                        assert step.shared_memory <= device.shared_memory, (tactic.id, config)
+
+
+def test_every_family_has_one_reference() -> None:
+    """For each operation that CUDA serves, some tactic is marked as the plainest."""
+    served = {op for tactic in tactics("cuda") for op in tactic.ops}
+    plain = {op for tactic in tactics("cuda") if tactic.reference for op in tactic.ops}
+    assert served == plain, f"no reference for {sorted(op.__name__ for op in served - plain)}"
