@@ -10,18 +10,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.runner import Result, compare
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.split("\n")[0].strip()
 
 
 class _Log:
@@ -116,8 +127,8 @@ def _layers(engine: Any, count: int = 12) -> None:
         )
 
 
-def race(name: str, batch: int, peers: list[str], given: argparse.Namespace) -> dict[str, Any]:
-    """One model at one batch: the result record."""
+def race(name: str, batch: int, peers: list[str], given: argparse.Namespace) -> list[Result]:
+    """One model at one batch: a result for every peer."""
     import torch
 
     from benchmarks import models
@@ -166,27 +177,25 @@ def race(name: str, batch: int, peers: list[str], given: argparse.Namespace) -> 
     for _ in range(3):
         for who, run in runs.items():
             samples[who] += _median_ms(run)
-    medians = {who: statistics.median(values) for who, values in samples.items()}
     _layers(engine, given.layers)
-    record = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "command": " ".join(sys.argv),
-        "workload": f"{name} fp16 batch {batch}" + (" dynamic" if given.dynamic else ""),
-        "unit": "ms",
-        "ours": medians["trtcli"],
-        **{f"{who}": value for who, value in medians.items() if who != "trtcli"},
-        **{f"ratio_{who}": medians["trtcli"] / value for who, value in medians.items() if who != "trtcli"},
-        "error": error,
-        "eager_error": torch_error,
-        "layers": len(engine.layers),
-        "build_seconds": build_seconds,
-        "sum_of_layers_ms": 1e3 * float(np.nansum([plan.seconds for plan in engine.layers])),
-        "floor_ms": 1e3 * float(np.nansum([plan.floor for plan in engine.layers])),
-    }
-    print("  " + json.dumps(record), flush=True)
-    return record
+    layers = sum(plan.tactic != "view" for plan in engine.layers)
+    note = (
+        f"{layers} launched layers, built in {build_seconds:.0f} s; relative error to fp32 {error:.1e} (eager {torch_error:.1e}); sum of "
+        f"layers {1e3 * float(np.nansum([plan.seconds for plan in engine.layers])):.3f} ms, "
+        f"floor {1e3 * float(np.nansum([plan.floor for plan in engine.layers])):.3f} ms"
+    )
+    peers_run = {"eager": f"torch {torch.__version__} eager + CUDA graph", "inductor": f"torch {torch.__version__} compile + CUDA graph"}
+    results = [
+        compare(
+            f"{name} fp16 batch {batch}" + (", dynamic batch" if given.dynamic else ""), samples["trtcli"], "ms", samples[who],
+            peers_run[who], device=torch.cuda.get_device_name(), driver=given.driver, note=note,
+        )
+        for who in runs
+        if who != "trtcli"
+    ]  # fmt: skip
+    for one in results:
+        print(f"  RESULT {one.workload}: {one.ours:.4f} ms, {one.peer_name} {one.peer:.4f} ms, {one.ratio:.2f}x faster; {note}", flush=True)
+    return results
 
 
 def main() -> None:
@@ -201,15 +210,16 @@ def main() -> None:
     parser.add_argument("--dynamic", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--results", default="")
+    parser.add_argument("--driver", default=_driver())
     parser.add_argument("--seconds", type=float, default=500)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         name, batch = given.models[0].split(":")
-        record = race(name, int(batch), given.peers.split(","), given)
+        found = race(name, int(batch), given.peers.split(","), given)
         if given.results:
             with Path(given.results).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.writelines(json.dumps(asdict(one)) + "\n" for one in found)
         return
     jobs = [f"{item.split(':')[0]}:{batch}" for item in given.models for batch in item.split(":")[1].split(",")]
     suffix = "_dyn" if given.dynamic else ""
@@ -228,7 +238,7 @@ def main() -> None:
     deadline = time.monotonic() + given.seconds
     flags = [
         f"--{name}={value}" for name, value in vars(given).items()
-        if name in ("peers", "folder", "cache", "level", "layers", "results") and value != ""
+        if name in ("peers", "folder", "cache", "level", "layers", "results", "driver") and value != ""
     ]  # fmt: skip
     flags += [f"--{name}" for name in ("dynamic", "verbose") if getattr(given, name)]
     for job in jobs:

@@ -243,7 +243,7 @@ def _apply(function: str, arguments: tuple[Dim, ...]) -> Dim:
 def _extreme(function: str, dims: tuple[Dim, ...]) -> Dim:
     unique = list(dict.fromkeys(dims))
     numbers = [dim for dim in unique if isinstance(dim, int)]
-    others = sorted((dim for dim in unique if not isinstance(dim, int)), key=str)
+    others: list[Dim] = sorted((dim for dim in unique if not isinstance(dim, int)), key=str)
     if numbers:
         others.append(min(numbers) if function == "min" else max(numbers))
     return others[0] if len(others) == 1 else _call(function, *others)

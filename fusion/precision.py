@@ -1,8 +1,9 @@
 """The precision pass: a float32 network computed in float16 or bfloat16, for ``--fp16`` and ``--bf16``.
 
 Tensors and weights become narrow; inputs and outputs of the network keep their types. What narrow numbers would spoil
-stays in float32: index arithmetic (conversions between integers and real numbers), ranges, and running sums. Sums,
-statistics and softmax are computed in float32 inside their layers anyway (see :mod:`fusion.expression`).
+stays in float32: index arithmetic (conversions between integers and real numbers), ranges, running sums, and statistics
+(sums and means, which are small, and what is computed of them alone): a variance that is written as a difference of
+means would otherwise cancel to nothing. Inside their layers sums and softmax are float32 anyway (:mod:`fusion.expression`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, type_of
 from fusion.network import Layer, Network, Op, TensorType
-from fusion.ops import Cumulative, Pointwise, Range
+from fusion.ops import Cumulative, Pointwise, Range, Reduce, Shuffle
 
 _WIDE = DataType.FLOAT
+_SUMS = ("sum", "mean")  # the reductions whose results are statistics
 
 
 def to_half(network: Network, dtype: DataType) -> tuple[Network, tuple[str, ...]]:
@@ -43,6 +45,7 @@ class _Narrowing:
         self.tensors: dict[str, TensorType] = {}
         self.constants: dict[str, np.ndarray] = {}
         self.narrow: dict[str, str] = {}  # float32 tensor of the model -> its narrow version
+        self.statistics: set[str] = set()  # tensors that stay float32 although layers around them are narrow
         self.clamped: dict[str, float] = {}  # constants that did not fit, and their largest magnitude
 
     def run(self) -> tuple[Network, tuple[str, ...]]:
@@ -50,10 +53,15 @@ class _Narrowing:
         for name in network.inputs:
             self.tensors[name] = network.tensors[name]
         for layer in network.layers:
-            if any(network.tensors[name].dtype is _WIDE for name in (*layer.inputs, *layer.outputs)):
-                self._keep(layer) if _is_delicate(network, layer) else self._narrow(layer)
-            else:
+            if not any(network.tensors[name].dtype is _WIDE for name in (*layer.inputs, *layer.outputs)):
                 self._copy(layer)
+            elif _is_delicate(network, layer):
+                self._keep(layer)
+            elif self._is_statistic(layer):
+                self._copy(layer)
+                self.statistics.update(layer.outputs)
+            else:
+                self._narrow(layer)
         for name in network.outputs:
             if name not in self.tensors:  # a float32 result that exists only in its narrow version
                 self._convert(self.narrow[name], name, _WIDE, f"{name} to FP32")
@@ -80,14 +88,36 @@ class _Narrowing:
                 self.narrow[name] = self._twin(name)
                 self._convert(name, self.narrow[name], self.dtype, f"{name} to {self.dtype.label}")
 
+    def _is_statistic(self, layer: Layer) -> bool:
+        """Whether the layer's only real inputs are statistics (and constants)."""
+        if not isinstance(layer.op, Pointwise | Shuffle | Reduce):
+            return False
+        constants = self.network.constants
+        reals = [n for n in layer.inputs if self.network.tensors[n].dtype is _WIDE and n not in constants]
+        return bool(reals) and all(name in self.statistics for name in reals)
+
     def _narrow(self, layer: Layer) -> None:
         old = [self.network.tensors[name].dtype for name in layer.inputs]
-        inputs = tuple(self._half(name) for name in layer.inputs)
+        # Expressions read statistics as they are; products and data movements want one type.
+        free = (
+            0
+            if isinstance(layer.op, Pointwise)
+            else getattr(layer.op, "arity", 0)
+            if hasattr(layer.op, "epilogue")
+            else 99
+        )
+        inputs = tuple(
+            name if index >= free and name in self.statistics else self._half(name)
+            for index, name in enumerate(layer.inputs)
+        )
         new = [self.tensors[name].dtype for name in inputs]
         op = self._narrow_op(layer, old, new)
         outputs = []
         for name in layer.outputs:
-            if self.network.tensors[name].dtype is _WIDE:
+            if self.network.tensors[name].dtype is _WIDE and isinstance(op, Reduce) and op.kind in _SUMS:
+                self.statistics.add(name)
+                outputs.append(name)
+            elif self.network.tensors[name].dtype is _WIDE:
                 # A network output keeps its name for the float32 version that follows at the end.
                 self.narrow[name] = self._twin(name) if name in self.network.outputs else name
                 outputs.append(self.narrow[name])
@@ -102,7 +132,7 @@ class _Narrowing:
 
     def _convert(self, source: str, target: str, dtype: DataType, name: str) -> None:
         value: Expression = Operand(0)
-        if dtype is DataType.HALF:
+        if dtype is DataType.HALF and source not in self.statistics:
             # Masks such as -1e9 must stay finite: infinity minus infinity is no number.
             value = apply("clip", value, Literal(-self.largest, _WIDE), Literal(self.largest, _WIDE))
         self._add(Layer(name, Pointwise(Convert(dtype, value)), (source,), (target,), fusions=("precision",)))
@@ -119,7 +149,7 @@ class _Narrowing:
             self.narrow[name] = self._twin(name)
             self._constant(self.narrow[name], self._rounded(name, self.network.constants[name]))
             return self.narrow[name]
-        self.narrow[name] = self._twin(name)  # a network input
+        self.narrow[name] = self._twin(name)  # a network input, or a statistic that a product reads
         self._convert(name, self.narrow[name], self.dtype, f"{name} to {self.dtype.label}")
         return self.narrow[name]
 
@@ -162,7 +192,7 @@ class _Narrowing:
             if value is _WIDE:
                 changes[item.name] = self.dtype
         if isinstance(op, Pointwise):
-            changes["expression"] = self._expression(op.expression, old, new)
+            changes["expression"] = self._result(op.expression, old, new)
             return replace(op, **changes)
         if hasattr(op, "epilogue"):
             before = after = None
@@ -170,8 +200,16 @@ class _Narrowing:
                 changes["prologue"] = self._expression(op.prologue, old[:1], new[:1])
                 before, after = type_of(op.prologue, old[:1]), type_of(changes["prologue"], new[:1])
             before, after = before or old[0], after or new[0]
-            changes["epilogue"] = self._expression(op.epilogue, [before, *old[op.arity :]], [after, *new[op.arity :]])
+            types = [before, *old[op.arity :]], [after, *new[op.arity :]]
+            changes["epilogue"] = self._result(op.epilogue, *types)
+            if isinstance(op, Reduce) and op.kind in _SUMS and type_of(op.epilogue, types[0]) is _WIDE:
+                changes["epilogue"] = Convert(_WIDE, self._expression(op.epilogue, *types))
         return replace(op, **changes) if changes else op
+
+    def _result(self, expression: Expression, old: Sequence[DataType], new: Sequence[DataType]) -> Expression:
+        """The expression of a whole layer, whose result is narrow even where statistics come first in it."""
+        changed = self._expression(expression, old, new)
+        return Convert(self.dtype, changed) if type_of(changed, new) is _WIDE else changed
 
     def _expression(self, expression: Expression, old: Sequence[DataType], new: Sequence[DataType]) -> Expression:
         if isinstance(expression, Literal) and expression.dtype is _WIDE:

@@ -15,6 +15,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,11 @@ class TimingCache:
         same = [entry for entry in self.entries.values() if entry.asked.get("workload") == asked.get("workload")]
         if not same:
             return "no entry for this workload"
-        differences = [
-            [
-                f"{name}: {entry.asked.get(name)!r} != {value!r}"
-                for name, value in asked.items()
-                if entry.asked.get(name) != value
-            ]
+        differences: list[list[str]] = [
+            [f"{name}: {entry.asked.get(name)!r} != {value!r}" for name, value in asked.items() if entry.asked.get(name) != value]
             for entry in same
         ]
-        return "; ".join(min(differences, key=len))
+        return "; ".join(sorted(differences, key=len)[0])
 
     def with_entry(self, entry: Entry, kernels: Mapping[str, bytes]) -> TimingCache:
         """This cache with ``entry`` added or replaced."""
@@ -161,8 +158,8 @@ def _timing_json(timing: Timing) -> dict[str, Any]:
     }
 
 
-def _lock(path: Path):  # noqa: ANN202 - filelock's type; imported late because it costs start-up time
-    from filelock import FileLock
+def _lock(path: Path) -> AbstractContextManager[object]:
+    from filelock import FileLock  # late: it costs start-up time
 
     return FileLock(f"{path}.lock")
 

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 INCLUDE = Path(__file__).parent / "cuda" / "include"
 
@@ -39,7 +40,8 @@ class Cubin:
 
 
 @cache
-def _nvrtc():  # noqa: ANN202 - a module of cuda.bindings, imported late because it costs start-up time
+def _nvrtc() -> Any:
+    """The bindings' module, imported late because it costs start-up time."""
     from cuda.bindings import nvrtc
 
     return nvrtc

@@ -329,7 +329,7 @@ def workload_flops(workload: Workload) -> float:
         return 2.0 * float(np.prod(out)) * shapes[0][-2 if op.transpose_a else -1]
     if isinstance(op, Attention):
         q, k = (dict(zip(layout, one.shape, strict=True)) for layout, one in op.unpacked(workload.inputs)[:2])
-        return 4.0 * float(np.prod([q["b"], q["h"], q["s"], k["s"], q["d"]]))
+        return 4.0 * float(np.prod([int(one) for one in (q["b"], q["h"], q["s"], k["s"], q["d"])]))  # type: ignore[arg-type]
     return 0.0
 
 

@@ -28,11 +28,30 @@ from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Literal, Operand, apply  # noqa: E402
 from fusion.network import Op, TensorType  # noqa: E402
 from fusion.ops import (  # noqa: E402
-    ArgReduce, Concatenation, Cumulative, Expand, Gather, GatherElements, GroupNormalization, LocalResponseNormalization,
-    Normalization, Padding, Pointwise, Pooling, Reduce, Resize, ScatterElements, ScatterND, Shuffle, Slice, Softmax, Tile, TopK,
+    ArgReduce,
+    Concatenation,
+    Cumulative,
+    Expand,
+    Gather,
+    GatherElements,
+    GroupNormalization,
+    LocalResponseNormalization,
+    Normalization,
+    Padding,
+    Pointwise,
+    Pooling,
+    Reduce,
+    Resize,
+    ScatterElements,
+    ScatterND,
+    Shuffle,
+    Slice,
+    Softmax,
+    Tile,
+    TopK,
 )  # fmt: skip
 from runtime.cuda import CudaDevice  # noqa: E402
-from runtime.device import Binding, Graph, Memory, Stream, Tensor  # noqa: E402
+from runtime.device import Binding, Graph, Memory, Tensor  # noqa: E402
 from tactics.compiler import compile_cubin  # noqa: E402
 from tactics.registry import tactics  # noqa: E402
 from tactics.tactic import Config, Launch, Plan, Tactic, Workload, tensor_bytes, workload_bytes  # noqa: E402

@@ -59,6 +59,14 @@ def factored(shape: Shape, op: Shuffle) -> Factored | None:
     return Factored(move, source, tuple(tuple(place[atom] for atom in from_target[axis]) for axis in second))
 
 
+def is_view(shape: Shape, op: Shuffle) -> bool:
+    """Whether ``op`` moves no element: a plain reshape always, others when their factors keep their order."""
+    if op.first is None and op.second is None:
+        return True
+    move = movement(shape, op)
+    return move is not None and move.is_view
+
+
 def compose(a: Movement, b: Movement) -> Movement | None:
     """First ``a``, then ``b``."""
     middle = tuple(a.sizes[atom] for atom in a.order)

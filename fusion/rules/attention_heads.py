@@ -8,7 +8,7 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Attention, Expand, Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._shuffles import movement
+from fusion.rules._shuffles import is_view
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ def _repeat(graph: Graph, tensor: str) -> _Repeat | None:
     if narrow != (*source[:2], 1, *source[2:]) or wide[:2] + wide[3:] != source or whole[2:] != source[2:]:
         return None
     for shuffle, shape in ((split, source), (join, wide)):
-        move = movement(shape, shuffle.op)
-        if move is None or not move.is_view:
+        if not is_view(shape, shuffle.op):
             return None
     return _Repeat((split, expand, join), split.inputs[0], source[1])
 

@@ -8,7 +8,7 @@ from fusion.ops import GroupNormalization, Normalization, Shuffle
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import equal_shape, show
-from fusion.rules._shuffles import movement
+from fusion.rules._shuffles import is_view
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -29,8 +29,7 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     if layer.op.epilogue != IDENTITY:
         return Refusal("epilogue", f"{layer.name} scales its groups")
     for shuffle, shape in ((before, source), (after, grouped)):
-        move = movement(shape, shuffle.op)
-        if move is None or not move.is_view:
+        if not is_view(shape, shuffle.op):
             return Refusal("moves", f"{shuffle.name} moves data")
     if not equal_shape(source, target):
         return Refusal("shape", f"{show(source)} comes back as {show(target)}")

@@ -80,7 +80,7 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     attention, products = match.layers[-1], match.found["products"]
     op = products[0].op
     weights = [graph.constant(product.inputs[1]) for product in products]
-    joined = np.concatenate(weights, axis=0 if op.transpose_b else 1)  # type: ignore[arg-type]
+    joined: np.ndarray = np.concatenate(weights, axis=0 if op.transpose_b else 1)  # type: ignore[arg-type]
     rows = [_bias(graph, product) for product in products]
     plain = all(product.op.epilogue == IDENTITY for product in products)
     names = {"weights": graph.fresh(f"{products[0].inputs[1]}.qkv"), "bias": graph.fresh(f"{products[0].inputs[1]}.qkv.bias")}

@@ -1,4 +1,8 @@
-"""Conv(pad(x, 0), w) -> Conv(x, w, padding): zero padding of spatial axes becomes the convolution's own."""
+"""Conv(pad(x, 0), w) -> Conv(x, w, padding): zero padding of spatial axes becomes the convolution's own.
+
+A deconvolution of a padded image is that of the image with ``stride`` elements less cut off per element of padding, as long as
+something is cut off: what lies beyond the full result would have to be filled with zeros.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from dataclasses import replace
 
 from fusion.graph import Graph
 from fusion.network import Layer
-from fusion.ops import Convolution, Padding
+from fusion.ops import Convolution, Deconvolution, Padding
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 
 
@@ -36,7 +40,23 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
             f"{pad.name} pads with {pad.op.mode if pad.op.mode != 'constant' else pad.op.value}, not with zeros",
         )
     amounts = spatial_padding(pad.op, layer.op.channels_last)
-    return amounts if isinstance(amounts, Refusal) else None
+    if isinstance(amounts, Refusal):
+        return amounts
+    if isinstance(layer.op, Deconvolution):
+        for cut in _paddings(layer.op, amounts):
+            if not all(isinstance(amount, int) and amount >= 0 for amount in cut):
+                return Refusal("cut", f"{layer.name} cuts less than {pad.name} adds")
+    return None
+
+
+def _paddings(op: Convolution | Deconvolution, amounts: tuple[tuple, tuple]) -> tuple[tuple, tuple]:
+    """(before, after) of the convolution without the padding layer."""
+    sides = zip(amounts, (op.pre_padding, op.post_padding), strict=True)
+    if isinstance(op, Deconvolution):
+        before, after = (tuple(own - pad * s for pad, own, s in zip(a, b, op.stride, strict=True)) for a, b in sides)
+    else:
+        before, after = (tuple(pad + own for pad, own in zip(a, b, strict=True)) for a, b in sides)
+    return before, after
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
@@ -44,12 +64,9 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     amounts = spatial_padding(pad.op, layer.op.channels_last)
     if isinstance(amounts, Refusal):
         return amounts
-    op = replace(
-        layer.op,
-        pre_padding=tuple(a + b for a, b in zip(layer.op.pre_padding, amounts[0], strict=True)),
-        post_padding=tuple(a + b for a, b in zip(layer.op.post_padding, amounts[1], strict=True)),
-    )
+    before, after = _paddings(layer.op, amounts)
+    op = replace(layer.op, pre_padding=before, post_padding=after)
     return Replacement((Layer("", op, (*pad.inputs, *layer.inputs[1:]), layer.outputs),))
 
 
-RULE = Rule("padding-convolution", __doc__.splitlines()[0], (Convolution,), _match, _rewrite, _check)
+RULE = Rule("padding-convolution", __doc__.splitlines()[0], (Convolution, Deconvolution), _match, _rewrite, _check)

@@ -83,10 +83,10 @@ def literal(value: float | bool, dtype: DataType) -> str:
         with np.errstate(over="ignore"):
             single = np.float32(value)
         return f"float({float(single)!r})" if np.isfinite(single) else f"__int_as_float({int(single.view(np.int32))})"
-    bits = compute_type(dtype).itemsize * 8
-    integer = int(value) & ((1 << bits) - 1)
-    if dtype.is_signed and integer >> (bits - 1):
-        return f"{cpp}({integer - (1 << bits)}ll)" if integer != 1 << 63 else f"{cpp}(-9223372036854775807ll - 1)"
+    width = compute_type(dtype).itemsize * 8
+    integer = int(value) & ((1 << width) - 1)
+    if dtype.is_signed and integer >> (width - 1):
+        return f"{cpp}({integer - (1 << width)}ll)" if integer != 1 << 63 else f"{cpp}(-9223372036854775807ll - 1)"
     return f"{cpp}({integer}{'ll' if integer < 1 << 63 else 'ull'})"
 
 

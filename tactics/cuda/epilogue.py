@@ -15,7 +15,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Expression, Operand, compute_type, operands, substitute, type_of
 from fusion.network import TensorType
 from fusion.ops.epilogue import IDENTITY
-from tactics.cuda.codegen import Unsupported, computed_type, device_function, storage_type
+from tactics.cuda.codegen import STORAGE_TYPES, Unsupported, computed_type, device_function, storage_type
 from tactics.tactic import Buffer, Refusal, Scalar, Struct, Workload
 
 
@@ -90,7 +90,8 @@ def finish_code(workload: Workload, result: DataType | None = None) -> EpilogueC
     if expression == IDENTITY:
         return NO_EPILOGUE
     arity = op.arity
-    types = [dtype, *(tensor.dtype for tensor in workload.inputs[arity:])]
+    # Accumulators of FP8 products are float32; the tensors themselves have no pointwise code.
+    types = [dtype if dtype in STORAGE_TYPES else compute_type(dtype), *(tensor.dtype for tensor in workload.inputs[arity:])]
     try:
         return _code(workload, expression, types, output, arity)
     except Unsupported as reason:

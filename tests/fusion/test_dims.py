@@ -5,7 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.dims import (
-    Dim, bind, ceil_div, dim_max, dim_min, divisor, is_static, parse, product, substitute, symbol, symbols,
+    Dim,
+    bind,
+    ceil_div,
+    dim_max,
+    dim_min,
+    divisor,
+    is_static,
+    parse,
+    product,
+    substitute,
+    symbol,
+    symbols,
 )  # fmt: skip
 
 SIZES = {"batch": 7, "h": 12}

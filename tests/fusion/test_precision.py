@@ -176,3 +176,29 @@ def test_a_convolution_network_on_a_gpu() -> None:
     result = optimize(network, FusionOptions(precision=BF16, device="cuda")).network
     validate(result)
     assert_same(network, result, 5e-2)
+
+
+def test_a_variance_as_a_difference_of_means() -> None:
+    """mean(x ** 2) - mean(x) ** 2 of data with a large mean cancels to noise in float16."""
+    build = Build()
+    x = build.pointwise("shift", apply("add", X0, number(20.0)), build.input("x", 4, 256))
+    mean = build.layer("mean", Reduce("mean", (1,), True), x)
+    squares = build.layer("squares", Reduce("mean", (1,), True, apply("square", X0)), x)
+    deviation = apply("rsqrt", apply("add", apply("sub", X1, apply("square", X0)), number(1e-5)))
+    inverse = build.pointwise("inverse", deviation, mean, squares)
+    network = build.network(build.pointwise("scale", "mul", build.pointwise("centre", "sub", x, mean), inverse))
+    for precise in (to_half(network, HALF)[0], optimize(network, FusionOptions(precision=HALF)).network):
+        validate(precise)
+        assert_same(network, precise, 3e-2)  # x itself is rounded to 11 bits of 20
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_mean_that_a_product_reads_is_narrow_without_a_cast_of_its_own(device: str) -> None:
+    build = Build()
+    y = build.layer("mean", Reduce("mean", (2,), False), build.pointwise("tanh", "tanh", build.input("x", 2, 8, 40)))
+    y = build.layer("fc", MatrixMultiply(), y, build.constant("w", (8, 4)))
+    network = build.network(y)
+    result = optimize(network, FusionOptions(precision=HALF, device=device)).network
+    validate(result)
+    assert_same(network, result, 1e-2)
+    assert len(result.layers) <= 3

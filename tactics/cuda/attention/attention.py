@@ -66,7 +66,8 @@ def heads_of(workload: Workload) -> Heads | Refusal:
     q, k, v, _ = named
     if q["h"] % k["h"] or k["h"] != v["h"] or k["s"] != v["s"] or q["d"] != k["d"]:
         return Refusal(f"shapes {shapes[:3]} do not fit: heads, keys or head sizes differ")
-    mask, mask_strides = 0, (0, 0, 0, 0)
+    mask = 0
+    mask_strides: tuple[int, ...] = (0, 0, 0, 0)
     if op.masked:
         tensor = workload.inputs[op.arity - 1]
         if tensor.dtype is not DataType.BOOL and tensor.dtype not in C_TYPES:

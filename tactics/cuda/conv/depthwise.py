@@ -179,7 +179,7 @@ class Depthwise(Tactic):
             TAPS_X=window.taps[2], STRIDE_Y=window.stride[1], STRIDE_X=window.stride[2], DILATION_Y=window.dilation[1],
             DILATION_X=window.dilation[2], PDL=1 if pdl(device) else None, BLOCK=BLOCK, MIN_BLOCKS=tile.blocks,
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
-        arguments = (
+        arguments: tuple[Argument, ...] = (
             Buffer("input", 0), Buffer("packed", 0), Buffer("output"),
             *map(Scalar, (window.batch, *window.input[1:], *window.output[1:], *window.pad[1:])), epilogue.argument,
         )  # fmt: skip

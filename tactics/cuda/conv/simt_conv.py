@@ -46,7 +46,7 @@ class SimtConvolution(Tactic):
             w_strides = (window.group_in * window.group_out * taps, taps, window.group_out * taps)
         else:  # [O][C / groups][taps]
             w_strides = (window.group_out * window.group_in * taps, window.group_in * taps, taps)
-        arguments = (
+        arguments: tuple[Argument, ...] = (
             Buffer("input", 0), Buffer("input", 1), Buffer("output"), Scalar(window.pixels), *map(Scalar, window.input),
             *map(Scalar, window.output), *(Scalar(stride, "i64") for stride in (*x_strides, *w_strides)), Scalar(window.out_channels),
             Scalar(window.group_in), Scalar(window.group_out),

@@ -9,7 +9,20 @@ from fusion.expression import compute_type
 from fusion.ops import Fill, Range, ShapeValue
 from tactics.cuda.codegen import STORAGE_TYPES
 from tactics.cuda.simple import OUT, ceil_div, count, defines, launch, raw_type
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Memset, Plan, Refusal, Scalar, Struct, Tactic, Workload, tensor_bytes
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Memset,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    tensor_bytes,
+)
 
 FILE = "fill/fill.cu"
 PRELUDE = '#include "vector.cuh"\n'

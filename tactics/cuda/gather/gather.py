@@ -11,7 +11,21 @@ from tactics.cuda.codegen import Unsupported, storage_type
 from tactics.cuda.shuffle.strides import copy_choices
 from tactics.cuda.simple import OUT, ceil_div, count, defines, dims, divider, known, launch, raw_type, refuse_large
 from tactics.tactic import (
-    Argument, Buffer, Config, Copy, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Struct, Tactic, Workload, config, tensor_bytes,
+    Argument,
+    Buffer,
+    Config,
+    Copy,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    config,
+    tensor_bytes,
 )  # fmt: skip
 
 PRELUDE = '#include "vector.cuh"\n'

@@ -40,7 +40,7 @@ class SimtGemm(Tactic):
         grid = (ceil_div(m, TILE) * ceil_div(n, TILE) * product.batch, 1, 1)
         a_strides = (1, m) if product.transpose_a else (k, 1)
         b_strides = (1, k) if product.transpose_b else (n, 1)
-        arguments = (
+        arguments: tuple[Argument, ...] = (
             Buffer("input", 0), Buffer("input", 1), Buffer("output"), Scalar(m), Scalar(n), Scalar(k),
             *(Scalar(stride, "i64") for stride in (*a_strides, *b_strides)), Scalar(product.inner),
             *(Scalar(stride, "i64") for stride in (*product.a_batch, *product.b_batch)), epilogue.argument,

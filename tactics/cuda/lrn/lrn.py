@@ -9,7 +9,20 @@ from fusion.expression import compute_type
 from fusion.ops import LocalResponseNormalization
 from tactics.cuda.codegen import storage_type
 from tactics.cuda.simple import OUT, ceil_div, count, defines, dims, divider, known, launch, refuse_large, vector_width
-from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
+from tactics.tactic import (
+    Argument,
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    config,
+)
 
 FILE = "lrn/lrn.cu"
 LONGEST = 64  # channels of a window: they are unrolled, and with the channels innermost they stand in registers

@@ -16,7 +16,17 @@ from fusion.ops.epilogue import IDENTITY
 from tactics.cuda.codegen import storage_type
 from tactics.cuda.epilogue import epilogue_argument
 from tactics.cuda.simple import (
-    OUT, block_of, ceil_div, contiguous, defines, dims, divider, launch, refuse_large, vector_width, wrap_code,
+    OUT,
+    block_of,
+    ceil_div,
+    contiguous,
+    defines,
+    dims,
+    divider,
+    launch,
+    refuse_large,
+    vector_width,
+    wrap_code,
 )  # fmt: skip
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
 

@@ -8,7 +8,20 @@ from fusion.ops import TopK
 from tactics.cuda.codegen import STORAGE_TYPES
 from tactics.cuda.order.argreduce import refusal_of, view
 from tactics.cuda.simple import ceil_div, defines, divider, launch
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    config,
+)
 
 FILE = "order/topk.cu"
 PRELUDE = '#include "vector.cuh"\n'

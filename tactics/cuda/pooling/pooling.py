@@ -12,9 +12,28 @@ from fusion.ops.epilogue import IDENTITY
 from tactics.cuda.codegen import literal, storage_type
 from tactics.cuda.epilogue import epilogue_argument
 from tactics.cuda.reduce.reduce import (
-    Reduction, columns_configs, columns_plan, is_columns, is_rows, reduction, refusal_of, rows_configs, rows_plan,
+    Reduction,
+    columns_configs,
+    columns_plan,
+    is_columns,
+    is_rows,
+    reduction,
+    refusal_of,
+    rows_configs,
+    rows_plan,
 )  # fmt: skip
-from tactics.cuda.simple import OUT, ceil_div, defines, dims, divider, known, launch, refuse_large, vector_width, wrap_code
+from tactics.cuda.simple import (
+    OUT,
+    ceil_div,
+    defines,
+    dims,
+    divider,
+    known,
+    launch,
+    refuse_large,
+    vector_width,
+    wrap_code,
+)
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
 
 KINDS = {"max": 0, "average": 1, "lp": 2}

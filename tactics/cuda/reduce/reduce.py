@@ -13,7 +13,18 @@ from fusion.expression import Expression, compute_type, type_of
 from fusion.ops import Reduce
 from tactics.cuda.codegen import literal, storage_type
 from tactics.cuda.epilogue import epilogue_argument
-from tactics.cuda.simple import OUT, block_of, ceil_div, defines, dims, divider, launch, refuse_large, vector_width, wrap_code
+from tactics.cuda.simple import (
+    OUT,
+    block_of,
+    ceil_div,
+    defines,
+    dims,
+    divider,
+    launch,
+    refuse_large,
+    vector_width,
+    wrap_code,
+)
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
 
 FILE = "reduce/reduce.cu"

@@ -13,7 +13,20 @@ from fusion.ops import Resize
 from fusion.ops.interpolation import AxisTaps
 from tactics.cuda.codegen import STORAGE_TYPES, storage_type
 from tactics.cuda.simple import OUT, ceil_div, defines, dims, divider, launch, raw_type, refuse_large
-from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
+from tactics.tactic import (
+    Argument,
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    config,
+)
 
 FILE = "resize/resize.cu"
 

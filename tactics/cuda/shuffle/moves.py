@@ -10,7 +10,20 @@ import numpy as np
 from fusion.ops import Concatenation, Expand, Padding, Slice, Tile
 from tactics.cuda.shuffle.strides import ANY, Axis, axes_of, copy_choices, copy_launch, row_major, widest_vector
 from tactics.cuda.simple import OUT, ceil_div, count, defines, dims, divider, known, launch, raw_type, refuse_large
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    config,
+)
 
 PARTS = 16  # inputs of one concatenation launch
 
@@ -21,7 +34,7 @@ def _varies(workload: Workload, tensor: int, rank: int) -> tuple[bool, ...]:
 
 def movement(workload: Workload) -> tuple[tuple[Axis, ...], int]:
     """The copy that a Slice, Expand or Tile is: its axes, and the input's first element."""
-    op = workload.op
+    op, merge = workload.op, workload.is_static
     x, out = dims(workload.inputs[0]), dims(workload.outputs[0])
     in_varies, out_varies = _varies(workload, 0, len(x)), _varies(workload, 1, len(out))
     steps = row_major(x, in_varies)
@@ -29,14 +42,14 @@ def movement(workload: Workload) -> tuple[tuple[Axis, ...], int]:
         starts = [int(start) for start in op.starts]  # type: ignore[arg-type]
         base = sum(start * step for start, (step, _) in zip(starts, steps, strict=True))
         moved = [(step * by, sure * abs(by)) for (step, sure), by in zip(steps, op.steps, strict=True)]
-        return axes_of(out, out_varies, moved, row_major(out, out_varies)), base
+        return axes_of(out, out_varies, moved, row_major(out, out_varies), merge=merge), base
     if isinstance(op, Expand):
         missing = len(out) - len(x)
         moved = [(0, ANY)] * missing
         for axis, (step, sure) in enumerate(steps):
             fixed_one = x[axis] == 1 and not in_varies[axis]
             moved.append((0, ANY) if fixed_one else (0 if x[axis] == 1 else step, sure))
-        return axes_of(out, out_varies, moved, row_major(out, out_varies)), 0
+        return axes_of(out, out_varies, moved, row_major(out, out_varies), merge=merge), 0
     assert isinstance(op, Tile)
     sizes: list[int] = []
     varies: list[bool] = []
@@ -45,7 +58,7 @@ def movement(workload: Workload) -> tuple[tuple[Axis, ...], int]:
         sizes += [int(repeats), x[axis]]  # type: ignore[arg-type]
         varies += [out_varies[axis] and not in_varies[axis], in_varies[axis]]
         moved += [(0, ANY), steps[axis]]
-    return axes_of(sizes, varies, moved, row_major(sizes, varies)), 0
+    return axes_of(sizes, varies, moved, row_major(sizes, varies), merge=merge), 0
 
 
 class Movement(Tactic):

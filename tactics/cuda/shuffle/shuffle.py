@@ -6,10 +6,30 @@ from collections.abc import Sequence
 from math import prod
 
 from fusion.ops import Shuffle
-from tactics.cuda.shuffle.strides import Axis, axes_argument, axes_of, copy_choices, copy_launch, row_major, widest_vector
+from tactics.cuda.shuffle.strides import (
+    Axis,
+    axes_argument,
+    axes_of,
+    copy_choices,
+    copy_launch,
+    row_major,
+    widest_vector,
+)
 from tactics.cuda.simple import OUT, ceil_div, count, defines, dims, launch, raw_type, refuse_large
 from tactics.tactic import (
-    Buffer, Config, Copy, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload, config, tensor_bytes,
+    Buffer,
+    Config,
+    Copy,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Tactic,
+    Workload,
+    config,
+    tensor_bytes,
 )  # fmt: skip
 
 Permuted = tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]  # shape, which axes vary, permutation
@@ -28,7 +48,7 @@ def is_reshape(workload: Workload) -> bool:
 def passes(workload: Workload) -> list[tuple[Axis, ...]]:
     """The axes of each copy that makes the output: one, or two when the reshape between two transposes needs the data in order."""
     op: Shuffle = workload.op  # type: ignore[assignment]
-    shape = dims(workload.inputs[0])
+    shape, fixed = dims(workload.inputs[0]), workload.is_static
     varies = tuple(workload.axis_varies(0, axis) for axis in range(len(shape)))
     before = (shape, varies, op.first or tuple(range(len(shape))))
     out = dims(workload.outputs[0])
@@ -39,23 +59,23 @@ def passes(workload: Workload) -> list[tuple[Axis, ...]]:
         middle[axis], middle_varies[axis] = out[position], out_varies[position]
     after = (tuple(middle), tuple(middle_varies), second)
     if op.reshape is None and op.second is not None and op.first is not None:
-        return [_axes((shape, varies, tuple(op.first[axis] for axis in op.second)))]
+        return [_axes((shape, varies, tuple(op.first[axis] for axis in op.second)), fixed)]
     if _trivial(op.second):
-        return [_axes(before)]
+        return [_axes(before, fixed)]
     if _trivial(op.first):
-        return [_axes(after)]
-    if workload.is_static:
+        return [_axes(after, fixed)]
+    if fixed:
         joined = _joined(before, after)
         if joined is not None:
             return [joined]
-    return [_axes(before), _axes(after)]
+    return [_axes(before, fixed), _axes(after, fixed)]
 
 
-def _axes(permuted: Permuted) -> tuple[Axis, ...]:
+def _axes(permuted: Permuted, merge: bool) -> tuple[Axis, ...]:
     shape, varies, order = permuted
     steps = row_major(shape, varies)
     sizes, moved = [shape[axis] for axis in order], [varies[axis] for axis in order]
-    return axes_of(sizes, moved, [steps[axis] for axis in order], row_major(sizes, moved))
+    return axes_of(sizes, moved, [steps[axis] for axis in order], row_major(sizes, moved), merge=merge)
 
 
 def _joined(before: Permuted, after: Permuted) -> tuple[Axis, ...] | None:
@@ -90,7 +110,7 @@ def _joined(before: Permuted, after: Permuted) -> tuple[Axis, ...] | None:
     sizes = [size for size, _ in flat]
     fixed = [False] * len(flat)
     in_steps = [(step, step) for _, step in flat]
-    return axes_of(sizes, fixed, in_steps, row_major(sizes, fixed))
+    return axes_of(sizes, fixed, in_steps, row_major(sizes, fixed), merge=True)
 
 
 def _buffers(total: int) -> list[tuple[Buffer, Buffer]]:

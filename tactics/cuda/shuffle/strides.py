@@ -37,14 +37,19 @@ def row_major(sizes: Sequence[int], varies: Sequence[bool]) -> list[tuple[int, i
 
 
 def axes_of(
-    sizes: Sequence[int], varies: Sequence[bool], in_steps: Sequence[tuple[int, int]], out_steps: Sequence[tuple[int, int]]
-) -> tuple[Axis, ...]:
-    """Axes, innermost first; those that always have one element are left out; with fixed sizes neighbours are merged."""
+    sizes: Sequence[int], varies: Sequence[bool], in_steps: Sequence[tuple[int, int]], out_steps: Sequence[tuple[int, int]], *,
+    merge: bool,
+) -> tuple[Axis, ...]:  # fmt: skip
+    """Axes, innermost first; those that always have one element are left out.
+
+    ``merge``: join neighbours where the steps allow it. Only for workloads whose sizes are all fixed, because the number of axes
+    is part of the kernel.
+    """
     found: list[Axis] = []
     for size, vary, (in_step, in_sure), (out_step, out_sure) in reversed(list(zip(sizes, varies, in_steps, out_steps, strict=True))):
         if size == 1 and not vary:
             continue
-        if found and not any(varies):
+        if found and merge:
             inner = found[-1]
             if in_step == inner.in_step * inner.size and out_step == inner.out_step * inner.size:
                 merged = inner.size * size

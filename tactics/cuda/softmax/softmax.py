@@ -10,7 +10,18 @@ from fusion.expression import compute_type, type_of
 from fusion.ops import Softmax
 from tactics.cuda.codegen import storage_type
 from tactics.cuda.epilogue import epilogue_argument
-from tactics.cuda.simple import OUT, block_of, ceil_div, count, defines, dims, known, launch, refuse_large, vector_width, wrap_code
+from tactics.cuda.simple import (
+    OUT,
+    block_of,
+    ceil_div,
+    defines,
+    dims,
+    known,
+    launch,
+    refuse_large,
+    vector_width,
+    wrap_code,
+)
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Tactic, Workload, config
 
 FILE = "softmax/softmax.cu"

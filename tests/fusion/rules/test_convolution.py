@@ -299,6 +299,24 @@ def test_other_padding_stays(options: dict, condition: str) -> None:
     assert refused(padded(CONV, **options), padding_convolution.RULE).condition == condition
 
 
+def deconvolved(cut: int):  # type: ignore[no-untyped-def]
+    build, x = image()
+    x = build.layer("pad", Padding((0, 0, 1, 2), (0, 0, 0, 1)), x)
+    op = Deconvolution((2, 1), (cut, cut), (cut, cut), (1, 1), (1, 0))
+    return build.network(build.layer("deconv", op, x, build.constant("w", (4, 3, 3, 3))))
+
+
+@pytest.mark.parametrize("cut", [2, 3])
+def test_zero_padding_joins_a_deconvolution_that_cuts_it_off(cut: int) -> None:
+    (layer,) = fuse(deconvolved(cut), padding_convolution.RULE).layers
+    assert layer.op.pre_padding == (cut - 2, cut - 2)
+    assert layer.op.post_padding == (cut, cut - 1)
+
+
+def test_zero_padding_stays_before_a_deconvolution_that_cuts_less() -> None:
+    assert refused(deconvolved(1), padding_convolution.RULE).condition == "cut"
+
+
 def pool(kind: str, **options: object) -> Pooling:
     return Pooling(kind, (3, 4), (1, 1), (0, 0), (0, 0), (1, 1), **options)  # type: ignore[arg-type]
 

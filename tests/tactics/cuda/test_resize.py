@@ -1,4 +1,4 @@
-"""Resize and local response normalisation on the CPU harness against the operations' NumPy meaning."""
+"""Resize on the CPU harness against the operation's NumPy meaning."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import pytest
 
 from fusion.dtypes import DataType
 from fusion.network import Op, TensorType
-from fusion.ops import LocalResponseNormalization, Resize
-from tactics.cuda.normalization.lrn import LocalResponse
+from fusion.ops import Resize
 from tactics.cuda.resize.resize import TableResize
 from tactics.tactic import Refusal, Workload
 from tests.harness.fiber import A100, available, check
@@ -65,11 +64,3 @@ def test_a_resized_axis_must_be_fixed_but_the_batch_may_vary() -> None:
     assert len({tactic.plan(at(batch, free), chosen, A100).steps[0].kernel for batch in (1, 4, 9)}) == 1  # type: ignore[union-attr]
     refusal = tactic.supports(at(4, (False, False, True, False)), A100)
     assert isinstance(refusal, Refusal) and "varies" in refusal.reason
-
-
-@pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("size", [1, 4, 5])
-def test_local_response_normalization(channels_last: bool, size: int) -> None:
-    shape = (2, 5, 3, 14) if channels_last else (2, 14, 5, 3)
-    for dtype in (DataType.FLOAT, DataType.HALF):
-        run(LocalResponse(), LocalResponseNormalization(size, 1e-2, 0.75, 1.5, channels_last), shape, dtype, configs=1)

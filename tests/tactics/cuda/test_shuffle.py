@@ -133,6 +133,17 @@ def test_slices_in_vectors() -> None:
     assert dict(Movement().configs(workload(Slice((0, 3), (2, 32), (1, 1)), [(2, 64)], DataType.HALF), A100)[0])["v"] == 1
 
 
+def test_a_slice_of_a_varying_axis_keeps_its_kernel() -> None:
+    def at(batch: int, rows: int) -> Workload:
+        op = Slice((0, rows - 2, 0), (batch, 2, 8), (1, 1, 1))
+        return workload(op, [(batch, rows, 8)], varies=((True, True, False), (True, False, False)))
+    tactic = Movement()
+    chosen = tactic.configs(at(3, 5), H100)[0]
+    assert len({tactic.plan(at(*sizes), chosen, H100).steps[0].kernel for sizes in ((3, 5), (1, 2), (4, 2))}) == 1  # type: ignore[union-attr]
+    x = np.arange(3 * 5 * 8, dtype=np.int32).reshape(3, 5, 8)
+    check(tactic, at(3, 5), [x], at(3, 5).op.evaluate([x]), configs=1)
+
+
 @pytest.mark.parametrize(("shape", "target"), [((1, 6), (4, 6)), ((3, 1, 8), (3, 5, 8)), ((7,), (2, 3, 7)), ((2, 1), (2, 9)), ((), (3, 2))])
 def test_expand(shape: tuple[int, ...], target: tuple[int, ...]) -> None:
     run(Movement(), Expand(target), [shape])
