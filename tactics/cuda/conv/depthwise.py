@@ -12,6 +12,7 @@ from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, window_of
 from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, pdl, refuse_types, round_up
 from tactics.tactic import (
+    Argument,
     Buffer,
     Config,
     DeviceSpec,

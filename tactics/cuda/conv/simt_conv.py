@@ -7,7 +7,7 @@ from math import prod
 from fusion.ops import Convolution, Deconvolution
 from tactics.cuda.conv.common import Window, reads_planes, window_of
 from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, refuse_types
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
+from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
 
 TILE = 64
 

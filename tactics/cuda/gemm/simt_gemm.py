@@ -5,7 +5,7 @@ from __future__ import annotations
 from fusion.ops import MatrixMultiply
 from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, refuse_types
 from tactics.cuda.gemm.mma_gemm import Product, product_of
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
+from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
 
 TILE = 64
 

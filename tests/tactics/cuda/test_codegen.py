@@ -157,7 +157,7 @@ def test_conversions_between_all_types() -> None:
         values = operand_values(source)
         if source.is_float:
             values = values[np.isfinite(values.astype(np.float64))]
-        targets = [dtype for dtype in (*FLOATS, *INTEGERS, DataType.BOOL)]
+        targets = [*FLOATS, *INTEGERS, DataType.BOOL]
         arrays = [values]
         for target, result in zip(targets, run_all([Convert(target, X) for target in targets], arrays), strict=True):
             limits = None if target.is_float or target is DataType.BOOL else np.iinfo(target.numpy)
