@@ -134,6 +134,7 @@ def race(name: str, batch: int, peers: list[str], given: argparse.Namespace) -> 
     from benchmarks import models
 
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = 5  # algorithms tried per layer; all of them take minutes for depthwise networks
     path = Path(given.folder) / f"{name}_b{batch}{'_dyn' if given.dynamic else ''}.onnx"
     if not path.exists():
         models.export(models.half(models.source(name)), path, batch, given.dynamic)

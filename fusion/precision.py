@@ -133,8 +133,10 @@ class _Narrowing:
     def _convert(self, source: str, target: str, dtype: DataType, name: str) -> None:
         value: Expression = Operand(0)
         if dtype is DataType.HALF and source not in self.statistics:
-            # Masks such as -1e9 must stay finite: infinity minus infinity is no number.
-            value = apply("clip", value, Literal(-self.largest, _WIDE), Literal(self.largest, _WIDE))
+            # Masks such as -1e9 must stay finite: zero times infinity is no number. What is infinite stays so.
+            finite = apply("clip", value, Literal(-self.largest, _WIDE), Literal(self.largest, _WIDE))
+            infinite = apply("isinf", value, Literal(1.0, _WIDE), Literal(1.0, _WIDE))
+            value = apply("where", infinite, value, finite)
         self._add(Layer(name, Pointwise(Convert(dtype, value)), (source,), (target,), fusions=("precision",)))
 
     # --- tensors -----------------------------------------------------------------------------------------------------
@@ -179,7 +181,8 @@ class _Narrowing:
         finite = np.abs(value[np.isfinite(value)])
         if finite.size and finite.max() > self.largest:
             self.clamped[name] = float(finite.max())
-        return np.clip(value, -self.largest, self.largest).astype(self.dtype.numpy)
+        clipped = np.clip(value, -self.largest, self.largest)
+        return np.where(np.isinf(value), value, clipped).astype(self.dtype.numpy)
 
     # --- operations --------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ def accumulator(*arrays: np.ndarray) -> np.dtype:
 
 def apply_prologue(prologue: Expression, x: np.ndarray) -> np.ndarray:
     """``prologue`` of each element of ``x``, in the type in which it is computed."""
-    return x if prologue == IDENTITY and x is widen(x) else evaluate(prologue, [widen(x)])
+    return x if prologue == IDENTITY and x is widen(x) else widen(evaluate(prologue, [widen(x)]))
 
 
 def epilogue_type(epilogue: Expression, dtype: DataType, shape: Shape, extras: Sequence[TensorType]) -> TensorType:

@@ -78,8 +78,8 @@ def literal(value: float | bool, dtype: DataType) -> str:
     if compute_type(dtype).is_float:
         if dtype is DataType.DOUBLE:
             number = np.float64(value)
-            bits = f"__longlong_as_double({int(number.view(np.int64))}ll)"
-            return f"double({float(number)!r})" if np.isfinite(number) else bits
+            special = f"__longlong_as_double({int(number.view(np.int64))}ll)"
+            return f"double({float(number)!r})" if np.isfinite(number) else special
         with np.errstate(over="ignore"):
             single = np.float32(value)
         return f"float({float(single)!r})" if np.isfinite(single) else f"__int_as_float({int(single.view(np.int32))})"

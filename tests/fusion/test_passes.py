@@ -238,6 +238,21 @@ def test_random_networks_keep_their_results(network: Network, options: FusionOpt
             np.testing.assert_allclose(found[name], expected[name], rtol=2e-3, atol=2e-3)
 
 
+@given(networks(), st.sampled_from([DataType.HALF, DataType.BF16]), st.sampled_from(["cpu", "cuda"]))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_random_networks_have_narrow_versions(network: Network, precision: DataType, device: str) -> None:
+    """Valid, and close where nothing in the network amplifies rounding: judged by the median output."""
+    result = optimize(network, FusionOptions(precision=precision, device=device)).network
+    validate(result)
+    inputs = random_inputs(network)
+    with np.errstate(all="ignore"):
+        expected, found = run(network, inputs), run(result, inputs)
+    for name in network.outputs:
+        assert found[name].dtype == expected[name].dtype
+        if np.isfinite(expected[name]).all() and np.abs(expected[name]).max(initial=0) < 100:
+            assert np.median(np.abs(found[name] - expected[name])) < 0.3
+
+
 # --- real architectures ----------------------------------------------------------------------------------------------
 
 

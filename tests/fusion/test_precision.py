@@ -75,13 +75,15 @@ def test_weights_that_do_not_fit_are_clamped_and_told() -> None:
     assert to_half(network, BF16)[1] == ()
 
 
-def test_infinite_weights_become_the_largest_number_quietly() -> None:
+def test_infinite_values_stay_infinite() -> None:
     build = Build()
     mask = build.constant("mask", np.array([0, -np.inf, 0], np.float32))
-    network = build.network(build.pointwise("add", "add", build.input("x", 3), mask))
-    result, warnings = to_half(network, HALF)
-    assert warnings == ()
-    assert np.isfinite(next(iter(result.constants.values()))).all()
+    y = build.pointwise("add", "add", build.input("x", 3), mask)
+    network = build.network(y)
+    for precise in (to_half(network, HALF)[0], optimize(network, FusionOptions(precision=HALF)).network):
+        result = run(precise, {"x": np.array([np.inf, 1, 1e9], np.float32)})[y]
+        np.testing.assert_array_equal(result, np.array([np.inf, -np.inf, 65504], np.float32))
+    assert to_half(network, HALF)[1] == ()
 
 
 def test_masks_made_from_integers_stay_finite() -> None:
@@ -202,3 +204,13 @@ def test_a_mean_that_a_product_reads_is_narrow_without_a_cast_of_its_own(device:
     validate(result)
     assert_same(network, result, 1e-2)
     assert len(result.layers) <= 3
+
+
+@pytest.mark.parametrize("dtype", [HALF, BF16])
+@pytest.mark.parametrize("kind", ["max", "min", "prod", "logsumexp"])
+def test_the_cast_of_an_input_may_be_a_prologue(dtype: DataType, kind: str) -> None:
+    build = Build()
+    network = build.network(build.layer("reduce", Reduce(kind, (1,), True), build.input("x", 3, 4)))
+    result = optimize(network, FusionOptions(precision=dtype)).network
+    assert len(result.layers) == 1
+    assert_same(network, result, TOLERANCE[dtype])

@@ -44,7 +44,6 @@ from tactics.tactic import (
     Tactic,
     TensorMap,
     Workload,
-    headers_text,
 )  # fmt: skip
 
 HERE = Path(__file__).parent
@@ -111,8 +110,19 @@ def _header() -> Path:
 
 
 @cache
-def _headers_hash() -> str:
-    return hashlib.sha256(headers_text().encode()).hexdigest()
+def _headers(name: str) -> frozenset[str]:
+    """The names of our headers that header ``name`` includes, and its own."""
+    path = INCLUDE / name
+    return _included(path.read_text(encoding="utf-8")) | {name} if path.is_file() else frozenset()
+
+
+def _included(text: str) -> frozenset[str]:
+    return frozenset().union(*(_headers(name) for name in re.findall(r'#include "([\w.]+)"', text)))
+
+
+def _headers_text(source: str) -> str:
+    """The text of the headers that ``source`` needs: an edit of another header recompiles nothing."""
+    return "\n".join((INCLUDE / name).read_text(encoding="utf-8") for name in sorted(_included(source)))
 
 
 @cache
@@ -127,7 +137,7 @@ def load(source: str, defines: tuple[tuple[str, str], ...], entry: str) -> ctype
         f"    return fiber::launch({entry}, arguments, grid, block, shared, count);\n}}\n"
     )
     header = _header()
-    digest = hashlib.sha256(f"{text}{_headers_hash()}{header}".encode()).hexdigest()[:24]
+    digest = hashlib.sha256(f"{text}{_headers_text(source)}{header}".encode()).hexdigest()[:24]
     unit = _folder() / f"{digest}.cpp"
     if not unit.exists():
         partial = unit.with_suffix(f".{os.getpid()}.tmp")

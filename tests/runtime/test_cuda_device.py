@@ -388,7 +388,8 @@ def test_timer(gpu, images):
 def test_a_large_copy_runs_at_memory_speed(gpu, images):
     n = 1 << 26
     seconds = Bench(gpu, neg_workload(n)).time([Candidate(Plan((scale_step(n, -1.0),)), (), images)])[0]
-    assert 0.4 * gpu.spec.bandwidth < 8 * n / seconds < 1.05 * gpu.spec.bandwidth
+    # One float a thread reaches a third of an H200's bandwidth; far less, or more than all of it, is a wrong time.
+    assert 0.25 * gpu.spec.bandwidth < 8 * n / seconds < 1.05 * gpu.spec.bandwidth
 
 
 class Scale(Tactic):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Mapping, Sequence
+from math import gcd, prod
 
 from fusion.ops import Shuffle
 from tactics.cuda.shuffle.strides import (
@@ -184,16 +184,31 @@ class TiledShuffle(Tactic):
         return refuse_large(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        read, write = self._widths(workload)
         small = workload.inputs[0].dtype.itemsize <= 2
-        shapes = [(64, 8), (32, 8), (64, 16), (32, 16)] if small else [(32, 8), (32, 16), (64, 8)]
-        return [config(tile=tile, rows=rows) for tile, rows in shapes]
+        shapes = [(64, 8), (32, 8), (64, 16)] if small else [(32, 8), (32, 16), (64, 16)]
+        narrow = [(tile, rows, 1, 1) for tile, rows in shapes[:2]]
+        wide = [(tile, rows, read, write) for tile, rows in shapes]
+        return [config(tile=tile, rows=rows, read=r, write=w) for tile, rows, r, w in dict.fromkeys((*wide, *narrow))]
+
+    @staticmethod
+    def _widths(workload: Workload) -> tuple[int, int]:
+        """Elements per read and per write, of 4 bytes together where they are smaller: what every size and step allows."""
+        axes = passes(workload)[0]
+        position = _plane(axes)
+        assert position is not None
+        a, b = axes[position], axes[0]
+        most = max(1, 4 // workload.inputs[0].dtype.itemsize)
+        ins = [axis.sure[1] for axis in axes if axis is not a]
+        outs = [axis.sure[2] for axis in axes if axis is not b]
+        return gcd(most, a.sure[0], *ins), gcd(most, b.sure[0], *outs)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         chosen = dict(config)
         axes = passes(workload)[0]
         position = _plane(axes)
         assert position is not None
-        return Plan((tiled_launch(axes, position, workload.inputs[0].dtype.itemsize, chosen["tile"], chosen["rows"], device),))
+        return Plan((tiled_launch(axes, position, workload.inputs[0].dtype.itemsize, chosen, device),))
 
 
 def _plane(axes: Sequence[Axis]) -> int | None:
@@ -206,13 +221,15 @@ def _plane(axes: Sequence[Axis]) -> int | None:
     return None
 
 
-def tiled_launch(axes: Sequence[Axis], position: int, itemsize: int, tile: int, rows: int, device: DeviceSpec) -> Launch:
+def tiled_launch(axes: Sequence[Axis], position: int, itemsize: int, chosen: Mapping[str, int], device: DeviceSpec) -> Launch:
     """The transpose of axes 0 and ``position``; the rest is a batch."""
+    tile, rows = chosen["tile"], chosen["rows"]
     b, a = axes[0], axes[position]
     rest = tuple(axis for index, axis in enumerate(axes) if index not in (0, position)) or (Axis(1, 0, 0, (1, 0, 0)),)
     batches = prod(axis.size for axis in rest)
     grid_y = min(batches, 65535)
-    names = defines(device, MOVE_T=raw_type(itemsize), RANK=len(rest), TILE=tile, ROWS=rows)
+    names = defines(device, MOVE_T=raw_type(itemsize), RANK=len(rest), TILE=tile, ROWS=rows, READ=chosen["read"],
+                    WRITE=chosen["write"])  # fmt: skip
     kernel = Kernel("shuffle/tiled.cu", "transpose_tiled", names, '#include "vector.cuh"\n')
     arguments = (Buffer("input"), OUT, Scalar(a.size), Scalar(b.size), Scalar(b.in_step, "i64"), Scalar(a.out_step, "i64"),
                  Scalar(batches, "u32"), axes_argument(rest))  # fmt: skip

@@ -1,6 +1,7 @@
 // Transpose through shared memory: out[batch][a][b] = in[batch][b][a], so that both sides are read and written along their
-// neighbouring elements. MOVE_T is a raw element of 1 to 8 bytes; axis a has step 1 in the input, axis b step 1 in the output.
-// Tile: TILE x TILE elements, 32 x ROWS threads. The row length of the tile is odd in words, against bank conflicts.
+// neighbouring elements. MOVE_T is a raw element of 1 to 16 bytes; axis a has step 1 in the input, axis b step 1 in the output.
+// Tile: TILE x TILE elements, 32 x ROWS threads; a thread reads READ and writes WRITE neighbours at a time, which must divide
+// size_a and size_b and all steps on their side. Rows of the tile are padded by a word against bank conflicts.
 // Grid: x = tiles_a * tiles_b, y * z = batch (each <= 65535).
 #include "copy.cuh"
 #include "pdl.cuh"
@@ -18,23 +19,31 @@ extern "C" __global__ void __launch_bounds__(32 * ROWS)
     batch_axes.locate(batch, source, target);
     pdl_wait();
     pdl_launch_next();
+    using Read = fx::Vec<MOVE_T, READ>;
+    using Write = fx::Vec<MOVE_T, WRITE>;
+    const int lane = threadIdx.y * 32 + threadIdx.x;
+    // The threads walk the tile in vectors, along a to read and along b to write.
+    constexpr int ACROSS_A = TILE / READ, ACROSS_B = TILE / WRITE, THREADS = 32 * ROWS;
+    Read value[ACROSS_A * TILE / THREADS];
 #pragma unroll
-    for (int j = 0; j < TILE; j += ROWS) {
-        const int b = j + threadIdx.y;
+    for (int i = 0; i < ACROSS_A * TILE / THREADS; ++i) {
+        const int a = (lane + i * THREADS) % ACROSS_A * READ, b = (lane + i * THREADS) / ACROSS_A;
+        if (a0 + a < size_a && b0 + b < size_b) value[i] = *reinterpret_cast<const Read*>(in + source + (b0 + b) * in_step_b + a0 + a);
+    }
 #pragma unroll
-        for (int i = 0; i < TILE; i += 32) {
-            const int a = i + threadIdx.x;
-            if (a0 + a < size_a && b0 + b < size_b) tile[b][a] = in[source + (b0 + b) * in_step_b + a0 + a];
-        }
+    for (int i = 0; i < ACROSS_A * TILE / THREADS; ++i) {
+        const int a = (lane + i * THREADS) % ACROSS_A * READ, b = (lane + i * THREADS) / ACROSS_A;
+#pragma unroll
+        for (int k = 0; k < READ; ++k) tile[b][a + k] = value[i].value[k];
     }
     __syncthreads();
 #pragma unroll
-    for (int j = 0; j < TILE; j += ROWS) {
-        const int a = j + threadIdx.y;
+    for (int i = 0; i < ACROSS_B * TILE / THREADS; ++i) {
+        const int b = (lane + i * THREADS) % ACROSS_B * WRITE, a = (lane + i * THREADS) / ACROSS_B;
+        if (a0 + a >= size_a || b0 + b >= size_b) continue;
+        Write result;
 #pragma unroll
-        for (int i = 0; i < TILE; i += 32) {
-            const int b = i + threadIdx.x;
-            if (a0 + a < size_a && b0 + b < size_b) out[target + (a0 + a) * out_step_a + b0 + b] = tile[b][a];
-        }
+        for (int k = 0; k < WRITE; ++k) result.value[k] = tile[b + k][a];
+        *reinterpret_cast<Write*>(out + target + (a0 + a) * out_step_a + b0 + b) = result;
     }
 }

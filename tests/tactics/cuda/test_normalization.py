@@ -41,7 +41,7 @@ def test_layer_normalization(n: int, dtype: DataType) -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(rows=st.integers(1, 20), n=st.integers(1, 33), center=st.booleans())
+@given(rows=st.integers(1, 20), n=st.sampled_from([1, 20, 21, 24]), center=st.booleans())
 def test_row_lengths(rows: int, n: int, center: bool) -> None:
     run(RowNormalization(), Normalization((1,), 1e-3, center), (rows, 2 * n + 1), DataType.FLOAT, configs=1)
     run(StridedNormalization(), Normalization((1,), 1e-3, center), (rows, 2 * n + 1), DataType.FLOAT, configs=1)

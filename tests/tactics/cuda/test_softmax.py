@@ -34,7 +34,7 @@ def test_rows_in_registers(n: int, dtype: DataType) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(rows=st.integers(1, 40), n=st.integers(1, 37), log=st.booleans())
+@given(rows=st.integers(1, 40), n=st.sampled_from([1, 20, 21, 24]), log=st.booleans())
 def test_row_lengths(rows: int, n: int, log: bool) -> None:
     run(RowSoftmax(), Softmax(1, log), (rows, 2 * n - 1), DataType.FLOAT, configs=1)
 
