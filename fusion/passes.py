@@ -12,7 +12,7 @@ from fusion.graph import Graph, Limits
 from fusion.layout import to_channels_last
 from fusion.network import Network
 from fusion.precision import to_half
-from fusion.rewrite import ALL, Applied, Miss, Record, Rule, apply_rules
+from fusion.rewrite import ALL, Applied, Miss, Record, Rule, apply_rules, nearest_misses
 from fusion.rules import (
     attention,
     attention_heads,
@@ -22,6 +22,7 @@ from fusion.rules import (
     constant_fold,
     constant_operand,
     convolution_activation,
+    convolution_concatenation,
     convolution_pointwise,
     convolution_scale,
     convolution_sum,
@@ -87,7 +88,7 @@ READERS = (
     softmax_log.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE,
 )  # fmt: skip
-OPTIONAL: tuple[Rule, ...] = ()
+OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE,)
 
 PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("clean", CLEAN),
@@ -160,8 +161,8 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
         changed = to_channels_last(network, direct_stem=True)
         if changed is not network:
             network = _fuse(changed, limits, options, record)
-    alive = {layer.name for layer in network.layers}
-    misses = {name: miss for name, (_, miss) in record.misses.items() if name in alive}
+    reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL or rule.name in options.enabled)
+    misses = nearest_misses(Graph(network, limits), reported, options.disabled)
     return FusionResult(network, tuple(record.applied), misses, Counter(record.counts()), warnings)
 
 

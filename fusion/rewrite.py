@@ -206,37 +206,56 @@ def _attempt(graph: Graph, rule: Rule, layer: Layer, disabled: frozenset[str], r
         if rule.local:
             record.settled[(rule.name, id(layer))] = layer  # kept, so that its identity stays its own
         return None
-    names = tuple(item.name for item in match.layers)
-
-    def miss(condition: str, detail: str, nearness: int) -> None:
-        if not rule.canonical:
-            record.note(match, Miss(rule.name, names, condition, detail, match.vanishing), nearness)
-
-    if is_disabled(rule.name, match.layers, disabled):
-        miss("disabled", f"switched off by --disableFusion={rule.name}", 3)
-        return None
-    refusal = rule.check(graph, match)
-    if refusal is not None:
-        miss(refusal.condition, refusal.detail, 1)
-        return None
-    refusal = _shared(graph, match)
-    if refusal is not None:
-        miss(refusal.condition, refusal.detail, 2)
+    replacement = _judge(graph, rule, match, disabled, record)
+    if replacement is None:
         return None
     try:
-        replacement = rule.rewrite(graph, match)
-        if isinstance(replacement, Refusal):
-            miss(replacement.condition, replacement.detail, 1)
-            return None
         fused = _named(graph, rule, match, replacement)
         touched = graph.replace(match.layers, fused, replacement.constants, replacement.aliases, replacement.fate)
     except ShapeError as error:
-        miss("types", str(error), 1)
+        _note(record, rule, match, Refusal("types", str(error)), 1)
         return None
-    result = fused[-1].name if fused else ""
     if not rule.canonical:
-        record.applied.append(Applied(rule.name, names, result))
+        names = tuple(item.name for item in match.layers)
+        record.applied.append(Applied(rule.name, names, fused[-1].name if fused else ""))
     return touched
+
+
+def _judge(graph: Graph, rule: Rule, match: Match, disabled: frozenset[str], record: Record) -> Replacement | None:
+    """The replacement, or None after noting why there is none."""
+    refusal = rule.check(graph, match)
+    nearness = 1
+    if refusal is None:
+        refusal, nearness = _shared(graph, match), 2
+    if refusal is None and is_disabled(rule.name, match.layers, disabled):
+        refusal, nearness = Refusal("disabled", f"switched off by --disableFusion={rule.name}"), 3
+    if refusal is None:
+        made = rule.rewrite(graph, match)
+        if isinstance(made, Replacement):
+            return made
+        refusal, nearness = made, 1
+    _note(record, rule, match, refusal, nearness)
+    return None
+
+
+def _note(record: Record, rule: Rule, match: Match, refusal: Refusal, nearness: int) -> None:
+    if not rule.canonical:
+        names = tuple(item.name for item in match.layers)
+        record.note(match, Miss(rule.name, names, refusal.condition, refusal.detail, match.vanishing), nearness)
+
+
+def nearest_misses(graph: Graph, rules: Sequence[Rule], disabled: Iterable[str] = ()) -> dict[str, Miss]:
+    """Per layer the rule that comes nearest to joining it with another one, and why it does not; nothing is changed."""
+    record = Record()
+    switched_off = frozenset(disabled)
+    for layer in graph.ordered():
+        for rule in rules:
+            if rule.canonical or type(layer.op) not in rule.anchors:
+                continue
+            match = rule.match(graph, layer)
+            if match is not None:
+                _judge(graph, rule, match, switched_off, record)
+    return {name: miss for name, (_, miss) in record.misses.items()}
 
 
 def is_disabled(rule: str, layers: Sequence[Layer], disabled: frozenset[str]) -> bool:

@@ -49,7 +49,6 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.gather.gather",
         "tactics.cuda.fill.fill",
         "tactics.cuda.lrn.lrn",
-        "tactics.cuda.resize.resize",
         "tactics.cuda.resize.axes",
         "tactics.cuda.order.argreduce",
         "tactics.cuda.order.cumulative",

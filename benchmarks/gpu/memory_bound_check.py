@@ -50,8 +50,8 @@ from fusion.ops import (  # noqa: E402
     Tile,
     TopK,
 )  # fmt: skip
-from runtime.devices import open_device  # noqa: E402
 from runtime.device import Binding, Graph, Memory, Tensor  # noqa: E402
+from runtime.devices import open_device  # noqa: E402
 from tactics.compiler import compile_cubin  # noqa: E402
 from tactics.registry import tactics  # noqa: E402
 from tactics.tactic import Config, Launch, Plan, Tactic, Workload, tensor_bytes, workload_bytes  # noqa: E402

@@ -9,7 +9,7 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import MatrixMultiply, Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._shuffles import Movement, compose, emit, movement
+from fusion.rules._shuffles import Movement, compose, emit, is_view, movement
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -18,6 +18,8 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     if before is None or after is None or not isinstance(before.op, Shuffle) or not isinstance(after.op, Shuffle):
         return None
     if len(graph.type(layer.inputs[1]).shape) != 2 or layer.op.transpose_a:
+        return None
+    if all(is_view(graph.type(item.inputs[0]).shape, item.op) for item in (before, after)):
         return None
     # The shuffle before may have other readers: then it stays for them.
     alone = graph.only_reader(before.outputs[0]) is not None
@@ -48,8 +50,6 @@ def _plan(graph: Graph, match: Match) -> tuple[str, Movement] | Refusal:
     if moves is None:
         return Refusal("shape", "a reshape splits axes in a way that is no permutation")
     a, b = moves
-    if a.is_view and b.is_view:
-        return Refusal("no gain", "neither shuffle moves anything")
     source, k = graph.type(before.inputs[0]).shape, graph.type(before.outputs[0]).shape[-1]
     n, target = graph.type(layer.outputs[0]).shape[-1], graph.type(after.outputs[0]).shape
     if not isinstance(k, int) or not isinstance(n, int):

@@ -88,7 +88,7 @@ class ColumnArgReduce(Tactic):
             shapes = [(128, 1), (32, 8), (32, 1)]
         if inner < 32:
             shapes = [(8, 32), (1, 128), *shapes]
-        return [config(tx=tx, ty=ty) for tx, ty in shapes]
+        return [config(tx=tx, ty=ty) for tx, ty in dict.fromkeys(shapes)]
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         chosen, (outer, n, inner) = dict(config), view(workload)

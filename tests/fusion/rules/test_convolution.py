@@ -11,11 +11,14 @@ from fusion.dims import symbol
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Literal, apply, functions
 from fusion.network import Fate
-from fusion.ops import Convolution, Deconvolution, Padding, Pooling
+from fusion.ops import Concatenation, Convolution, Deconvolution, Padding, Pooling
 from fusion.ops.epilogue import IDENTITY
+from fusion.passes import FusionOptions, optimize
+from fusion.rewrite import validate
 from fusion.rules import (
     constant_operand,
     convolution_activation,
+    convolution_concatenation,
     convolution_pointwise,
     convolution_scale,
     convolution_sum,
@@ -25,7 +28,7 @@ from fusion.rules import (
     pooling_pointwise,
 )
 from tests.fusion.fusing import fuse, kinds, only, refused
-from tests.fusion.networks import X0, X1, X2, Build
+from tests.fusion.networks import X0, X1, X2, Build, assert_same
 
 FLOAT = DataType.FLOAT
 SCALE = apply("add", apply("mul", X0, X1), X2)
@@ -137,6 +140,7 @@ def test_a_scale_along_the_width_is_none_per_channel() -> None:
     assert len(fuse(build.network(y), convolution_scale.RULE).layers) == 2
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 def test_weights_that_would_overflow_are_left_alone() -> None:
     build = Convs()
     x = build.input("x", 1, 2, 3, 3, dtype=DataType.HALF)
@@ -367,3 +371,45 @@ def test_symbolic_batch() -> None:
     y = build.pointwise("relu", "relu", build.pointwise("add", "add", y, x))
     network = fuse(build.network(y), *EPILOGUES, tolerance=1e-4, sizes={"batch": 3})
     assert [layer.name for layer in network.layers] == ["conv1 + bn1 + add + relu"]
+
+
+# --- joined channels -------------------------------------------------------------------------------------------------
+
+
+def joined(out: int = 3, parts: int = 2, axis: int = 1, groups: int = 1):  # type: ignore[no-untyped-def]
+    build, x = image()
+    others = [build.input(f"y{index}", 2, 4, 5, 6) for index in range(parts - 1)]
+    y = build.layer("concat", Concatenation(axis), x, *others)
+    y = build.conv("conv", y, 4 * parts if axis == 1 else 4, out, groups=groups)
+    return build.network(
+        build.pointwise("relu", "relu", build.pointwise("bias", "add", y, build.per_channel("b", out)))
+    )
+
+
+def test_a_convolution_of_joined_channels_may_become_two() -> None:
+    network = fuse(joined(), *EPILOGUES, convolution_concatenation.RULE, tolerance=1e-4)
+    first, second = network.layers
+    assert first.op.epilogue == IDENTITY
+    assert second.inputs[-1] == first.outputs[0]
+    assert second.name == "concat + conv + bias + relu"
+
+
+@pytest.mark.parametrize("options, condition", [({"out": 8}, "no gain"), ({"parts": 3}, "parts")])
+def test_other_joined_channels_stay(options: dict, condition: str) -> None:
+    network = fuse(joined(**options), *EPILOGUES)
+    assert refused(network, convolution_concatenation.RULE).condition == condition
+
+
+@pytest.mark.parametrize("options", [{"axis": 0, "parts": 1}, {"axis": 2}, {"groups": 2, "out": 4}])
+def test_other_axes_and_groups_do_not_match(options: dict) -> None:
+    assert "Concatenation" in kinds(fuse(joined(**options), convolution_concatenation.RULE))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_it_runs_only_when_asked_for(device: str) -> None:
+    network = joined()
+    assert "Concatenation" in kinds(optimize(network, FusionOptions(device=device)).network)
+    result = optimize(network, FusionOptions(device=device, enabled=("convolution-concatenation",))).network
+    validate(result)
+    assert_same(network, result, 1e-4)
+    assert "Concatenation" not in kinds(result)

@@ -272,7 +272,16 @@ def test_a_reshape_of_columns_stays() -> None:
     build = Build()
     y = build.layer("gemm", MatrixMultiply(), build.input("x", 10, 6), build.constant("w", (6, 8)))
     y = build.layer("view", Shuffle(reshape=(10, 2, 4)), y)
-    assert refused(build.network(y), reshape_rows.RULE).condition == "columns"
+    assert kinds(fuse(build.network(y), reshape_rows.RULE)) == ["MatrixMultiply", "Shuffle"]
+
+
+def test_a_reshape_of_rows_with_their_own_operand_stays() -> None:
+    build = Build()
+    y = build.layer("gemm", MatrixMultiply(), build.input("x", 10, 6), build.constant("w", (6, 8)))
+    y = build.pointwise("rows", "add", y, build.constant("r", (10, 1)))
+    y = build.layer("view", Shuffle(reshape=(2, 5, 8)), y)
+    network = fuse(build.network(y), matmul_pointwise.RULE)
+    assert refused(network, reshape_rows.RULE).condition == "operands"
 
 
 @pytest.mark.parametrize("transposed", [False, True])
