@@ -98,7 +98,7 @@ MODELS: dict[str, Callable[[], Source]] = {
 
 
 def source(name: str, seed: int = 0) -> Source:
-    """The model ``name`` with seeded random weights; normalisation statistics and zeros are made plausible."""
+    """The model ``name`` with seeded random weights; normalisation statistics and constant parameters are made plausible."""
     import torch
 
     torch.manual_seed(seed)
@@ -110,9 +110,11 @@ def source(name: str, seed: int = 0) -> Source:
                 module.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.5, 1.0)
                 module.bias.normal_(0, 0.1)
-        for parameter in made.module.parameters():  # some heads and biases start as zeros, which would hide work and errors
+        for parameter in made.module.parameters():  # zeros and ones would hide work and errors
             if not parameter.any():
                 parameter.normal_(0, 0.02)
+            elif bool((parameter == 1).all()):
+                parameter.uniform_(0.8, 1.2)
     return made
 
 

