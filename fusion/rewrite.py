@@ -259,12 +259,13 @@ def nearest_misses(graph: Graph, rules: Sequence[Rule], disabled: Iterable[str] 
 
 
 def is_disabled(rule: str, layers: Sequence[Layer], disabled: frozenset[str]) -> bool:
-    """Whether ``disabled`` (``all``, ``rule`` or ``rule@layer``) names this rule; a layer also by its ONNX node."""
+    """Whether ``disabled`` (``rule`` or ``rule@layer``, ``all`` for every rule) names this one; a layer also by its ONNX node."""
     if not disabled:
         return False
     if ALL in disabled or rule in disabled:
         return True
-    return any(f"{rule}@{name}" in disabled for layer in layers for name in (layer.name, *layer.origins))
+    names = {name for layer in layers for name in (layer.name, *layer.origins)}
+    return any(f"{one}@{name}" in disabled for one in (ALL, rule) for name in names)
 
 
 def _shared(graph: Graph, match: Match) -> Refusal | None:

@@ -247,7 +247,28 @@ def start(workload: Workload, device: DeviceSpec, options: SelectOptions, compil
             continue
         compilers.submit(plan)
         pending.append(Candidate(tactic, config, plan))
+    if not pending and not options.pinned:  # limits may have refused all but the plainest, which was not asked
+        for tactic, config in _plainest(workload, device, chosen):
+            plan = tactic.plan(workload, config, device)
+            if not _over_limit(plan, device, options):
+                compilers.submit(plan)
+                pending.append(Candidate(tactic, config, plan))
     return Search(workload, tuple(pending), tuple(rows))
+
+
+def _plainest(
+    workload: Workload, device: DeviceSpec, tried: Sequence[tuple[Tactic, Config]]
+) -> list[tuple[Tactic, Config]]:
+    """The reference tactics that serve ``workload`` and were not tried yet, each with its first configuration."""
+    known = {tactic.id for tactic, _ in tried}
+    return [
+        (tactic, next(iter(tactic.configs(workload, device))))
+        for tactic in tactics(device.kind)
+        if tactic.reference
+        and tactic.id not in known
+        and isinstance(workload.op, tactic.ops)
+        and tactic.supports(workload, device) is None
+    ]
 
 
 def finish(

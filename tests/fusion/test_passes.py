@@ -339,3 +339,11 @@ def test_the_documentation_lists_every_rule() -> None:
         for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])
     }
     assert table == set(RULES)
+
+
+def test_all_rules_can_be_switched_off_at_one_layer() -> None:
+    everywhere = optimize(residual_network())
+    at_relu1 = optimize(residual_network(), FusionOptions(disabled=("all@relu1",)))
+    assert any("relu1" in layers.layers for layers in everywhere.applied)
+    assert not any("relu1" in layers.layers for layers in at_relu1.applied)
+    assert at_relu1.applied, "other layers still fuse"

@@ -149,3 +149,10 @@ def test_a_cached_decision_is_taken_unless_its_code_changed(monkeypatch: pytest.
     assert decide_from(stale, WORKLOAD, DEVICE, compilers) is None
     gone = Entry({}, (Timing("cpu.gone", (), 1.0),))
     assert decide_from(gone, WORKLOAD, DEVICE, compilers) is None
+
+
+def test_the_plainest_tactic_serves_when_limits_refuse_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = [_Fake("big", workspace=1000), _Fake("plain", reference=True)]
+    decision = _run(monkeypatch, family, _Bench({"cpu.plain": 1.0}), SelectOptions(workspace_limit=0))
+    assert decision.tactic == "cpu.plain"
+    assert any("1000 bytes of workspace, 0 are allowed" in row.reason for row in decision.timings)
