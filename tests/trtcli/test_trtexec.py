@@ -239,14 +239,19 @@ def test_no_space_is_an_error_not_a_traceback(engine: Path, capsys: Captured) ->
 
 
 def test_an_interrupt_ends_with_130(engine: Path) -> None:
-    argv = [sys.executable, "-m", "trtcli", f"--loadEngine={engine}", "--device=cpu", "--duration=-1"]
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: here the signal must arrive.
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from trtcli.cli import main; "
+    argv = [sys.executable, "-c", start + "sys.exit(main(sys.argv[1:]))", f"--loadEngine={engine}", "--device=cpu", "--duration=-1"]
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "Starting inference" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Starting inference" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "[E] Interrupted" in err and "Traceback" not in err
     assert out.splitlines()[-1].startswith("&&&& FAILED")
