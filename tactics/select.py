@@ -248,26 +248,22 @@ def start(workload: Workload, device: DeviceSpec, options: SelectOptions, compil
         compilers.submit(plan)
         pending.append(Candidate(tactic, config, plan))
     if not pending and not options.pinned:  # limits may have refused all but the plainest, which was not asked
-        for tactic, config in _plainest(workload, device, chosen):
+        known = {tactic.id for tactic, _ in chosen}
+        for tactic, config in _plainest(workload, device):
             plan = tactic.plan(workload, config, device)
-            if not _over_limit(plan, device, options):
+            if tactic.id not in known and not _over_limit(plan, device, options):
                 compilers.submit(plan)
                 pending.append(Candidate(tactic, config, plan))
     return Search(workload, tuple(pending), tuple(rows))
 
 
-def _plainest(
-    workload: Workload, device: DeviceSpec, tried: Sequence[tuple[Tactic, Config]]
-) -> list[tuple[Tactic, Config]]:
-    """The reference tactics that serve ``workload`` and were not tried yet, each with its first configuration."""
-    known = {tactic.id for tactic, _ in tried}
+def _plainest(workload: Workload, device: DeviceSpec) -> list[tuple[Tactic, Config]]:
+    """The reference tactics that serve ``workload``, each with its first configuration."""
     return [
-        (tactic, next(iter(tactic.configs(workload, device))))
+        (tactic, config)
         for tactic in tactics(device.kind)
-        if tactic.reference
-        and tactic.id not in known
-        and isinstance(workload.op, tactic.ops)
-        and tactic.supports(workload, device) is None
+        if tactic.reference and isinstance(workload.op, tactic.ops) and tactic.supports(workload, device) is None
+        for config in tuple(tactic.configs(workload, device))[:1]
     ]
 
 
@@ -385,13 +381,11 @@ def _reference(
     workload: Workload, constants: Mapping[int, np.ndarray], device: DeviceSpec, compilers: Compilers
 ) -> Candidate | None:
     """The plainest tactic that serves the workload, to check others against."""
-    for tactic in tactics(device.kind):
-        if tactic.reference and isinstance(workload.op, tactic.ops) and tactic.supports(workload, device) is None:
-            try:
-                config = next(iter(tactic.configs(workload, device)))
-                plan = tactic.plan(workload, config, device)
-                packed = tactic.prepare(workload, config, constants)
-                return Candidate(tactic, config, plan, packed, compilers.images(plan))
-            except (CompileError, ValueError, AssertionError, StopIteration):
-                continue
+    for tactic, config in _plainest(workload, device):
+        try:
+            plan = tactic.plan(workload, config, device)
+            packed = tactic.prepare(workload, config, constants)
+            return Candidate(tactic, config, plan, packed, compilers.images(plan))
+        except (CompileError, ValueError, AssertionError):
+            continue
     return None

@@ -176,8 +176,10 @@ def _choose(
     state = Progress(total=len(first))
     try:
         searches = {}
+        questions: dict[tuple[Any, ...], dict[str, Any]] = {}
+        versions = _versions(device)
         for key, index in first.items():
-            asked = question(workloads[index], device.spec, options[index], _versions(device))
+            asked = questions[key] = question(workloads[index], device.spec, options[index], versions)
             entry = cache.find(asked) if config.builder_cache and config.optimization_level else None
             hit = decide_from(entry, workloads[index], device.spec, compilers) if entry else None
             if hit is not None:
@@ -212,8 +214,7 @@ def _choose(
             for timing in decision.timings:
                 log.verbose(_timing_line(layer.name, timing, decision))
             if option.level:
-                asked = question(workloads[index], device.spec, options[index], _versions(device))
-                cache = cache.with_entry(Entry(asked, decision.timings), decision.kernels)
+                cache = cache.with_entry(Entry(questions[key], decision.timings), decision.kernels)
             counted = sum(timing.seconds is not None for timing in decision.timings)
             state = replace(
                 state,
