@@ -1,9 +1,9 @@
 """The timing cache: what was measured for which workload on which device, in one JSON file that many builds may share.
 
 The file is text: ``{"schema": 1, "entries": {key: entry}, "kernels": {key: cubin}}``. An entry holds the question (``asked``: the
-workload, the device, the limits), the answer (``tactic``, ``config``, ``seconds``) and everything that was timed. Its key is a
-hash of the question, so files of different devices or versions merge without conflict. Cubins are kept for winners only
-(zlib, base64). Readers and writers hold ``FILE.lock``; a write goes to a temporary file that then replaces the old one.
+workload, the device, the limits), the answer (``tactic``, ``config``, ``seconds``), everything that was timed, and how deep the search
+was (``level``: an entry answers builds at that level and below). Its key is a hash of the question, so files of different devices or
+versions merge without conflict. Cubins are kept for winners only (zlib, base64). Readers and writers hold ``FILE.lock``; a write goes to a temporary file that then replaces the old one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+DEEPEST = 5  # the level of a complete search, and of a choice made by hand
 
 
 class CacheError(ValueError):
@@ -40,10 +41,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Entry:
-    """The measurements of one workload; ``timings[0]`` is the winner."""
+    """The measurements of one workload; ``timings[0]`` is the winner. ``level`` is the builderOptimizationLevel of the search (0 when an
+    older version wrote the entry without one)."""
 
     asked: Mapping[str, Any]
     timings: tuple[Timing, ...]
+    level: int = 0
 
     @property
     def key(self) -> str:
@@ -58,12 +61,16 @@ class TimingCache:
     entries: Mapping[str, Entry] = field(default_factory=dict)
     kernels: Mapping[str, bytes] = field(default_factory=dict)
 
-    def find(self, asked: Mapping[str, Any]) -> Entry | None:
-        """The entry for exactly this question."""
-        return self.entries.get(key_of(asked))
+    def find(self, asked: Mapping[str, Any], level: int = 0) -> Entry | None:
+        """The entry for exactly this question, when the search behind it was at least as deep as ``level``."""
+        entry = self.entries.get(key_of(asked))
+        return entry if entry is not None and entry.level >= level else None
 
-    def nearest_difference(self, asked: Mapping[str, Any]) -> str:
+    def nearest_difference(self, asked: Mapping[str, Any], level: int = 0) -> str:
         """For a miss: the fields in which the closest entry for the same workload differs, as ``name: cached != asked``."""
+        shallow = self.entries.get(key_of(asked))
+        if shallow is not None:
+            return f"builderOptimizationLevel: {shallow.level} < {level}"
         same = [entry for entry in self.entries.values() if entry.asked.get("workload") == asked.get("workload")]
         if not same:
             return "no entry for this workload"
@@ -78,8 +85,9 @@ class TimingCache:
         return replace(self, entries={**self.entries, entry.key: entry}, kernels={**self.kernels, **kernels})
 
     def merged(self, other: TimingCache) -> TimingCache:
-        """Both; where both have an entry, this cache's stays."""
-        return TimingCache({**other.entries, **self.entries}, {**other.kernels, **self.kernels})
+        """Both; where both have an entry, the deeper search stays, and this cache's of two equally deep ones."""
+        deeper = {key: one for key, one in other.entries.items() if key in self.entries and one.level > self.entries[key].level}
+        return TimingCache({**other.entries, **self.entries, **deeper}, {**other.kernels, **self.kernels})
 
 
 def key_of(asked: Mapping[str, Any]) -> str:
@@ -99,7 +107,7 @@ def load(path: Path) -> TimingCache:
 
 
 def save(path: Path, cache: TimingCache) -> TimingCache:
-    """Merge ``cache`` into the file (its entries win over those in the file) and return what is in the file now.
+    """Merge ``cache`` into the file (see :meth:`TimingCache.merged`) and return what is in the file now.
 
     Raises:
         OSError: the file cannot be written; the old one is left as it was.
@@ -131,7 +139,11 @@ def write(path: Path, cache: TimingCache) -> None:
     content = {
         "schema": SCHEMA,
         "entries": {
-            key: {"asked": dict(entry.asked), "timings": [_timing_json(timing) for timing in entry.timings]}
+            key: {
+                "asked": dict(entry.asked),
+                "level": entry.level,
+                "timings": [_timing_json(timing) for timing in entry.timings],
+            }
             for key, entry in sorted(cache.entries.items())
         },
         "kernels": {
@@ -186,7 +198,7 @@ def _read(path: Path) -> TimingCache:
                 )
                 for item in value["timings"]
             )
-            entry = Entry(value["asked"], timings)
+            entry = Entry(value["asked"], timings, int(value.get("level", 0)))
             entries[entry.key] = entry
         kernels = {str(key): zlib.decompress(base64.b64decode(image)) for key, image in content["kernels"].items()}
     except CacheError:

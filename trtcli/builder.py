@@ -180,7 +180,8 @@ def _choose(
         versions = _versions(device)
         for key, index in first.items():
             asked = questions[key] = question(workloads[index], device.spec, options[index], versions)
-            entry = cache.find(asked) if config.builder_cache and config.optimization_level else None
+            level = options[index].level
+            entry = cache.find(asked, level) if config.builder_cache and level else None
             hit = decide_from(entry, workloads[index], device.spec, compilers) if entry else None
             if hit is not None:
                 decided[key] = hit
@@ -188,11 +189,11 @@ def _choose(
                 continue
             if config.error_on_timing_cache_miss:
                 raise BuildError(
-                    f"layer {network.layers[index].name!r} is not in the timing cache ({cache.nearest_difference(asked)}) "
+                    f"layer {network.layers[index].name!r} is not in the timing cache ({cache.nearest_difference(asked, level)}) "
                     "and --errorOnTimingCacheMiss is set"
                 )
             if config.timing_cache_file and cache.entries:
-                log.verbose(f"Timing cache miss: {network.layers[index].name}: {cache.nearest_difference(asked)}")
+                log.verbose(f"Timing cache miss: {network.layers[index].name}: {cache.nearest_difference(asked, level)}")
             searches[key] = _named(
                 network.layers[index].name, start, workloads[index], device.spec, options[index], compilers
             )
@@ -214,7 +215,7 @@ def _choose(
             for timing in decision.timings:
                 log.verbose(_timing_line(layer.name, timing, decision))
             if option.level:
-                cache = cache.with_entry(Entry(questions[key], decision.timings), decision.kernels)
+                cache = cache.with_entry(Entry(questions[key], decision.timings, option.level), decision.kernels)
             counted = sum(timing.seconds is not None for timing in decision.timings)
             state = replace(
                 state,

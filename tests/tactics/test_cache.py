@@ -85,3 +85,21 @@ def test_a_miss_says_which_field_differs() -> None:
 def test_the_key_depends_on_every_field() -> None:
     keys = {Entry({**ASKED, name: "other"}, ()).key for name in ASKED} | {Entry(ASKED, ()).key}
     assert len(keys) == len(ASKED) + 1
+
+
+def test_a_deeper_search_is_not_answered_by_a_shallower_one(tmp_path: Path) -> None:
+    shallow = TimingCache().with_entry(Entry(ASKED, (WINNER,), 1), {})
+    assert shallow.find(ASKED, 1) == shallow.find(ASKED, 0) and shallow.find(ASKED, 1) is not None
+    assert shallow.find(ASKED, 3) is None
+    assert shallow.nearest_difference(ASKED, 3) == "builderOptimizationLevel: 1 < 3"
+    deep = TimingCache().with_entry(Entry(ASKED, (LOSER, WINNER), 4), {})
+    for merged in (shallow.merged(deep), deep.merged(shallow)):
+        assert merged.find(ASKED, 4) == Entry(ASKED, (LOSER, WINNER), 4)
+    path = tmp_path / "c.json"
+    save(path, deep)
+    assert save(path, shallow).find(ASKED, 4) is not None  # a shallow build does not undo a deep one
+    old = json.loads(path.read_text())
+    for entry in old["entries"].values():
+        del entry["level"]
+    path.write_text(json.dumps(old))
+    assert load(path).find(ASKED, 1) is None and load(path).find(ASKED) is not None

@@ -53,7 +53,8 @@ def test_show(path: Path, capsys: Captured) -> None:
 
 def test_set_changes_the_winner(path: Path) -> None:
     assert main(["cache", "set", str(path), FIRST.key, "cpu.b"]) == 0
-    assert load(path).entries[FIRST.key].timings == (SLOW, FAST, BAD)
+    changed = load(path).entries[FIRST.key]
+    assert changed.timings == (SLOW, FAST, BAD) and changed.level == 5  # a choice by hand answers every level
 
 
 @pytest.mark.parametrize(

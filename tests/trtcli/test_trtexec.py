@@ -184,6 +184,11 @@ def test_the_timing_cache_makes_the_second_build_hit(model: Path, tmp_path: Path
     assert main([*argv, "--errorOnTimingCacheMiss"]) == 0
     lines, _ = text_of(capsys)
     assert any(re.match(r"Timing cache: [1-9]\d* hits, 0 misses", line) for line in lines)
+    for level, hits in ((1, True), (4, False), (3, True)):
+        assert main([*argv, f"--builderOptimizationLevel={level}"]) == 0
+        lines, _ = text_of(capsys)
+        (line,) = [one for one in lines if one.startswith("Timing cache: ")]
+        assert (", 0 misses" in line) == hits, (level, line)
 
 
 def test_build_options_are_obeyed(model: Path, tmp_path: Path, capsys: Captured) -> None:

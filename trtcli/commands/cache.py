@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tactics import cache as timing_cache
-from tactics.cache import Entry, Timing, TimingCache
+from tactics.cache import DEEPEST, Entry, Timing, TimingCache
 from trtcli.errors import PASSED
 from trtcli.files import json_text
 from trtcli.log import Log
@@ -54,11 +54,13 @@ def _show(path: str, key: str) -> Answer:
     asked = dict(entry.asked)
     lines = [f"{key}  {describe(asked)}"]
     lines += [f"  {name}: {asked[name]}" for name in sorted(asked) if name != "workload"]
+    lines.append(f"  searched at --builderOptimizationLevel={entry.level}")
     for number, timing in enumerate(entry.timings):
         mark = "*" if number == _winner(entry) else " "
         result = timing.reason if timing.seconds is None else _us(timing.seconds * 1e3)
         lines.append(f"{mark} {tactic_label(timing.tactic, timing.config)}  {result}")
-    return {"key": key, "asked": asked, "timings": [_timing(timing) for timing in entry.timings]}, lines
+    timings = [_timing(timing) for timing in entry.timings]
+    return {"key": key, "asked": asked, "level": entry.level, "timings": timings}, lines
 
 
 def _set(path: str, key: str, tactic: str) -> Answer:
@@ -72,7 +74,7 @@ def _set(path: str, key: str, tactic: str) -> Answer:
         if chosen.seconds is None:
             raise ValueError(f"{tactic!r} cannot serve {full[:12]}: {chosen.reason}")
         others = tuple(one for one in entry.timings if one is not chosen)
-        return replace(cache, entries={**cache.entries, full: replace(entry, timings=(chosen, *others))})
+        return replace(cache, entries={**cache.entries, full: replace(entry, timings=(chosen, *others), level=DEEPEST)})
 
     timing_cache.edit(_existing(path), change)
     return {"set": tactic}, [f"{tactic} is the winner of {key} now"]
@@ -174,6 +176,7 @@ def _summary(key: str, entry: Entry) -> dict[str, Any]:
         "tactic": _label(entry),
         "ms": None if seconds is None else seconds * 1e3,
         "tried": len(entry.timings),
+        "level": entry.level,
     }
 
 
