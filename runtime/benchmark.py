@@ -130,7 +130,8 @@ def run_benchmark(
         DeviceError: the device fails.
     """
     device = contexts[0].device
-    lanes = [_Lane(context, inputs, options) for context in contexts]
+    concurrent = len(contexts) > 1 and not options.threads  # one host thread drives several lanes: their streams must overlap
+    lanes = [_Lane(context, inputs, options, concurrent) for context in contexts]
     main = device.stream()
     start = device.event(spin=options.spin)
     device.synchronize()
@@ -212,7 +213,9 @@ class _Slot:
 class _Lane:
     """A context with its streams and the queries that it has run."""
 
-    def __init__(self, context: ExecutionContext, inputs: Mapping[str, np.ndarray], options: BenchmarkOptions) -> None:
+    def __init__(
+        self, context: ExecutionContext, inputs: Mapping[str, np.ndarray], options: BenchmarkOptions, concurrent: bool
+    ) -> None:
         self.context = context
         self.options = options
         device = context.device
@@ -221,7 +224,7 @@ class _Lane:
         context.use_own_memory(options.managed)
         for name, array in inputs.items():
             context.write_tensor(name, array)
-        self.input, self.compute, self.output = device.stream(), device.stream(), device.stream()
+        self.input, self.compute, self.output = (device.stream(concurrent=concurrent) for _ in range(3))
         self.runner = GraphRunner(context) if options.graph else None
         if self.runner:
             self.runner.prepare()

@@ -404,7 +404,7 @@ class ExecutionContext:
                 actions.append((self._constant_output(resolution, name).run, 0, -1))
         used = sorted({step.stream for step in resolution.steps} - {0})
         while len(self._aux) < max(used, default=0):
-            self._aux.append(self.device.stream())
+            self._aux.append(self.device.stream(concurrent=True))
         if used:
             start = self.device.event(timing=False)
             actions.append((start.record, 0, -1))

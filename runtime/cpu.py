@@ -1,4 +1,4 @@
-"""The CPU device: host memory, NumPy steps, streams that run at once. The reference for what every engine computes."""
+"""The CPU device: host memory, NumPy steps, streams that run at once or in threads. The reference for what every engine computes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import ctypes
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -32,18 +35,69 @@ _ALIGNMENT = 256
 
 
 class Recording:
-    """Work that a capture has collected so far."""
+    """What a capture has collected so far: what to do, and on which stream (None: the one that the graph is launched on)."""
+
+    def __init__(self, origin: CpuStream) -> None:
+        self.origin = origin
+        self.operations: list[tuple[CpuStream | None, Callable[[CpuStream], None]]] = []
+        self.nodes = 0
+        self.active = True
+
+    def append(self, stream: CpuStream, operation: Callable[[CpuStream], None], nodes: int = 0) -> None:
+        """Record ``operation``, which counts as so many nodes of the graph."""
+        self.operations.append((None if stream is self.origin else stream, operation))
+        self.nodes += nodes
+
+
+class _Point:
+    """A moment that a stream's thread has yet to reach, and what went wrong before it."""
 
     def __init__(self) -> None:
-        self.work: list[Callable[[], object]] = []
-        self.active = True
+        self._reached = threading.Event()
+        self.failure: BaseException | None = None
+
+    def reach(self, failure: BaseException | None) -> None:
+        self.failure = failure
+        self._reached.set()
+
+    def wait(self) -> None:
+        """Return when it is reached.
+
+        Raises:
+            whatever failed before it in its stream.
+        """
+        self._reached.wait()
+        if self.failure is not None:
+            raise self.failure
+
+
+class _Worker:
+    """The thread of a concurrent stream: runs work in order; after a failure it drops work until someone has been told."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[Callable[[], object] | _Point | None] = SimpleQueue()
+        self.failure: BaseException | None = None
+        threading.Thread(target=self._loop, name="trtcli-stream", daemon=True).start()
+
+    def _loop(self) -> None:
+        while (item := self.queue.get()) is not None:
+            if isinstance(item, _Point):
+                item.reach(self.failure)
+            elif self.failure is None:
+                try:
+                    item()
+                except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+                    self.failure = error
 
 
 class CpuStream(Stream):
-    """Work runs when it is given, so the queue is always empty."""
+    """Work runs when it is given, in the caller's thread, so the queue is always empty; a ``concurrent`` stream has a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, concurrent: bool = False) -> None:
         self._recording: Recording | None = None
+        self._worker = _Worker() if concurrent else None
+        if self._worker is not None:
+            finalize(self, self._worker.queue.put, None)
 
     @property
     def recording(self) -> Recording | None:
@@ -55,21 +109,49 @@ class CpuStream(Stream):
         self._recording = value
 
     def add(self, work: Callable[[], object]) -> None:
-        """Run ``work`` now, or record it while a capture is on."""
+        """Run ``work`` now or in the stream's thread, or record it while a capture is on."""
         recording = self._recording
-        if recording is None or not recording.active:
-            work()
+        if recording is not None and recording.active:
+            recording.append(self, lambda stream: stream.add(work), 1)
+        elif self._worker is not None:
+            self._worker.queue.put(work)
         else:
-            recording.work.append(work)
+            work()
+
+    def point(self) -> _Point | None:
+        """The end of the work that the stream has now; None when that has been reached."""
+        if self._worker is None:
+            return None
+        point = _Point()
+        self._worker.queue.put(point)
+        return point
 
     def synchronize(self) -> None:
         if self.recording is not None:
             raise CaptureError("a stream cannot be waited for while it is being captured")
+        if self._worker is not None:
+            try:
+                point = self.point()
+                assert point is not None
+                point.wait()
+            finally:
+                self._worker.failure = None
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, CpuEvent)
         if self.recording is None and event.recording is not None and event.recording.active:
             self.recording = event.recording  # a fork joins the capture that it waits for
+        recording = self.recording
+        if recording is not None:
+            recording.append(self, lambda stream: stream.wait(event))
+            return
+        point = event.point
+        if point is None:
+            return
+        if self._worker is not None:
+            self._worker.queue.put(point.wait)
+        else:
+            point.wait()
 
     def call(self, function: Callable[[], None]) -> None:
         self.add(function)
@@ -81,11 +163,16 @@ class CpuEvent(Event):
     def __init__(self) -> None:
         self.time = 0.0
         self.recording: Recording | None = None
+        self.point: _Point | None = None
 
     def record(self, stream: Stream) -> None:
         assert isinstance(stream, CpuStream)
         self.recording = stream.recording
+        if self.recording is not None:
+            self.recording.append(stream, self.record)
+            return
         stream.add(self._now)
+        self.point = stream.point()
 
     mark = record
 
@@ -93,7 +180,8 @@ class CpuEvent(Event):
         self.time = perf_counter()
 
     def synchronize(self) -> None:
-        pass
+        if self.point is not None:
+            self.point.wait()
 
     def seconds_since(self, earlier: Event) -> float:
         assert isinstance(earlier, CpuEvent)
@@ -113,16 +201,16 @@ class CpuProgram(Program):
 
 
 class CpuGraph(Graph):
-    """Recorded work."""
+    """Recorded work; streams that forked while it was captured take part in every launch."""
 
-    def __init__(self, work: list[Callable[[], object]]) -> None:
-        self._work = work
-        self.nodes = len(work)
+    def __init__(self, recording: Recording) -> None:
+        self._operations = recording.operations
+        self.nodes = recording.nodes
 
     def launch(self, stream: Stream) -> None:
         assert isinstance(stream, CpuStream)
-        for one in self._work:
-            stream.add(one)
+        for where, operation in self._operations:
+            operation(where or stream)
 
 
 class CpuDevice(Device):
@@ -164,8 +252,8 @@ class CpuDevice(Device):
         if size:
             _run(stream, lambda: ctypes.memset(address, byte, size))
 
-    def stream(self) -> CpuStream:
-        return CpuStream()
+    def stream(self, concurrent: bool = False) -> CpuStream:
+        return CpuStream(concurrent)
 
     def external_stream(self, handle: int) -> CpuStream:
         if handle:
@@ -199,13 +287,13 @@ class CpuDevice(Device):
 
     def capture(self, stream: Stream, enqueue: Callable[[], None]) -> CpuGraph:
         assert isinstance(stream, CpuStream)
-        recording = Recording()
+        recording = Recording(stream)
         stream.recording = recording
         try:
             enqueue()
         finally:
             recording.active = False
-        return CpuGraph(recording.work)
+        return CpuGraph(recording)
 
     def synchronize(self) -> None:
         pass

@@ -304,7 +304,7 @@ class CudaDevice(Device):
             with _translated("filling GPU memory"):
                 self._cupy.cuda.runtime.memsetAsync(address, byte, size, stream.handle)
 
-    def stream(self) -> CudaStream:
+    def stream(self, concurrent: bool = False) -> CudaStream:
         with _translated("creating a stream"):
             return CudaStream(self._cupy.cuda.Stream(non_blocking=True))
 

@@ -180,8 +180,8 @@ class Device(ABC):
         """Set ``size`` bytes to ``byte``."""
 
     @abstractmethod
-    def stream(self) -> Stream:
-        """A new stream."""
+    def stream(self, concurrent: bool = False) -> Stream:
+        """A new stream. ``concurrent``: its work runs beside the calling thread, as on a GPU it always does; the CPU gives it a thread."""
 
     @abstractmethod
     def external_stream(self, handle: int) -> Stream:

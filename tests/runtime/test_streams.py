@@ -105,7 +105,7 @@ class LazyDevice(CpuDevice):
         self.random = random.Random(seed)
         self.streams: list[LazyStream] = []
 
-    def stream(self):
+    def stream(self, concurrent=False):
         made = LazyStream(self)
         self.streams.append(made)
         return made
