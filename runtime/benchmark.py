@@ -130,7 +130,8 @@ def run_benchmark(
         DeviceError: the device fails.
     """
     device = contexts[0].device
-    concurrent = len(contexts) > 1 and not options.threads  # one host thread drives several lanes: their streams must overlap
+    # Where one host thread drives several lanes or streams, none of them may hold it up.
+    concurrent = contexts[0].engine.num_aux_streams > 0 or (len(contexts) > 1 and not options.threads)
     lanes = [_Lane(context, inputs, options, concurrent) for context in contexts]
     main = device.stream()
     start = device.event(spin=options.spin)

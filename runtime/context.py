@@ -262,7 +262,7 @@ class ExecutionContext:
             raise ValueError(f"the engine has no input {unknown[0]!r}, it has {', '.join(network.inputs)}")
         self.use_own_memory()
         if self._stream is None:
-            self._stream = self.device.stream()
+            self._stream = self.device.stream(concurrent=self.engine.num_aux_streams > 0)
         for name, array in arrays.items():
             self.device.upload(self._addresses[name], array)
         self.execute_async_v3(self._stream)

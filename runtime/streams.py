@@ -1,23 +1,27 @@
-"""Which layers run beside each other: auxiliary streams, assigned where a simulated schedule becomes shorter.
+"""Which layers run beside each other: auxiliary streams, kept where the simulated and then the measured latency falls.
 
 The network is cut into chains, the longest path first; each further chain moves to the stream on which the simulated latency falls most,
 or stays on the main one. In the simulation layers that run together share the device (each fills a part of it), and every edge between
-streams costs the time of an event. Source of the idea: list scheduling of precedence graphs by critical path (Graham, 1969).
+streams costs the time of an event, as measured on the device. Source of the idea: list scheduling of precedence graphs by critical path
+(Graham, 1969). A schedule that looks shorter is then timed on the device beside the serial one, and the faster of the two is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import isnan
+from statistics import median
+from typing import Any
 
+from runtime.device import CaptureError, Device, DeviceMemoryError
 from runtime.engine import Engine
 from runtime.resolution import outline, resolve
-from tactics.tactic import DeviceSpec, Launch, Plan
+from runtime.timer import time_engines
+from tactics.tactic import CpuCall, DeviceSpec, Launch, Plan
 
-EVENT_SECONDS = (
-    1.2e-6  # one edge between streams inside a CUDA graph: about what a dependent tiny kernel costs there on an H100
-)
+EVENT_SECONDS = 1.2e-6  # one edge between streams, where none was measured: about what a dependent tiny kernel costs in a graph on an H100
 MIN_GAIN = 0.02  # share of the latency that streams must save to be used at all
 MAX_CHAINS = 64  # the longest chains are tried, the others stay
 DEFAULT_AUX = 3  # auxiliary streams tried when the user leaves it to us
@@ -32,60 +36,180 @@ class Work:
     occupancy: float = 1.0
 
 
-def with_streams(engine: Engine, max_aux: int = -1) -> Engine:
-    """``engine`` with the stream of every layer chosen, from the layers' measured times at the optimal shapes of profile 0.
+@dataclass(frozen=True)
+class Branch:
+    """A chain of layers (numbers) beside the longest path: the stream that it got, and why it stayed when that is 0."""
+
+    layers: tuple[int, ...]
+    stream: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The stream of each layer, 0 for the main one; the simulated seconds on one stream and on these; every branch."""
+
+    streams: tuple[int, ...]
+    alone: float
+    latency: float
+    branches: tuple[Branch, ...]
+
+
+def with_streams(engine: Engine, device: Device, max_aux: int = -1) -> tuple[Engine, dict[str, Any]]:
+    """``engine`` with the stream of every layer chosen from the layers' measured times at the optimal shapes of profile 0, and what was
+    found (JSON): the event's cost, simulated and measured latencies in ms, and every branch with its reason.
 
     ``max_aux`` is the most auxiliary streams (``--maxAuxStreams``); -1 leaves it to us: none on the CPU, up to 3 on a GPU.
 
     Raises:
         EngineError: a layer cannot run at these shapes.
+        DeviceError: the device fails.
     """
     if max_aux < 0:
         max_aux = DEFAULT_AUX if engine.device.kind == "cuda" else 0
     serial = replace(engine, layers=tuple(replace(plan, stream=0) for plan in engine.layers))
+    record: dict[str, Any] = {"maxAuxStreams": max_aux, "used": 0}
     if not max_aux:
-        return serial
-    fixed = outline(serial)
+        return serial, record
+    work, layers = workload_graph(serial, device.spec)
+    if len(_chains(work)) < 2:  # one path: nothing to ask the device
+        return serial, {**record, "branches": []}
+    event_seconds = event_cost(device)
+    found = schedule(work, max_aux, event_seconds)
+    record |= {
+        "eventMs": event_seconds * 1e3, "simulatedSerialMs": found.alone * 1e3, "simulatedMs": found.latency * 1e3,
+    }  # fmt: skip
+    refusal, chosen = "", serial
+    if any(found.streams):
+        of_layer = dict(zip(layers, found.streams, strict=True))
+        plans = (replace(plan, stream=of_layer.get(number, 0)) for number, plan in enumerate(serial.layers))
+        parallel = replace(serial, layers=tuple(plans))
+        try:
+            alone, beside = time_engines(device, (serial, parallel))
+        except DeviceMemoryError as error:
+            refusal = f"streams could not be timed: {error}"
+        else:
+            record |= {"measuredSerialMs": alone * 1e3, "measuredMs": beside * 1e3}
+            if beside < alone:
+                chosen = parallel
+            else:
+                refusal = f"measured {beside * 1e6:.1f} us with streams, {alone * 1e6:.1f} us on one"
+    names = [layer.name for layer in engine.network.layers]
+    record["used"] = chosen.num_aux_streams
+    record["branches"] = [
+        {
+            "layers": [names[layers[number]] for number in branch.layers],
+            "stream": branch.stream if chosen is not serial else 0,
+            "reason": refusal if branch.stream and chosen is serial else branch.reason,
+        }
+        for branch in found.branches
+    ]
+    return chosen, record
+
+
+def workload_graph(engine: Engine, device: DeviceSpec) -> tuple[list[Work], list[int]]:
+    """The layers that run at the optimal shapes of profile 0, as work to schedule, and their numbers in the network."""
+    fixed = outline(engine)
     shapes = {name: item.opt for name, item in engine.profiles[0].items()}
-    steps = resolve(serial, fixed, shapes, engine.device).steps
+    steps = resolve(engine, fixed, shapes, device).steps
     writer: dict[str, int] = {}
     work = []
     for number, step in enumerate(steps):
         layer, decision = engine.network.layers[step.layer], engine.layers[step.layer]
         needs = sorted({writer[fixed.owner[name]] for name in layer.inputs if fixed.owner[name] in writer})
         seconds = 0.0 if isnan(decision.seconds) else decision.seconds
-        work.append(Work(seconds, tuple(needs), occupancy(step.plan, engine.device)))
+        work.append(Work(seconds, tuple(needs), occupancy(step.plan, device)))
         writer.update((fixed.owner[name], number) for name in layer.outputs)
-    streams = schedule(work, max_aux)
-    of_layer = {step.layer: stream for step, stream in zip(steps, streams, strict=True)}
-    plans = (replace(plan, stream=of_layer.get(number, 0)) for number, plan in enumerate(serial.layers))
-    return replace(serial, layers=tuple(plans))
+    return work, [step.layer for step in steps]
 
 
 def occupancy(plan: Plan, device: DeviceSpec) -> float:
-    """The share of the device that ``plan`` keeps busy: blocks of its largest launch over multiprocessors, at most 1."""
+    """The share of the device that ``plan`` keeps busy: blocks of its largest launch over multiprocessors, at most 1.
+
+    A NumPy step is taken for the work of one thread; the measurement corrects it.
+    """
     blocks = [step.grid[0] * step.grid[1] * step.grid[2] for step in plan.steps if isinstance(step, Launch)]
+    if not blocks and any(isinstance(step, CpuCall) for step in plan.steps):
+        blocks = [1]
     return min(1.0, max(blocks) / device.multiprocessors) if blocks else 1.0
 
 
-def schedule(work: Sequence[Work], max_aux: int, event_seconds: float = EVENT_SECONDS) -> tuple[int, ...]:
-    """The stream of each layer, 0 for the main one; all 0 when streams save less than 2 %.
+@cache
+def event_cost(device: Device) -> float:
+    """Seconds that an edge between two streams adds inside a graph, measured once per device: forks that join again at once, against the
+    same tiny operations in a row; :data:`EVENT_SECONDS` where nothing can be captured."""
+    count = 16
+    memory, main, aux = device.allocate(1024), device.stream(), device.stream(concurrent=True)
+    fork, join = device.event(timing=False), device.event(timing=False)
+
+    def in_a_row() -> None:
+        for number in range(4 * count):
+            device.fill(memory.address + number % 4 * 256, 0, 4, main)
+
+    def forked() -> None:
+        for _ in range(count):
+            device.fill(memory.address, 0, 4, main)
+            fork.record(main)
+            aux.wait(fork)
+            device.fill(memory.address + 256, 0, 4, aux)
+            device.fill(memory.address + 512, 0, 4, main)
+            join.record(aux)
+            main.wait(join)
+            device.fill(memory.address + 768, 0, 4, main)
+
+    seconds = []
+    for enqueue in (in_a_row, forked):
+        try:
+            graph = device.capture(main, enqueue)
+        except CaptureError:
+            return EVENT_SECONDS
+        marks = [(device.event(), device.event()) for _ in range(7)]
+        for before, after in marks:
+            before.record(main)
+            graph.launch(main)
+            after.record(main)
+        main.synchronize()
+        seconds.append(median(after.seconds_since(before) for before, after in marks[2:]))
+    return max(0.0, seconds[1] - 0.75 * seconds[0]) / (2 * count)  # a fork and a join on the way of three operations
+
+
+def schedule(work: Sequence[Work], max_aux: int, event_seconds: float = EVENT_SECONDS) -> Schedule:
+    """The stream of each layer; all 0 when streams save less than 2 % in the simulation.
 
     Layers stand in an order in which they can run one after another; each stream keeps it.
     """
     alone = latency = simulate(work, (0,) * len(work), event_seconds)
     streams = [0] * len(work)
+    branches = []
     for chain in _chains(work)[1:]:
-        best = streams
+        best, nearest = streams, float("inf")
         for stream in range(1, min(max(streams) + 1, max_aux) + 1):
             trial = list(streams)
             for number in chain:
                 trial[number] = stream
             found = simulate(work, trial, event_seconds)
+            nearest = min(nearest, found - latency) if best is streams else nearest
             if found < latency:
                 best, latency = trial, found
+        branches.append(Branch(tuple(chain), best[chain[0]], "" if best is not streams else _why(work, chain, nearest, event_seconds)))
         streams = best
-    return tuple(streams) if latency < alone * (1 - MIN_GAIN) else (0,) * len(work)
+    if latency < alone * (1 - MIN_GAIN):
+        return Schedule(tuple(streams), alone, latency, tuple(branches))
+    little = f"all streams together save {(alone - latency) * 1e6:.1f} of {alone * 1e6:.1f} us in the simulation, less than {MIN_GAIN:.0%}"
+    return Schedule(
+        (0,) * len(work), alone, alone,
+        tuple(replace(branch, stream=0, reason=branch.reason or little) for branch in branches),
+    )  # fmt: skip
+
+
+def _why(work: Sequence[Work], chain: Sequence[int], longer: float, event_seconds: float) -> str:
+    """Why ``chain`` stays on the main stream, when another would make the inference so much longer (seconds)."""
+    seconds = sum(work[number].seconds for number in chain)
+    fills = max(work[number].occupancy for number in chain)
+    return (
+        f"another stream would not help (simulated {longer * 1e6:+.1f} us): {seconds * 1e6:.1f} us of work that fills {fills:.0%} of the "
+        f"device, an edge between streams costs {event_seconds * 1e6:.1f} us"
+    )
 
 
 def simulate(work: Sequence[Work], streams: Sequence[int], event_seconds: float = EVENT_SECONDS) -> float:

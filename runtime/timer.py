@@ -7,22 +7,38 @@ estimate; those near the best are then timed again in turns, round after round, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from statistics import median
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from fusion.dtypes import data_type
 from fusion.network import TensorType
 from runtime.compare import difference
-from runtime.device import Binding, Device, DeviceError, DeviceLostError, Event, Graph, Memory, Program, Stream, Tensor
+from runtime.device import (
+    Binding,
+    CaptureError,
+    Device,
+    DeviceError,
+    DeviceLostError,
+    Event,
+    Graph,
+    Memory,
+    Program,
+    Stream,
+    Tensor,
+)  # fmt: skip
 from runtime.memory import ALIGNMENT
-from runtime.random_data import SEED, workload_inputs
+from runtime.random_data import SEED, network_inputs, workload_inputs
 from tactics.tactic import Plan, Workload, tensor_bytes
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
 
 GRAPH_SECONDS = 1e-3  # a measured graph lasts at least about this
 MAX_LAUNCHES = 256  # launches of the candidate in one graph
@@ -331,6 +347,55 @@ def measure(
     return Bench(device, workload, constants).time(candidates, rounds)
 
 
+def time_engines(device: Device, engines: Sequence[Engine], rounds: int = 9) -> list[float]:
+    """Seconds of one inference of each engine at the optimal shapes of its first profile: random inputs, replays of a graph (plain
+    enqueues where none can be captured), in turns; the median.
+
+    Raises:
+        EngineError: an engine cannot run here.
+        DeviceError: memory is short, or the device fails.
+    """
+    from runtime.context import ExecutionContext
+
+    stream = device.stream(concurrent=True)
+    runs: list[Callable[[], None]] = []
+    for engine in engines:
+        context = ExecutionContext(engine, device, allocation="runtime")
+        for name, extents in engine.profiles[0].items():
+            context.set_input_shape(name, extents.opt)
+        context.use_own_memory()
+        for name, array in network_inputs(engine.network, context.resolution().types).items():
+            context.write_tensor(name, array)
+        enqueue = partial(context.execute_async_v3, stream)
+        enqueue()
+        stream.synchronize()
+        try:
+            runs.append(partial(_launch_kept, device.capture(stream, enqueue), stream, context))
+        except CaptureError:
+            runs.append(enqueue)
+    samples: list[list[float]] = [[] for _ in runs]
+    counts = [1] * len(runs)
+    for turn in range(rounds + 1):  # the first turn warms up and says how many launches last long enough
+        for number, run in enumerate(runs):
+            marks = (device.event(), device.event())
+            marks[0].record(stream)
+            for _ in range(counts[number]):
+                run()
+            marks[1].record(stream)
+            stream.synchronize()
+            seconds = marks[1].seconds_since(marks[0]) / counts[number]
+            if turn:
+                samples[number].append(seconds)
+            else:
+                counts[number] = max(1, min(64, ceil(GRAPH_SECONDS / max(seconds, 1e-9))))
+    return [median(one) for one in samples]
+
+
+def _launch_kept(graph: Graph, stream: Stream, _context: object) -> None:
+    """Launch ``graph``, whose context (memory, programs) lives as long as whoever holds this call."""
+    graph.launch(stream)
+
+
 def _measured(marks: tuple[Event, Event], graph: Graph, stream: Stream) -> None:
     marks[0].record(stream)
     graph.launch(stream)
@@ -350,4 +415,4 @@ def _shape(tensor: TensorType) -> tuple[int, ...]:
     return tuple(int(dim) for dim in tensor.shape)  # type: ignore[arg-type]
 
 
-__all__ = ["Bench", "Candidate", "DeviceError", "measure"]
+__all__ = ["Bench", "Candidate", "DeviceError", "measure", "time_engines"]

@@ -107,10 +107,13 @@ def build(
     shapes = {name: one.opt for name, one in profile.items()}
     choices = _choose(network, shapes, config, device, log, progress)
     engine = _assemble(network, choices, profile, config, device)
-    engine = with_streams(engine, -1 if config.max_aux_streams is None else config.max_aux_streams)
+    engine, streams = with_streams(engine, device, -1 if config.max_aux_streams is None else config.max_aux_streams)
+    for line in _stream_lines(streams, log.verbose):
+        log.info(line)
     seconds = time.perf_counter() - began
     record = {
         **_record(model, imported, fused, config, device, choices),
+        "streams": streams,
         "buildSeconds": seconds,
     }
     log.info(
@@ -408,6 +411,19 @@ def _fused_line(imported: Network, fused: FusionResult, seconds: float) -> str:
 
 def _fusion_lines(fused: FusionResult) -> list[str]:
     return [f"{one.rule}: {', '.join(one.layers)}" + (f" -> {one.result}" if one.result else "") for one in fused.applied]
+
+
+def _stream_lines(streams: Mapping[str, Any], verbose: Callable[[str], None]) -> list[str]:
+    """What the choice of streams came to, when it was measured; every branch that stayed on the main stream goes to ``verbose``."""
+    for branch in streams.get("branches", ()):
+        if not branch["stream"]:
+            verbose(f"Stays on the main stream: {', '.join(branch['layers'])}: {branch['reason']}")
+    if "measuredMs" not in streams:
+        return []
+    beside, alone = streams["measuredMs"] * 1e3, streams["measuredSerialMs"] * 1e3
+    count = streams["used"]
+    what = f"{count} used" if count else "none used"
+    return [f"Auxiliary streams: {what}: {beside:.1f} us with them, {alone:.1f} us on one stream (measured)"]
 
 
 def _timing_line(layer: str, timing: timing_cache.Timing, decision: Decision) -> str:

@@ -1,4 +1,5 @@
 import random
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,12 @@ from hypothesis import strategies as st
 
 from fusion.expression import Operand, apply
 from fusion.ops import Pointwise, Shuffle
+from runtime.benchmark import BenchmarkOptions, run_benchmark
 from runtime.context import ExecutionContext
 from runtime.cpu import CpuDevice, CpuEvent, CpuStream
-from runtime.streams import Work, occupancy, schedule, simulate, with_streams
-from tactics.tactic import DeviceSpec, Kernel, Launch, Plan
+from runtime.device import DeviceMemoryError
+from runtime.streams import Work, event_cost, occupancy, schedule, simulate, with_streams
+from tactics.tactic import CpuCall, DeviceSpec, Kernel, Launch, Plan, Tactic
 
 NEG = Pointwise(apply("neg", Operand(0)))
 ADD = Pointwise(apply("add", Operand(0), Operand(1)))
@@ -33,7 +36,9 @@ def graphs(draw):
 @settings(max_examples=100, deadline=None)
 @given(graphs(), st.integers(0, 3))
 def test_streams_only_where_they_help(work, most):
-    streams = schedule(work, most)
+    found = schedule(work, most)
+    streams = found.streams
+    assert found.latency == pytest.approx(simulate(work, streams)) and all(one.stream or one.reason for one in found.branches)
     assert len(streams) == len(work) and min(streams) >= 0 and max(streams) <= most
     serial = simulate(work, [0] * len(work))
     assert serial == pytest.approx(sum(one.seconds for one in work))
@@ -60,13 +65,15 @@ def test_small_branches_run_together_and_full_ones_do_not():
         branches = [Work(1e-4, (0,), share) for _ in range(3)]
         return [Work(1e-5), *branches, Work(1e-5, (1, 2, 3))]
 
-    small = schedule(fork(0.25), 3)
+    small = schedule(fork(0.25), 3).streams
     assert len(set(small[1:4])) == 3
     assert simulate(fork(0.25), small) == pytest.approx(1.2e-4, rel=0.05)
-    assert schedule(fork(1.0), 3) == (0,) * 5
-    assert len(set(schedule(fork(0.25), 1))) == 2
-    assert schedule([Work(1e-6, (), 0.1), Work(1e-6, (), 0.1)], 3) == (0, 0)  # events cost more than that
-    assert schedule([], 3) == ()
+    full = schedule(fork(1.0), 3)
+    assert full.streams == (0,) * 5
+    assert all("fills 100% of the device" in branch.reason for branch in full.branches)
+    assert len(set(schedule(fork(0.25), 1).streams)) == 2
+    assert schedule([Work(1e-6, (), 0.1), Work(1e-6, (), 0.1)], 3).streams == (0, 0)  # events cost more than that
+    assert schedule([], 3).streams == ()
 
 
 def test_occupancy():
@@ -75,26 +82,92 @@ def test_occupancy():
     assert occupancy(Plan((launch, replace(launch, grid=(30, 1, 1)))), device) == 0.3
     assert occupancy(Plan((replace(launch, grid=(1000, 1, 1)),)), device) == 1.0
     assert occupancy(Plan(()), device) == 1.0
+    assert occupancy(Plan((CpuCall(lambda *_: None),)), device) == 0.01
 
 
-def test_engines_get_streams(graph, cpu, monkeypatch):
+@pytest.fixture
+def forked(graph):
+    """An engine whose two branches sleep, a view inside one of them."""
     x = graph.input("x", (8, 8))
     a = graph.layer(NEG, graph.layer(Shuffle(reshape=(64,)), graph.layer(NEG, x, name="a1"), name="view"), name="a2")
     b = graph.layer(NEG, graph.layer(NEG, x, name="b1"), name="b2")
     engine = graph.engine(graph.layer(ADD, graph.layer(Shuffle(reshape=(8, 8)), a), b, name="join"))
-    engine = replace(engine, layers=tuple(replace(plan, seconds=1e-3, stream=2) for plan in engine.layers))
+    return replace(engine, layers=tuple(replace(plan, seconds=1e-3, stream=2) for plan in engine.layers))
 
-    def streams(device, most=-1):
-        found = with_streams(replace(engine, device=device), most)
-        assert found.num_aux_streams == max(plan.stream for plan in found.layers)
-        return {layer.name: plan.stream for layer, plan in zip(engine.network.layers, found.layers, strict=True)}
 
-    gpu = replace(cpu.spec, kind="cuda")
-    assert set(streams(cpu.spec).values()) == set(streams(gpu, 0).values()) == {0}
-    assert set(streams(gpu, 3).values()) == {0}  # NumPy steps fill the device
-    monkeypatch.setattr("runtime.streams.occupancy", lambda plan, device: 0.3)
-    found = streams(gpu)
-    assert found["a1"] == found["a2"] != found["b1"] == found["b2"] and max(found.values()) == 1
+def streams_of(engine):
+    return {layer.name: plan.stream for layer, plan in zip(engine.network.layers, engine.layers, strict=True)}
+
+
+def test_streams_are_kept_when_the_measured_latency_falls(forked, cpu, monkeypatch):
+    four = replace(cpu.spec, multiprocessors=4)
+    monkeypatch.setattr(cpu, "spec", four)
+    for most, wanted in ((-1, 0), (0, 0)):
+        engine, record = with_streams(forked, cpu, most)
+        assert engine.num_aux_streams == wanted == record["used"] and "measuredMs" not in record
+    for measured, kept in (((2e-3, 1e-3), True), ((1e-3, 2e-3), False)):
+        monkeypatch.setattr("runtime.streams.time_engines", lambda device, engines, measured=measured: list(measured))
+        engine, record = with_streams(forked, cpu, 3)
+        found = streams_of(engine)
+        assert (record["measuredSerialMs"], record["measuredMs"]) == tuple(1e3 * one for one in measured)
+        assert (record["used"] == 1) is kept and record["simulatedMs"] < record["simulatedSerialMs"]
+        if kept:
+            assert found["a1"] == found["a2"] != found["b1"] == found["b2"] and max(found.values()) == 1
+        else:
+            assert set(found.values()) == {0}
+            assert "measured 2000.0 us with streams" in record["branches"][0]["reason"]
+        assert {name for branch in record["branches"] for name in branch["layers"]} <= set(found)
+    monkeypatch.setattr(cpu, "spec", replace(four, multiprocessors=1))
+    engine, record = with_streams(forked, cpu, 3)
+    assert set(streams_of(engine).values()) == {0} and "fills 100%" in record["branches"][0]["reason"]
+
+
+def test_no_memory_to_measure_in_means_one_stream(forked, cpu, monkeypatch):
+    def refuse(device, engines):
+        raise DeviceMemoryError("cannot allocate")
+
+    monkeypatch.setattr(cpu, "spec", replace(cpu.spec, multiprocessors=4))
+    monkeypatch.setattr("runtime.streams.time_engines", refuse)
+    engine, record = with_streams(forked, cpu, 3)
+    assert engine.num_aux_streams == 0 and "cannot allocate" in record["branches"][0]["reason"]
+
+
+class Sleep(Tactic):
+    id = "test.sleep"
+    device = "cpu"
+
+    def plan(self, workload, config, device):
+        def run(inputs, outputs, packed, workspace):
+            time.sleep(0.004)
+            outputs[0][...] = -inputs[0]
+
+        return Plan((CpuCall(run),))
+
+
+def test_branches_really_overlap(forked, cpu, monkeypatch):
+    """Four sleeping layers in two branches: half the time with an auxiliary stream, plainly and as a graph, and the same results."""
+    from runtime import resolution
+
+    real = resolution.registry.tactic
+    monkeypatch.setattr(resolution.registry, "tactic", lambda name: Sleep() if name == "test.sleep" else real(name))
+    monkeypatch.setattr(cpu, "spec", replace(cpu.spec, multiprocessors=4))
+    names = [layer.name for layer in forked.network.layers]
+    plans = [replace(one, tactic="test.sleep") if name[0] in "ab" else one for name, one in zip(names, forked.layers, strict=True)]
+    engine, record = with_streams(replace(forked, layers=tuple(plans)), cpu, 1)
+    assert record["used"] == 1, str(record)
+    assert 8 < record["measuredMs"] < 0.8 * record["measuredSerialMs"]
+    x = {"x": np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)}
+    context = engine.create_execution_context(cpu)
+    (found,) = context.execute(x).values()
+    np.testing.assert_array_equal(found, 2 * x["x"])
+    for graph_used in (False, True):
+        result = run_benchmark([context], x, BenchmarkOptions(5, 0.0, 0.0, graph=graph_used))
+        assert 8 < np.median([query.compute for query in result.queries]) < 15
+        np.testing.assert_array_equal(next(iter(result.outputs.values())), 2 * x["x"])
+
+
+def test_an_events_cost_is_measured(cpu):
+    assert 0 <= event_cost(cpu) < 1e-2 and event_cost(cpu) == event_cost(cpu)
 
 
 class LazyDevice(CpuDevice):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from fusion.importer import ImportReport
@@ -35,10 +36,25 @@ def engine_lines(engine: Engine) -> list[str]:
         ]
         ranges = "" if len(set(shapes)) < 2 else f"  min {shapes[0]}, opt {shapes[1]}, max {shapes[2]}"
         lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}")
-    lines += ["", *_layer_table(engine, total), "", _fates_line(engine.network)]
+    lines += ["", *_layer_table(engine, total), *_stream_lines(engine), "", _fates_line(engine.network)]
     return lines
 
 
+def _stream_lines(engine: Engine) -> list[str]:
+    """Which branches run on auxiliary streams, and why others do not: one line each, the first few."""
+    streams = engine.record.get("streams", {})
+    branches = streams.get("branches", ()) if isinstance(streams, Mapping) else ()
+    lines = []
+    for branch in branches[:_MOST_BRANCHES]:
+        names = _cut(" -> ".join(branch["layers"]), 40)
+        where = f"on stream {branch['stream']}" if branch["stream"] else f"on the main stream: {branch['reason']}"
+        lines += wrap(f"branch {names} {where}", WIDTH, initial_indent="     ", subsequent_indent="       ")
+    if len(branches) > _MOST_BRANCHES:
+        lines.append(f"     and {len(branches) - _MOST_BRANCHES} more branches (--json shows all)")
+    return lines
+
+
+_MOST_BRANCHES = 8
 _HEAD = ("  #", "Layer", "Type", "Tactic", "us", "%", "of floor")
 
 

@@ -92,6 +92,13 @@ def layer_objects(engine: Engine, shapes: Shapes | None = None) -> list[dict[str
     return _layers(engine, shapes)
 
 
+def stream_reasons(engine: Engine) -> dict[str, str]:
+    """For layers of branches that could have had an auxiliary stream: why they stayed on the main one."""
+    streams = engine.record.get("streams", {})
+    branches = streams.get("branches", ()) if isinstance(streams, Mapping) else ()
+    return {name: branch["reason"] for branch in branches if not branch["stream"] for name in branch["layers"]}
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 _FORMAT = "Row major linear"
@@ -101,8 +108,9 @@ def _layers(engine: Engine, shapes: Shapes | None) -> list[dict[str, Any]]:
     sizes = _sizes(engine, shapes)
     # What is neither computed nor an input of the network is a constant.
     computed = {*engine.network.inputs, *(name for layer in engine.network.layers for name in layer.outputs)}
+    reasons = stream_reasons(engine)
     return [
-        _object(engine, layer, plan, sizes, computed)
+        {**_object(engine, layer, plan, sizes, computed), **({"StreamReason": reasons[layer.name]} if layer.name in reasons else {})}
         for layer, plan in zip(engine.network.layers, engine.layers, strict=True)
     ]
 
