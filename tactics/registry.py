@@ -17,6 +17,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cpu.deconvolution",
         "tactics.cpu.matmul",
         "tactics.cpu.attention",
+        "tactics.cpu.recurrent",
         "tactics.cpu.pointwise",
         "tactics.cpu.reduce",
         "tactics.cpu.rows",

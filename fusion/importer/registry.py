@@ -19,7 +19,7 @@ Importer: TypeAlias = "Callable[[Builder, Node], Value | Sequence[Value]]"
 # Each module registers its operators when it is imported.
 MODULES = (
     "attention", "convolution", "einsum", "elementwise", "generate", "indexing", "matmul", "microsoft", "movement",
-    "normalization", "order", "pooling", "quantization", "reduction", "resize", "slicing",
+    "normalization", "order", "pooling", "quantization", "recurrent", "reduction", "resize", "slicing",
 )  # fmt: skip
 
 MICROSOFT = "com.microsoft"

@@ -9,6 +9,7 @@ from fusion.ops.normalization import GroupNormalization, LocalResponseNormalizat
 from fusion.ops.order import ArgReduce, Cumulative, TopK
 from fusion.ops.pointwise import Pointwise
 from fusion.ops.pooling import Pooling
+from fusion.ops.recurrent import Recurrence
 from fusion.ops.reduce import Reduce
 from fusion.ops.resize import Resize
 from fusion.ops.shuffle import Concatenation, Expand, Padding, Shuffle, Slice, Tile
@@ -19,7 +20,7 @@ OPS = {
     for op in (
         ArgReduce, Attention, Concatenation, Convolution, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, LocalResponseNormalization, MatrixMultiply, Normalization, Padding, Pointwise, Pooling,
-        Range, Reduce, Resize, ScatterElements, ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK,
+        Range, Recurrence, Reduce, Resize, ScatterElements, ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK,
     )
 }  # fmt: skip
 
