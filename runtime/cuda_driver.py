@@ -14,6 +14,7 @@ from typing import Any
 from runtime.device import CaptureError, DeviceError, DeviceLostError, DeviceMemoryError
 
 CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+COOPERATIVE = 2  # CU_LAUNCH_ATTRIBUTE_COOPERATIVE
 PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 # Errors after which the context is unusable (cuda.h, CUresult: "this leaves the process in an inconsistent state").

@@ -10,7 +10,13 @@ import ctypes
 import struct
 from collections.abc import Callable, Sequence
 
-from runtime.cuda_driver import CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION, LaunchAttribute, LaunchConfig
+from runtime.cuda_driver import (
+    CLUSTER_DIMENSION,
+    COOPERATIVE,
+    PROGRAMMATIC_STREAM_SERIALIZATION,
+    LaunchAttribute,
+    LaunchConfig,
+)
 from runtime.device import DeviceError
 from tactics.tactic import Argument, Buffer, Launch, Scalar, Struct, TensorMap
 
@@ -98,6 +104,10 @@ def launch_config(launch: Launch) -> tuple[LaunchConfig, object]:
         dependent = LaunchAttribute(id=PROGRAMMATIC_STREAM_SERIALIZATION)
         dependent.value[0] = 1
         attributes.append(dependent)
+    if launch.cooperative:
+        cooperative = LaunchAttribute(id=COOPERATIVE)
+        cooperative.value[0] = 1
+        attributes.append(cooperative)
     array = (LaunchAttribute * max(1, len(attributes)))(*attributes)
     config = LaunchConfig(
         grid=launch.grid,

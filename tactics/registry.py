@@ -40,6 +40,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.sm90.stem_sm90",
         "tactics.cuda.attention.attention",
         "tactics.cuda.sm90.attention_sm90",
+        "tactics.cuda.recurrent.rows",
+        "tactics.cuda.recurrent.persistent",
         "tactics.cuda.pointwise.pointwise",
         "tactics.cuda.reduce.reduce",
         "tactics.cuda.softmax.softmax",

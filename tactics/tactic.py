@@ -191,7 +191,8 @@ def _key(kernel: Kernel, arch: str) -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch. ``dependent``: compiled for programmatic dependent launch (it waits for its predecessor itself)."""
+    """One kernel launch. ``dependent``: compiled for programmatic dependent launch (it waits for its predecessor itself);
+    ``cooperative``: its blocks meet, so all of them must be on the device at once."""
 
     kernel: Kernel
     grid: tuple[int, int, int]
@@ -200,6 +201,7 @@ class Launch:
     shared_memory: int = 0  # dynamic, bytes
     cluster: tuple[int, int, int] = (1, 1, 1)  # other than 1: a run-time cluster size
     dependent: bool = False
+    cooperative: bool = False
 
 
 @dataclass(frozen=True)

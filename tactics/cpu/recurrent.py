@@ -175,7 +175,7 @@ def _cell(
             partial(np.copyto, h, c), *act(2, h), partial(np.multiply, h, out, out=h),
         ]  # fmt: skip
     z, reset, new = g
-    actions = [partial(np.add, gates[:, : 2 * hidden], x[:, : 2 * hidden], out=gates[:, : 2 * hidden]), *act(0, gates[:, : 2 * hidden])]
+    actions: list[Action] = [partial(np.add, gates[:, : 2 * hidden], x[:, : 2 * hidden], out=gates[:, : 2 * hidden]), *act(0, gates[:, : 2 * hidden])]
     place = op.place("recurrent_bias")
     if op.reset_after:
         if place is not None:

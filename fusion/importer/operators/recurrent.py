@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fusion.dtypes import DataType
 from fusion.expression import Expression, compute_type
 from fusion.importer.builder import X0, X1, Builder, call, literal
@@ -92,7 +94,7 @@ def _activations(node: Node, cell: str, directions: int, dtype: DataType) -> tup
     return tuple(tuple(found[start : start + wanted]) for start in range(0, len(found), wanted))
 
 
-def _activation(name: str, alphas, betas, dtype: DataType) -> Expression:  # noqa: ANN001
+def _activation(name: str, alphas: Iterator[float], betas: Iterator[float], dtype: DataType) -> Expression:
     key = name.lower()
     if key in PLAIN:
         return call(PLAIN[key], X0)

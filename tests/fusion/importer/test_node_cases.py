@@ -21,7 +21,7 @@ PASSING, PASSING_DYNAMIC, RELEASE = 1527, 1334, (1, 23)
 
 # Operators that trtcli does not have; cases that need one are not run, and the import must name the operator.
 OPERATORS = {
-    "recurrent networks and loops": "GRU LSTM RNN Loop Scan",
+    "loops": "Loop Scan",
     "outputs whose shape depends on data": "NonMaxSuppression NonZero Unique",
     "random numbers": "Bernoulli RandomUniformLike",
     "training": "Adagrad Adam Momentum",

@@ -33,6 +33,7 @@ from fusion.ops import (
     Pointwise,
     Pooling,
     Range,
+    Recurrence,
     Reduce,
     Resize,
     ScatterElements,
@@ -73,6 +74,11 @@ def _conv(n: int, size: int, c: int, o: int, k: int, stride: int, groups: int = 
     return _case(op, (F16, (n, size, size, c)), (F16, (o, c // groups, k, k)), (F16, (o,)), constant=(1, 2))
 
 
+def _lstm(dtype: DataType, hidden: int, batch: int) -> Workload:
+    op = Recurrence("lstm", hidden, (False,), ((apply("sigmoid", X), apply("tanh", X), apply("tanh", X)),))
+    return _case(op, (dtype, (100, batch, 4 * hidden)), (dtype, (1, 4 * hidden, hidden)), constant=(1,))
+
+
 @cache
 def cases() -> tuple[Workload, ...]:
     """Workloads of common networks, so that every tactic finds one that it serves."""
@@ -105,6 +111,7 @@ def cases() -> tuple[Workload, ...]:
         _case(ScatterND(), (F16, (8, 9)), (I64, (4, 1)), (F16, (4, 9))),
         _case(Resize((1, 64, 64, 32), (1.0, 2.0, 2.0, 1.0), "linear"), (F16, (1, 32, 32, 32))),
         _case(TopK(5, 1), (F32, (8, 1000))), _case(ArgReduce(1, False), (F32, (8, 1000))), _case(Cumulative(1), (F32, (8, 1000))),
+        _lstm(F16, 512, 4), _lstm(F32, 128, 1),
         _case(Fill((100,), F32, 1.0)), _case(Range(0, 1, 100, I64)), _case(ShapeValue((3,), (1,), I64)),
     )  # fmt: skip
 

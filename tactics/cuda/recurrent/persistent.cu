@@ -1,0 +1,251 @@
+// A recurrence by blocks that stay for all steps and keep their part of the recurrent weights.
+//
+// A group of blocks advances one direction of some rows of the batch; each block owns UNITS cells and so GATES * UNITS rows of the
+// weights. A step: the state h comes into shared memory, every thread multiplies it with its weights, the parts are added, the cells
+// are updated and their h goes out to the other blocks of the group, which then meet. After Diamos et al., "Persistent RNNs:
+// Stashing Recurrent Weights On-Chip" (ICML 2016).
+//
+// PLACE of a thread's weights: 0 registers, 1 shared memory, 2 global memory (read at every step).
+// SCOPE of a group: 0 one block, h never leaves shared memory; 1 a cluster, which meets at its hardware barrier; 2 any number of blocks that
+// are all on the device at once (a cooperative launch), which meet at a counter that starts at zero; 3 one launch per step.
+// SINGLE=1: a group has at most CHUNK rows of the batch, else it takes them CHUNK at a time.
+// Grid: (ceil(HIDDEN / UNITS), groups, directions). Weights are packed so that a thread's 4-element pieces lie THREADS pieces apart.
+#include "pdl.cuh"
+#include "recurrent.cuh"
+
+constexpr int K_LANES = 8, ROW_LANES = 4, PIECE = 4;
+constexpr int WARPS = THREADS / 32, ROW_WARPS = WARPS / K_WARPS;
+constexpr int ROWS_EACH = (GATES * UNITS + ROW_WARPS * ROW_LANES - 1) / (ROW_WARPS * ROW_LANES), ROWS = ROWS_EACH * ROW_WARPS * ROW_LANES;
+constexpr int PIECES = (HIDDEN + K_WARPS * K_LANES * PIECE - 1) / (K_WARPS * K_LANES * PIECE), WIDTH = PIECES * K_WARPS * K_LANES * PIECE;
+constexpr int WEIGHTS = PIECES * ROWS_EACH;  // pieces of a thread
+constexpr int CELLS_EACH = (UNITS * CHUNK + THREADS - 1) / THREADS;
+constexpr int SUMS = ROWS_EACH * TILE, PADDED_SUMS = (SUMS + K_LANES - 1) / K_LANES * K_LANES;
+
+using Piece = fx::Vec<IN_T, PIECE>;
+
+extern __shared__ __align__(16) char memory[];
+
+// --- meeting
+__device__ __forceinline__ void arrive(unsigned* counter) {
+#if SCOPE == 1
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#elif SCOPE == 2
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    }
+#endif
+}
+__device__ __forceinline__ void meet(unsigned* counter, unsigned arrivals) {
+#if SCOPE == 1
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#elif SCOPE == 2
+    if (threadIdx.x == 0) {
+        unsigned seen;
+        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+        while (seen < arrivals);
+    }
+    __syncthreads();
+#else
+    __syncthreads();
+#endif
+}
+
+// Another block wrote this: past the first cache.
+template <typename V>
+__device__ __forceinline__ V load_shared_by_all(const V* source) {
+    V result;
+#ifdef __CUDA_ARCH__
+    if constexpr (sizeof(V) == 16) *reinterpret_cast<uint4*>(&result) = __ldcg(reinterpret_cast<const uint4*>(source));
+    else if constexpr (sizeof(V) == 8) *reinterpret_cast<uint2*>(&result) = __ldcg(reinterpret_cast<const uint2*>(source));
+    else if constexpr (sizeof(V) == 4) *reinterpret_cast<unsigned*>(&result) = __ldcg(reinterpret_cast<const unsigned*>(source));
+    else *reinterpret_cast<unsigned short*>(&result) = __ldcg(reinterpret_cast<const unsigned short*>(source));
+#else
+    result = *source;
+#endif
+    return result;
+}
+
+// The sums of 8 neighbouring lanes: afterwards lane `lane` of them has PADDED_SUMS / 8 in the front of `sum`, see `sum_of`.
+__device__ __forceinline__ void add_lanes(float (&sum)[PADDED_SUMS], int lane) {
+    int half = PADDED_SUMS / 2;
+#pragma unroll
+    for (int bit = K_LANES / 2; bit > 0; bit /= 2, half /= 2) {
+        const bool upper = lane & bit;
+#pragma unroll
+        for (int i = 0; i < PADDED_SUMS / 2; ++i)
+            if (i < half) {
+                const float given = upper ? sum[i] : sum[i + half], kept = upper ? sum[i + half] : sum[i];
+                sum[i] = kept + __shfl_xor_sync(0xffffffffu, given, bit);
+            }
+    }
+}
+__device__ __forceinline__ int sum_of(int i, int lane) {
+    return i + (lane & 4 ? PADDED_SUMS / 2 : 0) + (lane & 2 ? PADDED_SUMS / 4 : 0) + (lane & 1 ? PADDED_SUMS / 8 : 0);
+}
+
+struct CellPlace {
+    bool exists;
+    int row, unit, length;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    recurrence_persistent(const Tensors tensors, const Strides strides, IN_T* exchange, float* cells, unsigned* counters, int time, int batch,
+                          int group_rows, int begin, int end) {
+    const int direction = blockIdx.z, first_unit = blockIdx.x * UNITS, first_row = blockIdx.y * group_rows;
+    const int rows = min(batch - first_row, group_rows);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, k_lane = lane % K_LANES, row_lane = lane / K_LANES;
+    const int k_warp = warp % K_WARPS, row_warp = warp / K_WARPS;
+    unsigned* counter = counters + (blockIdx.z * gridDim.y + blockIdx.y) * 32;
+
+    const Piece* given = reinterpret_cast<const Piece*>(tensors.weights) + (static_cast<long long>(direction) * gridDim.x + blockIdx.x) * WEIGHTS * THREADS;
+#if PLACE == 0
+    Piece weights[WEIGHTS];
+#pragma unroll
+    for (int i = 0; i < WEIGHTS; ++i) weights[i] = given[i * THREADS + threadIdx.x];
+    float* h = reinterpret_cast<float*>(memory);
+#elif PLACE == 1
+    Piece* weights = reinterpret_cast<Piece*>(memory);
+    for (int i = threadIdx.x; i < WEIGHTS * THREADS; i += THREADS) weights[i] = given[i];
+    float* h = reinterpret_cast<float*>(memory + sizeof(Piece) * WEIGHTS * THREADS);
+#else
+    const Piece* weights = given;
+    float* h = reinterpret_cast<float*>(memory);
+#endif
+    float* parts = h + CHUNK * WIDTH;
+    for (int i = threadIdx.x; i < CHUNK * WIDTH; i += THREADS) h[i] = 0.0f;
+    pdl_wait();  // the weights are nobody's result
+    if (SCOPE == 3) pdl_launch_next();
+
+    const auto place = [&](int i, int chunk) {
+        const int index = static_cast<int>(threadIdx.x) + i * THREADS, unit = index % UNITS, b = index / UNITS;
+        CellPlace found{b < CHUNK && chunk + b < rows && first_unit + unit < HIDDEN, b, unit, 0};
+        if (found.exists) found.length = length_of(tensors, first_row + chunk + b, time);
+        return found;
+    };
+    const auto read_gates = [&](float (&gates)[CELLS_EACH][GATES], int step, int chunk) {
+#pragma unroll
+        for (int i = 0; i < CELLS_EACH; ++i) {
+            const CellPlace at = place(i, chunk);
+            const int when = at.exists ? place_of(step, at.length, direction) : 0;
+            const IN_T* from = tensors.x + when * strides.x_time + (first_row + chunk + at.row) * strides.x_batch + direction * GATES * HIDDEN + first_unit + at.unit;
+#pragma unroll
+            for (int gate = 0; gate < GATES; ++gate) gates[i][gate] = at.exists ? fx::widen(from[gate * HIDDEN]) : 0.0f;
+        }
+    };
+
+    float gates[CELLS_EACH][GATES], next[CELLS_EACH][GATES], c[CELLS_EACH];
+    if (SINGLE && begin < end) read_gates(next, begin, 0);
+    for (int step = begin; step < end; ++step) {
+        const IN_T* before = exchange + static_cast<long long>(step & 1) * DIRECTIONS * batch * HIDDEN;
+        IN_T* after = exchange + static_cast<long long>((step + 1) & 1) * DIRECTIONS * batch * HIDDEN;
+        for (int chunk = 0; chunk < rows; chunk += CHUNK) {
+            const int count = min(CHUNK, rows - chunk);
+            if (SINGLE) {
+#pragma unroll
+                for (int i = 0; i < CELLS_EACH; ++i)
+#pragma unroll
+                    for (int gate = 0; gate < GATES; ++gate) gates[i][gate] = next[i][gate];
+                if (step + 1 < end) read_gates(next, step + 1, 0);
+            } else {
+                read_gates(gates, step, chunk);
+            }
+#pragma unroll
+            for (int i = 0; i < CELLS_EACH; ++i) {
+                const CellPlace at = place(i, chunk);
+                if (CELL != 2 || !at.exists || (SINGLE && step > begin)) continue;
+                const long long row = first_row + chunk + at.row;
+                if (step > 0) c[i] = cells[(static_cast<long long>(direction) * batch + row) * HIDDEN + first_unit + at.unit];
+                else c[i] = HAS_C ? fx::widen(tensors.c0[row * strides.state_batch + direction * strides.state_direction + first_unit + at.unit]) : 0.0f;
+            }
+            if (chunk == 0 && step > begin) meet(counter, gridDim.x * static_cast<unsigned>(step - begin));
+            else __syncthreads();
+            if (SCOPE != 0 || step == begin) {
+                using Pack = fx::Vec<IN_T, VECTOR>;
+                for (int i = threadIdx.x; i < count * (HIDDEN / VECTOR); i += THREADS) {
+                    const int b = i / (HIDDEN / VECTOR), k = i % (HIDDEN / VECTOR) * VECTOR;
+                    const long long row = first_row + chunk + b;
+                    Pack pack;
+                    if (step > 0) {
+                        pack = load_shared_by_all(reinterpret_cast<const Pack*>(before + (static_cast<long long>(direction) * batch + row) * HIDDEN + k));
+                    } else {
+#pragma unroll
+                        for (int e = 0; e < VECTOR; ++e)
+                            pack.value[e] = HAS_H ? tensors.h0[row * strides.state_batch + direction * strides.state_direction + k + e] : fx::narrow<IN_T>(0.0f);
+                    }
+#pragma unroll
+                    for (int e = 0; e < VECTOR; ++e) h[b * WIDTH + k + e] = fx::widen(pack.value[e]);
+                }
+                __syncthreads();
+            }
+
+            for (int b = 0; b < count; b += TILE) {
+                float sum[PADDED_SUMS];
+#pragma unroll
+                for (int i = 0; i < PADDED_SUMS; ++i) sum[i] = 0.0f;
+#if PLACE == 0
+#pragma unroll
+#else
+#pragma unroll 1
+#endif
+                for (int v = 0; v < PIECES; ++v) {
+                    float state[TILE][PIECE];
+#pragma unroll
+                    for (int t = 0; t < TILE; ++t) fx::load(state[t], h + (b + t) * WIDTH + ((v * K_WARPS + k_warp) * K_LANES + k_lane) * PIECE);
+#pragma unroll
+                    for (int j = 0; j < ROWS_EACH; ++j) {
+#if PLACE == 0
+                        const Piece piece = weights[v * ROWS_EACH + j];
+#else
+                        const Piece piece = weights[(v * ROWS_EACH + j) * THREADS + threadIdx.x];
+#endif
+#pragma unroll
+                        for (int e = 0; e < PIECE; ++e) {
+                            const float weight = fx::widen(piece.value[e]);
+#pragma unroll
+                            for (int t = 0; t < TILE; ++t) sum[j * TILE + t] += weight * state[t][e];
+                        }
+                    }
+                }
+                add_lanes(sum, k_lane);
+#pragma unroll
+                for (int i = 0; i < PADDED_SUMS / K_LANES; ++i) {
+                    const int number = sum_of(i, k_lane), j = number / TILE, t = number % TILE;
+                    if (number < SUMS) parts[(k_warp * CHUNK + b + t) * ROWS + (row_warp * ROWS_EACH + j) * ROW_LANES + row_lane] = sum[i];
+                }
+            }
+            __syncthreads();
+
+#pragma unroll
+            for (int i = 0; i < CELLS_EACH; ++i) {
+                const CellPlace at = place(i, chunk);
+                if (!at.exists) continue;
+                float from_state[GATES];
+#pragma unroll
+                for (int gate = 0; gate < GATES; ++gate) {
+                    from_state[gate] = 0.0f;
+#pragma unroll
+                    for (int w = 0; w < K_WARPS; ++w) from_state[gate] += parts[(w * CHUNK + at.row) * ROWS + gate * UNITS + at.unit];
+                }
+                const int unit = first_unit + at.unit;
+                const long long row = first_row + chunk + at.row;
+                float& held = h[at.row * WIDTH + unit];
+                const State fresh = cell(gates[i], from_state, held, c[i], tensors, direction, unit);
+                const bool alive = step < at.length;
+                const IN_T rounded = fx::narrow<IN_T>(alive ? fresh.h : held);
+                if (alive) c[i] = fresh.c;
+                tensors.y[place_of(step, at.length, direction) * strides.y_time + direction * strides.y_direction + row * strides.y_batch + unit] =
+                    alive ? rounded : fx::narrow<IN_T>(0.0f);
+                if (SCOPE == 0) held = fx::widen(rounded);
+                else after[(static_cast<long long>(direction) * batch + row) * HIDDEN + unit] = rounded;
+                const long long in_state = row * strides.state_batch + direction * strides.state_direction + unit;
+                if (step + 1 == time) tensors.last_h[in_state] = rounded;
+                if (CELL == 2 && step + 1 == time) tensors.last_c[in_state] = fx::narrow<IN_T>(c[i]);
+                if (CELL == 2 && (!SINGLE || step + 1 == end)) cells[(static_cast<long long>(direction) * batch + row) * HIDDEN + unit] = c[i];
+            }
+        }
+        if (step + 1 < end) arrive(counter);
+    }
+}

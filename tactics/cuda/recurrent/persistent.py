@@ -1,0 +1,235 @@
+"""Recurrences by blocks that stay for all steps and keep their part of the recurrent weights in registers or shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from fusion.dtypes import DataType
+from fusion.ops import Recurrence
+from tactics.cuda.recurrent.common import names, operation, prelude, refusal_of, sizes, strides, tensors
+from tactics.cuda.simple import ceil_div, defines, launch, vector_width
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Memset,
+    Plan,
+    Refusal,
+    Scalar,
+    Step,
+    Tactic,
+    Workload,
+    config,
+)
+
+FILE = "recurrent/persistent.cu"
+REGISTERS, SHARED, MEMORY = range(3)  # where weights are
+BLOCK, CLUSTER, GRID, LAUNCHES = range(4)  # who meets
+MEETING = {BLOCK: 0.1e-6, CLUSTER: 0.6e-6, GRID: 1.6e-6, LAUNCHES: 2.5e-6}  # seconds, of the way of h too
+COUNTER = 128  # bytes: a line of the cache for each
+MOST_OF_EACH = 3  # configurations with the same way to meet
+CLUSTER_BLOCKS = 8  # the portable limit
+
+
+@dataclass(frozen=True)
+class Division:
+    """Who does what: the numbers that ``persistent.cu`` calculates from its defines."""
+
+    hidden: int
+    gates: int
+    units: int
+    threads: int
+    k_warps: int
+    chunk: int
+    tile: int
+
+    @property
+    def blocks(self) -> int:
+        return ceil_div(self.hidden, self.units)
+
+    @property
+    def rows_each(self) -> int:
+        return ceil_div(self.gates * self.units, self.threads // 32 // self.k_warps * 4)
+
+    @property
+    def rows(self) -> int:
+        return self.rows_each * (self.threads // 32 // self.k_warps) * 4
+
+    @property
+    def pieces(self) -> int:
+        return ceil_div(self.hidden, self.k_warps * 32)
+
+    @property
+    def weights(self) -> int:
+        """Pieces of 4 weights that a thread has."""
+        return self.pieces * self.rows_each
+
+    def shared(self, weight_bytes: int) -> int:
+        """Bytes of shared memory, with ``weight_bytes`` for each weight kept there."""
+        state = self.chunk * self.pieces * self.k_warps * 32 + self.k_warps * self.chunk * self.rows
+        return 4 * state + weight_bytes * 4 * self.weights * self.threads
+
+
+def division(op: Recurrence, units: int, threads: int, chunk: int) -> Division:
+    """The division with the least padding; among equals the one with about 8 rows for a thread."""
+    found = []
+    k_warps = 1
+    while k_warps <= threads // 32:
+        one = Division(op.hidden, op.gates, units, threads, k_warps, chunk, 1)
+        tile = 1
+        while tile * 2 <= min(chunk, 4) and one.rows_each * tile * 2 <= 32:
+            tile *= 2
+        found.append(Division(op.hidden, op.gates, units, threads, k_warps, chunk, tile))
+        k_warps *= 2
+    return min(found, key=lambda one: (one.weights, abs(one.rows_each - 8)))
+
+
+class Persistent(Tactic):
+    """Weights must be known at build; a GRU whose reset gate comes before the product is left to ``cuda.recurrence.rows``."""
+
+    id = "cuda.recurrence.persistent"
+    device = "cuda"
+    ops = (Recurrence,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        op = operation(workload)
+        if op.cell == "gru" and not op.reset_after:
+            return Refusal("the reset gate multiplies the state before the product: see cuda.recurrence.rows")
+        if workload.inputs[0].dtype is DataType.DOUBLE:
+            return Refusal("float64: see cuda.recurrence.rows")
+        if not workload.constant or not workload.constant[1]:
+            return Refusal("the recurrent weights are not known at build: see cuda.recurrence.rows")
+        refused = refusal_of(workload)
+        return refused or (None if self.configs(workload, device) else Refusal(f"{op.hidden} cells: no division among blocks fits"))
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        def cost(one: Config) -> float:
+            return self.estimate(workload, one, device)
+
+        # The best of each way to meet: how long a meeting takes is the least certain part of the estimate.
+        scopes = [sorted(set(self._of_scope(workload, device, scope)), key=lambda one: (cost(one), one)) for scope in MEETING]
+        return sorted((one for found in scopes for one in found[:MOST_OF_EACH]), key=lambda one: (cost(one), one))
+
+    def _of_scope(self, workload: Workload, device: DeviceSpec, scope: int) -> list[Config]:
+        op, (time, batch) = operation(workload), sizes(workload)
+        directions, size = len(op.reverse), workload.inputs[0].dtype.itemsize
+        if scope == CLUSTER and device.capability < 90:
+            return []
+        if scope == LAUNCHES and (time > 64 or workload.axis_varies(0, op.input_order.index("t"))):
+            return []
+        most = max(1, device.multiprocessors // directions)
+        counts = {BLOCK: [1], CLUSTER: [2, 4, CLUSTER_BLOCKS, 2 * CLUSTER_BLOCKS]}.get(scope) or [
+            count for count in dict.fromkeys((most, 128 // directions, 64 // directions, 32 // directions, 16)) if 2 <= count <= most
+        ]
+        chunks = [chunk for chunk in (1, 2, 4, 8, 16, 32) if chunk < 2 * batch]
+        found = []
+        for count in counts:
+            units = max(1, ceil_div(op.hidden, count))
+            units = ceil_div(units, 4) * 4 if scope != BLOCK else op.hidden
+            if scope != BLOCK and ceil_div(op.hidden, units) < 2:
+                continue
+            if scope == CLUSTER and ceil_div(op.hidden, units) > 2 * CLUSTER_BLOCKS:
+                continue
+            for threads in (256, 512):
+                for chunk in chunks[-1:] if scope in (GRID, LAUNCHES) else chunks:
+                    one = division(op, units, threads, chunk)
+                    if one.rows_each > 64 or units * chunk > 4 * threads:
+                        continue
+                    place = self._place(one, size, device)
+                    if place is None:
+                        continue
+                    single = scope in (BLOCK, CLUSTER) or (batch <= chunk and not workload.axis_varies(0, op.input_order.index("b")))
+                    found.append(config(units=units, threads=threads, chunk=chunk, scope=scope, place=place, single=single))
+        return found
+
+    @staticmethod
+    def _place(one: Division, size: int, device: DeviceSpec) -> int | None:
+        registers = one.weights * size  # of 4 bytes, for pieces of 4 weights
+        if registers <= (112 if one.threads == 256 else 48) and one.shared(0) <= device.shared_memory:
+            return REGISTERS
+        if one.shared(size) <= device.shared_memory:
+            return SHARED
+        return MEMORY if one.shared(0) <= device.shared_memory else None
+
+    def prepare(
+        self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]
+    ) -> tuple[np.ndarray, ...]:
+        """The recurrent weights ``[D, blocks, pieces * rows_each, threads, 4]``, zeros where a block is not full."""
+        op, chosen = operation(workload), dict(config)
+        one = division(op, chosen["units"], chosen["threads"], chosen["chunk"])
+        directions, hidden, r = len(op.reverse), op.hidden, constants[1]
+        wide = np.zeros((directions, op.gates, one.blocks * one.units, one.pieces * one.k_warps * 32), r.dtype)
+        wide[:, :, :hidden, :hidden] = r.reshape(directions, op.gates, hidden, hidden)
+        by_block = wide.reshape(directions, op.gates, one.blocks, one.units, -1).swapaxes(1, 2)
+        rows = np.zeros((directions, one.blocks, one.rows, wide.shape[-1]), r.dtype)
+        rows[:, :, : op.gates * one.units] = by_block.reshape(directions, one.blocks, op.gates * one.units, -1)
+        row_warps = one.threads // 32 // one.k_warps
+        parts = rows.reshape(directions, one.blocks, row_warps, one.rows_each, 4, one.pieces, one.k_warps, 8, 4)
+        # direction, block, piece, row of the thread | warp (row, k), lane (row, k) | element
+        return (np.ascontiguousarray(parts.transpose(0, 1, 5, 3, 2, 6, 4, 7, 8)),)
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        op, (time, batch), chosen = operation(workload), sizes(workload), dict(config)
+        if not batch or not time:
+            return Plan(())
+        scope, dtype, directions = chosen["scope"], workload.inputs[0].dtype, len(op.reverse)
+        one = division(op, chosen["units"], chosen["threads"], chosen["chunk"])
+        groups = self._groups(workload, config, device)
+        options = names(workload) | {
+            "UNITS": one.units, "THREADS": one.threads, "K_WARPS": one.k_warps, "CHUNK": one.chunk, "TILE": one.tile,
+            "PLACE": chosen["place"], "SCOPE": scope, "SINGLE": chosen["single"], "VECTOR": vector_width(dtype.itemsize, op.hidden),
+        }  # fmt: skip
+        found = defines(device, **options)
+        if scope == GRID:  # a cooperative launch does not overlap its predecessor
+            found = tuple(pair for pair in found if pair[0] != "PDL")
+        kernel = Kernel(FILE, "recurrence_persistent", found, prelude(workload))
+        counters = directions * groups * COUNTER if scope == GRID else 0
+        exchange = ceil_div(2 * directions * batch * op.hidden * dtype.itemsize, 256) * 256 if scope != BLOCK else 0
+        cells = directions * batch * op.hidden * 4
+        counters_space = ceil_div(counters, 256) * 256
+        shared = one.shared(dtype.itemsize if chosen["place"] == SHARED else 0)
+        steps: list[Step] = [Memset(Buffer("workspace"), counters)] if counters else []
+        for begin, end in [(step, step + 1) for step in range(time)] if scope == LAUNCHES else [(0, time)]:
+            arguments = (
+                tensors(workload, Buffer("packed", 0)), strides(workload), Buffer("workspace", 0, counters_space),
+                Buffer("workspace", 0, counters_space + exchange), Buffer("workspace"), Scalar(time), Scalar(batch),
+                Scalar(ceil_div(batch, groups)), Scalar(begin), Scalar(end),
+            )  # fmt: skip
+            plain = launch(kernel, (one.blocks, groups, directions), one.threads, arguments, shared)
+            steps.append(
+                Launch(plain.kernel, plain.grid, plain.block, plain.arguments, plain.shared_memory,
+                       (one.blocks, 1, 1) if scope == CLUSTER else (1, 1, 1), plain.dependent, scope == GRID)
+            )  # fmt: skip
+        return Plan(tuple(steps), counters_space + exchange + cells)
+
+    @staticmethod
+    def _groups(workload: Workload, config: Config, device: DeviceSpec) -> int:
+        """How many parts the batch has. All blocks of a grid that meets must be on the device at once."""
+        op, (_, batch), chosen = operation(workload), sizes(workload), dict(config)
+        groups = ceil_div(batch, chosen["chunk"])
+        if chosen["scope"] == GRID:
+            blocks = ceil_div(op.hidden, chosen["units"]) * len(op.reverse)
+            groups = max(1, min(groups, device.multiprocessors // blocks))
+        return ceil_div(batch, ceil_div(batch, groups))  # none without rows
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        op, (time, batch), chosen = operation(workload), sizes(workload), dict(config)
+        if not batch:
+            return 0.0
+        one = division(op, chosen["units"], chosen["threads"], chosen["chunk"])
+        groups = self._groups(workload, config, device)
+        rows, size = ceil_div(batch, groups), workload.inputs[0].dtype.itemsize
+        waves = ceil(one.blocks * groups * len(op.reverse) / max(1, device.multiprocessors))
+        products = one.weights * 4 * one.threads * ceil_div(rows, one.tile) * one.tile / (0.4 * 128 * 1.7e9)
+        unpacked = one.weights * 4 * one.threads * ceil_div(rows, one.tile) / (64 * 1.7e9) if size == 2 else 0.0
+        fetched = {REGISTERS: 0.0, SHARED: ceil_div(rows, one.tile) / 1.5e11, MEMORY: 1 / 3e10}[chosen["place"]]
+        return time * waves * (0.4e-6 + MEETING[chosen["scope"]] + products + unpacked + fetched * one.weights * 4 * one.threads * size)
+
+
+TACTICS = (Persistent(),)
