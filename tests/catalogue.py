@@ -1,0 +1,169 @@
+"""The catalogue of fusions as tiny ONNX models: per row one pattern that fuses, and one near miss of it that must not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, parser, shape_inference
+
+Value = tuple[int, ...] | np.ndarray | float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pattern.
+
+    Attributes:
+        name: the row of the catalogue.
+        nodes: ONNX nodes in ONNX's text form, one a line; the network's output is ``y`` (and ``outputs``).
+        rule: the fusion rule that makes it; empty where the importer does it.
+        layers: how many layers are left (that do any work).
+        inputs: shapes, float32 unless ``types`` says otherwise.
+        values: constants: a shape (random values), an array, or one number.
+        near: text to replace in ``nodes`` so that the pattern no longer holds (pairs old, new).
+        near_output: tensors (a space between two) which, being network outputs as well, must keep the rule away.
+        device: where the rule works, when only one of them has it.
+    """
+
+    name: str
+    nodes: str
+    rule: str
+    layers: int = 1
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"x": (2, 8, 6, 6)})
+    values: Mapping[str, Value] = field(default_factory=dict)
+    near: tuple[tuple[str, str], ...] = ()
+    near_output: str = ""
+    near_values: Mapping[str, Value] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    device: str = ""
+    opset: int = 18
+
+
+def model(row: Row, near: bool = False) -> bytes:
+    """The row's model, or that of its near miss."""
+    text = row.nodes
+    for old, new in row.near if near else ():
+        assert old in text, f"{row.name}: {old!r} is not in the pattern"
+        text = text.replace(old, new)
+    nodes = [parser.parse_node(line.strip()) for line in text.strip().splitlines()]
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type}{index}"
+    random = np.random.default_rng(7)
+    constants = []
+    for name, value in {**row.values, **(row.near_values if near else {})}.items():
+        array = random.standard_normal(value) * 0.5 if isinstance(value, tuple) else np.asarray(value)
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        constants.append(numpy_helper.from_array(np.asarray(array), name))
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in row.inputs.items()]
+    graph = helper.make_graph(nodes, "row", inputs, [], constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", row.opset)], ir_version=9)
+    known = {info.name: info for info in shape_inference.infer_shapes(made).graph.value_info}
+    outputs = ["y", *row.outputs, *(row.near_output.split() if near else ())]
+    made.graph.output.extend(known[name] for name in outputs)
+    onnx.checker.check_model(made)
+    return made.SerializeToString()
+
+
+W = {"w": (8, 8, 3, 3)}
+CONV = "t = Conv<pads=[1,1,1,1]>(x, w)\n"
+ROWS_2D = {"x": (6, 16)}
+IMAGE = {"x": (2, 8, 6, 6)}
+HEADS = dict.fromkeys(("q", "k", "v"), (2, 2, 5, 8))
+
+
+def _pairs(*names: str) -> dict[str, tuple[int, ...]]:
+    return dict.fromkeys(names, (2, 8, 6, 6))
+
+
+CATALOGUE: Sequence[Row] = (
+    Row("ReLU + ReLU", "t = Relu(x)\ny = Relu(t)", "relu-relu", near=(("t = Relu", "t = Tanh"),)),
+    Row("convolution + ReLU", CONV + "y = Relu(t)", "convolution-activation", values=W, near_output="t"),
+    Row("convolution + GELU", CONV + "y = Gelu(t)", "convolution-activation", values=W, near_output="t", opset=20),
+    Row("convolution + clip", CONV + "y = Clip(t, low, high)", "convolution-activation",
+        values={**W, "low": 0.0, "high": 6.0}, near_output="t"),
+    Row("convolution + generic activation", CONV + "s = Sin(t)\nu = Mul(s, c)\ny = Add(u, t)", "convolution-pointwise",
+        values={**W, "c": 0.3}, near_output="t"),
+    Row("scale + activation", "t = Mul(x, c)\ny = Relu(t)", "pointwise", values={"c": 0.5}, near_output="t"),
+    Row("convolution + sum", CONV + "y = Add(t, z)", "convolution-sum", inputs=_pairs("x", "z"), values=W, near_output="t"),
+    Row("convolution + sum broadcast over the batch", CONV + "y = Add(t, z)", "convolution-sum", values=W,
+        inputs={**IMAGE, "z": (1, 8, 6, 6)}, near_output="t"),
+    Row("convolution + min", CONV + "y = Min(t, z)", "convolution-sum", inputs=_pairs("x", "z"), values=W, near_output="t"),
+    Row("convolution + max", CONV + "y = Max(t, z)", "convolution-sum", inputs=_pairs("x", "z"), values=W, near_output="t"),
+    Row("padding + convolution", "t = Pad(x, pads)\ny = Conv(t, w)", "padding-convolution",
+        values={**W, "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}, near_values={"pads": np.array([0, 0, -1, 1, 0, 0, 1, 1])}),
+    Row("padding + deconvolution", "t = Pad(x, pads)\ny = ConvTranspose<pads=[2,2,2,2]>(t, w)", "padding-convolution",
+        values={**W, "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}, near=(("pads=[2,2,2,2]", "pads=[0,0,0,0]"),)),
+    Row("padding + pooling", "t = Pad(x, pads, c)\ny = MaxPool<kernel_shape=[3,3]>(t)", "padding-pooling",
+        values={"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "c": -np.inf}, near_values={"c": 1.0}),
+    Row("shuffle + reduce", "t = Transpose<perm=[0,2,3,1]>(x)\ny = ReduceMax<keepdims=0>(t, axes)", "shuffle-reduce",
+        values={"axes": np.array([1, 2])}, near=(("perm=[0,2,3,1]", "perm=[1,0,2,3]"),), near_values={"axes": np.array([2, 3])}),
+    Row("inverse shuffles", "t = Transpose<perm=[0,2,3,1]>(x)\nu = Transpose<perm=[0,3,1,2]>(t)\ny = Relu(u)", "shuffle-shuffle",
+        near=(("perm=[0,3,1,2]", "perm=[0,2,3,1]"), ("Transpose<perm=[0,2,3,1]>(x)", "Tanh(x)"))),
+    Row("two transposes become one", "t = Transpose<perm=[0,2,3,1]>(x)\ny = Transpose<perm=[2,1,0,3]>(t)", "shuffle-shuffle",
+        near_output="t"),
+    Row("shuffle of nothing", "t = Transpose<perm=[1,0,2,3]>(x)\ny = Relu(t)", "no-op", inputs={"x": (1, 1, 6, 6)},
+        near=(("perm=[1,0,2,3]", "perm=[0,1,3,2]"),)),
+    Row("no-op scale", "t = Mul(x, one)\nu = Add(t, zero)\nv = Pow(u, one)\ny = Relu(v)", "no-op",
+        values={"one": 1.0, "zero": 0.0}, near_values={"one": 2.0, "zero": 1.0}),
+    Row("convolution + uniform scale", CONV + "y = Mul(t, c)", "convolution-scale", values={**W, "c": 0.5}, near_output="t"),
+    Row("convolution + channel scale", CONV + "u = Mul(t, s)\ny = Add(u, b)", "convolution-scale",
+        values={**W, "s": (8, 1, 1), "b": (8, 1, 1)}, near_output="t"),
+    Row("convolution + batch normalisation", CONV + "y = BatchNormalization(t, s, b, m, va)", "convolution-scale",
+        values={**W, "s": (8,), "b": (8,), "m": (8,), "va": np.full(8, 0.7)}, near_output="t"),
+    Row("mean over H and W is average pooling", "t = ReduceMean(x, axes)\ny = Relu(t)", "reduce-pooling", device="cuda",
+        values={"axes": np.array([2, 3])}, near_values={"axes": np.array([1, 3])}),
+    Row("softmax + log", "t = Softmax(x)\ny = Log(t)", "softmax-log", inputs=ROWS_2D, near_output="t"),
+    Row("GELU by tanh", "a = Pow(x, three)\nb = Mul(a, c)\nd = Add(x, b)\ne = Mul(d, f)\ng = Tanh(e)\nh = Add(g, one)\n"
+        "i = Mul(x, half)\ny = Mul(i, h)", "gelu", inputs=ROWS_2D,
+        values={"three": 3.0, "c": 0.044715, "f": float(np.sqrt(2 / np.pi)), "one": 1.0, "half": 0.5}, near_values={"c": 0.2}),
+    Row("GELU by erf", "a = Div(x, root)\nb = Erf(a)\nc = Add(b, one)\nd = Mul(x, c)\ny = Mul(d, half)", "gelu", inputs=ROWS_2D,
+        values={"root": float(np.sqrt(2)), "one": 1.0, "half": 0.5}, near_values={"root": 2.0}),
+    Row("L1 norm", "t = Abs(x)\ny = ReduceSum(t, axes)", "reduce-prologue", inputs=ROWS_2D, values={"axes": np.array([1])},
+        near_output="t"),
+    Row("sum of squares", "t = Mul(x, x)\ny = ReduceSum(t, axes)", "reduce-prologue", inputs=ROWS_2D,
+        values={"axes": np.array([1])}, near=(("Mul(x, x)", "Mul(x, z)"),), near_values={"z": (6, 16)}),
+    Row("L2 norm", "t = Mul(x, x)\nu = ReduceSum(t, axes)\ny = Sqrt(u)", "reduce-pointwise", inputs=ROWS_2D,
+        values={"axes": np.array([1])}, near_output="u"),
+    Row("log of a sum", "u = ReduceSum(x, axes)\ny = Log(u)", "reduce-pointwise", inputs=ROWS_2D,
+        values={"axes": np.array([1])}, near_output="u"),
+    Row("log of a sum of exponentials", "t = Exp(x)\nu = ReduceSum(t, axes)\ny = Log(u)", "log-sum-exp", inputs=ROWS_2D,
+        values={"axes": np.array([1])}, near_output="u"),
+    Row("pointwise chain", "a = Sin(x)\nb = Mul(a, x)\nc = Tanh(b)\ny = Sub(c, z)", "pointwise", inputs=_pairs("x", "z"),
+        near_output="a b c"),
+    Row("pointwise tree", "a = Exp(x)\nb = Neg(z)\ny = Mul(a, b)", "pointwise", inputs=_pairs("x", "z"), near_output="a b"),
+    Row("layer normalisation", "m = ReduceMean(x, axes)\nd = Sub(x, m)\ns = Pow(d, two)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\n"
+        "r = Sqrt(e)\nn = Div(d, r)\na = Mul(n, g)\ny = Add(a, b)", "layer-normalization", inputs=ROWS_2D,
+        values={"axes": np.array([1]), "two": 2.0, "eps": 1e-5, "g": (16,), "b": (16,)}, near_output="v"),
+    Row("RMS normalisation", "s = Mul(x, x)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\nr = Sqrt(e)\nn = Div(x, r)\ny = Mul(n, g)",
+        "rms-normalization", inputs=ROWS_2D, values={"axes": np.array([1]), "eps": 1e-5, "g": (16,)}, near_output="v"),
+    Row("SiLU", "s = Sigmoid(x)\ny = Mul(x, s)", "swish", near_output="s"),
+    Row("hard swish", "a = Add(x, three)\nb = Clip(a, zero, six)\nc = Mul(x, b)\ny = Div(c, six)", "hard-swish",
+        values={"three": 3.0, "zero": 0.0, "six": 6.0}, near_values={"three": 2.0}),
+    Row("Mish", "s = Softplus(x)\nt = Tanh(s)\ny = Mul(x, t)", "mish", near_output="s"),
+    Row("SwiGLU of a packed projection", "p = MatMul(x, w)\na, b = Split<axis=-1, num_outputs=2>(p)\ns = Sigmoid(a)\ng = Mul(a, s)\ny = Mul(g, b)",
+        "matmul-split", layers=2, inputs=ROWS_2D, values={"w": (16, 24)}, near_output="p"),
+    Row("attention", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nt = Mul(s, c)\np = Softmax<axis=-1>(t)\ny = MatMul(p, v)",
+        "attention", inputs=HEADS, values={"c": 0.35}, near_output="p"),
+    Row("attention with a mask", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nt = Mul(s, c)\nu = Add(t, m)\n"
+        "p = Softmax<axis=-1>(u)\ny = MatMul(p, v)", "attention", inputs={**HEADS, "m": (2, 1, 1, 5)}, values={"c": 0.35}, near_output="p"),
+    Row("matrix product + bias + activation", "t = MatMul(x, w)\nu = Add(t, b)\ny = Relu(u)", "matmul-pointwise", inputs=ROWS_2D,
+        values={"w": (16, 12), "b": (12,)}, near_output="t"),
+    Row("matrix product + scale", "t = MatMul(x, w)\ny = Mul(t, s)", "matmul-scale", inputs=ROWS_2D,
+        values={"w": (16, 12), "s": (12,)}, near_output="t"),
+    Row("transpose + matrix product", "t = Transpose<perm=[0,2,1]>(z)\ny = MatMul(x, t)", "shuffle-matmul",
+        inputs={"x": (5, 6, 5), "z": (5, 5, 5)}, near=(("perm=[0,2,1]", "perm=[1,2,0]"),)),
+    Row("epilogue of a reduction", "t = ReduceMax(x, axes)\nu = Mul(t, c)\ny = Tanh(u)", "reduce-pointwise",
+        values={"axes": np.array([1]), "c": 0.5}, near_output="t"),
+    Row("prologue of softmax", "t = Mul(x, c)\ny = Softmax(t)", "softmax-prologue", inputs=ROWS_2D, values={"c": 0.5}, near_output="t"),
+    Row("epilogue of softmax", "t = Softmax(x)\ny = Mul(t, c)", "softmax-pointwise", inputs=ROWS_2D, values={"c": 3.0}, near_output="t"),
+    Row("epilogue of pooling", "t = MaxPool<kernel_shape=[2,2]>(x)\ny = Relu(t)", "pooling-pointwise", near_output="t"),
+    Row("gather of a constant", "t = Gather(table, rows)\ny = Add(x, t)", "", inputs=ROWS_2D,
+        values={"table": (9, 16), "rows": np.array([3, 1, 4, 1, 5, 8])}, near=(("Gather(table, rows)", "Gather(x, rows)"),),
+        near_values={"rows": np.array([3, 1, 4, 1, 5, 0])}),
+    Row("common subexpression", "a = Softmax(x)\nb = Softmax(x)\nc = Exp(a)\nd = Tanh(b)\ny = Sub(c, d)", "common-subexpression",
+        inputs=ROWS_2D, near=(("b = Softmax(x)", "b = Softmax<axis=0>(x)"),)),
+)  # fmt: skip

@@ -1,0 +1,75 @@
+"""Every row of the fusion catalogue: fused, refused in its near miss, and the same results on both devices with and without."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from fusion.importer import import_onnx
+from fusion.network import Network
+from fusion.passes import FusionOptions, optimize
+from fusion.rewrite import validate
+from runtime.devices import open_device
+from runtime.views import view_layers
+from tests.catalogue import CATALOGUE, Row, model
+from tests.models import onnxruntime_outputs, random_inputs
+from trtcli.builder import build
+from trtcli.config import BuildConfig
+
+DEVICES = ["cpu", pytest.param("0", marks=pytest.mark.gpu)]
+IDS = [row.name.replace(" ", "-") for row in CATALOGUE]
+
+
+class _Silent:
+    def info(self, text: str) -> None: ...
+
+    def verbose(self, text: str) -> None: ...
+
+    def warning(self, text: str) -> None: ...
+
+
+def _working(network: Network) -> list[str]:
+    """Names of the layers that cost a launch of their own."""
+    views = view_layers(network)
+    return [layer.name for layer in network.layers if layer.name not in views and "reformat" not in layer.fusions]
+
+
+@pytest.mark.parametrize("row", CATALOGUE, ids=IDS)
+def test_the_pattern_fuses(row: Row) -> None:
+    for device in (row.device,) if row.device else ("cpu", "cuda"):
+        result = optimize(import_onnx(model(row)), FusionOptions(device=device))
+        validate(result.network)
+        assert not row.rule or row.rule in result.counts, dict(result.counts)
+        assert len(_working(result.network)) == row.layers, _working(result.network)
+
+
+@pytest.mark.parametrize("row", CATALOGUE, ids=IDS)
+def test_the_near_miss_does_not(row: Row) -> None:
+    assert row.near or row.near_output or row.near_values, "a row without a near miss"
+    for device in (row.device,) if row.device else ("cpu", "cuda"):
+        network = import_onnx(model(row, near=True))
+        result = optimize(network, FusionOptions(device=device))
+        validate(result.network)
+        assert row.rule not in result.counts, dict(result.counts)
+        assert row.rule or len(_working(result.network)) > row.layers
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache") / "timings.json")
+
+
+@pytest.mark.parametrize("device_name", DEVICES)
+@pytest.mark.parametrize("row", CATALOGUE, ids=IDS)
+def test_it_runs(row: Row, device_name: str, cache: str) -> None:
+    device = open_device(device_name)
+    data = model(row)
+    inputs = random_inputs(import_onnx(data))
+    expected = onnxruntime_outputs(onnx.load_from_string(data), inputs)
+    for disabled in ((), (("all", ""),)):
+        config = BuildConfig(timing_cache_file=cache, optimization_level=1, tf32=False, disable_fusion=disabled)
+        found = build(data, config, device, log=_Silent()).create_execution_context(device).execute(inputs)
+        for name, wanted in expected.items():
+            assert found[name].dtype == wanted.dtype
+            np.testing.assert_allclose(found[name], wanted, rtol=2e-5, atol=2e-5, equal_nan=True, err_msg=name)
