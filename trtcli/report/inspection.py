@@ -12,7 +12,7 @@ from fusion.importer import ImportReport
 from fusion.network import Network
 from fusion.passes import FusionResult
 from runtime.engine import Engine
-from trtcli.report.layers import SCHEMA, io_tensors, layer_info_json, layer_objects
+from trtcli.report.layers import SCHEMA, alignment_of, io_tensors, layer_info_json, layer_objects
 from trtcli.shapes import text
 
 WIDTH = 100
@@ -36,7 +36,7 @@ def engine_lines(engine: Engine) -> list[str]:
         ]
         ranges = "" if len(set(shapes)) < 2 else f"  min {shapes[0]}, opt {shapes[1]}, max {shapes[2]}"
         lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}")
-    lines += ["", *_layer_table(engine, total), *_stream_lines(engine), "", _fates_line(engine.network)]
+    lines += ["", *_layer_table(engine, total), *_alignment_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
     return lines
 
 
@@ -54,6 +54,16 @@ def _stream_lines(engine: Engine) -> list[str]:
     return lines
 
 
+def _alignment_lines(engine: Engine) -> list[str]:
+    """The layers whose dimensions tensor cores pad: one line each, the first few."""
+    found = [(layer.name, note) for layer in engine.network.layers for note in alignment_of(engine, layer)]
+    lines = [f"     {_cut(name, 40)}: {note}" for name, note in found[:_MOST_NOTES]]
+    if len(found) > _MOST_NOTES:
+        lines.append(f"     and {len(found) - _MOST_NOTES} more such dimensions (--json shows all)")
+    return lines
+
+
+_MOST_NOTES = 6
 _MOST_BRANCHES = 8
 _HEAD = ("  #", "Layer", "Type", "Tactic", "us", "%", "of floor")
 

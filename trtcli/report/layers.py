@@ -11,6 +11,7 @@ from fusion.dims import bind, is_static
 from fusion.network import Layer, TensorType
 from runtime.engine import Engine, LayerPlan, sizes_of
 from tactics.tactic import Config
+from trtcli.report.alignment import alignment_notes
 
 SCHEMA = 1
 
@@ -99,6 +100,15 @@ def stream_reasons(engine: Engine) -> dict[str, str]:
     return {name: branch["reason"] for branch in branches if not branch["stream"] for name in branch["layers"]}
 
 
+def alignment_of(engine: Engine, layer: Layer, sizes: Mapping[str, int] | None = None) -> tuple[str, ...]:
+    """What of ``layer`` tensor cores pad, at ``sizes`` (the optimal ones of profile 0 by default); nothing on the CPU."""
+    if engine.device.kind != "cuda":
+        return ()
+    if sizes is None:
+        sizes = sizes_of(engine.network, {name: one.opt for name, one in engine.profiles[0].items()})
+    return alignment_notes(layer, engine.network.tensors, sizes, engine.tf32)
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 _FORMAT = "Row major linear"
@@ -137,6 +147,7 @@ def _object(
         "FloorMs": _milliseconds(plan.floor),
         "Bound": plan.bound,
         "WorkspaceBytes": plan.workspace,
+        "Alignment": list(alignment_of(engine, layer, sizes)),
         "Cached": plan.cached,
         "Alternatives": [
             {

@@ -1,0 +1,53 @@
+"""Dimensions that tensor cores do not like: which of a layer's, and what they are padded to.
+
+Tensor cores multiply in fixed steps; a channel count, or a matrix dimension K or N, between two steps is computed as the next one (the kernels
+fill up with zeros in shared memory, so neither the model nor its tensors grow), and rows that are no multiple of 16 bytes are loaded in
+narrower pieces. Source of the steps: NVIDIA TensorRT, "Optimizing for Tensor Cores", table of suggested alignments (dense).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fusion.dims import bind
+from fusion.dtypes import DataType
+from fusion.network import Layer, TensorType
+from fusion.ops import Convolution, Deconvolution, MatrixMultiply
+
+STEPS = {DataType.FLOAT: 4, DataType.HALF: 8, DataType.BF16: 8, DataType.INT8: 32, DataType.UINT8: 32}
+NAMES = {DataType.FLOAT: "TF32"}  # what float32 products run as; other types under their own names
+
+
+def alignment_notes(
+    layer: Layer, tensors: Mapping[str, TensorType], sizes: Mapping[str, int], tf32: bool
+) -> tuple[str, ...]:
+    """A sentence per dimension of ``layer`` that is padded; empty when all fit, or the layer has no use for tensor cores."""
+    if not layer.inputs or not isinstance(layer.op, Convolution | Deconvolution | MatrixMultiply):
+        return ()
+    dtype = tensors[layer.inputs[0]].dtype
+    step = STEPS.get(dtype, 0) if tf32 or dtype is not DataType.FLOAT else 0
+    if not step:
+        return ()
+    shapes = [tuple(int(bind(dim, sizes)) for dim in tensors[name].shape) for name in layer.inputs[:2]]
+    return tuple(
+        f"{name} = {size} is no multiple of {step} ({NAMES.get(dtype, dtype.label)}): computed as {-(-size // step) * step}"
+        for name, size in _dimensions(layer.op, shapes)
+        if size % step
+    )
+
+
+def _dimensions(op: Convolution | Deconvolution | MatrixMultiply, shapes: Sequence[tuple[int, ...]]) -> list[tuple[str, int]]:
+    """(name, size) of what the table speaks of: channels in and out of a convolution, K and N of a product."""
+    first, second = shapes
+    if isinstance(op, MatrixMultiply):
+        depth, columns = (second[-1], second[-2]) if op.transpose_b else second[-2:]
+        # A product with one row or one column reads vectors: tensor cores have no part in it.
+        rows = first[-1] if op.transpose_a else first[-2]
+        return [] if 1 in (rows, columns) else [("K", depth), ("N", columns)]
+    if isinstance(op, Convolution):
+        outside, inside = second[0], second[1] * op.groups
+    else:
+        inside, outside = second[0], second[1] * op.groups
+    if op.groups > 1 and op.groups == inside:  # depthwise: a product of vectors, not of matrices
+        return []
+    return [("input channels", inside), ("output channels", outside)]
