@@ -314,5 +314,6 @@ class _Lane:
             d2h = events[4].seconds_since(start)
             d2h_end = d2h + events[5].seconds_since(events[4])
         times = (slot.start_enqueue, slot.end_enqueue, h2d, h2d_end, compute, computed, d2h, d2h_end)
-        self.queries.append(Query(*(1e3 * seconds for seconds in times)))
+        if self.options.duration >= 0:  # an endless run has no report, and would fill the memory
+            self.queries.append(Query(*(1e3 * seconds for seconds in times)))
         return compute * 1e3

@@ -191,11 +191,14 @@ class ExecutionContext:
         """Streams for the layers that run beside the main stream (``engine.num_aux_streams`` of them are used).
 
         Raises:
-            ValueError: too few.
+            ValueError: too few, or the legacy default stream is among them.
         """
         if len(streams) < self.engine.num_aux_streams:
             raise ValueError(f"{len(streams)} auxiliary streams given, the engine uses {self.engine.num_aux_streams}")
-        self._aux = [self._as_stream(stream) for stream in streams]
+        given = [self._as_stream(stream) for stream in streams]
+        if any(stream.legacy for stream in given):
+            raise ValueError("an auxiliary stream is the legacy default stream, which all others wait for: give non-blocking streams")
+        self._aux = given
         self._changed()
 
     # --- running -----------------------------------------------------------------------------------------------------

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from runtime import cuda_driver
-from runtime.cuda_driver import failure
+from runtime.cuda_driver import LaunchConfig, failure
+from runtime.cuda_green import GreenContext, green_context
 from runtime.cuda_launch import launch_config, pack_arguments
 from runtime.cuda_spec import cuda_properties, cuda_spec
 from runtime.device import (
@@ -27,14 +30,15 @@ from runtime.device import (
     Stream,
 )  # fmt: skip
 from runtime.tensor_map import encode
-from tactics.tactic import Copy, Launch, Memset, Plan
+from tactics.tactic import Copy, DeviceSpec, Launch, Memset, Plan
 
 # CUfunction_attribute numbers (cuda.h)
 _MAX_DYNAMIC_SHARED, _REQUIRED_CLUSTER, _NON_PORTABLE_CLUSTER = 8, (11, 12, 13), 14
 _PORTABLE_CLUSTER = 8  # blocks
 _EVENT_RECORD_EXTERNAL = 1
+_LEGACY = (0, 1)  # stream handles: none, and CU_STREAM_LEGACY
 
-Enqueue = Callable[[int], int]  # (stream handle) -> CUresult
+Enqueue = Callable[[], int]  # -> CUresult
 
 
 @contextmanager
@@ -56,6 +60,7 @@ class CudaStream(Stream):
     def __init__(self, raw: Any) -> None:
         self.raw = raw
         self.handle = int(raw.ptr)
+        self.legacy = self.handle in _LEGACY
 
     def synchronize(self) -> None:
         with _translated("waiting for a stream"):
@@ -121,18 +126,56 @@ class CudaEvent(Event):
 
 
 class CudaProgram(Program):
-    """Calls that each enqueue one step."""
+    """Driver calls with every argument made ready, the stream too: a launch costs one foreign call.
 
-    def __init__(self, steps: list[Enqueue], names: list[str]) -> None:
-        self._steps = steps
-        self._names = names
+    The stream's handle stands in the launch configurations and in one argument of the other calls; both change when the stream does.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[Enqueue] = []
+        self._names: list[str] = []
+        self._configs: list[LaunchConfig] = []
+        self._stream = ctypes.c_void_p(0)
+        self._handle = 0
+        self._keep: list[object] = []
+
+    def launch(self, step: Launch, binding: Binding, modules: CudaModules) -> None:
+        """Add a kernel.
+
+        Raises:
+            DeviceError: it is missing or cannot be launched so.
+        """
+        function = modules.function(step)
+        arguments = pack_arguments(step.arguments, binding.address, encode)
+        config, attributes = launch_config(step)
+        call = partial(cuda_driver.library().cuLaunchKernelEx, ctypes.byref(config), function.handle, arguments.pointers, None)
+        self._configs.append(config)
+        self._keep += [arguments, attributes, function, modules]
+        self._add(call, f"kernel {step.kernel.entry!r} ({step.kernel.file})")
+
+    def memset(self, address: int, size: int) -> None:
+        """Add the zeroing of memory."""
+        memset = cuda_driver.library().cuMemsetD8Async
+        self._add(partial(memset, ctypes.c_void_p(address), ctypes.c_ubyte(0), ctypes.c_size_t(size), self._stream), "memset")
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Add a copy within the device."""
+        copy = cuda_driver.library().cuMemcpyDtoDAsync_v2
+        self._add(partial(copy, ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size), self._stream), "copy")
+
+    def _add(self, call: Enqueue, name: str) -> None:
+        self._calls.append(call)
+        self._names.append(name)
 
     def run(self, stream: Stream) -> None:
-        handle = stream.handle
-        for number, enqueue in enumerate(self._steps):
-            code = enqueue(handle)
+        if stream.handle != self._handle:
+            self._handle = self._stream.value = stream.handle
+            for config in self._configs:
+                config.stream = stream.handle
+        for call in self._calls:
+            code = call()
             if code:
-                raise failure(code, f"launching {self._names[number]}")
+                raise failure(code, f"launching {self._names[self._calls.index(call)]}")
 
 
 class CudaGraph(Graph):
@@ -234,7 +277,12 @@ class _Function:
 class CudaDevice(Device):
     """One NVIDIA GPU."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, limit_sms: str = "", mps: str = "") -> None:
+        """``limit_sms``: keep to so many multiprocessors (``64``, ``50%``); ``mps``: the share under MPS, to be recorded.
+
+        Raises:
+            DeviceError: cupy is missing, the GPU does not start, or cannot be shared so.
+        """
         try:
             import cupy
         except ImportError as error:
@@ -247,14 +295,21 @@ class CudaDevice(Device):
         self.spec = cuda_spec(number)
         self._cupy = cupy
         self._raw = cupy.cuda.Device(number)
+        self._green: GreenContext | None = None
         self.activate()
         with _translated(f"starting GPU {number}"):
             cupy.cuda.runtime.free(0)  # makes the primary context
+        if limit_sms:
+            self._green = green_context(number, limit_sms)
+            self.activate()
+        self.spec = _shared(self.spec, self._green, mps)
         self._copies = CudaStream(cupy.cuda.Stream(non_blocking=True))
 
     def activate(self) -> None:
         with _translated(f"selecting GPU {self.number}"):
             self._raw.use()
+        if self._green is not None:
+            self._green.activate()
 
     def allocate(self, size: int, managed: bool = False) -> Memory:
         cuda = self._cupy.cuda
@@ -322,28 +377,28 @@ class CudaDevice(Device):
         return CudaModules(kernels, self.spec.arch)
 
     def program(self, plan: Plan, binding: Binding, modules: Any) -> CudaProgram:
-        steps: list[Enqueue] = []
-        names: list[str] = []
+        program = CudaProgram()
         for step in plan.steps:
             if isinstance(step, Launch):
-                if 0 in step.grid:
-                    continue  # no blocks: nothing to compute
-                steps.append(_launch(step, binding, modules))
-                names.append(f"kernel {step.kernel.entry!r} ({step.kernel.file})")
+                if 0 not in step.grid:  # without blocks there is nothing to compute
+                    program.launch(step, binding, modules)
             elif isinstance(step, Memset):
                 if step.size:
-                    steps.append(_memset(binding.address(step.buffer), step.size))
-                    names.append("memset")
+                    program.memset(binding.address(step.buffer), step.size)
             elif isinstance(step, Copy):
                 if step.size:
-                    steps.append(_copy(binding.address(step.target), binding.address(step.source), step.size))
-                    names.append("copy")
+                    program.copy(binding.address(step.target), binding.address(step.source), step.size)
             else:
                 raise DeviceError(f"a GPU cannot run a {type(step).__name__} step: the engine is for another device")
-        return CudaProgram(steps, names)
+        return program
 
     def capture(self, stream: Stream, enqueue: Callable[[], None]) -> CudaGraph:
         assert isinstance(stream, CudaStream)
+        if stream.legacy:
+            raise CaptureError(
+                "the legacy default stream cannot be captured, since all other streams wait for it: enqueue on a stream of your own, "
+                "created as non-blocking"
+            )
         runtime = self._cupy.cuda.runtime
         try:
             with _translated("capturing a CUDA graph"):
@@ -374,30 +429,12 @@ class CudaDevice(Device):
         return cuda_properties(self.number)
 
 
-def _launch(step: Launch, binding: Binding, modules: CudaModules) -> Enqueue:
-    function = modules.function(step)
-    arguments = pack_arguments(step.arguments, binding.address, encode)
-    config, attributes = launch_config(step)
-    reference = ctypes.byref(config)
-    parameters = arguments.pointers
-    handle = function.handle
-    launch = cuda_driver.library().cuLaunchKernelEx
-    keep = (arguments, attributes, function, modules)
-
-    def enqueue(stream: int, _keep: object = keep) -> int:
-        config.stream = stream
-        return launch(reference, handle, parameters, None)  # type: ignore[no-any-return]
-
-    return enqueue
-
-
-def _memset(address: int, size: int) -> Enqueue:
-    target, count = ctypes.c_void_p(address), ctypes.c_size_t(size)
-    memset = cuda_driver.library().cuMemsetD8Async
-    return lambda stream: memset(target, ctypes.c_ubyte(0), count, ctypes.c_void_p(stream))  # type: ignore[no-any-return]
-
-
-def _copy(target: int, source: int, size: int) -> Enqueue:
-    to, come, count = ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size)
-    copy = cuda_driver.library().cuMemcpyDtoDAsync_v2
-    return lambda stream: copy(to, come, count, ctypes.c_void_p(stream))  # type: ignore[no-any-return]
+def _shared(spec: DeviceSpec, green: GreenContext | None, mps: str) -> DeviceSpec:
+    """``spec`` of the part of the device that may be used: memory and its bandwidth stay whole, multiprocessors and rates shrink."""
+    shares = [f"MPS {mps}"] if mps else []
+    if green is not None:
+        shares.insert(0, f"{green.multiprocessors} of {green.total} SMs")
+        part = green.multiprocessors / max(1, spec.multiprocessors)
+        rates = {name: rate * part for name, rate in spec.flops.items()}
+        spec = replace(spec, multiprocessors=green.multiprocessors, flops=rates)
+    return replace(spec, share=", ".join(shares))

@@ -119,6 +119,8 @@ def failure(code: int, what: str) -> DeviceError:
         )
     if code == 2:
         return DeviceMemoryError(f"{text}: not enough free GPU memory")
+    if code == 906:  # CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
+        text += ". Something ran on the legacy default stream during the capture: use streams created as non-blocking"
     return CaptureError(text) if code in _CAPTURE else DeviceError(text)
 
 

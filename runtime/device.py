@@ -85,9 +85,10 @@ def _elements(tensor: TensorType) -> int:
 
 
 class Stream(ABC):
-    """A queue of work. ``handle`` is the driver's (0 on the CPU)."""
+    """A queue of work. ``handle`` is the driver's (0 on the CPU); ``legacy`` marks CUDA's legacy default stream, which all others wait for."""
 
     handle: int = 0
+    legacy: bool = False
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -8,17 +8,22 @@ from runtime.cuda_driver import device_count
 from runtime.device import Device, DeviceError
 
 
-def open_device(name: str = "auto") -> Device:
-    """The device ``name``: ``auto`` (the first GPU, else the CPU), ``cpu``, or a GPU's number. The same object for the same device.
+def open_device(name: str = "auto", limit_sms: str = "", mps: str = "") -> Device:
+    """The device ``name``: ``auto`` (the first GPU, else the CPU), ``cpu``, or a GPU's number. The same object for the same arguments.
+
+    ``limit_sms`` (``64``, ``50%``) keeps to so many of a GPU's multiprocessors; ``mps`` is the share that this process has from the
+    Multi-Process Service (``50%``), which is only recorded: the driver enforces it.
 
     Raises:
-        DeviceError: there is no such device, or it does not start.
+        DeviceError: there is no such device, it does not start, or it has no such share.
     """
     text = name.strip().lower()
     if text in ("auto", ""):
-        return _open("0" if device_count() else "cpu")
+        text = "0" if device_count() else "cpu"
     if text == "cpu":
-        return _open("cpu")
+        if limit_sms:
+            raise DeviceError(f"--limitSMs={limit_sms}: the CPU has no streaming multiprocessors; give a GPU with --device, or leave it out")
+        return _open("cpu", "", "")
     if not text.isascii() or not text.isdigit():
         raise DeviceError(
             f"--device={name}: not a device; give cpu or the number of a GPU (0 to {max(0, device_count() - 1)})"
@@ -30,15 +35,15 @@ def open_device(name: str = "auto") -> Device:
         )
     if int(text) >= count:
         raise DeviceError(f"Cannot find device ID {int(text)}! There are {count} GPUs, 0 to {count - 1}")
-    return _open(str(int(text)))
+    return _open(str(int(text)), limit_sms, mps)
 
 
 @cache
-def _open(name: str) -> Device:
+def _open(name: str, limit_sms: str, mps: str) -> Device:
     if name == "cpu":
         from runtime.cpu import CpuDevice
 
         return CpuDevice()
     from runtime.cuda import CudaDevice
 
-    return CudaDevice(int(name))
+    return CudaDevice(int(name), limit_sms, mps)

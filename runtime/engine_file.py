@@ -304,7 +304,7 @@ def _layer_plan(value: dict[str, Any]) -> LayerPlan:
 
 
 def _device(value: dict[str, Any]) -> DeviceSpec:
-    kinds: dict[str, type] = {"kind": str, "name": str, "arch": str}
+    kinds: dict[str, type] = {"kind": str, "name": str, "arch": str, "share": str}
     known = {item.name for item in fields(DeviceSpec)}
     unknown = set(value) - known
     if unknown:

@@ -66,6 +66,17 @@ def _check_device(engine: Engine, device: Device) -> None:
         )
 
 
+def share_mismatch(engine: Engine, device: Device) -> str:
+    """What to know when ``engine`` was tuned for another share of the device than ``device`` has; empty when it was not."""
+    built, here = engine.device, device.spec
+    if built.kind != here.kind or (built.share, built.multiprocessors) == (here.share, here.multiprocessors):
+        return ""
+    if built.kind == "cpu" and built.share == here.share:
+        return ""  # threads differ from machine to machine
+    tuned, runs = (one.share or f"all {one.multiprocessors} SMs" for one in (built, here))
+    return f"The engine's tactics were chosen for {tuned}, it runs on {runs}: they may not be the fastest; build it again under the same share"
+
+
 def _what(kind: str) -> str:
     return {"cpu": "the CPU", "cuda": "a GPU"}.get(kind, kind)
 

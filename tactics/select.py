@@ -104,7 +104,7 @@ def question(
             "varies": [list(axes) for axes in workload.varies],
             "tf32": workload.tf32,
         },
-        "device": [device.kind, device.name, device.arch, device.multiprocessors],
+        "device": [device.kind, device.name, device.arch, device.multiprocessors, *([device.share] if device.share else [])],
         "versions": dict(sorted(versions.items())),
         "limits": [options.workspace_limit, options.shared_memory_limit],
         "pinned": options.pinned,

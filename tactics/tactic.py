@@ -36,6 +36,7 @@ class DeviceSpec:
     memory_bytes: int = 0
     bandwidth: float = 1e10  # bytes/s
     flops: Mapping[str, float] = field(default_factory=dict, hash=False)  # by DataType value; "tf32" beside them
+    share: str = ""  # the part of the device that may be used, empty for all of it: "64 of 132 SMs", "MPS 50%"
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,11 @@ class BuildConfig:
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """``device`` is ``auto`` (the first GPU, else the CPU), ``cpu``, or a GPU's number as text."""
+    """``device`` is ``auto`` (the first GPU, else the CPU), ``cpu``, or a GPU's number as text; ``limit_sms`` the share of its
+    multiprocessors to keep to (``64``, ``50%``), or empty."""
 
     device: str = "auto"
+    limit_sms: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class InferenceConfig:
         idle_time: milliseconds between queries after the warm-up.
         inf_streams: contexts that run concurrently; ``threads`` gives each its own host thread.
         cuda_graph, spin_wait, data_transfers, expose_dma: as the flags say.
+        managed_memory: inputs and outputs in memory that host and device share.
         skip_inference: stop after the build.
     """
 
@@ -105,6 +108,7 @@ class InferenceConfig:
     spin_wait: bool = True
     data_transfers: bool = False
     expose_dma: bool = False
+    managed_memory: bool = False
     skip_inference: bool = False
 
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
+from pathlib import Path
 
 
 def cuda_version() -> int:
@@ -18,6 +20,18 @@ def cuda_version() -> int:
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return 0
     return 0 if driver.cuDriverGetVersion(ctypes.byref(version)) else version.value
+
+
+def mps_share(environment: Mapping[str, str]) -> tuple[str, str]:
+    """The share of the GPU that the Multi-Process Service gives this process (``50%``, empty for all), and a warning or nothing."""
+    text = environment.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "").strip()
+    if not text or text in ("100", "100.0"):
+        return "", ""
+    if not Path(environment.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps", "control").exists():
+        return "", (
+            f"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE={text} has no effect: no MPS control daemon runs here (nvidia-cuda-mps-control -d starts it)"
+        )
+    return f"{text}%", ""
 
 
 def extra() -> str:

@@ -173,7 +173,6 @@ REFUSED: dict[str, Refused] = {
     "atol": Refused(_LATER),
     "rtol": Refused(_LATER),
     "accuracyThreshold": Refused(_LATER),
-    "useManagedMemory": Refused(_LATER),
     "persistentCacheRatio": Refused(_LATER, ("0",)),
     "allocationStrategy": Refused(_LATER, ("static",)),
     "timeDeserialize": Refused(_LATER),

@@ -22,6 +22,7 @@ from trtcli.values import (
     Percentiles,
     Pins,
     ShapeSpec,
+    Share,
     Text,
 )  # fmt: skip
 
@@ -108,6 +109,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("pinTactic", CACHE, "build.pin_tactic",
         "use this tactic (or prefix of its id) for a layer", Pins(), since="trtcli", repeatable=True),
     Option("device", SYSTEM, "system.device", "GPU number, or cpu", Device(), default="first GPU, else cpu"),
+    Option("limitSMs", SYSTEM, "system.limit_sms",
+        "keep to a share of the GPU's multiprocessors, in build and run", Share(), default="all", since="trtcli"),
     Option("loadInputs", RUN, "inference.load_inputs",
         "raw input values (numpy.ndarray.tofile)", FileSpec(), default="random"),
     Option("infStreams", RUN, "inference.inf_streams",
@@ -118,6 +121,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("useSpinWait", RUN, "inference.spin_wait", "poll while waiting for the GPU (the default)"),
     Option("includeDataTransfers", RUN, "inference.data_transfers", "copy inputs and outputs in every query"),
     Option("exposeDMA", RUN, "inference.expose_dma", "no overlap of copies and computation"),
+    Option("useManagedMemory", RUN, "inference.managed_memory", "inputs and outputs in memory that host and GPU share"),
     Option("iterations", MEASURE, "inference.iterations",
         "at least so many queries per stream", Integer(1, 2**31 - 1), default="10"),
     Option("duration", MEASURE, "inference.duration",

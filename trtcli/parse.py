@@ -267,6 +267,8 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
             found.append("--loadEngine: there is nothing to build; use trtcli profile or trtcli inspect")
     if build.error_on_timing_cache_miss and not (build.timing_cache_file and build.builder_cache):
         found.append("--errorOnTimingCacheMiss: needs a cache, --timingCacheFile=FILE without --noBuilderCache")
+    if config.system.limit_sms and config.inference.threads and config.inference.inf_streams > 1:
+        found.append("--limitSMs with --threads: a share of the GPU serves one host thread; leave --threads out, --infStreams overlap without it")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtcli import host
 from trtcli.config import Config
 from trtcli.files import check_writable, replacing, write_json, write_text
 from trtcli.log import Log
@@ -76,8 +78,16 @@ def open_device(config: Config, log: Log, engine: Engine | None = None) -> Devic
     name = config.system.device
     if name == "auto" and engine is not None and engine.device.kind == "cpu":
         name = "cpu"
-    device = open_by_name(name)
+    mps, warning = host.mps_share(os.environ)
+    device = open_by_name(name, config.system.limit_sms, mps)
     log.info(device_line(device))
+    if warning and device.spec.kind == "cuda":
+        log.warning(warning)
+    if engine is not None:
+        from runtime.loaded import share_mismatch
+
+        if told := share_mismatch(engine, device):
+            log.warning(told)
     for name, value in device.properties().items():
         log.verbose(f"  {name}: {value}")
     return device
@@ -92,7 +102,7 @@ def device_line(device: Device) -> str:
         return f"Device cpu: {spec.name} ({spec.arch}, {threads}, {memory})"
     driver = device.properties().get("driver")
     return (
-        f"Device {device.name}: {spec.name} ({spec.arch}, {spec.multiprocessors} SMs, {memory}"
+        f"Device {device.name}: {spec.name} ({spec.arch}, {spec.share or f'{spec.multiprocessors} SMs'}, {memory}"
         + (f", driver {driver})" if driver else ")")
     )
 
@@ -193,6 +203,7 @@ def benchmark_options(config: Config) -> BenchmarkOptions:
         expose_dma=inference.expose_dma,
         graph=inference.cuda_graph,
         spin=inference.spin_wait,
+        managed=inference.managed_memory,
     )
 
 

@@ -103,6 +103,20 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A count, or a percentage with ``%``: kept as text, since only the device knows what 50% is."""
+
+    metavar: str = "N|P%"
+    allowed: str = "a number of SMs from 1 on, or 1%..100%"
+
+    def __call__(self, text: str) -> str:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)%|(\d+)", text.strip())
+        if not match or not (1 <= float(match[1]) <= 100 if match[1] else int(match[2]) >= 1):
+            raise ValueError(f"{text!r} is no share ({self.allowed})")
+        return text.strip()
+
+
+@dataclass(frozen=True)
 class Percentiles:
     """A comma-separated list of percentages; an empty text keeps the default."""
 

@@ -87,6 +87,33 @@ def test_failures_in_threads_reach_the_caller(engine, cpu, monkeypatch):
         run_benchmark(contexts, X, BenchmarkOptions(5, 0.0, 0.0, threads=True, graph=False))
 
 
+def test_an_endless_run_keeps_no_queries(engine, cpu, monkeypatch):
+    """It has no report; a small network would otherwise fill the memory within the hour."""
+    from runtime import benchmark
+
+    lanes, count = [], iter(range(300))
+    real = benchmark._Lane.enqueue
+
+    def enqueue(lane):
+        lanes.append(lane)
+        if next(count) == 299:
+            raise KeyboardInterrupt
+        real(lane)
+
+    monkeypatch.setattr(benchmark._Lane, "enqueue", enqueue)
+    with pytest.raises(KeyboardInterrupt):
+        run(engine, cpu, BenchmarkOptions(iterations=1, duration=-1, warm_up=0))
+    assert len(lanes) == 300 and not lanes[0].queries
+
+
+def test_managed_memory_is_asked_for(engine, cpu, monkeypatch):
+    asked = []
+    allocate = cpu.allocate
+    monkeypatch.setattr(cpu, "allocate", lambda size, managed=False: asked.append(managed) or allocate(size, managed))
+    run(engine, cpu, BenchmarkOptions(2, 0.0, 0.0, managed=True))
+    assert sum(asked) == 3  # an input and two outputs
+
+
 def test_empty_result():
     assert BenchmarkResult((), 3, 0, (), {}).throughput == 0
 

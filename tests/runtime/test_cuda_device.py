@@ -300,6 +300,73 @@ def test_graphs_replay_and_fail_cleanly(gpu, images):
 
 
 @pytest.mark.gpu
+def test_the_legacy_default_stream_is_refused(gpu, images, graph, on_gpu):
+    arrays = Arrays(gpu, images, [], [np.zeros(1, np.float32)])
+    program = arrays.program(Memset(Buffer("output"), 4))
+    for handle in (0, 1):
+        legacy = gpu.external_stream(handle)
+        with pytest.raises(CaptureError, match="legacy default stream"):
+            gpu.capture(legacy, lambda legacy=legacy: program.run(legacy))
+    context = on_gpu(branches(graph, True)[0]).create_execution_context(gpu)
+    with pytest.raises(ValueError, match="legacy default stream"):
+        context.set_aux_streams([0, 0])
+    context.set_aux_streams([gpu.stream(), gpu.stream()])
+
+
+@pytest.mark.gpu
+def test_a_share_of_the_gpu(gpu):
+    """A process of its own, since it makes a green context: blocks run on no more multiprocessors than the share has, also in a graph."""
+    program = """
+import sys; sys.path.insert(0, ".")
+import numpy as np
+from fusion.dtypes import DataType
+from fusion.network import TensorType
+from runtime.device import Binding, DeviceError, Tensor
+from runtime.devices import open_device
+from tactics.compiler import compile_cubin
+from tactics.tactic import Buffer, Kernel, Launch, Plan
+SOURCE = r'extern "C" __global__ void where(int* y) { unsigned s; asm volatile("mov.u32 %0, %%smid;" : "=r"(s)); ' \
+         r'long long start = clock64(); while (clock64() - start < 20000) {} if (!threadIdx.x) y[blockIdx.x] = s; }'
+whole = open_device("0")
+try: open_device("0", "100000")
+except DeviceError as error: assert "give 1 to" in str(error)
+for text, least in (("16", 16), ("50%", whole.spec.multiprocessors // 2)):
+    gpu = open_device("0", text)
+    count = gpu.spec.multiprocessors
+    assert least <= count < min(least + 16, whole.spec.multiprocessors), (text, count)
+    assert gpu.spec.share == f"{count} of {whole.spec.multiprocessors} SMs", gpu.spec.share
+    blocks, kernel = 4 * whole.spec.multiprocessors, Kernel("", "where", (), SOURCE)
+    memory, stream = gpu.allocate(4 * blocks), gpu.stream()
+    binding = Binding((), (Tensor(memory.address, TensorType(DataType.INT32, (blocks,))),))
+    images = {kernel.key(gpu.spec.arch): compile_cubin(SOURCE, (), gpu.spec.arch).image}
+    plan = Plan((Launch(kernel, (blocks, 1, 1), (1024, 1, 1), (Buffer("output"),)),))
+    done = gpu.program(plan, binding, gpu.load(images))
+    found = np.zeros(blocks, np.int32)
+    for launch in (lambda: done.run(stream), gpu.capture(stream, lambda: done.run(stream)).launch):
+        gpu.fill(memory.address, 0xFF, 4 * blocks, stream)
+        launch(stream) if launch.__name__ == "launch" else launch()
+        stream.synchronize()
+        gpu.download(found, memory.address)
+        used = len(np.unique(found))
+        print(text, count, used)
+        assert found.min() >= 0 and used <= count, (text, used, count)
+whole.activate()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.gpu
+def test_managed_memory(gpu, graph, on_gpu):
+    engine, _ = branches(graph, False)
+    x = {"x": np.random.default_rng(5).standard_normal((64, 100)).astype(np.float32)}
+    options = BenchmarkOptions(5, 0.0, 0.0, managed=True, transfers=True)
+    result = run_benchmark([on_gpu(engine).create_execution_context(gpu)], x, options)
+    for found in result.outputs.values():
+        np.testing.assert_array_equal(found, x["x"].reshape(100, 64))
+
+
+@pytest.mark.gpu
 def test_event_times(gpu, images):
     arrays = Arrays(gpu, images, [], [np.zeros(1, np.float32)])
     step = Launch(kernel("spin"), (1, 1, 1), (32, 1, 1), (Buffer("output"), Scalar(2_000_000, "i64")))

@@ -271,3 +271,102 @@ def test_cupy_has_what_the_device_uses():
     assert hasattr(Module, "load") and hasattr(Module, "get_function") and hasattr(Function, "ptr")
     assert cupy.cuda.runtime.CUDARuntimeError(700).status == 700
     assert issubclass(cupy.cuda.driver.CUDADriverError, RuntimeError)
+
+
+class Driver:
+    """Records what a program calls; the launch's stream is read from its configuration, as the driver would."""
+
+    def __init__(self):
+        self.calls, self.code = [], 0
+
+    def cuGetErrorName(self, code, text):
+        return 1
+
+    cuGetErrorString = cuGetErrorName
+
+    def cuLaunchKernelEx(self, config, function, parameters, extra):
+        self.calls.append(("kernel", config._obj.stream, config._obj.grid[0]))
+        return self.code
+
+    def cuMemsetD8Async(self, target, byte, size, stream):
+        self.calls.append(("memset", stream.value, size.value))
+        return 0
+
+    def cuMemcpyDtoDAsync_v2(self, target, source, size, stream):
+        self.calls.append(("copy", stream.value, size.value))
+        return 0
+
+
+def test_a_program_follows_its_stream(monkeypatch):
+    from runtime import cuda_driver
+    from runtime.cuda import CudaProgram
+    from runtime.device import Stream
+
+    class Fake(Stream):
+        synchronize = wait = call = None
+
+        def __init__(self, handle):
+            self.handle = handle
+
+    Fake.__abstractmethods__ = frozenset()
+    driver = Driver()
+    monkeypatch.setattr(cuda_driver, "library", lambda: driver)
+    kind = TensorType(DataType.FLOAT, (4,))
+    binding = Binding((Tensor(256, kind),), (Tensor(512, kind),))
+
+    class Modules:
+        def function(self, step):
+            return type("Function", (), {"handle": ctypes.c_void_p(7)})()
+
+    program = CudaProgram()
+    program.launch(Launch(KERNEL, (3, 1, 1), (32, 1, 1), (Buffer("input"), Scalar(1))), binding, Modules())
+    program.memset(512, 16)
+    program.copy(512, 256, 8)
+    for handle in (11, 11, 22):
+        driver.calls.clear()
+        program.run(Fake(handle))
+        assert driver.calls == [("kernel", handle, 3), ("memset", handle, 16), ("copy", handle, 8)]
+    driver.code = 1
+    with pytest.raises(DeviceError, match="launching kernel 'k'"):
+        program.run(Fake(22))
+
+
+def test_a_share_is_a_count_or_a_percentage():
+    from runtime.cuda_green import wanted_multiprocessors
+
+    assert [wanted_multiprocessors(text, 132) for text in ("1", "64", "132", "50%", "100%", "12.5%")] == [1, 64, 132, 66, 132, 16]
+    for text in ("0", "133", "0%", "101%", "many"):
+        with pytest.raises(DeviceError, match="the GPU has 132 SMs"):
+            wanted_multiprocessors(text, 132)
+
+
+def test_green_contexts_come_from_cuda_python(monkeypatch):
+    """The calls and the shapes of their answers are those of cuda.bindings (which runs here only with a driver)."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    from runtime import cuda_green
+
+    resource = driver.CUdevResource()
+    seen = []
+    answers = {
+        "cuDeviceGetDevResource": lambda device, kind: (0, resource),
+        "cuDevSmResourceSplitByCount": lambda groups, whole, flags, least: (0, [resource], 1, resource),
+        "cuDevResourceGenerateDesc": lambda resources, count: (0, "described"),
+        "cuGreenCtxCreate": lambda described, device, flags: (0, "green"),
+        "cuCtxFromGreenCtx": lambda green: (0, 99),
+    }
+    for name, answer in answers.items():
+        assert callable(getattr(driver, name))
+
+        def called(*arguments, name=name, answer=answer):
+            seen.append(name)
+            return answer(*arguments)
+
+        called.__name__ = name
+        monkeypatch.setattr(driver, name, called)
+    monkeypatch.setattr(cuda_green, "wanted_multiprocessors", lambda text, total: 8)
+    found = cuda_green.green_context(0, "8")
+    assert (found.handle, found.multiprocessors, found.total) == (99, resource.sm.smCount, resource.sm.smCount)
+    assert seen == list(answers)
+    monkeypatch.setattr(driver, "cuGreenCtxCreate", lambda *_: (801, None))
+    with pytest.raises(DeviceError, match="--limitSMs"):
+        cuda_green.green_context(0, "8")

@@ -171,3 +171,40 @@ def test_docs_list_every_flag() -> None:
         assert f"| `--{option.name}" in text, option.name
     for name in COMMANDS:
         assert name == "trtexec" or f"`trtcli {name} " in text
+
+
+def test_the_cpu_has_no_share(plain: Path, capsys: Captured) -> None:
+    assert main([f"--onnx={plain}", "--device=cpu", "--limitSMs=50%"]) == 1
+    assert "--limitSMs=50%: the CPU has no streaming multiprocessors" in capsys.readouterr().err
+
+
+def test_a_share_under_mps(tmp_path: Path) -> None:
+    from trtcli.host import mps_share
+
+    assert mps_share({}) == mps_share({"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "100"}) == ("", "")
+    half = {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "50", "CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
+    share, warning = mps_share(half)
+    assert not share and "no MPS control daemon" in warning
+    (tmp_path / "control").touch()
+    assert mps_share(half) == ("50%", "")
+
+
+def test_another_share_than_at_build_is_told() -> None:
+    from dataclasses import replace
+
+    from runtime.cpu import CpuDevice
+    from runtime.engine import Engine
+    from runtime.loaded import share_mismatch
+    from tactics.tactic import DeviceSpec
+
+    def device(spec: DeviceSpec) -> CpuDevice:
+        found = CpuDevice()
+        found.spec = spec
+        return found
+
+    whole = DeviceSpec("cuda", "X", multiprocessors=132)
+    half = replace(whole, multiprocessors=64, share="64 of 132 SMs")
+    engine = Engine(None, (), {}, {}, (), half)  # type: ignore[arg-type]
+    assert share_mismatch(engine, device(half)) == ""
+    assert "chosen for 64 of 132 SMs, it runs on all 132 SMs" in share_mismatch(engine, device(whole))
+    assert "MPS 50%" in share_mismatch(engine, device(replace(whole, share="MPS 50%")))

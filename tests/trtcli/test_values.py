@@ -18,6 +18,7 @@ from trtcli.values import (
     Percentiles,
     Pins,
     ShapeSpec,
+    Share,
     byte_size,
 )
 
@@ -66,6 +67,17 @@ def test_device(text: str, value: str) -> None:
 def test_device_refuses(text: str) -> None:
     with pytest.raises(ValueError, match="no device"):
         Device()(text)
+
+
+@pytest.mark.parametrize("text", ["1", "64", "50%", "12.5%", "100%"])
+def test_share(text: str) -> None:
+    assert Share()(text) == text
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "101%", "half", "", "-3", "1.5"])
+def test_share_refuses(text: str) -> None:
+    with pytest.raises(ValueError, match="no share"):
+        Share()(text)
 
 
 def test_percentiles() -> None:
