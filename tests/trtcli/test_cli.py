@@ -121,7 +121,8 @@ def test_inspect_why_not(plain: Path, capsys: Captured) -> None:
     assert main(["inspect", str(plain), "--device=cpu", "--disableFusion=all", "--whyNot=e"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("e is a layer of its own.")
-    assert "refused: switched off by --disableFusion" in out
+    assert "refused (disabled): switched off by --disableFusion=pointwise" in out
+    assert "it would save 48 bytes of traffic" in out
     assert main(["inspect", str(plain), "--whyNot=nope"]) == 1
 
 

@@ -12,12 +12,13 @@ from fusion.dims import symbol
 from fusion.dtypes import DataType
 from fusion.network import Fate, Layer, Network, TensorType
 from fusion.ops import MatrixMultiply, Softmax
+from fusion.rewrite import Miss
 from runtime.engine import Alternative, Engine, InputRange, LayerPlan
 from tactics.tactic import DeviceSpec
 from trtcli.files import json_text
 from trtcli.report.inspection import WIDTH, engine_json, engine_lines
 from trtcli.report.layers import layer_info_json, layer_info_lines, tactic_value
-from trtcli.report.whynot import why_not_lines
+from trtcli.report.whynot import missed_in_network, why_not_lines
 
 
 def engine(verbosity: str = "detailed") -> Engine:
@@ -141,9 +142,9 @@ def test_inspection_json_has_every_node() -> None:
 def test_why_not() -> None:
     assert why_not_lines(engine(), "soft") == [
         "soft is a layer of its own (not timed).",
-        "  nearest rule: softmax-prologue - refused: y is also read by other",
+        "  nearest rule: softmax-prologue - refused (shared): y is also read by other",
         "  it would have joined it with fc + bias",
-        "  it would save 6.4e-05 MB of traffic, about 64.0 us of 4 (1600.0 %)",
+        "  it would save 32 bytes of traffic, about 32.0 us of 4 (800.0 %)",
     ]
     assert why_not_lines(engine(), "bias") == [
         "bias is one of 2 nodes in layer 'fc + bias' (4.0 us, memory bound).",
@@ -152,3 +153,27 @@ def test_why_not() -> None:
     assert why_not_lines(engine(), "drop") == ["drop: does nothing: what reads it reads its input"]
     with pytest.raises(ValueError, match=r"--whyNot=sofft: no such ONNX node or layer; near it: soft"):
         why_not_lines(engine(), "sofft")
+
+
+def test_missed_fusions_are_listed_with_their_price() -> None:
+    lines = engine_lines(engine())
+    place = lines.index("Missed fusions, and what their tensors cost to write and read:")
+    assert lines[place + 1 :] == [
+        "    32.0 us 800.0 %      32 bytes  softmax-prologue: fc + bias, soft",
+        "      shared: y is also read by other",
+    ]
+    assert json.loads(json_text(engine_json(engine())))["MissedFusions"] == [
+        {
+            "Rule": "softmax-prologue", "Layers": ["fc + bias", "soft"], "Condition": "shared",
+            "Detail": "y is also read by other", "Bytes": 32, "TimeMs": pytest.approx(0.032),
+        }
+    ]  # fmt: skip
+
+
+def test_what_saves_nothing_is_not_missed() -> None:
+    network = engine().network
+    dear = Miss("matmul-pointwise", ("fc", "bias"), "shape", "bias broadcasts", ("w",))
+    cheap = Miss("shuffle-shuffle", ("fc", "soft"), "no gain", "one permutation", ("w",))
+    unknown = Miss("softmax-prologue", ("fc", "soft"), "shape", "", ("y",))
+    found = missed_in_network(network, [cheap, unknown, dear, dear])
+    assert [(one.miss, one.bytes) for one in found] == [(dear, 2 * 64), (unknown, None)]

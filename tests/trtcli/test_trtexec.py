@@ -275,7 +275,7 @@ def test_why_not_reads_what_the_build_recorded(model: Path, tmp_path: Path, caps
     path = tmp_path / "e.engine"
     argv = ["build", str(model), "--device=cpu", "--avgTiming=1", "--disableFusion=all", f"--saveEngine={path}"]
     assert main([*argv, "--whyNot=relu"]) == 0
-    refused = r"  nearest rule: (convolution-\w+) - refused: switched off by --disableFusion=\1"
+    refused = r"  nearest rule: (convolution-\w+) - refused \(disabled\): switched off by --disableFusion=\1"
     assert re.search(refused, capsys.readouterr().out)
     assert main(["inspect", str(path), "--whyNot=relu"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -13,6 +13,7 @@ from fusion.network import Network
 from fusion.passes import FusionResult
 from runtime.engine import Engine
 from trtcli.report.layers import SCHEMA, alignment_of, io_tensors, layer_info_json, layer_objects
+from trtcli.report.whynot import Missed, megabytes, missed_fusions, missed_in_network, missed_json
 from trtcli.shapes import text
 
 WIDTH = 100
@@ -37,7 +38,7 @@ def engine_lines(engine: Engine) -> list[str]:
         ranges = "" if len(set(shapes)) < 2 else f"  min {shapes[0]}, opt {shapes[1]}, max {shapes[2]}"
         lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}")
     lines += ["", *_layer_table(engine, total), *_alignment_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
-    return lines
+    return [*lines, *_missed_lines(missed_fusions(engine), total)]
 
 
 def _stream_lines(engine: Engine) -> list[str]:
@@ -88,6 +89,24 @@ def _layer_table(engine: Engine, total: float) -> list[str]:
     return [*lines, f"     {len(rows)} layers, {_time(total)} (each timed alone, at the optimal shapes)"]
 
 
+SHOWN = 10  # missed fusions on the page; JSON has them all
+
+
+def _missed_lines(missed: Sequence[Missed], total: float = 0.0) -> list[str]:
+    """The dearest missed fusions: what their tensors cost to write and read again, the rule, where, and why not."""
+    if not missed:
+        return []
+    lines = ["", "Missed fusions, and what their tensors cost to write and read:"]
+    for one in missed[:SHOWN]:
+        cost = "" if one.seconds is None else f"{one.seconds * 1e6:8.1f} us" + (f" {100 * one.seconds / total:5.1f} %" if total else "")
+        traffic = "unknown size" if one.bytes is None else megabytes(one.bytes)
+        head = f"{cost}  {traffic:>12}  {one.miss.rule}: "
+        lines.append(head + _cut(", ".join(one.miss.layers), WIDTH - len(head)))
+        reason = f"      {one.miss.condition}: {one.miss.detail}"
+        lines.append(reason if len(reason) <= WIDTH else f"{reason[: WIDTH - 1]}…")
+    return [*lines, f"  and {len(missed) - SHOWN} more: --json lists them all"] if len(missed) > SHOWN else lines
+
+
 def _time(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} us" if seconds < 1e-2 else f"{seconds * 1e3:.1f} ms"
 
@@ -136,6 +155,7 @@ def engine_json(engine: Engine) -> dict[str, Any]:
         **layer_info_json(engine),
         "Layers": layer_objects(engine, {name: one.opt for name, one in engine.profiles[0].items()}),
         "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in engine.network.fates.items()},
+        "MissedFusions": missed_json(missed_fusions(engine)),
         "WeightBytes": sum(array.nbytes for array in engine.weights.values()),
         "KernelBytes": sum(map(len, engine.kernels.values())),
         "Record": {key: value for key, value in engine.record.items() if key != "misses"},
@@ -166,7 +186,7 @@ def model_lines(facts: ImportReport, imported: Network, fused: FusionResult) -> 
     lines += ["", *_table(("  #", "Layer", "Type", "Output", "nodes"), rows, stretch=1, right=(4,)), ""]
     lines.append(f"{len(imported.layers)} layers became {len(network.layers)}; {_fates_line(network)}")
     lines += [f"  {count:4} x {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: (-item[1], item[0]))]
-    return lines
+    return [*lines, *_missed_lines(missed_in_network(network, fused.misses.values()))]
 
 
 def model_json(facts: ImportReport, fused: FusionResult) -> dict[str, Any]:
@@ -207,4 +227,5 @@ def model_json(facts: ImportReport, fused: FusionResult) -> dict[str, Any]:
         ],
         "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in network.fates.items()},
         "Fusions": dict(fused.counts),
+        "MissedFusions": missed_json(missed_in_network(network, fused.misses.values())),
     }

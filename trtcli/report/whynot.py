@@ -1,9 +1,10 @@
-"""``--whyNot``: what became of a node, the rule that came nearest to fusing its layer further, and what that would save."""
+"""Why layers stand alone: ``--whyNot`` of one node, and the list of all missed fusions with what their bytes cost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,6 +13,58 @@ from fusion.network import Fate, Layer, Network
 from fusion.rewrite import Miss
 from runtime.engine import Engine, LayerPlan, sizes_of
 from tactics.tactic import tensor_bytes
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A fusion that was refused: the bytes that it would have kept out of memory (None where sizes are known at run time only), and
+    the seconds that they take (None without a device)."""
+
+    miss: Miss
+    bytes: int | None
+    seconds: float | None = None
+
+
+_NO_GAIN = ("no gain", "order")  # conditions under which a refused fusion would have saved nothing, or another rule has it
+_STILL_WRITTEN = ("shared", "network output")  # under these the tensor is written anyway; fusing saves one read
+
+
+def _crossings(miss: Miss) -> int:
+    """How often fusing would spare each tensor the way through memory."""
+    return 0 if miss.condition in _NO_GAIN else 1 if miss.condition in _STILL_WRITTEN else 2
+
+
+def missed_fusions(engine: Engine) -> list[Missed]:
+    """The fusions that the build refused, dearest first; those that would save no traffic are left out."""
+    found = [(miss, _traffic(engine, miss)) for miss in dict.fromkeys(recorded_misses(engine).values())]
+    missed = [Missed(miss, saved, saved / engine.device.bandwidth) for miss, saved in found if saved]
+    return sorted(missed, key=lambda one: -(one.bytes or 0))
+
+
+def missed_in_network(network: Network, misses: Iterable[Miss]) -> list[Missed]:
+    """The same for a network that was not built, largest first, those of unknown size last."""
+    found = []
+    for miss in dict.fromkeys(misses):
+        types = [network.tensors[name] for name in miss.tensors if name in network.tensors]
+        if types and _crossings(miss):
+            known = all(one.is_static for one in types)
+            found.append(Missed(miss, _crossings(miss) * sum(map(tensor_bytes, types)) if known else None))
+    return sorted(found, key=lambda one: -1 if one.bytes is None else one.bytes, reverse=True)
+
+
+def missed_json(missed: Iterable[Missed]) -> list[dict[str, Any]]:
+    """For programs: ``Rule``, ``Layers``, ``Condition``, ``Detail``, ``Bytes``, ``TimeMs`` (null where unknown)."""
+    return [
+        {
+            "Rule": one.miss.rule,
+            "Layers": list(one.miss.layers),
+            "Condition": one.miss.condition,
+            "Detail": one.miss.detail,
+            "Bytes": one.bytes,
+            "TimeMs": None if one.seconds is None else one.seconds * 1e3,
+        }
+        for one in missed
+    ]
 
 
 def why_not_lines(engine: Engine, name: str) -> list[str]:
@@ -26,7 +79,7 @@ def why_not_lines(engine: Engine, name: str) -> list[str]:
     plan = engine.layers[engine.network.layers.index(layer)]
     miss = recorded_misses(engine).get(layer.name)
     lines = [f"{name} {_place(name, layer)} ({_cost(plan)}).", *_miss_lines(layer, miss)]
-    saved = _traffic(engine, miss.tensors) if miss else 0
+    saved = _traffic(engine, miss) if miss else 0
     return [*lines, f"  {_gain(engine, saved)}"] if saved else lines
 
 
@@ -39,7 +92,10 @@ def why_not_in_network(network: Network, misses: Mapping[str, Miss], name: str) 
     layer, fate = find(network, name)
     if layer is None:
         return [f"{name}: {fate}"]
-    return [f"{name} {_place(name, layer)}.", *_miss_lines(layer, misses.get(layer.name))]
+    miss = misses.get(layer.name)
+    lines = [f"{name} {_place(name, layer)}.", *_miss_lines(layer, miss)]
+    saved = [one.bytes for one in missed_in_network(network, [miss] if miss else []) if one.bytes]
+    return [*lines, *(f"  it would save {megabytes(count)} of traffic" for count in saved)]
 
 
 def find(network: Network, name: str) -> tuple[Layer | None, str]:
@@ -83,7 +139,7 @@ def _miss_lines(layer: Layer, miss: Miss | None) -> list[str]:
     if miss is None:
         return ["  no rule matched around it: nothing was refused"]
     others = ", ".join(one for one in miss.layers if one != layer.name)
-    lines = [f"  nearest rule: {miss.rule} - refused: {miss.detail}"]
+    lines = [f"  nearest rule: {miss.rule} - refused ({miss.condition}): {miss.detail}"]
     return [*lines, f"  it would have joined it with {others}"] if others else lines
 
 
@@ -97,15 +153,20 @@ def _cost(plan: LayerPlan) -> str:
     return "not timed" if math.isnan(plan.seconds) else f"{plan.seconds * 1e6:.1f} us, {plan.bound} bound"
 
 
-def _traffic(engine: Engine, tensors: Sequence[str]) -> int:
-    """Bytes of one write and one read of ``tensors`` at the optimal shapes."""
+def _traffic(engine: Engine, miss: Miss) -> int:
+    """Bytes that would not cross memory at the optimal shapes."""
     types = engine.network.tensors
     sizes = sizes_of(engine.network, {name: one.opt for name, one in engine.profiles[0].items()})
-    return sum(2 * tensor_bytes(bind_type(types[name], sizes)) for name in tensors if name in types)
+    return sum(_crossings(miss) * tensor_bytes(bind_type(types[name], sizes)) for name in miss.tensors if name in types)
 
 
 def _gain(engine: Engine, saved: int) -> str:
     seconds = saved / engine.device.bandwidth
     total = sum(plan.seconds for plan in engine.layers if not math.isnan(plan.seconds))
     share = f" of {total * 1e6:.0f} ({100 * seconds / total:.1f} %)" if total else ""
-    return f"it would save {saved / 1e6:.2g} MB of traffic, about {seconds * 1e6:.1f} us{share}"
+    return f"it would save {megabytes(saved)} of traffic, about {seconds * 1e6:.1f} us{share}"
+
+
+def megabytes(count: int) -> str:
+    """``count`` bytes in the unit that suits them."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.2f} kB" if count >= 1e3 else f"{count} bytes"
