@@ -16,7 +16,18 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, type_of
 from fusion.network import Layer, Network, Op, TensorType
-from fusion.ops import Cumulative, Pointwise, Range, Reduce, Shuffle
+from fusion.ops import (
+    Cumulative,
+    Determinant,
+    GridSample,
+    Pointwise,
+    Range,
+    Reduce,
+    Reinterpret,
+    RoiAlign,
+    RoiPool,
+    Shuffle,
+)
 
 _WIDE = DataType.FLOAT
 _SUMS = ("sum", "mean")  # the reductions whose results are statistics
@@ -232,9 +243,9 @@ class _Narrowing:
 
 
 def _is_delicate(network: Network, layer: Layer) -> bool:
-    """Whether float32 must stay: exact integers beyond 2048 (256) do not exist in float16 (bfloat16)."""
+    """Whether float32 must stay: exact integers beyond 2048 (256) do not exist in float16 (bfloat16), and no exact coordinates."""
     op = layer.op
-    if isinstance(op, Range | Cumulative):
+    if isinstance(op, Range | Cumulative | Determinant | GridSample | Reinterpret | RoiAlign | RoiPool):
         return True
     if not isinstance(op, Pointwise):
         return False

@@ -2,16 +2,22 @@
 
 from fusion.ops.attention import Attention
 from fusion.ops.convolution import Convolution, Deconvolution
+from fusion.ops.determinant import Determinant
 from fusion.ops.fill import Fill, Range, ShapeValue
+from fusion.ops.fold import Fold
 from fusion.ops.gather import Gather, GatherElements, GatherND, ScatterElements, ScatterND
+from fusion.ops.linear_attention import LinearAttention
 from fusion.ops.matmul import MatrixMultiply
 from fusion.ops.normalization import GroupNormalization, LocalResponseNormalization, Normalization
 from fusion.ops.order import ArgReduce, Cumulative, TopK
 from fusion.ops.pointwise import Pointwise
 from fusion.ops.pooling import Pooling
+from fusion.ops.pooling_indices import PoolingIndices
 from fusion.ops.recurrent import Recurrence
 from fusion.ops.reduce import Reduce
+from fusion.ops.reinterpret import Reinterpret
 from fusion.ops.resize import Resize
+from fusion.ops.sampling import DeformableColumns, GridSample, RoiAlign, RoiPool
 from fusion.ops.shuffle import Concatenation, Expand, Padding, Shuffle, Slice, Tile
 from fusion.ops.softmax import Softmax
 
@@ -21,6 +27,8 @@ OPS = {
         ArgReduce, Attention, Concatenation, Convolution, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, LocalResponseNormalization, MatrixMultiply, Normalization, Padding, Pointwise, Pooling,
         Range, Recurrence, Reduce, Resize, ScatterElements, ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK,
+        # rare
+        DeformableColumns, Determinant, Fold, GridSample, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,
     )
 }  # fmt: skip
 

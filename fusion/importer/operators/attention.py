@@ -11,7 +11,7 @@ from fusion.importer.node import Node
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
 from fusion.network import ShapeError, broadcast
-from fusion.ops import Attention
+from fusion.ops import Attention, LinearAttention
 
 
 @operator("Attention", since=23)
@@ -63,3 +63,18 @@ def _check_mask(mask: Value, scores: tuple[Dim, ...]) -> None:
         fits = False
     if not fits:
         raise Unsupported(f"a mask of shape {mask.shape} over scores of shape {scores}")
+
+
+@operator("LinearAttention")
+def linear_attention(b: Builder, node: Node) -> tuple[Value, ...]:
+    rule, past, decay, beta = node.attr("update_rule", "gated_delta"), *(node.optional(index) for index in (3, 4, 5))
+    if rule not in ("linear", "gated", "delta", "gated_delta"):
+        raise Unsupported(f"update_rule {rule!r}; it takes linear, gated, delta or gated_delta")
+    gated, delta = rule.startswith("gated"), rule.endswith("delta")
+    if gated != (decay is not None) or delta != (beta is not None):
+        raise Unsupported(f"update_rule {rule!r} does not fit the inputs: gated rules need decay, delta rules need beta")
+    op = LinearAttention(
+        node.required("q_num_heads"), node.required("kv_num_heads"), gated, delta, past is not None, node.attr("scale", 0.0)
+    )
+    inputs = [node.input(index) for index in range(3)] + [one for one in (past, decay, beta) if one is not None]
+    return b.layers(op, inputs)

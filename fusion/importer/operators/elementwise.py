@@ -13,6 +13,7 @@ from fusion.importer.node import Node
 from fusion.importer.registry import operator
 from fusion.importer.tensors import data_type_of
 from fusion.importer.values import Value
+from fusion.ops import Reinterpret
 
 UNARY = {
     "Abs": "abs", "Acos": "acos", "Acosh": "acosh", "Asin": "asin", "Asinh": "asinh", "Atan": "atan", "Atanh": "atanh",
@@ -173,6 +174,12 @@ def cast(b: Builder, node: Node) -> Value:
 def cast_like(b: Builder, node: Node) -> Value:
     expression = conversion(node.input(0).dtype, node.input(1).dtype, bool(node.attr("saturate", 1)))
     return b.pointwise(expression, node.input(0))
+
+
+@operator("BitCast")
+def bit_cast(b: Builder, node: Node) -> Value:
+    x, dtype = node.input(0), data_type_of(node.required("to"))
+    return x if x.dtype is dtype else b.layer(Reinterpret(dtype), x)
 
 
 def conversion(source: DataType, target: DataType, saturate: bool) -> Expression:

@@ -9,6 +9,7 @@ from fusion.expression import Convert
 from fusion.importer.builder import X0, X1, X2, X3, Builder, call, literal
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
+from fusion.importer.operators.movement import expand_to
 from fusion.importer.operators.slicing import cut
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
@@ -45,6 +46,25 @@ def scatter_elements(b: Builder, node: Node) -> Value:
 @operator("ScatterND")
 def scatter_nd(b: Builder, node: Node) -> Value:
     return b.layer(ScatterND(node.attr("reduction", "none")), node.input(0), node.input(1), node.input(2))
+
+
+@operator("TensorScatter")
+def tensor_scatter(b: Builder, node: Node) -> Value:
+    """``update`` written into the cache along ``axis``, from each sequence's write position on; ``circular`` wraps at its end."""
+    cache, update, start = node.input(0), node.input(1), node.optional(2)
+    axis = node.axis(node.attr("axis", -2), cache.rank)
+    steps, capacity = update.shape[axis], cache.shape[axis]
+    index = b.layer(Range(0, 1, steps, DataType.INT64), suffix="steps")
+    index = b.reshape(index, tuple(steps if one == axis else 1 for one in range(cache.rank)), "step_axis")
+    if start is not None:
+        first = b.reshape(start, (start.shape[0], *(1,) * (cache.rank - 1)), "start")
+        place = call("add", X0, Convert(DataType.INT64, X1))
+        if node.attr("mode", "linear") == "circular":
+            size = b.layer(ShapeValue((capacity,), (1,), DataType.INT64), suffix="capacity")
+            index = b.pointwise(call("mod", place, X2), index, first, size, suffix="place")
+        else:
+            index = b.pointwise(place, index, first, suffix="place")
+    return b.layer(ScatterElements(axis), cache, expand_to(b, index, update.shape, "index"), update)
 
 
 @operator("OneHot")

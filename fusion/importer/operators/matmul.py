@@ -10,7 +10,7 @@ from fusion.importer.node import Node
 from fusion.importer.operators.convolution import widen
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
-from fusion.ops import MatrixMultiply
+from fusion.ops import Determinant, MatrixMultiply
 from fusion.ops.epilogue import IDENTITY
 
 
@@ -74,3 +74,8 @@ def qlinear_matmul(b: Builder, node: Node) -> Value:
     real = b.convert(total, DataType.FLOAT, "float")
     real = b.pointwise(call("mul", X0, X1), real, b.convert(ratio, DataType.FLOAT, "ratio"), suffix="product")
     return quantize(b, real, b.convert(scale, DataType.FLOAT, "y_scale"), zero, zero.dtype)
+
+
+@operator("Det")
+def det(b: Builder, node: Node) -> Value:
+    return b.layer(Determinant(), node.input(0))
