@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import TypeVar
 
-from fusion.dims import Sym, bind, is_static
-from fusion.network import Op, TensorType
+from fusion.dims import Sym, bind, is_static, substitute
+from fusion.network import Network, Op, TensorType
 
 OpType = TypeVar("OpType", bound=Op)
 
@@ -34,6 +34,34 @@ def bind_type(tensor: TensorType, sizes: Mapping[str, int]) -> TensorType:
         KeyError: a name is not in ``sizes``.
     """
     return tensor if tensor.is_static else TensorType(tensor.dtype, tuple(bind(dim, sizes) for dim in tensor.shape))
+
+
+def fix_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
+    """``network`` with the named ``sizes`` replaced by numbers wherever they occur; other names stay.
+
+    A network with layers that hold networks of their own (loops, branches) stays as it is.
+    """
+    if not sizes or any(isinstance(getattr(layer.op, item.name), Network) for layer in network.layers for item in fields(layer.op)):  # type: ignore[arg-type]
+        return network
+    layers = tuple(replace(layer, op=_fix_op(layer.op, sizes)) for layer in network.layers)
+    tensors = {
+        name: TensorType(tensor.dtype, tuple(substitute(dim, sizes) for dim in tensor.shape))
+        for name, tensor in network.tensors.items()
+    }
+    return replace(network, layers=layers, tensors=tensors)
+
+
+def _fix_op(op: Op, sizes: Mapping[str, int]) -> Op:
+    assert is_dataclass(op)
+    values = {item.name: getattr(op, item.name) for item in fields(op)}
+    changed = {name: _substitute(value, sizes) for name, value in values.items() if not is_static(value)}
+    return replace(op, **changed) if changed else op
+
+
+def _substitute(value: object, sizes: Mapping[str, int]) -> object:
+    if isinstance(value, tuple):
+        return tuple(_substitute(item, sizes) for item in value)
+    return substitute(value, sizes) if isinstance(value, Sym) else value
 
 
 def _bind(value: object, sizes: Mapping[str, int]) -> object:

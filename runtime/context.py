@@ -46,7 +46,7 @@ class ExecutionContext:
         self._addresses: dict[str, int] = {}
         self._keep: dict[str, object] = {}  # owners of memory that others gave us
         self._own: dict[str, Memory] = {}  # I/O memory of execute()
-        self._resolutions: OrderedDict[tuple[tuple[int, ...], ...], Resolution] = OrderedDict()
+        self._resolutions: OrderedDict[tuple[object, ...], Resolution] = OrderedDict()
         self._resolution: Resolution | None = None
         self._programs: list[Program | None] = []
         self._actions: list[Action] | None = None
@@ -299,8 +299,8 @@ class ExecutionContext:
         self.revision += 1
 
     def state(self) -> tuple[object, ...]:
-        """All that a captured graph depends on: shapes, addresses, arena. Equal states run the same work on the same memory."""
-        return tuple(sorted(self._shapes.items())), tuple(sorted(self._addresses.items())), self._arena.address
+        """All that a captured graph depends on: profile, shapes, addresses, arena. Equal states run the same work on the same memory."""
+        return self.profile, tuple(sorted(self._shapes.items())), tuple(sorted(self._addresses.items())), self._arena.address
 
     def _as_stream(self, stream: Any) -> Stream:
         if isinstance(stream, Stream):
@@ -312,10 +312,12 @@ class ExecutionContext:
 
     def _reserve(self) -> None:
         """Size the arena for the largest shapes."""
-        profiles = self.engine.profiles if self._allocation == "static" else (self.engine.profiles[self.profile],)
-        for profile in profiles:
-            largest = self._lookup({name: profile[name].max for name in self.engine.network.inputs})
-            self._grow(largest.memory.size)
+        numbers = range(len(self.engine.profiles)) if self._allocation == "static" else (self.profile,)
+        self._grow(max(self._largest(number).memory.size for number in numbers))
+
+    def _largest(self, profile: int) -> Resolution:
+        ranges = self.engine.profiles[profile]
+        return self._lookup({name: ranges[name].max for name in self.engine.network.inputs}, profile)
 
     def _grow(self, size: int) -> None:
         if size > self._arena.size:
@@ -323,11 +325,11 @@ class ExecutionContext:
             self._arena = Memory(0, 0)  # first give back, then ask
             self._arena = self.device.allocate(size)
 
-    def _lookup(self, shapes: Mapping[str, tuple[int, ...]]) -> Resolution:
-        key = tuple(shapes[name] for name in self.engine.network.inputs)
+    def _lookup(self, shapes: Mapping[str, tuple[int, ...]], profile: int) -> Resolution:
+        key = (profile, *(shapes[name] for name in self.engine.network.inputs))
         found = self._resolutions.get(key)
         if found is None:
-            found = resolve(self.engine, self.loaded.outline, shapes, self.device.spec)
+            found = resolve(self.engine, self.loaded.outlines[profile], shapes, self.device.spec)
             self._resolutions[key] = found
             if len(self._resolutions) > _KEPT_RESOLUTIONS:
                 self._resolutions.popitem(last=False)
@@ -339,7 +341,7 @@ class ExecutionContext:
             missing = [name for name in self.engine.network.inputs if name not in self._shapes]
             if missing:
                 raise ValueError(f"input {missing[0]!r} has no shape: call set_input_shape")
-            self._resolution = self._lookup(self._shapes)
+            self._resolution = self._lookup(self._shapes, self.profile)
             self._programs = []
         return self._resolution
 
@@ -374,7 +376,7 @@ class ExecutionContext:
 
     def _program(self, resolution: Resolution, step: Step) -> Program:
         layer = self.engine.network.layers[step.layer]
-        packed = tuple(self.loaded.weights[name] for name in self.engine.layers[step.layer].packed)
+        packed = tuple(self.loaded.weights[name] for name in resolution.decisions[step.layer].packed)
         binding = Binding(
             inputs=tuple(self._tensor(resolution, name) for name in layer.inputs),
             outputs=tuple(self._tensor(resolution, name) for name in layer.outputs),

@@ -79,7 +79,7 @@ class Engine:
 
     Attributes:
         network: fused, in the layouts that the device runs. ``network.constants`` is empty: values are in ``weights``.
-        layers: the decisions, one per layer of ``network.layers``, in their order.
+        layers: the decisions, one per layer of ``network.layers``, in their order, for optimization profile 0.
         weights: constants that launches read directly, by tensor name, and packed ones, by the names in ``LayerPlan.packed``.
         kernels: cubins by ``Kernel.key(arch)``; empty on the CPU.
         profiles: per optimization profile, the range of each input (static inputs too).
@@ -87,6 +87,7 @@ class Engine:
         record: what reports show of the build: versions, date, model file and hash, options, fusion log, counts, seconds.
             JSON-compatible.
         tf32: whether the tactics were asked with TF32 products allowed (part of every workload).
+        more_layers: the decisions for profiles 1, 2, ..., or nothing where all profiles share those of ``layers``.
     """
 
     network: Network
@@ -97,6 +98,11 @@ class Engine:
     device: DeviceSpec
     record: Mapping[str, object] = field(default_factory=dict)
     tf32: bool = True
+    more_layers: tuple[tuple[LayerPlan, ...], ...] = ()
+
+    def decisions(self, profile: int = 0) -> tuple[LayerPlan, ...]:
+        """The decisions for optimization profile ``profile``, one per layer."""
+        return self.more_layers[profile - 1] if profile and self.more_layers else self.layers
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the engine to ``path``, whole or not at all, and return its size in bytes.
@@ -148,7 +154,7 @@ class Engine:
     @property
     def num_aux_streams(self) -> int:
         """How many auxiliary streams one inference uses."""
-        return max((layer.stream for layer in self.layers), default=0)
+        return max((layer.stream for plans in (self.layers, *self.more_layers) for layer in plans), default=0)
 
     @property
     def num_io_tensors(self) -> int:
@@ -182,6 +188,13 @@ def sizes_of(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
             elif dim != value:
                 raise ValueError(f"input {name!r}: dimension {axis} is {value}, the model fixes it at {dim}")
     return sizes
+
+
+def fixed_sizes(network: Network, profile: Mapping[str, InputRange]) -> dict[str, int]:
+    """The named sizes that ``profile`` leaves no choice: smallest and largest are the same."""
+    smallest = sizes_of(network, {name: item.min for name, item in profile.items()})
+    largest = sizes_of(network, {name: item.max for name, item in profile.items()})
+    return {name: size for name, size in smallest.items() if largest[name] == size}
 
 
 def _text(shape: Shape) -> str:

@@ -10,8 +10,7 @@ import json
 import mmap
 import os
 import struct
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fusion.dtypes import DataType
+from fusion.files import replacing
 from fusion.network import Fate, Layer, Network, TensorType
 from fusion.serial import from_json, to_json
 from runtime.engine import Alternative, Engine, EngineError, InputRange, LayerPlan
@@ -69,7 +69,10 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> int:
     text += b" " * (-len(text) % 64)  # data start on a cache line
     target = Path(path)
     try:
-        _write(target, (struct.pack("<Q", len(text)), text, *(_bytes(tensors[name]) for name in order)))
+        with replacing(target) as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in order:
+                file.write(_bytes(tensors[name]))
     except OSError as error:
         raise EngineError(f"cannot write engine file {str(target)!r}: {error.strerror or error}") from error
     return 8 + len(text) + offset
@@ -105,27 +108,6 @@ def load(path: str | os.PathLike[str]) -> Engine:
         ) from error
 
 
-def _write(target: Path, parts: Iterable[bytes | memoryview]) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
 def _bytes(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
@@ -145,6 +127,11 @@ def _describe(engine: Engine) -> dict[str, Any]:
             "fates": {name: to_json(fate) for name, fate in network.fates.items()},
         },
         "layers": [_plain(plan) for plan in engine.layers],
+        # Decisions of profiles 1, 2, ...; null where it is that of profile 0.
+        "more_layers": [
+            [None if _plain(plan) == _plain(first) else _plain(plan) for plan, first in zip(plans, engine.layers, strict=True)]
+            for plans in engine.more_layers
+        ],
         "profiles": [{name: _plain(item) for name, item in profile.items()} for profile in engine.profiles],
         "device": _plain(engine.device),
         "tf32": engine.tf32,
@@ -205,15 +192,20 @@ def _parse(data: memoryview, path: str) -> Engine:
         tensors={name: _is(from_json(tensor), TensorType) for name, tensor in net["tensors"].items()},
         fates={name: _is(from_json(fate), Fate) for name, fate in net["fates"].items()},
     )
+    layers = tuple(_layer_plan(plan) for plan in text["layers"])
     engine = Engine(
         network=network,
-        layers=tuple(_layer_plan(plan) for plan in text["layers"]),
+        layers=layers,
         weights=weights,
         kernels=kernels,
         profiles=tuple({name: _range(item) for name, item in profile.items()} for profile in text["profiles"]),
         device=_device(text["device"]),
         record=_is(text["record"], dict),
         tf32=_is(text["tf32"], bool),
+        more_layers=tuple(
+            tuple(first if plan is None else _layer_plan(plan) for plan, first in zip(plans, layers, strict=True))
+            for plans in text.get("more_layers", [])
+        ),
     )
     _check(engine)
     return engine
@@ -325,18 +317,21 @@ def _check(engine: Engine) -> None:
     network = engine.network
     if len(engine.layers) != len(network.layers):
         raise ValueError(f"{len(network.layers)} layers, but {len(engine.layers)} decisions")
+    if engine.more_layers and len(engine.more_layers) != len(engine.profiles) - 1:
+        raise ValueError(f"{len(engine.profiles)} optimization profiles, but {1 + len(engine.more_layers)} sets of decisions")
     made = {name for layer in network.layers for name in layer.outputs}
     written: set[str] = set()
-    for layer, plan in zip(network.layers, engine.layers, strict=True):
+    for number, layer in enumerate(network.layers):
         for name in (*layer.inputs, *layer.outputs):
             if name not in network.tensors:
                 raise ValueError(f"layer {layer.name!r} uses tensor {name!r}, which has no type")
         if early := sorted((made - written) & set(layer.inputs)):
             raise ValueError(f"layer {layer.name!r} reads {early[0]!r} before a layer writes it")
-        if missing := [name for name in plan.packed if name not in engine.weights]:
-            raise ValueError(f"layer {layer.name!r}: packed weights {missing[0]!r} are not in the file")
-        if plan.stream < 0 or plan.stream > len(network.layers):
-            raise ValueError(f"layer {layer.name!r}: stream {plan.stream}")
+        for plan in (plans[number] for plans in (engine.layers, *engine.more_layers)):
+            if missing := [name for name in plan.packed if name not in engine.weights]:
+                raise ValueError(f"layer {layer.name!r}: packed weights {missing[0]!r} are not in the file")
+            if plan.stream < 0 or plan.stream > len(network.layers):
+                raise ValueError(f"layer {layer.name!r}: stream {plan.stream}")
         if twice := written & set(layer.outputs):
             raise ValueError(f"tensor {sorted(twice)[0]!r} is written twice")
         written |= set(layer.outputs)

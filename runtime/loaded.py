@@ -18,7 +18,7 @@ class LoadedEngine:
     """Weights and kernels of ``engine`` on ``device``.
 
     Attributes:
-        outline: what no shape changes: tactics, views, shared memory.
+        outlines: per optimization profile, what no shape changes: tactics, views, shared memory.
         weights: per name in ``engine.weights``, the tensor on the device.
         modules: what ``device.program`` takes.
     """
@@ -27,9 +27,14 @@ class LoadedEngine:
         _check_device(engine, device)
         self.engine = engine
         self.device = device
-        self.outline: Outline = outline(engine)
+        self.outlines: tuple[Outline, ...] = tuple(outline(engine, number) for number in range(len(engine.profiles)))
         self.modules = device.load(engine.kernels)
         self.weights, self._memory = _upload(engine, device)
+
+    @property
+    def outline(self) -> Outline:
+        """That of profile 0: views and shared memory are the same for all."""
+        return self.outlines[0]
 
     @property
     def weight_bytes(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fusion.bind import bind_type
 from fusion.network import Layer, TensorType
-from runtime.engine import Engine, EngineError, LayerPlan, sizes_of
+from runtime.engine import Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
 from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
 from runtime.views import VIEW, share_memory, view_layers
 from runtime.workloads import workload_of
@@ -20,20 +20,24 @@ from tactics.tactic import Buffer, Copy, DeviceSpec, Plan, Tactic, tensor_bytes
 
 @dataclass(frozen=True)
 class Outline:
-    """What holds for every shape.
+    """What holds for every shape of an optimization profile.
 
     Attributes:
+        decisions: per layer, what was decided for this profile.
         tactics: per layer, its tactic; None for a view.
         views: names of the view layers; ``elided`` those that need no step.
         owner: per tensor, the tensor whose memory it is.
         constants: tensors whose values are known at build: read, but neither inputs nor written by a layer.
+        fixed: the named sizes that the profile leaves no choice.
     """
 
+    decisions: tuple[LayerPlan, ...]
     tactics: tuple[Tactic | None, ...]
     views: frozenset[str]
     elided: frozenset[str]
     owner: Mapping[str, str]
     constants: frozenset[str]
+    fixed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Resolution:
         steps: what runs, in order; a wait names the step (number) on another stream that must have ended.
         offsets: per owner tensor in the arena, its offset in bytes.
         memory: the arena plan.
+        decisions: per layer of the network, what was decided for the profile.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -64,10 +69,11 @@ class Resolution:
     steps: tuple[Step, ...]
     offsets: Mapping[str, int]
     memory: MemoryPlan
+    decisions: tuple[LayerPlan, ...] = ()
 
 
-def outline(engine: Engine) -> Outline:
-    """The part of resolution that no shape changes.
+def outline(engine: Engine, profile: int = 0) -> Outline:
+    """The part of resolution that no shape of ``profile`` changes.
 
     Raises:
         EngineError: this version lacks a tactic that the engine uses.
@@ -78,8 +84,10 @@ def outline(engine: Engine) -> Outline:
     constants = frozenset(read - produced - set(network.inputs))
     views = view_layers(network)
     owner, elided = share_memory(network, views, constants)
-    tactics = tuple(_tactic(layer, plan, views) for layer, plan in zip(network.layers, engine.layers, strict=True))
-    return Outline(tactics, views, elided, owner, constants)
+    decisions = engine.decisions(profile)
+    tactics = tuple(_tactic(layer, plan, views) for layer, plan in zip(network.layers, decisions, strict=True))
+    fixed = frozenset(fixed_sizes(network, engine.profiles[profile]))
+    return Outline(decisions, tactics, views, elided, owner, constants, fixed)
 
 
 def _tactic(layer: Layer, plan: LayerPlan, views: frozenset[str]) -> Tactic | None:
@@ -127,7 +135,7 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
     steps = [
         Step(step.layer, step.plan, step.stream, step.waits, offset) for step, offset in zip(steps, placed, strict=True)
     ]
-    return Resolution(dict(shapes), types, tuple(steps), offsets, memory)
+    return Resolution(dict(shapes), types, tuple(steps), offsets, memory, fixed.decisions)
 
 
 def _plan(
@@ -138,12 +146,12 @@ def _plan(
     types: Mapping[str, TensorType],
     device: DeviceSpec,
 ) -> Plan:
-    layer, decision, tactic = engine.network.layers[number], engine.layers[number], fixed.tactics[number]
+    layer, decision, tactic = engine.network.layers[number], fixed.decisions[number], fixed.tactics[number]
     if layer.name in fixed.views:
         return Plan((Copy(Buffer("input"), Buffer("output"), tensor_bytes(types[layer.outputs[0]])),))
     assert tactic is not None
     try:
-        workload = workload_of(engine.network, layer, sizes, fixed.constants, engine.tf32)
+        workload = workload_of(engine.network, layer, sizes, fixed.constants, engine.tf32, fixed.fixed)
         return tactic.plan(workload, decision.config, device)
     # A tactic is foreign code to this function; whatever it says, the user needs the layer and the shapes with it.
     except Exception as error:
@@ -161,7 +169,7 @@ def _schedule(engine: Engine, fixed: Outline, plans: list[tuple[int, Plan]]) -> 
     last: dict[int, int] = {}
     steps: list[Step] = []
     for step, (number, plan) in enumerate(plans):
-        layer, stream = network.layers[number], engine.layers[number].stream
+        layer, stream = network.layers[number], fixed.decisions[number].stream
         ended = {**known[last[stream]], stream: last[stream]} if stream in last else {}
         waits = []
         needed = sorted(

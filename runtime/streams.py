@@ -8,7 +8,7 @@ streams costs the time of an event, as measured on the device. Source of the ide
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import isnan
@@ -67,7 +67,7 @@ def with_streams(engine: Engine, device: Device, max_aux: int = -1) -> tuple[Eng
     """
     if max_aux < 0:
         max_aux = DEFAULT_AUX if engine.device.kind == "cuda" else 0
-    serial = replace(engine, layers=tuple(replace(plan, stream=0) for plan in engine.layers))
+    serial = _on_streams(engine, {})
     record: dict[str, Any] = {"maxAuxStreams": max_aux, "used": 0}
     if not max_aux:
         return serial, record
@@ -81,9 +81,7 @@ def with_streams(engine: Engine, device: Device, max_aux: int = -1) -> tuple[Eng
     }  # fmt: skip
     refusal, chosen = "", serial
     if any(found.streams):
-        of_layer = dict(zip(layers, found.streams, strict=True))
-        plans = (replace(plan, stream=of_layer.get(number, 0)) for number, plan in enumerate(serial.layers))
-        parallel = replace(serial, layers=tuple(plans))
+        parallel = _on_streams(serial, dict(zip(layers, found.streams, strict=True)))
         try:
             alone, beside = time_engines(device, (serial, parallel))
         except DeviceMemoryError as error:
@@ -121,6 +119,15 @@ def workload_graph(engine: Engine, device: DeviceSpec) -> tuple[list[Work], list
         work.append(Work(seconds, tuple(needs), occupancy(step.plan, device)))
         writer.update((fixed.owner[name], number) for name in layer.outputs)
     return work, [step.layer for step in steps]
+
+
+def _on_streams(engine: Engine, of_layer: Mapping[int, int]) -> Engine:
+    """``engine`` with layer ``n`` on stream ``of_layer[n]`` (0 where it is not named), in all profiles."""
+    first, *more = (
+        tuple(replace(plan, stream=of_layer.get(number, 0)) for number, plan in enumerate(plans))
+        for plans in (engine.layers, *engine.more_layers)
+    )
+    return replace(engine, layers=first, more_layers=tuple(more))
 
 
 def occupancy(plan: Plan, device: DeviceSpec) -> float:

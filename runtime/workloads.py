@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from fusion.bind import bind_op, bind_type
-from fusion.dims import Sym
+from fusion.dims import symbols
 from fusion.network import Layer, Network
 from tactics.tactic import Workload
 
 
 def workload_of(
-    network: Network, layer: Layer, sizes: Mapping[str, int], constant_names: Collection[str], tf32: bool = True
+    network: Network,
+    layer: Layer,
+    sizes: Mapping[str, int],
+    constant_names: Collection[str],
+    tf32: bool = True,
+    fixed: Collection[str] = (),
 ) -> Workload:
     """What ``layer`` computes at the named ``sizes``.
 
-    ``constant_names`` are the tensors whose values are known at build. An axis varies when its dimension is symbolic in the network,
-    whatever ``sizes`` says; the builder and the context get the same answer, so ``Tactic.plan`` names the same kernels.
+    ``constant_names`` are the tensors whose values are known at build. An axis varies when its dimension depends on a named size that is
+    not in ``fixed`` (those that the optimization profile leaves no choice), whatever ``sizes`` says; the builder and the context get the
+    same answer, so ``Tactic.plan`` names the same kernels.
 
     Raises:
         KeyError: a size is missing.
     """
+    known = frozenset(fixed)
     inputs = [network.tensors[name] for name in layer.inputs]
     outputs = [network.tensors[name] for name in layer.outputs]
     return Workload(
@@ -28,6 +35,6 @@ def workload_of(
         inputs=tuple(bind_type(tensor, sizes) for tensor in inputs),
         outputs=tuple(bind_type(tensor, sizes) for tensor in outputs),
         constant=tuple(name in constant_names for name in layer.inputs),
-        varies=tuple(tuple(isinstance(dim, Sym) for dim in tensor.shape) for tensor in (*inputs, *outputs)),
+        varies=tuple(tuple(bool(symbols(dim) - known) for dim in tensor.shape) for tensor in (*inputs, *outputs)),
         tf32=tf32,
     )

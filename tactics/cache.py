@@ -11,14 +11,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from fusion.files import replacing
 
 SCHEMA = 1
 DEEPEST = 5  # the level of a complete search, and of a choice made by hand
@@ -150,14 +150,8 @@ def write(path: Path, cache: TimingCache) -> None:
             key: base64.b64encode(zlib.compress(image, 6)).decode() for key, image in sorted(cache.kernels.items())
         },
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent or Path(), prefix=path.name + ".")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
 def _timing_json(timing: Timing) -> dict[str, Any]:

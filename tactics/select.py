@@ -200,8 +200,16 @@ class Compilers:
         return compile_cubin(kernel.source(), kernel.defines, self._arch, kernel.file or "generated.cu").image
 
 
-def decide_from(entry: Entry, workload: Workload, device: DeviceSpec, compilers: Compilers) -> Decision | None:
-    """The decision that a cache entry holds, or None when its winner's code has changed or is gone."""
+def decide_from(
+    entry: Entry,
+    workload: Workload,
+    device: DeviceSpec,
+    compilers: Compilers,
+    options: SelectOptions | None = None,
+    extremes: Sequence[Workload] = (),
+) -> Decision | None:
+    """The decision that a cache entry holds, or None when its winner's code has changed or is gone, or when it cannot serve
+    the ``extremes`` (see :func:`start`)."""
     winner = next((timing for timing in entry.timings if timing.seconds is not None), None)
     if winner is None:
         return None
@@ -211,6 +219,8 @@ def decide_from(entry: Entry, workload: Workload, device: DeviceSpec, compilers:
     try:
         plan = tactic.plan(workload, winner.config, device)
         if winner.fingerprint and fingerprint(tactic, plan, device) != winner.fingerprint:
+            return None
+        if _out_of_range(tactic, winner.config, plan, extremes, device, options or SelectOptions()):
             return None
         kernels = compilers.images(plan)
     except (CompileError, KeyError, ValueError, AssertionError):
@@ -227,8 +237,16 @@ class Search:
     rows: tuple[Timing, ...]
 
 
-def start(workload: Workload, device: DeviceSpec, options: SelectOptions, compilers: Compilers) -> Search:
+def start(
+    workload: Workload,
+    device: DeviceSpec,
+    options: SelectOptions,
+    compilers: Compilers,
+    extremes: Sequence[Workload] = (),
+) -> Search:
     """Choose the candidates of ``workload`` and hand their kernels to the compilers.
+
+    ``extremes``: the same layer at the smallest and the largest shapes that it must serve; whoever cannot is refused.
 
     Raises:
         NoTacticError: the pinned tactic cannot serve it.
@@ -241,7 +259,7 @@ def start(workload: Workload, device: DeviceSpec, options: SelectOptions, compil
         except (ValueError, AssertionError, KeyError, ArithmeticError) as error:
             rows.append(Timing(tactic.id, config, None, f"no plan: {type(error).__name__}: {error}"))
             continue
-        reason = _over_limit(plan, device, options)
+        reason = _over_limit(plan, device, options) or _out_of_range(tactic, config, plan, extremes, device, options)
         if reason:
             rows.append(Timing(tactic.id, config, None, reason))
             continue
@@ -251,7 +269,8 @@ def start(workload: Workload, device: DeviceSpec, options: SelectOptions, compil
         known = {tactic.id for tactic, _ in chosen}
         for tactic, config in _plainest(workload, device):
             plan = tactic.plan(workload, config, device)
-            if tactic.id not in known and not _over_limit(plan, device, options):
+            refused = _over_limit(plan, device, options) or _out_of_range(tactic, config, plan, extremes, device, options)
+            if tactic.id not in known and not refused:
                 compilers.submit(plan)
                 pending.append(Candidate(tactic, config, plan))
     return Search(workload, tuple(pending), tuple(rows))
@@ -322,6 +341,32 @@ def _decision(winner: Candidate, seconds: float, rows: Sequence[Timing], device:
     first = Timing(winner.tactic.id, winner.config, None if math.isnan(seconds) else seconds, "", mark)
     ordered = sorted(rows, key=lambda row: math.inf if row.seconds is None else row.seconds)
     return Decision(winner.tactic.id, winner.config, seconds, (first, *ordered), False, dict(winner.kernels))
+
+
+def _out_of_range(
+    tactic: Tactic,
+    config: Config,
+    plan: Plan,
+    extremes: Sequence[Workload],
+    device: DeviceSpec,
+    options: SelectOptions,
+) -> str:
+    """Why the candidate cannot serve one of the ``extremes``, or nothing."""
+    for other in extremes:
+        shapes = ", ".join("x".join(map(str, tensor.shape)) or "scalar" for tensor in other.inputs)
+        where = f"at {shapes}, within the optimization profile"
+        try:
+            refusal = tactic.supports(other, device)
+            if refusal is not None:
+                return f"{where}: {refusal.reason}"
+            there = tactic.plan(other, config, device)
+        except (ValueError, AssertionError, KeyError, ArithmeticError) as error:
+            return f"{where}: no plan: {type(error).__name__}: {error}"
+        if set(kernels_of(there)) - set(kernels_of(plan)):
+            return f"{where}: it would need other kernels"
+        if limit := _over_limit(there, device, options):
+            return f"{where}: {limit}"
+    return ""
 
 
 def _over_limit(plan: Plan, device: DeviceSpec, options: SelectOptions) -> str:

@@ -228,10 +228,14 @@ CpuFunction: TypeAlias = Callable[[Sequence[np.ndarray], Sequence[np.ndarray], S
 
 @dataclass(frozen=True)
 class CpuCall:
-    """One NumPy step on the CPU device. Inputs must not be changed; the workspace is a uint8 array, 64-byte aligned."""
+    """One NumPy step on the CPU device. Inputs must not be changed; the workspace is a uint8 array, 64-byte aligned.
+
+    ``unread`` are inputs that it never touches, since it has them packed: the engine need not keep them.
+    """
 
     function: CpuFunction
     name: str = ""
+    unread: tuple[int, ...] = ()
 
     def bound(
         self,

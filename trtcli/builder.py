@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,12 +14,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fusion.bind import fix_sizes
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx
 from fusion.network import Network
 from fusion.passes import FusionOptions, FusionResult, optimize
 from runtime.device import Device, DeviceLostError
-from runtime.engine import Alternative, Engine, InputRange, LayerPlan, sizes_of
+from runtime.engine import Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
 from runtime.streams import with_streams
 from runtime.timer import Bench
 from runtime.views import VIEW, view_layers
@@ -30,7 +31,10 @@ from tactics.compiler import nvrtc_version
 from tactics.registry import tactic as tactic_by_id
 from tactics.select import Compilers, Decision, NoTacticError, SelectOptions, decide_from, finish, question, start
 from tactics.tactic import (
+    Argument,
     Buffer,
+    Copy,
+    CpuCall,
     DeviceSpec,
     Launch,
     Plan,
@@ -38,14 +42,18 @@ from tactics.tactic import (
     TensorMap,
     Workload,
     floor_seconds,
+    tensor_bytes,
     workload_bytes,
     workload_flops,
 )
 from trtcli.config import BuildConfig
-from trtcli.shapes import optimization_profile
+from trtcli.shapes import optimization_profiles, shared_sizes
 from trtcli.version import __version__
 
 LAUNCH_FLOOR = 1e-6  # seconds that a launch costs inside a CUDA graph, whatever it does
+
+
+Profile = Mapping[str, InputRange]  # an optimization profile: the range of every input
 
 
 class BuildError(ValueError):
@@ -95,7 +103,8 @@ def build(
     began = time.perf_counter()
     imported = import_onnx(model)
     log.info(_parsed_line(model, imported, time.perf_counter() - began))
-    profile = optimization_profile(imported, config, log)
+    profiles = optimization_profiles(imported, config, log)
+    imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
 
     fusing = time.perf_counter()
     fused = _fuse(imported, config, device, log)
@@ -104,9 +113,8 @@ def build(
     for line in _fusion_lines(fused):
         log.verbose(line)
 
-    shapes = {name: one.opt for name, one in profile.items()}
-    choices = _choose(network, shapes, config, device, log, progress)
-    engine = _assemble(network, choices, profile, config, device)
+    choices = _choose(network, profiles, config, device, log, progress)
+    engine = _assemble(network, choices, profiles, config, device)
     engine, streams = with_streams(engine, device, -1 if config.max_aux_streams is None else config.max_aux_streams)
     for line in _stream_lines(streams, log.verbose):
         log.info(line)
@@ -140,10 +148,10 @@ def _fuse(imported: Network, config: BuildConfig, device: Device, log: Log) -> F
 
 @dataclass(frozen=True)
 class _Choices:
-    """The decision of every layer, with its workload, and the cache's part in it."""
+    """Per profile, the decision of every layer with its workload; and the cache's part in it."""
 
-    workloads: tuple[Workload, ...]
-    decisions: tuple[Decision, ...]
+    workloads: tuple[tuple[Workload, ...], ...]
+    decisions: tuple[tuple[Decision, ...], ...]
     kernels: Mapping[str, bytes] = field(default_factory=dict)
     hits: int = 0
     misses: int = 0
@@ -154,28 +162,28 @@ _VIEW = Decision(VIEW, (), 0.0, (), False, {})  # of a layer whose output is its
 
 def _choose(
     network: Network,
-    shapes: Mapping[str, tuple[int, ...]],
+    profiles: Sequence[Profile],
     config: BuildConfig,
     device: Device,
     log: Log,
     progress: Callable[[Progress], None],
 ) -> _Choices:
-    sizes = sizes_of(network, shapes)
-    constants = set(network.constants)
-    workloads = tuple(workload_of(network, layer, sizes, constants, config.tf32) for layer in network.layers)
-    options = [_select_options(config, layer.name) for layer in network.layers]
+    per_profile = tuple(_workloads(network, profile, "opt", config) for profile in profiles)
+    limits = [limit for profile in profiles for limit in _extremes(network, profile, config)]
+    # From here on one list: all layers of profile 0, then those of profile 1, ...
+    layers = network.layers * len(profiles)
+    workloads = [workload for one in per_profile for workload in one]
+    options = [_select_options(config, layer.name) for layer in layers]
     cache = _load_cache(config, log)
     compilers = Compilers(device.spec.arch, os.cpu_count() or 1, cache.kernels)
     deadline = None if config.build_budget is None else time.perf_counter() + config.build_budget
     decided: dict[tuple[Any, ...], Decision] = {}
     keys = [
-        (workload, option) if config.builder_cache else (index, workload, option)
-        for index, (workload, option) in enumerate(zip(workloads, options, strict=True))
+        (workload, limit, option) if config.builder_cache else (index, workload, limit, option)
+        for index, (workload, limit, option) in enumerate(zip(workloads, limits, options, strict=True))
     ]
     views = view_layers(network)
-    first = {
-        key: index for index, key in reversed(list(enumerate(keys))) if network.layers[index].name not in views
-    }
+    first = {key: index for index, key in reversed(list(enumerate(keys))) if layers[index].name not in views}
     state = Progress(total=len(first))
     try:
         searches = {}
@@ -185,25 +193,29 @@ def _choose(
             asked = questions[key] = question(workloads[index], device.spec, options[index], versions)
             level = options[index].level
             entry = cache.find(asked, level) if config.builder_cache and level else None
-            hit = decide_from(entry, workloads[index], device.spec, compilers) if entry else None
+            hit = (
+                decide_from(entry, workloads[index], device.spec, compilers, options[index], limits[index])
+                if entry
+                else None
+            )
             if hit is not None:
                 decided[key] = hit
-                state = replace(state, done=state.done + 1, cached=state.cached + 1, layer=network.layers[index].name)
+                state = replace(state, done=state.done + 1, cached=state.cached + 1, layer=layers[index].name)
                 continue
             if config.error_on_timing_cache_miss:
                 raise BuildError(
-                    f"layer {network.layers[index].name!r} is not in the timing cache ({cache.nearest_difference(asked, level)}) "
+                    f"layer {layers[index].name!r} is not in the timing cache ({cache.nearest_difference(asked, level)}) "
                     "and --errorOnTimingCacheMiss is set"
                 )
             if config.timing_cache_file and cache.entries:
-                log.verbose(f"Timing cache miss: {network.layers[index].name}: {cache.nearest_difference(asked, level)}")
+                log.verbose(f"Timing cache miss: {layers[index].name}: {cache.nearest_difference(asked, level)}")
             searches[key] = _named(
-                network.layers[index].name, start, workloads[index], device.spec, options[index], compilers
+                layers[index].name, start, workloads[index], device.spec, options[index], compilers, limits[index]
             )
         progress(state)
         for key, search in searches.items():
             index = first[key]
-            layer = network.layers[index]
+            layer = layers[index]
             option = options[index]
             if deadline is not None and time.perf_counter() > deadline:
                 option = replace(option, level=0)
@@ -236,11 +248,27 @@ def _choose(
     misses = len(first) - state.cached
     where = config.timing_cache_file or "this build only; --timingCacheFile=FILE keeps them for the next one"
     log.info(f"Timing cache: {state.cached} hits, {misses} misses ({where})")
-    decisions = tuple(
-        _VIEW if layer.name in views else decided[key] for layer, key in zip(network.layers, keys, strict=True)
-    )
+    decisions = [_VIEW if layer.name in views else decided[key] for layer, key in zip(layers, keys, strict=True)]
     kernels = {key: image for decision in decisions for key, image in decision.kernels.items()}
-    return _Choices(workloads, decisions, kernels, state.cached, misses)
+    count = len(network.layers)
+    by_profile = tuple(tuple(decisions[n * count : (n + 1) * count]) for n in range(len(profiles)))
+    return _Choices(per_profile, by_profile, kernels, state.cached, misses)
+
+
+def _workloads(network: Network, profile: Profile, which: str, config: BuildConfig) -> tuple[Workload, ...]:
+    """What every layer computes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``."""
+    sizes = sizes_of(network, {name: getattr(one, which) for name, one in profile.items()})
+    constants, fixed = set(network.constants), fixed_sizes(network, profile)
+    return tuple(workload_of(network, layer, sizes, constants, config.tf32, fixed) for layer in network.layers)
+
+
+def _extremes(network: Network, profile: Profile, config: BuildConfig) -> list[tuple[Workload, ...]]:
+    """Per layer, its workloads at the ends of ``profile`` where they are others than at the optimum; empty outputs need no tactic."""
+    smallest, optimal, largest = (_workloads(network, profile, which, config) for which in ("min", "opt", "max"))
+    return [
+        tuple(dict.fromkeys(end for end in ends if end != best and all(tensor_bytes(one) > 0 for one in end.outputs)))
+        for best, *ends in zip(optimal, smallest, largest, strict=True)
+    ]
 
 
 def _select_options(config: BuildConfig, layer: str) -> SelectOptions:
@@ -295,13 +323,33 @@ def _versions(device: Device) -> dict[str, str]:
 
 
 def _assemble(
-    network: Network, choices: _Choices, profile: Mapping[str, InputRange], config: BuildConfig, device: Device
+    network: Network, choices: _Choices, profiles: Sequence[Profile], config: BuildConfig, device: Device
 ) -> Engine:
     weights: dict[str, np.ndarray] = {}
     packed_names: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    first, *more = (
+        tuple(_layer_plans(network, workloads, decisions, config, device, weights, packed_names))
+        for workloads, decisions in zip(choices.workloads, choices.decisions, strict=True)
+    )
+    for name in network.outputs:  # an output may be a constant itself
+        if name in network.constants:
+            weights[name] = network.constants[name]
+    bare = replace(network, constants={})
+    return Engine(bare, first, weights, dict(choices.kernels), tuple(profiles), device.spec, {}, config.tf32, tuple(more))
+
+
+def _layer_plans(
+    network: Network,
+    workloads: Sequence[Workload],
+    decisions: Sequence[Decision],
+    config: BuildConfig,
+    device: Device,
+    weights: dict[str, np.ndarray],
+    packed_names: dict[tuple[Any, ...], tuple[str, ...]],
+) -> list[LayerPlan]:
+    """The record of one profile's decisions; what they read is added to ``weights`` (packed arrays by ``packed_names``)."""
     layers = []
-    kernels = dict(choices.kernels)
-    for layer, workload, decision in zip(network.layers, choices.workloads, choices.decisions, strict=True):
+    for layer, workload, decision in zip(network.layers, workloads, decisions, strict=True):
         if decision is _VIEW:
             layers.append(LayerPlan(VIEW, seconds=0.0))
             continue
@@ -311,8 +359,7 @@ def _assemble(
         shared = (decision.tactic, decision.config, workload, tuple(layer.inputs[n] for n in values))
         if shared not in packed_names:
             arrays = tactic.prepare(workload, decision.config, values)
-            packed_names[shared] = tuple(f"{layer.name}#{number}" for number in range(len(arrays)))
-            weights.update(zip(packed_names[shared], map(np.ascontiguousarray, arrays), strict=True))
+            packed_names[shared] = tuple(_store(weights, f"{layer.name}#{n}", array) for n, array in enumerate(arrays))
         for number in _inputs_read(plan, len(layer.inputs)):
             if number in values:
                 weights[layer.inputs[number]] = values[number]
@@ -333,30 +380,41 @@ def _assemble(
                 ),
             )
         )
-    for name in network.outputs:  # an output may be a constant itself
-        if name in network.constants:
-            weights[name] = network.constants[name]
-    return Engine(
-        replace(network, constants={}), tuple(layers), weights, kernels, (dict(profile),), device.spec, tf32=config.tf32
-    )
+    return layers
+
+
+def _store(weights: dict[str, np.ndarray], name: str, array: np.ndarray) -> str:
+    """Add a packed array under ``name``, with a number when another profile packed the weights otherwise; its name."""
+    found, unique, number = np.ascontiguousarray(array), name, 0
+    while unique in weights and not _same_bytes(weights[unique], found):
+        number += 1
+        unique = f"{name}.{number}"
+    weights[unique] = found
+    return unique
+
+
+def _same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _inputs_read(plan: Plan, count: int) -> set[int]:
-    """The input numbers that a plan's launches read directly; NumPy steps may read any."""
+    """The input numbers that the steps of a plan read directly, beside what ``prepare`` packed."""
     numbers: set[int] = set()
     for step in plan.steps:
-        if not isinstance(step, Launch):
-            source = getattr(step, "source", None)
-            numbers |= {source.index} if isinstance(source, Buffer) and source.kind == "input" else set()
-            if source is None and not hasattr(step, "size"):
-                return set(range(count))
-            continue
-        for argument in step.arguments:
-            for one in argument.fields if isinstance(argument, Struct) else (argument,):
-                buffer = one.buffer if isinstance(one, TensorMap) else one
-                if isinstance(buffer, Buffer) and buffer.kind == "input":
-                    numbers.add(buffer.index)
+        if isinstance(step, CpuCall):
+            numbers |= set(range(count)) - set(step.unread)
+        elif isinstance(step, Copy):
+            numbers |= _input_numbers(step.source)
+        elif isinstance(step, Launch):
+            numbers |= {number for argument in step.arguments for number in _input_numbers(argument)}
     return numbers
+
+
+def _input_numbers(argument: Argument) -> set[int]:
+    if isinstance(argument, Struct):
+        return {number for one in argument.fields for number in _input_numbers(one)}
+    buffer = argument.buffer if isinstance(argument, TensorMap) else argument
+    return {buffer.index} if isinstance(buffer, Buffer) and buffer.kind == "input" else set()
 
 
 def _bound(workload: Workload, floor: float, spec: DeviceSpec) -> str:

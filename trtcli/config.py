@@ -22,6 +22,15 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class ProfileShapes:
+    """One optimization profile as given: smallest, optimal and largest shapes of some inputs."""
+
+    min_shapes: Shapes = field(default_factory=dict)
+    opt_shapes: Shapes = field(default_factory=dict)
+    max_shapes: Shapes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """How an engine is built.
 
@@ -30,6 +39,7 @@ class BuildConfig:
         min_shapes, opt_shapes, max_shapes: the optimization profile as given; :mod:`trtcli.shapes` completes it for the
             inputs of a network.
         shapes: ``--shapes``, the profile when none was given.
+        profiles: several optimization profiles, in place of the three above.
         optimization_level: 0 (first tactic that works) to 5 (everything is timed).
         max_aux_streams: None leaves it to heuristics, 0 keeps everything in one stream.
         timing_cache_file: file to read and to merge back into, or empty (then decisions live for this build only).
@@ -51,6 +61,7 @@ class BuildConfig:
     opt_shapes: Shapes = field(default_factory=dict)
     max_shapes: Shapes = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
+    profiles: tuple[ProfileShapes, ...] = ()
     optimization_level: int = 3
     max_aux_streams: int | None = None
     timing_cache_file: str = ""
@@ -83,6 +94,9 @@ class InferenceConfig:
 
     Attributes:
         shapes: input shapes; those not named run at their optimal shapes.
+        profile: the optimization profile to run with; None is profile 0.
+        allocation: memory for activations is sized for all profiles (``static``), for the one in use (``profile``), or for the
+            actual shapes (``runtime``).
         load_inputs: input name to a file of raw values; other inputs are random.
         iterations: at least so many measured queries per stream.
         duration: seconds to measure at least; -1 runs until interrupted.
@@ -110,6 +124,8 @@ class InferenceConfig:
     expose_dma: bool = False
     managed_memory: bool = False
     skip_inference: bool = False
+    profile: int | None = None
+    allocation: str = "static"
 
 
 @dataclass(frozen=True)

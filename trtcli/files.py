@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from fusion.files import replacing
 
 
 def check_writable(flag: str, path: str, special: bool = True) -> None:
@@ -27,33 +27,6 @@ def check_writable(flag: str, path: str, special: bool = True) -> None:
         raise ValueError(f"{flag}={path}: is no regular file")
     if not os.access(target if target.exists() else folder, os.W_OK):
         raise ValueError(f"{flag}={path}: no permission to write it")
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
-    target = Path(path)
-    if target.exists() and not target.is_file():  # /dev/stdout, a pipe: nothing to replace
-        with target.open("wb") as file:
-            yield file
-        return
-    target = target.resolve()  # write through symbolic links
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: str | Path, pieces: str | Iterable[str]) -> None:

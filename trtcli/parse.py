@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from trtcli.config import Config
+from trtcli.config import Config, ProfileShapes
 from trtcli.legacy import DEPRECATED, REFUSED
 from trtcli.options import COMMANDS, MODEL, CommandTable, Option
 
@@ -62,12 +62,16 @@ def parse(command: str, argv: Sequence[str]) -> Parsed:
     table = COMMANDS[command]
     options = {option.name: option for option in table.options}
     flags, words, complaints = _scan(argv, options, table)
+    flags, profiles, wrong = _profiles(flags, options)
+    complaints += wrong
     flags, warnings, more = _translate(flags, options)
     values, more_still = _read(flags, options)
     complaints += more + more_still
     config, extra = _place(values, options)
     config = _with_words(config, command, words)
-    config = replace(config, build=replace(config.build, shapes=config.inference.shapes))
+    config = replace(config, build=replace(config.build, shapes=config.inference.shapes, profiles=profiles))
+    if profiles:
+        values.append(("profile", None))  # for warnings about flags without effect
     given = [name for name, _ in values]
     if not complaints:
         complaints += _contradictions(command, config, given)
@@ -133,6 +137,56 @@ def _unknown(token: str, name: str, options: dict[str, Option]) -> str:
     lower = {known.lower(): known for known in (*DEPRECATED, *BY_NAME, *options)}
     near = get_close_matches(name.lower(), lower, 1, 0.6)
     return f"Unknown option: {token}" + (f" (did you mean --{lower[near[0]]}?)" if near else "")
+
+
+# --- optimization profiles -------------------------------------------------------------------------------------------
+
+_BOUNDS = {"minShapes": "min_shapes", "optShapes": "opt_shapes", "maxShapes": "max_shapes"}
+_STRAY = "Multiple --minShapes/--optShapes/--maxShapes without --profile are not allowed."
+
+
+def _profiles(
+    flags: list[_Flag], options: dict[str, Option]
+) -> tuple[list[_Flag], tuple[ProfileShapes, ...], list[str]]:
+    """The flags without the groups of ``--profile=N`` and the shape flags right behind it, and what the groups say."""
+    bounds = [flag.name for flag in flags if flag.name in _BOUNDS]
+    if "profile" not in options or not any(flag.name == "profile" for flag in flags):
+        return flags, (), [_STRAY] if len(set(bounds)) < len(bounds) else []
+    found: dict[int, ProfileShapes] = {}
+    complaints: list[str] = []
+    kept: list[_Flag] = []
+    rest = list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if flag.name != "profile":
+            kept.append(flag)
+            if flag.name in _BOUNDS and _STRAY not in complaints:
+                complaints.append(_STRAY)
+            continue
+        group: dict[str, Any] = {}
+        while rest and rest[0].name in _BOUNDS and _BOUNDS[rest[0].name] not in group:
+            bound = rest.pop(0)
+            try:
+                group[_BOUNDS[bound.name]] = _value(options[bound.name], bound.value)
+            except ValueError as error:
+                complaints.append(f"--{bound.name}={bound.value or ''}: {error}")
+                group[_BOUNDS[bound.name]] = {}
+        try:
+            number = _value(options["profile"], flag.value)
+        except ValueError as error:
+            complaints.append(f"--profile={flag.value or ''}: {error}")
+            continue
+        if number in found:
+            complaints.append(f"--profile={number}: given twice. Optimization profile index cannot be the same.")
+        if not group:
+            complaints.append(
+                f"Found invalid or missing shape spec at profile index {number}: "
+                "--minShapes, --optShapes or --maxShapes must follow --profile directly"
+            )
+        found[number] = ProfileShapes(**group)
+    gaps = sorted(set(range(max(found, default=-1))) - set(found))
+    complaints += [f"Found invalid or missing shape spec at profile index {gap}: profiles are numbered from 0" for gap in gaps]
+    return kept, tuple(found[number] for number in sorted(found)), complaints
 
 
 # --- old flags -------------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fusion.files import replacing
 from trtcli import host
 from trtcli.config import Config
-from trtcli.files import check_writable, replacing, write_json, write_text
+from trtcli.files import check_writable, write_json, write_text
 from trtcli.log import Log
 
 if TYPE_CHECKING:
@@ -154,11 +155,32 @@ def inference_shapes(config: Config, engine: Engine, log: Log) -> dict[str, tupl
     """The input shapes to run at, with a line for each dynamic input."""
     from trtcli import shapes
 
-    chosen = shapes.inference_shapes(engine.network, engine.profiles[0], config.inference.shapes)
+    number = use_profile(config, engine, log)
+    chosen = shapes.inference_shapes(engine.network, engine.profiles[number], config.inference.shapes)
+    asked = shapes.match_names(config.inference.shapes, chosen, "--shapes")
     for name, extents in chosen.items():
-        if not engine.network.tensors[name].is_static:
+        if name in asked or not engine.network.tensors[name].is_static:
             log.info(f"Set shape of input tensor {name} to: {shapes.text(extents)}")
     return chosen
+
+
+def use_profile(config: Config, engine: Engine, log: Log) -> int:
+    """The optimization profile of ``--useProfile``.
+
+    Raises:
+        ValueError: the engine has fewer.
+    """
+    number, count = config.inference.profile, len(engine.profiles)
+    if number is None:
+        if count > 1:
+            log.warning(f"The engine has {count} optimization profiles; profile 0 is used (--useProfile=N takes another)")
+        return 0
+    if number >= count:
+        raise ValueError(
+            f"Selected profile index {number} exceeds the number of profiles that the engine holds ({count}): "
+            f"--useProfile takes 0..{count - 1}"
+        )
+    return number
 
 
 def make_inputs(config: Config, engine: Engine, shapes: Shapes, log: Log) -> dict[str, np.ndarray]:
@@ -178,10 +200,12 @@ def make_contexts(config: Config, engine: Engine, device: Device, shapes: Shapes
     """An execution context per inference stream, with its shapes set."""
     from runtime.context import ExecutionContext
 
-    contexts = [ExecutionContext(engine, device) for _ in range(config.inference.inf_streams)]
+    profile, allocation = config.inference.profile or 0, config.inference.allocation
+    contexts = [ExecutionContext(engine, device, profile, allocation) for _ in range(config.inference.inf_streams)]
     for context in contexts:
         for name, extents in shapes.items():
             context.set_input_shape(name, extents)
+        context.infer_shapes()
     size = contexts[0].device_memory_size / 2**20
     log.info(f"Created execution context with device memory size: {size:.1f} MiB")
     return contexts

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol
 
 from fusion.dims import Shape
 from fusion.network import Network
-from runtime.engine import InputRange, sizes_of
+from runtime.engine import InputRange, fixed_sizes, sizes_of
 from trtcli.config import BuildConfig, Shapes
 
 Extents = tuple[int, ...]
@@ -16,6 +16,32 @@ Extents = tuple[int, ...]
 
 class _Log(Protocol):
     def warning(self, text: str) -> None: ...
+
+
+def optimization_profiles(network: Network, config: BuildConfig, log: _Log) -> tuple[dict[str, InputRange], ...]:
+    """Every profile that was asked for, completed (see :func:`optimization_profile`); at least one.
+
+    Raises:
+        ValueError: as :func:`optimization_profile`, with the profile's number.
+    """
+    if not config.profiles:
+        return (optimization_profile(network, config, log),)
+    if config.min_shapes or config.opt_shapes or config.max_shapes:
+        raise ValueError("min_shapes, opt_shapes and max_shapes are one profile: give them or profiles, not both")
+    found = []
+    for number, given in enumerate(config.profiles):
+        one = BuildConfig(min_shapes=given.min_shapes, opt_shapes=given.opt_shapes, max_shapes=given.max_shapes)
+        try:
+            found.append(optimization_profile(network, one, log))
+        except ValueError as error:
+            raise ValueError(f"profile {number}: {error}") from None
+    return tuple(found)
+
+
+def shared_sizes(network: Network, profiles: Sequence[Mapping[str, InputRange]]) -> dict[str, int]:
+    """The named sizes that have one and the same value in all profiles: no dynamic dimensions, in fact."""
+    first, *others = (fixed_sizes(network, profile) for profile in profiles)
+    return {name: size for name, size in first.items() if all(other.get(name) == size for other in others)}
 
 
 def optimization_profile(network: Network, config: BuildConfig, log: _Log) -> dict[str, InputRange]:

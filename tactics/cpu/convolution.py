@@ -236,7 +236,7 @@ class _Product(Tactic):
                 calls.append(parallel(jobs, threads))
             return stages(*calls)
 
-        return one_step(bind, self.id, scratch.size)
+        return one_step(bind, self.id, scratch.size, (1,) if known else ())
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class Col2im(Tactic):
                 jobs.append(job)
             return stages(*calls, parallel(jobs, threads))
 
-        return one_step(bind, self.id, scratch.size)
+        return one_step(bind, self.id, scratch.size, (1,) if known else ())
 
 
 def _arranged(weights: np.ndarray, groups: int) -> np.ndarray:

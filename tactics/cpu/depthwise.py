@@ -119,7 +119,7 @@ class Depthwise(Tactic):
                 return parallel([[action for job in jobs for action in job]], 1)
             return parallel(jobs, threads)
 
-        return one_step(bind, self.id, scratch.size)
+        return one_step(bind, self.id, scratch.size, (1,) if known else ())
 
 
 def _padded(shape: Geometry) -> tuple[int, ...]:

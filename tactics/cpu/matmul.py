@@ -114,7 +114,7 @@ class Blas(Tactic):
                 ])  # fmt: skip
             return stages(*first, parallel(parts, values["threads"]))
 
-        return one_step(bind, self.id, scratch.size)
+        return one_step(bind, self.id, scratch.size, packed_inputs)
 
 
 def _cuts(values: Mapping[str, int], lead: tuple[int, ...], m: int, n: int) -> list[tuple[int, int, int]]:

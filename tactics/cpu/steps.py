@@ -31,9 +31,14 @@ class Bindable:
         self.bind(inputs, outputs, packed, workspace)()
 
 
-def one_step(bind: Callable[[Arrays, Arrays, Arrays, np.ndarray], Call], name: str, workspace: int = 0) -> Plan:
-    """A plan of one step."""
-    return Plan((CpuCall(Bindable(bind), name),), workspace)
+def one_step(
+    bind: Callable[[Arrays, Arrays, Arrays, np.ndarray], Call],
+    name: str,
+    workspace: int = 0,
+    unread: tuple[int, ...] = (),
+) -> Plan:
+    """A plan of one step that never touches the inputs ``unread``."""
+    return Plan((CpuCall(Bindable(bind), name, unread),), workspace)
 
 
 @dataclass(frozen=True)

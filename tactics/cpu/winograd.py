@@ -150,7 +150,7 @@ class Winograd(Tactic):
                 calls += [parallel(jobs, threads) for jobs in (first, middle, last)]
             return stages(*calls)
 
-        return one_step(bind, self.id, scratch.size)
+        return one_step(bind, self.id, scratch.size, (1,))
 
 
 def _first(array: np.ndarray, count: int) -> np.ndarray:

@@ -69,7 +69,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json, "dump", fail)
+    monkeypatch.setattr("fusion.files.os.fsync", fail)
     with pytest.raises(OSError, match="No space"):
         save(path, _cache({**ASKED, "device": ["cuda", "Y"]}))
     assert path.read_bytes() == before

@@ -158,7 +158,7 @@ def test_refused_flags_say_why_unless_they_ask_for_nothing() -> None:
     (complaint,) = complaints("--onnx=m", "--useDLACore=0")
     assert complaint == "--useDLACore: needs a DLA core, which trtcli does not use"
     assert complaints("--onnx=m", "--sparsity=enable")
-    assert trtexec("--sparsity=disable", "--useProfile=0", "--hardwareCompatibilityLevel=none").config == trtexec().config
+    assert trtexec("--sparsity=disable", "--maxTactics=-1", "--hardwareCompatibilityLevel=none").config == trtexec().config
 
 
 def test_home_folder() -> None:
@@ -214,3 +214,30 @@ def test_every_field_has_a_flag() -> None:
 def test_commands_take_known_groups() -> None:
     for table in COMMANDS.values():
         assert set(table.groups) <= set(GROUPS)
+
+
+def test_optimization_profiles() -> None:
+    config = trtexec(
+        "--profile=1", "--minShapes=x:2x3", "--maxShapes=x:8x3", "--useProfile=1", "--profile=0", "--optShapes=x:1x3"
+    ).config
+    first, second = config.build.profiles
+    assert (first.opt_shapes, first.max_shapes) == ({"x": (1, 3)}, {})
+    assert (second.min_shapes, second.max_shapes) == ({"x": (2, 3)}, {"x": (8, 3)})
+    assert config.inference.profile == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--profile=0", "--minShapes=x:1", "--profile=0", "--minShapes=x:2"), "Optimization profile index cannot be the same."),
+        (("--profile=0", "--minShapes=x:1", "--profile=2", "--minShapes=x:2"), "missing shape spec at profile index 1"),
+        (("--profile=0", "--verbose", "--minShapes=x:1"), "missing shape spec at profile index 0"),
+        (("--minShapes=x:1", "--minShapes=x:2"), "Multiple --minShapes/--optShapes/--maxShapes without --profile"),
+        (("--profile=0", "--minShapes=x:1", "--verbose", "--maxShapes=x:2"), "without --profile are not allowed"),
+        (("--profile=x", "--minShapes=x:1"), "--profile=x: 'x' is not a whole number (0..63)"),
+        (("--profile=0", "--minShapes=nonsense"), "--minShapes=nonsense: 'nonsense' names no input"),
+        (("--allocationStrategy=some",), "--allocationStrategy=some: 'some' is none of static, profile, runtime"),
+    ],
+)
+def test_wrong_profiles(flags: tuple[str, ...], complaint: str) -> None:
+    assert any(complaint in line for line in complaints("--onnx=m", *flags))
