@@ -21,6 +21,7 @@ from fusion.ops import (
     Determinant,
     GridSample,
     Pointwise,
+    Random,
     Range,
     Reduce,
     Reinterpret,
@@ -245,7 +246,7 @@ class _Narrowing:
 def _is_delicate(network: Network, layer: Layer) -> bool:
     """Whether float32 must stay: exact integers beyond 2048 (256) do not exist in float16 (bfloat16), and no exact coordinates."""
     op = layer.op
-    if isinstance(op, Range | Cumulative | Determinant | GridSample | Reinterpret | RoiAlign | RoiPool):
+    if isinstance(op, Range | Cumulative | Determinant | GridSample | Random | Reinterpret | RoiAlign | RoiPool):
         return True
     if not isinstance(op, Pointwise):
         return False

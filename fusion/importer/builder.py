@@ -17,7 +17,7 @@ from fusion.importer.errors import Unsupported
 from fusion.importer.ratio import Ratio
 from fusion.importer.values import Step, Value, constant, elements_of
 from fusion.network import Op, ShapeError, TensorType
-from fusion.ops import Fill, Pointwise, Range, ShapeValue, Shuffle
+from fusion.ops import Fill, Pointwise, Random, Range, ShapeValue, Shuffle
 
 FOLD_LIMIT = 64 << 20  # bytes: a layer that makes a larger constant out of smaller ones stays a layer
 
@@ -179,7 +179,7 @@ class Builder:
 
     @staticmethod
     def _may_fold(op: Op, inputs: Sequence[Value], types: Sequence[TensorType]) -> bool:
-        if not all(type_.is_static for type_ in types):
+        if isinstance(op, Random) or not all(type_.is_static for type_ in types):
             return False
         if isinstance(op, Range | ShapeValue | Fill) and not _plain(op):
             return False

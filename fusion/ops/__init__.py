@@ -13,6 +13,7 @@ from fusion.ops.order import ArgReduce, Cumulative, TopK
 from fusion.ops.pointwise import Pointwise
 from fusion.ops.pooling import Pooling
 from fusion.ops.pooling_indices import PoolingIndices
+from fusion.ops.random import Random
 from fusion.ops.recurrent import Recurrence
 from fusion.ops.reduce import Reduce
 from fusion.ops.reinterpret import Reinterpret
@@ -26,7 +27,7 @@ OPS = {
     for op in (
         ArgReduce, Attention, Concatenation, Convolution, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, LocalResponseNormalization, MatrixMultiply, Normalization, Padding, Pointwise, Pooling,
-        Range, Recurrence, Reduce, Resize, ScatterElements, ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK,
+        Random, Range, Recurrence, Reduce, Resize, ScatterElements, ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK,
         # rare
         DeformableColumns, Determinant, Fold, GridSample, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,
     )

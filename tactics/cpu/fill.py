@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from fusion.ops import Fill, Range, ShapeValue
+from fusion.ops import Fill, Random, Range, ShapeValue
 from tactics.cpu.steps import Arrays, Call, one_step, shape_of
 from tactics.cpu.threads import sequence
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload
@@ -21,7 +21,7 @@ class FillCopy(Tactic):
 
     id = "cpu.fill.copy"
     device = "cpu"
-    ops = (Fill, Range, ShapeValue)
+    ops = (Fill, Random, Range, ShapeValue)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         return None

@@ -203,17 +203,22 @@ def identity(b: Builder, node: Node) -> Value:
 
 @operator("Dropout")
 def dropout(b: Builder, node: Node) -> tuple[Value, ...]:
-    """Inference: the input itself. The mask, when somebody reads it, is all true."""
-    training = node.optional(2)
-    if training is not None:
-        ratio = node.optional(1)
-        is_zero = ratio is not None and ratio.is_constant and not ratio.array.any()
-        if not is_zero and (not training.is_constant or bool(training.array.any())):
-            raise Unsupported("training_mode is not false; trtcli runs inference only")
-    x = node.input(0)
-    if not node.wants(1):
-        return (x,)
-    from fusion.ops import Fill
+    """Inference: the input itself, and a mask that is all true. With ``training_mode`` what a uniform number below ``ratio`` hits becomes 0."""
+    from fusion.importer.operators.random import key_of
+    from fusion.ops import Fill, Random
 
+    x, given, training = node.input(0), node.optional(1), node.optional(2)
     dtype = DataType.BOOL if node.opset >= 10 else x.dtype
-    return x, b.layer(Fill(x.shape, dtype, True if dtype is DataType.BOOL else 1.0), suffix="mask")
+    ratio = 0.0
+    if training is not None and (not training.is_constant or bool(training.array.any())):
+        # A network that is sometimes trained needs no numbers where nothing is dropped.
+        ratio = float(b.scalar(given, "ratio")) if given is not None else 0.5
+        if ratio and not training.is_constant:
+            raise Unsupported("its training_mode depends on data; only a constant one is supported")
+    if not ratio:
+        return (x, b.layer(Fill(x.shape, dtype, True if dtype is DataType.BOOL else 1.0), suffix="mask")) if node.wants(1) else (x,)
+    wide = DataType.DOUBLE if x.dtype is DataType.DOUBLE else DataType.FLOAT
+    uniform = b.layer(Random(x.shape, wide, "uniform", 0.0, 1.0, key_of(node)), suffix="uniform")
+    mask = b.pointwise(call("greater_or_equal", X0, literal(ratio, wide)), uniform, suffix="mask")
+    scaled = call("mul", X0, literal(1 / (1 - ratio), x.dtype)) if ratio < 1 else X0
+    return b.pointwise(call("where", X1, scaled, literal(0, x.dtype)), x, mask), b.convert(mask, dtype, "mask")

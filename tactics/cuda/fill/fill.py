@@ -1,4 +1,4 @@
-"""Tensors without inputs: constants, ranges and dimensions."""
+"""Tensors without inputs: constants, ranges, random numbers and dimensions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.expression import compute_type
-from fusion.ops import Fill, Range, ShapeValue
+from fusion.ops import Fill, Random, Range, ShapeValue
 from tactics.cuda.codegen import STORAGE_TYPES
 from tactics.cuda.simple import OUT, ceil_div, count, defines, launch, raw_type
 from tactics.tactic import (
@@ -30,11 +30,11 @@ VALUES = 32
 
 
 class Filled(Tactic):
-    """Fill, Range and ShapeValue, each in one small kernel (zeros by a memset)."""
+    """Fill, Random, Range and ShapeValue, each in one small kernel (zeros by a memset)."""
 
     id = "cuda.fill"
     device = "cuda"
-    ops = (Fill, Range, ShapeValue)
+    ops = (Fill, Random, Range, ShapeValue)
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
@@ -65,6 +65,13 @@ class Filled(Tactic):
             start, delta = (float(value) if real else int(value) for value in (op.start, op.delta))  # type: ignore[arg-type]
             arguments = (OUT, Scalar(elements, "i64"), Scalar(start, ctype), Scalar(delta, ctype))
             return Plan((launch(Kernel(FILE, "range", names, PRELUDE), ceil_div(elements, 256), 256, arguments),))
+        if isinstance(op, Random):
+            double = compute_type(output.dtype) is DataType.DOUBLE
+            names = defines(device, KIND=3, OUT_T=STORAGE_TYPES[output.dtype], REAL="double" if double else "float", NORMAL=op.kind == "normal")
+            ctype = "f64" if double else "f32"
+            arguments = (OUT, Scalar(elements, "i64"), Scalar(op.first, ctype), Scalar(op.second, ctype), *(Scalar(word, "u32") for word in op.key))
+            blocks = ceil_div(elements, 2 if double else 4)
+            return Plan((launch(Kernel(FILE, "random_numbers", names, PRELUDE), ceil_div(blocks, 256), 256, arguments),))
         assert isinstance(op, ShapeValue)
         names = defines(device, KIND=2, OUT_T=STORAGE_TYPES[output.dtype])
         values = [int(value) for value in op.values] + [0] * (VALUES - len(op.values))  # type: ignore[arg-type]

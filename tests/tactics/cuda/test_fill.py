@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from fusion.dtypes import DataType
 from fusion.network import Op
-from fusion.ops import Fill, Range, ShapeValue
+from fusion.ops import Fill, Random, Range, ShapeValue
 from tactics.cuda.fill.fill import Filled
 from tactics.tactic import Launch, Memset, Refusal, Workload
-from tests.harness.fiber import A100, available, check
+from tests.harness.fiber import A100, available, check, run_plan
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 
@@ -49,3 +50,13 @@ def test_dimensions() -> None:
     run(ShapeValue((7,), (), DataType.INT32))
     op = ShapeValue(tuple(range(33)), (33,), DataType.INT64)
     assert isinstance(Filled().supports(Workload(op, (), op.infer(())), A100), Refusal)
+
+
+@pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.DOUBLE, DataType.HALF])
+def test_random_numbers(dtype: DataType) -> None:
+    """Uniform numbers are the same on every device, bit for bit."""
+    op = Random((7, 301), dtype, "uniform", -0.3, 1.7, (123, 456))
+    one = Workload(op, (), op.infer(()))
+    (found,) = run_plan(Filled().plan(one, (), A100), [], one.outputs)
+    assert np.array_equal(found, op.evaluate(())[0])
+    run(Random((2101,), dtype, "normal", 0.5, 2.0, (1, 2)))
