@@ -36,8 +36,6 @@ def exists(domain: str, name: str, opset: int) -> bool:
 
 def absence(domain: str, name: str, opset: int) -> str:
     """Why an operator without importer and function body cannot be imported."""
-    if name in RANDOM and not domain:
-        return "random numbers are not supported"
     if not domain and opset and _schema(domain, name, opset) is None:
         return "no such operator in this opset"
     return "trtcli does not support this operator"

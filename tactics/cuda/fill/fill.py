@@ -69,9 +69,9 @@ class Filled(Tactic):
             double = compute_type(output.dtype) is DataType.DOUBLE
             names = defines(device, KIND=3, OUT_T=STORAGE_TYPES[output.dtype], REAL="double" if double else "float", NORMAL=op.kind == "normal")
             ctype = "f64" if double else "f32"
-            arguments = (OUT, Scalar(elements, "i64"), Scalar(op.first, ctype), Scalar(op.second, ctype), *(Scalar(word, "u32") for word in op.key))
+            numbers = (Scalar(op.first, ctype), Scalar(op.second, ctype), Scalar(op.key[0], "u32"), Scalar(op.key[1], "u32"))
             blocks = ceil_div(elements, 2 if double else 4)
-            return Plan((launch(Kernel(FILE, "random_numbers", names, PRELUDE), ceil_div(blocks, 256), 256, arguments),))
+            return Plan((launch(Kernel(FILE, "random_numbers", names, PRELUDE), ceil_div(blocks, 256), 256, (OUT, Scalar(elements, "i64"), *numbers)),))
         assert isinstance(op, ShapeValue)
         names = defines(device, KIND=2, OUT_T=STORAGE_TYPES[output.dtype])
         values = [int(value) for value in op.values] + [0] * (VALUES - len(op.values))  # type: ignore[arg-type]

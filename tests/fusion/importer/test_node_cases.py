@@ -23,11 +23,9 @@ PASSING_DYNAMIC, RELEASE = 1351, (1, 23)
 OPERATORS = {
     "loops": "Loop Scan",
     "outputs whose shape depends on data": "NonMaxSuppression NonZero Unique",
-    "random numbers": "Bernoulli RandomUniformLike",
     "training": "Adagrad Adam Momentum",
     "sequences, optionals, strings, images": "ImageDecoder OptionalGetElement OptionalHasElement SplitToSequence TfIdfVectorizer",
     "classical machine learning": "ArrayFeatureExtractor Binarizer TreeEnsemble",
-    "signal processing": "DFT MelWeightMatrix STFT",
 }
 MISSING = {name for names in OPERATORS.values() for name in names.split()}
 
@@ -41,6 +39,7 @@ TYPES = {
 
 # Single cases, with the reason.
 CASES = {
+    **dict.fromkeys((f"test_bernoulli{kind}{form}" for kind in ("", "_double", "_seed") for form in ("", "_expanded")), "random numbers"),
     "test_batchnorm_epsilon_training_mode": "training",
     "test_batchnorm_example_training_mode": "training",
     "test_training_dropout": "training: random numbers",
@@ -63,11 +62,11 @@ TOLERANCES = {
 # The inputs by which these tests give parameters; they become initializers, as exporters write them.
 PARAMETERS = {
     "K", "M", "axes", "axis", "block_shape", "cond", "condition", "depth", "ends", "image_shape", "k", "len", "new_shape", "output_shape", "pad", "pads", "r",
-    "repeats", "roi", "scales", "shape", "size", "sizes", "split", "starts", "steps", "stride", "t", "target_shape",
+    "dft_length", "frame_length", "frame_step", "repeats", "roi", "scales", "shape", "size", "sizes", "split", "starts", "steps", "stride", "t", "target_shape",
     "training_mode", "value",
 }  # fmt: skip
 # In these cases every input is a parameter (of the tile cases, the second).
-ALL_PARAMETERS = ("test_blackmanwindow", "test_constantofshape", "test_hammingwindow", "test_hannwindow", "test_range")
+ALL_PARAMETERS = ("test_blackmanwindow", "test_constantofshape", "test_hammingwindow", "test_hannwindow", "test_melweightmatrix", "test_range")
 
 
 def prepared(name: str, model: ModelProto, inputs: Sequence[Any]) -> ModelProto:
