@@ -26,6 +26,8 @@ from fusion.rules import (
     convolution_pointwise,
     convolution_scale,
     convolution_sum,
+    dequantize_forward,
+    dequantize_quantize,
     epilogue_operand,
     gelu,
     group_normalization,
@@ -47,6 +49,9 @@ from fusion.rules import (
     pointwise_shuffle,
     pooling_pointwise,
     power,
+    quantize_backward,
+    quantized_convolution,
+    quantized_matmul,
     reduce_pointwise,
     reduce_pooling,
     reduce_prologue,
@@ -66,6 +71,7 @@ from fusion.rules import (
     softplus,
     swish,
 )
+from fusion.rules._quantized import QUANTIZED
 
 # Within a group, rules that stand earlier are tried first at each layer; groups run one after the other, each until
 # nothing changes.
@@ -90,7 +96,14 @@ READERS = (
 )  # fmt: skip
 OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE,)
 
+# Before anything else wants the dequantisations, which are pointwise layers; weights stay as they are stored so long.
+QUANTIZATION = (
+    no_op.RULE, constant_operand.RULE, shuffle_reshape.RULE, shuffle_shuffle.RULE, dequantize_quantize.RULE,
+    quantized_convolution.RULE, quantized_matmul.RULE, dequantize_forward.RULE, quantize_backward.RULE,
+)  # fmt: skip
+
 PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
+    ("quantization", QUANTIZATION),
     ("clean", CLEAN),
     ("products", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE)),
     ("statistics", (*CLEAN, *STATISTICS)),
@@ -187,9 +200,15 @@ def _fuse(network: Network, limits: Limits, options: FusionOptions, record: Reco
     graph = Graph(network, limits)
     graph.prune()
     chosen = tuple(rule for rule in OPTIONAL if rule.name in options.enabled)
+    quantized = any(kind.dtype in QUANTIZED for kind in network.tensors.values())
     for name, rules in PASSES:
+        if name == "quantization" and (not quantized or limits.device == "cuda"):  # CUDA tactics are to come
+            continue
         # "readers" has nearly all rules and runs until nothing changes; what an earlier step missed is found there.
         apply_rules(graph, rules, options.disabled, record, once=name != "readers")
+        graph.prune()
+    if quantized:  # what import left for the quantisation rules is computed at build in any case
+        apply_rules(graph, (constant_fold.RULE,), (), Record())
         graph.prune()
     if chosen:
         apply_rules(graph, chosen, options.disabled, record)

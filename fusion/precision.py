@@ -17,9 +17,12 @@ from fusion.dtypes import DataType
 from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, type_of
 from fusion.network import Layer, Network, Op, TensorType
 from fusion.ops import (
+    Convolution,
     Cumulative,
+    Deconvolution,
     Determinant,
     GridSample,
+    MatrixMultiply,
     Pointwise,
     Random,
     Range,
@@ -31,6 +34,7 @@ from fusion.ops import (
 )
 
 _WIDE = DataType.FLOAT
+_QUANTIZED = (DataType.FP8, DataType.FP8_E5M2)
 _SUMS = ("sum", "mean")  # the reductions whose results are statistics
 
 
@@ -244,8 +248,11 @@ class _Narrowing:
 
 
 def _is_delicate(network: Network, layer: Layer) -> bool:
-    """Whether float32 must stay: exact integers beyond 2048 (256) do not exist in float16 (bfloat16), and no exact coordinates."""
+    """Whether float32 must stay: exact integers beyond 2048 (256) do not exist in float16 (bfloat16), nor do exact coordinates, and
+    scales of quantised numbers are applied in float32."""
     op = layer.op
+    if isinstance(op, Convolution | Deconvolution | MatrixMultiply):
+        return network.tensors[layer.inputs[0]].dtype.itemsize == 1
     if isinstance(op, Range | Cumulative | Determinant | GridSample | Random | Reinterpret | RoiAlign | RoiPool):
         return True
     if not isinstance(op, Pointwise):
@@ -257,7 +264,7 @@ def _is_delicate(network: Network, layer: Layer) -> bool:
 def _converts_integers(expression: Expression, types: Sequence[DataType]) -> bool:
     if isinstance(expression, Convert):
         ends = (type_of(expression.argument, types), expression.dtype)
-        if any(kind.is_float for kind in ends) and any(kind.is_integer and kind.itemsize > 1 for kind in ends):
+        if any(kind.is_float for kind in ends) and any(kind.is_integer or kind in _QUANTIZED for kind in ends):
             return True
         return _converts_integers(expression.argument, types)
     if isinstance(expression, Apply):

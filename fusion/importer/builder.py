@@ -33,12 +33,12 @@ class Builder:
 
     # --- making ------------------------------------------------------------------------------------------------------
 
-    def layer(self, op: Op, *inputs: Value, suffix: str = "") -> Value:
+    def layer(self, op: Op, *inputs: Value, suffix: str = "", fold: bool = True) -> Value:
         """One layer with one output. ``suffix`` names it when it is not the node's main layer."""
-        return self.layers(op, inputs, suffix)[0]
+        return self.layers(op, inputs, suffix, fold)[0]
 
-    def layers(self, op: Op, inputs: Sequence[Value], suffix: str = "") -> tuple[Value, ...]:
-        """One layer with all its outputs.
+    def layers(self, op: Op, inputs: Sequence[Value], suffix: str = "", fold: bool = True) -> tuple[Value, ...]:
+        """One layer with all its outputs. Without ``fold`` it stays a layer even where all inputs are constants.
 
         Raises:
             Unsupported: the operation does not take inputs of these types.
@@ -48,7 +48,7 @@ class Builder:
         except ShapeError as error:
             raise Unsupported(str(error)) from error
         name = f"{self.prefix}/{suffix}" if suffix else self.prefix
-        if all(value.is_constant for value in inputs) and self._may_fold(op, inputs, types):
+        if fold and all(value.is_constant for value in inputs) and self._may_fold(op, inputs, types):
             return _folded(op, tuple(inputs), types, name, self.origin)
         step = Step(self._unique(name), op, tuple(self.data(value) for value in inputs), self.origin)
         step.outputs = tuple(Value("", type_, step=step, origin=self.origin) for type_ in types)
@@ -59,14 +59,14 @@ class Builder:
         """A constant that belongs to the node being imported."""
         return constant(array, f"{self.prefix}/{suffix}", self.origin)
 
-    def pointwise(self, expression: Expression, *inputs: Value, suffix: str = "") -> Value:
+    def pointwise(self, expression: Expression, *inputs: Value, suffix: str = "", fold: bool = True) -> Value:
         """An elementwise layer; constants of one element become literals. The input itself when nothing is computed."""
         inputs, expression = self._compact(inputs, expression)
         if expression == Operand(0) and len(inputs) == 1:
             return inputs[0]
         if isinstance(expression, Convert) and expression.argument == Operand(0) and inputs[0].dtype is expression.dtype:
             return inputs[0]
-        return self.layer(Pointwise(expression), *inputs, suffix=suffix)
+        return self.layer(Pointwise(expression), *inputs, suffix=suffix, fold=fold)
 
     def epilogue(self, expression: Expression, *extras: Value) -> tuple[Expression, tuple[Value, ...]]:
         """An epilogue with its operands (operand ``k >= 1`` is ``extras[k - 1]``); constants of one element become literals."""

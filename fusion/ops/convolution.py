@@ -13,7 +13,7 @@ from fusion.dims import Dim, Shape
 from fusion.dtypes import DataType
 from fusion.expression import Expression
 from fusion.network import Op, ShapeError, TensorType
-from fusion.ops.epilogue import IDENTITY, accumulator, apply_epilogue, epilogue_type
+from fusion.ops.epilogue import IDENTITY, accumulator, apply_epilogue, epilogue_type, product_type
 from fusion.ops.windows import channels_back, channels_first, pad_spatial, windows
 
 
@@ -21,7 +21,8 @@ from fusion.ops.windows import channels_back, channels_first, pad_spatial, windo
 class Convolution(Op):
     """Inputs: x ``[N, C, *spatial]`` (``[N, *spatial, C]`` when ``channels_last``), weights ``[O, C / groups, *window]``.
 
-    Accumulated in float32 (int32 for integers), then the epilogue, in the shape of the output. ``input_channels_last`` is
+    Accumulated in float32 (int32 for integers), then the epilogue, in the shape of the output. 8-bit operands (x int8 or
+    uint8 with int8 weights, or 8-bit floats) give an int32 (float32) result: scales of a quantised layer stand in the epilogue. ``input_channels_last`` is
     the layout of x where it is not the output's: a first convolution may read an image's planes and write channels last.
     """
 
@@ -60,7 +61,7 @@ class Convolution(Op):
             )
         )
         shape = join_channels(batch, out_channels, sizes, self.channels_last)
-        return (epilogue_type(self.epilogue, x.dtype, shape, extras),)
+        return (epilogue_type(self.epilogue, product_type(x.dtype), shape, extras),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         x, weights, *extras = inputs
@@ -78,7 +79,7 @@ class Convolution(Op):
         columns = view.transpose(order).reshape(n, self.groups, math.prod(weights.shape[1:]), math.prod(counts))
         matrix = weights.astype(total, copy=False).reshape(self.groups, -1, columns.shape[2])
         result = np.matmul(matrix, columns).reshape(n, len(weights), *counts)
-        dtype = DataType(x.dtype.name)
+        dtype = product_type(DataType(x.dtype.name))
         return (apply_epilogue(self.epilogue, dtype, channels_back(result, self.channels_last), extras),)
 
 
@@ -115,7 +116,7 @@ class Deconvolution(Op):
             )
         )  # fmt: skip
         shape = join_channels(batch, per_group * self.groups, sizes, self.channels_last)
-        return (epilogue_type(self.epilogue, x.dtype, shape, extras),)
+        return (epilogue_type(self.epilogue, product_type(x.dtype), shape, extras),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         x, weights, *extras = inputs
@@ -140,7 +141,7 @@ class Deconvolution(Op):
             full[(slice(None), slice(None), *target)] += products[(slice(None), slice(None), *position)]
         grow = [extra - post for extra, post in zip(self.output_padding, self.post_padding, strict=True)]
         result = pad_spatial(full, [-pre for pre in self.pre_padding], grow)  # type: ignore[arg-type, misc]
-        dtype = DataType(x.dtype.name)
+        dtype = product_type(DataType(x.dtype.name))
         return (apply_epilogue(self.epilogue, dtype, channels_back(result, self.channels_last), extras),)
 
 

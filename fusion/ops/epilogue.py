@@ -19,8 +19,19 @@ def widen(x: np.ndarray) -> np.ndarray:
     return x.astype(compute_type(DataType(x.dtype.name)).numpy, copy=False)
 
 
+def product_type(dtype: DataType) -> DataType:
+    """The type of a sum of products of ``dtype``, which an epilogue sees as operand 0: int32 for narrower integers, float32
+    for 8-bit floats, else ``dtype`` itself. A layer of 8-bit operands is what quantisation makes of a product."""
+    if dtype.itemsize == 1:
+        return DataType.FLOAT if dtype.is_float else DataType.INT32
+    return DataType.INT32 if dtype in (DataType.INT16, DataType.UINT16) else dtype
+
+
 def accumulator(*arrays: np.ndarray) -> np.dtype:
-    """The type in which products of ``arrays`` are summed: float32 (float64 for doubles), int32 or a wider integer."""
+    """The type in which NumPy sums products of ``arrays``: float32 (float64 for doubles), float64 for 8-bit integers, whose
+    sums it holds exactly (and BLAS is fast), int32 or a wider integer for others."""
+    if all(array.dtype.kind in "iu" and array.dtype.itemsize == 1 for array in arrays):
+        return np.dtype(np.float64)
     wide = np.result_type(*(compute_type(DataType(array.dtype.name)).numpy for array in arrays))
     return wide if wide.kind == "f" or wide.itemsize >= 4 else np.dtype(np.int32)
 

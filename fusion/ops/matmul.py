@@ -11,7 +11,7 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.expression import Expression
 from fusion.network import Op, ShapeError, TensorType, broadcast
-from fusion.ops.epilogue import IDENTITY, accumulator, apply_epilogue, epilogue_type
+from fusion.ops.epilogue import IDENTITY, accumulator, apply_epilogue, epilogue_type, product_type
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class MatrixMultiply(Op):
     """Inputs: a ``[..., M, K]`` (``[..., K, M]`` when ``transpose_a``), b ``[..., K, N]`` (``[..., N, K]`` when
     ``transpose_b``), both of rank 2 or more; batch dimensions broadcast. Output ``[..., M, N]``.
 
-    Accumulated in float32 (float64 for doubles, int32 for integers), then the epilogue.
+    Accumulated in float32 (float64 for doubles, int32 for integers), then the epilogue. The result of 8-bit operands is
+    int32, or float32 for 8-bit floats (see :class:`fusion.ops.Convolution`).
     """
 
     transpose_a: bool = False
@@ -38,7 +39,7 @@ class MatrixMultiply(Op):
         if isinstance(k, int) and isinstance(k2, int) and k != k2:
             raise ShapeError(f"matrix product of {a.shape} and {b.shape}: {k} and {k2} differ")
         shape = (*broadcast([a.shape[:-2], b.shape[:-2]]), m, n)
-        return (epilogue_type(self.epilogue, a.dtype, shape, extras),)
+        return (epilogue_type(self.epilogue, product_type(a.dtype), shape, extras),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         a, b, *extras = inputs
@@ -48,4 +49,5 @@ class MatrixMultiply(Op):
             left = left.swapaxes(-1, -2)
         if self.transpose_b:
             right = right.swapaxes(-1, -2)
-        return (apply_epilogue(self.epilogue, DataType(a.dtype.name), np.matmul(left, right), extras),)
+        dtype = product_type(DataType(a.dtype.name))
+        return (apply_epilogue(self.epilogue, dtype, np.matmul(left, right), extras),)

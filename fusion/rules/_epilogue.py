@@ -69,6 +69,8 @@ def is_one_tensor(graph: Graph, reader: Layer) -> bool:
 
 def _storable(graph: Graph, layer: Layer, reader: Layer) -> Refusal | None:
     made, out = graph.type(layer.outputs[0]).dtype, graph.type(reader.outputs[0]).dtype
+    if graph.type(layer.inputs[0]).dtype.itemsize == 1 and out.itemsize <= 4:
+        return None  # quantised products store whatever they are dequantised or requantised to
     if out is made or (
         made.is_float and out in (DataType.FLOAT, DataType.HALF, DataType.BF16) and made is not DataType.DOUBLE
     ):

@@ -21,7 +21,7 @@ from fusion.ops import (
     Reduce,
     Softmax,
 )
-from fusion.ops.epilogue import IDENTITY
+from fusion.ops.epilogue import IDENTITY, product_type
 from fusion.rewrite import Match, Replacement, Rule
 from fusion.rules._expressions import number
 
@@ -69,6 +69,7 @@ def improved(graph: Graph, layer: Layer, improve: Improve) -> Layer | None:
         return None
     changed: Op = op
     dtype = graph.type(layer.inputs[0]).dtype
+    dtype = product_type(dtype) if isinstance(op, Convolution | Deconvolution | MatrixMultiply) else dtype
     if prologue != IDENTITY:
         better = improve(prologue, [dtype])
         changed = replace(changed, prologue=better)

@@ -40,6 +40,8 @@ def _whole(layer: Layer, reader: Layer | None) -> tuple[Expression, tuple[str, .
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
+    if graph.type(layer.inputs[1]).dtype.itemsize == 1:
+        return None  # quantised weights cannot take a scale; their epilogue has it
     rank, axis = _channel_axis(graph, layer)
     result, extras = layer.outputs[0], layer.inputs[layer.op.arity :]
     own = (

@@ -15,8 +15,10 @@ from functools import partial
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from fusion.dtypes import DataType
+from fusion.expression import Apply, Convert, Expression, Operand
 from fusion.network import TensorType
-from fusion.ops import Convolution
+from fusion.ops import Convolution, MatrixMultiply
 from tactics.cpu.epilogue import Epilogue, make_epilogue
 from tactics.cpu.steps import Arrays, Call, Scratch, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel, stages
@@ -88,6 +90,54 @@ def float_only(tensors: Sequence[TensorType]) -> Refusal | None:
     return None
 
 
+def multiplied_types(tensors: Sequence[TensorType]) -> Refusal | None:
+    """A refusal unless all are floating-point, or 8-bit integers, whose sums floating-point numbers hold exactly."""
+    if all(tensor.dtype in (DataType.INT8, DataType.UINT8) for tensor in tensors):
+        return None
+    return float_only(tensors)
+
+
+def summed(workload: Workload) -> np.dtype:
+    """The type in which BLAS multiplies and sums the operands of a product: as :func:`wide`, for 8-bit integers float32 while no sum
+    of any part of the products can reach 2^24 (then every step is exact), else float64."""
+    x, weights = workload.inputs[:2]
+    if x.dtype.is_float:
+        return wide(x, weights)
+    op, shape = workload.op, shape_of(weights)
+    if isinstance(op, Convolution):
+        depth = math.prod(shape[1:])
+    elif isinstance(op, MatrixMultiply):
+        depth = shape_of(x)[-2 if op.transpose_a else -1]
+    else:
+        depth = math.prod(shape) // max(shape[1], 1) // op.groups  # type: ignore[attr-defined]
+    largest = math.prod(255 if tensor.dtype is DataType.UINT8 else 128 for tensor in (x, weights))
+    return np.dtype(np.float32 if depth * largest < 1 << 24 else np.float64)
+
+
+def product_epilogue(workload: Workload) -> Epilogue:
+    """The epilogue of a product held in the type of :func:`summed`: sums of integers are whole numbers in floating point, which the
+    expression takes as they are where it would convert them anyway, and as int32 elsewhere."""
+    op, total = workload.op, summed(workload)
+    expression: Expression = op.epilogue  # type: ignore[attr-defined]
+    if not workload.inputs[0].dtype.is_float:
+        held = DataType(total.name)
+        real = Operand(0) if held is DataType.FLOAT else Convert(DataType.FLOAT, Operand(0))
+        expression = _floating(expression, real)
+    return make_epilogue(expression, total, workload.inputs[2:], workload.outputs[0])
+
+
+def _floating(expression: Expression, real: Expression) -> Expression:
+    if expression == Convert(DataType.FLOAT, Operand(0)):
+        return real
+    if expression == Operand(0):
+        return Convert(DataType.INT32, Operand(0))
+    if isinstance(expression, Convert):
+        return Convert(expression.dtype, _floating(expression.argument, real))
+    if isinstance(expression, Apply):
+        return Apply(expression.function, tuple(_floating(child, real) for child in expression.arguments))
+    return expression
+
+
 def wide(*tensors: TensorType) -> np.dtype:
     """float64 when an operand is, else float32."""
     return np.dtype(np.float64 if any(t.dtype.itemsize == 8 for t in tensors) else np.float32)
@@ -100,7 +150,7 @@ def is_direct(workload: Workload, shape: Geometry) -> bool:
         and set(shape.stride) == {1}
         and shape.out == shape.spatial
         and not any(shape.pad)
-        and workload.inputs[0].dtype.numpy == wide(*workload.inputs[:2])
+        and workload.inputs[0].dtype.numpy == summed(workload)
     )
 
 
@@ -185,14 +235,14 @@ class _Product(Tactic):
             return ()
         op = workload.op
         assert isinstance(op, Convolution)
-        return (pack(constants[1], op.groups, wide(*workload.inputs[:2])),)
+        return (pack(constants[1], op.groups, summed(workload)),)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         values = dict(config)
         shape = geometry(workload)
         direct = is_direct(workload, shape)
-        total = wide(*workload.inputs[:2])
-        epilogue = make_epilogue(workload.op.epilogue, total, workload.inputs[2:], workload.outputs[0])  # type: ignore[attr-defined]
+        total = summed(workload)
+        epilogue = product_epilogue(workload)
         known = bool(workload.constant) and workload.constant[1]
         threads = values["threads"]
         tile = values["tile"] or shape.out[0]
@@ -347,7 +397,7 @@ class Im2col(_Product):
         shape = geometry(workload)
         if is_direct(workload, shape):
             return Refusal("a 1x1 window without stride or padding needs no gathering: see cpu.conv.matmul")
-        return float_only(workload.inputs[:2])
+        return multiplied_types(workload.inputs[:2])
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         shape, threads = geometry(workload), threads_of(device)
@@ -365,7 +415,7 @@ class Matmul(_Product):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if workload.op.channels_last:  # type: ignore[attr-defined]
             return Refusal("channels-last input: the CPU runs convolutions in [N, C, spatial]")
-        refusal = float_only(workload.inputs[:2])
+        refusal = multiplied_types(workload.inputs[:2])
         if refusal is None and not is_direct(workload, geometry(workload)):
             return Refusal(
                 "the window is not 1x1, or there is stride, padding or conversion: the columns must be gathered"

@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 
 from fusion.ops import Deconvolution
-from tactics.cpu.convolution import Geometry, float_only, wide
-from tactics.cpu.epilogue import make_epilogue
+from tactics.cpu.convolution import Geometry, multiplied_types, product_epilogue, summed
 from tactics.cpu.steps import Arrays, Call, Scratch, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel, stages
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
@@ -26,7 +25,7 @@ class Col2im(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if workload.op.channels_last:  # type: ignore[attr-defined]
             return Refusal("channels-last input: the CPU runs deconvolutions in [N, C, spatial]")
-        return float_only(workload.inputs[:2])
+        return multiplied_types(workload.inputs[:2])
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         shape, threads = _mirror(workload), threads_of(device)
@@ -43,14 +42,14 @@ class Col2im(Tactic):
     ) -> tuple[np.ndarray, ...]:
         if 1 not in constants:
             return ()
-        return (np.ascontiguousarray(_arranged(constants[1], workload.op.groups), wide(*workload.inputs[:2])),)  # type: ignore[attr-defined]
+        return (np.ascontiguousarray(_arranged(constants[1], workload.op.groups), summed(workload)),)  # type: ignore[attr-defined]
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, values, shape = workload.op, dict(config), _mirror(workload)
         assert isinstance(op, Deconvolution)
-        total = wide(*workload.inputs[:2])
+        total = summed(workload)
         known = bool(workload.constant) and workload.constant[1]
-        epilogue = make_epilogue(op.epilogue, total, workload.inputs[2:], workload.outputs[0])
+        epilogue = product_epilogue(workload)
         threads, channels = values["threads"], min(values["channels"], shape.c)
         # In the mirrored convolution, c counts this layer's outputs, o its inputs, out is its input's size.
         taps, places = len(shape.taps), math.prod(shape.out)

@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 
 from fusion.ops import Convolution
-from tactics.cpu.convolution import Geometry, float_only, geometry, wide
-from tactics.cpu.epilogue import make_epilogue
+from tactics.cpu.convolution import Geometry, geometry, multiplied_types, product_epilogue, summed
 from tactics.cpu.steps import Arrays, Call, Scratch, one_step, spans, threads_of
 from tactics.cpu.threads import Action, parallel
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
@@ -34,7 +33,7 @@ class Depthwise(Tactic):
         shape = geometry(workload)
         if shape.c != 1 or shape.o != 1:
             return Refusal(f"{shape.c} input and {shape.o} output channels a group: only one and one are depthwise")
-        return float_only(workload.inputs[:2])
+        return multiplied_types(workload.inputs[:2])
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         shape, threads = geometry(workload), threads_of(device)
@@ -50,14 +49,14 @@ class Depthwise(Tactic):
     ) -> tuple[np.ndarray, ...]:
         if 1 not in constants:
             return ()
-        total = wide(*workload.inputs[:2])
+        total = summed(workload)
         return (np.ascontiguousarray(constants[1].reshape(len(constants[1]), -1), total),)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, values, shape = workload.op, dict(config), geometry(workload)
         assert isinstance(op, Convolution)
-        total = wide(*workload.inputs[:2])
-        epilogue = make_epilogue(op.epilogue, total, workload.inputs[2:], workload.outputs[0])
+        total = summed(workload)
+        epilogue = product_epilogue(workload)
         known = bool(workload.constant) and workload.constant[1]
         channels, threads = values["channels"], values["threads"]
         padded = _padded(shape)

@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 
 from fusion.ops import MatrixMultiply
-from tactics.cpu.convolution import float_only, wide
-from tactics.cpu.epilogue import make_epilogue
+from tactics.cpu.convolution import multiplied_types, product_epilogue, summed
 from tactics.cpu.steps import Arrays, Call, Scratch, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel, stages
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
@@ -24,7 +23,7 @@ class Blas(Tactic):
     ops = (MatrixMultiply,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        return float_only(workload.inputs[:2])
+        return multiplied_types(workload.inputs[:2])
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         *batch, m, n = shape_of(workload.outputs[0])
@@ -45,7 +44,7 @@ class Blas(Tactic):
     def prepare(
         self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]
     ) -> tuple[np.ndarray, ...]:
-        total = wide(*workload.inputs[:2])
+        total = summed(workload)
         return tuple(
             np.ascontiguousarray(constants[number], total) for number in _packed(workload, total) if number in constants
         )
@@ -54,9 +53,9 @@ class Blas(Tactic):
         op = workload.op
         assert isinstance(op, MatrixMultiply)
         values = dict(config)
-        total = wide(*workload.inputs[:2])
+        total = summed(workload)
         packed_inputs = _packed(workload, total)
-        epilogue = make_epilogue(op.epilogue, total, workload.inputs[2:], workload.outputs[0])
+        epilogue = product_epilogue(workload)
         *batch, m, n = shape_of(workload.outputs[0])
         joined = values["split"] != 3 and _joins(workload, op, batch)
         scratch = Scratch()

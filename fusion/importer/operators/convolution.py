@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from fusion.dims import Dim
+from dataclasses import replace
+
+import numpy as np
+
+from fusion.dims import Dim, is_static
 from fusion.dtypes import DataType
 from fusion.expression import Convert
 from fusion.importer.builder import X0, X1, Builder, call
@@ -11,8 +15,9 @@ from fusion.importer.node import Node
 from fusion.importer.operators.windows import window
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
-from fusion.ops import Convolution, Deconvolution
+from fusion.ops import Convolution, Deconvolution, MatrixMultiply
 from fusion.ops.epilogue import IDENTITY
+from fusion.quantization import at_border, correction, shifted_weights
 
 
 def per_channel(b: Builder, vector: Value, rank: int, suffix: str, axis: int = 1) -> Value:
@@ -61,12 +66,46 @@ def conv_integer(b: Builder, node: Node) -> Value:
     _check_rank(x)
     _, sizes = _weights(node)
     w = window(node, x.shape[2:], sizes)
-    x = widen(b, x, node.optional(2), "x")
     zero = node.optional(3)
     if zero is not None and zero.rank == 1 and zero.shape != (1,):
         zero = b.reshape(zero, (zero.shape[0], *(1,) * (weights.rank - 1)), "zero")
-    weights = widen(b, weights, zero, "w")
-    return b.layer(Convolution(w.strides, w.pre, w.post, w.dilations, node.attr("group", 1)), x, weights)
+    op = Convolution(w.strides, w.pre, w.post, w.dilations, node.attr("group", 1))
+    return integer_product(b, op, x, weights, node.optional(2), zero)
+
+
+def integer_product(
+    b: Builder, op: Convolution | MatrixMultiply, x: Value, weights: Value, zero_x: Value | None, zero_w: Value | None
+) -> Value:
+    """``op`` of ``x - zero_x`` and ``weights - zero_w``, exact in int32.
+
+    Constant weights stay 8 bits wide where int8 holds them without their zero point, and then x does too: what its zero point
+    (a number, one per row, or known at run time only) adds to the sums is subtracted behind the product."""
+    moved = _plain_weights(op, x, weights, zero_x, zero_w)
+    if moved is None:
+        return b.layer(op, widen(b, x, zero_x, "x32"), widen(b, weights, zero_w, "w32"))
+    values = b.constant(moved, "weights")
+    if zero_x is None or (zero_x.is_constant and not np.any(zero_x.array)):
+        return b.layer(op, x, values)
+    sums = b.constant(correction(op, moved, x.shape, 1), "sums")
+    if zero_x.rank and all(dim == 1 for dim in zero_x.shape):
+        zero_x = b.reshape(zero_x, (), "zero_x")
+    shift = b.pointwise(call("mul", Convert(DataType.INT32, X0), X1), zero_x, sums, suffix="shift")
+    return b.layer(replace(op, epilogue=call("sub", X0, X1)), x, values, shift)
+
+
+def _plain_weights(
+    op: Convolution | MatrixMultiply, x: Value, weights: Value, zero_x: Value | None, zero_w: Value | None
+) -> np.ndarray | None:
+    """Constant weights as int8 without zero point, where the product can be computed with them."""
+    eight = (DataType.INT8, DataType.UINT8)
+    if x.dtype not in eight or weights.dtype not in eight or not weights.is_constant or weights.rank < 2:
+        return None
+    if zero_w is not None and not zero_w.is_constant:
+        return None
+    if zero_x is not None and at_border(op) and not is_static(x.shape[1:]):
+        return None
+    moved = shifted_weights(weights.array, np.zeros((), np.int32) if zero_w is None else zero_w.array)
+    return None if isinstance(moved, str) else moved
 
 
 def widen(b: Builder, x: Value, zero: Value | None, suffix: str) -> Value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression
 from fusion.importer.builder import X0, X1, X2, Builder, call, literal
@@ -21,6 +23,8 @@ RANGES = {
 
 def along(b: Builder, node: Node, parameter: Value, x: Value, name: str) -> Value:
     """A scale or zero point, shaped to broadcast with ``x``."""
+    if parameter.is_constant and parameter.array.size == 1:
+        return b.constant(parameter.array.reshape(()), name)
     if all(dim == 1 for dim in parameter.shape):
         return parameter if parameter.rank == 0 else b.reshape(parameter, (), name)
     axis = node.axis(node.attr("axis", 1), x.rank)
@@ -62,7 +66,7 @@ def quantize(
             raise Unsupported(f"quantisation to {dtype.value}; supported are {', '.join(t.value for t in (*RANGES, *FP8_LIMITS))}")
         low, high = RANGES[dtype]
         value = call("round", value)
-    if zero is not None:
+    if zero is not None and not _is_zero(zero):
         value = call("add", value, Convert(wide, X2))
         extras.append(zero)
     if saturate or dtype not in FP8_LIMITS:
@@ -90,6 +94,8 @@ def dequantize_linear(b: Builder, node: Node) -> Value:
     """``(x - zero) * scale``, in the type of the scale."""
     x, scale, zero = node.input(0), node.input(1), node.optional(2)
     dtype = data_type_of(node.attributes["output_dtype"]) if node.attr("output_dtype", 0) else scale.dtype
+    if zero is not None and _is_zero(zero):
+        zero = None
     wide = DataType.FLOAT if scale.dtype.itemsize < 4 else scale.dtype
     shaped = along(b, node, scale, x, "scale")
     extras = [x, shaped]
@@ -104,13 +110,18 @@ def dequantize_linear(b: Builder, node: Node) -> Value:
     if zero is not None:
         extras.append(along(b, node, zero, x, "zero_point"))
     result: Expression = call("mul", value, X1 if shaped.dtype is wide else Convert(wide, X1))
-    return b.pointwise(result if dtype is wide else Convert(dtype, result), *extras)
+    # Weights of 8 bits stay as they are stored until the quantisation rules have seen them (they are folded later else).
+    return b.pointwise(result if dtype is wide else Convert(dtype, result), *extras, fold=x.dtype.itemsize > 1)
+
+
+def _is_zero(zero: Value) -> bool:
+    return zero.is_constant and not np.any(zero.array)
 
 
 @operator("QLinearConv")
 def qlinear_conv(b: Builder, node: Node) -> Value:
     """The int32 convolution (zero points subtracted, bias added), then scaled and rounded."""
-    from fusion.importer.operators.convolution import bias_epilogue, widen
+    from fusion.importer.operators.convolution import integer_product, per_channel
     from fusion.importer.operators.windows import window
     from fusion.ops import Convolution
 
@@ -119,10 +130,11 @@ def qlinear_conv(b: Builder, node: Node) -> Value:
     w = window(node, x.shape[2:], sizes)
     if w_zero.rank == 1 and w_zero.shape != (1,):
         w_zero = b.reshape(w_zero, (w_zero.shape[0], *(1,) * (weights.rank - 1)), "w_zero")
-    wide_x, wide_w = widen(b, x, _scalar(b, x_zero, "x_zero"), "x"), widen(b, weights, _scalar(b, w_zero, "w_zero_scalar"), "w")
-    epilogue, extras = bias_epilogue(b, node.optional(8), x.rank)
-    op = Convolution(w.strides, w.pre, w.post, w.dilations, node.attr("group", 1), epilogue=epilogue)
-    total = b.layer(op, wide_x, wide_w, *extras)
+    op = Convolution(w.strides, w.pre, w.post, w.dilations, node.attr("group", 1))
+    total = integer_product(b, op, x, weights, _scalar(b, x_zero, "x_zero"), _scalar(b, w_zero, "w_zero_scalar"))
+    bias = node.optional(8)
+    if bias is not None:
+        total = b.pointwise(call("add", X0, X1), total, per_channel(b, bias, x.rank, "bias"), suffix="sum")
     factor = b.pointwise(call("mul", X0, X1), _scalar(b, x_scale, "x_scale"), _scalar(b, w_scale, "w_scale"), suffix="factor")
     if factor.rank:
         factor = b.reshape(factor, (factor.shape[0], *(1,) * (x.rank - 2)), "factor_shape")

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fusion.dtypes import DataType
-from fusion.expression import Literal, Operand, apply
+from fusion.expression import Convert, Literal, Operand, apply
 from fusion.network import TensorType
 from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply
 
@@ -200,3 +200,58 @@ def test_attention(check, b, heads, share, s, more, d, e, causal, masked, dtype,
     elif masked == "bool":
         inputs.append(rng.random((1, heads * share, s, t)) < 0.6)  # may hide a whole row
     check(Attention(0.5, causal, masked != "none", layouts), inputs)
+
+
+def quantized_values(rng: np.random.Generator, shape, dtype) -> np.ndarray:
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    return rng.integers(low, high + 1, shape).astype(dtype)
+
+
+def requantized(out: DataType):
+    """``saturate(round((sum - correction) * scale / 0.05))``: what follows a quantised product."""
+    real = apply("mul", Convert(DataType.FLOAT, apply("sub", Operand(0), Operand(1))), Operand(2))
+    if out is DataType.FLOAT:
+        return real
+    steps = apply("round", apply("div", real, Literal(0.05, DataType.FLOAT)))
+    low, high = (-128.0, 127.0) if out is DataType.INT8 else (0.0, 255.0)
+    return Convert(out, apply("clip", steps, Literal(low, DataType.FLOAT), Literal(high, DataType.FLOAT)))
+
+
+quantized_outputs = st.sampled_from([DataType.INT32, DataType.FLOAT, DataType.INT8, DataType.UINT8])
+
+
+@given(convolutions(), st.sampled_from([np.int8, np.uint8]), quantized_outputs, st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_quantized_convolution(check, case, dtype, out, known):
+    rng, groups = np.random.default_rng(case["seed"]), case["groups"]
+    x = quantized_values(rng, (case["n"], case["c"] * groups, *case["spatial"]), dtype)
+    w = quantized_values(rng, (case["o"] * groups, case["c"], *case["window"]), np.int8)
+    channels = (len(w), *(1,) * len(case["window"]))
+    operands = [rng.integers(-500, 500, channels).astype(np.int32), (rng.random(channels) / 500).astype(np.float32)]
+    epilogue = Operand(0) if out is DataType.INT32 else requantized(out)
+    op = Convolution(case["stride"], case["pre"], case["post"], case["dilation"], groups, epilogue=epilogue)
+    assume(all(size > 0 for size in op.infer([TensorType(DataType(a.dtype.name), a.shape) for a in (x, w, *operands)])[0].shape))
+    check(op, [x, w, *(operands if out is not DataType.INT32 else [])], {1} if known else (), 1)
+
+
+@given(st.sampled_from([7, 600, 3000]), st.sampled_from([np.int8, np.uint8]), quantized_outputs, st.booleans(), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_quantized_matmul(check, depth, dtype, out, known, transpose):
+    """Long sums leave float32, and stay exact."""
+    rng = np.random.default_rng(depth)
+    a, b = quantized_values(rng, (2, 5, depth), dtype), quantized_values(rng, (11, depth) if transpose else (depth, 11), np.int8)
+    operands = [rng.integers(-500, 500, 11).astype(np.int32), (rng.random(11) / 50000).astype(np.float32)]
+    op = MatrixMultiply(transpose_b=transpose, epilogue=Operand(0) if out is DataType.INT32 else requantized(out))
+    check(op, [a, b, *(operands if out is not DataType.INT32 else [])], {1} if known else (), 1)
+
+
+@given(st.integers(1, 3), st.integers(1, 40), st.sampled_from([np.int8, np.uint8]), quantized_outputs)
+@settings(max_examples=10, deadline=None)
+def test_quantized_deconvolution(check, groups, channels, dtype, out):
+    rng = np.random.default_rng(channels)
+    x, w = quantized_values(rng, (2, groups * channels, 5, 4), dtype), quantized_values(rng, (groups * channels, 3, 3, 3), np.int8)
+    shape = (groups * 3, 1, 1)
+    operands = [rng.integers(-500, 500, shape).astype(np.int32), (rng.random(shape) / 5000).astype(np.float32)]
+    epilogue = Operand(0) if out is DataType.INT32 else requantized(out)
+    op = Deconvolution((2, 2), (1, 0), (1, 1), (1, 1), (0, 0), groups, epilogue=epilogue)
+    check(op, [x, w, *(operands if out is not DataType.INT32 else [])], {1}, 1)
