@@ -58,8 +58,10 @@ class GraphRunner:
     After a failed capture it enqueues layer by layer; ``warnings`` says so.
     """
 
-    def __init__(self, context: ExecutionContext) -> None:
+    def __init__(self, context: ExecutionContext, kept: int = _KEPT_GRAPHS) -> None:
+        """``kept``: how many states have a graph at a time."""
         self.context = context
+        self._kept = kept
         self.warnings: tuple[str, ...] = ()
         self._graphs: dict[tuple[object, ...], Graph] = {}
         self._current: Graph | None = None
@@ -89,7 +91,7 @@ class GraphRunner:
             except CaptureError as error:
                 self.warnings = (*CAPTURE_FAILED[:1], f"{CAPTURE_FAILED[1]} ({error})", *CAPTURE_FAILED[2:])
             else:
-                if len(self._graphs) >= _KEPT_GRAPHS:
+                if len(self._graphs) >= self._kept:
                     del self._graphs[next(iter(self._graphs))]
                 self._graphs[self.context.state()] = graph
         if graph is None:

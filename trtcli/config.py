@@ -53,6 +53,8 @@ class BuildConfig:
         profiling_verbosity: ``none``, ``layer_names_only`` or ``detailed``: what the engine keeps for reports.
         disable_fusion: ``(rule, layer)`` pairs; the rule may be ``all``; an empty layer turns it off everywhere.
         pin_tactic: ``(layer, tactic id)`` pairs.
+        batch_range: smallest and largest batch, for inputs of dynamic batch whose shapes are not given otherwise (``--sweepBatch``,
+            ``--maxBatch``); tactics are then timed at the largest.
         build_budget: seconds that timing may take, or None.
     """
 
@@ -77,6 +79,7 @@ class BuildConfig:
     disable_fusion: tuple[tuple[str, str], ...] = ()
     pin_tactic: tuple[tuple[str, str], ...] = ()
     build_budget: float | None = None
+    batch_range: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ class InferenceConfig:
         idle_time: milliseconds between queries after the warm-up.
         inf_streams: contexts that run concurrently; ``threads`` gives each its own host thread.
         cuda_graph, spin_wait, data_transfers, expose_dma: as the flags say.
+        request_rate: requests per second that arrive at random and are batched as they come, or None; ``max_queue_delay``:
+            milliseconds that one may wait for others; ``max_batch``: most in a batch, None for the profile's largest.
+        sweep_batch: smallest and largest batch of a sweep, or None.
         managed_memory: inputs and outputs in memory that host and device share.
         skip_inference: stop after the build.
     """
@@ -123,6 +129,10 @@ class InferenceConfig:
     data_transfers: bool = False
     expose_dma: bool = False
     managed_memory: bool = False
+    request_rate: float | None = None
+    max_queue_delay: float = 1.0
+    max_batch: int | None = None
+    sweep_batch: tuple[int, int] | None = None
     skip_inference: bool = False
     profile: int | None = None
     allocation: str = "static"

@@ -123,7 +123,6 @@ REFUSED: dict[str, Refused] = {
     "deploy": Refused("Caffe models are not supported; export the model to ONNX"),
     "model": Refused("Caffe models are not supported; use --onnx=FILE"),
     "output": Refused("outputs are those of the ONNX model"),
-    "maxBatch": Refused("implicit batch is not supported; use --maxShapes"),
     "int8": Refused(_QUANTISED),
     "fp8": Refused(_QUANTISED),
     "int4": Refused(_QUANTISED),

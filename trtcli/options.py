@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtcli.values import (
+    BatchRange,
     Choice,
     Device,
     FileSpec,
@@ -137,6 +138,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("sleepTime", MEASURE, "inference.sleep_time",
         "milliseconds before the first query starts", _MS, default="0"),
     Option("idleTime", MEASURE, "inference.idle_time", "milliseconds between queries", _MS, default="0"),
+    Option("requestRate", MEASURE, "inference.request_rate",
+        "requests per second that arrive at random and are batched as they come", Number(0.001, 1e7, "QPS"), since="trtcli"),
+    Option("maxQueueDelay", MEASURE, "inference.max_queue_delay",
+        "milliseconds that a request may wait for others", _MS, default="1", since="trtcli"),
+    Option("maxBatch", MEASURE, "inference.max_batch",
+        "most requests in a batch", Integer(1, 65536), default="the engine's largest", since="trtcli"),
+    Option("sweepBatch", MEASURE, "inference.sweep_batch",
+        "measure batch A, 2A, 4A ... B and print a table", BatchRange(), since="trtcli"),
     Option("avgRuns", MEASURE, "report.avg_runs",
         "queries per line of trace averages", Integer(1, 2**31 - 1), default="10"),
     Option("percentile", MEASURE, "report.percentiles",

@@ -69,7 +69,10 @@ def parse(command: str, argv: Sequence[str]) -> Parsed:
     complaints += more + more_still
     config, extra = _place(values, options)
     config = _with_words(config, command, words)
-    config = replace(config, build=replace(config.build, shapes=config.inference.shapes, profiles=profiles))
+    config = replace(
+        config,
+        build=replace(config.build, shapes=config.inference.shapes, profiles=profiles, batch_range=_batch_range(config)),
+    )
     if profiles:
         values.append(("profile", None))  # for warnings about flags without effect
     given = [name for name, _ in values]
@@ -303,6 +306,12 @@ def _with_words(config: Config, command: str, words: Sequence[str]) -> Config:
     return replace(config, model=replace(config.model, **{field: path}))
 
 
+def _batch_range(config: Config) -> tuple[int, int] | None:
+    """The batches that the measurement wants, for a build that no shapes constrain."""
+    inference = config.inference
+    return inference.sweep_batch or ((1, inference.max_batch) if inference.request_rate and inference.max_batch else None)
+
+
 # --- what does not go together ---------------------------------------------------------------------------------------
 
 
@@ -321,6 +330,14 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
             found.append("--loadEngine: there is nothing to build; use trtcli profile or trtcli inspect")
     if build.error_on_timing_cache_miss and not (build.timing_cache_file and build.builder_cache):
         found.append("--errorOnTimingCacheMiss: needs a cache, --timingCacheFile=FILE without --noBuilderCache")
+    inference = config.inference
+    if not inference.request_rate:
+        advice = {"maxBatch": "; for the batch of the model's shapes use --maxShapes", "maxQueueDelay": ""}
+        found += [f"--{name}: goes with --requestRate only{more}" for name, more in advice.items() if name in given]
+    elif inference.sweep_batch:
+        found.append("--requestRate and --sweepBatch: give one of them")
+    if inference.duration == -1 and (inference.request_rate or inference.sweep_batch):
+        found.append("--duration=-1: --requestRate and --sweepBatch need an end")
     if config.system.limit_sms and config.inference.threads and config.inference.inf_streams > 1:
         found.append("--limitSMs with --threads: a share of the GPU serves one host thread; leave --threads out, --infStreams overlap without it")
     return found

@@ -48,7 +48,8 @@ def optimization_profile(network: Network, config: BuildConfig, log: _Log) -> di
     """The range of every input, completed from what was given.
 
     A missing bound is taken from another one (min from opt, else max; opt from max, else min; max from opt, else min) with a
-    warning; without any, ``--shapes`` is all three; without that, dynamic dimensions become 1, with a warning.
+    warning; without any, ``--shapes`` is all three; without that, dynamic dimensions become 1, with a warning. Where none of the three is
+    given, ``config.batch_range`` is the range of a dynamic first dimension.
 
     Raises:
         ValueError: a name is no input, a shape does not fit its input, min <= opt <= max does not hold, or two inputs
@@ -62,7 +63,7 @@ def optimization_profile(network: Network, config: BuildConfig, log: _Log) -> di
             ("--maxShapes", config.max_shapes), ("--shapes", config.shapes),
         )
     }  # fmt: skip
-    profile = {name: _range(name, declared, given, log.warning) for name, declared in inputs.items()}
+    profile = {name: _range(name, declared, given, log.warning, config.batch_range) for name, declared in inputs.items()}
     for flag, field in (("--minShapes", "min"), ("--optShapes", "opt"), ("--maxShapes", "max")):
         try:
             sizes_of(network, {name: getattr(extents, field) for name, extents in profile.items()})
@@ -117,7 +118,11 @@ def match_names(given: Shapes, inputs: Mapping[str, object], flag: str) -> dict[
 
 
 def _range(
-    name: str, declared: Shape, given: Mapping[str, Mapping[str, Extents]], warn: Callable[[str], None]
+    name: str,
+    declared: Shape,
+    given: Mapping[str, Mapping[str, Extents]],
+    warn: Callable[[str], None],
+    batches: tuple[int, int] | None,
 ) -> InputRange:
     low, best, high = (given[flag].get(name) for flag in ("--minShapes", "--optShapes", "--maxShapes"))
     if all(isinstance(dim, int) for dim in declared):
@@ -131,13 +136,18 @@ def _range(
         return InputRange(fixed, fixed, fixed)
     if low is best is high is None:
         only = given["--shapes"].get(name)
+        ranged = batches is not None and len(declared) > 0 and not isinstance(declared[0], int)
         if only is None:
             only = tuple(dim if isinstance(dim, int) else 1 for dim in declared)
-            warn(
-                f"Dynamic dimensions required for input: {name}, but no shapes were provided. "
-                f"Automatically overriding shape to: {text(only)}"
-            )
+            if not ranged or any(not isinstance(dim, int) for dim in declared[1:]):
+                warn(
+                    f"Dynamic dimensions required for input: {name}, but no shapes were provided. "
+                    f"Automatically overriding shape to: {text(only)}"
+                )
         _check(name, "--shapes", declared, only)
+        if ranged and batches is not None:
+            low, high = ((size, *only[1:]) for size in batches)
+            return InputRange(low, high, high)
         return InputRange(only, only, only)
     sources = {"minShapes": low, "optShapes": best, "maxShapes": high}
     order = {

@@ -103,6 +103,21 @@ class Device:
 
 
 @dataclass(frozen=True)
+class BatchRange:
+    """``A:B``, the smallest and the largest batch, or one of them alone."""
+
+    metavar: str = "A:B"
+    allowed: str = "1 <= A <= B <= 65536"
+
+    def __call__(self, text: str) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d+)(?::(\d+))?", text.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last <= 65536:
+            raise ValueError(f"{text!r} is no range of batches ({self.allowed})")
+        return first, last
+
+
+@dataclass(frozen=True)
 class Share:
     """A count, or a percentage with ``%``: kept as text, since only the device knows what 50% is."""
 

@@ -205,7 +205,7 @@ def test_each_flag_stands_once_and_sets_a_field_that_exists() -> None:
 
 def test_every_field_has_a_flag() -> None:
     config = Config()
-    targets = {option.target for option in OPTIONS} | {"build.workspace", "build.tactic_shared_memory", "build.shapes"}
+    targets = {option.target for option in OPTIONS} | {"build.workspace", "build.tactic_shared_memory", "build.shapes", "build.batch_range"}
     for section in fields(config):
         for item in fields(getattr(config, section.name)):
             assert f"{section.name}.{item.name}" in targets, f"nothing sets {section.name}.{item.name}"

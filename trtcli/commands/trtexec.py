@@ -40,6 +40,11 @@ def execute(config: Config, log: Log) -> int:
     session.report_layers(config, engine, shapes, log)
     log.info("Starting inference")
     options = session.benchmark_options(config)
+    if config.inference.request_rate or config.inference.sweep_batch:
+        from trtcli.serving import run_requests, run_sweep
+
+        (run_requests if config.inference.request_rate else run_sweep)(config, contexts, shapes, options, log)
+        return PASSED
     result = run_benchmark(contexts, inputs, options)
     if result.graph_nodes:
         kind = "CUDA graph" if device.spec.kind == "cuda" else "Graph (of NumPy calls)"

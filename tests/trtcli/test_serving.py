@@ -1,0 +1,97 @@
+"""``--requestRate`` and ``--sweepBatch`` on the CPU device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper, save
+
+from trtcli.cli import main
+from trtcli.report.requests import SweepRow, sweep_lines
+from trtcli.serving import batch_sizes
+
+Captured = pytest.CaptureFixture[str]
+QUICK = ["--device=cpu", "--duration=0.1", "--iterations=5", "--warmUp=10", "--avgTiming=1"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A matrix product and an activation with a dynamic batch."""
+    weights = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], "fc"), helper.make_node("Relu", ["h"], ["y"], "relu")]
+    graph = helper.make_graph(
+        nodes, "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8])],
+        [numpy_helper.from_array(weights, "w")],
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("serving") / "net.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_requests(model: Path, tmp_path: Path, capsys: Captured) -> None:
+    times = tmp_path / "times.json"
+    argv = [f"--onnx={model}", "--requestRate=500", "--maxQueueDelay=5", "--maxBatch=4", f"--exportTimes={times}", *QUICK]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "Dynamic dimensions required" not in err
+    for label in ("=== Request summary ===", "Offered: 500 requests/s", "Request Latency: min", "Queue Time: min", "Batch Time: min",
+                  "CUDA graphs: 4", "&&&& PASSED"):  # fmt: skip
+        assert label in out, label
+    rows = json.loads(times.read_text())
+    assert rows and {row["batch"] for row in rows} <= {1, 2, 3, 4}
+    assert list(rows[0]) == ["arrivalMs", "startMs", "endMs", "queueMs", "computeMs", "latencyMs", "batch"]
+    assert all(row["latencyMs"] >= row["computeMs"] > 0 for row in rows)
+
+
+def test_a_sweep(model: Path, tmp_path: Path, capsys: Captured) -> None:
+    times = tmp_path / "times.json"
+    assert main([f"--onnx={model}", "--sweepBatch=1:6", f"--exportTimes={times}", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "=== Batch sweep ===" in out and "is the fastest" in out
+    found = json.loads(times.read_text())
+    assert found["schema"] == 1 and [row["batch"] for row in found["batches"]] == [1, 2, 4, 6]
+    for row in found["batches"]:
+        assert row["itemsPerSecond"] == pytest.approx(row["batch"] * row["queriesPerSecond"])
+        assert 0 < row["latencyMs"] <= row["percentileMs"]
+
+
+def test_an_engine_that_does_not_hold_the_batches(model: Path, tmp_path: Path, capsys: Captured) -> None:
+    engine = tmp_path / "net.engine"
+    assert main(["build", str(model), "--shapes=x:2x16", f"--saveEngine={engine}", "--device=cpu", "--avgTiming=1"]) == 0
+    capsys.readouterr()
+    assert main([f"--loadEngine={engine}", "--sweepBatch=1:4", *QUICK[:4]]) == 1
+    assert "the engine takes batches of 2 to 2; build with --minShapes and --maxShapes" in capsys.readouterr().err
+    assert main([f"--loadEngine={engine}", "--requestRate=100", "--maxBatch=4", *QUICK[:4]]) == 1
+    assert "--maxBatch=4: the engine takes batches of 2 to 2" in capsys.readouterr().err
+    assert main([f"--loadEngine={engine}", "--requestRate=100", "--maxBatch=1", *QUICK[:4]]) == 0  # padded
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--maxBatch=8"], "--maxBatch: goes with --requestRate only; for the batch of the model's shapes use --maxShapes"),
+        (["--maxQueueDelay=8"], "--maxQueueDelay: goes with --requestRate only"),
+        (["--requestRate=5", "--sweepBatch=1:2"], "give one of them"),
+        (["--requestRate=5", "--duration=-1"], "need an end"),
+        (["--sweepBatch=4:2"], "no range of batches"),
+        (["--sweepBatch=0:2"], "no range of batches"),
+        (["--requestRate=0"], "out of range"),
+        (["--limitSMs=50%", "--threads", "--infStreams=2"], "leave --threads out"),
+    ],
+)
+def test_what_does_not_go_together(model: Path, flags: list[str], complaint: str, capsys: Captured) -> None:
+    assert main([f"--onnx={model}", "--device=cpu", *flags]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+def test_batch_sizes_and_the_table() -> None:
+    assert batch_sizes(1, 1) == [1] and batch_sizes(1, 8) == [1, 2, 4, 8] and batch_sizes(3, 20) == [3, 6, 12, 20]
+    rows = [SweepRow(1, 1000.0, 1.0, 0.9, 1.1), SweepRow(2, 930.0, 1.1, 1.0, 1.2), SweepRow(4, 480.0, 2.1, 2.0, 2.2)]
+    lines = sweep_lines(rows)
+    assert [line[0] for line in lines[3:6]] == [" ", " ", "*"] and all(len(line) <= 100 for line in lines)
+    assert lines[-1] == "Batch 4 is the fastest: 1920 items/s; 90 % of that from batch 2 on, at 1.1 ms"
