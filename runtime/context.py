@@ -347,11 +347,11 @@ class ExecutionContext:
 
     def _layers_by_io(self) -> dict[str, set[int]]:
         """Per input and output, the layers whose programs hold its address."""
-        network, owner = self.engine.network, self.loaded.outline.owner
+        network, places = self.engine.network, self.loaded.outline.places
         touched: dict[str, set[int]] = {}
         for number, layer in enumerate(network.layers):
             for name in (*layer.inputs, *layer.outputs):
-                touched.setdefault(owner[name], set()).add(number)
+                touched.setdefault(places[name].root, set()).add(number)
         return touched
 
     def _forget(self, name: str) -> None:
@@ -388,17 +388,18 @@ class ExecutionContext:
 
     def _tensor(self, resolution: Resolution, name: str) -> Tensor:
         kind = resolution.types[name]
-        root = self.loaded.outline.owner.get(name, name)
+        place = self.loaded.outline.places.get(name)
+        root, start = (place.root, resolution.starts[name]) if place is not None else (name, 0)
         if root in resolution.offsets:
-            return Tensor(self._arena.address + resolution.offsets[root], kind)
+            return Tensor(self._arena.address + resolution.offsets[root] + start, kind)
         network = self.engine.network
         if root in network.inputs or (root in network.outputs and root not in self.loaded.outline.constants):
             address = self._addresses.get(root, 0)
             if not address and tensor_bytes(kind):
                 raise EngineError(f"tensor {root!r} has no address: call set_tensor_address")
-            return Tensor(address, kind)
+            return Tensor(address + start, kind)
         if root in self.loaded.weights:
-            return Tensor(self.loaded.weights[root].address, kind)
+            return Tensor(self.loaded.weights[root].address + start, kind)
         return Tensor(0, kind)  # a constant that was packed: no plan reads it
 
     def _schedule(self, resolution: Resolution) -> list[Action]:

@@ -17,10 +17,11 @@ ALIGNMENT = 256  # bytes; what kernels may assume of a base pointer
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of memory: its size in bytes, and the layers (numbers) that touch it, the first of which writes it."""
+    """A piece of memory: its size in bytes, the layers (numbers) that touch it, and those that write it (none given: the first)."""
 
     size: int
     uses: tuple[int, ...]
+    writers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def layer_order(streams: Sequence[int], waits: Sequence[Sequence[int]] = ()) -> 
 
 
 def plan_memory(blocks: Sequence[Block], order: np.ndarray) -> MemoryPlan:
-    """Offsets such that no two blocks overlap unless every use of one is certain to end before the other is first written.
+    """Offsets such that no two blocks overlap unless every use of one is certain to end before anything writes the other.
 
     Blocks of size 0 lie at offset 0. ``order`` comes from :func:`layer_order`.
     """
@@ -104,8 +105,8 @@ def _conflicts(blocks: Sequence[Block], order: np.ndarray) -> np.ndarray:
         return np.zeros((0, 0), bool)
     # over[a, j]: every use of block a has ended when layer j starts
     over = np.stack([order[list(block.uses)].all(axis=0) for block in blocks])
-    first = [block.uses[0] for block in blocks]
-    apart = over[:, first]  # apart[a, b]: a is over before b begins
+    # apart[a, b]: a is over before anything writes b. Several layers may write parts of a block, on streams of their own.
+    apart = np.stack([over[:, list(block.writers or block.uses[:1])].all(axis=1) for block in blocks], axis=1)
     return ~(apart | apart.T)
 
 

@@ -6,13 +6,14 @@ Pure: it reads the engine and gives a value. The context binds it to addresses.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fusion.bind import bind_type
+from fusion.dims import bind
 from fusion.network import Layer, TensorType
 from runtime.engine import Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
 from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
-from runtime.views import VIEW, share_memory, view_layers
+from runtime.views import VIEW, Piece, Place, share_memory
 from runtime.workloads import workload_of
 from tactics import registry
 from tactics.tactic import Buffer, Copy, DeviceSpec, Plan, Tactic, tensor_bytes
@@ -25,30 +26,32 @@ class Outline:
     Attributes:
         decisions: per layer, what was decided for this profile.
         tactics: per layer, its tactic; None for a view.
-        views: names of the view layers; ``elided`` those that need no step.
-        owner: per tensor, the tensor whose memory it is.
+        views: per view layer the pieces that it must copy; ``elided`` those that need no step.
+        places: per tensor, where it lies in which tensor's memory.
         constants: tensors whose values are known at build: read, but neither inputs nor written by a layer.
         fixed: the named sizes that the profile leaves no choice.
     """
 
     decisions: tuple[LayerPlan, ...]
     tactics: tuple[Tactic | None, ...]
-    views: frozenset[str]
+    views: Mapping[str, tuple[Piece, ...]]
     elided: frozenset[str]
-    owner: Mapping[str, str]
+    places: Mapping[str, Place]
     constants: frozenset[str]
     fixed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Step:
-    """One layer that runs: its number in the network, its plan, where its workspace lies, and the steps that it waits for."""
+    """One layer that runs: its number in the network, its plan, where its workspace lies, the steps on other streams that it waits for,
+    and all steps whose results it needs."""
 
     layer: int
     plan: Plan
     stream: int
     waits: tuple[int, ...]
     workspace: int
+    needs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Resolution:
         shapes: of the inputs.
         types: of every tensor.
         steps: what runs, in order; a wait names the step (number) on another stream that must have ended.
-        offsets: per owner tensor in the arena, its offset in bytes.
+        starts: per tensor, its offset in bytes within the memory of its root.
+        offsets: per root in the arena, its offset in bytes.
         memory: the arena plan.
         decisions: per layer of the network, what was decided for the profile.
     """
@@ -67,6 +71,7 @@ class Resolution:
     shapes: Mapping[str, tuple[int, ...]]
     types: Mapping[str, TensorType]
     steps: tuple[Step, ...]
+    starts: Mapping[str, int]
     offsets: Mapping[str, int]
     memory: MemoryPlan
     decisions: tuple[LayerPlan, ...] = ()
@@ -82,15 +87,14 @@ def outline(engine: Engine, profile: int = 0) -> Outline:
     produced = {name for layer in network.layers for name in layer.outputs}
     read = {name for layer in network.layers for name in layer.inputs} | set(network.outputs)
     constants = frozenset(read - produced - set(network.inputs))
-    views = view_layers(network)
-    owner, elided = share_memory(network, views, constants)
+    sharing = share_memory(network)
     decisions = engine.decisions(profile)
-    tactics = tuple(_tactic(layer, plan, views) for layer, plan in zip(network.layers, decisions, strict=True))
+    tactics = tuple(_tactic(layer, plan, sharing.copies) for layer, plan in zip(network.layers, decisions, strict=True))
     fixed = frozenset(fixed_sizes(network, engine.profiles[profile]))
-    return Outline(decisions, tactics, views, elided, owner, constants, fixed)
+    return Outline(decisions, tactics, sharing.copies, sharing.elided, sharing.places, constants, fixed)
 
 
-def _tactic(layer: Layer, plan: LayerPlan, views: frozenset[str]) -> Tactic | None:
+def _tactic(layer: Layer, plan: LayerPlan, views: Mapping[str, tuple[Piece, ...]]) -> Tactic | None:
     if plan.tactic == VIEW and layer.name in views:
         return None
     try:
@@ -121,21 +125,20 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
         if any(dim < 0 for dim in types[name].shape):  # type: ignore[operator]
             raise EngineError(f"tensor {name!r} would have shape {types[name].shape} with inputs {dict(shapes)}")
 
+    starts = {name: bind(place.offset, sizes) * types[name].dtype.itemsize for name, place in fixed.places.items()}
     plans: list[tuple[int, Plan]] = []
     for number, layer in enumerate(network.layers):
         if layer.name in fixed.elided or not any(tensor_bytes(types[name]) for name in layer.outputs):
             continue
         plans.append((number, _plan(engine, fixed, number, sizes, types, device)))
-    steps, streams = _schedule(engine, fixed, plans)
+    steps, streams = _schedule(engine, fixed, plans, types, starts)
     blocks, owners = _blocks(engine, fixed, plans, types)
     order = layer_order(streams, [step.waits for step in steps])
     memory = plan_memory(blocks, order)
     offsets = dict(zip(owners, memory.offsets, strict=False))
     placed = memory.offsets[len(owners) :]  # workspaces follow the tensors
-    steps = [
-        Step(step.layer, step.plan, step.stream, step.waits, offset) for step, offset in zip(steps, placed, strict=True)
-    ]
-    return Resolution(dict(shapes), types, tuple(steps), offsets, memory, fixed.decisions)
+    steps = [replace(step, workspace=offset) for step, offset in zip(steps, placed, strict=True)]
+    return Resolution(dict(shapes), types, tuple(steps), starts, offsets, memory, fixed.decisions)
 
 
 def _plan(
@@ -148,7 +151,7 @@ def _plan(
 ) -> Plan:
     layer, decision, tactic = engine.network.layers[number], fixed.decisions[number], fixed.tactics[number]
     if layer.name in fixed.views:
-        return Plan((Copy(Buffer("input"), Buffer("output"), tensor_bytes(types[layer.outputs[0]])),))
+        return _copies(layer, fixed.views[layer.name], sizes, types)
     assert tactic is not None
     try:
         workload = workload_of(engine.network, layer, sizes, fixed.constants, engine.tf32, fixed.fixed)
@@ -161,10 +164,29 @@ def _plan(
         ) from error
 
 
-def _schedule(engine: Engine, fixed: Outline, plans: list[tuple[int, Plan]]) -> tuple[list[Step], list[int]]:
+def _copies(layer: Layer, pieces: tuple[Piece, ...], sizes: Mapping[str, int], types: Mapping[str, TensorType]) -> Plan:
+    """The plan of a view of which ``pieces`` could not be placed in one memory."""
+    target = types[layer.outputs[0]]
+    steps = []
+    for piece in pieces:
+        source = types[layer.inputs[piece.input]]
+        begin, end = (bind(offset, sizes) * target.dtype.itemsize for offset in (piece.source, piece.target))
+        size = min(tensor_bytes(source), tensor_bytes(target))  # a slice is all of the output, a part all of its input
+        if size:
+            steps.append(Copy(Buffer("input", piece.input, begin), Buffer("output", 0, end), size))
+    return Plan(tuple(steps))
+
+
+def _schedule(
+    engine: Engine,
+    fixed: Outline,
+    plans: list[tuple[int, Plan]],
+    types: Mapping[str, TensorType],
+    starts: Mapping[str, int],
+) -> tuple[list[Step], list[int]]:
     """Steps with the waits that carry data between streams, without those that follow from others."""
     network = engine.network
-    writer: dict[str, int] = {}  # owner tensor -> step
+    writers: dict[str, list[tuple[int, int, int]]] = {}  # root -> (first byte, byte after the last, step) of each tensor written there
     known: list[dict[int, int]] = []  # per step: per stream, the last step certain to have ended before it
     last: dict[int, int] = {}
     steps: list[Step] = []
@@ -172,10 +194,13 @@ def _schedule(engine: Engine, fixed: Outline, plans: list[tuple[int, Plan]]) -> 
         layer, stream = network.layers[number], fixed.decisions[number].stream
         ended = {**known[last[stream]], stream: last[stream]} if stream in last else {}
         waits = []
-        needed = sorted(
-            {writer[fixed.owner[name]] for name in layer.inputs if fixed.owner[name] in writer}, reverse=True
-        )
-        for other in needed:
+        needs: set[int] = set()
+        for name in layer.inputs:
+            low = starts[name]
+            high = low + tensor_bytes(types[name])
+            written = writers.get(fixed.places[name].root, ())
+            needs.update(other for begin, end, other in written if begin < high and low < end)
+        for other in sorted(needs, reverse=True):
             there = steps[other].stream
             if there == stream or ended.get(there, -1) >= other:
                 continue
@@ -183,8 +208,9 @@ def _schedule(engine: Engine, fixed: Outline, plans: list[tuple[int, Plan]]) -> 
             for key, value in {**known[other], there: other}.items():
                 ended[key] = max(ended.get(key, -1), value)
         for name in layer.outputs:
-            writer[fixed.owner[name]] = step
-        steps.append(Step(number, plan, stream, tuple(sorted(waits)), 0))
+            place = (starts[name], starts[name] + tensor_bytes(types[name]), step)
+            writers.setdefault(fixed.places[name].root, []).append(place)
+        steps.append(Step(number, plan, stream, tuple(sorted(waits)), 0, tuple(sorted(needs))))
         known.append(ended)
         last[stream] = step
     return steps, [step.stream for step in steps]
@@ -193,16 +219,19 @@ def _schedule(engine: Engine, fixed: Outline, plans: list[tuple[int, Plan]]) -> 
 def _blocks(
     engine: Engine, fixed: Outline, plans: list[tuple[int, Plan]], types: Mapping[str, TensorType]
 ) -> tuple[list[Block], list[str]]:
-    """Blocks of the arena: first one per owner tensor (whose names come second), then one workspace per step."""
+    """Blocks of the arena: first one per root tensor (whose names come second), then one workspace per step."""
     network = engine.network
     outside = {*network.inputs, *network.outputs, *fixed.constants}
     uses: dict[str, list[int]] = {}
+    writers: dict[str, list[int]] = {}
     for step, (number, _) in enumerate(plans):
         layer = network.layers[number]
         for name in (*layer.outputs, *layer.inputs):
-            root = fixed.owner[name]
+            root = fixed.places[name].root
             if root not in outside and (not uses.get(root) or uses[root][-1] != step):
                 uses.setdefault(root, []).append(step)
-    blocks = [Block(tensor_bytes(types[name]), tuple(steps)) for name, steps in uses.items()]
+        for name in layer.outputs:
+            writers.setdefault(fixed.places[name].root, []).append(step)
+    blocks = [Block(tensor_bytes(types[name]), tuple(steps), tuple(writers[name])) for name, steps in uses.items()]
     blocks += [Block(plan.workspace, (step,)) for step, (_, plan) in enumerate(plans)]
     return blocks, list(uses)

@@ -110,14 +110,11 @@ def workload_graph(engine: Engine, device: DeviceSpec) -> tuple[list[Work], list
     fixed = outline(engine)
     shapes = {name: item.opt for name, item in engine.profiles[0].items()}
     steps = resolve(engine, fixed, shapes, device).steps
-    writer: dict[str, int] = {}
     work = []
-    for number, step in enumerate(steps):
-        layer, decision = engine.network.layers[step.layer], engine.layers[step.layer]
-        needs = sorted({writer[fixed.owner[name]] for name in layer.inputs if fixed.owner[name] in writer})
+    for step in steps:
+        decision = engine.layers[step.layer]
         seconds = 0.0 if isnan(decision.seconds) else decision.seconds
-        work.append(Work(seconds, tuple(needs), occupancy(step.plan, device)))
-        writer.update((fixed.owner[name], number) for name in layer.outputs)
+        work.append(Work(seconds, step.needs, occupancy(step.plan, device)))
     return work, [step.layer for step in steps]
 
 

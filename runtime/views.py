@@ -1,28 +1,89 @@
-"""Layers that need no work: their output holds the bytes of their input, so both can be one piece of memory.
+"""Layers that need no work: their output holds bytes of their inputs in the same order, so both can be one piece of memory.
 
-A view layer has no tactic of its own: the builder records :data:`VIEW` for it, and the context gives input and output the same
-address. Where that is impossible (both ends belong to the caller), it copies.
+A Shuffle that moves nothing is its input under another shape; a Slice of whole rows is a part of its input; the inputs of a Concatenation
+along the outermost axis (of those longer than 1) are parts of its output: producers write, and readers read, in place. Such a view
+has no tactic: the builder records :data:`VIEW` for it, and the context gives its tensors addresses within one piece of memory. Where that
+is impossible (both ends belong to the caller), the view copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from fusion.dims import Shape
-from fusion.network import Network, Op, TensorType
-from fusion.ops import Shuffle
+from fusion.bind import bind_type
+from fusion.dims import Dim, Shape, divisor, product
+from fusion.network import Layer, Network, Op, TensorType
+from fusion.ops import Concatenation, Shuffle, Slice
+from tactics.tactic import tensor_bytes
 
 VIEW = "view"  # LayerPlan.tactic of such a layer
+ALIGNMENT = 16  # bytes: what kernels may assume of any tensor's address (the caller's tensors have no more either)
 
 
-def is_view(op: Op, inputs: Sequence[TensorType]) -> bool:
-    """Whether the output is the input's bytes under another shape, for every size of symbolic dimensions.
+@dataclass(frozen=True)
+class Piece:
+    """Input ``input`` and the output share memory: ``source`` elements into the one is ``target`` elements into the other."""
 
-    True for a Shuffle whose transposes move only axes of length 1 (they change no element's place).
+    input: int = 0
+    source: Dim = 0
+    target: Dim = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: ``offset`` elements into the memory of tensor ``root``."""
+
+    root: str
+    offset: Dim = 0
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which tensors are one piece of memory, for every size of symbolic dimensions.
+
+    Attributes:
+        places: of every tensor that a layer reads or writes, and of inputs and outputs. A root holds at most one tensor whose address is
+            not ours to choose (network input, network output, constant), and that one is the root.
+        copies: per view layer, the pieces that must be copied; where there are none the layer vanishes.
     """
-    if not isinstance(op, Shuffle):
-        return False
-    shape: Shape = inputs[0].shape
+
+    places: Mapping[str, Place]
+    copies: Mapping[str, tuple[Piece, ...]]
+
+    @property
+    def views(self) -> frozenset[str]:
+        """Names of the layers that have no tactic."""
+        return frozenset(self.copies)
+
+    @property
+    def elided(self) -> frozenset[str]:
+        """Names of those that need no step at all."""
+        return frozenset(name for name, pieces in self.copies.items() if not pieces)
+
+
+def view_pieces(op: Op, inputs: Sequence[TensorType], output: TensorType) -> tuple[Piece, ...] | None:
+    """How the output is made of whole pieces of the inputs' memory, or None when elements change their order."""
+    shape = inputs[0].shape if inputs else ()
+    if isinstance(op, Shuffle):
+        return (Piece(),) if _moves_nothing(op, shape) else None
+    if isinstance(op, Slice):
+        offset = _slice_offset(op, shape)
+        return None if offset is None else (Piece(source=offset),)
+    if isinstance(op, Concatenation):
+        if any(dim != 1 for dim in output.shape[: op.axis]):
+            return None
+        pieces = []
+        offset = 0
+        for number, tensor in enumerate(inputs):
+            pieces.append(Piece(number, target=offset))
+            offset = offset + product(tensor.shape)
+        return tuple(pieces)
+    return None
+
+
+def _moves_nothing(op: Shuffle, shape: Shape) -> bool:
+    """Whether the transposes move only axes of length 1 (they change no element's place)."""
     if op.first is not None:
         if not _keeps_order(op.first, shape):
             return False
@@ -37,49 +98,83 @@ def _keeps_order(permutation: Sequence[int], shape: Shape) -> bool:
     return moved == sorted(moved)
 
 
+def _slice_offset(op: Slice, shape: Shape) -> Dim | None:
+    """Elements before a slice that is one run of memory (single indices, then one range, then whole axes), or None."""
+    whole = [dim == 1 or (start, size, step) == (0, dim, 1) for start, size, step, dim in zip(op.starts, op.sizes, op.steps, shape, strict=True)]
+    cut = max((axis for axis, all_of_it in enumerate(whole) if not all_of_it), default=0)
+    if any(size != 1 for size in op.sizes[:cut]) or (op.sizes and op.sizes[cut] != 1 and op.steps[cut] != 1):
+        return None
+    offset: Dim = 0
+    for axis, start in enumerate(op.starts[: cut + 1]):
+        offset = start * product(shape[axis + 1 :]) + offset
+    return offset
+
+
+def share_memory(network: Network) -> Sharing:
+    """Finds the views of ``network`` and places their tensors.
+
+    A Concatenation of which more than one input would have to be copied is no view: one kernel does that at once.
+    """
+    produced = {name for layer in network.layers for name in layer.outputs}
+    read = {name for layer in network.layers for name in layer.inputs}
+    memory = _Memory(network, {*network.inputs, *network.outputs, *(read - produced)})
+    copies: dict[str, tuple[Piece, ...]] = {}
+    for layer in network.layers:
+        types = [network.tensors[name] for name in layer.inputs]
+        pieces = view_pieces(layer.op, types, network.tensors[layer.outputs[0]]) if layer.outputs else None
+        if pieces is None:
+            continue
+        before = dict(memory.parents) if len(pieces) > 1 else {}
+        left = tuple(piece for piece in pieces if not memory.join(layer, piece))
+        if len(left) > 1:
+            memory.parents = before
+            continue
+        copies[layer.name] = left
+    return Sharing({name: memory.find(name) for name in (*network.inputs, *network.outputs, *produced, *read)}, copies)
+
+
+class _Memory:
+    """A forest of tensors: each lies within its parent, at an offset."""
+
+    def __init__(self, network: Network, fixed: set[str]) -> None:
+        self.types = network.tensors
+        self.fixed = fixed
+        self.parents: dict[str, Place] = {}
+
+    def find(self, name: str) -> Place:
+        offset: Dim = 0
+        while name in self.parents:
+            place = self.parents[name]
+            name, offset = place.root, place.offset + offset
+        return Place(name, offset)
+
+    def join(self, layer: Layer, piece: Piece) -> bool:
+        """Puts the input and the output of ``layer`` in one piece of memory, if that can be done."""
+        source, target = layer.inputs[piece.input], layer.outputs[0]
+        if isinstance(layer.op, Concatenation):
+            return self._put(source, target, piece.target)
+        return self._put(target, source, piece.source) or (isinstance(layer.op, Shuffle) and self._put(source, target, 0))
+
+    def _put(self, inner: str, outer: str, offset: Dim) -> bool:
+        """Places ``inner``, with all that lies in its memory, ``offset`` elements into ``outer``."""
+        a, b = self.find(inner), self.find(outer)
+        offset = b.offset + offset
+        covers = a.offset == 0 and product(self.types[a.root].shape) == product(self.types[inner].shape)
+        aligned = divisor(offset) * self.types[outer].dtype.itemsize % ALIGNMENT == 0
+        if a.root in self.fixed or a.root == b.root or not covers or not aligned:
+            return False
+        self.parents[a.root] = Place(b.root, offset)
+        return True
+
+
 def view_layers(network: Network) -> frozenset[str]:
     """Names of the layers that are views."""
-    return frozenset(
-        layer.name for layer in network.layers if is_view(layer.op, [network.tensors[name] for name in layer.inputs])
-    )
+    return share_memory(network).views
 
 
-def share_memory(
-    network: Network, views: Collection[str], constants: Collection[str]
-) -> tuple[dict[str, str], frozenset[str]]:
-    """Which tensors are one piece of memory.
-
-    Returns ``(owner, elided)``: ``owner[tensor]`` names the tensor whose memory it is (itself for most), and ``elided`` holds
-    the view layers that vanish. A piece holds at most one tensor whose address is not ours to choose (network input, network
-    output, constant), and that one is its owner; a view between two such tensors stays, as a copy.
-    """
-    fixed = {*network.inputs, *network.outputs, *constants}
-    owner: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while owner.setdefault(name, name) != name:
-            name = owner[name]
-        return name
-
-    elided = set()
-    for layer in network.layers:
-        for name in (*layer.inputs, *layer.outputs):
-            find(name)
-        if layer.name not in views:
-            continue
-        source, target = find(layer.inputs[0]), find(layer.outputs[0])
-        if source in fixed and target in fixed:
-            continue
-        if target in fixed:
-            source, target = target, source
-        owner[target] = source
-        elided.add(layer.name)
-    return {name: find(name) for name in owner}, frozenset(elided)
-
-
-def shared_groups(owner: Mapping[str, str]) -> dict[str, list[str]]:
-    """The tensors of each piece of memory, by owner."""
-    groups: dict[str, list[str]] = {}
-    for name, root in owner.items():
-        groups.setdefault(root, []).append(name)
-    return groups
+def intermediate_bytes(network: Network, sizes: Mapping[str, int]) -> int:
+    """Bytes of all tensors between layers at the named ``sizes``: what is written, and neither a view nor a network output."""
+    sharing = share_memory(network)
+    written = {sharing.places[name].root for layer in network.layers for name in layer.outputs}
+    between = written - {*network.inputs, *network.outputs}
+    return sum(tensor_bytes(bind_type(network.tensors[name], sizes)) for name in between)

@@ -23,7 +23,7 @@ from runtime.device import Device, DeviceLostError
 from runtime.engine import Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
 from runtime.streams import with_streams
 from runtime.timer import Bench
-from runtime.views import VIEW, view_layers
+from runtime.views import VIEW, intermediate_bytes, view_layers
 from runtime.workloads import workload_of
 from tactics import cache as timing_cache
 from tactics.cache import CacheError, Entry, TimingCache
@@ -121,6 +121,8 @@ def build(
     seconds = time.perf_counter() - began
     record = {
         **_record(model, imported, fused, config, device, choices),
+        "importedLayers": len(imported.layers),
+        "intermediateBytesSaved": saved,
         "streams": streams,
         "buildSeconds": seconds,
     }
@@ -352,6 +354,7 @@ def _layer_plans(
     for layer, workload, decision in zip(network.layers, workloads, decisions, strict=True):
         if decision is _VIEW:
             layers.append(LayerPlan(VIEW, seconds=0.0))
+            weights.update((name, network.constants[name]) for name in layer.inputs if name in network.constants)
             continue
         tactic = tactic_by_id(decision.tactic)
         plan = tactic.plan(workload, decision.config, device.spec)
@@ -462,9 +465,15 @@ def _parsed_line(model: Path | bytes, network: Network, seconds: float) -> str:
     return f"Parsed {name} in {seconds:.2f} s: {len(network.fates)} nodes, {count / 1e6:.1f} M weights, input {inputs}"
 
 
-def _fused_line(imported: Network, fused: FusionResult, seconds: float) -> str:
+def _saved_bytes(imported: Network, network: Network, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of tensors between layers that fusion has no need of, at the optimal shapes."""
+    return intermediate_bytes(imported, sizes_of(imported, shapes)) - intermediate_bytes(network, sizes_of(network, shapes))
+
+
+def _fused_line(imported: Network, fused: FusionResult, saved: int, seconds: float) -> str:
     counts = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
-    return f"Fused {len(imported.layers)} layers into {len(fused.network.layers)} in {seconds:.2f} s: {counts}"
+    spared = f", {saved / 1e6:.3g} MB of intermediate tensors saved" if saved > 0 else ""
+    return f"Fused {len(imported.layers)} layers into {len(fused.network.layers)} in {seconds:.2f} s{spared}: {counts}"
 
 
 def _fusion_lines(fused: FusionResult) -> list[str]:

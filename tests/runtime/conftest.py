@@ -15,7 +15,7 @@ from fusion.ops import MatrixMultiply, Pointwise, Reduce, Shuffle
 from runtime import resolution
 from runtime.cpu import CpuDevice
 from runtime.engine import Engine, InputRange, LayerPlan
-from runtime.views import VIEW, is_view
+from runtime.views import VIEW, view_layers
 from runtime.workloads import workload_of
 from tactics.tactic import CpuCall, Plan, Tactic
 
@@ -110,9 +110,10 @@ def make_engine(network: Network, sizes, streams, workspace, tactics) -> Engine:
     weights = dict(network.constants)
     opt = {name: values[1] for name, values in sizes.items()}
     plans = []
+    views = view_layers(network)
     for layer in network.layers:
         stream = streams.get(layer.name, 0)
-        if is_view(layer.op, [network.tensors[name] for name in layer.inputs]):
+        if layer.name in views:
             plans.append(LayerPlan(VIEW, stream=stream))
             continue
         tactic, packed = tactics.get(layer.name, "test.reference"), ()

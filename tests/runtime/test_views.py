@@ -1,0 +1,202 @@
+"""Concatenations, slices and reshapes that share memory with what they read: which do, and that results stay right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion.dims import symbol
+from fusion.expression import Operand, apply
+from fusion.ops import Concatenation, MatrixMultiply, Pointwise, Reduce, Shuffle, Slice
+from runtime.resolution import outline, resolve
+from runtime.views import Place, intermediate_bytes, share_memory
+from tests.runtime.conftest import ADD, RELU, Graph
+from tests.runtime.test_context import check
+
+BATCH = symbol("batch")
+NEG = Pointwise(apply("neg", Operand(0)))
+
+
+def values(**shapes):
+    random = np.random.default_rng(3)
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def sharing(build, *outputs):
+    return share_memory(build.network(*outputs))
+
+
+def fire(build, x, channels):
+    """Two producers, joined along the channels of one image."""
+    left = build.layer(RELU, x, name=f"{x}.left")
+    right = build.layer(NEG, x, name=f"{x}.right")
+    return build.layer(Concatenation(1), left, right, name=f"{x}.concat")
+
+
+def test_producers_write_into_a_concatenation(cpu):
+    build = Graph()
+    x = build.layer(RELU, build.input("x", (1, 4, 3, 3)))
+    joined = fire(build, x, 4)
+    y = build.layer(Reduce("max", (1,), True), joined)
+    found = sharing(build, y)
+    assert found.elided == {f"{x}.concat"}
+    assert found.places[f"{x}.left_out0"] == Place(joined, 0)
+    assert found.places[f"{x}.right_out0"] == Place(joined, 36)
+    context = check(build, [y], cpu, values(x=(1, 4, 3, 3)))
+    assert len(context.resolution().steps) == 4
+
+
+def test_branches_on_streams_write_parts_of_one_block(cpu):
+    build = Graph()
+    x = build.layer(RELU, build.input("x", (1, 4, 8, 8)))
+    first = fire(build, x, 4)
+    second = fire(build, first, 8)
+    y = build.layer(NEG, second)
+    streams = {f"{x}.right": 1, f"{first}.right": 2}
+    context = check(build, [y], cpu, values(x=(1, 4, 8, 8)), streams=streams, workspace=500)
+    steps = context.resolution().steps
+    reader = steps[-1]
+    assert len(reader.needs) == 2, "it reads what two layers wrote"
+    assert len(reader.waits) == 1
+
+
+def test_a_concatenation_of_concatenations_is_one_piece(cpu):
+    build = Graph()
+    x = build.input("x", (1, 4))
+    a, b, c = (build.layer(op, x) for op in (RELU, NEG, RELU))
+    inner = build.layer(Concatenation(1), a, b)
+    outer = build.layer(Concatenation(1), c, inner)
+    y = build.layer(NEG, outer)
+    found = sharing(build, y)
+    assert {found.places[name].root for name in (a, b, c, inner, outer)} == {outer}
+    assert found.places[b] == Place(outer, 8)
+    check(build, [y], cpu, values(x=(1, 4)))
+
+
+def test_a_network_output_takes_its_parts_where_the_caller_wants_them(cpu):
+    build = Graph()
+    x = build.input("x", (2, 4))
+    y = build.layer(Concatenation(0), build.layer(RELU, x), build.layer(NEG, x))
+    assert sharing(build, y).elided
+    context = check(build, [y], cpu, values(x=(2, 4)))
+    assert context.resolution().memory.size == 0
+
+
+def test_slices_are_read_in_place(cpu):
+    build = Graph()
+    x = build.input("x", (6, 8))
+    top = build.layer(Slice((0, 0), (2, 8), (1, 1)), x)
+    row = build.layer(Slice((3, 0), (1, 4), (1, 1)), x)
+    y = build.layer(ADD, build.layer(NEG, top), build.layer(Concatenation(1), row, row))
+    found = sharing(build, y)
+    assert found.places[row] == Place("x", 24)
+    assert found.places[top] == Place("x", 0)
+    assert len(found.elided) == 2, "of the same part twice at most one could lie there"
+    check(build, [y], cpu, values(x=(6, 8)))
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        Slice((0, 1), (6, 2), (1, 1)),  # columns
+        Slice((0, 0), (3, 8), (2, 1)),  # every second row
+        Slice((5, 0), (6, 8), (-1, 1)),  # backwards
+        Slice((0, 4), (2, 4), (1, 1)),  # parts of two rows
+    ],
+)
+def test_other_slices_are_not(cpu, op):
+    build = Graph()
+    y = build.layer(NEG, build.layer(op, build.input("x", (6, 8))))
+    assert not sharing(build, y).views
+    check(build, [y], cpu, values(x=(6, 8)))
+
+
+def test_addresses_stay_aligned(cpu):
+    build = Graph()
+    x = build.input("x", (1, 3))
+    y = build.layer(NEG, build.layer(Concatenation(1), build.layer(RELU, x), build.layer(NEG, x)))
+    found = sharing(build, y)
+    assert found.views and not found.elided, "12 bytes are no place for a tensor: it is copied there"
+    check(build, [y], cpu, values(x=(1, 3)))
+
+
+def test_what_belongs_to_the_caller_is_copied(cpu):
+    build = Graph()
+    x, z = build.input("x", (2, 4)), build.input("z", (2, 4))
+    made = build.layer(NEG, z)
+    y = build.layer(Concatenation(0), x, made)
+    part = build.layer(Slice((1, 0), (1, 4), (1, 1)), y)
+    assert [len(pieces) for pieces in sharing(build, y, part).copies.values()] == [1, 1]
+    check(build, [y, part], cpu, values(x=(2, 4), z=(2, 4)))
+
+
+def test_two_copies_are_one_kernel(cpu):
+    build = Graph()
+    x, z = build.input("x", (2, 4)), build.input("z", (2, 4))
+    y = build.layer(Concatenation(0), x, build.layer(NEG, z), z)
+    found = sharing(build, y)
+    assert not found.views
+    assert all(found.places[name] == Place(name) for name in found.places)
+    check(build, [y], cpu, values(x=(2, 4), z=(2, 4)))
+
+
+def test_sizes_known_at_run_time(cpu):
+    build = Graph()
+    x = build.input("x", (BATCH, 4))
+    joined = build.layer(Concatenation(0), build.layer(RELU, x), build.layer(NEG, x))
+    y = build.layer(Slice((BATCH, 0), (BATCH, 4), (1, 1)), joined)
+    out = build.layer(MatrixMultiply(), y, build.constant("w", np.eye(4, dtype=np.float32)))
+    found = sharing(build, out)
+    assert len(found.elided) == 2
+    assert found.places[y] == Place(joined, 4 * BATCH)
+    for batch in (1, 3, 5):
+        check(build, [out], cpu, values(x=(batch, 4)), sizes={"batch": (1, 2, 8)})
+
+
+def test_a_batch_is_no_outermost_axis_of_length_one(cpu):
+    build = Graph()
+    x = build.input("x", (2, 4))
+    y = build.layer(Concatenation(1), build.layer(RELU, x), build.layer(NEG, x))
+    assert not sharing(build, y).views
+
+
+def test_intermediate_bytes_count_memory_once():
+    build = Graph()
+    x = build.layer(RELU, build.input("x", (1, 4)))
+    joined = build.layer(Concatenation(1), build.layer(RELU, x), build.layer(NEG, x))
+    y = build.layer(NEG, build.layer(Shuffle(reshape=(8,)), joined))
+    assert intermediate_bytes(build.network(y), {}) == 16 + 32
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_random_networks(cpu, data):
+    build = Graph()
+    pool = [build.input("x", (1, 4, 2)), build.input("z", (1, 4, 2))]
+    for _ in range(data.draw(st.integers(2, 12))):
+        x = data.draw(st.sampled_from(pool))
+        shape = build.tensors[x].shape
+        kind = data.draw(st.sampled_from(["relu", "neg", "concat", "concat", "slice", "shape", "add"]))
+        if kind == "concat":
+            parts = data.draw(st.lists(st.sampled_from(pool), min_size=1, max_size=3))
+            pool.append(build.layer(Concatenation(1), x, *parts))
+        elif kind == "slice":
+            start = data.draw(st.integers(0, shape[1] - 1))
+            size = data.draw(st.integers(1, shape[1] - start))
+            pool.append(build.layer(Slice((0, start, 0), (1, size, 2), (1, 1, 1)), x))
+        elif kind == "shape" and shape[1] % 2 == 0:
+            middle = build.layer(Shuffle(reshape=(1, shape[1] // 2, 4)), x)
+            pool.append(build.layer(Shuffle(reshape=shape), build.layer(NEG, middle)))
+        elif kind == "add":
+            pool.append(build.layer(ADD, x, x))
+        else:
+            pool.append(build.layer(RELU if kind == "relu" else NEG, x))
+        if build.tensors[pool[-1]].shape[1] > 64:
+            pool.pop()
+    outputs = data.draw(st.lists(st.sampled_from(pool[2:] or [build.layer(NEG, "x")]), min_size=1, max_size=3, unique=True))
+    streams = {layer.name: data.draw(st.integers(0, 2)) for layer in build.layers}
+    context = check(build, outputs, cpu, values(x=(1, 4, 2), z=(1, 4, 2)), streams=streams, workspace=100)
+    found = resolve(context.engine, outline(context.engine), {"x": (1, 4, 2), "z": (1, 4, 2)}, cpu.spec)
+    assert all(start % 16 == 0 for start in found.starts.values())
