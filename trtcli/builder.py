@@ -109,7 +109,8 @@ def build(
     fusing = time.perf_counter()
     fused = _fuse(imported, config, device, log)
     network = fused.network
-    log.info(_fused_line(imported, fused, time.perf_counter() - fusing))
+    saved = _saved_bytes(imported, network, {name: one.opt for name, one in profiles[0].items()})
+    log.info(_fused_line(imported, fused, saved, time.perf_counter() - fusing))
     for line in _fusion_lines(fused):
         log.verbose(line)
 

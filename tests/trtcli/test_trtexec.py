@@ -92,6 +92,8 @@ def test_blocks_and_labels_in_trtexecs_order(model: Path, capsys: Captured) -> N
     assert re.fullmatch(
         r"Average on 10 runs - GPU latency: [\d.e-]+ ms - Host latency: [\d.e-]+ ms \(enqueue [\d.e-]+ ms\)", trace
     )
+    (fused,) = [line for line in lines if "Fused 5 layers" in line]
+    assert re.search(r"Fused 5 layers into \d in [\d.]+ s, [\d.]+ MB of intermediate tensors saved: ", fused)
 
 
 def test_exports_have_trtexecs_keys_and_right_values(engine: Path, folder: Path, capsys: Captured) -> None:
@@ -282,4 +284,4 @@ def test_why_not_reads_what_the_build_recorded(model: Path, tmp_path: Path, caps
     assert lines[0].startswith("relu is a layer of its own (")
     assert re.fullmatch(refused, lines[1])
     assert lines[2] == "  it would have joined it with conv"
-    assert "MB of traffic, about" in lines[3]
+    assert "kB of traffic, about" in lines[3]
