@@ -56,6 +56,11 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.order.argreduce",
         "tactics.cuda.order.cumulative",
         "tactics.cuda.order.topk",
+        "tactics.cuda.sampling.sampling",
+        "tactics.cuda.windows.windows",
+        "tactics.cuda.determinant.determinant",
+        "tactics.cuda.reinterpret.reinterpret",
+        "tactics.cuda.attention.linear_attention",
     ),
 }
 

@@ -20,22 +20,29 @@ from fusion.ops import (
     Convolution,
     Cumulative,
     Deconvolution,
+    DeformableColumns,
+    Determinant,
     Expand,
     Fill,
+    Fold,
     Gather,
     GatherElements,
     GatherND,
+    GridSample,
     GroupNormalization,
+    LinearAttention,
     LocalResponseNormalization,
     MatrixMultiply,
     Normalization,
     Padding,
     Pointwise,
     Pooling,
+    PoolingIndices,
     Range,
     Recurrence,
     Reduce,
     Resize,
+    RoiAlign,
     ScatterElements,
     ScatterND,
     ShapeValue,
@@ -83,7 +90,15 @@ def _lstm(dtype: DataType, hidden: int, batch: int) -> Workload:
 def cases() -> tuple[Workload, ...]:
     """Workloads of common networks, so that every tactic finds one that it serves."""
     product = MatrixMultiply(epilogue=BIAS_RELU)
+    two = ((3, 3), (1, 1), (1, 1))
     return (
+        _case(GridSample("cubic", "reflection"), (F16, (2, 64, 32, 32)), (F32, (2, 32, 32, 2))),
+        _case(DeformableColumns(*two, (1, 1), 2, True), (F16, (2, 64, 32, 32)), (F16, (2, 36, 32, 32)), (F16, (2, 18, 32, 32))),
+        _case(RoiAlign((7, 7), 2, 0.25), (F16, (2, 64, 50, 50)), (F32, (100, 4)), (I64, (100,))),
+        _case(Fold((16, 16), *two, (1, 1), (1, 1)), (F16, (2, 576, 256))),
+        _case(PoolingIndices(*two, (1, 1), (1, 1)), (F16, (2, 64, 32, 32))),
+        _case(Determinant(), (F32, (8, 16, 16))),
+        _case(LinearAttention(8, 4, True, True), *[(F16, (2, 16, width)) for width in (512, 256, 256, 256, 4)]),
         _case(product, (F16, (512, 768)), (F16, (768, 3072)), (F16, (3072,)), constant=(1, 2)),
         _case(product, (F16, (1, 2048)), (F16, (2048, 1000)), (F16, (1000,)), constant=(1, 2)),
         _case(product, (F32, (129, 65)), (F32, (65, 33)), (F32, (33,)), constant=(1, 2)),
@@ -132,7 +147,7 @@ def _served(tactic: Tactic, device: DeviceSpec) -> Workload | None:
 
 
 TACTICS = {tactic.id: tactic for tactic in tactics("cuda")}
-WITHOUT_KERNEL = {"cuda.shuffle.copy"}
+WITHOUT_KERNEL = {"cuda.reinterpret.copy", "cuda.shuffle.copy"}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

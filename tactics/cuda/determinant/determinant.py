@@ -1,0 +1,38 @@
+"""Determinants: a block per matrix, in scratch memory."""
+
+from __future__ import annotations
+
+from fusion.expression import compute_type
+from fusion.ops import Determinant
+from tactics.cuda.codegen import STORAGE_TYPES, storage_type
+from tactics.cuda.simple import OUT, count, defines, dims, launch, refuse_large
+from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Tactic, Workload
+
+THREADS = 128
+
+
+class Elimination(Tactic):
+    """Gaussian elimination with partial pivoting."""
+
+    id = "cuda.determinant.elimination"
+    device = "cuda"
+    ops = (Determinant,)
+    reference = True
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if workload.inputs[0].dtype not in STORAGE_TYPES:
+            return Refusal(f"x is {workload.inputs[0].dtype.value}; this kernel does not read it")
+        return refuse_large(workload)
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        x, total = workload.inputs[0], count(workload.outputs[0])
+        if not total:
+            return Plan(())
+        work = compute_type(x.dtype)
+        names = defines(device, IN_T=storage_type(x.dtype), WORK=storage_type(work), THREADS=THREADS)
+        arguments = (Buffer("input"), OUT, Buffer("workspace"), Scalar(dims(x)[-1]))
+        kernel = Kernel("determinant/determinant.cu", "determinant", names)
+        return Plan((launch(kernel, total, THREADS, arguments),), max(1, count(x)) * work.itemsize)
+
+
+TACTICS = (Elimination(),)
