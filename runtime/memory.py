@@ -68,10 +68,14 @@ def plan_memory(blocks: Sequence[Block], order: np.ndarray) -> MemoryPlan:
     sizes = [-(-block.size // ALIGNMENT) * ALIGNMENT for block in blocks]
     kept = [index for index, size in enumerate(sizes) if size]
     clash = _conflicts([blocks[index] for index in kept], order)
-    bound = _lower_bound([(sizes[index], blocks[index]) for index in kept], len(order))
+    load = _load([(sizes[index], blocks[index]) for index in kept], len(order))
+    bound = int(load.max(initial=0))
+    crowds = [int(load[min(blocks[index].uses) : max(blocks[index].uses) + 1].max()) for index in kept]
     spans = [max(blocks[index].uses) - min(blocks[index].uses) + 1 for index in kept]
-    # Three orders, the smallest arena wins: large blocks first; long-lived large blocks first; in the order of execution.
+    # Four orders, the smallest arena wins: who lives in the fullest moment first, in the order of execution (so that what follows
+    # fits around it); large blocks first; long-lived large blocks first; all in the order of execution.
     priorities = (
+        lambda n: (-crowds[n], min(blocks[kept[n]].uses)),
         lambda n: (-sizes[kept[n]], min(blocks[kept[n]].uses)),
         lambda n: (-sizes[kept[n]] * spans[n], min(blocks[kept[n]].uses)),
         lambda n: (min(blocks[kept[n]].uses), -sizes[kept[n]]),
@@ -110,12 +114,13 @@ def _conflicts(blocks: Sequence[Block], order: np.ndarray) -> np.ndarray:
     return ~(apart | apart.T)
 
 
-def _lower_bound(blocks: Sequence[tuple[int, Block]], layers: int) -> int:
+def _load(blocks: Sequence[tuple[int, Block]], layers: int) -> np.ndarray:
+    """Bytes that are live at each layer."""
     change = np.zeros(layers + 1, np.int64)
     for size, block in blocks:
         change[min(block.uses)] += size
         change[max(block.uses) + 1] -= size
-    return int(np.cumsum(change).max(initial=0))
+    return np.cumsum(change)[:layers]
 
 
 def _try(sequence: list[int], sizes: Sequence[int], clash: np.ndarray) -> tuple[int, list[int], list[int]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from fusion.bind import bind_type
 from fusion.dims import bind
 from fusion.network import Layer, TensorType
@@ -132,11 +134,11 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
             continue
         plans.append((number, _plan(engine, fixed, number, sizes, types, device)))
     steps, streams = _schedule(engine, fixed, plans, types, starts)
-    blocks, owners = _blocks(engine, fixed, plans, types)
     order = layer_order(streams, [step.waits for step in steps])
+    blocks, block_of = _blocks(engine, fixed, plans, types, order)
     memory = plan_memory(blocks, order)
-    offsets = dict(zip(owners, memory.offsets, strict=False))
-    placed = memory.offsets[len(owners) :]  # workspaces follow the tensors
+    offsets = {name: memory.offsets[block] for name, block in block_of.items()}
+    placed = memory.offsets[len(blocks) - len(plans) :]  # workspaces follow the tensors
     steps = [replace(step, workspace=offset) for step, offset in zip(steps, placed, strict=True)]
     return Resolution(dict(shapes), types, tuple(steps), starts, offsets, memory, fixed.decisions)
 
@@ -217,9 +219,16 @@ def _schedule(
 
 
 def _blocks(
-    engine: Engine, fixed: Outline, plans: list[tuple[int, Plan]], types: Mapping[str, TensorType]
-) -> tuple[list[Block], list[str]]:
-    """Blocks of the arena: first one per root tensor (whose names come second), then one workspace per step."""
+    engine: Engine,
+    fixed: Outline,
+    plans: list[tuple[int, Plan]],
+    types: Mapping[str, TensorType],
+    order: np.ndarray,
+) -> tuple[list[Block], dict[str, int]]:
+    """Blocks of the arena, those of tensors first, then one workspace per step; and the block (number) of every root tensor.
+
+    An output shares the block of an input of its layer where the plan may work in place and nobody reads the input later.
+    """
     network = engine.network
     outside = {*network.inputs, *network.outputs, *fixed.constants}
     uses: dict[str, list[int]] = {}
@@ -232,6 +241,33 @@ def _blocks(
                 uses.setdefault(root, []).append(step)
         for name in layer.outputs:
             writers.setdefault(fixed.places[name].root, []).append(step)
-    blocks = [Block(tensor_bytes(types[name]), tuple(steps), tuple(writers[name])) for name, steps in uses.items()]
+    taken: dict[str, str] = {}  # root -> the root whose block it took
+    for step, (number, plan) in enumerate(plans):
+        if not plan.in_place:
+            continue
+        layer = network.layers[number]
+        size = tensor_bytes(types[layer.outputs[0]])
+        target = fixed.places[layer.outputs[0]].root
+        if target not in uses or uses[target][0] != step or tensor_bytes(types[target]) != size:
+            continue
+        roots = [fixed.places[name].root for name in layer.inputs]
+        for root in dict.fromkeys(roots[one] for one in plan.in_place):
+            readers = {one for one, other in enumerate(roots) if other == root}
+            if (
+                root in uses
+                and root != target
+                and readers <= set(plan.in_place)
+                and tensor_bytes(types[root]) == size
+                and uses[root][-1] == step
+                and order[uses[root][:-1], step].all()
+            ):
+                first = taken.get(root, root)
+                taken[target] = first
+                uses[first] = sorted({*uses[first], *uses[target]})
+                writers[first] = sorted({*writers[first], *writers[target]})
+                break
+    names = [name for name in uses if name not in taken]
+    blocks = [Block(tensor_bytes(types[name]), tuple(uses[name]), tuple(writers[name])) for name in names]
     blocks += [Block(plan.workspace, (step,)) for step, (_, plan) in enumerate(plans)]
-    return blocks, list(uses)
+    numbers = {name: number for number, name in enumerate(names)}
+    return blocks, {name: numbers[taken.get(name, name)] for name in uses}

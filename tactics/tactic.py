@@ -257,10 +257,14 @@ Step: TypeAlias = "Launch | Memset | Copy | CpuCall"
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps that compute a workload, in order, and the scratch memory that they share (bytes)."""
+    """The steps that compute a workload, in order, and the scratch memory that they share (bytes).
+
+    ``in_place`` are inputs whose memory output 0 may be: whatever reads an element of theirs has done so before that place is written.
+    """
 
     steps: tuple[Step, ...]
     workspace: int = 0
+    in_place: tuple[int, ...] = ()
 
 
 class Tactic:
@@ -314,6 +318,16 @@ def tensor_bytes(tensor: TensorType) -> int:
         assert isinstance(dim, int), f"{tensor.shape} is not concrete"
         count *= dim
     return count
+
+
+def aligned_inputs(workload: Workload) -> tuple[int, ...]:
+    """Inputs of output 0's shape and element size: element n of one lies where element n of the other would."""
+    out = workload.outputs[0]
+    return tuple(
+        number
+        for number, tensor in enumerate(workload.inputs)
+        if tensor.shape == out.shape and tensor.dtype.itemsize == out.dtype.itemsize
+    )
 
 
 def workload_bytes(workload: Workload) -> int:

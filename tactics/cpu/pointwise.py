@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from fusion.ops import Pointwise
 from tactics.cpu.expressions import compile_expression
 from tactics.cpu.steps import Arrays, Call, Scratch, blocks, elements, one_step, shape_of, size_of, spans, threads_of
 from tactics.cpu.threads import parallel
-from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
+from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, aligned_inputs, config
 
 
 class PointwiseBlocks(Tactic):
@@ -52,7 +53,9 @@ class PointwiseBlocks(Tactic):
                 ])  # fmt: skip
             return parallel(jobs, values["threads"])
 
-        return one_step(bind, self.id, scratch.size)
+        # With a single instruction an element is read once, when its place is written; longer programs keep interim values there.
+        in_place = aligned_inputs(workload) if len(program.instructions) == 1 else ()
+        return replace(one_step(bind, self.id, scratch.size), in_place=in_place)
 
 
 def spread(elements: int, device: DeviceSpec) -> tuple[Config, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from runtime.cpu import CpuDevice
 from runtime.engine import Engine, InputRange, LayerPlan
 from runtime.views import VIEW, view_layers
 from runtime.workloads import workload_of
-from tactics.tactic import CpuCall, Plan, Tactic
+from tactics.tactic import CpuCall, Plan, Tactic, aligned_inputs
 
 ADD = Pointwise(apply("add", Operand(0), Operand(1)))
 RELU = Pointwise(apply("relu", Operand(0)))
@@ -56,7 +56,16 @@ class PackedMatmul(Tactic):
         return Plan((CpuCall(run, "packed"),))
 
 
-TACTICS = {tactic.id: tactic for tactic in (Reference(), PackedMatmul())}
+class InPlace(Reference):
+    """The reference, which may write over inputs of the output's shape."""
+
+    id = "test.in_place"
+
+    def plan(self, workload, config, device):
+        return replace(super().plan(workload, config, device), in_place=aligned_inputs(workload))
+
+
+TACTICS = {tactic.id: tactic for tactic in (Reference(), PackedMatmul(), InPlace())}
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +127,7 @@ def make_engine(network: Network, sizes, streams, workspace, tactics) -> Engine:
             continue
         tactic, packed = tactics.get(layer.name, "test.reference"), ()
         config = (("workspace", workspace),) if workspace else ()
-        if tactic != "test.reference":
+        if tactic == "test.packed":
             workload = workload_of(network, layer, opt, network.constants)
             constants = {i: network.constants[name] for i, name in enumerate(layer.inputs) if name in network.constants}
             arrays = TACTICS[tactic].prepare(workload, (), constants)

@@ -26,6 +26,7 @@ from tactics.tactic import (
     Struct,
     Tactic,
     Workload,
+    aligned_inputs,
     config,
 )  # fmt: skip
 
@@ -183,7 +184,8 @@ class FlatPointwise(Tactic):
             OUT_T=storage_type(workload.outputs[0].dtype)), text)  # fmt: skip
         elements = count(workload.outputs[0])
         blocks = ceil_div(elements // chosen["v"], chosen["threads"] * chosen["items"])
-        return Plan((launch(kernel, blocks, chosen["threads"], (OUT, Scalar(elements, "i64"), _args(found))),))
+        step = launch(kernel, blocks, chosen["threads"], (OUT, Scalar(elements, "i64"), _args(found)))
+        return Plan((step,), in_place=aligned_inputs(workload))  # a thread loads all that it reads before it stores
 
 
 class BroadcastPointwise(Tactic):
@@ -232,7 +234,7 @@ class BroadcastPointwise(Tactic):
                 stride *= found.sizes[axis] if keep else 1
         arguments: tuple[Argument, ...] = (OUT, Scalar(vectors, "u32"), _args(found), Struct(tuple(fields)))
         blocks = ceil_div(vectors, chosen["threads"] * chosen["items"])
-        return Plan((launch(kernel, blocks, chosen["threads"], arguments),))
+        return Plan((launch(kernel, blocks, chosen["threads"], arguments),), in_place=aligned_inputs(workload))
 
 
 TACTICS = (FlatPointwise(), BroadcastPointwise())
