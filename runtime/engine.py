@@ -151,6 +151,17 @@ class Engine:
         """The data type of I/O tensor ``name``."""
         return self.network.tensors[name].dtype
 
+    def device_memory_size_for_profile(self, profile: int) -> int:
+        """Bytes of device memory that a context needs for activations and workspaces, whatever shapes of ``profile`` it runs."""
+        from runtime.resolution import largest
+
+        return largest(self, profile).memory.size
+
+    @property
+    def device_memory_size(self) -> int:
+        """Bytes of device memory that a context needs for activations and workspaces, whatever it runs."""
+        return max(self.device_memory_size_for_profile(number) for number in range(len(self.profiles)))
+
     @property
     def num_aux_streams(self) -> int:
         """How many auxiliary streams one inference uses."""

@@ -143,6 +143,16 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
     return Resolution(dict(shapes), types, tuple(steps), starts, offsets, memory, fixed.decisions)
 
 
+def largest(engine: Engine, profile: int = 0) -> Resolution:
+    """``engine`` at the largest shapes of ``profile``; it needs no device.
+
+    Raises:
+        EngineError: a layer cannot run at these shapes, or this version lacks its tactic.
+    """
+    shapes = {name: item.max for name, item in engine.profiles[profile].items()}
+    return resolve(engine, outline(engine, profile), shapes, engine.device)
+
+
 def _plan(
     engine: Engine,
     fixed: Outline,

@@ -21,6 +21,7 @@ from fusion.network import Network
 from fusion.passes import FusionOptions, FusionResult, optimize
 from runtime.device import Device, DeviceLostError
 from runtime.engine import Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
+from runtime.resolution import largest
 from runtime.streams import with_streams
 from runtime.timer import Bench
 from runtime.views import VIEW, intermediate_bytes, view_layers
@@ -129,7 +130,7 @@ def build(
     }
     log.info(
         f"Built in {seconds:.1f} s: {len(network.layers)} layers, weights {_mebibytes(engine.weights)}, "
-        f"{engine.num_aux_streams + 1} stream{'s' if engine.num_aux_streams else ''}"
+        f"{_activations(engine)}, {engine.num_aux_streams + 1} stream{'s' if engine.num_aux_streams else ''}"
     )
     return replace(engine, record=record)
 
@@ -500,6 +501,12 @@ def _timing_line(layer: str, timing: timing_cache.Timing, decision: Decision) ->
         return f"  {layer}: {timing.tactic}[{settings}]: {timing.reason}"
     ratio = timing.seconds / decision.seconds if decision.seconds else 1.0
     return f"  {layer}: {timing.tactic}[{settings}]: {timing.seconds * 1e6:.2f} us ({ratio:.2f}x)"
+
+
+def _activations(engine: Engine) -> str:
+    plans = [largest(engine, number).memory for number in range(len(engine.profiles))]
+    most = max(plans, key=lambda plan: plan.size)
+    return f"activations {most.size / 2**20:.1f} MiB (lower bound {most.lower_bound / 2**20:.1f})"
 
 
 def _mebibytes(weights: Mapping[str, np.ndarray]) -> str:

@@ -102,3 +102,18 @@ def test_a_wrong_profile_is_named(model: Path, capsys: Captured) -> None:
     argv = ["build", str(model), "--device=cpu", "--profile=0", "--minShapes=x:4x4x16", "--maxShapes=x:2x4x16"]
     assert main(argv) == 1
     assert "profile 0: input 'x', dimension 0: min 4, opt 2, max 2" in capsys.readouterr().err
+
+
+def test_memory_is_shown_per_profile(engine_path: Path, model: Path, capsys: Captured) -> None:
+    import json
+
+    engine = Engine.load(engine_path)
+    assert engine.device_memory_size == engine.device_memory_size_for_profile(1) > engine.device_memory_size_for_profile(0)
+    assert main(["inspect", str(engine_path)]) == 0
+    assert "Memory (profile 1): peak 0.1 MiB, sum 0.1 MiB, lower bound 0.1 MiB" in capsys.readouterr().out
+    assert main(["inspect", str(engine_path), "--json"]) == 0
+    memory = json.loads(capsys.readouterr().out)["Memory"]
+    assert [one["Profile"] for one in memory] == [0, 1]
+    assert memory[1]["PeakBytes"] == engine.device_memory_size
+    assert main(["build", str(model), "--device=cpu", "--avgTiming=1", "--shapes=x:4x4x16"]) == 0
+    assert "activations 0.0 MiB (lower bound 0.0)" in capsys.readouterr().out

@@ -11,7 +11,9 @@ from typing import Any
 from fusion.importer import ImportReport
 from fusion.network import Network
 from fusion.passes import FusionResult
-from runtime.engine import Engine
+from runtime.engine import Engine, EngineError
+from runtime.memory import MemoryPlan
+from runtime.resolution import largest
 from trtcli.report.layers import SCHEMA, alignment_of, io_tensors, layer_info_json, layer_objects
 from trtcli.report.whynot import Missed, megabytes, missed_fusions, missed_in_network, missed_json
 from trtcli.shapes import text
@@ -37,8 +39,26 @@ def engine_lines(engine: Engine) -> list[str]:
         ]
         ranges = "" if len(set(shapes)) < 2 else f"  min {shapes[0]}, opt {shapes[1]}, max {shapes[2]}"
         lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}")
+    lines += ["", *_memory_lines(engine)]
     lines += ["", *_layer_table(engine, total), *_alignment_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
     return [*lines, *_missed_lines(missed_fusions(engine), total)]
+
+
+def _memory_lines(engine: Engine) -> list[str]:
+    """What activations and workspaces need at the largest shapes: the arena, all without sharing, and the largest live set."""
+    several = len(engine.profiles) > 1
+    return [
+        f"Memory{f' (profile {number})' if several else ''}: peak {_mebibytes(plan.size)}, sum {_mebibytes(plan.total)}, "
+        f"lower bound {_mebibytes(plan.lower_bound)}"
+        for number, plan in enumerate(_memory_plans(engine))
+    ]
+
+
+def _memory_plans(engine: Engine) -> list[MemoryPlan]:
+    try:
+        return [largest(engine, number).memory for number in range(len(engine.profiles))]
+    except EngineError:  # an engine of another version: the rest of it can still be shown
+        return []
 
 
 def _stream_lines(engine: Engine) -> list[str]:
@@ -156,6 +176,10 @@ def engine_json(engine: Engine) -> dict[str, Any]:
         "Layers": layer_objects(engine, {name: one.opt for name, one in engine.profiles[0].items()}),
         "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in engine.network.fates.items()},
         "MissedFusions": missed_json(missed_fusions(engine)),
+        "Memory": [
+            {"Profile": number, "PeakBytes": plan.size, "SumBytes": plan.total, "LowerBoundBytes": plan.lower_bound}
+            for number, plan in enumerate(_memory_plans(engine))
+        ],
         "WeightBytes": sum(array.nbytes for array in engine.weights.values()),
         "KernelBytes": sum(map(len, engine.kernels.values())),
         "Record": {key: value for key, value in engine.record.items() if key != "misses"},
