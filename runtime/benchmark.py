@@ -17,6 +17,7 @@ import numpy as np
 from runtime.context import ExecutionContext
 from runtime.device import Event, Stream
 from runtime.graph import GraphRunner
+from runtime.nvtx import LayerRanges
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class BenchmarkOptions:
         graph: run a captured CUDA graph where possible (off: ``--noCudaGraph``).
         spin: poll while waiting (off: ``--noSpinWait``).
         managed: tensors in memory that host and device share (``--useManagedMemory``).
+        ranges: NVTX ranges around layers (plain enqueues) or the graph's launch, or None.
     """
 
     iterations: int = 10
@@ -48,6 +50,17 @@ class BenchmarkOptions:
     graph: bool = True
     spin: bool = True
     managed: bool = False
+    ranges: LayerRanges | None = None
+
+
+@dataclass(frozen=True)
+class FirstInference:
+    """What a change of shapes cost the host, in ms: ``resolve`` shapes, memory and launches; ``run`` the first inference until its end;
+    ``capture`` it as a graph (0 without one)."""
+
+    resolve: float
+    run: float
+    capture: float
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,7 @@ class BenchmarkResult:
         graph_nodes: operations in the first lane's CUDA graph, 0 without one.
         warnings: why there is none, though it was wanted.
         outputs: of the last query of the first lane.
+        first: the first inference of the first lane, before all others and in none of the figures.
     """
 
     queries: tuple[Query, ...]
@@ -106,6 +120,7 @@ class BenchmarkResult:
     graph_nodes: int
     warnings: tuple[str, ...]
     outputs: Mapping[str, np.ndarray]
+    first: FirstInference | None = None
 
     @property
     def walltime(self) -> float:
@@ -157,6 +172,7 @@ def run_benchmark(
         graph_nodes=runner.nodes if runner else 0,
         warnings=runner.warnings if runner else (),
         outputs={name: contexts[0].read_tensor(name) for name in contexts[0].engine.network.outputs},
+        first=lanes[0].first,
     )
 
 
@@ -220,17 +236,9 @@ class _Lane:
         self.context = context
         self.options = options
         device = context.device
-        for name, array in inputs.items():
-            context.set_input_shape(name, array.shape)
-        context.use_own_memory(options.managed)
-        for name, array in inputs.items():
-            context.write_tensor(name, array)
         self.input, self.compute, self.output = (device.stream(concurrent=concurrent) for _ in range(3))
         self.runner = GraphRunner(context) if options.graph else None
-        if self.runner:
-            self.runner.prepare()
-        else:
-            context.prepare()
+        self.first = self._first(inputs)
         self._slots = [_Slot(self) for _ in range(1 if options.expose_dma else 2)]
         self._next = 0
         self._host_inputs: dict[str, np.ndarray] = {}
@@ -245,6 +253,24 @@ class _Lane:
         self.queries: list[Query] = []
         self._start: Event | None = None
         self._clock = 0.0
+
+    def _first(self, inputs: Mapping[str, np.ndarray]) -> FirstInference:
+        """Set shapes, give memory, run once plainly, capture."""
+        context, marks = self.context, [time.perf_counter()]
+        for name, array in inputs.items():
+            context.set_input_shape(name, array.shape)
+        context.use_own_memory(self.options.managed)
+        context.prepare()
+        marks.append(time.perf_counter())
+        for name, array in inputs.items():
+            context.write_tensor(name, array)
+        began = time.perf_counter()
+        context.execute_async_v3(self.compute)
+        self.compute.synchronize()
+        marks.append(time.perf_counter())
+        captured = self.runner.prepare() if self.runner else False
+        capture = time.perf_counter() - marks[2] if captured else 0.0
+        return FirstInference((marks[1] - marks[0]) * 1e3, (marks[2] - began) * 1e3, capture * 1e3)
 
     def begin(self, start: Event, clock: float) -> None:
         """All work of the lane waits for ``start``, from which times count; ``clock`` is the host's time of it."""
@@ -281,10 +307,18 @@ class _Lane:
         self._next = (self._next + 1) % len(self._slots)
 
     def _launch(self, stream: Stream) -> None:
+        ranges = self.options.ranges
+        if ranges is not None and not (self.runner and self.runner.nodes):
+            self.context.enqueue_observed(stream, ranges.before, ranges.after)
+            return
+        if ranges is not None:
+            ranges.push(ranges.inference)
         if self.runner is not None:
             self.runner.enqueue(stream)
         else:
             self.context.execute_async_v3(stream)
+        if ranges is not None:
+            ranges.pop()
 
     def collect(self) -> float:
         """Wait for the oldest query if its place is needed; returns the start of its computing in ms (0 when there was none)."""

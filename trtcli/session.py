@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from runtime.context import ExecutionContext
     from runtime.device import Device
     from runtime.engine import Engine
+    from runtime.nvtx import LayerRanges
     from runtime.profiler import Profile
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -211,7 +212,30 @@ def make_contexts(config: Config, engine: Engine, device: Device, shapes: Shapes
     return contexts
 
 
-def benchmark_options(config: Config) -> BenchmarkOptions:
+def layer_ranges(config: Config, engine: Engine, log: Log) -> LayerRanges | None:
+    """NVTX ranges with the layers' names (with their tactics where the engine is ``detailed``), when a profiler is attached."""
+    from runtime.nvtx import layer_ranges as ranges_of
+    from trtcli.report.layers import tactic_label, verbosity
+
+    if not any(os.environ.get(name) for name in ("NVTX_INJECTION64_PATH", "NSYS_PROFILING_SESSION_ID")):
+        log.verbose("NVTX: no profiler is attached, no ranges are written (nsys profile -t cuda,nvtx trtcli ... attaches one)")
+        return None
+    level = verbosity(engine)
+    if level == "none":
+        log.verbose("NVTX: the engine was built with --profilingVerbosity=none and names no layers")
+        return None
+    names = [layer.name for layer in engine.network.layers]
+    if level == "detailed":
+        names = [f"{name} [{tactic_label(plan.tactic, plan.config)}]" for name, plan in zip(names, engine.layers, strict=True)]
+    found = ranges_of(tuple(names))
+    if found is None:
+        log.verbose("NVTX: neither nvtx nor cupy is installed, no ranges are written (pip install nvtx)")
+    elif config.inference.cuda_graph:
+        log.info("NVTX: a CUDA graph's launch is one range; --noCudaGraph shows the layers")
+    return found
+
+
+def benchmark_options(config: Config, engine: Engine, log: Log) -> BenchmarkOptions:
     """The runtime's options."""
     from runtime.benchmark import BenchmarkOptions
 
@@ -228,6 +252,7 @@ def benchmark_options(config: Config) -> BenchmarkOptions:
         graph=inference.cuda_graph,
         spin=inference.spin_wait,
         managed=inference.managed_memory,
+        ranges=layer_ranges(config, engine, log),
     )
 
 

@@ -87,6 +87,39 @@ def test_failures_in_threads_reach_the_caller(engine, cpu, monkeypatch):
         run_benchmark(contexts, X, BenchmarkOptions(5, 0.0, 0.0, threads=True, graph=False))
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_ranges_and_the_first_inference(engine, cpu, graph):
+    from runtime.nvtx import LayerRanges
+
+    seen, names = [], tuple(layer.name for layer in engine.network.layers)
+    ranges = LayerRanges(seen.append, lambda: seen.append("end"), names)
+    result = run(engine, cpu, BenchmarkOptions(3, 0.0, 0.0, graph=graph, ranges=ranges))
+    runs = [name for name in names if name not in ("fold", "unfold")]  # views have no range
+    once = ["inference", "end"] if graph else [part for name in runs for part in (name, "end")]
+    assert seen == 3 * once
+    assert result.first.resolve > 0 and result.first.run > 0 and (result.first.capture > 0) == graph
+
+
+def test_ranges_come_from_nvtx_or_cupy(monkeypatch):
+    import sys
+    import types
+
+    from runtime.nvtx import layer_ranges
+
+    for name in ("nvtx", "cupy", "cupy.cuda"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert layer_ranges(("a",)) is None
+    calls = []
+    fake = types.SimpleNamespace(
+        push_range=lambda message, domain: calls.append((message, domain)), pop_range=lambda domain: calls.append(domain)
+    )
+    monkeypatch.setitem(sys.modules, "nvtx", fake)
+    found = layer_ranges(("a", "b"))
+    found.before(1, None)
+    found.after(1, None)
+    assert calls == [("b", "trtcli"), "trtcli"]
+
+
 def test_an_endless_run_keeps_no_queries(engine, cpu, monkeypatch):
     """It has no report; a small network would otherwise fill the memory within the hour."""
     from runtime import benchmark

@@ -77,7 +77,7 @@ def test_blocks_and_labels_in_trtexecs_order(model: Path, capsys: Captured) -> N
     wanted = [
         "Device cpu:", "Parsed net.onnx", "Fused 5 layers", "Built in", "Set shape of input tensor x to: 2x3x8x8",
         "Using random values for input x", "Created execution context", "Layer Information:", "conv + relu",
-        "Starting inference", "Warmup completed 0 queries over 0 ms", "Timing trace has 12 queries over",
+        "Starting inference", "First inference after setting the shapes:", "Warmup completed 0 queries over 0 ms", "Timing trace has 12 queries over",
         "=== Trace details ===", "Trace averages of 10 runs:", "Average on 10 runs - GPU latency:",
         "=== Performance summary ===", "Throughput:", "Latency:", "Enqueue Time:", "H2D Latency:", "GPU Compute Time:",
         "D2H Latency:", "Total Host Walltime:", "Total GPU Compute Time:",
@@ -285,3 +285,14 @@ def test_why_not_reads_what_the_build_recorded(model: Path, tmp_path: Path, caps
     assert re.fullmatch(refused, lines[1])
     assert lines[2] == "  it would have joined it with conv"
     assert "kB of traffic, about" in lines[3]
+
+
+def test_ranges_need_a_profiler(engine: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    argv = [f"--loadEngine={engine}", *QUICK[:4], "--verbose"]
+    assert main(argv) == 0
+    assert "NVTX: no profiler is attached" in capsys.readouterr().out
+    for name in ("nvtx", "cupy", "cupy.cuda"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setenv("NVTX_INJECTION64_PATH", "/opt/profiler.so")
+    assert main(argv) == 0
+    assert "NVTX: neither nvtx nor cupy is installed" in capsys.readouterr().out

@@ -39,7 +39,7 @@ def execute(config: Config, log: Log) -> int:
     contexts = session.make_contexts(config, engine, device, shapes, log)
     session.report_layers(config, engine, shapes, log)
     log.info("Starting inference")
-    options = session.benchmark_options(config)
+    options = session.benchmark_options(config, engine, log)
     if config.inference.request_rate or config.inference.sweep_batch:
         from trtcli.serving import run_requests, run_sweep
 
@@ -51,6 +51,12 @@ def execute(config: Config, log: Log) -> int:
         log.info(f"{kind} captured: {result.graph_nodes} nodes")
     for text in result.warnings:
         log.warning(text)
+    if result.first:
+        capture = f", its CUDA graph {result.first.capture:.2f} ms" if result.first.capture else ""
+        log.info(
+            f"First inference after setting the shapes: {result.first.resolve:.2f} ms to resolve them, {result.first.run:.2f} ms to run"
+            f"{capture} (not in the figures below)"
+        )
     session.report_performance(config, result, device.spec.kind == "cuda", log)
     session.report_outputs(config, inputs, result.outputs, log)
     if config.report.dump_profile or config.report.export_profile:
