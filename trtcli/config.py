@@ -154,6 +154,7 @@ class ReportConfig:
     export_output: str = ""
     export_profile: str = ""
     export_layer_info: str = ""
+    export_report: str = ""
     why_not: tuple[str, ...] = ()
 
 

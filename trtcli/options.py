@@ -161,6 +161,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("exportOutput", REPORT, "report.export_output", "write the outputs as JSON", Text()),
     Option("exportProfile", REPORT, "report.export_profile", "write the time of every layer as JSON", Text()),
     Option("exportLayerInfo", REPORT, "report.export_layer_info", "write the layers as JSON", Text()),
+    Option("exportReport", REPORT, "report.export_report",
+        "write summary, latencies, layers and their limits as one HTML page", Text(), since="trtcli"),
     Option("whyNot", REPORT, "report.why_not",
         "why this ONNX node or layer was not fused further", Names("NODE[,...]"), since="trtcli", repeatable=True),
     Option("verbose", OUTPUT, "report.verbose", "more lines; tracebacks of errors"),

@@ -344,7 +344,7 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
 
 
 _NEEDS_RUN = (
-    "dumpOutput", "dumpRawBindingsToFile", "dumpProfile", "exportTimes", "exportOutput", "exportProfile",
+    "dumpOutput", "dumpRawBindingsToFile", "dumpProfile", "exportTimes", "exportOutput", "exportProfile", "exportReport",
 )  # fmt: skip
 
 
@@ -361,6 +361,10 @@ def _pointless(command: str, config: Config, given: list[str], options: dict[str
         idle = [name for name in given if name in _NEEDS_RUN]
         if idle:
             found.append(f"Inference is skipped: no effect of {_flags(idle)}")
+    if config.inference.request_rate or config.inference.sweep_batch:
+        idle = [name for name in given if name in _NEEDS_RUN and name != "exportTimes"]
+        if idle:
+            found.append(f"--requestRate and --sweepBatch report their own figures: no effect of {_flags(idle)}")
     if config.inference.duration == -1:
         found.append("--duration=-1: runs until it is interrupted (Ctrl-C), then reports nothing")
     return found

@@ -64,6 +64,7 @@ def check_files(config: Config) -> None:
         ("--exportOutput", report.export_output),
         ("--exportProfile", report.export_profile),
         ("--exportLayerInfo", report.export_layer_info),
+        ("--exportReport", report.export_report),
     ):
         if path:
             check_writable(flag, path)
@@ -291,6 +292,18 @@ def report_performance(config: Config, result: BenchmarkResult, gpu: bool, log: 
         log.report("Explanations of the performance metrics are printed in the verbose logs.")
     if report.export_times:
         write_json(report.export_times, times_json(result.queries))
+
+
+def report_page(
+    config: Config, engine: Engine, shapes: Shapes, result: BenchmarkResult, profile: Profile | None, command_line: str, log: Log
+) -> None:
+    """The page of ``--exportReport``."""
+    from trtcli.report.html import report_html
+    from trtcli.report.summary import measure
+
+    performance = measure(result.queries, config.report.percentiles)
+    write_text(config.report.export_report, report_html(engine, shapes, command_line, performance, result.queries, profile, result.warnings))
+    log.info(f"Wrote report {config.report.export_report}")
 
 
 def report_layers(config: Config, engine: Engine, shapes: Shapes | None, log: Log) -> None:

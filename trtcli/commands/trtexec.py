@@ -13,7 +13,7 @@ def run(parsed: Parsed, log: Log) -> int:
     """Run it between the banners."""
     log.banner("RUNNING", parsed.command_line)
     try:
-        code = execute(parsed.config, log)
+        code = execute(parsed.config, log, parsed.command_line)
     except BrokenPipeError:
         raise
     except (Exception, KeyboardInterrupt) as error:
@@ -22,8 +22,8 @@ def run(parsed: Parsed, log: Log) -> int:
     return code
 
 
-def execute(config: Config, log: Log) -> int:
-    """The run itself, top to bottom."""
+def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
+    """The run itself, top to bottom; ``command_line`` is for reports."""
     session.echo_options(config, log)
     session.check_files(config)
     engine, device = session.obtain_engine(config, log)
@@ -59,8 +59,12 @@ def execute(config: Config, log: Log) -> int:
         )
     session.report_performance(config, result, device.spec.kind == "cuda", log)
     session.report_outputs(config, inputs, result.outputs, log)
-    if config.report.dump_profile or config.report.export_profile:
+    report = config.report
+    if report.dump_profile or report.export_profile or report.export_report:
         from runtime.profiler import profile_layers
 
-        session.report_profile(config, profile_layers(contexts[0], inputs, options), log)
+        profile = profile_layers(contexts[0], inputs, options)
+        session.report_profile(config, profile, log)
+        if report.export_report:
+            session.report_page(config, engine, shapes, result, profile, command_line, log)
     return PASSED
