@@ -1,0 +1,334 @@
+"""ONNX Runtime's attention operators (domain com.microsoft) and rotary embedding, as one Attention layer with what it reads.
+
+What comes in as padding masks, lengths, caches and biases becomes one additive mask, as ONNX Runtime does it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fusion.dims import Dim, Shape, dim_max
+from fusion.dtypes import DataType
+from fusion.expression import Expression
+from fusion.importer.builder import X0, X1, X2, X3, Builder, call, literal
+from fusion.importer.errors import Unsupported
+from fusion.importer.node import Node
+from fusion.importer.operators.movement import expand_to
+from fusion.importer.operators.normalization import layer_norm
+from fusion.importer.operators.slicing import cut
+from fusion.importer.registry import MICROSOFT, operator
+from fusion.importer.values import Value
+from fusion.ops import Attention, Concatenation, Gather, MatrixMultiply, Padding, Range, ScatterElements, ShapeValue
+
+INT64 = DataType.INT64
+
+
+@operator("Attention", domain=MICROSOFT)
+def attention(b: Builder, node: Node) -> tuple[Value, ...]:
+    """The projection of q, k and v in one product, then attention over them (and the past)."""
+    x, weights, bias = node.input(0), node.input(1), node.optional(2)
+    if node.attr("do_rotary", 0) or node.attr("past_present_share_buffer", 0):
+        raise Unsupported("do_rotary and past_present_share_buffer are not supported")
+    heads = node.required("num_heads")
+    total = weights.shape[1]
+    if not isinstance(total, int):
+        raise Unsupported("the width of its weights must be known")
+    widths = node.attr("qkv_hidden_sizes") or (total // 3,) * 3
+    if bias is None:
+        epilogue, extras = X0, ()
+    else:
+        epilogue, extras = b.epilogue(call("add", X0, X1), bias)  # type: ignore[assignment]
+    projected = b.layer(MatrixMultiply(epilogue=epilogue), x, weights, *extras, suffix="projection")
+    q, k, v = (
+        _heads(b, part, heads, name) for part, name in zip(_parts(b, projected, widths, ("q", "k", "v")), ("q", "k", "v"), strict=True)
+    )
+    past = node.optional(4)
+    past_k = past_v = None
+    if past is not None:
+        shape = past.shape[1:]
+        past_k, past_v = (
+            b.reshape(cut(b, past, (index, 0, 0, 0, 0), (1, *shape), (1,) * 5, f"past_{name}"), shape, f"past_{name}_4d")
+            for index, name in enumerate("kv")
+        )
+    k, v, layout = _with_past(b, k, v, past_k, past_v)
+    mask = _mask(b, node, node.optional(3), node.optional(5), q, k, layout)
+    out = attend(b, node, q, k, v, layout, mask, bool(node.attr("unidirectional", 0)))
+    if not node.wants(1):
+        return (out,)
+    both = [b.transpose(one, (0, 2, 1, 3), f"{name}_bhsd") if layout == "bshd" else one for one, name in ((k, "k"), (v, "v"))]
+    stacked = [b.reshape(one, (1, *one.shape), f"present_{name}") for one, name in zip(both, "kv", strict=True)]
+    return out, b.layer(Concatenation(0), *stacked, suffix="present")
+
+
+@operator("MultiHeadAttention", domain=MICROSOFT)
+def multi_head_attention(b: Builder, node: Node) -> tuple[Value, ...]:
+    query, key, value, bias = node.input(0), node.optional(1), node.optional(2), node.optional(3)
+    heads = node.required("num_heads")
+    if any(node.optional(index) is not None for index in (8, 9)):
+        raise Unsupported("buffers shared between past and present, and beams, are not supported")
+    node.refuse_outputs(3, what="scores")
+    if query.rank == 5:
+        q, k, v = _stacked(b, query, ("q", "k", "v"))
+    elif key is not None and key.rank == 5:
+        q, (k, v) = _heads(b, query, heads, "q"), _stacked(b, key, ("k", "v"))
+    else:
+        if key is None or value is None:
+            raise Unsupported("key and value are missing")
+        q = _heads(b, query, heads, "q")
+        k, v = (_heads(b, one, heads, name) if one.rank == 3 else one for one, name in ((key, "k"), (value, "v")))
+    layout = "bhsd" if key is not None and key.rank == 4 else "bshd"
+    if bias is not None:
+        sizes = [q.shape[2] * q.shape[3], q.shape[2] * q.shape[3], v.shape[2 if layout == "bshd" else 1] * v.shape[3]]
+        parts = _parts(b, bias, sizes, ("q_bias", "k_bias", "v_bias"))
+        added = []
+        for one, part, name in zip((q, k, v), parts, ("q", "k", "v"), strict=True):
+            if layout == "bhsd" and name != "q":  # a key that comes with its heads has its bias already
+                added.append(one)
+                continue
+            shaped = b.reshape(part, one.shape[2:], f"{name}_bias_heads")
+            added.append(b.pointwise(call("add", X0, X1), one, shaped, suffix=f"{name}_biased"))
+        q, k, v = added
+    if layout == "bhsd":
+        past_k = past_v = None
+    else:
+        past_k, past_v = node.optional(6), node.optional(7)
+        k, v, layout = _with_past(b, k, v, past_k, past_v)
+    mask = _mask(b, node, node.optional(4), node.optional(5), q, k, layout)
+    out = attend(b, node, q, k, v, layout, mask, bool(node.attr("unidirectional", 0)))
+    present = [b.transpose(one, (0, 2, 1, 3), f"present_{name}") if layout == "bshd" else one
+               for one, name, index in ((k, "k", 1), (v, "v", 2)) if node.wants(1) or node.wants(2)]  # fmt: skip
+    return (out, *present)
+
+
+@operator("GroupQueryAttention", domain=MICROSOFT)
+def group_query_attention(b: Builder, node: Node) -> tuple[Value, ...]:
+    """New keys and values go behind each sequence's own past, whose length is ``seqlens_k + 1`` less the new ones."""
+    query, key, value = node.input(0), node.optional(1), node.optional(2)
+    heads, kv_heads = node.required("num_heads"), node.required("kv_num_heads")
+    refused = {"softcap": 0.0, "smooth_softmax": 0, "sliding_window_cache": 0, "qk_output": 0, "kv_cache_bit_width": 0}
+    for name, usual in refused.items():
+        if node.attr(name, usual) not in (usual, -1):
+            raise Unsupported(f"{name} is {node.attr(name)}; only {usual} is supported")
+    for index, name in ((11, "head_sink"), (12, "k_scale"), (13, "v_scale"), (16, "query_seqlens")):
+        if node.optional(index) is not None:
+            raise Unsupported(f"input {name} is not supported")
+    node.refuse_outputs(3, what="scores")
+    if key is None or value is None:
+        width = query.shape[-1]
+        if not isinstance(width, int):
+            raise Unsupported("the width of a packed query must be known")
+        size = width // (heads + 2 * kv_heads)
+        query, key, value = _parts(b, query, (heads * size, kv_heads * size, kv_heads * size), ("q", "k", "v"))
+    q, k, v = (_heads(b, one, count, name) for one, count, name in ((query, heads, "q"), (key, kv_heads, "k"), (value, kv_heads, "v")))
+    if node.optional(14) is not None:
+        usual = node.attr("qk_norm_epsilon", 1e-6)
+        q = layer_norm(b, q, 3, node.attr("q_norm_epsilon", usual), node.input(14), None, center=False)
+        k = layer_norm(b, k, 3, node.attr("k_norm_epsilon", usual), node.input(15), None, center=False)
+    batch, steps = q.shape[:2]
+    past_k, past_v = node.optional(3), node.optional(4)
+    lengths = b.reshape(b.convert(node.input(5), INT64, "lengths"), (batch, 1), "lengths_column")
+    new = b.layer(Range(0, 1, steps, INT64), suffix="new")
+    place: Expression = call("add", X1, X0)
+    # Of a first prompt, which stands at the start of its cache whatever its length, the places are 0, 1, 2 ...
+    first_prompt = past_k is None or past_k.shape[2] == 0
+    places = b.reshape(new, (1, steps), "places")
+    if not first_prompt:
+        first = b.pointwise(call("add", X0, literal(1, INT64)), lengths, suffix="total")
+        count = b.layer(ShapeValue((steps,), (), INT64), suffix="steps")
+        places = b.pointwise(call("sub", place, X2), new, first, count, suffix="places")
+    if node.attr("do_rotary", 0):
+        given = node.optional(9)
+        positions = places if given is None else b.convert(given, INT64, "positions")
+        cos, sin = node.input(7), node.input(8)
+        interleaved = bool(node.attr("rotary_interleaved", 0))
+        q, k = (rotate(b, one, cos, sin, positions, interleaved, name) for one, name in ((q, "q"), (k, "k")))
+    layout = "bshd"
+    keys, values = k, v
+    total: Dim = steps
+    if not first_prompt:
+        assert past_k is not None and past_v is not None
+        longest = b.dims(node.input(6), "total_sequence_length")[0]
+        have = past_k.shape[2]
+        total = dim_max(have, longest) if not (isinstance(have, int) and isinstance(longest, int)) else max(have, longest)
+        keys, values = (_appended(b, past, one, places, total, name) for past, one, name in ((past_k, k, "k"), (past_v, v, "v")))
+        layout = "bhsd"
+    mask = _causal_mask(b, node, places, total, lengths, node.optional(10), q.dtype, first_prompt)
+    causal = mask is None and bool(node.attr("causal", 1))
+    out = attend(b, node, q, keys, values, layout, mask, causal)
+    present = [
+        keys if layout == "bhsd" else b.transpose(keys, (0, 2, 1, 3), "present_key"),
+        values if layout == "bhsd" else b.transpose(values, (0, 2, 1, 3), "present_value"),
+    ] if node.wants(1) or node.wants(2) else []  # fmt: skip
+    return (out, *present)
+
+
+@operator("RotaryEmbedding", domain=MICROSOFT)
+def rotary_embedding(b: Builder, node: Node) -> Value:
+    x, positions, cos, sin = (node.input(index) for index in range(4))
+    if node.attr("scale", 1.0) != 1.0 or node.attr("is_packed_batching", 0):
+        raise Unsupported("scale other than 1 and packed batches are not supported")
+    half = cos.shape[1]
+    if not isinstance(half, int):
+        raise Unsupported("the width of its cosines must be known")
+    heads_first = x.rank == 4
+    if heads_first:
+        x = b.transpose(x, (0, 2, 1, 3), "bshd")
+        split = x
+    else:
+        width = x.shape[2]
+        size = width // node.attr("num_heads", 0) if node.attr("rotary_embedding_dim", 0) else 2 * half
+        split = b.reshape(x, (*x.shape[:2], width // size, size), "heads")
+    batch, steps = split.shape[:2]
+    if positions.rank == 1:
+        new = b.layer(Range(0, 1, steps, INT64), suffix="new")
+        positions = b.reshape(b.pointwise(call("add", X0, X1), new, positions, suffix="places"), (1, steps), "places_row")
+    turned = rotate(b, split, cos, sin, positions, bool(node.attr("interleaved", 0)), "x")
+    return b.transpose(turned, (0, 2, 1, 3), "bhsd") if heads_first else b.reshape(turned, x.shape, "merge")
+
+
+def rotate(b: Builder, x: Value, cos: Value, sin: Value, positions: Value, interleaved: bool, name: str) -> Value:
+    """x ``[B, S, H, D]``, pairs of its first ``2 * cos.shape[1]`` elements turned by the angles at ``positions`` ``[B or 1, S]``."""
+    half = cos.shape[1]
+    batch, steps = positions.shape
+    c, s = (
+        b.reshape(b.layer(Gather(0), table, positions, suffix=f"{name}_{which}"), (batch, steps, 1, half), f"{name}_{which}_row")
+        for table, which in ((cos, "cos"), (sin, "sin"))
+    )
+    shape, size = x.shape[:3], 2 * half
+    if interleaved:
+        front = x if x.shape[3] == size else cut(b, x, (0,) * 4, (*shape, size), (1,) * 4, f"{name}_front")
+        pairs = b.reshape(front, (*shape, half, 2), f"{name}_pairs")
+        real, imaginary = (
+            b.reshape(cut(b, pairs, (0, 0, 0, 0, part), (*shape, half, 1), (1,) * 5, f"{name}_part{part}"), (*shape, half), f"{name}_4d{part}")
+            for part in (0, 1)
+        )
+    else:
+        real, imaginary = (cut(b, x, (0, 0, 0, part * half), (*shape, half), (1,) * 4, f"{name}_part{part}") for part in (0, 1))
+    parts = [
+        b.pointwise(call(function, call("mul", X0, X2), call("mul", X1, X3)), real, imaginary, *pair, suffix=f"{name}_{function}")
+        for function, pair in (("sub", (c, s)), ("add", (s, c)))
+    ]
+    if interleaved:
+        columns = [b.reshape(part, (*shape, half, 1), f"{name}_column{index}") for index, part in enumerate(parts)]
+        parts = [b.reshape(b.layer(Concatenation(4), *columns, suffix=f"{name}_joined"), (*shape, size), f"{name}_turned")]
+    if x.shape[3] != size:
+        parts.append(cut(b, x, (0, 0, 0, size), (*shape, x.shape[3] - size), (1,) * 4, f"{name}_rest"))
+    return parts[0] if len(parts) == 1 else b.layer(Concatenation(3), *parts, suffix=f"{name}_rotated")
+
+
+def attend(b: Builder, node: Node, q: Value, k: Value, v: Value, layout: str, mask: Value | None, causal: bool) -> Value:
+    """Attention of q ``[B, S, H, D]``; k and v stand in ``layout``. The result is ``[B, S, H * D]``."""
+    depth = q.shape[3]
+    if not isinstance(depth, int):
+        raise Unsupported("the head size must be known")
+    scale = node.attr("scale", 0.0) or 1.0 / math.sqrt(depth)
+    op = Attention(scale, causal, mask is not None, ("bshd", layout, layout, "bshd"))
+    out = b.layer(op, q, k, v, *([] if mask is None else [mask]))
+    return b.reshape(out, (*out.shape[:2], out.shape[2] * out.shape[3]), "merge")
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _parts(b: Builder, x: Value, widths: Sequence[Dim], names: Sequence[str]) -> list[Value]:
+    """x cut along its last axis."""
+    found, start = [], 0
+    lead = x.shape[:-1]
+    for width, name in zip(widths, names, strict=True):
+        found.append(cut(b, x, (*(0,) * len(lead), start), (*lead, width), (1,) * x.rank, name))
+        start = start + width  # type: ignore[assignment]
+    return found
+
+
+def _heads(b: Builder, x: Value, heads: int, name: str) -> Value:
+    return b.reshape(x, (*x.shape[:2], heads, x.shape[2] // heads), f"{name}_heads")
+
+
+def _stacked(b: Builder, x: Value, names: Sequence[str]) -> list[Value]:
+    """The parts of ``[B, S, H, parts, D]``."""
+    batch, steps, heads, _, size = x.shape
+    return [
+        b.reshape(cut(b, x, (0, 0, 0, index, 0), (batch, steps, heads, 1, size), (1,) * 5, name), (batch, steps, heads, size), f"{name}_4d")
+        for index, name in enumerate(names)
+    ]
+
+
+def _with_past(b: Builder, k: Value, v: Value, past_k: Value | None, past_v: Value | None) -> tuple[Value, Value, str]:
+    """k and v ``[B, S, H, D]`` behind the past ``[B, H, P, D]``, and their layout."""
+    if past_k is None or past_v is None:
+        return k, v, "bshd"
+    joined = [
+        b.layer(Concatenation(2), past, b.transpose(one, (0, 2, 1, 3), f"{name}_bhsd"), suffix=f"{name}_with_past")
+        for past, one, name in ((past_k, k, "k"), (past_v, v, "v"))
+    ]
+    return joined[0], joined[1], "bhsd"
+
+
+def _appended(b: Builder, past: Value, new: Value, places: Value, total: Dim, name: str) -> Value:
+    """The past ``[B, H, P, D]``, grown to ``total``, with the new rows ``[B, S, H, D]`` at ``places`` ``[B, S]``."""
+    batch, heads, have, size = past.shape
+    grown = past if have == total else b.layer(Padding((0,) * 4, (0, 0, total - have, 0)), past, suffix=f"{name}_grown")
+    rows = b.transpose(new, (0, 2, 1, 3), f"{name}_new")
+    steps = rows.shape[2]
+    column = b.reshape(places, (batch, 1, steps, 1), f"{name}_places")
+    return b.layer(ScatterElements(2), grown, expand_to(b, column, (batch, heads, steps, size), f"{name}_index"), rows, suffix=f"{name}_cache")
+
+
+def _causal_mask(
+    b: Builder, node: Node, places: Value, total: Dim, lengths: Value, bias: Value | None, dtype: DataType, first_prompt: bool
+) -> Value | None:
+    """What a query at ``places`` may see of ``total`` keys, as an additive mask; None when plain causality says it all."""
+    window, causal = node.attr("local_window_size", -1), bool(node.attr("causal", 1))
+    if first_prompt and bias is None and window < 0 and causal:
+        return None
+    keys = b.layer(Range(0, 1, total, INT64), suffix="keys")
+    batch, steps = places.shape
+    column = b.reshape(places, (batch, 1, steps, 1), "query_places")
+    ends = b.reshape(lengths, (lengths.shape[0], 1, 1, 1), "ends")
+    seen: Expression = call("less_or_equal", X0, X1 if causal else X2)
+    if window >= 0:
+        seen = call("and", seen, call("greater", X0, call("sub", X1, literal(window, INT64))))
+    least = literal(float("-inf"), dtype)
+    operands = [keys, column, ends]
+    result: Expression = call("where", seen, literal(0.0, dtype), least)
+    if bias is not None:
+        operands.append(bias)
+        result = call("where", seen, X3, least)
+    return b.pointwise(result, *operands, suffix="mask")
+
+
+def _mask(b: Builder, node: Node, mask: Value | None, bias: Value | None, q: Value, k: Value, layout: str) -> Value | None:
+    """Padding mask (or lengths) and attention bias as one additive mask ``[B or 1, H or 1, S or 1, T]``."""
+    steps, total = q.shape[1], k.shape[1 if layout == "bshd" else 2]
+    hidden = literal(node.attr("mask_filter_value", -10000.0), q.dtype)
+    zero = literal(0.0, q.dtype)
+    if mask is None:
+        return bias
+    batch = q.shape[0]
+    if mask.rank == 1:
+        keys = b.layer(Range(0, 1, total, INT64), suffix="keys")
+        ends = b.convert(mask, INT64, "lengths")
+        starts = None
+        if mask.shape[0] == 2 * batch:
+            ends, starts = (cut(b, ends, (index * batch,), (batch,), (1,), name) for index, name in ((0, "ends"), (1, "starts")))
+        elif mask.shape[0] != batch:
+            raise Unsupported(f"a mask of shape {mask.shape} over a batch of {batch}")
+        column: Shape = (batch, 1, 1, 1)
+        seen: Expression = call("less", X0, X1)
+        operands = [keys, b.reshape(ends, column, "ends_column")]
+        if starts is not None:
+            seen = call("and", seen, call("greater_or_equal", X0, X2))
+            operands.append(b.reshape(starts, column, "starts_column"))
+    else:
+        if mask.rank == 2:
+            shaped = b.reshape(mask, (mask.shape[0], 1, 1, mask.shape[1]), "mask_4d")
+        elif mask.rank == 3:
+            shaped = b.reshape(mask, (mask.shape[0], 1, *mask.shape[1:]), "mask_4d")
+        else:  # [B, 1, longest, longest]: the rows of these queries, the columns of these keys
+            shaped = cut(b, mask, (0, 0, total - steps, 0), (*mask.shape[:2], steps, total), (1,) * 4, "mask_4d")
+        operands = [b.convert(shaped, DataType.BOOL, "mask_bool")]
+        seen = X0
+    additive: Expression = call("where", seen, zero, hidden)
+    made = b.pointwise(additive, *operands, suffix="mask")
+    return made if bias is None else b.pointwise(call("add", X0, X1), made, bias, suffix="mask_and_bias")
