@@ -68,6 +68,7 @@ from fusion.rules import (
     softmax_log,
     softmax_pointwise,
     softmax_prologue,
+    softmax_topk,
     softplus,
     swish,
 )
@@ -91,7 +92,7 @@ PRODUCTS = (
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, group_normalization.RULE)
 ATTENTION = (attention.RULE, attention_heads.RULE, attention_layout.RULE)
 READERS = (
-    softmax_log.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
+    softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE,
 )  # fmt: skip
 OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE,)

@@ -117,6 +117,10 @@ CATALOGUE: Sequence[Row] = (
     Row("mean over H and W is average pooling", "t = ReduceMean(x, axes)\ny = Relu(t)", "reduce-pooling", device="cuda",
         values={"axes": np.array([2, 3])}, near_values={"axes": np.array([1, 3])}),
     Row("softmax + log", "t = Softmax(x)\ny = Log(t)", "softmax-log", inputs=ROWS_2D, near_output="t"),
+    Row("softmax + top-k", "t = Softmax<axis=1>(x)\ny, i = TopK<axis=1>(t, k)", "softmax-topk", inputs=ROWS_2D,
+        values={"k": np.array([3])}, outputs=("i",), near=(("TopK<axis=1>", "TopK<axis=0>"),)),
+    Row("softmax + log + top-k", "t = Softmax(x)\nu = Log(t)\ny, i = TopK<axis=1>(u, k)", "softmax-topk", inputs=ROWS_2D,
+        values={"k": np.array([3])}, outputs=("i",), near_output="u"),
     Row("GELU by tanh", "a = Pow(x, three)\nb = Mul(a, c)\nd = Add(x, b)\ne = Mul(d, f)\ng = Tanh(e)\nh = Add(g, one)\n"
         "i = Mul(x, half)\ny = Mul(i, h)", "gelu", inputs=ROWS_2D,
         values={"three": 3.0, "c": 0.044715, "f": float(np.sqrt(2 / np.pi)), "one": 1.0, "half": 0.5}, near_values={"c": 0.2}),
@@ -140,6 +144,13 @@ CATALOGUE: Sequence[Row] = (
         values={"axes": np.array([1]), "two": 2.0, "eps": 1e-5, "g": (16,), "b": (16,)}, near_output="v"),
     Row("RMS normalisation", "s = Mul(x, x)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\nr = Sqrt(e)\nn = Div(x, r)\ny = Mul(n, g)",
         "rms-normalization", inputs=ROWS_2D, values={"axes": np.array([1]), "eps": 1e-5, "g": (16,)}, near_output="v"),
+    Row("instance normalisation", "m = ReduceMean(x, axes)\nd = Sub(x, m)\ns = Mul(d, d)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\n"
+        "r = Sqrt(e)\nn = Div(d, r)\na = Mul(n, g)\ny = Add(a, b)", "layer-normalization",
+        values={"axes": np.array([2, 3]), "eps": 1e-5, "g": (8, 1, 1), "b": (8, 1, 1)}, near_output="v"),
+    Row("group normalisation", "u = Reshape(x, into)\nm = ReduceMean(u, axes)\nd = Sub(u, m)\ns = Mul(d, d)\nv = ReduceMean(s, axes)\n"
+        "e = Add(v, eps)\nr = Sqrt(e)\nn = Div(d, r)\nz = Reshape(n, back)\na = Mul(z, g)\ny = Add(a, b)", "group-normalization",
+        values={"into": np.array([2, 4, -1]), "back": np.array([2, 8, 6, 6]), "axes": np.array([2]), "eps": 1e-5, "g": (8, 1, 1), "b": (8, 1, 1)},
+        near_output="v"),
     Row("SiLU", "s = Sigmoid(x)\ny = Mul(x, s)", "swish", near_output="s"),
     Row("hard swish", "a = Add(x, three)\nb = Clip(a, zero, six)\nc = Mul(x, b)\ny = Div(c, six)", "hard-swish",
         values={"three": 3.0, "zero": 0.0, "six": 6.0}, near_values={"three": 2.0}),

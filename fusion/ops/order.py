@@ -16,11 +16,16 @@ from fusion.ops.epilogue import widen
 
 @dataclass(frozen=True)
 class TopK(Op):
-    """Input: x. Outputs: the ``k`` largest (smallest) values along ``axis``, best first, and their int64 indices."""
+    """Input: x. Outputs: the ``k`` largest (smallest) values along ``axis``, best first, and their int64 indices.
+
+    ``softmax`` makes the values those of a softmax along ``axis`` (``softmax``), or of its logarithm (``log``), of floating-point
+    numbers, largest first; where several of these round to one value, the order is still that of x.
+    """
 
     k: Dim
     axis: int
     largest: bool = True
+    softmax: str = ""
 
     layer_type: ClassVar[str] = "TopK"
     arity: ClassVar[int] = 1
@@ -34,7 +39,8 @@ class TopK(Op):
         (x,) = inputs
         order = sorted_order(widen(x), self.axis, self.largest)
         indices = np.ascontiguousarray(np.take(order, range(self.k), self.axis))  # type: ignore[arg-type]
-        return np.take_along_axis(x, indices, self.axis), indices
+        values = np.take_along_axis(x, indices, self.axis)
+        return (softmax_values(self, x, values) if self.softmax else values), indices
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,16 @@ class Cumulative(Op):
             result = accumulate(x, 0, x.dtype)
         result = np.moveaxis(result[::-1] if self.reverse else result, 0, self.axis)
         return (np.ascontiguousarray(result.astype(inputs[0].dtype, copy=False)),)
+
+
+def softmax_values(op: TopK, x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The softmax (``op.softmax``) along ``op.axis`` of x at the elements ``values``."""
+    wide, chosen = widen(x), widen(values)
+    with np.errstate(all="ignore"):
+        top = wide.max(op.axis, keepdims=True, initial=-np.inf)
+        total = np.exp(wide - top).sum(op.axis, keepdims=True, dtype=wide.dtype)
+        result = chosen - top - np.log(total) if op.softmax == "log" else np.exp(chosen - top) / total
+    return np.asarray(result.astype(values.dtype, copy=False))
 
 
 def sorted_order(x: np.ndarray, axis: int, largest: bool) -> np.ndarray:

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from fusion.ops import ArgReduce, Cumulative, TopK
+from fusion.ops.order import softmax_values
 from tactics.cpu.rows import held_type
 from tactics.cpu.steps import Arrays, Call, Scratch, blocks, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel, sequence, stages
@@ -125,16 +126,21 @@ class TopKPartition(Tactic):
                     partial(best.sort, 1),
                     partial(np.bitwise_and, best, 0xFFFFFFFF, out=best),
                 ])  # fmt: skip
-            pick = sequence([partial(_pick, source, key[:, :k], values, indices)])
+            pick = sequence([partial(_pick, op, inputs[0], outputs[0], source, key[:, :k], values, indices)])
             return stages(parallel([prepare], 1), parallel(jobs, threads), pick)
 
         return one_step(bind, self.id, scratch.size)
 
 
-def _pick(source: np.ndarray, best: np.ndarray, values: np.ndarray, indices: np.ndarray) -> None:
+def _pick(
+    op: TopK, x: np.ndarray, out: np.ndarray, source: np.ndarray, best: np.ndarray, values: np.ndarray, indices: np.ndarray
+) -> None:
+    """``source``, ``values`` and ``indices`` are the input x and the outputs with the axis last."""
     chosen = best.reshape(values.shape)
     np.copyto(indices, chosen)
     np.copyto(values, np.take_along_axis(source, chosen, -1))
+    if op.softmax:
+        np.copyto(out, softmax_values(op, x, out))
 
 
 class CumulativeAccumulate(Tactic):

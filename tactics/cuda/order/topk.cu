@@ -1,8 +1,12 @@
 // The k best elements of every line along the middle axis of x, seen as [outer, n, inner], best first; of equal elements the
 // lower index first. LARGEST=1: the largest are best, NaN before all; else the smallest, NaN after all (as NumPy sorts).
 //
+// SOFTMAX=1 writes the softmax of the line at these elements, SOFTMAX=2 its logarithm, in place of the elements; only with LARGEST=1.
+//
 // An element becomes an Entry, its key (include/order.cuh; the lower the better) above its index, so all entries differ.
 #include "division.cuh"
+#include "functions.cuh"
+#include "group.cuh"
 #include "order.cuh"
 #include "pdl.cuh"
 
@@ -73,12 +77,27 @@ __device__ __forceinline__ void sort(Entry* entries, unsigned padded) {
     __syncthreads();
 }
 
+// All threads of the block.
 __device__ __forceinline__ void write(const Entry* sorted, const IN_T* x, IN_T* values, long long* indices, long long source, long long target,
-                                      unsigned k, unsigned inner) {
+                                      unsigned n, unsigned k, unsigned inner) {
+#if SOFTMAX
+    const auto at = [&](unsigned i) { return fx::widen(x[source + static_cast<long long>(i) * inner]); };
+    const auto top = at(index_of(sorted[0]));
+    auto total = top - top;  // 0, or NaN where the line has no finite largest element
+    for (unsigned i = threadIdx.x; i < n; i += THREADS) total += fx::exp(at(i) - top);
+    total = fx::group_reduce<THREADS>(total, [](auto a, auto b) { return a + b; });
+#endif
     for (unsigned i = threadIdx.x; i < k; i += THREADS) {
         const unsigned index = index_of(sorted[i]);
-        values[target + static_cast<long long>(i) * inner] = x[source + static_cast<long long>(index) * inner];
-        indices[target + static_cast<long long>(i) * inner] = index;
+        const long long place = source + static_cast<long long>(index) * inner, put = target + static_cast<long long>(i) * inner;
+#if SOFTMAX == 1
+        values[put] = fx::narrow<IN_T>(fx::exp(fx::widen(x[place]) - top) / total);
+#elif SOFTMAX == 2
+        values[put] = fx::narrow<IN_T>(fx::widen(x[place]) - top - fx::log(total));
+#else
+        values[put] = x[place];
+#endif
+        indices[put] = index;
     }
 }
 
@@ -97,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const long long source = static_cast<long long>(outer) * n * inner.divisor + column;
     for (unsigned i = threadIdx.x; i < padded; i += THREADS) entries[i] = i < n ? entry_at(x, source, i, inner.divisor) : worst();
     sort(entries, padded);
-    write(entries, x, values, indices, source, static_cast<long long>(outer) * k * inner.divisor + column, k, inner.divisor);
+    write(entries, x, values, indices, source, static_cast<long long>(outer) * k * inner.divisor + column, n, k, inner.divisor);
 }
 #else
 // Finds the k best by their digits: the counts of a digit's values among the entries that still compete say which value the k-th best
@@ -163,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (unsigned i = wanted + threadIdx.x; i < (FINAL ? padded : k); i += THREADS) target[i] = worst();
 #if FINAL
     sort(target, padded);
-    write(target, x, values, indices, source, static_cast<long long>(outer) * k * inner.divisor + column, k, inner.divisor);
+    write(target, x, values, indices, source, static_cast<long long>(outer) * k * inner.divisor + column, n, k, inner.divisor);
 #endif
 }
 #endif

@@ -46,7 +46,7 @@ def _room(device: DeviceSpec) -> int:
 def _kernel(workload: Workload, device: DeviceSpec, entry: str, threads: int, **values: object) -> Kernel:
     dtype = workload.inputs[0].dtype
     names = defines(device, IN_T=STORAGE_TYPES[dtype], KEY_BYTES=8 if dtype.itemsize == 8 else 4, THREADS=threads,
-                    LARGEST=workload.op.largest, **values)  # type: ignore[attr-defined]  # fmt: skip
+                    LARGEST=workload.op.largest, SOFTMAX=("", "softmax", "log").index(workload.op.softmax), **values)  # type: ignore[attr-defined]  # fmt: skip
     return Kernel(FILE, entry, names, PRELUDE)
 
 

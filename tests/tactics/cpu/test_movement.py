@@ -182,6 +182,8 @@ def test_order(check, shape, data, largest, flag, dtype, seed):
 
 def test_topk_on_several_threads(check):
     check(TopK(7, 1), [values(0, 40, 500)])
+    check(TopK(7, 1, True, "softmax"), [values(0, 40, 500)])
+    check(TopK(3, 1, True, "log"), [values(0, 4, 50, 3)])
     check(TopK(7, 0, False), [values(0, 500, 40)])
 
 

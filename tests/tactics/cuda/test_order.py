@@ -87,6 +87,20 @@ def test_topk_of_special_numbers(largest: bool) -> None:
             run(tactic, TopK(k, 1, largest), x)
 
 
+@pytest.mark.parametrize(("softmax", "dtype"), [("softmax", DataType.HALF), ("log", DataType.FLOAT)])
+def test_topk_of_a_softmax(softmax: str, dtype: DataType) -> None:
+    op = TopK(5, 1, True, softmax)
+    for tactic in (SORT, SELECT):
+        run(tactic, op, data((3, 70), dtype, few=False))
+    run(SELECT, op, data((2, 40, 3), dtype))
+    special = np.array([[np.inf, 1, 2, 3, 4, 5], [-np.inf, 1, 2, -3, 4, 5], [np.nan, 1, 2, 3, 4, 5], [-np.inf] * 6], dtype.numpy)
+    run(SORT, op, special)
+
+
+def test_topk_of_the_softmax_of_long_lines_in_parts() -> None:
+    run(SELECT, TopK(20, 1, True, "softmax"), data((1, 30_000), DataType.FLOAT, few=False))
+
+
 @settings(max_examples=40, deadline=None)
 @given(outer=st.integers(1, 3), n=st.integers(1, 200), inner=st.integers(1, 4), fraction=st.floats(0, 1), few=st.booleans())
 def test_topk_of_any_size(outer: int, n: int, inner: int, fraction: float, few: bool) -> None:
@@ -158,7 +172,7 @@ def test_running_sums_of_any_size(outer: int, n: int, inner: int) -> None:
 @pytest.mark.parametrize(("arch", "device"), [("sm_75", A100), ("sm_90a", H100)])
 def test_compiles(arch: str, device) -> None:  # noqa: ANN001
     for tactic, op, dtype in ((ROWS, ArgReduce(1, False, False), DataType.BF16), (COLUMNS, ArgReduce(1, False), DataType.DOUBLE),
-                              (SORT, TopK(5, 1), DataType.HALF), (SELECT, TopK(5, 1), DataType.INT64), (SELECT, TopK(5, 1), DataType.FLOAT),
+                              (SORT, TopK(5, 1), DataType.HALF), (SORT, TopK(5, 1, True, "softmax"), DataType.HALF), (SELECT, TopK(5, 1), DataType.INT64), (SELECT, TopK(5, 1), DataType.FLOAT),
                               (SCAN, Cumulative(1), DataType.BOOL), (SCAN, Cumulative(1), DataType.HALF)):  # fmt: skip
         one = workload(op, (4, 60_000 if tactic is SELECT else 600), dtype)
         for kernel in kernels(tactic.plan(one, tactic.configs(one, device)[0], device)):
