@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from fusion.network import TensorType
-from runtime.device import Binding, Device, Event, Memory, Program, Stream, Tensor
+from runtime.device import Binding, Device, DeviceMemoryError, Event, Memory, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange
+from runtime.exclusive import Guarded, exclusive
 from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
+from runtime.memory import ALIGNMENT
 from runtime.resolution import Resolution, Step, resolve
 from tactics.tactic import Buffer, Copy, Plan, tensor_bytes
 
@@ -25,19 +29,21 @@ _KEPT_RESOLUTIONS = 16
 Action = tuple[Callable[[Stream], None], int, int]  # (what to do with the stream, stream number, layer number or -1)
 
 
-class ExecutionContext:
+class ExecutionContext(Guarded):
     """Runs one engine on one device, one inference at a time; several contexts of an engine may run at once."""
 
     def __init__(self, engine: Engine, device: Device, profile: int = 0, allocation: str = "static") -> None:
-        """``allocation``: the arena is sized for all profiles (``static``), for ``profile``, or for the actual shapes (``runtime``).
+        """``allocation``: the arena is sized for all profiles (``static``), for ``profile``, or for the actual shapes (``runtime``); or
+        there is none until :meth:`set_device_memory` gives one (``user``).
 
         Raises:
             EngineError: the engine does not fit the device or this version.
             ValueError: no such profile or allocation strategy.
             runtime.device.DeviceMemoryError: weights or activations do not fit.
         """
-        if allocation not in ("static", "profile", "runtime"):
-            raise ValueError(f"allocation strategy {allocation!r}: static, profile or runtime")
+        super().__init__()
+        if allocation not in ("static", "profile", "runtime", "user"):
+            raise ValueError(f"allocation strategy {allocation!r}: static, profile, runtime or user")
         self.engine = engine
         self.device = device
         self.loaded: LoadedEngine = load_engine(engine, device)
@@ -46,6 +52,10 @@ class ExecutionContext:
         self._addresses: dict[str, int] = {}
         self._keep: dict[str, object] = {}  # owners of memory that others gave us
         self._own: dict[str, Memory] = {}  # I/O memory of execute()
+        self._room: dict[str, int] = {}  # bytes that others' memory holds, where it says so
+        self._captured = False  # a graph of the caller's holds an enqueue of this context
+        self.change_seconds = 0.0  # host time that the last change of shapes or addresses cost: resolving and binding
+        self.name = ""
         self._resolutions: OrderedDict[tuple[object, ...], Resolution] = OrderedDict()
         self._resolution: Resolution | None = None
         self._programs: list[Program | None] = []
@@ -61,6 +71,7 @@ class ExecutionContext:
 
     # --- shapes ------------------------------------------------------------------------------------------------------
 
+    @exclusive
     def set_optimization_profile(self, profile: int) -> None:
         """Use profile ``profile``; shapes that it fixes are set, others are forgotten.
 
@@ -72,6 +83,7 @@ class ExecutionContext:
             raise ValueError(
                 f"Selected profile index {profile} exceeds the number of profiles that the engine holds ({count})."
             )
+        self._may_change()
         self.profile = profile
         ranges = self.engine.profiles[profile]
         network = self.engine.network
@@ -82,9 +94,21 @@ class ExecutionContext:
         }
         self._resolution = None
         self._changed()
-        if self._allocation != "runtime":
+        if self._allocation in ("static", "profile"):
             self._reserve()
 
+    def set_optimization_profile_async(self, profile: int, stream: Any) -> bool:
+        """As :meth:`set_optimization_profile`: a change takes effect at the next enqueue, whichever stream that is on."""
+        del stream
+        self.set_optimization_profile(profile)
+        return True
+
+    @property
+    def active_optimization_profile(self) -> int:
+        """The number of the profile in use."""
+        return self.profile
+
+    @exclusive
     def set_input_shape(self, name: str, shape: Sequence[int]) -> None:
         """The shape of input ``name`` from the next inference on.
 
@@ -106,10 +130,12 @@ class ExecutionContext:
             raise ValueError(
                 f"input {name!r}: shape {_text(given)} is outside of profile {self.profile} ({_text(allowed.min)} to {_text(allowed.max)})"
             )
+        self._may_change()
         self._shapes[name] = given
         self._resolution = None
         self._changed()
 
+    @exclusive
     def infer_shapes(self) -> list[str]:
         """Resolve all shapes; returns the inputs whose shape is not set (then nothing is resolved).
 
@@ -150,6 +176,7 @@ class ExecutionContext:
 
     # --- addresses ---------------------------------------------------------------------------------------------------
 
+    @exclusive
     def set_tensor_address(self, name: str, value: Any) -> None:
         """Where input or output ``name`` lies: an address, or a tensor of any library on the engine's device (no copy is made).
 
@@ -178,7 +205,12 @@ class ExecutionContext:
         if given.address % self.device.alignment:
             wanted_alignment = f"a multiple of {self.device.alignment}"
             raise ValueError(f"tensor {name!r}: address {given.address:#x} is not {wanted_alignment}")
+        if self._addresses.get(name) != given.address:
+            self._may_change()
         self._keep[name] = given.owner
+        self._room.pop(name, None)
+        if given.shape is not None:
+            self._room[name] = prod(given.shape) * declared.dtype.itemsize
         if self._addresses.get(name) != given.address:
             self._addresses[name] = given.address
             self._forget(name)
@@ -187,12 +219,14 @@ class ExecutionContext:
         """The address set for input or output ``name``, 0 when none is."""
         return self._addresses.get(name, 0)
 
+    @exclusive
     def set_aux_streams(self, streams: Sequence[Any]) -> None:
         """Streams for the layers that run beside the main stream (``engine.num_aux_streams`` of them are used).
 
         Raises:
             ValueError: too few, or the legacy default stream is among them.
         """
+        self._may_change()
         if len(streams) < self.engine.num_aux_streams:
             raise ValueError(f"{len(streams)} auxiliary streams given, the engine uses {self.engine.num_aux_streams}")
         given = [self._as_stream(stream) for stream in streams]
@@ -201,8 +235,34 @@ class ExecutionContext:
         self._aux = given
         self._changed()
 
+    @exclusive
+    def set_device_memory(self, memory: Any, size: int | None = None) -> None:
+        """Activations and workspaces lie in ``memory`` from now on: an address (256-byte aligned) of ``size`` bytes, or a tensor of any library.
+
+        Contexts that never run at the same time may share it; ``engine.device_memory_size`` bytes hold any inference.
+
+        Raises:
+            ValueError: it is misaligned, on another device, or an address without a size.
+            runtime.device.DeviceMemoryError: at the next enqueue, when it is too small for the shapes.
+        """
+        given = foreign(memory)
+        if given.kind is not None and given.kind != self.device.spec.kind:
+            raise ValueError(f"device memory: it is on {given.kind}, the engine runs on {self.device.spec.kind}")
+        if given.shape is not None and given.dtype is not None:
+            size = prod(given.shape) * given.dtype.itemsize
+        if size is None:
+            raise ValueError("device memory: give the size in bytes with an address")
+        if given.address % ALIGNMENT:
+            raise ValueError(f"device memory: address {given.address:#x} is not a multiple of {ALIGNMENT}")
+        self._may_change()
+        self._allocation = "user"
+        self._arena = Memory(given.address, size, given.owner)
+        self._programs = []
+        self._changed()
+
     # --- running -----------------------------------------------------------------------------------------------------
 
+    @exclusive
     def prepare(self) -> None:
         """Do now what the next enqueue would have to: resolve shapes, allocate, bind programs.
 
@@ -213,6 +273,7 @@ class ExecutionContext:
         if self._actions is None:
             self._bind()
 
+    @exclusive
     def execute_async_v3(self, stream: Any) -> None:
         """Enqueue one inference on ``stream`` (a handle, or an object of any library that has one).
 
@@ -220,6 +281,12 @@ class ExecutionContext:
             as :meth:`prepare`, when something changed since the last enqueue.
         """
         main = self._as_stream(stream)
+        if main is not stream and main.capturing:  # the caller's own graph
+            if self._actions is None:
+                raise EngineError(
+                    "the context has changed since its last enqueue, which a capture cannot hold: enqueue it once before the capture starts"
+                )
+            self._captured = True
         if self._actions is None:
             self._bind()
         assert self._actions is not None
@@ -231,6 +298,7 @@ class ExecutionContext:
         for action, number, _ in self._actions:
             action(streams[number])
 
+    @exclusive
     def enqueue_observed(
         self, stream: Any, before: Callable[[int, Stream], None], after: Callable[[int, Stream], None]
     ) -> None:
@@ -244,6 +312,7 @@ class ExecutionContext:
             if layer >= 0:
                 after(layer, streams[number])
 
+    @exclusive
     def execute(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once on host arrays: sets shapes, copies in, runs, copies out. For tests and scripts: it waits for the device, and uses
         memory of its own in place of addresses that were set.
@@ -272,6 +341,24 @@ class ExecutionContext:
         self._stream.synchronize()
         return {name: self.read_tensor(name) for name in network.outputs}
 
+    @exclusive
+    def execute_v2(self, bindings: Sequence[Any]) -> bool:
+        """One inference that has ended on return; ``bindings`` are the addresses (or tensors) of inputs, then outputs, in the engine's order.
+
+        Raises:
+            as :meth:`set_tensor_address` and :meth:`execute_async_v3`.
+        """
+        names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+        if len(bindings) != len(names):
+            raise ValueError(f"{len(bindings)} bindings given, the engine has {len(names)} tensors: {', '.join(names)}")
+        for name, value in zip(names, bindings, strict=True):
+            self.set_tensor_address(name, value)
+        if self._stream is None:
+            self._stream = self.device.stream(concurrent=self.engine.num_aux_streams > 0)
+        self.execute_async_v3(self._stream)
+        self._stream.synchronize()
+        return True
+
     def use_own_memory(self, managed: bool = False) -> None:
         """Give every input and output memory of the context's own, large enough for the present shapes."""
         types = self._resolve().types
@@ -280,6 +367,7 @@ class ExecutionContext:
             if name not in self._own or self._own[name].size < size:
                 self._own[name] = self.device.allocate(max(size, 1), managed)
             self.set_tensor_address(name, self._own[name].address)
+            self._room[name] = self._own[name].size
 
     def read_tensor(self, name: str) -> np.ndarray:
         """A copy of input or output ``name`` as it is now on the device; wait for the stream before."""
@@ -294,8 +382,20 @@ class ExecutionContext:
 
     # -----------------------------------------------------------------------------------------------------------------
 
+    def release_graph(self) -> None:
+        """Say that graphs which captured this context will not be launched any more: it may be changed again."""
+        self._captured = False
+
+    def _may_change(self) -> None:
+        if self._captured:
+            raise EngineError(
+                "this context is in a captured CUDA graph, which holds its shapes and addresses: use another context of the engine "
+                "(they share its weights), or call release_graph() once the graph is never launched again"
+            )
+
     def _changed(self) -> None:
         self._actions = None
+        self.change_seconds = 0.0
         self.revision += 1
 
     def state(self) -> tuple[object, ...]:
@@ -320,10 +420,22 @@ class ExecutionContext:
         return self._lookup({name: ranges[name].max for name in self.engine.network.inputs}, profile)
 
     def _grow(self, size: int) -> None:
+        if size > self._arena.size and self._allocation == "user":
+            raise DeviceMemoryError(
+                f"activations need {size} bytes at these shapes, set_device_memory gave {self._arena.size}: "
+                f"engine.device_memory_size ({self.engine.device_memory_size}) bytes are enough for all"
+            )
         if size > self._arena.size:
             self._programs = []
             self._arena = Memory(0, 0)  # first give back, then ask
-            self._arena = self.device.allocate(size)
+            try:
+                self._arena = self.device.allocate(size)
+            except DeviceMemoryError as error:
+                raise DeviceMemoryError(
+                    f"activations and workspaces need {size / 2**20:.1f} MiB, {self.device.free_memory() / 2**20:.1f} MiB are free on device "
+                    f"{self.device.name}: smaller --maxShapes, fewer --infStreams, --memPoolSize=workspace:SIZE or --allocationStrategy=runtime "
+                    "need less"
+                ) from error
 
     def _lookup(self, shapes: Mapping[str, tuple[int, ...]], profile: int) -> Resolution:
         key = (profile, *(shapes[name] for name in self.engine.network.inputs))
@@ -341,8 +453,10 @@ class ExecutionContext:
             missing = [name for name in self.engine.network.inputs if name not in self._shapes]
             if missing:
                 raise ValueError(f"input {missing[0]!r} has no shape: call set_input_shape")
+            began = perf_counter()
             self._resolution = self._lookup(self._shapes, self.profile)
             self._programs = []
+            self.change_seconds += perf_counter() - began
         return self._resolution
 
     def _layers_by_io(self) -> dict[str, set[int]]:
@@ -365,6 +479,7 @@ class ExecutionContext:
 
     def _bind(self) -> None:
         resolution = self._resolve()
+        began = perf_counter()
         self._grow(resolution.memory.size)
         if not self._programs:
             self._programs = [None] * len(resolution.steps)
@@ -373,6 +488,7 @@ class ExecutionContext:
                 self._programs[index] = self._program(resolution, step)
         self._actions = self._schedule(resolution)
         self.binding_version += 1
+        self.change_seconds += perf_counter() - began
 
     def _program(self, resolution: Resolution, step: Step) -> Program:
         layer = self.engine.network.layers[step.layer]
@@ -397,6 +513,11 @@ class ExecutionContext:
             address = self._addresses.get(root, 0)
             if not address and tensor_bytes(kind):
                 raise EngineError(f"tensor {root!r} has no address: call set_tensor_address")
+            if self._room.get(root, tensor_bytes(resolution.types[root])) < tensor_bytes(resolution.types[root]):
+                raise EngineError(
+                    f"tensor {root!r}: the memory given holds {self._room[root]} bytes, shape {_text(_shape(resolution.types[root]))} "
+                    f"needs {tensor_bytes(resolution.types[root])}: call set_tensor_address with a larger one"
+                )
             return Tensor(address + start, kind)
         if root in self.loaded.weights:
             return Tensor(self.loaded.weights[root].address + start, kind)

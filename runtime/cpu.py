@@ -108,6 +108,10 @@ class CpuStream(Stream):
     def recording(self, value: Recording | None) -> None:
         self._recording = value
 
+    @property
+    def capturing(self) -> bool:
+        return self.recording is not None
+
     def add(self, work: Callable[[], object]) -> None:
         """Run ``work`` now or in the stream's thread, or record it while a capture is on."""
         recording = self._recording

@@ -62,6 +62,10 @@ class CudaStream(Stream):
         self.handle = int(raw.ptr)
         self.legacy = self.handle in _LEGACY
 
+    @property
+    def capturing(self) -> bool:
+        return not self.legacy and bool(self.raw.is_capturing())
+
     def synchronize(self) -> None:
         with _translated("waiting for a stream"):
             self.raw.synchronize()

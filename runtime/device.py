@@ -90,6 +90,11 @@ class Stream(ABC):
     handle: int = 0
     legacy: bool = False
 
+    @property
+    def capturing(self) -> bool:
+        """Whether work given to the stream is recorded into a graph now, instead of run."""
+        return False
+
     @abstractmethod
     def synchronize(self) -> None:
         """Return when all work given to the stream has ended."""

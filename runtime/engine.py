@@ -7,20 +7,36 @@ every kernel that they name is here as a cubin, so loading compiles nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fusion.dims import Shape, Sym
 from fusion.dtypes import DataType
-from fusion.network import Network
+from fusion.network import Network, TensorType
 from tactics.tactic import Config, DeviceSpec
 
 if TYPE_CHECKING:
     from runtime.context import ExecutionContext
     from runtime.device import Device
+
+
+class TensorIOMode(Enum):
+    """What a tensor is to the network."""
+
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+class TensorLocation(Enum):
+    """Where a tensor lies."""
+
+    DEVICE = 0
+    HOST = 1
 
 
 class EngineError(ValueError):
@@ -114,6 +130,23 @@ class Engine:
 
         return save(self, path)
 
+    def serialize(self) -> bytes:
+        """What :meth:`save` writes."""
+        from runtime.engine_file import parts_of
+
+        return b"".join(parts_of(self))
+
+    @staticmethod
+    def deserialize(data: bytes) -> Engine:
+        """The engine in the bytes of an engine file.
+
+        Raises:
+            EngineError: they are no engine, damaged, or of another format version.
+        """
+        from runtime.engine_file import parse
+
+        return parse(data)
+
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Engine:
         """The engine in the file ``path``; its weights stay on disk until they are read.
@@ -125,10 +158,13 @@ class Engine:
 
         return load(path)
 
-    def create_execution_context(self, device: Device | None = None, profile: int = 0) -> ExecutionContext:
+    def create_execution_context(
+        self, device: Device | None = None, profile: int = 0, strategy: str = "static"
+    ) -> ExecutionContext:
         """A context to run the engine in; contexts of one engine on one device share its weights.
 
-        Without ``device``, one of the kind that the engine was built for is opened (the first GPU, or the CPU).
+        Without ``device``, one of the kind that the engine was built for is opened (the first GPU, or the CPU). ``strategy``: memory for
+        activations is sized for all profiles (``static``), for the one in use (``profile``), or for the actual shapes (``runtime``).
 
         Raises:
             EngineError: the engine was built for another kind of device, or this version lacks its tactics.
@@ -137,19 +173,100 @@ class Engine:
         from runtime.context import ExecutionContext
         from runtime.devices import open_device
 
-        return ExecutionContext(self, device or open_device("cpu" if self.device.kind == "cpu" else "0"), profile)
+        return ExecutionContext(self, device or open_device("cpu" if self.device.kind == "cpu" else "0"), profile, strategy)
+
+    def create_execution_context_without_device_memory(
+        self, device: Device | None = None, profile: int = 0
+    ) -> ExecutionContext:
+        """A context whose activations will lie where :meth:`ExecutionContext.set_device_memory` says; contexts that never run at the
+        same time may share that memory.
+
+        Raises:
+            as :meth:`create_execution_context`.
+        """
+        return self.create_execution_context(device, profile, "user")
+
+    # --- inputs and outputs ------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The network's name."""
+        return self.network.name
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the network has after fusion."""
+        return len(self.network.layers)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        """How many ranges of shapes the engine was built for."""
+        return len(self.profiles)
 
     def get_tensor_name(self, index: int) -> str:
         """The name of I/O tensor ``index``: inputs first, then outputs."""
         return (*self.network.inputs, *self.network.outputs)[index]
 
+    def __iter__(self) -> Iterator[str]:
+        """The names of all I/O tensors."""
+        return iter((*self.network.inputs, *self.network.outputs))
+
+    def __getitem__(self, index: int) -> str:
+        return self.get_tensor_name(index)
+
+    def __len__(self) -> int:
+        return self.num_io_tensors
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        """Whether tensor ``name`` is an input, an output, or neither."""
+        if name in self.network.inputs:
+            return TensorIOMode.INPUT
+        return TensorIOMode.OUTPUT if name in self.network.outputs else TensorIOMode.NONE
+
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         """The shape of I/O tensor ``name``, -1 where it depends on the inputs' shapes."""
-        return tuple(dim if isinstance(dim, int) else -1 for dim in self.network.tensors[name].shape)
+        return tuple(dim if isinstance(dim, int) else -1 for dim in self._io(name).shape)
 
     def get_tensor_dtype(self, name: str) -> DataType:
         """The data type of I/O tensor ``name``."""
-        return self.network.tensors[name].dtype
+        return self._io(name).dtype
+
+    def get_tensor_bytes_per_component(self, name: str) -> int:
+        """Bytes of one element of I/O tensor ``name``."""
+        return self._io(name).dtype.itemsize
+
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        """Where the memory of I/O tensor ``name`` must be: on the device, always."""
+        self._io(name)
+        return TensorLocation.DEVICE
+
+    def get_tensor_format_desc(self, name: str) -> str:
+        """How I/O tensor ``name`` lies in memory: row-major, without gaps."""
+        self._io(name)
+        return "Row major linear"
+
+    def is_shape_inference_io(self, name: str) -> bool:
+        """Whether shapes depend on the values of ``name`` on the host: never, shapes follow from shapes."""
+        self._io(name)
+        return False
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The smallest, optimal and largest shape of input ``name`` in optimization profile ``profile``.
+
+        Raises:
+            ValueError: no such input or profile.
+        """
+        if name not in self.network.inputs:
+            raise ValueError(f"no input is named {name!r}: the inputs are {', '.join(self.network.inputs)}")
+        if not 0 <= profile < len(self.profiles):
+            raise ValueError(f"Selected profile index {profile} exceeds the number of profiles that the engine holds ({len(self.profiles)}).")
+        found = self.profiles[profile][name]
+        return found.min, found.opt, found.max
+
+    def _io(self, name: str) -> TensorType:
+        if name not in self.network.inputs and name not in self.network.outputs:
+            raise ValueError(f"no input or output is named {name!r}: they are {', '.join(self)}")
+        return self.network.tensors[name]
 
     def device_memory_size_for_profile(self, profile: int) -> int:
         """Bytes of device memory that a context needs for activations and workspaces, whatever shapes of ``profile`` it runs."""

@@ -10,9 +10,8 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,6 +44,18 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> int:
     Raises:
         EngineError: the file cannot be written.
     """
+    size = 0
+    try:
+        with replacing(path) as file:
+            for part in parts_of(engine):
+                size += file.write(part)
+    except OSError as error:
+        raise EngineError(f"cannot write engine file {str(path)!r}: {error.strerror or error}") from error
+    return size
+
+
+def parts_of(engine: Engine) -> Iterator[bytes | memoryview]:
+    """The bytes of the engine's file, piece by piece."""
     tensors = {
         f"weight:{name}": np.ascontiguousarray(array).reshape(array.shape) for name, array in engine.weights.items()
     }
@@ -67,15 +78,9 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> int:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 64)  # data start on a cache line
-    target = Path(path)
-    try:
-        with replacing(target) as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name in order:
-                file.write(_bytes(tensors[name]))
-    except OSError as error:
-        raise EngineError(f"cannot write engine file {str(target)!r}: {error.strerror or error}") from error
-    return 8 + len(text) + offset
+    yield struct.pack("<Q", len(text)) + text
+    for name in order:
+        yield _bytes(tensors[name])
 
 
 def load(path: str | os.PathLike[str]) -> Engine:
@@ -96,15 +101,26 @@ def load(path: str | os.PathLike[str]) -> Engine:
         raise EngineError(
             f"cannot open engine file {str(path)!r}: {getattr(error, 'strerror', None) or error}"
         ) from error
+    return parse(data, str(path))
+
+
+def parse(data: bytes | mmap.mmap, path: str = "bytes") -> Engine:
+    """The engine in the bytes of an engine file; ``path`` is for messages.
+
+    Raises:
+        EngineError: one line that says why they are no engine that this version can run.
+    """
+    if len(data) < 8:
+        raise EngineError(f"{path!r} is not an engine file: it has only {len(data)} bytes")
     try:
-        return _parse(memoryview(data), str(path))
+        return _parse(memoryview(data), path)
     except EngineError:
         raise
     # Data from outside: whatever goes wrong in reading it is the file's fault. Nothing of it is run, so this hides no effect.
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise EngineError(
-            f"engine file {str(path)!r} is damaged: {type(error).__name__}: {text}; build it again"
+            f"engine file {path!r} is damaged: {type(error).__name__}: {text}; build it again"
         ) from error
 
 

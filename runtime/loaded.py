@@ -8,7 +8,7 @@ import numpy as np
 
 from fusion.dtypes import data_type
 from fusion.network import TensorType
-from runtime.device import Device, Memory, Tensor
+from runtime.device import Device, DeviceMemoryError, Memory, Tensor
 from runtime.engine import Engine, EngineError
 from runtime.memory import ALIGNMENT
 from runtime.resolution import Outline, outline
@@ -92,7 +92,13 @@ def _upload(engine: Engine, device: Device) -> tuple[dict[str, Tensor], Memory]:
     for name, array in engine.weights.items():
         offsets[name] = end
         end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    memory = device.allocate(end)
+    try:
+        memory = device.allocate(end)
+    except DeviceMemoryError as error:
+        raise DeviceMemoryError(
+            f"weights need {end / 2**20:.1f} MiB, {device.free_memory() / 2**20:.1f} MiB are free on device {device.name}: end other programs "
+            "there, choose another --device, or build in a narrower type (--fp16, --bf16)"
+        ) from error
     weights = {}
     for name, array in engine.weights.items():
         device.upload(memory.address + offsets[name], np.ascontiguousarray(array))

@@ -1,0 +1,194 @@
+"""The library as other programs use it: names, memory given from outside, threads, graphs of the caller's, bad use in words."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from fusion.dtypes import DataType
+from runtime.cpu import CpuDevice
+from runtime.device import DeviceMemoryError
+from runtime.engine import Engine, EngineError, TensorIOMode, TensorLocation
+
+X = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def engine(mlp):
+    build, outputs = mlp
+    return build.engine(*outputs, sizes={"batch": (2, 4, 64)})
+
+
+def test_names_that_tensorrt_users_know(engine):
+    assert engine.num_io_tensors == len(engine) == 3 and list(engine) == ["x", "y", "m"] and engine[1] == "y"
+    assert [engine.get_tensor_mode(name) for name in ("x", "y", "w1")] == [
+        TensorIOMode.INPUT, TensorIOMode.OUTPUT, TensorIOMode.NONE,
+    ]  # fmt: skip
+    assert engine.get_tensor_profile_shape("x", 0) == ((2, 8), (4, 8), (64, 8))
+    assert engine.num_optimization_profiles == 1 and engine.num_aux_streams == 0
+    assert engine.get_tensor_location("x") is TensorLocation.DEVICE
+    assert engine.get_tensor_dtype("m") is DataType.FLOAT and engine.get_tensor_bytes_per_component("m") == 4
+    assert engine.get_tensor_shape("y") == (-1, 8) and not engine.is_shape_inference_io("x")
+    assert engine.num_layers == len(engine.layers)
+    with pytest.raises(ValueError, match="no input or output is named 'w1': they are x, y, m"):
+        engine.get_tensor_shape("w1")
+    with pytest.raises(ValueError, match="no input is named 'y'"):
+        engine.get_tensor_profile_shape("y", 0)
+    with pytest.raises(ValueError, match="profile index 1 exceeds"):
+        engine.get_tensor_profile_shape("x", 1)
+
+
+def test_bytes_there_and_back(engine, cpu, tmp_path):
+    data = engine.serialize()
+    engine.save(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == data
+    found = Engine.deserialize(data).create_execution_context(cpu).execute({"x": X})
+    np.testing.assert_array_equal(found["y"], engine.create_execution_context(cpu).execute({"x": X})["y"])
+    with pytest.raises(EngineError, match="it has only 3 bytes"):
+        Engine.deserialize(b"abc")
+
+
+def test_contexts_share_memory_that_the_caller_gave(engine, cpu):
+    memory = np.empty(engine.device_memory_size + 256, np.uint8)
+    start = -memory.ctypes.data % 256
+    one, two = (engine.create_execution_context_without_device_memory(cpu) for _ in range(2))
+    expected = engine.create_execution_context(cpu).execute({"x": X})
+    with pytest.raises(DeviceMemoryError, match="set_device_memory gave 0"):
+        one.execute({"x": X})
+    one.set_device_memory(memory[start : start + engine.device_memory_size])
+    two.set_device_memory(memory.ctypes.data + start, engine.device_memory_size)
+    for context in (one, two, one):
+        memory[:] = 0xFF
+        found = context.execute({"x": X})
+        np.testing.assert_array_equal(found["y"], expected["y"])
+        assert not (memory == 0xFF).all(), "the activations lie elsewhere"
+    with pytest.raises(ValueError, match="not a multiple of 256"):
+        one.set_device_memory(memory[start + 1 :])
+    with pytest.raises(ValueError, match="give the size in bytes"):
+        one.set_device_memory(memory.ctypes.data + start)
+    two.set_device_memory(memory[start : start + 256])
+    with pytest.raises(DeviceMemoryError, match=r"set_device_memory gave 256: engine.device_memory_size \(\d+\) bytes"):
+        two.execute({"x": np.zeros((64, 8), np.float32)})
+
+
+def test_two_threads_in_one_context_are_refused(engine, cpu):
+    context = engine.create_execution_context(cpu)
+    context.execute({"x": X})
+    inside, leave, said = threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        context.enqueue_observed(cpu.stream(), lambda *_: (inside.set(), leave.wait(10)), lambda *_: None)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(10)
+    try:
+        for call in (lambda: context.execute_async_v3(0), lambda: context.set_input_shape("x", (2, 8))):
+            with pytest.raises(RuntimeError, match="another thread is using this context"):
+                call()
+    finally:
+        leave.set()
+        thread.join()
+    context.execute_async_v3(0)
+    assert not said
+
+
+def test_a_context_per_thread(engine, cpu):
+    expected = engine.create_execution_context(cpu).execute({"x": X})["y"]
+    failures = []
+
+    def work() -> None:
+        context = engine.create_execution_context(cpu)
+        for _ in range(20):
+            if not np.array_equal(context.execute({"x": X})["y"], expected):
+                failures.append("wrong")
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_captured_context_stays_as_it_is(engine, cpu):
+    context = engine.create_execution_context(cpu)
+    context.execute({"x": X})
+    theirs = context._external[0] = cpu.stream()  # a stream that the caller captures
+    context.set_aux_streams([])
+    with pytest.raises(EngineError, match="enqueue it once before the capture starts"):
+        cpu.capture(theirs, lambda: context.execute_async_v3(0))
+    context.execute_async_v3(0)
+    graph = cpu.capture(theirs, lambda: context.execute_async_v3(0))
+    for change in (
+        lambda: context.set_input_shape("x", (2, 8)),
+        lambda: context.set_tensor_address("x", np.zeros((4, 8), np.float32)),
+        lambda: context.set_optimization_profile(0),
+        lambda: context.set_aux_streams([]),
+        lambda: context.execute({"x": np.zeros((2, 8), np.float32)}),
+    ):
+        with pytest.raises(EngineError, match="this context is in a captured CUDA graph"):
+            change()
+    context.write_tensor("x", -X)
+    graph.launch(theirs)
+    np.testing.assert_array_equal(
+        context.read_tensor("y"), engine.create_execution_context(cpu).execute({"x": -X})["y"]
+    )
+    context.release_graph()
+    context.set_input_shape("x", (2, 8))
+
+
+def test_a_buffer_that_is_too_small(engine, cpu):
+    context = engine.create_execution_context(cpu)
+    for name, shape in (("x", (4, 8)), ("y", (4, 8)), ("m", (4,))):
+        context.set_tensor_address(name, np.zeros(shape, np.float32))
+    context.set_input_shape("x", (4, 8))
+    context.prepare()
+    context.set_input_shape("x", (8, 8))
+    with pytest.raises(EngineError, match=r"'x': the memory given holds 128 bytes, shape 8x8 needs 256"):
+        context.execute_async_v3(0)
+    context.execute({"x": X})
+    context.set_input_shape("x", (64, 8))
+    with pytest.raises(EngineError, match="holds 128 bytes, shape 64x8 needs 2048"):
+        context.execute_async_v3(0)
+
+
+def test_all_bindings_at_once(engine, cpu):
+    context = engine.create_execution_context(cpu)
+    context.set_input_shape("x", X.shape)
+    y, m = np.empty((4, 8), np.float32), np.empty(4, np.float32)
+    assert context.execute_v2([X, y, m.ctypes.data])
+    np.testing.assert_array_equal(y, engine.create_execution_context(cpu).execute({"x": X})["y"])
+    with pytest.raises(ValueError, match="1 bindings given, the engine has 3 tensors: x, y, m"):
+        context.execute_v2([X])
+
+
+@pytest.mark.parametrize("what", ["weights", "activations"])
+def test_out_of_memory_says_what_to_reduce(engine, what, monkeypatch):
+    device = CpuDevice()
+    real = device.allocate
+    count = iter(range(100))
+
+    def allocate(size, managed=False):
+        if (next(count) == 0) is (what == "weights"):
+            raise DeviceMemoryError("no")
+        return real(size, managed)
+
+    monkeypatch.setattr(device, "allocate", allocate)
+    advice = {"weights": "choose another --device", "activations": "smaller --maxShapes, fewer --infStreams"}[what]
+    with pytest.raises(DeviceMemoryError, match=rf"^{what}.* need .* MiB, .* MiB are free on device cpu: .*{advice}"):
+        engine.create_execution_context(device)
+
+
+def test_a_change_of_shapes_is_timed(engine, cpu):
+    context = engine.create_execution_context(cpu)
+    context.execute({"x": X})
+    assert context.change_seconds > 0
+    before = context.change_seconds
+    context.execute_async_v3(0)
+    assert context.change_seconds == before
+    context.set_input_shape("x", (2, 8))
+    assert context.change_seconds == 0
+    assert context.active_optimization_profile == 0 and context.set_optimization_profile_async(0, 0)
