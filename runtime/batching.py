@@ -179,7 +179,7 @@ def serve(
     batches: Counter[int] = Counter()
     requests = []
     for first, count, start, end in (row for server in rows for row in server):
-        if arrivals[first] >= warm:
+        if arrivals[first + count - 1] >= warm:
             batches[count] += 1
         times = [arrivals[number] for number in range(first, first + count)]
         requests += [Request(1e3 * float(one), 1e3 * start, 1e3 * end, count) for one in times]
@@ -251,6 +251,8 @@ class _Queue:
         while (left := moment - self.now()) > 0:
             if left > _SPIN_SECONDS or not self._spin:
                 time.sleep(max(left - _SPIN_SECONDS, 1e-5))
+            else:
+                time.sleep(0)  # lets other threads of this process run
 
 
 class _Server:

@@ -24,6 +24,7 @@ from tactics.tactic import CpuCall, DeviceSpec, Launch, Plan
 EVENT_SECONDS = 1.2e-6  # one edge between streams, where none was measured: about what a dependent tiny kernel costs in a graph on an H100
 MIN_GAIN = 0.02  # share of the latency that streams must save to be used at all
 MAX_CHAINS = 64  # the longest chains are tried, the others stay
+NEVER = float("inf")
 DEFAULT_AUX = 3  # auxiliary streams tried when the user leaves it to us
 
 
@@ -186,8 +187,9 @@ def schedule(work: Sequence[Work], max_aux: int, event_seconds: float = EVENT_SE
     streams = [0] * len(work)
     branches = []
     for chain in _chains(work)[1:]:
-        best, nearest = streams, float("inf")
-        for stream in range(1, min(max(streams) + 1, max_aux) + 1):
+        best, nearest = streams, NEVER
+        full = all(work[number].occupancy >= 1.0 for number in chain)  # it would only share the device, and pay for events
+        for stream in range(1, 0 if full else min(max(streams) + 1, max_aux) + 1):
             trial = list(streams)
             for number in chain:
                 trial[number] = stream
@@ -210,8 +212,9 @@ def _why(work: Sequence[Work], chain: Sequence[int], longer: float, event_second
     """Why ``chain`` stays on the main stream, when another would make the inference so much longer (seconds)."""
     seconds = sum(work[number].seconds for number in chain)
     fills = max(work[number].occupancy for number in chain)
+    simulated = f" (simulated {longer * 1e6:+.1f} us)" if longer < NEVER else ""
     return (
-        f"another stream would not help (simulated {longer * 1e6:+.1f} us): {seconds * 1e6:.1f} us of work that fills {fills:.0%} of the "
+        f"another stream would not help{simulated}: {seconds * 1e6:.1f} us of work that fills {fills:.0%} of the "
         f"device, an edge between streams costs {event_seconds * 1e6:.1f} us"
     )
 
@@ -221,46 +224,49 @@ def simulate(work: Sequence[Work], streams: Sequence[int], event_seconds: float 
 
     While the occupancies of running layers add up to more than 1, all of them slow down by that factor.
     """
-    queues: dict[int, list[int]] = {}
-    for number, stream in enumerate(streams):
-        queues.setdefault(stream, []).append(number)
-    ended: dict[int, float] = {}
-    running: dict[int, float] = {}  # layer -> seconds left, alone
-    now = 0.0
-    while len(ended) < len(work):
-        ready_later: list[float] = []
-        for stream, queue in queues.items():
-            if not queue or any(streams[number] == stream for number in running):
+    queues: list[list[int]] = [[] for _ in range(max(streams, default=0) + 1)]
+    for number in reversed(range(len(work))):
+        queues[streams[number]].append(number)  # a stream's next layer stands last
+    ended = [NEVER] * len(work)
+    running: dict[int, int] = {}  # stream -> layer
+    left: dict[int, float] = {}  # stream -> seconds left of its layer, alone
+    now, busy = 0.0, 0.0
+    while running or any(queues):
+        nearest = NEVER  # when a stream that waits for an event may go on
+        for stream, queue in enumerate(queues):
+            if not queue or stream in running:
                 continue
-            at = _ready(queue[0], work, streams, ended, event_seconds)
-            if at is None:
-                continue
+            at = _ready(queue[-1], work, streams, ended, event_seconds)
             if at <= now:
-                running[queue[0]] = work[queue[0]].seconds
-                queue.pop(0)
-            else:
-                ready_later.append(at)
-        slowdown = max(1.0, sum(work[number].occupancy for number in running))
-        steps = [left * slowdown for left in running.values()] + [at - now for at in ready_later]
-        step = min(steps)
+                number = queue.pop()
+                running[stream], left[stream] = number, work[number].seconds
+                busy += work[number].occupancy
+            elif at < nearest:
+                nearest = at
+        slowdown = busy if busy > 1.0 else 1.0
+        step = min(left.values()) * slowdown if left else NEVER
+        if nearest - now < step:
+            step = nearest - now
         now += step
-        for number in list(running):
-            running[number] -= step / slowdown
-            if running[number] <= 1e-15:
-                del running[number]
+        for stream, number in list(running.items()):
+            left[stream] -= step / slowdown
+            if left[stream] <= 1e-15:
+                busy -= work[number].occupancy
                 ended[number] = now
+                del running[stream], left[stream]
+        if not running:
+            busy = 0.0  # no rounding errors add up
     return now + (event_seconds if any(streams) else 0.0)
 
 
-def _ready(
-    number: int, work: Sequence[Work], streams: Sequence[int], ended: dict[int, float], event_seconds: float
-) -> float | None:
-    """When ``number`` may start, None while one of its inputs is not computed."""
-    at = event_seconds if streams[number] and not work[number].needs else 0.0  # the fork from the main stream
-    for other in work[number].needs:
-        if other not in ended:
-            return None
-        at = max(at, ended[other] + (event_seconds if streams[other] != streams[number] else 0.0))
+def _ready(number: int, work: Sequence[Work], streams: Sequence[int], ended: Sequence[float], event_seconds: float) -> float:
+    """When ``number`` may start, :data:`NEVER` (yet) while one of its inputs is not computed."""
+    stream, needs = streams[number], work[number].needs
+    at = event_seconds if stream and not needs else 0.0  # the fork from the main stream
+    for other in needs:
+        then = ended[other] if streams[other] == stream else ended[other] + event_seconds
+        if then > at:
+            at = then
     return at
 
 

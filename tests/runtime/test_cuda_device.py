@@ -19,6 +19,7 @@ from runtime.devices import open_device
 from runtime.engine import LayerPlan
 from runtime.graph import GraphRunner, compare_replay
 from runtime.profiler import profile_layers
+from runtime.streams import event_cost, with_streams
 from runtime.timer import Bench, Candidate
 from tactics.compiler import compile_cubin
 from tactics.tactic import (
@@ -551,6 +552,21 @@ def test_parallel_branches_overlap(gpu, graph, on_gpu):
     slow = [layer.median for layer in profile.layers if layer.name.endswith("d1")]
     latency = float(np.median([query.compute for query in result.queries]))
     assert latency < 0.6 * sum(slow)
+
+
+@pytest.mark.gpu
+def test_streams_are_chosen_by_measurement(gpu, graph, on_gpu):
+    """Three branches, each with a layer that keeps one block busy for long: side by side they take a third of the time."""
+    assert 0 <= event_cost(gpu) < 2e-5
+    engine = on_gpu(branches(graph, False)[0], slow=("b0d1", "b1d1", "b2d1"))
+    seconds = {layer.name: 2e-4 if layer.name.endswith("d1") else 2e-6 for layer in engine.network.layers}
+    plans = [replace(plan, seconds=seconds[layer.name]) for layer, plan in zip(engine.network.layers, engine.layers, strict=True)]
+    found, record = with_streams(replace(engine, layers=tuple(plans)), gpu)
+    assert found.num_aux_streams == record["used"] == 2, record
+    assert record["measuredMs"] < 0.7 * record["measuredSerialMs"], record
+    x = {"x": np.random.default_rng(6).standard_normal((64, 100)).astype(np.float32)}
+    replay = compare_replay(found.create_execution_context(gpu), x)
+    assert replay.nodes and not replay.differing
 
 
 @pytest.mark.gpu

@@ -75,3 +75,30 @@ def test_profile_of_a_loaded_engine(model: Path, tmp_path: Path, capsys: Capture
     capsys.readouterr()
     assert main(["check", str(engine), "--device=0"]) == 0
     assert "captured, replayed and compared on" in capsys.readouterr().out
+
+
+def test_a_share_requests_and_a_sweep(model: Path, tmp_path: Path, capsys: Captured) -> None:
+    """In processes of their own, since a share changes the thread's context."""
+    import subprocess
+    import sys
+
+    def run(*argv: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "trtcli", *argv], capture_output=True, text=True, timeout=180, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    cache, engine = tmp_path / "t.cache", tmp_path / "half.engine"
+    whole = ["--device=0", "--duration=0.1", "--warmUp=10", f"--timingCacheFile={cache}"]
+    out = run(f"--onnx={model}", "--sweepBatch=1:4", *whole)
+    assert "=== Batch sweep ===" in out and " 0 hits" in out
+    out = run(f"--onnx={model}", "--shapes=x:4x3x32x32", "--limitSMs=50%", f"--saveEngine={engine}", *whole)
+    assert " SMs, " in out and " of " in out.split("Device 0")[1].split("\n")[0]
+    assert " 0 hits" in out  # the share is part of the key
+    assert "tactics were chosen for" in run(f"--loadEngine={engine}", *whole[:3])
+    assert "tactics were chosen for" not in run(f"--loadEngine={engine}", "--limitSMs=50%", *whole[:3])
+    out = run(f"--onnx={model}", "--requestRate=2000", "--maxBatch=4", "--maxQueueDelay=1", *whole)
+    assert "CUDA graphs: 4, one per batch size" in out and "Request Latency: min" in out
+    out = run(f"--onnx={model}", "--shapes=x:4x3x32x32", "--useManagedMemory", "--includeDataTransfers", "--infStreams=2", "--threads", *whole)
+    assert "CUDA graph captured" in out
