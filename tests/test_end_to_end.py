@@ -76,9 +76,26 @@ def test_light_models(name: str, device_name: str, cache: str, tmp_path: Path) -
     _compare(engine, device, model, inputs, 2e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "device_name"),
+    [("squeezenet", "cpu"), *(pytest.param(n, "0", marks=pytest.mark.gpu) for n in LIGHT_MODELS if n not in LARGE)],
+)
+def test_light_models_without_any_fusion(name: str, device_name: str, cache: str, tmp_path: Path) -> None:
+    """The larger ones on a GPU only: there it takes a second."""
+    device = open_device(device_name)
+    model = light(name)
+    config = BuildConfig(timing_cache_file=cache, optimization_level=0, tf32=False, disable_fusion=(("all", ""),))
+    engine = _engine(model.SerializeToString(), config, device, tmp_path)
+    assert not any(layer.fusions for layer in engine.network.layers if set(layer.fusions) != {"reformat"})
+    shape = engine.profiles[0][engine.network.inputs[0]].opt
+    inputs = {engine.network.inputs[0]: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    _compare(engine, device, model, inputs, 2e-5)
+
+
+@pytest.mark.parametrize("fusions", ["all", "none"])
 @pytest.mark.parametrize("device_name", DEVICES)
 @pytest.mark.parametrize("name", WHEEL_MODELS)
-def test_trained_models_with_dynamic_shapes(name: str, device_name: str, cache: str, tmp_path: Path) -> None:
+def test_trained_models_with_dynamic_shapes(name: str, device_name: str, fusions: str, cache: str, tmp_path: Path) -> None:
     device = open_device(device_name)
     path = wheel_model(name)
     import onnx
@@ -91,12 +108,13 @@ def test_trained_models_with_dynamic_shapes(name: str, device_name: str, cache: 
     shapes = {} if static else dict(
         min_shapes={given.name: small}, opt_shapes={given.name: optimal}, max_shapes={given.name: large}
     )  # fmt: skip
-    config = BuildConfig(timing_cache_file=cache, optimization_level=1, tf32=False, **shapes)  # type: ignore[arg-type]
+    disabled, level = ((("all", ""),), 0) if fusions == "none" else ((), 1)
+    config = BuildConfig(timing_cache_file=cache, optimization_level=level, tf32=False, disable_fusion=disabled, **shapes)  # type: ignore[arg-type]
     engine = _engine(path, config, device, tmp_path)
     rng = np.random.default_rng(0)
     integer = engine.network.tensors[given.name].dtype.is_integer
     dtype = engine.network.tensors[given.name].dtype.numpy
     fixed = tuple(dim.dim_value for dim in given.type.tensor_type.shape.dim)
-    for shape in dict.fromkeys([fixed] if static else [optimal, other, small]):
+    for shape in dict.fromkeys([fixed] if static else [optimal, other, small][: 1 if fusions == "none" else 3]):
         values = rng.integers(0, 256, shape) if integer else rng.standard_normal(shape)
         _compare(engine, device, path, {given.name: values.astype(dtype)}, 1e-4)

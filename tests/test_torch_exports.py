@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import models
+from fusion.importer import import_onnx
+from fusion.passes import FusionOptions, optimize
 from runtime.devices import open_device
 from runtime.graph import GraphRunner
+from runtime.views import view_layers
 from trtcli.builder import build
 from trtcli.config import BuildConfig
 
@@ -26,6 +30,18 @@ class _Silent:
     def verbose(self, text: str) -> None: ...
 
     def warning(self, text: str) -> None: ...
+
+
+@pytest.mark.parametrize(("name", "most"), [("resnet50", 57), ("bert_base", 90)])
+def test_layer_counts(name: str, most: int, tmp_path: Path) -> None:
+    """How many layers do work after fusion; views cost nothing."""
+    pytest.importorskip("torchvision")
+    pytest.importorskip("transformers")
+    models.export(models.half(models.source(name)), tmp_path / "model.onnx")
+    network = optimize(import_onnx(tmp_path / "model.onnx"), FusionOptions(device="cuda")).network
+    views = view_layers(network)
+    kinds = Counter(type(layer.op).__name__ for layer in network.layers if layer.name not in views)
+    assert sum(kinds.values()) <= most, kinds
 
 
 @pytest.mark.timeout(600)

@@ -474,8 +474,10 @@ def _saved_bytes(imported: Network, network: Network, shapes: Mapping[str, tuple
 
 def _fused_line(imported: Network, fused: FusionResult, saved: int, seconds: float) -> str:
     counts = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
+    views = len(view_layers(fused.network))
+    layers = f"{len(fused.network.layers) - views} and {views} views" if views else f"{len(fused.network.layers)}"
     spared = f", {saved / 1e6:.3g} MB of intermediate tensors saved" if saved > 0 else ""
-    return f"Fused {len(imported.layers)} layers into {len(fused.network.layers)} in {seconds:.2f} s{spared}: {counts}"
+    return f"Fused {len(imported.layers)} layers into {layers} in {seconds:.2f} s{spared}: {counts}"
 
 
 def _fusion_lines(fused: FusionResult) -> list[str]:
