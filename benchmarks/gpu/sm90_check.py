@@ -1,7 +1,8 @@
 """Checks and times the sm_90a matrix kernels on a Hopper GPU, beside torch (cuBLASLt, cuDNN) in the same run.
 
     python3 benchmarks/gpu/sm90_check.py [--seconds 100] [--only REGEX] [--out results.jsonl] [--top 8]
-                                         [--groups check-gemm,check-conv,check-stem,check-attention,time-stem,time-attention,time]
+                                         [--groups check-gemm,check-conv,check-stem,check-attention,check-short,time-stem,time-attention,
+                                                   time-short,time-epilogue,time]
     python3 benchmarks/gpu/sm90_check.py --judge results.jsonl
 
 Needs torch and cuda.bindings; compiles with NVRTC in parallel first. ``time`` measures what the tactics would offer first (``--top``
@@ -70,6 +71,17 @@ template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const E
   for (int i = 0; i < V; ++i) { float x = v[i] + b[i]; v[i] = 0.5f * x * (1.f + erff(x * 0.70710678f)); }
 }
 """,
+    "bias_residual": """
+#define HAS_EPILOGUE 1
+struct EpilogueArgs { const void* operand[2]; };
+#include "epilogue.cuh"
+template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
+  float b[V], r[V];
+  load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
+  load_vector<V>(r, (const OUT_T*)a.operand[1] + m * ld + n);
+  for (int i = 0; i < V; ++i) v[i] += b[i] + r[i];
+}
+""",
     "bias_residual_relu": """
 #define HAS_EPILOGUE 1
 struct EpilogueArgs { const void* operand[2]; };
@@ -88,11 +100,11 @@ SHARED_LIMIT = 227 * 1024
 
 
 # ------------------------------------------------------------------------------------------------------------ configurations
-def make(bm, bn, wg=None, pp=0, sw=128, stages=None, clx=1, cly=1, split=1, swap=0, chunk=None, group=8, blocks=1, pdl=0, **more):
+def make(bm, bn, wg=None, pp=0, sw=128, stages=None, clx=1, cly=1, split=1, swap=0, chunk=None, group=8, blocks=1, pdl=0, direct=0, **more):
     """A configuration with its stages chosen to fill shared memory (at most 8)."""
     wg = wg or (1 if bm == 64 and not pp else 2)
     chunk = chunk or (next(size for size in (32, 16, 8) if bn % size == 0) if swap else 32)
-    tile = Tile(bm, bn, wg, stages or 8, pp, sw, clx, cly, split, swap, blocks, chunk)
+    tile = Tile(bm, bn, wg, stages or 8, pp, sw, clx, cly, split, swap, blocks, chunk, direct)
     while not stages and tile.stages > 2 and tile.shared_bytes > (SHARED_LIMIT + 1024) // blocks - 1024:
         tile = replace(tile, stages=tile.stages - 1)
     return from_tile(tile, pdl, GROUP=group, **more)
@@ -105,7 +117,7 @@ def from_tile(tile, pdl=1, **more):
 
 def tile_of(c):
     return Tile(c["BM"], c["BN"], c["WARPGROUPS"], c["STAGES"], c["PINGPONG"], c["SWIZZLE"], c["CLUSTER_X"], c["CLUSTER_Y"], c["SPLIT"], c["SWAP"],
-                c["MIN_BLOCKS"], c["CHUNK"])
+                c["MIN_BLOCKS"], c["CHUNK"], c["DIRECT"])
 
 
 def shared_bytes(c):
@@ -127,7 +139,7 @@ def name(c):
         text += f".sw{c['SWIZZLE']}"
     if c["GROUP"] != 8:
         text += f".g{c['GROUP']}"
-    for key in ("B_KN", "A_KM", "MN_FLIP"):
+    for key in ("B_KN", "A_KM", "MN_FLIP", "DIRECT"):
         if c.get(key):
             text += f".{key.lower()}"
     return text
@@ -244,6 +256,15 @@ def check_gemm_cases():
     yield "pingpong long k", make(128, 128, pp=1, chunk=64, pdl=1), (1, 5000, 520, 2056), residual
     yield "pingpong two blocks", make(128, 64, pp=1, stages=3, pdl=1), (1, 9999, 520, 328), residual
     yield "pingpong cluster y", make(128, 128, pp=1, cly=2, pdl=1), (1, 3333, 1304, 520), residual
+    for bm, bn, wg, pp in ((64, 32, 1, 0), (128, 64, 2, 0), (128, 128, 2, 1), (128, 160, 2, 1), (128, 192, 2, 1), (192, 192, 3, 0), (256, 128, 2, 0), (128, 256, 2, 0)):
+        yield f"direct {bm}x{bn} pp{pp}", make(bm, bn, wg, pp, direct=1, pdl=1), (1, 1333, 1184, 520), residual
+    yield "direct one row", make(64, 64, direct=1, pdl=1), (1, 1, 96, 136), residual
+    yield "direct cluster x", make(192, 192, 3, clx=2, direct=1, pdl=1), (1, 1111, 1184, 520), residual
+    yield "direct cluster y", make(192, 192, 3, cly=2, direct=1, pdl=1), (1, 1111, 1184, 520), residual
+    yield "direct pingpong cluster", make(128, 192, 2, 1, clx=2, direct=1, pdl=1), (1, 5000, 1184, 520), {"debug": 0, **residual}
+    yield "direct f32 out", make(128, 128, direct=1), big[:2] + (352, 200), {"out_type": "f32"}
+    yield "direct tf32", make(128, 64, direct=1), big[:2] + (352, 200), {"in_type": "f32", "out_type": "f32", "epilogue": "bias_residual_relu"}
+    yield "direct bf16, two blocks", make(128, 128, blocks=2, direct=1, pdl=1), (1, 3333, 2080, 136), {"in_type": "bf16", "out_type": "bf16", **residual}
     yield "pingpong odd tiles", make(128, 128, pp=1, pdl=1), (3, 200, 200, 136), {}
 
 
@@ -268,6 +289,9 @@ def check_conv_cases():
     yield "pingpong cluster", make(128, 128, pp=1, clx=2, pdl=1), (32, 28, 28, 64, 264, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
     yield "pingpong 1x1", make(128, 64, pp=1, chunk=64, pdl=1), (32, 28, 28, 64, 136, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), {}
     yield "columns 80", make(256, 80, cly=2, pdl=1), (9, 28, 28, 64, 264, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
+    for bm, bn, wg, pp in ((128, 64, 2, 0), (128, 128, 2, 1), (192, 192, 3, 0), (64, 64, 1, 0)):
+        yield f"direct {bm}x{bn}", make(bm, bn, wg, pp, direct=1, pdl=1), (9, 28, 28, 64, 288, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
+    yield "direct cluster", make(128, 128, clx=2, direct=1, pdl=1), (5, 27, 28, 64, 160, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)), {}
     yield "overlaid partial sums", make(128, 160, split=4, pdl=1), (3, 14, 14, 512, 264, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
     yield "coop 256", make(128, 256), (9, 28, 28, 64, 264, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
     yield "256 rows", make(256, 64), (9, 28, 28, 64, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
@@ -304,6 +328,8 @@ def stem_candidates(n, h, w, o, f):
 GEMM_SHAPES = [(1024, n, k) for n, k in ((2304, 768), (768, 768), (3072, 768), (768, 3072))]
 GEMM_SHAPES += [(4096, 2304, 768), (4096, 4096, 4096), (4096, 768, 3072), (6304, 768, 768), (6304, 3072, 768), (8192, 8192, 8192)]
 GEMM_SHAPES += [(197, 3072, 768), (197, 2304, 768), (197, 768, 3072)]
+EPILOGUE_SHAPES = [(4096, 3072, 768, "bias_gelu"), (6304, 3072, 768, "bias_gelu"), (4096, 768, 3072, "bias_residual"), (6304, 768, 3072, "bias_residual"),
+                   (4096, 768, 768, "bias_residual"), (6304, 768, 768, "bias_residual")]
 LATER_GEMM_SHAPES = [(4096, 3072, 768), (4096, 768, 768), (6304, 2304, 768), (6304, 768, 3072), (2048, 2048, 2048), (128, 768, 3072), (128, 2304, 768),
                      (32, 1000, 2048), (1, 1000, 2048), (128, 768, 768), (128, 3072, 768), (197, 768, 768)]
 
@@ -318,16 +344,31 @@ def offered(problem, top, extra):
     return [from_tile(tile) for tile in found]
 
 
+def staged(problem, count):
+    """The first ``count`` configurations again, with results turned through shared memory."""
+    return [replace(tile, direct=0) for tile in tile_sm90.candidates(problem, H200)[:count] if tile.direct]
+
+
+def large(problem, slack=1.35):
+    """Large tiles, with and without clusters, that should not take longer than ``slack`` times the best of them."""
+    found = {}
+    for bm, bn, wg, pp in ((128, 192, 2, 1), (128, 160, 2, 1), (128, 128, 2, 1), (192, 192, 3, 0), (192, 160, 3, 0), (192, 128, 3, 0), (128, 192, 2, 0),
+                           (128, 256, 2, 0), (256, 128, 2, 0)):
+        for cx, cy in ((1, 1), (2, 1), (1, 2)):
+            tile = tile_sm90.with_stages(Tile(bm, bn, wg, pingpong=pp, cluster_x=cx, cluster_y=cy, direct=1), problem)
+            if not tile_sm90.illegal(tile, problem):
+                found[tile] = tile_sm90.estimate(tile, problem, H200)
+    return [tile for tile, seconds in found.items() if seconds < slack * min(found.values())]
+
+
 def gemm_problem(m, n, k):
-    return tile_sm90.Problem(m, n, 1, 1, k, DataType.HALF, 2.0 * (m * k + n * k + m * n))
+    return tile_sm90.Problem(m, n, 1, 1, k, DataType.HALF, 2.0 * (m * k + n * k + m * n), permutable=True)
 
 
 def gemm_candidates(m, n, k):
     extra = []
-    if m * n * k >= 4096**3:
-        extra = [Tile(128, 256, 2), Tile(128, 256, 2, cluster_x=2), Tile(128, 128, 2, pingpong=1, cluster_x=2), Tile(128, 128, 2, pingpong=1)]
-    elif m >= 1024:
-        extra = [Tile(128, 128, 2, pingpong=1, cluster_x=2), Tile(128, 192, 2), Tile(128, 128, 2, blocks=2)]
+    if m >= 1024:
+        extra = [*large(gemm_problem(m, n, k)), *staged(gemm_problem(m, n, k), 2)]
     elif m > 64:
         extra = [Tile(64, 64, 1), Tile(64, 64, 1, split=2), Tile(64, 32, 1, split=2)]
     return offered(gemm_problem(m, n, k), TOP, extra)
@@ -368,11 +409,14 @@ def kernel_of(kind, shape):
 def conv_problem(n, c, h, w, o, f, stride):
     p = -(-h // stride)
     read = n * h * w * c // (stride**2 if f == 1 else 1)
-    return tile_sm90.Problem(n * p * p, o, 1, f * f, c, DataType.HALF, 2.0 * (read + f * f * c * o + n * p * p * o), may_swap=f == stride == 1)
+    return tile_sm90.Problem(n * p * p, o, 1, f * f, c, DataType.HALF, 2.0 * (read + f * f * c * o + n * p * p * o), may_swap=f == stride == 1,
+                             permutable=True)
 
 
 def conv_candidates(n, c, h, w, o, f, stride):
-    extra = [Tile(128, 64, 2, blocks=3, chunk=64), Tile(128, 128, 2, pingpong=1, chunk=64), Tile(128, 128, 2, blocks=2)] if n > 1 else []
+    problem = conv_problem(n, c, h, w, o, f, stride)
+    extra = [Tile(128, 64, 2, blocks=3, chunk=64), Tile(128, 128, 2, pingpong=1, chunk=64), Tile(128, 128, 2, pingpong=1, direct=1),
+             Tile(192, 192, 3, direct=1), *staged(problem, 3)] if n > 1 else staged(problem, 1)
     return offered(conv_problem(n, c, h, w, o, f, stride), TOP if n > 1 else 5, extra)
 
 
@@ -382,7 +426,8 @@ def units_of(group, only):
     if group == "check-gemm":
         for label, c, _, o in check_gemm_cases():
             if re.search(only, f"{group} {label}"):
-                result.append(unit("gemm", c, o.get("epilogue", ""), o.get("in_type", "f16"), o.get("out_type", "f16"), o.get("vec", 8), 1))
+                result.append(unit("gemm", c, o.get("epilogue", ""), o.get("in_type", "f16"), o.get("out_type", "f16"), o.get("vec", 8),
+                                   o.get("debug", 1)))
     if group == "check-conv":
         for label, c, _, o in check_conv_cases():
             if re.search(only, f"{group} {label}"):
@@ -395,9 +440,18 @@ def units_of(group, only):
     if group == "check-attention":
         for label, (*_, d, causal, kind, _) in ATTENTION_CHECKS.items():
             if re.search(only, f"{group} {label}"):
-                result += [attention_unit(d, block, causal, kind, 1) for block in ATTENTION_BLOCKS[d]]
+                result += [attention_unit(d, block, causal, kind, 1, *how) for block, *how in ATTENTION_BLOCKS[d]]
     if group == "time-attention":
-        result += [attention_unit(d, block, causal) for d in (64, 128) for block in ATTENTION_BLOCKS[d] for causal in (0, 1)]
+        result += [attention_unit(d, block, causal, "f16", 0, *how) for d in (64, 128) for block, *how in ATTENTION_BLOCKS[d] for causal in (0, 1)]
+    if group == "check-short":
+        for label, (*_, s_k, d, causal, kind, _, mask) in SHORT_CHECKS.items():
+            if re.search(only, f"{group} {label}"):
+                result.append(short_unit(d, -(-s_k // 16) * 16, causal, kind, mask, 1))
+    if group == "time-short":
+        result += [short_unit(d, -(-s // 16) * 16, 0, "f16", mask) for *_, s, d, mask in SHORT_SHAPES]
+    if group == "time-epilogue":
+        for *shape, epilogue in EPILOGUE_SHAPES:
+            result += [unit("gemm", c, epilogue) for c in gemm_candidates(*shape)]
     if group == "check-stem":
         for label, c, _, o in check_stem_cases():
             if re.search(only, f"{group} {label}"):
@@ -409,9 +463,9 @@ def units_of(group, only):
     return result
 
 
-def attention_unit(d, block_kv, causal, in_type="f16", debug=0):
-    defines = {"IN_T": C_TYPE[in_type], "HEAD": d, "BLOCK_KV": block_kv, "STAGES": attention_sm90.stages(d, block_kv), "CAUSAL": causal, "PDL": 1,
-               "DEBUG_TIMEOUT": debug}
+def attention_unit(d, block_kv, causal, in_type="f16", debug=0, consumers=2, turns=0):
+    defines = {"IN_T": C_TYPE[in_type], "HEAD": d, "BLOCK_KV": block_kv, "STAGES": attention_sm90.stages(d, block_kv, consumers), "CAUSAL": causal,
+               "PDL": 1, "DEBUG_TIMEOUT": debug, "CONSUMERS": consumers, "TURNS": turns}
     return "sm90/attention_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), ""
 
 
@@ -423,7 +477,42 @@ ATTENTION_CHECKS = {
     "causal rows without keys": (1, 2, 2, 500, 200, 64, 1, "f16", 0), "whole blocks": (2, 2, 2, 1024, 1024, 128, 0, "bf16", 0),
 }  # fmt: skip
 ATTENTION_SHAPES = [(4, 16, 1024, 64), (1, 16, 4096, 64), (4, 16, 1024, 128), (32, 12, 197, 64), (32, 12, 128, 64)]
-ATTENTION_BLOCKS = {64: (128, 176, 96, 64), 128: (128, 96, 64)}
+ATTENTION_BLOCKS = {  # keys at a time, consumer warpgroups, whether they take turns
+    64: ((128, 2, 0), (128, 2, 1), (176, 2, 0), (176, 2, 1), (64, 2, 1), (128, 3, 0), (128, 3, 1), (96, 3, 1)),
+    128: ((128, 2, 0), (128, 2, 1), (96, 2, 1), (64, 2, 1)),
+}
+# label: (batch, heads, key heads, queries, keys, head size, causal, type, positions first, mask)
+SHORT_CHECKS = {
+    "plain": (2, 3, 3, 128, 128, 64, 0, "f16", 0, ""), "197": (3, 5, 5, 197, 197, 64, 0, "f16", 1, ""), "one": (1, 1, 1, 1, 1, 64, 0, "f16", 0, ""),
+    "shared heads bf16": (1, 4, 2, 77, 250, 64, 0, "bf16", 0, ""), "causal": (1, 2, 2, 77, 77, 64, 1, "f16", 1, ""),
+    "causal more keys": (1, 2, 2, 70, 200, 128, 1, "f16", 0, ""), "causal rows without keys": (1, 2, 2, 200, 90, 64, 1, "f16", 0, ""),
+    "head 32": (2, 3, 3, 49, 49, 32, 0, "f16", 0, ""), "head 32 masked": (2, 3, 3, 49, 49, 32, 0, "f16", 0, "full"),
+    "head 128": (2, 2, 2, 130, 255, 128, 0, "bf16", 0, ""), "key padding": (3, 4, 4, 128, 128, 64, 0, "f16", 1, "row"),
+    "key padding 197": (3, 4, 4, 197, 197, 64, 0, "f16", 1, "row"), "mask": (2, 3, 3, 77, 131, 64, 0, "f16", 0, "full"),
+    "float mask": (2, 3, 3, 77, 131, 64, 0, "bf16", 0, "float"), "boolean": (2, 3, 3, 77, 131, 64, 0, "f16", 0, "bool"),
+    "boolean row": (2, 3, 3, 77, 131, 64, 0, "f16", 0, "boolrow"), "masked causal": (2, 3, 3, 131, 131, 64, 1, "f16", 0, "row"),
+}  # fmt: skip
+SHORT_SHAPES = [(32, 12, 128, 64, ""), (32, 12, 128, 64, "row"), (32, 12, 197, 64, ""), (1, 12, 128, 64, ""), (1, 12, 128, 64, "row"), (1, 12, 197, 64, ""),
+                (8, 12, 128, 64, "row"), (8, 12, 256, 64, ""), (64, 3, 49, 32, "full")]
+
+
+def short_unit(d, keys, causal, in_type, mask, debug=0):
+    defines = {"IN_T": C_TYPE[in_type], "HEAD": d, "KEYS": keys, "MIN_BLOCKS": attention_sm90.short_blocks(d, keys),
+               "CAUSAL": causal, "PDL": 1, "DEBUG_TIMEOUT": debug, "MASK": 0 if not mask else 2 if "bool" in mask else 1,
+               "MASK_ROWS": int("row" not in mask), "MASK_T": "float" if mask == "float" else C_TYPE[in_type]}
+    return "sm90/attention_short_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), ""
+
+
+def make_mask(torch, kind, batch, heads, s_q, s_k, dtype):
+    """(mask, what to add to the scores in float64) for a kind of SHORT_CHECKS."""
+    shape = (batch, 1, 1, s_k) if "row" in kind else (1, heads, s_q, s_k)
+    keep = torch.rand(shape, device="cuda") > 0.3
+    keep[..., 0] = True
+    if "bool" in kind:
+        return keep, torch.where(keep, 0.0, float("-inf")).double()
+    low = torch.finfo(torch.float16).min if kind == "row" else float("-inf")
+    mask = torch.where(keep, torch.randn(shape, device="cuda"), low).to(torch.float32 if kind == "float" else dtype)
+    return mask, mask.double()
 
 
 def stem_label(shape):
@@ -445,6 +534,11 @@ def pack_stem(torch, weight, c):
 def conv_label(shape):
     n, c, h, w, o, f, stride = shape
     return f"b{n} {c}x{h}x{w}->{o} k{f} s{stride}"
+
+
+def permuted(rows):
+    """tile_sm90.permute_rows of a tensor."""
+    return rows.reshape(-1, 4, 4, 2, *rows.shape[1:]).transpose(1, 2).contiguous().view(rows.shape)
 
 
 # ------------------------------------------------------------------------------------------------------------------ the GPU
@@ -568,6 +662,8 @@ class Gpu:
             box = c["BM"] // c["CLUSTER_Y"] if x_side else c["BN"] // c["CLUSTER_X"]
             return self.tiled(tensor.data_ptr(), in_type, (k, rows, batch), (k * es, rows * k * es), (bk, box, 1), c["SWIZZLE"])
 
+        if c["DIRECT"]:
+            b = permuted(b[0])[None]
         maps = operand(a, m, c.get("A_KM", 0), not c["SWAP"]), operand(b, n, c.get("B_KN", 0), bool(c["SWAP"]))
         x, y = (n, m) if c["SWAP"] else (m, n)
         cluster = c["CLUSTER_X"] * c["CLUSTER_Y"] * c["SPLIT"]
@@ -576,7 +672,9 @@ class Gpu:
         grid = tiles if c["SPLIT"] > 1 else min(tiles, self.multiprocessors * per // cluster * cluster)
         pointers = b"".join(int(t.data_ptr()).to_bytes(8, "little") for t in operands) or bytes(8)
         arguments = (*maps, ("p", out.data_ptr()), m, n, k, batches, int(a.shape[0] > 1), int(b.shape[0] > 1), pointers)
-        return self.launcher(function, grid, threads(c), shared, arguments, bool(c["PDL"]))
+        launch = self.launcher(function, grid, threads(c), shared, arguments, bool(c["PDL"]))
+        launch.keep += (b,)
+        return launch
 
     def conv(self, c, image, weight, out, operands, stride, pads, dilation, in_type, out_type, epilogue, vec, corner="wh", debug=0):
         """Launcher of an NHWC convolution; weight is [o, r, s, c], pads (top, left, bottom, right)."""
@@ -592,6 +690,8 @@ class Gpu:
         upper = ((q - 1) * stride[1] - pads[1] - (w - 1), (p - 1) * stride[0] - pads[0] - (h - 1))  # the last place of the first tap
         if corner == "hw":
             lower, upper = lower[::-1], upper[::-1]
+        if c["DIRECT"]:
+            weight = permuted(weight)
         image_map = self.im2col(image.data_ptr(), in_type, (ch, w, h, n), (ch * es, w * ch * es, h * w * ch * es), lower, upper, bk,
                                 c["BM"] // c["CLUSTER_Y"], (1, stride[1], stride[0], 1), c["SWIZZLE"])
         weight_map = self.tiled(weight.data_ptr(), in_type, (ch, r * s, o), (ch * es, r * s * ch * es), (bk, 1, c["BN"] // c["CLUSTER_X"]),
@@ -603,7 +703,9 @@ class Gpu:
         grid = tiles if c["SPLIT"] > 1 else min(tiles, self.multiprocessors * per // cluster * cluster)
         pointers = b"".join(int(t.data_ptr()).to_bytes(8, "little") for t in operands)
         arguments = (image_map, weight_map, ("p", out.data_ptr()), pixels, p, q, o, ch, r, s, *stride, pads[0], pads[1], *dilation, pointers)
-        return self.launcher(function, grid, threads(c), shared, arguments, bool(c["PDL"]))
+        launch = self.launcher(function, grid, threads(c), shared, arguments, bool(c["PDL"]))
+        launch.keep += (weight,)
+        return launch
 
     def stem(self, c, image, packed, out, operands, image_type, in_type, out_type, epilogue, debug=0):
         one = stem_unit(c, epilogue, image_type, in_type, out_type, 8, debug)
@@ -618,18 +720,34 @@ class Gpu:
         arguments = (("p", image.data_ptr()), ("p", packed.data_ptr()), ("p", out.data_ptr()), n, h, w, p, q, o, pointers)
         return self.launcher(function, (min(tiles, self.multiprocessors * per), -(-o // c["BN"])), threads_, shared, arguments, bool(c["PDL"]))
 
-    def attention(self, q, k, v, out, block_kv, causal, in_type="f16", debug=0):
+    def attention(self, q, k, v, out, block_kv, causal, in_type="f16", debug=0, consumers=2, turns=0):
         """Launcher of softmax(q k^T / sqrt(d)) v on [b, h, s, d] views whose head dimension is contiguous."""
         (batch, heads, s_q, d), (_, kv_heads, s_k, _) = q.shape, k.shape
-        one = attention_unit(d, block_kv, causal, in_type, debug)
-        shared = attention_sm90.shared_bytes(d, block_kv, attention_sm90.stages(d, block_kv))
+        one = attention_unit(d, block_kv, causal, in_type, debug, consumers, turns)
+        shared = attention_sm90.shared_bytes(d, block_kv, attention_sm90.stages(d, block_kv, consumers), consumers)
         function = self.function(one, "attention_sm90", shared)
         maps = [self.tiled(t.data_ptr(), in_type, (d, t.shape[2], t.shape[1], batch), (t.stride(2) * 2, t.stride(1) * 2, t.stride(0) * 2),
-                           (64, rows, 1, 1), 128) for t, rows in ((q, 128), (k, block_kv), (v, block_kv))]
+                           (64, rows, 1, 1), 128) for t, rows in ((q, 64 * consumers), (k, block_kv), (v, block_kv))]
         strides = b"".join(int(out.stride(axis)).to_bytes(8, "little") for axis in range(3))
         scale = struct.pack("f", d**-0.5 * 1.4426950408889634)
         arguments = (*maps, ("p", out.data_ptr()), heads // kv_heads, s_q, s_k, strides, scale)
-        return self.launcher(function, (-(-s_q // 128), heads, batch), 384, shared, arguments, True)
+        return self.launcher(function, (-(-s_q // (64 * consumers)), heads, batch), 128 * (consumers + 1), shared, arguments, True)
+
+    def short(self, q, k, v, out, mask, kind, causal, in_type="f16", debug=0):
+        """The same for up to 256 keys, with a mask of a kind of SHORT_CHECKS."""
+        (batch, heads, s_q, d), (_, kv_heads, s_k, _) = q.shape, k.shape
+        keys, panel = -(-s_k // 16) * 16, min(d, 64)
+        shared = attention_sm90.short_bytes(d, keys, "row" in kind)
+        function = self.function(short_unit(d, keys, causal, in_type, kind, debug), "attention_short_sm90", shared)
+        maps = [self.tiled(t.data_ptr(), in_type, (d, t.shape[2], t.shape[1], batch), (t.stride(2) * 2, t.stride(1) * 2, t.stride(0) * 2),
+                           (panel, rows, 1, 1), 2 * panel) for t, rows in ((q, 64), (k, keys), (v, keys))]
+        strides = b"".join(int(out.stride(axis)).to_bytes(8, "little") for axis in range(3))
+        steps = [0 if mask is None or mask.shape[axis] == 1 else mask.stride(axis) for axis in range(4)]
+        mask_strides = b"".join(int(step).to_bytes(8, "little") for step in steps[:3])
+        scale = struct.pack("f", d**-0.5 * 1.4426950408889634)
+        arguments = (*maps, ("p", 0 if mask is None else mask.data_ptr()), ("p", out.data_ptr()), heads // kv_heads, s_q, s_k, strides, mask_strides,
+                     steps[3], scale)
+        return self.launcher(function, (heads, -(-s_q // 64), batch), 128, shared, arguments, True)
 
     # -- judging
     def compare(self, out, reference):
@@ -684,7 +802,7 @@ def poisoned(torch, shape, dtype):
     return whole[margin : margin + count].view(shape), lambda: bool((whole[:margin] == 7).all() and (whole[-margin:] == 7).all())
 
 
-def time_gemm(gpu, attempt, shape_label, shape):
+def time_gemm(gpu, attempt, shape_label, shape, epilogue="bias"):
     torch = gpu.torch
     m, n, k = shape
     sets = max(2, min(24, int(200e6 / (2 * (m * k + n * k + m * n)))))
@@ -692,9 +810,12 @@ def time_gemm(gpu, attempt, shape_label, shape):
     b = [(torch.randn(1, n, k, device="cuda") * k**-0.5).half() for _ in range(sets)]
     bias = torch.randn(n, device="cuda").half()
     outs = [torch.empty(1, m, n, device="cuda", dtype=torch.float16) for _ in range(sets)]
-    linear = [lambda i=i: torch.addmm(bias, a[i][0], b[i][0].t(), out=outs[i][0]) for i in range(sets)]
+    residual = torch.randn(m, n, device="cuda").half()
+    after = {"bias": lambda x: x, "bias_gelu": torch.nn.functional.gelu, "bias_residual": lambda x: x + residual}[epilogue]
+    operands = [bias, residual] if "residual" in epilogue else [bias]
+    linear = [lambda i=i: after(torch.addmm(bias, a[i][0], b[i][0].t(), out=outs[i][0])) for i in range(sets)]
     flops = 2.0 * m * n * k
-    reference = torch.addmm(bias, a[0][0], b[0][0].t()).double()
+    reference = after(torch.addmm(bias.float(), a[0][0].float(), b[0][0].float().t())).double()
 
     def baseline():
         seconds_ = gpu.graph_time(linear, *effort(flops))
@@ -702,7 +823,7 @@ def time_gemm(gpu, attempt, shape_label, shape):
     attempt(f"{shape_label} torch", baseline)
     for c in gemm_candidates(m, n, k):
         def one(c=c):
-            launches = [gpu.gemm(c, a[i], b[i], outs[i], [bias], "f16", "f16", "bias", 8) for i in range(sets)]
+            launches = [gpu.gemm(c, a[i], b[i], outs[i], operands, "f16", "f16", epilogue, 8) for i in range(sets)]
             outs[0].fill_(float("nan"))
             seconds_ = gpu.graph_time(launches, *effort(flops))
             error, _ = gpu.compare(outs[0][0], reference)
@@ -790,7 +911,7 @@ def run_group(gpu, group, only, skip, deadline, emit):
                 at = a.transpose(1, 2).contiguous() if c.get("A_KM") else a
                 bt = b.transpose(1, 2).contiguous() if c.get("B_KN") else b
                 operands = [bias, residual] if "residual" in kind else [bias] if kind else []
-                launch = gpu.gemm(c, at, bt, out, operands, it, ot, kind, o.get("vec", 8), debug=1)
+                launch = gpu.gemm(c, at, bt, out, operands, it, ot, kind, o.get("vec", 8), debug=o.get("debug", 1))
                 for _ in range(3):
                     out.fill_(float("nan"))
                     launch()
@@ -893,21 +1014,80 @@ def run_group(gpu, group, only, skip, deadline, emit):
                 side = torch.randn(shape, device="cuda").to(types[kind])
                 return side.transpose(1, 2) if first else side
             for block in ATTENTION_BLOCKS[d]:
-                def one(heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, d=d, causal=causal, kind=kind, block=block, make_side=make_side):
+                block, *how = block
+
+                def one(heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, d=d, causal=causal, kind=kind, block=block, make_side=make_side, how=how):
                     q, k, v, out = make_side(heads, s_q), make_side(kv_heads, s_k), make_side(kv_heads, s_k), make_side(heads, s_q)
                     k_all, v_all = (side.double().repeat_interleave(heads // kv_heads, 1) for side in (k, v))
                     scores = q.double() @ k_all.transpose(2, 3) * d**-0.5
                     if causal:
                         scores = scores.masked_fill(torch.ones(s_q, s_k, device="cuda").tril(s_k - s_q) == 0, float("-inf"))
                     reference = scores.softmax(-1).nan_to_num(0) @ v_all
-                    launch = gpu.attention(q, k, v, out, block, causal, kind, debug=1)
+                    launch = gpu.attention(q, k, v, out, block, causal, kind, 1, *how)
                     for _ in range(3):
                         out.fill_(float("nan"))
                         launch()
                     torch.cuda.synchronize()
                     error, worst = gpu.compare(out, reference)
                     return {"config": f"kv{block}", "relative": error, "worst": worst, "ok": error < limit[kind]}
-                attempt(f"{label} kv{block}", one)
+                attempt(f"{label} kv{block} w{how[0]} t{how[1]}", one)
+    if group == "check-short":
+        for label, (batch, heads, kv_heads, s_q, s_k, d, causal, kind, first, mask_kind) in SHORT_CHECKS.items():
+            def make_side(count, length, batch=batch, d=d, kind=kind, first=first):
+                shape = (batch, length, count, d) if first else (batch, count, length, d)
+                side = torch.randn(shape, device="cuda").to(types[kind])
+                return side.transpose(1, 2) if first else side
+            def one(batch=batch, heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, d=d, causal=causal, kind=kind, mask_kind=mask_kind,
+                    make_side=make_side):
+                q, k, v, out = make_side(heads, s_q), make_side(kv_heads, s_k), make_side(kv_heads, s_k), make_side(heads, s_q)
+                k_all, v_all = (side.double().repeat_interleave(heads // kv_heads, 1) for side in (k, v))
+                scores = q.double() @ k_all.transpose(2, 3) * d**-0.5
+                mask = None
+                if mask_kind:
+                    mask, added = make_mask(torch, mask_kind, batch, heads, s_q, s_k, types[kind])
+                    scores = scores + added
+                if causal:
+                    scores = scores.masked_fill(torch.ones(s_q, s_k, device="cuda").tril(s_k - s_q) == 0, float("-inf"))
+                reference = scores.softmax(-1).nan_to_num(0) @ v_all
+                launch = gpu.short(q, k, v, out, mask, mask_kind, causal, kind, 1)
+                for _ in range(3):
+                    out.fill_(float("nan"))
+                    launch()
+                torch.cuda.synchronize()
+                error, worst = gpu.compare(out, reference)
+                return {"config": "short", "relative": error, "worst": worst, "ok": error < limit[kind]}
+            attempt(label, one)
+    if group == "time-short":
+        for batch, heads, length, d, mask_kind in SHORT_SHAPES:
+            label = f"attention b{batch} h{heads} s{length} d{d}" + (f" {mask_kind} mask" if mask_kind else "")
+            if not re.search(only, f"{group} {label}"):
+                continue
+            count = max(2, min(12, int(150e6 / (8 * batch * heads * length * d))))
+            # packed as networks have them: [b, s, 3, h, d], results [b, s, h, d]
+            packed = [torch.randn(batch, length, 3, heads, d, device="cuda").half() for _ in range(count)]
+            sides = [[p[:, :, i].transpose(1, 2) for i in range(3)] + [torch.empty(batch, length, heads, d, device="cuda").half().transpose(1, 2)] for p in packed]
+            mask = make_mask(torch, mask_kind, batch, heads, length, length, torch.float16)[0] if mask_kind else None
+            flops = 4.0 * batch * heads * length * length * d
+            library = [lambda s=s: torch.nn.functional.scaled_dot_product_attention(*s[:3], attn_mask=mask) for s in sides]
+            reference = library[0]().double()
+
+            def baseline(library=library, label=label, flops=flops):
+                seconds_ = gpu.graph_time(library, *effort(flops))
+                return {"shape": label, "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "torch"}
+            attempt(f"{label} torch", baseline)
+
+            def one(sides=sides, reference=reference, label=label, flops=flops, mask=mask, mask_kind=mask_kind):
+                launches = [gpu.short(*s, mask, mask_kind, 0) for s in sides]
+                sides[0][3].fill_(float("nan"))
+                seconds_ = gpu.graph_time(launches, *effort(flops))
+                error, _ = gpu.compare(sides[0][3], reference)
+                return {"shape": label, "config": "short", "ok": error < 2e-3, "relative": error, "us": seconds_ * 1e6,
+                        "tflops": flops / seconds_ * 1e-12, "who": "ours"}
+            attempt(f"{label} short", one)
+    if group == "time-epilogue":
+        for m, n, k, epilogue in EPILOGUE_SHAPES:
+            if time.monotonic() < deadline:
+                time_gemm(gpu, attempt, f"{m}x{n}x{k} {epilogue}", (m, n, k), epilogue)
     if group == "time-attention":
         for batch, heads, length, d in ATTENTION_SHAPES:
             for causal in (0, 1):
@@ -923,14 +1103,14 @@ def run_group(gpu, group, only, skip, deadline, emit):
                     seconds_ = gpu.graph_time(library, *effort(flops))
                     return {"shape": label, "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "torch"}
                 attempt(f"{label} torch", baseline)
-                for block in ATTENTION_BLOCKS[d]:
-                    def one(block=block, sides=sides, causal=causal, reference=reference, label=label, flops=flops):
-                        launches = [gpu.attention(*s, block, causal) for s in sides]
+                for block, *how in ATTENTION_BLOCKS[d]:
+                    def one(block=block, how=how, sides=sides, causal=causal, reference=reference, label=label, flops=flops):
+                        launches = [gpu.attention(*s, block, causal, "f16", 0, *how) for s in sides]
                         seconds_ = gpu.graph_time(launches, *effort(flops))
                         error, _ = gpu.compare(sides[0][3], reference)
-                        return {"shape": label, "config": f"kv{block}", "ok": error < 2e-3, "relative": error, "us": seconds_ * 1e6,
-                                "tflops": flops / seconds_ * 1e-12, "who": "ours"}
-                    attempt(f"{label} kv{block}", one)
+                        return {"shape": label, "config": f"kv{block} w{how[0]} t{how[1]}", "ok": error < 2e-3, "relative": error,
+                                "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "ours"}
+                    attempt(f"{label} kv{block} w{how[0]} t{how[1]}", one)
     if group == "time":
         for kind, shape in items():
             label = item_label(kind, shape)
@@ -1023,6 +1203,7 @@ def report(group, rows):
 def judge(path):
     """Prints how well the estimate orders what was measured: the loss when only the first 1, 3, 6, 10 are timed, and the ratios."""
     shapes = {item_label(kind, shape): (gemm_problem if kind == "gemm" else conv_problem)(*shape) for kind, shape in items()}
+    shapes |= {f"{m}x{n}x{k} {kind}": gemm_problem(m, n, k) for m, n, k, kind in EPILOGUE_SHAPES}
     measured = {}
     for row in map(json.loads, Path(path).read_text().splitlines()):
         if row.get("ok") and "tile" in row:
@@ -1046,7 +1227,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=100)
     parser.add_argument("--only", default="")
     parser.add_argument("--top", type=int, default=TOP)
-    parser.add_argument("--groups", default="check-gemm,check-conv,check-stem,check-attention,time-stem,time-attention,time")
+    parser.add_argument("--groups", default="check-gemm,check-conv,check-stem,check-attention,check-short,time-stem,time-attention,"
+                        "time-short,time-epilogue,time")
     parser.add_argument("--out", default=str(Path(os.environ.get("OUT", "/tmp")) / "sm90.jsonl"))
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())

@@ -26,7 +26,6 @@ from tactics.tactic import (
 )
 
 AXES = "bhsd"
-TRIMMED_KEYS = 1024  # up to so many keys the kernel leaves out the end of the last block
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,6 @@ class MmaAttention(Tactic):
         kernel = Kernel("attention/mma_attention.cu", "mma_attention", defines(
             IN_T=C_TYPES[workload.inputs[0].dtype], WARPS=warps, ROW_TILES=row_tiles, BLOCK_KV=block_kv, HEAD=head,
             VEC_IN=vector_bytes(2, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads), **self._mask_layout(workload, heads),
-            TRIM=1 if workload.is_static and heads.s_k % block_kv and heads.s_k <= TRIMMED_KEYS else None,
         ))  # fmt: skip
         arguments = (
             *_operands(workload, heads),

@@ -14,16 +14,6 @@ constexpr bool KEEP_Q = ROW_TILES * HEAD <= 128;  // q's fragments stay in regis
 #ifndef MASK_PAIRS
 #define MASK_PAIRS 0
 #endif
-#ifndef TRIM
-#define TRIM 0
-#endif
-
-struct Yes {
-    static constexpr bool value = true;
-};
-struct No {
-    static constexpr bool value = false;
-};
 
 struct Strides {  // of batch, head and position, in elements; the head dimension is contiguous
     long long b, h, s;
@@ -63,7 +53,6 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
 //   MASK: 0 none; 1 additive of type MASK_T; 2 boolean bytes (true keeps); strides in elements, 0 broadcasts. The scores start
 //   from it, so its loads are under way before the keys have come; needs scale > 0. MASK_ROWS=0: one row serves all queries.
 //   MASK_PAIRS=1: neighbouring keys are neighbours in memory, aligned in pairs.
-//   TRIM=1 leaves out the sixteens of keys after the last one: for short sequences that are no multiple of BLOCK_KV.
 //   CAUSAL=1 keeps key t <= s + s_k - s_q. Rows without any key give zeros.
 //   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 4 * BLOCK_KV) * HEAD * 2.
 // Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023; the online
@@ -106,7 +95,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int i = 0; i < ROW_TILES; ++i) top[i][0] = top[i][1] = -INFINITY;
     unsigned fragment_q[KEEP_Q ? ROW_TILES : 1][KEEP_Q ? HEAD / 16 : 1][4];
     const int q_row = warp * ROW_TILES * 16 + lane % 16;
-    const bool active = q0 + warp * ROW_TILES * 16 < s_q;  // else this warp only copies and waits
 #if MASK
     const float unscale = 1.4426950408889634f / scale_log2;
     const long long mask_base = batch * mask_stride.b + head * mask_stride.h;
@@ -175,8 +163,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     ldmatrix_x4(fragment_q[KEEP_Q ? i : 0][KEEP_Q ? step : 0],
                                 shared_q + swizzled<CHUNKS>(q_row + i * 16, step * 2 + lane / 16));
         }
-        const int here = s_k - tile * BLOCK_KV;
-        auto multiply_keys = [&](auto trim) {
 #pragma unroll
         for (int step = 0; step < HEAD / 16; ++step) {
             unsigned now[ROW_TILES][4];
@@ -191,7 +177,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
 #pragma unroll
             for (int j = 0; j < BLOCK_KV / 16; ++j) {
-                if (decltype(trim)::value && j * 16 >= here) break;
                 unsigned b[4];
                 ldmatrix_x4(b, tile_k + swizzled<CHUNKS>(j * 16 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
 #pragma unroll
@@ -200,13 +185,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     mma_16x8<IN_T>(score[i][2 * j + 1], now[i], b[2], b[3]);
                 }
             }
-        }
-        };
-        if (active) {
-            if (TRIM && here < BLOCK_KV)
-                multiply_keys(Yes());
-            else
-                multiply_keys(No());
         }
 
         const bool edge = (tile + 1) * BLOCK_KV > s_k || (CAUSAL && (tile + 1) * BLOCK_KV > q0 + reach + 1);
@@ -247,10 +225,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
         copy_async_wait<2>();  // this tile's V
         __syncthreads();
-        auto multiply_values = [&](auto trim) {
 #pragma unroll
         for (int step = 0; step < BLOCK_KV / 16; ++step) {
-            if (decltype(trim)::value && step * 16 >= here) break;
             unsigned p[ROW_TILES][4];
 #pragma unroll
             for (int i = 0; i < ROW_TILES; ++i)
@@ -267,13 +243,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     mma_16x8<IN_T>(result[i][2 * j + 1], p[i], b[2], b[3]);
                 }
             }
-        }
-        };
-        if (active) {
-            if (TRIM && here < BLOCK_KV)
-                multiply_values(Yes());
-            else
-                multiply_values(No());
         }
     }
     copy_async_wait<0>();

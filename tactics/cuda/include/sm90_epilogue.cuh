@@ -1,8 +1,9 @@
 // From wgmma's accumulators to memory: a warp turns its 16 x CHUNK results through its own shared memory, so that the epilogue and
-// the stores see eight neighbouring columns of a row, 16 bytes of a two-byte type.
+// the stores see eight neighbouring columns of a row, 16 bytes of a two-byte type. With DIRECT a thread has them from the start.
 //
 // Defines: BN, OUT_T; CHUNK (columns a warp writes at a time: 32 or 64; with SWAP 8, 16 or 32, dividing BN); VEC (the largest of 8, 4,
-// 2, 1 that divides the output's row length); SWAP = 1: accumulator rows are output columns.
+// 2, 1 that divides the output's row length); SWAP = 1: accumulator rows are output columns; DIRECT = 1: row 8 j + 2 c + e of each 32 of B
+// (j, c < 4, e < 2) is output column 8 c + 2 j + e.
 #pragma once
 
 #define WGMMA_N BN
@@ -16,6 +17,12 @@
 #endif
 #ifndef MIN_BLOCKS
 #define MIN_BLOCKS 1
+#endif
+#ifndef DIRECT
+#define DIRECT 0
+#endif
+#ifndef GROUPS_AT_ONCE
+#define GROUPS_AT_ONCE 2
 #endif
 
 constexpr int STAGING_ROW = SWAP ? 16 + 4 : CHUNK;  // floats
@@ -52,7 +59,38 @@ __device__ __forceinline__ void read_eight(float (&v)[8], const float* from, int
 }
 
 // Writes a warp's 16-row slice of one 64-row block: x0 its first row of X, y0 the tile's first row of Y.
-#if SWAP
+#if DIRECT
+static_assert(!SWAP && BN % 32 == 0 && VEC == 8, "rows of B are permuted within whole groups of 32");
+__device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float*, OUT_T* out, const EpilogueArgs& args, int x0, int y0,
+                                            int rows, int columns, long long first_row) {
+  constexpr int GROUPS = BN / 32, BATCH = GROUPS_AT_ONCE;
+  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 8;
+  if (x0 >= rows) return;
+  // Rows past the end are computed as the last one and not stored.
+  const int m[2] = {min(x0 + g, rows - 1), min(x0 + g + 8, rows - 1)};
+  const bool there[2] = {x0 + g < rows, x0 + g + 8 < rows};
+  OUT_T* const target[2] = {out + (first_row + m[0]) * columns + y0 + c, out + (first_row + m[1]) * columns + y0 + c};
+#pragma unroll
+  for (int from = 0; from < GROUPS; from += BATCH) {  // groups whose loads all come before the first store, which might alias them
+    if (columns <= y0 + 32 * from) break;
+    float v[BATCH][2][8];
+#pragma unroll
+    for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[t][h][i] = sum[16 * (from + t) + i / 2 * 4 + 2 * h + i % 2];
+        const int n = y0 + 32 * (from + t);
+        epilogue<8>(v[t][h], args, first_row + m[h], (n < columns ? n : 0) + c, columns);
+      }
+#pragma unroll
+    for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        if (there[h] && y0 + 32 * (from + t) < columns) store_vector<8>(target[h] + 32 * (from + t), v[t][h]);
+  }
+}
+#elif SWAP
 __device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float* staging, OUT_T* out, const EpilogueArgs& args, int x0,
                                             int y0, int rows, int columns, long long first_row) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 2;

@@ -18,6 +18,8 @@
 //   CLUSTER_X / _Y   blocks of a cluster side by side along X (they share Y by multicast) or along Y (they share X)
 //   SPLIT            blocks of a cluster that share one tile's K; partial sums meet in distributed shared memory, in a fixed order
 //   CHUNK            columns a warp writes at a time (sm90_epilogue.cuh)
+//   DIRECT           1: rows of B come in the order that lets a thread write its sums without a turn through shared memory
+//                    (sm90_epilogue.cuh); not with SPLIT or SWAP
 //   VEC              the largest of 8, 4, 2, 1 that divides the output's row length
 //   GROUP            tiles along X that are walked before the next along Y (L2 reuse)
 //   CONSTANT_B       1: B is a weight, loaded before the previous kernel has finished (PDL)
@@ -67,8 +69,12 @@ constexpr int CLUSTER = CLUSTER_X * CLUSTER_Y * SPLIT;
 constexpr int BK = SWIZZLE / (int)sizeof(IN_T);           // values of K in a stage
 constexpr int STEPS = SWIZZLE / 32;                       // wgmma instructions along K in a stage
 constexpr int MI = BM / 64 / (PINGPONG ? 1 : WARPGROUPS);  // 64-row blocks a warpgroup owns
-constexpr bool REBALANCE = WARPGROUPS == 2 && MI * BN / 2 > 96;  // consumers need more than the 168 registers of an even share
+constexpr int SUMS = MI * BN / 2;  // registers a thread holds for them
+// Consumers need more than the even share of 168 registers (of 128, when they are three warpgroups).
+constexpr bool REBALANCE = (WARPGROUPS == 2 && SUMS > 96) || (WARPGROUPS == 3 && SUMS > 64);
 constexpr int THREADS = WARPGROUPS * 128 + (REBALANCE ? 128 : 32);  // setmaxnreg moves registers between whole warpgroups
+constexpr int CONSUMER_REGISTERS = WARPGROUPS == 3 ? 160 : SUMS > 160 ? 240 : 232;
+constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : SUMS > 160 ? 24 : 40;
 constexpr int PRODUCER = WARPGROUPS * 4;  // its warp
 constexpr int X_BYTES = BM * SWIZZLE;
 constexpr int Y_BYTES = BN * SWIZZLE;
@@ -78,7 +84,7 @@ constexpr int PARTIAL_ROW = SWAP ? OWNED + 4 : BN + 8;
 constexpr int PARTIAL_BLOCK = (SWAP ? BN : OWNED) * PARTIAL_ROW;  // floats from one block of the cluster
 constexpr int PARTIAL_BYTES = SPLIT > 1 ? 4 * SPLIT * PARTIAL_BLOCK : 0;
 constexpr bool OVERLAY = PARTIAL_BYTES > 24 * 1024;  // large partial sums lie where the stages were
-constexpr int STAGING_BYTES = SPLIT > 1 ? (OVERLAY ? 0 : PARTIAL_BYTES) : 4 * WARPGROUPS * 4 * STAGING_WARP;
+constexpr int STAGING_BYTES = SPLIT > 1 ? (OVERLAY ? 0 : PARTIAL_BYTES) : DIRECT ? 0 : 4 * WARPGROUPS * 4 * STAGING_WARP;
 constexpr int STAGE_BYTES = STAGES * (X_BYTES + Y_BYTES) > PARTIAL_BYTES || !OVERLAY ? STAGES * (X_BYTES + Y_BYTES) : PARTIAL_BYTES;
 constexpr int SHARED_BYTES = STAGE_BYTES + STAGING_BYTES + STAGES * 16;
 
@@ -86,6 +92,7 @@ static_assert(BM % 64 == 0 && MI >= 1 && (PINGPONG || MI * 64 * WARPGROUPS == BM
 static_assert((CLUSTER_X > 1) + (CLUSTER_Y > 1) + (SPLIT > 1) <= 1, "a cluster has one purpose");
 static_assert(SPLIT == 1 || (!PINGPONG && OWNED % 8 == 0), "a split block owns whole groups of 8 rows");
 static_assert(!PINGPONG || WARPGROUPS == 2, "two warpgroups take turns");
+static_assert(!DIRECT || SPLIT == 1, "partial sums go through shared memory");
 static_assert(SHARED_BYTES <= 227 * 1024, "too much shared memory");
 
 // A place in the ring of stages: which one, and the parity that its barriers have this time round.
@@ -181,7 +188,7 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
   const int last = SPLIT > 1 ? problem.iterations * (int)(rank + 1) / SPLIT : problem.iterations;
 
   if (warp >= PRODUCER) {
-    if constexpr (REBALANCE) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if constexpr (REBALANCE) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
     if (warp > PRODUCER) return;
     if (lane == 0) {
       problem.prefetch();
@@ -242,7 +249,7 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
     if constexpr (SPLIT > 1) cluster_wait();
     if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
   } else {
-    if constexpr (REBALANCE) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    if constexpr (REBALANCE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     named_sync<1>(WARPGROUPS * 128 + 32);
     if constexpr (CLUSTER > 1 && !OVERLAY) cluster_arrive_relaxed();
     if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_wait();
@@ -321,8 +328,8 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       } else {
 #pragma unroll
         for (int b = 0; b < MI; ++b)
-          write_slice(sum[b], staging + warp * STAGING_WARP, out, args, x0 + (block + b) * 64 + warp % 4 * 16, y0, problem.rows,
-                      problem.columns, first_row);
+          write_slice(sum[b], staging + (DIRECT ? 0 : warp * STAGING_WARP), out, args, x0 + (block + b) * 64 + warp % 4 * 16, y0,
+                      problem.rows, problem.columns, first_row);
       }
     }
     if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left

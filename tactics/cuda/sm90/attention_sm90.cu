@@ -1,15 +1,17 @@
 // Fused attention for sm_90a: out = softmax(scale * q k^T) v, fp16 or bf16, without a score matrix in memory.
 //
-// A block computes 128 query rows of one (batch, head): two consumer warpgroups own 64 rows each, a producer warp streams BLOCK_KV keys
+// A block computes CONSUMERS x 64 query rows of one (batch, head): each consumer warpgroup owns 64, a producer warp streams BLOCK_KV keys
 // and values at a time through TMA. While the tensor cores multiply the last block's probabilities by its values, a warpgroup takes
 // the exponentials of the next block's scores; the probabilities go from accumulators to wgmma's register operand without moving.
 //
+// With TURNS the warpgroups hand their products on in a ring, so that one's exponentials run beside another's products.
+//
 // Defines: IN_T (half or __nv_bfloat16), HEAD (64 or 128), BLOCK_KV (a multiple of 16, at most 256), STAGES of keys and of values, CAUSAL
-// (1 keeps key t <= s + s_k - s_q), PDL.
+// (1 keeps key t <= s + s_k - s_q), CONSUMERS (2 or 3), TURNS (0 or 1), PDL.
 // Arguments: q, k, v are 4-D tiled maps (head dimension, position, head, batch), box 64 x rows, swizzle 128 bytes; `out` has any strides
 // of batch, head and position (elements), its head dimension contiguous. heads_per_kv query heads share one key/value head;
 // scale_log2 > 0 is the scale times log2(e). Rows without any key give zeros. Keys past s_k count for nothing.
-// Grid: x = ceil(s_q / 128), y = heads, z = batch; block 384; dynamic shared memory SHARED_BYTES.
+// Grid: x = ceil(s_q / (64 * CONSUMERS)), y = heads, z = batch; block 128 * (CONSUMERS + 1); dynamic shared memory SHARED_BYTES.
 // Sources: Dao, "FlashAttention-2", 2023, and Shah et al., "FlashAttention-3", 2024 (schedule); Milakov and Gimelshein, 2018 (online softmax).
 #include "sm90.cuh"
 #define WGMMA_N BLOCK_KV
@@ -17,6 +19,12 @@
 #undef WGMMA_N
 #define WGMMA_N HEAD
 #define WG_C(v) "+f"(v)
+#ifndef CONSUMERS
+#define CONSUMERS 2
+#endif
+#ifndef TURNS
+#define TURNS 0
+#endif
 
 // d += x * y, x 64 x 16 in registers, y 16 x HEAD with its columns contiguous in shared memory.
 template <class T>
@@ -55,7 +63,8 @@ struct Strides {  // of batch, head and position, in elements
   long long b, h, s;
 };
 
-constexpr int BLOCK_Q = 128, CONSUMERS = 2, THREADS = 384;
+constexpr int BLOCK_Q = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
+constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 160, PRODUCER_REGISTERS = CONSUMERS == 2 ? 40 : 32;
 constexpr int PANELS = HEAD / 64;  // of 64 columns, 128 bytes a row
 constexpr int Q_BYTES = BLOCK_Q * HEAD * 2, KV_BYTES = BLOCK_KV * HEAD * 2;
 constexpr int SHARED_BYTES = Q_BYTES + 2 * STAGES * KV_BYTES + 8 * (1 + 4 * STAGES);
@@ -86,7 +95,7 @@ attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ 
   __syncthreads();
 
   if (warp >= CONSUMERS * 4) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
     if (warp > CONSUMERS * 4 || lane != 0) return;
     tensormap_prefetch(&q_map), tensormap_prefetch(&k_map), tensormap_prefetch(&v_map);
     dependency_wait();
@@ -111,7 +120,7 @@ attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ 
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
   const int group = warp / 4;
   const int row = q0 + group * 64 + warp % 4 * 16 + lane / 4;  // this thread's rows: row and row + 8
   const int column = lane % 4 * 2;                             // its columns of eight: column and column + 1
@@ -180,6 +189,13 @@ attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ 
 #pragma unroll
       for (int e = 0; e < 4; ++e) weight[i][e] = pack(IN_T(), score[8 * i + 2 * e], score[8 * i + 2 * e + 1]);
   };
+  // Named barrier 2 + w lets warpgroup w issue its products; the one before it in the ring arrives there when it has issued its own.
+  auto await_turn = [&] {
+    if constexpr (TURNS) asm volatile("bar.sync %0, 256;" ::"r"(2 + group) : "memory");
+  };
+  auto pass_turn = [&](int from) {
+    if constexpr (TURNS) asm volatile("bar.arrive %0, 256;" ::"r"(2 + (from + 1 == CONSUMERS ? 0 : from + 1)) : "memory");
+  };
   auto release = [&](u32 barrier) {
     if (lane == 0) barrier_arrive(barrier);
   };
@@ -200,13 +216,16 @@ attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ 
     release(k_empty);
     soften(0, keeps);
     to_weights();
+    if (group == CONSUMERS - 1) pass_turn(group);
     for (int j = 1; j < blocks; ++j) {
       before = stage, parity_before = parity;
       if (++stage == STAGES) stage = 0, parity ^= 1;
       barrier_wait(k_full + 8 * stage, parity);
+      await_turn();
       multiply_keys(stage);
       barrier_wait(v_full + 8 * before, parity_before);
       multiply_values(before, j > 1);
+      pass_turn(group);
       wgmma_wait<1>();
       settle(score);
       release(k_empty + 8 * stage);

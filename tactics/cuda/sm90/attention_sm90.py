@@ -1,4 +1,4 @@
-"""Fused attention on Hopper with TMA and wgmma (``attention_sm90.cu``)."""
+"""Fused attention on Hopper with TMA and wgmma: long sequences (``attention_sm90.cu``) and short ones (``attention_short_sm90.cu``)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from fusion.dtypes import DataType
 from fusion.ops import Attention
-from tactics.cuda.attention.attention import Heads, _operands, _refuse, heads_of
-from tactics.cuda.gemm.common import C_TYPES, ceil_div, defines, pdl
-from tactics.cuda.sm90.tile_sm90 import SHARED, refused
+from tactics.cuda.attention.attention import Heads, _mask_defines, _operands, _refuse, heads_of
+from tactics.cuda.gemm.common import C_TYPES, ceil_div, defines, pdl, round_up
+from tactics.cuda.sm90.tile_sm90 import SHARED, SHARED_RESERVED, SHARED_SM, refused, register_limit
 from tactics.tactic import (
     Argument,
     Buffer,
@@ -27,70 +27,128 @@ from tactics.tactic import (
     config,
 )
 
-BLOCK_Q = 128
-THREADS = 384
 PANEL = 64  # columns of the head that lie together in shared memory, 128 bytes a row
+SHORT_ROWS, SHORT_KEYS = 64, 256  # of the short kernel's one product
+
+
+def _common_refusal(workload: Workload, device: DeviceSpec, head_sizes: tuple[int, ...]) -> Refusal | None:
+    """What both kernels ask."""
+    if refusal := _refuse(workload, (DataType.HALF, DataType.BF16)) or refused(device, workload.inputs[0].dtype, True):
+        return refusal
+    heads = _heads(workload)
+    if heads.d != heads.d_v or heads.d not in head_sizes:
+        return Refusal(f"head sizes {heads.d} and {heads.d_v}; this kernel takes {' or '.join(map(str, head_sizes))} for both")
+    if workload.op.scale <= 0:  # type: ignore[attr-defined]
+        return Refusal(f"a scale of {workload.op.scale:g}; this kernel takes positive ones")  # type: ignore[attr-defined]
+    if any(strides[3] != 1 for strides in heads.strides):
+        return Refusal("the head dimension is not the innermost one")
+    return None
 
 
 class Sm90Attention(Tactic):
-    """FlashAttention's schedule: 128 query rows a block, keys and values streamed by TMA, softmax beside the tensor cores."""
+    """FlashAttention's schedule: 64 query rows a warpgroup, keys and values streamed by TMA, softmax beside the tensor cores."""
 
     id = "cuda.attention.sm90"
     device = "cuda"
     ops = (Attention,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        types = (DataType.HALF, DataType.BF16)
-        if refusal := _refuse(workload, types) or refused(device, workload.inputs[0].dtype, True):
+        if refusal := _common_refusal(workload, device, (64, 128)):
             return refusal
-        heads, op = heads_of(workload), workload.op
-        assert isinstance(heads, Heads) and isinstance(op, Attention)
-        if heads.mask:
+        if _heads(workload).mask:
             return Refusal("the scores have a mask; this kernel knows only causal ones")
-        if heads.d != heads.d_v or heads.d not in (64, 128):
-            return Refusal(f"head sizes {heads.d} and {heads.d_v}; this kernel takes 64 or 128 for both")
-        if op.scale <= 0:
-            return Refusal(f"a scale of {op.scale:g}; this kernel takes positive ones")
-        if any(strides[3] != 1 for strides in heads.strides):
-            return Refusal("the head dimension is not the innermost one")
         return None
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         d = _heads(workload).d
-        found = [config(block_kv=block, stages=stages(d, block)) for block in ((128, 176, 96, 64) if d == 64 else (128, 96, 64))]
+        shapes = [(2, block) for block in ((128, 176, 96, 64) if d == 64 else (128, 96, 64))] + ([(3, 128), (3, 96)] if d == 64 else [])
+        found = [
+            config(block_kv=block, stages=stages(d, block, consumers), consumers=consumers, turns=turns)
+            for consumers, block in shapes
+            for turns in (0, 1)
+        ]
         return sorted(found, key=lambda one: self.estimate(workload, one, device))
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
-        heads, block = _heads(workload), dict(config)["block_kv"]
-        blocks = ceil_div(heads.s_q, BLOCK_Q) * heads.heads * heads.batch
+        heads, chosen = _heads(workload), dict(config)
+        block, rows = chosen["block_kv"], 64 * chosen["consumers"]
+        blocks = ceil_div(heads.s_q, rows) * heads.heads * heads.batch
         steps = ceil_div(heads.s_k, block)
         waves = ceil_div(blocks, device.multiprocessors)
         if workload.op.causal:  # type: ignore[attr-defined]
             waves, steps = max(1, ceil_div(waves, 2)), steps + 1
         peak = (device.flops.get(workload.inputs[0].dtype.value) or 8e14) / device.multiprocessors * (0.5 if heads.d == 64 else 0.6)
-        return 3.5e-6 + waves * (steps * (4 * BLOCK_Q * block * heads.d / peak + 2e-7) + 1e-6)
+        return 3.5e-6 + waves * (steps * (4 * rows * block * heads.d / peak + 2e-7) + 1e-6)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         heads, chosen = _heads(workload), dict(config)
-        block = chosen["block_kv"]
+        block, rows, threads = chosen["block_kv"], 64 * chosen["consumers"], 128 * (chosen["consumers"] + 1)
         kernel = Kernel("sm90/attention_sm90.cu", "attention_sm90", defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], HEAD=heads.d, BLOCK_KV=block, STAGES=chosen["stages"],
-            CAUSAL=workload.op.causal, PDL=1 if pdl(device) else None,  # type: ignore[attr-defined]
+            IN_T=C_TYPES[workload.inputs[0].dtype], HEAD=heads.d, BLOCK_KV=block, STAGES=chosen["stages"], CONSUMERS=chosen["consumers"],
+            TURNS=chosen["turns"], CAUSAL=workload.op.causal, PDL=1 if pdl(device) else None,  # type: ignore[attr-defined]
         ))  # fmt: skip
-        q, k, v, _ = _operands(workload, heads)
-        sides = ((q, heads.heads, heads.s_q, BLOCK_Q), (k, heads.kv_heads, heads.s_k, block), (v, heads.kv_heads, heads.s_k, block))
-        maps = tuple(
-            _map(buffer, workload.inputs[0].dtype, (heads.d, length, count, heads.batch), strides, rows)
-            for (buffer, count, length, rows), strides in zip(sides, heads.strides[:3], strict=True)
-        )
         arguments: tuple[Argument, ...] = (
-            *maps, Buffer("output"), *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k)),
-            Struct(tuple(Scalar(stride, "i64") for stride in heads.strides[3][:3])),
-            Scalar(workload.op.scale * math.log2(math.e), "f32"),  # type: ignore[attr-defined]
+            *_maps(workload, heads, rows, block), Buffer("output"),
+            *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k)), _strides(heads.strides[3]), _scale(workload),
         )  # fmt: skip
-        grid = (ceil_div(heads.s_q, BLOCK_Q), heads.heads, heads.batch)
-        return Plan((Launch(kernel, grid, (THREADS, 1, 1), arguments, shared_memory=shared_bytes(heads.d, block, chosen["stages"]),
-                            dependent=pdl(device)),))  # fmt: skip
+        grid = (ceil_div(heads.s_q, rows), heads.heads, heads.batch)
+        return Plan((Launch(kernel, grid, (threads, 1, 1), arguments, dependent=pdl(device),
+                            shared_memory=shared_bytes(heads.d, block, chosen["stages"], chosen["consumers"])),))  # fmt: skip
+
+
+class Sm90ShortAttention(Tactic):
+    """Up to 256 keys: one product, one softmax over whole rows, one product; several blocks of a multiprocessor overlap each other."""
+
+    id = "cuda.attention.short_sm90"
+    device = "cuda"
+    ops = (Attention,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := _common_refusal(workload, device, (32, 64, 128)):
+            return refusal
+        heads, op = _heads(workload), workload.op
+        assert isinstance(op, Attention)
+        side = 0 if op.packed else 1
+        if workload.axis_varies(side, op.layouts[side].index("s")):
+            return Refusal(f"the number of keys may vary; this kernel is compiled for it (up to {SHORT_KEYS})")
+        if heads.s_k > SHORT_KEYS:
+            return Refusal(f"{heads.s_k} keys; this kernel takes up to {SHORT_KEYS}")
+        return None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        heads = _heads(workload)
+        keys = round_up(heads.s_k, 16)
+        return [config(keys=keys, blocks=short_blocks(heads.d, keys))]
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        heads, chosen = _heads(workload), dict(config)
+        keys = chosen["keys"]
+        blocks = ceil_div(heads.s_q, SHORT_ROWS) * heads.heads * heads.batch
+        resident = device.multiprocessors * chosen["blocks"]
+        # Issue slots of a row: four to six a score; the whole chain of a block beside it.
+        issue = blocks / device.multiprocessors * (keys / 2 * 6.5 + heads.d * 4 + 150)
+        chain = ceil_div(blocks, resident) * (2200 + keys * (heads.d / 16 + 8))
+        moved = 2 * heads.batch * heads.heads * heads.d * (2 * heads.s_q + 2 * heads.s_k * heads.kv_heads / heads.heads)
+        return 1.5e-6 + max(max(issue, chain) / 1.755e9, moved / device.bandwidth)
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        heads, chosen = _heads(workload), dict(config)
+        keys = chosen["keys"]
+        one_row = heads.mask and heads.mask_strides[2] == 0 and (
+            (rank := len(workload.inputs[-1].shape)) < 2 or not workload.axis_varies(len(workload.inputs) - 1, rank - 2))  # fmt: skip
+        kernel = Kernel("sm90/attention_short_sm90.cu", "attention_short_sm90", defines(
+            IN_T=C_TYPES[workload.inputs[0].dtype], HEAD=heads.d, KEYS=keys, MIN_BLOCKS=chosen["blocks"],
+            PDL=1 if pdl(device) else None, **_mask_defines(workload, heads), MASK_ROWS=int(not one_row) if heads.mask else None,
+        ))  # fmt: skip
+        *_, mask = _operands(workload, heads)
+        arguments: tuple[Argument, ...] = (
+            *_maps(workload, heads, SHORT_ROWS, keys), mask, Buffer("output"),
+            *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k)), _strides(heads.strides[3]), _strides(heads.mask_strides),
+            Scalar(heads.mask_strides[3]), _scale(workload),
+        )  # fmt: skip
+        grid = (heads.heads, ceil_div(heads.s_q, SHORT_ROWS), heads.batch)
+        return Plan((Launch(kernel, grid, (128, 1, 1), arguments, dependent=pdl(device),
+                            shared_memory=short_bytes(heads.d, keys, bool(one_row))),))  # fmt: skip
 
 
 def _heads(workload: Workload) -> Heads:
@@ -99,21 +157,49 @@ def _heads(workload: Workload) -> Heads:
     return heads
 
 
-def _map(buffer: Argument, dtype: DataType, dims: tuple[int, ...], strides: tuple[int, ...], rows: int) -> TensorMap:
-    """The tiled map (head dimension, position, head, batch) of an operand; ``strides`` of b, h, s in elements."""
-    assert isinstance(buffer, Buffer)
-    size = dtype.itemsize
-    return TensorMap(buffer, dtype, dims, (strides[2] * size, strides[1] * size, strides[0] * size), (PANEL, rows, 1, 1), swizzle=128)
+def _maps(workload: Workload, heads: Heads, rows: int, keys: int) -> tuple[TensorMap, ...]:
+    """The tiled maps (head dimension, position, head, batch) of q, k and v; a box is a panel of columns by ``rows`` or ``keys``."""
+    q, k, v, _ = _operands(workload, heads)
+    dtype, panel = workload.inputs[0].dtype, min(heads.d, PANEL)
+    sides = ((q, heads.heads, heads.s_q, rows), (k, heads.kv_heads, heads.s_k, keys), (v, heads.kv_heads, heads.s_k, keys))
+    found = []
+    for (buffer, count, length, box), strides in zip(sides, heads.strides[:3], strict=True):
+        assert isinstance(buffer, Buffer)
+        steps = tuple(strides[axis] * dtype.itemsize for axis in (2, 1, 0))
+        found.append(TensorMap(buffer, dtype, (heads.d, length, count, heads.batch), steps, (panel, box, 1, 1), swizzle=panel * dtype.itemsize))
+    return tuple(found)
 
 
-def shared_bytes(d: int, block: int, count: int) -> int:
-    """Dynamic shared memory: the queries, the rings of keys and values, barriers."""
-    return BLOCK_Q * d * 2 + 2 * count * block * d * 2 + 8 * (1 + 4 * count)
+def _strides(strides: tuple[int, ...]) -> Struct:
+    """Of batch, head and position, in elements."""
+    return Struct(tuple(Scalar(stride, "i64") for stride in strides[:3]))
 
 
-def stages(d: int, block: int) -> int:
+def _scale(workload: Workload) -> Scalar:
+    return Scalar(workload.op.scale * math.log2(math.e), "f32")  # type: ignore[attr-defined]
+
+
+def shared_bytes(d: int, block: int, count: int, consumers: int) -> int:
+    """Dynamic shared memory of the long kernel: the queries, the rings of keys and values, barriers."""
+    return 64 * consumers * d * 2 + 2 * count * block * d * 2 + 8 * (1 + 4 * count)
+
+
+def stages(d: int, block: int, consumers: int) -> int:
     """Blocks of keys, and of values, under way."""
-    return next(count for count in (4, 3, 2) if shared_bytes(d, block, count) <= SHARED)
+    return next(count for count in (4, 3, 2) if shared_bytes(d, block, count, consumers) <= SHARED)
 
 
-TACTICS = (Sm90Attention(),)
+def short_bytes(d: int, keys: int, one_row: bool) -> int:
+    """Dynamic shared memory of the short kernel: queries, keys, values, the mask's row, barriers."""
+    return 2 * d * (SHORT_ROWS + 2 * keys) + (4 * keys if one_row else 0) + 16
+
+
+def short_blocks(d: int, keys: int) -> int:
+    """Blocks of the short kernel that share a multiprocessor: as many as registers (scores, then results beside weights) and shared
+    memory allow."""
+    registers = max(keys // 2 + 60, keys // 4 + d // 2 + 48, 104)
+    shared = SHARED_SM // (short_bytes(d, keys, True) + SHARED_RESERVED)
+    return next((count for count in range(min(shared, 8), 1, -1) if register_limit(128, count) >= registers), 1)
+
+
+TACTICS = (Sm90Attention(), Sm90ShortAttention())

@@ -12,7 +12,18 @@ from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, merge_columns, pack_weights, window_of
 from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, pdl, refuse_types, vector_columns
 from tactics.cuda.sm90.gemm_sm90 import Product, gemm_launch
-from tactics.cuda.sm90.tile_sm90 import TYPES, Problem, Tile, candidates, estimate, grid, refused, tile_defines, tile_of
+from tactics.cuda.sm90.tile_sm90 import (
+    TYPES,
+    Problem,
+    Tile,
+    candidates,
+    estimate,
+    grid,
+    permute_rows,
+    refused,
+    tile_defines,
+    tile_of,
+)
 from tactics.tactic import (
     Buffer,
     Config,
@@ -89,7 +100,8 @@ class Sm90Convolution(Tactic):
         return estimate(tile_of(config), _problem(workload), device)
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
-        return (pack_weights(constants[1], 1, transposed=False),)
+        rows = pack_weights(constants[1], 1, transposed=False)
+        return (permute_rows(rows) if tile_of(config).direct else rows,)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         window, tile, epilogue = _window(workload), tile_of(config), epilogue_of(workload)
@@ -116,7 +128,7 @@ def _problem(workload: Workload) -> Problem:
     window = _window(workload)
     taps = window.taps[1] * window.taps[2]
     return Problem(window.pixels, window.out_channels, 1, taps, window.in_channels, workload.inputs[0].dtype, workload_bytes(workload),
-                   may_swap=_is_product(window, workload))  # fmt: skip
+                   may_swap=_is_product(window, workload), permutable=True)  # fmt: skip
 
 
 def _epilogue_refusal(workload: Workload) -> Refusal | None:

@@ -11,7 +11,18 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.ops import MatrixMultiply
 from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, pdl, refuse_types, sizes, vector_columns
-from tactics.cuda.sm90.tile_sm90 import TYPES, Problem, Tile, candidates, estimate, grid, refused, tile_defines, tile_of
+from tactics.cuda.sm90.tile_sm90 import (
+    TYPES,
+    Problem,
+    Tile,
+    candidates,
+    estimate,
+    grid,
+    permute_rows,
+    refused,
+    tile_defines,
+    tile_of,
+)
 from tactics.tactic import (
     Buffer,
     Config,
@@ -40,7 +51,7 @@ class Product:
     b_shared: bool
     a_km: bool  # a is stored [K, M]
     b_kn: bool  # b is stored [K, N]
-    packed: bool  # b is the constant that prepare() turned to [N, K]
+    packed: bool  # b is a constant that prepare() turns to [N, K], or permutes
 
 
 def product_of(workload: Workload) -> Product | Refusal:
@@ -57,7 +68,7 @@ def product_of(workload: Workload) -> Product | Refusal:
             return Refusal(f"batch axes {_show(a[:-2])} and {_show(b[:-2])}: one operand follows only some axes of {_show(lead)}")
         shared.append(not follows)
     constant = len(workload.constant) > 1 and workload.constant[1]
-    packed = constant and not op.transpose_b
+    packed = constant and (not op.transpose_b or (shared[1] and n % 32 == 0))
     b_kn = not op.transpose_b and not packed
     if shared[1] and not shared[0] and not op.transpose_a:
         return Product(prod(lead) * m, n, k, 1, True, True, False, b_kn, packed)
@@ -111,7 +122,12 @@ class Sm90Gemm(Tactic):
         return estimate(tile_of(config), self._problem(workload), device)
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
-        return (np.ascontiguousarray(constants[1].swapaxes(-1, -2)),) if _product(workload).packed else ()
+        if not _product(workload).packed:
+            return ()
+        rows = constants[1] if workload.op.transpose_b else np.ascontiguousarray(constants[1].swapaxes(-1, -2))  # type: ignore[attr-defined]
+        if tile_of(config).direct:
+            rows = permute_rows(rows.reshape(rows.shape[-2:])).reshape(rows.shape)
+        return (rows,)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         product, tile, epilogue = _product(workload), tile_of(config), epilogue_of(workload)
@@ -126,7 +142,7 @@ class Sm90Gemm(Tactic):
     def _problem(workload: Workload) -> Problem:
         product = _product(workload)
         return Problem(product.m, product.n, product.batch, 1, product.k, workload.inputs[0].dtype, workload_bytes(workload),
-                       product.a_km, product.b_kn)  # fmt: skip
+                       product.a_km, product.b_kn, permutable=product.packed and product.b_shared)  # fmt: skip
 
 
 def _product(workload: Workload) -> Product:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from fusion.dtypes import DataType
 from tactics.cuda.gemm.common import C_TYPES, Defines, ceil_div, defines
 from tactics.tactic import Config, DeviceSpec, Refusal, config
@@ -33,6 +35,7 @@ class Tile:
     swap: int = 0
     blocks: int = 1  # of a multiprocessor
     chunk: int = 32  # columns that a warp writes at a time
+    direct: int = 0  # rows of B are permuted (permute_rows), so that results need no turn through shared memory
 
     @property
     def cluster(self) -> int:
@@ -52,7 +55,8 @@ class Tile:
     @property
     def threads(self) -> int:
         """Threads of a block: the consumers, and a producer warp, or warpgroup where setmaxnreg shares registers out anew."""
-        return self.warpgroups * 128 + (128 if self.warpgroups == 2 and self.accumulators > 96 else 32)
+        rebalance = self.accumulators > {1: 999, 2: 96, 3: 64}[self.warpgroups]
+        return self.warpgroups * 128 + (128 if rebalance else 32)
 
     @property
     def partial_bytes(self) -> int:
@@ -65,6 +69,8 @@ class Tile:
         """Shared memory beside the stages, through which results leave."""
         if self.split > 1:
             return self.partial_bytes if self.partial_bytes <= OVERLAY else 0
+        if self.direct:
+            return 0
         return 4 * self.warpgroups * 4 * self.chunk * (20 if self.swap else 16)
 
     @property
@@ -87,7 +93,8 @@ class Tile:
         return {
             "BM": self.bm, "BN": self.bn, "WARPGROUPS": self.warpgroups, "STAGES": self.stages, "PINGPONG": self.pingpong,
             "SWIZZLE": self.swizzle, "CLUSTER_X": self.cluster_x, "CLUSTER_Y": self.cluster_y, "SPLIT": self.split, "SWAP": self.swap,
-            "CHUNK": self.chunk, "MIN_BLOCKS": self.blocks,
+            "CHUNK": self.chunk, "MIN_BLOCKS": self.blocks, "DIRECT": self.direct,
+            "GROUPS_AT_ONCE": 1 if self.accumulators > 160 else 2,
         }  # fmt: skip
 
 
@@ -110,6 +117,7 @@ class Problem:
     x_mn: bool = False
     y_mn: bool = False
     may_swap: bool = True
+    permutable: bool = False  # B is a constant whose rows prepare() may permute
 
     def iterations(self, tile: Tile) -> int:
         """Stages along K."""
@@ -142,11 +150,19 @@ def illegal(tile: Tile, problem: Problem) -> str:
         (tile.cluster <= 8, "portable clusters have at most 8 blocks"),
         (tile.split == 1 or (not tile.pingpong and tile.bm % (8 * tile.split) == 0), "each block of a split owns whole groups of 8 rows"),
         (not tile.swap or problem.may_swap, "the operands cannot change sides"),
-        (tile.accumulators <= (160 if tile.warpgroups == 1 else 128 if tile.warpgroups == 2 else 64), "the sums fit in registers"),
+        (not tile.direct or (problem.permutable and tile.bn % 32 == problem.n % 32 == 0 and tile.split == 1 and not tile.swap),
+         "rows of a constant B are permuted within whole groups of 32"),
+        (tile.accumulators <= (160 if tile.warpgroups == 1 else 192 if tile.pingpong else 128 if tile.warpgroups == 2 else 96),
+         "the sums fit in registers"),
         (tile.blocks == 1 or register_limit(tile.threads, tile.blocks) >= tile.accumulators + 32, "the blocks' registers fit"),
         (tile.shared_bytes <= SHARED and tile.blocks * (tile.shared_bytes + SHARED_RESERVED) <= SHARED_SM, "the stages fit in shared memory"),
     )  # fmt: skip
     return next((reason for holds, reason in rules if not holds), "")
+
+
+def permute_rows(b: np.ndarray) -> np.ndarray:
+    """[N, ...] with the rows of each 32 in the order that DIRECT asks for: row 8 j + 2 c + e is 8 c + 2 j + e of before."""
+    return np.ascontiguousarray(b.reshape(-1, 4, 4, 2, *b.shape[1:]).swapaxes(1, 2)).reshape(b.shape)
 
 
 def register_limit(threads: int, blocks: int) -> int:
@@ -157,7 +173,7 @@ def register_limit(threads: int, blocks: int) -> int:
 def registers(tile: Tile) -> int:
     """Registers of a thread, from above: sums, and what the loop and the epilogue keep beside them."""
     if tile.threads > tile.warpgroups * 128 + 32:
-        return 168
+        return 168 if tile.warpgroups == 2 else 128
     return min(register_limit(tile.threads, tile.blocks), 168 if tile.warpgroups == 2 else 248, (tile.accumulators + 80 + 7) // 8 * 8)
 
 
@@ -202,8 +218,8 @@ def shapes(problem: Problem) -> Iterator[Tile]:
             for bn in (128, 144, 160, 176, 192, 208, 224, 240, 256):
                 yield Tile(128, bn, 2, cluster_x=cluster_x, cluster_y=cluster_y, swizzle=swizzle)
             for bm, bn, warpgroups, pingpong in (
-                (256, 64, 2, 0), (256, 80, 2, 0), (256, 96, 2, 0), (256, 112, 2, 0), (256, 128, 2, 0), (192, 96, 3, 0), (192, 128, 3, 0),
-                (128, 64, 2, 1), (128, 96, 2, 1), (128, 128, 2, 1), (64, 192, 2, 1), (64, 256, 2, 1),
+                (256, 64, 2, 0), (256, 80, 2, 0), (256, 96, 2, 0), (256, 112, 2, 0), (256, 128, 2, 0), (192, 96, 3, 0), (192, 128, 3, 0), (192, 160, 3, 0), (192, 192, 3, 0),
+                (128, 64, 2, 1), (128, 96, 2, 1), (128, 128, 2, 1), (128, 160, 2, 1), (128, 192, 2, 1), (64, 192, 2, 1), (64, 256, 2, 1),
             ):  # fmt: skip
                 yield Tile(bm, bn, warpgroups, pingpong=pingpong, cluster_x=cluster_x, cluster_y=cluster_y, swizzle=swizzle)
         for bm, bn, pingpong in ((128, 64, 0), (128, 128, 0), (128, 64, 1), (128, 128, 1)):
@@ -214,7 +230,8 @@ def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Ti
     """Legal tiles, the most promising first; those much like a better one come after all others."""
     found: dict[Tile, float] = {}
     for shape in shapes(problem):
-        tile = with_stages(shape, problem)
+        direct = replace(shape, direct=1)
+        tile = with_stages(shape if illegal(replace(direct, stages=2), problem) else direct, problem)
         x, y = problem.sides(tile)
         if illegal(tile, problem) or tile in found:
             continue
@@ -264,6 +281,7 @@ L2_RATE = 5200  # bytes a cycle out of L2, to all multiprocessors
 LAUNCH = 1.5e-6  # of a launch that overlaps its predecessor's end
 CHUNK_COST = 80  # issue slots for 16 x 32 results
 CHUNK_LATENCY = 450
+DIRECT_COST, DIRECT_LATENCY = 56, 200  # the same without a turn through shared memory
 
 
 def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
@@ -283,10 +301,10 @@ def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
     loaded = (tile.bm + tile.bn) * tile.swizzle
     asked = (tile.bm / tile.cluster_y + tile.bn / tile.cluster_x) * tile.swizzle
     chunks = tile.row_blocks * ceil_div(tile.bn, 32) / tile.split  # of a warp
-    turn = 300 + chunks * CHUNK_LATENCY
+    turn = 300 + chunks * (DIRECT_LATENCY if tile.direct else CHUNK_LATENCY)
     chain = stages * max(arithmetic, LATENCY / min(tile.stages, max(stages, 2)))
     each = chain + turn if not tile.pingpong else max(chain, (chain + turn) / 2)
-    issue = chunks * CHUNK_COST * tile.warpgroups / (2 if tile.pingpong else 1)
+    issue = chunks * (DIRECT_COST if tile.direct else CHUNK_COST) * tile.warpgroups / (2 if tile.pingpong else 1)
     together = max(stages * arithmetic * busy, stages * loaded / INGEST * busy, issue * busy, stages * asked * running / L2_RATE)
     body = waves * max(each, together + turn / (waves * busy + 1)) + LATENCY
     if tile.split > 1:  # every wave is a launch of its own; partial sums cross from block to block in pieces of 32 bytes

@@ -14,12 +14,12 @@ from fusion.expression import Operand, apply
 from fusion.network import TensorType
 from fusion.ops import Attention, Convolution, MatrixMultiply
 from tactics.compiler import compile_cubin
-from tactics.cuda.sm90.attention_sm90 import Sm90Attention
+from tactics.cuda.sm90.attention_sm90 import Sm90Attention, Sm90ShortAttention
 from tactics.cuda.sm90.conv_sm90 import Sm90Convolution
 from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
 from tactics.cuda.sm90.stem_sm90 import Sm90Stem, pack_stem
 from tactics.cuda.sm90.tile_sm90 import Problem, Tile, illegal, tile_of, tiles_along
-from tactics.tactic import DeviceSpec, Launch, Refusal, Scalar, Tactic, TensorMap, Workload
+from tactics.tactic import DeviceSpec, Launch, Refusal, Scalar, Struct, Tactic, TensorMap, Workload
 
 H200 = DeviceSpec("cuda", "H200", "sm_90a", 90, 132, 227 * 1024, 50 << 20, 140 << 30, 4.3e12,
                   {"float16": 8e14, "bfloat16": 8e14, "tf32": 4e14, "float32": 6e13})  # fmt: skip
@@ -185,6 +185,18 @@ def im2col(tensor_map: TensorMap, array: np.ndarray, pixels: int, taps) -> np.nd
     return result
 
 
+def in_order(rows: np.ndarray, axis: int, direct: int) -> np.ndarray:
+    """The rows of a packed B as they were before DIRECT's permutation: row 8 j + 2 c + e of 32 came from 8 c + 2 j + e."""
+    if not direct:
+        return rows
+    found = np.empty_like(rows)
+    for row in range(rows.shape[axis]):
+        j, c, e = row % 32 // 8, row % 8 // 2, row % 2
+        at = row // 32 * 32 + 8 * c + 2 * j + e
+        found[(slice(None),) * axis + (at,)] = rows[(slice(None),) * axis + (row,)]
+    return found
+
+
 def close(result: np.ndarray, workload: Workload, inputs: list[np.ndarray]) -> None:
     expected = workload.op.evaluate(inputs)[0].astype(np.float32).ravel()
     if len(inputs) > 2:
@@ -211,6 +223,7 @@ def test_gemm_launches_describe_the_product(name):
         assert isinstance(a_map, TensorMap) and isinstance(b_map, TensorMap)
         a = view(a_map, inputs[0]).astype(np.float32)
         b = view(b_map, packed[0] if b_map.buffer.kind == "packed" else inputs[1]).astype(np.float32)
+        b = in_order(b, 1, tile.direct)
         a = a.swapaxes(1, 2) if defines["A_KM"] == "1" else a
         b = b.swapaxes(1, 2) if defines["B_KN"] == "1" else b
         assert a.shape == (batches if a_batch else 1, m, k) and b.shape == (batches if b_batch else 1, n, k)
@@ -234,7 +247,8 @@ def test_convolution_launches_describe_the_product(name):
     assert isinstance(image, TensorMap) and isinstance(weight, TensorMap)
     numbers = [number.value for number in rest if isinstance(number, Scalar)]
     if launch.kernel.entry == "gemm":
-        result = view(image, inputs[0])[0].astype(np.float32) @ view(weight, packed)[0].astype(np.float32).T
+        rows = in_order(view(weight, packed)[0].astype(np.float32), 0, tile_of(config).direct)
+        result = view(image, inputs[0])[0].astype(np.float32) @ rows.T
     else:
         pixels, height, width, outputs, channels, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = numbers
         assert image.im2col is not None
@@ -242,7 +256,7 @@ def test_convolution_launches_describe_the_product(name):
         assert pixels % (height * width) == 0
         taps = [(i * dilation_h, j * dilation_w) for i in range(r) for j in range(s)]
         columns = im2col(image, inputs[0], pixels, taps)
-        rows = view(weight, packed).astype(np.float32)
+        rows = in_order(view(weight, packed).astype(np.float32), 0, tile_of(config).direct)
         assert rows.shape == (outputs, r * s, channels)
         result = columns.reshape(pixels, -1) @ rows.reshape(outputs, -1).T
     close(result, workload, inputs)
@@ -295,29 +309,81 @@ ATTENTIONS = {
 }
 
 
+SHORT_ATTENTIONS = {
+    **{name: ATTENTIONS[name] for name in ("plain", "positions first", "packed")},
+    "short causal": attention([(1, 2, 77, 128)] * 3, causal=True, dtype=DataType.BF16),
+    "narrow heads": attention([(2, 3, 49, 32)] * 3),
+    "key padding": attention([(2, 3, 100, 64)] * 3 + [(2, 1, 1, 100)], masked=True),
+    "position bias": attention([(2, 3, 49, 32)] * 3 + [(3, 49, 49)], masked=True),
+}
+
+
+def described(launch: Launch, workload: Workload) -> np.ndarray:
+    """What an attention launch computes, [b, h, s, d], read off its arguments."""
+    op, inputs = workload.op, values(workload)
+    assert isinstance(op, Attention)
+    maps = [one for one in launch.arguments if isinstance(one, TensorMap)]
+    numbers = [one.value for one in launch.arguments if isinstance(one, Scalar) and one.ctype == "i32"]
+    q, k, v = (view(one, inputs[one.buffer.index].ravel()[one.buffer.offset // 2 :]).astype(np.float32) for one in maps)
+    assert numbers[:3] == [q.shape[1] // k.shape[1], q.shape[2], k.shape[2]]
+    k, v = (side.repeat(numbers[0], axis=1) for side in (k, v))
+    scale = launch.arguments[-1]
+    assert isinstance(scale, Scalar)
+    scores = q @ k.swapaxes(2, 3) * (scale.value / np.log2(np.e))
+    if op.masked:
+        *steps, last = (*(field.value for field in launch.arguments[-3].fields), launch.arguments[-2].value)  # type: ignore[union-attr]
+        mask = inputs[-1]
+        scores = scores + np.lib.stride_tricks.as_strided(mask, scores.shape, [step * mask.itemsize for step in (*steps, last)])
+    if op.causal:
+        scores = np.where(np.tri(q.shape[2], k.shape[2], k.shape[2] - q.shape[2], dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True)) @ v
+
+
+def placed(launch: Launch, workload: Workload, shape: tuple[int, ...]) -> np.ndarray:
+    """The operation's own result as [b, h, s, d], through the launch's output strides."""
+    out = workload.op.evaluate(values(workload))[0]
+    strides = next(one for one in launch.arguments if isinstance(one, Struct))
+    steps = [field.value * out.itemsize for field in strides.fields]
+    return np.lib.stride_tricks.as_strided(out, shape, (*steps, out.itemsize)).astype(np.float32)
+
+
 @pytest.mark.parametrize("name", list(ATTENTIONS))
 def test_attention_launches_describe_the_operation(name):
     tactic, workload = Sm90Attention(), ATTENTIONS[name]
     assert tactic.supports(workload, H200) is None
-    op, inputs = workload.op, values(workload)
-    assert isinstance(op, Attention)
     for config in tactic.configs(workload, H200):
         launch = one_launch(tactic, workload, config)
-        *maps, _, per_kv, s_q, s_k, strides, scale = launch.arguments
-        q, k, v = (view(one, inputs[one.buffer.index].ravel()[one.buffer.offset // 2 :]) for one in maps if isinstance(one, TensorMap))
-        q, k, v = (side.astype(np.float32) for side in (q, k, v))  # [b, h, s, d]
-        assert per_kv.value == q.shape[1] // k.shape[1] and (s_q.value, s_k.value) == (q.shape[2], k.shape[2])
-        k, v = (side.repeat(per_kv.value, axis=1) for side in (k, v))
-        scores = q @ k.swapaxes(2, 3) * (scale.value / np.log2(np.e))
-        if op.causal:
-            scores = np.where(np.tri(s_q.value, s_k.value, s_k.value - s_q.value, dtype=bool), scores, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        result = (weights / weights.sum(-1, keepdims=True)) @ v
-        out = op.evaluate(inputs)[0]
-        steps = [stride.value * out.itemsize for stride in strides.fields]
-        placed = np.lib.stride_tricks.as_strided(out, result.shape, (*steps, out.itemsize)).astype(np.float32)
-        assert np.linalg.norm(result - placed) < 1e-2 * np.linalg.norm(placed)
-        assert launch.grid == (-(-s_q.value // 128), q.shape[1], q.shape[0]) and launch.shared_memory <= 227 * 1024
+        result = described(launch, workload)
+        expected = placed(launch, workload, result.shape)
+        assert np.linalg.norm(result - expected) < 1e-2 * np.linalg.norm(expected)
+        batch, heads, queries, _ = result.shape
+        rows = 64 * dict(config)["consumers"]
+        assert launch.grid == (-(-queries // rows), heads, batch) and launch.block[0] == 2 * rows + 128 and launch.shared_memory <= 227 * 1024
+
+
+@pytest.mark.parametrize("name", list(SHORT_ATTENTIONS))
+def test_short_attention_launches_describe_the_operation(name):
+    tactic, workload = Sm90ShortAttention(), SHORT_ATTENTIONS[name]
+    assert tactic.supports(workload, H200) is None
+    for config in tactic.configs(workload, H200):
+        launch = one_launch(tactic, workload, config)
+        result = described(launch, workload)
+        expected = placed(launch, workload, result.shape)
+        assert np.linalg.norm(result - expected) < 1e-2 * np.linalg.norm(expected)
+        batch, heads, queries, _ = result.shape
+        chosen, defines = dict(config), dict(launch.kernel.defines)
+        assert launch.grid == (heads, -(-queries // 64), batch)
+        assert defines.get("MASK_ROWS") == {"key padding": "0", "position bias": "1"}.get(name)
+        assert chosen["blocks"] * (launch.shared_memory + 1024) <= 228 * 1024
+
+
+def test_short_attention_refuses_long_and_varying_keys():
+    refusal = Sm90ShortAttention().supports(attention([(1, 2, 300, 64)] * 3), H200)
+    assert isinstance(refusal, Refusal) and "up to 256" in refusal.reason
+    varies = ((False, False, True, False),) * 4
+    refusal = Sm90ShortAttention().supports(replace(attention([(1, 2, 100, 64)] * 3), varies=varies), H200)
+    assert isinstance(refusal, Refusal) and "vary" in refusal.reason
 
 
 @pytest.mark.parametrize(
@@ -369,3 +435,10 @@ def test_attention_kernels_compile_without_spills(name):
     tactic = Sm90Attention()
     for config in tactic.configs(ATTENTIONS[name], H200)[:2]:
         compiled(one_launch(tactic, ATTENTIONS[name], config))
+
+
+@pytest.mark.parametrize("name", list(SHORT_ATTENTIONS))
+def test_short_attention_kernels_compile_without_spills(name):
+    tactic = Sm90ShortAttention()
+    for config in tactic.configs(SHORT_ATTENTIONS[name], H200)[:2]:
+        compiled(one_launch(tactic, SHORT_ATTENTIONS[name], config))
