@@ -4,7 +4,7 @@
 
 For ResNet-50 and a BERT-base encoder in FP16 at batch 1: host time of a plain enqueue per launch beside a bare cuLaunchKernel loop through
 cuda-python (goal: at most 1.2 times), of a graph launch; programmatic dependent launch on and off; graph replay against the sum of the
-layers' times (goal: within 3 %). For Inception-v1: auxiliary streams against one stream. Then two and four contexts on as many streams
+layers' times (goal: at most 3 % above; below it where kernels overlap). For Inception-v1: auxiliary streams against one stream. Then two and four contexts on as many streams
 against one, by one host thread and by one each. No torch is needed. What does not fit into --seconds is left out, and said.
 """
 
@@ -198,7 +198,7 @@ class Check:
         alone = sum(plan.seconds for plan in engine.layers if plan.seconds == plan.seconds) * 1e6
         found = self.add(f"{name}: graph replay", replay, "us", layers, "sum of layers in the profile", f"sum of tactics timed alone: {alone:.1f} us")
         print(f"  replay is {100 * (found.ours / (found.peer or 1) - 1):+.1f} % of the profile's sum, "
-              f"{100 * (found.ours / alone - 1) if alone else 0:+.1f} % of the tactics' sum (goal: within 3 %)", flush=True)  # fmt: skip
+              f"{100 * (found.ours / alone - 1) if alone else 0:+.1f} % of the tactics' sum (goal: at most 3 % above)", flush=True)  # fmt: skip
 
     def aux_streams(self, name: str, engine: Engine) -> None:
         """What the build found about auxiliary streams."""
@@ -338,7 +338,7 @@ def _goals(results: Sequence[Result]) -> None:
             ratio = statistics.median([one.ours]) / one.peer
             print(f"{'OK  ' if ratio <= 1.2 else 'MISS'} {one.workload}: {ratio:.2f} times the bare loop (goal 1.2)")
         if one.peer and one.workload.endswith("graph replay"):
-            print(f"{'OK  ' if abs(one.ours / one.peer - 1) <= 0.03 else 'MISS'} {one.workload}: {one.ours / one.peer:.3f} of the sum (goal 3 %)")
+            print(f"{'OK  ' if one.ours / one.peer <= 1.03 else 'MISS'} {one.workload}: {one.ours / one.peer:.3f} of the sum (goal: at most 1.03)")
 
 
 if __name__ == "__main__":

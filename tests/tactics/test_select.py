@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from fusion.expression import Operand, apply
 from fusion.network import TensorType
 from fusion.ops import Pointwise
 from tactics import select
-from tactics.cache import Entry, Timing
-from tactics.select import Candidate, Compilers, NoTacticError, SelectOptions, candidates, decide_from, finish, start
+from tactics.cache import Entry, Timing, key_of
+from tactics.select import Candidate, Compilers, NoTacticError, SelectOptions, candidates, decide_from, finish, question, start
 from tactics.tactic import Config, CpuCall, DeviceSpec, Plan, Refusal, Tactic, Workload, config
 
 DEVICE = DeviceSpec("cpu", "test")
@@ -156,3 +157,14 @@ def test_the_plainest_tactic_serves_when_limits_refuse_all_others(monkeypatch: p
     decision = _run(monkeypatch, family, _Bench({"cpu.plain": 1.0}), SelectOptions(workspace_limit=0))
     assert decision.tactic == "cpu.plain"
     assert any("1000 bytes of workspace, 0 are allowed" in row.reason for row in decision.timings)
+
+
+def test_a_share_of_the_device_is_another_question() -> None:
+    """Times under half of a GPU do not answer a build on all of it; without a share the question is what it always was."""
+    whole, options = DeviceSpec("cuda", "X", multiprocessors=132), SelectOptions()
+    asked = [
+        question(WORKLOAD, device, options, {})
+        for device in (whole, replace(whole, share="MPS 50%"), replace(whole, multiprocessors=64, share="64 of 132 SMs"))
+    ]
+    assert len({key_of(one) for one in asked}) == 3
+    assert asked[0]["device"] == ["cuda", "X", "", 132]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
@@ -53,6 +54,7 @@ def examine() -> list[Finding]:
         *_packages(("numpy", "onnx", "ml_dtypes", "safetensors"), "pip install --force-reinstall trtcli"),
         _driver(driver),
         *_gpus(driver),
+        *_share(driver),
         _first_package(("cupy-cuda13x", "cupy-cuda12x", "cupy"), install),
         *_packages(("cuda-bindings",), install),
         _nvrtc(install),
@@ -104,6 +106,14 @@ def _gpus(driver: int) -> list[Finding]:
         except (DeviceError, ImportError) as error:
             findings.append(Finding(f"GPU {number}", False, str(error).split("\n")[0]))
     return findings
+
+
+def _share(driver: int) -> list[Finding]:
+    """The share of the GPU that the Multi-Process Service leaves this process."""
+    if not driver:
+        return []
+    share, warning = host.mps_share(os.environ)
+    return [Finding("Share of the GPU", not warning, f"MPS {share}" if share else "all of it", warning)]
 
 
 def _nvrtc(advice: str) -> Finding:
