@@ -13,7 +13,17 @@ from fusion.network import TensorType
 from fusion.ops import Pointwise
 from tactics import select
 from tactics.cache import Entry, Timing, key_of
-from tactics.select import Candidate, Compilers, NoTacticError, SelectOptions, candidates, decide_from, finish, question, start
+from tactics.select import (
+    Candidate,
+    Compilers,
+    NoTacticError,
+    SelectOptions,
+    candidates,
+    decide_from,
+    finish,
+    question,
+    start,
+)
 from tactics.tactic import Config, CpuCall, DeviceSpec, Plan, Refusal, Tactic, Workload, config
 
 DEVICE = DeviceSpec("cpu", "test")
