@@ -88,6 +88,7 @@ class _Worker:
                     item()
                 except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
                     self.failure = error
+            del item  # it may hold arrays
 
 
 class CpuStream(Stream):

@@ -13,6 +13,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
+from weakref import finalize
 
 import numpy as np
 
@@ -84,12 +85,13 @@ def stages(*calls: Callable[[], None]) -> Callable[[], None]:
 
 
 class _Worker:
-    """A thread that runs what it is given."""
+    """A thread that runs what it is given; it ends with the last reference to this object (when its caller's thread does)."""
 
     def __init__(self, name: str) -> None:
-        self._work: SimpleQueue[Action] = SimpleQueue()
+        self._work: SimpleQueue[Action | None] = SimpleQueue()
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        threading.Thread(target=self._loop, name=name, daemon=True).start()
+        threading.Thread(target=_serve, args=(self._work, self._done), name=name, daemon=True).start()
+        finalize(self, self._work.put, None)
 
     def start(self, action: Action) -> None:
         self._work.put(action)
@@ -97,15 +99,17 @@ class _Worker:
     def finish(self) -> BaseException | None:
         return self._done.get()
 
-    def _loop(self) -> None:
-        while True:
-            action = self._work.get()
-            try:
-                action()
-            except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
-                self._done.put(error)
-            else:
-                self._done.put(None)
+
+def _serve(work: SimpleQueue[Action | None], done: SimpleQueue[BaseException | None]) -> None:
+    """Run actions until there is None; each leaves its error, or None."""
+    while (action := work.get()) is not None:
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the caller's thread
+            done.put(error)
+        else:
+            done.put(None)
+        del action  # it may hold arrays
 
 
 _local = threading.local()

@@ -75,3 +75,23 @@ def test_failures_reach_whoever_waits(cpu):
     stream.add(lambda: seen.append("again"))
     stream.synchronize()
     assert seen == ["again"]
+
+
+def test_threads_end_with_their_stream(cpu):
+    """Also those that a parallel step started for the stream's thread."""
+    import gc
+    import threading
+
+    from tactics.cpu.threads import parallel
+
+    before = set(threading.enumerate())
+    stream = cpu.stream(concurrent=True)
+    stream.add(parallel([[lambda: None], [lambda: None], [lambda: None]], 3))
+    stream.synchronize()
+    started = set(threading.enumerate()) - before
+    assert len(started) == 3
+    del stream
+    gc.collect()
+    for thread in started:
+        thread.join(5)
+        assert not thread.is_alive()
