@@ -31,7 +31,8 @@ def attention(b: Builder, node: Node) -> Value:
                    for x, count, name in ((q, heads, "q"), (k, kv_heads, "k"), (v, kv_heads, "v")))  # fmt: skip
     layout = "bshd" if heads_last else "bhsd"
     sizes_q, sizes_k = (dict(zip(layout, x.shape, strict=True)) for x in (q, k))
-    if sizes_q["h"] != sizes_k["h"]:
+    shared = isinstance(sizes_q["h"], int) and isinstance(sizes_k["h"], int) and sizes_q["h"] % sizes_k["h"] == 0
+    if sizes_q["h"] != sizes_k["h"] and not shared:
         raise Unsupported(f"{sizes_q['h']} query heads over {sizes_k['h']} key heads")
     causal = bool(node.attr("is_causal", 0))
     if causal and sizes_q["s"] != sizes_k["s"]:
