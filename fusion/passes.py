@@ -52,6 +52,7 @@ from fusion.rules import (
     quantize_backward,
     quantized_convolution,
     quantized_matmul,
+    recurrence_layout,
     reduce_pointwise,
     reduce_pooling,
     reduce_prologue,
@@ -90,7 +91,7 @@ PRODUCTS = (
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, group_normalization.RULE)
-ATTENTION = (attention.RULE, attention_heads.RULE, attention_layout.RULE)
+ATTENTION = (attention.RULE, attention_heads.RULE, attention_layout.RULE, recurrence_layout.RULE)
 READERS = (
     softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE,
