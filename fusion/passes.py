@@ -204,7 +204,7 @@ def _fuse(network: Network, limits: Limits, options: FusionOptions, record: Reco
     chosen = tuple(rule for rule in OPTIONAL if rule.name in options.enabled)
     quantized = any(kind.dtype in QUANTIZED for kind in network.tensors.values())
     for name, rules in PASSES:
-        if name == "quantization" and (not quantized or limits.device == "cuda"):  # CUDA tactics are to come
+        if name == "quantization" and not quantized:
             continue
         # "readers" has nearly all rules and runs until nothing changes; what an earlier step missed is found there.
         apply_rules(graph, rules, options.disabled, record, once=name != "readers")

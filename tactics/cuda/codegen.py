@@ -18,6 +18,8 @@ STORAGE_TYPES: dict[DataType, str] = {
     DataType.HALF: "__half",
     DataType.BF16: "__nv_bfloat16",
     DataType.DOUBLE: "double",
+    DataType.FP8: "fx::e4m3",
+    DataType.FP8_E5M2: "fx::e5m2",
     DataType.INT8: "fx::i8",
     DataType.INT16: "fx::i16",
     DataType.INT32: "fx::i32",
@@ -47,7 +49,7 @@ _REAL_FUNCTIONS = frozenset(
 )  # fmt: skip
 _IDENTITY_ON_INTEGERS = frozenset(("floor", "ceil", "round"))
 
-_NARROW = frozenset((DataType.HALF, DataType.BF16))
+_NARROW = frozenset((DataType.HALF, DataType.BF16, DataType.FP8, DataType.FP8_E5M2))
 
 
 class Unsupported(ValueError):

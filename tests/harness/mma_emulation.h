@@ -1,6 +1,7 @@
 // The functions of tactics/cuda/include/mma.cuh on the CPU, on top of fiber.h: tensor-core kernels run unchanged. Shared addresses
 // are offsets into the block's dynamic shared memory; asynchronous copies happen at once.
 #pragma once
+#include <type_traits>
 
 static inline unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(static_cast<const char*>(pointer) - fiber::dynamic_shared);
@@ -51,10 +52,12 @@ static inline void copy_async_wait() {}
 
 static inline unsigned round_to_tf32(unsigned bits) { return (bits + 0x1000u) & ~0x1fffu; }
 
-// d[16 x 8] += a[16 x K] * b[K x 8]; the fragments lie as PTX's m16n8k16 (2-byte T) and m16n8k8 (tf32) want them.
-template <typename T>
-static inline void mma_16x8(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+// d[16 x 8] += a[16 x K] * b[K x 8]; the fragments lie as PTX's m16n8k16 (2-byte T), m16n8k8 (tf32) and m16n8k32 (8 bits) want them.
+// 8-bit integers: T is the type of a, b is signed, and sums are int.
+template <typename T, typename S>
+static inline void mma_16x8(S (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     constexpr int PER = 4 / sizeof(T), K = 8 * PER;
+    using B = std::conditional_t<std::is_same_v<T, fx::u8>, fx::i8, T>;
     static std::vector<unsigned> everyone;
     if (everyone.size() < fiber::fibers.size() * 6) everyone.resize(fiber::fibers.size() * 6);
     unsigned* mine = &everyone[fiber::current * 6];
@@ -62,18 +65,18 @@ static inline void mma_16x8(float (&d)[4], const unsigned (&a)[4], unsigned b0, 
     mine[4] = b0, mine[5] = b1;
     fiber::wait_warp(0xffffffffu);
     const unsigned* warp = &everyone[fiber::current / 32 * 32 * 6];
-    auto element = [](unsigned word, int e) {
-        T values[PER];
+    auto element = [](unsigned word, int e, auto type) {
+        decltype(type) values[PER];
         memcpy(values, &word, 4);
-        return to_float(values[e]);
+        return static_cast<S>(fx::widen(values[e]));
     };
     const int lane = fiber::lane();
     for (int i = 0; i < 4; ++i) {
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         for (int k = 0; k < K; ++k) {
             const int half = k / (K / 2), place = k % (K / 2);  // half: a's registers 2, 3 and b's register 1
-            const float left = element(warp[(row % 8 * 4 + place / PER) * 6 + row / 8 + half * 2], place % PER);
-            const float right = element(warp[(column * 4 + place / PER) * 6 + 4 + half], place % PER);
+            const S left = element(warp[(row % 8 * 4 + place / PER) * 6 + row / 8 + half * 2], place % PER, T());
+            const S right = element(warp[(column * 4 + place / PER) * 6 + 4 + half], place % PER, B());
             d[i] += left * right;
         }
     }

@@ -1,4 +1,4 @@
-// Tensor-core convolution as an implicit GEMM with mma.sync, channels last, fp16 / bf16 / tf32 in, fp32 accumulation.
+// Tensor-core convolution as an implicit GEMM with mma.sync, channels last, fp16 / bf16 / tf32 / fp8 in, fp32 sums; int8 or uint8 (x) in, int32 sums.
 #ifndef TRANSPOSED
 #define TRANSPOSED 0
 #endif
@@ -39,7 +39,7 @@ struct Phase {
 //   x: [batch][in_z][in_y][in_x][in_channels]; w: [channels][w_row] with columns (tap z, y, x, channel of the group), rows
 //   padded with zeros to w_row, a multiple of 16 bytes; out: [pixels][channels], pixels = batch * out_z * out_y * out_x.
 //   Grid: x = tiles of pixels * tiles of a group's channels, y = splits of the depth (k_split each, a multiple of BK),
-//   z = groups; block: 32 * warps. VEC_A: bytes that divide a group's channels and in_channels (16, 8, 4, or 2).
+//   z = groups; block: 32 * warps. VEC_A: bytes that divide a group's channels and in_channels (16, 8, 4, 2 or 1).
 //   TRANSPOSED=1 computes the deconvolution, one phase of output pixels (coordinates modulo the strides) after the other: the
 //   taps that reach a phase are a plain convolution with stride 1. Then z of the grid = phases * groups, `pixels` are those of
 //   the largest phase, and w is [phase z, y, x][channels][w_row] with the phase's taps alone.
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #if CLUSTER_K > 1 && SM_ARCH >= 900
     __cluster_dims__(1, CLUSTER_K, 1)
 #endif
-        mma_conv(const IN_T* __restrict__ x, const IN_T* __restrict__ w, OUT_T* __restrict__ out, float* __restrict__ partial, int pixels,
+        mma_conv(const IN_T* __restrict__ x, const IN_T* __restrict__ w, OUT_T* __restrict__ out, SUM_T* __restrict__ partial, int pixels,
                  int in_z, int in_y, int in_x, int in_channels, int out_z, int out_y, int out_x, int channels, int group_in,
                  int group_out, int w_row, int taps_z, int taps_y, int taps_x, int stride_z, int stride_y, int stride_x, int pad_z,
                  int pad_y, int pad_x, int dilation_z, int dilation_y, int dilation_x, int k_split, EpilogueArgs args) {
@@ -110,6 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 
     constexpr int PIECE = VEC_A / ELEMENT, PIECES = PER_CHUNK / PIECE;
+    constexpr int JOINED = VEC_A >= 4 ? 1 : 4 / VEC_A;  // pieces that one store to shared memory holds
     struct Walk {
         int c, x, y, z;
     };
@@ -136,12 +137,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     auto load_a = [&](unsigned target) {
         Walk piece_at = at;
 #pragma unroll
-        for (int piece = 0; piece < PIECES; piece += VEC_A == 2 ? 2 : 1) {
-            bool there[2];
-            int offset[2];
-            unsigned needed[2];
+        for (int piece = 0; piece < PIECES; piece += JOINED) {
+            bool there[JOINED];
+            int offset[JOINED];
+            unsigned needed[JOINED];
 #pragma unroll
-            for (int p = 0; p < (VEC_A == 2 ? 2 : 1); ++p) {
+            for (int p = 0; p < JOINED; ++p) {
                 there[p] = depth + (piece + p) * PIECE < k_end;
                 offset[p] = ((piece_at.z * dilation_z * in_y + piece_at.y * dilation_y) * in_x + piece_at.x * dilation_x) * in_channels +
                             piece_at.c;
@@ -153,15 +154,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 const int r = a_row + i * STEP;
                 if (BM % STEP != 0 && r >= BM) break;
                 const unsigned place = target + swizzled<A_CHUNKS>(r, a_chunk) + piece * VEC_A;
-                const bool valid = there[0] && (inside[i] & needed[0]) == needed[0];
                 if constexpr (VEC_A >= 4) {
-                    copy_async<VEC_A>(place, x + (base[i] + offset[0]), valid);
+                    copy_async<VEC_A>(place, x + (base[i] + offset[0]), there[0] && (inside[i] & needed[0]) == needed[0]);
                 } else {
-                    const unsigned short* bits = reinterpret_cast<const unsigned short*>(x);
-                    const unsigned low = valid ? bits[base[i] + offset[0]] : 0;
-                    const bool second = there[1] && (inside[i] & needed[1]) == needed[1];
-                    const unsigned high = second ? bits[base[i] + offset[1]] : 0;
-                    store_shared_4(place, low | high << 16);
+                    unsigned word = 0;
+#pragma unroll
+                    for (int p = 0; p < JOINED; ++p)
+                        if (there[p] && (inside[i] & needed[p]) == needed[p])
+                            word |= load_bits<VEC_A>(x + (base[i] + offset[p]), 0) << p * VEC_A * 8;
+                    store_shared_4(place, word);
                 }
             }
         }
@@ -170,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     };
     LoadB<16> load_b(w + static_cast<long long>(group) * group_out * w_row, w_row, n0, group_out, k_begin, k_end);
 
-    float sum[MI][NI][4];
+    SUM_T sum[MI][NI][4];
     const int length = max(0, k_end - k_begin);
     multiply_tile(shared_address(memory), (length + BK - 1) / BK, load_a, load_b, sum);
 
@@ -178,5 +179,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     partial += static_cast<long long>(blockIdx.y) * all_pixels * channels;
 #endif
     const Target to{out, partial, place, pixels, group_out, group * group_out, channels};
-    store_tile(reinterpret_cast<float*>(memory), to, args, sum, row0, n0);
+    store_tile(reinterpret_cast<SUM_T*>(memory), to, args, sum, row0, n0);
 }

@@ -26,15 +26,19 @@ from tactics.cuda.conv.common import (
 from tactics.cuda.gemm import tiles
 from tactics.cuda.gemm.common import (
     C_TYPES,
+    EIGHT_BIT_TYPES,
     NO_OPERANDS,
+    STORED_TYPES,
     Epilogue,
     ceil_div,
     defines,
     epilogue_of,
     null,
     pdl,
+    refuse_eight_bits,
     refuse_types,
     round_up,
+    sum_types,
     vector_bytes,
     vector_columns,
     workspace,
@@ -60,7 +64,7 @@ class MmaConvolution(Tactic):
         if device.capability < 75:
             return Refusal(f"tensor cores of this kernel need sm_75; the device is {device.arch}")
         allowed = (DataType.HALF,) if device.capability < 80 else (DataType.HALF, DataType.BF16, DataType.FLOAT)
-        if refusal := refuse_types(workload, 2, allowed):
+        if refusal := refuse_types(workload, 2, (*allowed, *EIGHT_BIT_TYPES)) or refuse_eight_bits(workload, device):
             return refusal
         if workload.inputs[0].dtype is DataType.FLOAT and not workload.tf32:
             return Refusal("FP32 products on tensor cores round to TF32, which is not allowed here")
@@ -103,9 +107,11 @@ class MmaConvolution(Tactic):
         assert isinstance(epilogue, Epilogue)
         dtype, itemsize = workload.inputs[0].dtype, workload.inputs[0].dtype.itemsize
         align_in, align_out = channel_alignment(workload, window)
-        common = dict(OUT_T=C_TYPES[workload.outputs[0].dtype], VEC_C=vector_columns(align_out), PDL=1 if pdl(device) else None)
+        common = dict(
+            OUT_T=STORED_TYPES[workload.outputs[0].dtype], VEC_C=vector_columns(align_out), PDL=1 if pdl(device) else None, **sum_types(workload)
+        )
         shared = dict(
-            **common, **tile_defines(tile), IN_T=C_TYPES[dtype], VEC_A=vector_bytes(itemsize, align_in, window.in_channels), B_CONSTANT=1
+            **common, **tile_defines(tile), IN_T={**C_TYPES, **EIGHT_BIT_TYPES}[dtype], VEC_A=vector_bytes(itemsize, align_in, window.in_channels), B_CONSTANT=1
         )
         own, prelude = ((), "") if tile.partial else (epilogue.defines, epilogue.prelude)
         argument = NO_OPERANDS if tile.partial else epilogue.argument

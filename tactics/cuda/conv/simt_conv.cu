@@ -9,7 +9,7 @@
 //   Grid: x = tiles of pixels * tiles of channels, z = groups. Any sizes, strides, paddings, dilations, groups;
 //   fewer than 2^31 output pixels and depth.
 extern "C" __global__ void __launch_bounds__(SIMT_THREADS, 2)
-    simt_conv(const IN_T* __restrict__ x, const IN_T* __restrict__ w, OUT_T* __restrict__ out, int pixels, int in_z, int in_y,
+    simt_conv(const A_T* __restrict__ x, const B_T* __restrict__ w, OUT_T* __restrict__ out, int pixels, int in_z, int in_y,
               int in_x, int out_z, int out_y, int out_x, long long x_n, long long x_z, long long x_y, long long x_x, long long x_c,
               long long w_group, long long w_o, long long w_c, int channels, int group_in, int group_out, int taps_z, int taps_y,
               int taps_x, int stride_z, int stride_y, int stride_x, int pad_z, int pad_y, int pad_x, int dilation_z, int dilation_y,
@@ -46,14 +46,14 @@ extern "C" __global__ void __launch_bounds__(SIMT_THREADS, 2)
         const int iz = place(z0[i], tap / taps_x / taps_y, dilation_z, stride_z, in_z);
         const int iy = place(y0[i], tap / taps_x % taps_y, dilation_y, stride_y, in_y);
         const int ix = place(x0[i], tap % taps_x, dilation_x, stride_x, in_x);
-        if (k >= depth || image[i] < 0 || iz < 0 || iy < 0 || ix < 0) return 0.0f;
-        return to_float(x[image[i] * x_n + iz * x_z + iy * x_y + ix * x_x + c * x_c]);
+        if (k >= depth || image[i] < 0 || iz < 0 || iy < 0 || ix < 0) return SUM_T(0);
+        return to_sum(x[image[i] * x_n + iz * x_z + iy * x_y + ix * x_x + c * x_c]);
     };
     auto load_b = [&](int column, int k) {
-        if (k >= depth || n0 + column >= group_out) return 0.0f;
-        return to_float(w[(n0 + column) * w_o + k % group_in * w_c + k / group_in]);
+        if (k >= depth || n0 + column >= group_out) return SUM_T(0);
+        return to_sum(w[(n0 + column) * w_o + k % group_in * w_c + k / group_in]);
     };
-    float sum[8][4];
+    SUM_T sum[8][4];
     simt_tile<false>(depth, load_a, load_b, sum);
     simt_store(out, args, sum, 0, row0, pixels, n0, group_out, group * group_out, channels);
 }

@@ -6,7 +6,17 @@ from math import prod
 
 from fusion.ops import Convolution, Deconvolution
 from tactics.cuda.conv.common import Window, reads_planes, window_of
-from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, refuse_types
+from tactics.cuda.gemm.common import (
+    C_TYPES,
+    EIGHT_BIT_TYPES,
+    STORED_TYPES,
+    Epilogue,
+    ceil_div,
+    defines,
+    epilogue_of,
+    operand_types,
+    refuse_types,
+)
 from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
 
 TILE = 64
@@ -21,7 +31,7 @@ class SimtConvolution(Tactic):
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := refuse_types(workload, 2, tuple(C_TYPES)):
+        if refusal := refuse_types(workload, 2, (*C_TYPES, *EIGHT_BIT_TYPES)):
             return refusal
         window = window_of(workload, planes=True)
         if isinstance(window, Refusal):
@@ -36,7 +46,7 @@ class SimtConvolution(Tactic):
         epilogue = epilogue_of(workload)
         assert isinstance(window, Window) and isinstance(epilogue, Epilogue)
         kernel = Kernel("conv/simt_conv.cu", "simt_conv", (*defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], TRANSPOSED=window.transposed,
+            **operand_types(workload), OUT_T=STORED_TYPES[workload.outputs[0].dtype], TRANSPOSED=window.transposed,
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
         channels, (depth, height, width), taps = window.in_channels, window.input, prod(window.taps)
         x_strides = (channels * depth * height * width, channels * height * width, channels * width, channels, 1)

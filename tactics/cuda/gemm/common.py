@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from math import gcd, prod
 
 from fusion.dtypes import DataType
-from tactics.cuda.epilogue import epilogue_argument, epilogue_code
+from fusion.ops.epilogue import product_type
+from tactics.cuda.epilogue import epilogue_argument, epilogue_code, finish_code
 from tactics.tactic import Buffer, DeviceSpec, Refusal, Scalar, Struct, Workload
 
 C_TYPES = {DataType.FLOAT: "float", DataType.HALF: "__half", DataType.BF16: "__nv_bfloat16"}
+
+# What 8-bit operands are in the kernels, and what their sums may become.
+EIGHT_BIT_TYPES = {DataType.INT8: "fx::i8", DataType.UINT8: "fx::u8", DataType.FP8: "fx::e4m3", DataType.FP8_E5M2: "fx::e5m2"}
+STORED_TYPES = {**C_TYPES, **EIGHT_BIT_TYPES, DataType.INT32: "int"}
 
 Defines = tuple[tuple[str, str], ...]
 
@@ -61,12 +66,49 @@ def refuse_types(workload: Workload, tensors: int, allowed: tuple[DataType, ...]
     first = workload.inputs[0].dtype
     if first not in allowed:
         return Refusal(f"inputs are {first.label}; this kernel takes {', '.join(one.label for one in allowed)}")
+    if first in EIGHT_BIT_TYPES:
+        return _refuse_eight_bits(workload, tensors)
     for tensor in workload.inputs[1:tensors]:
         if tensor.dtype is not first:
             return Refusal(f"inputs are {first.label} and {tensor.dtype.label}; this kernel wants one type")
     if workload.outputs[0].dtype not in C_TYPES:
         return Refusal(f"the output is {workload.outputs[0].dtype.label}; this kernel stores FP32, FP16 or BF16")
     return None
+
+
+def _refuse_eight_bits(workload: Workload, tensors: int) -> Refusal | None:
+    first = workload.inputs[0].dtype
+    wanted = first if first.is_float else DataType.INT8
+    for tensor in workload.inputs[1:tensors]:
+        if tensor.dtype is not wanted:
+            return Refusal(f"inputs are {first.label} and {tensor.dtype.label}; beside {first.label} this kernel wants {wanted.label}")
+    if workload.outputs[0].dtype not in STORED_TYPES:
+        return Refusal(f"the output is {workload.outputs[0].dtype.label}; this kernel stores {', '.join(one.label for one in STORED_TYPES)}")
+    return None
+
+
+def refuse_eight_bits(workload: Workload, device: DeviceSpec) -> Refusal | None:
+    """A refusal where tensor cores do not multiply the workload's 8-bit operands."""
+    dtype = workload.inputs[0].dtype
+    if dtype.itemsize == 1 and dtype.is_float and device.capability < 89:
+        return Refusal(f"tensor cores multiply {dtype.label} from sm_89 on; the device is {device.arch}")
+    return None
+
+
+def operand_types(workload: Workload) -> dict[str, str | int | None]:
+    """The defines that say how operands are stored and summed (``include/sums.cuh``)."""
+    a, b = (tensor.dtype for tensor in workload.inputs[:2])
+    if a not in EIGHT_BIT_TYPES:
+        return {"A_T": C_TYPES[a], "B_T": C_TYPES[b]}
+    return {"A_T": EIGHT_BIT_TYPES[a], "B_T": EIGHT_BIT_TYPES[b], **sum_types(workload)}
+
+
+def sum_types(workload: Workload) -> dict[str, str | int | None]:
+    """The defines that say how sums are held and leave."""
+    dtype = workload.inputs[0].dtype
+    if dtype not in EIGHT_BIT_TYPES:
+        return {}
+    return {"EIGHT_BIT": 1, "SUM_T": None if dtype.is_float else "int"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +125,8 @@ NO_OPERANDS = Struct((Scalar(0, "u64"),))
 
 def epilogue_of(workload: Workload) -> Epilogue | Refusal:
     """The workload's epilogue as a kernel takes it."""
-    code = epilogue_code(workload)
+    dtype = workload.inputs[0].dtype
+    code = finish_code(workload, product_type(dtype)) if dtype in EIGHT_BIT_TYPES else epilogue_code(workload)
     return code if isinstance(code, Refusal) else Epilogue(code.prelude, code.defines, epilogue_argument(code))
 
 

@@ -1,21 +1,21 @@
-// Tensor-core matrix product with mma.sync: out[b] = epilogue(A[b] * B[b]), fp16 / bf16 / tf32 in, fp32 accumulation.
+// Tensor-core matrix product with mma.sync: out[b] = epilogue(A[b] * B[b]), fp16 / bf16 / tf32 / fp8 in, fp32 sums; int8 or uint8 (A) in, int32 sums.
 #include "mma_tile.cuh"
 
 // Computes a BM x BN tile of out[batch][m][n] per block, in BK-deep stages through a cp.async pipeline of STAGES.
 //   A: [m][k], row length lda. B: [n][k] (default) or [k][n] (B_KN=1), row length ldb. out: dense [batch][m][n].
 //   Batch z of the grid is (z / batch_inner, z % batch_inner); the strides of A and B are in elements, 0 broadcasts.
 //   Grid: x = tiles_m * tiles_n * batch, y = splits of k (each k_split deep, a multiple of BK); block: 32 * warps.
-//   VEC_A, VEC_B: alignment in bytes of every row start and length of A and B (16, 8, 4; 2 for 2-byte elements).
+//   VEC_A, VEC_B: alignment in bytes of every row start and length of A and B (16, 8, 4; 2 for 2-byte elements; 1). 8 bits: B is [n][k].
 //   With CLUSTER_K > 1 the y blocks form a cluster and add their tiles through distributed shared memory; with PARTIAL
 //   they write fp32 tiles to `partial` ([split][batch][m][n]) for splitk_reduce.
-// Limits: m, n, k < 2^31, batch * tiles < 2^31; sm_75 (fp16 only), sm_80+; CLUSTER_K needs sm_90+.
+// Limits: m, n, k < 2^31, batch * tiles < 2^31; sm_75 (fp16 and int8 only), sm_80+; CLUSTER_K needs sm_90+.
 // Source: PTX ISA, mma.m16n8k16 / m16n8k8; the pipeline is the usual multistage cp.async loop (CUDA C++ Programming Guide,
 // "Asynchronous data copies").
 extern "C" __global__ void __launch_bounds__(THREADS)
 #if CLUSTER_K > 1 && SM_ARCH >= 900
     __cluster_dims__(1, CLUSTER_K, 1)
 #endif
-        mma_gemm(const IN_T* __restrict__ a, const IN_T* __restrict__ b, OUT_T* __restrict__ out, float* __restrict__ partial, int m,
+        mma_gemm(const IN_T* __restrict__ a, const IN_T* __restrict__ b, OUT_T* __restrict__ out, SUM_T* __restrict__ partial, int m,
                  int n, int k, int lda, int ldb, int batch_inner, long long a_outer, long long a_inner, long long b_outer,
                  long long b_inner, int k_split, EpilogueArgs args) {
     extern __shared__ __align__(128) char memory[];
@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     };
     LoadB<VEC_B> load_b(b, ldb, n0, n, k_begin, k_end);
 
-    float sum[MI][NI][4];
+    SUM_T sum[MI][NI][4];
     const int depth = max(0, k_end - k_begin);
     multiply_tile(shared_address(memory), (depth + BK - 1) / BK, load_a, load_b, sum);
 
@@ -54,5 +54,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     partial += static_cast<long long>(blockIdx.y) * batches * m * n;
 #endif
     const Target to{out, partial, {static_cast<long long>(batch) * m}, m, n, 0, n};
-    store_tile(reinterpret_cast<float*>(memory), to, args, sum, row0, n0);
+    store_tile(reinterpret_cast<SUM_T*>(memory), to, args, sum, row0, n0);
 }

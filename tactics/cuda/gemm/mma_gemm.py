@@ -13,7 +13,9 @@ from fusion.ops import MatrixMultiply
 from tactics.cuda.gemm import tiles
 from tactics.cuda.gemm.common import (
     C_TYPES,
+    EIGHT_BIT_TYPES,
     NO_OPERANDS,
+    STORED_TYPES,
     Epilogue,
     batches,
     ceil_div,
@@ -22,9 +24,11 @@ from tactics.cuda.gemm.common import (
     fixed,
     null,
     pdl,
+    refuse_eight_bits,
     refuse_types,
     round_up,
     sizes,
+    sum_types,
     two_level,
     vector_bytes,
     vector_columns,
@@ -84,6 +88,8 @@ def packs_b(workload: Workload) -> bool:
     if not (len(workload.constant) > 1 and workload.constant[1]) or workload.inputs[1].dtype.itemsize > 4:
         return False
     b = sizes(workload, 1)
+    if workload.inputs[1].dtype.itemsize == 1 and not op.transpose_b:
+        return prod(b[:-2]) == 1  # tensor cores read 8-bit operands along the depth
     return (b[-1] * workload.inputs[1].dtype.itemsize) % 16 != 0 and prod(b[:-2]) == 1
 
 
@@ -104,7 +110,7 @@ class MmaGemm(Tactic):
         if device.capability < 75:
             return Refusal(f"tensor cores of this kernel need sm_75; the device is {device.arch}")
         allowed = (DataType.HALF,) if device.capability < 80 else (DataType.HALF, DataType.BF16, DataType.FLOAT)
-        if refusal := refuse_types(workload, 2, allowed):
+        if refusal := refuse_types(workload, 2, (*allowed, *EIGHT_BIT_TYPES)) or refuse_eight_bits(workload, device):
             return refusal
         if workload.inputs[0].dtype is DataType.FLOAT and not workload.tf32:
             return Refusal("FP32 products on tensor cores round to TF32, which is not allowed here")
@@ -113,6 +119,8 @@ class MmaGemm(Tactic):
             return product
         if product.transpose_a:
             return Refusal("a is stored [K][M]; this kernel wants [M][K]")
+        if workload.inputs[0].dtype.itemsize == 1 and self._b_kn(workload):
+            return Refusal("b is stored [K][N] and not constant; tensor cores read 8-bit operands along the depth")
         if product.k == 0 or product.m * product.n * product.batch == 0:
             return Refusal("an empty product")
         epilogue = self._epilogue(workload)
@@ -145,9 +153,9 @@ class MmaGemm(Tactic):
         ldb = round_up(product.k, 16 // itemsize) if packed else product.n if b_kn else product.k
         fixed_n, fixed_k = fixed(workload, len(workload.inputs), -1), k_alignment(workload)
         vec_c = vector_columns(fixed_n)
-        common = dict(OUT_T=C_TYPES[out.dtype], VEC_C=vec_c, PDL=1 if pdl(device) else None)
+        common = dict(OUT_T=STORED_TYPES[out.dtype], VEC_C=vec_c, PDL=1 if pdl(device) else None, **sum_types(workload))
         kernel = Kernel("gemm/mma_gemm.cu", "mma_gemm", (*defines(
-            **common, **tile_defines(tile), IN_T=C_TYPES[dtype], B_KN=b_kn,
+            **common, **tile_defines(tile), IN_T={**C_TYPES, **EIGHT_BIT_TYPES}[dtype], B_KN=b_kn,
             VEC_A=vector_bytes(itemsize, fixed_k), VEC_B=16 if packed else vector_bytes(itemsize, fixed_n if b_kn else fixed_k),
             B_CONSTANT=1 if len(workload.constant) > 1 and workload.constant[1] else None,
         ), *(() if tile.partial else epilogue.defines)), "" if tile.partial else epilogue.prelude)  # fmt: skip

@@ -4,9 +4,9 @@
 // Computes a 64 x 64 tile of out[batch][m][n] = epilogue(sum_k A[m][k] * B[k][n]) per block of 128 threads.
 //   Strides are in elements, so that both operands may be transposed or broadcast; out is dense.
 //   Batch z is (z / batch_inner, z % batch_inner). Grid: x = tiles_m * tiles_n * batch.
-//   B_ALONG_N=1 when b_n == 1 (only speed depends on it). Any sizes; IN_T and OUT_T are float, __half or __nv_bfloat16.
+//   B_ALONG_N=1 when b_n == 1 (only speed depends on it). Any sizes; A_T, B_T and OUT_T are element types (sums.cuh says how 8-bit ones are summed).
 extern "C" __global__ void __launch_bounds__(SIMT_THREADS, 2)
-    simt_gemm(const IN_T* __restrict__ a, const IN_T* __restrict__ b, OUT_T* __restrict__ out, int m, int n, int k, long long a_m,
+    simt_gemm(const A_T* __restrict__ a, const B_T* __restrict__ b, OUT_T* __restrict__ out, int m, int n, int k, long long a_m,
               long long a_k, long long b_k, long long b_n, int batch_inner, long long a_outer, long long a_inner, long long b_outer,
               long long b_inner, EpilogueArgs args) {
     const int tiles_m = (m + SIMT_M - 1) / SIMT_M, tiles_n = (n + SIMT_N - 1) / SIMT_N;
@@ -17,12 +17,12 @@ extern "C" __global__ void __launch_bounds__(SIMT_THREADS, 2)
 
     auto load_a = [&](int i, int k0) {
         const int depth = k0 + threadIdx.x % SIMT_K, row = row0 + threadIdx.x / SIMT_K + i * (SIMT_THREADS / SIMT_K);
-        return row < m && depth < k ? to_float(a[row * a_m + depth * a_k]) : 0.0f;
+        return row < m && depth < k ? to_sum(a[row * a_m + depth * a_k]) : SUM_T(0);
     };
     auto load_b = [&](int column, int depth) {
-        return n0 + column < n && depth < k ? to_float(b[depth * b_k + (n0 + column) * b_n]) : 0.0f;
+        return n0 + column < n && depth < k ? to_sum(b[depth * b_k + (n0 + column) * b_n]) : SUM_T(0);
     };
-    float sum[8][4];
+    SUM_T sum[8][4];
     simt_tile<B_ALONG_N>(k, load_a, load_b, sum);
     simt_store(out, args, sum, static_cast<long long>(batch) * m, row0, m, n0, n, 0, n);
 }

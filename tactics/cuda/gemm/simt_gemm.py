@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from fusion.ops import MatrixMultiply
-from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, refuse_types
+from tactics.cuda.gemm.common import (
+    C_TYPES,
+    EIGHT_BIT_TYPES,
+    STORED_TYPES,
+    Epilogue,
+    ceil_div,
+    defines,
+    epilogue_of,
+    operand_types,
+    refuse_types,
+)
 from tactics.cuda.gemm.mma_gemm import Product, product_of
 from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
 
@@ -19,7 +29,7 @@ class SimtGemm(Tactic):
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := refuse_types(workload, 2, tuple(C_TYPES)):
+        if refusal := refuse_types(workload, 2, (*C_TYPES, *EIGHT_BIT_TYPES)):
             return refusal
         product = product_of(workload)
         if isinstance(product, Refusal):
@@ -35,7 +45,7 @@ class SimtGemm(Tactic):
         assert isinstance(product, Product) and isinstance(epilogue, Epilogue)
         m, n, k = product.m, product.n, product.k
         kernel = Kernel("gemm/simt_gemm.cu", "simt_gemm", (*defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], B_ALONG_N=not product.transpose_b,
+            **operand_types(workload), OUT_T=STORED_TYPES[workload.outputs[0].dtype], B_ALONG_N=not product.transpose_b,
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
         grid = (ceil_div(m, TILE) * ceil_div(n, TILE) * product.batch, 1, 1)
         a_strides = (1, m) if product.transpose_a else (k, 1)

@@ -1,23 +1,22 @@
 // The second half of a deterministic split-K product or convolution.
 #include "mma.cuh"
 
-// Adds the `splits` fp32 partial results of mma_gemm or mma_conv in order, applies the epilogue and stores out[rows][ld].
+// Adds the `splits` partial sums of mma_gemm or mma_conv in order, applies the epilogue and stores out[rows][ld].
 //   partial: [splits][rows][ld]. One thread per VEC_C columns (VEC_C divides ld); grid: ceil(rows * ld / VEC_C / 256), block 256.
 extern "C" __global__ void __launch_bounds__(256)
-    splitk_reduce(const float* __restrict__ partial, OUT_T* __restrict__ out, long long rows, int ld, int splits, EpilogueArgs args) {
+    splitk_reduce(const SUM_T* __restrict__ partial, OUT_T* __restrict__ out, long long rows, int ld, int splits, EpilogueArgs args) {
     pdl_wait();
     pdl_launch_next();
     const long long index = (static_cast<long long>(blockIdx.x) * 256 + threadIdx.x) * VEC_C;
     if (index >= rows * ld) return;
-    float sum[VEC_C] = {};
+    SUM_T sum[VEC_C] = {};
 #pragma unroll 4
     for (int split = 0; split < splits; ++split) {
-        float part[VEC_C];
-        load_vector(part, partial + split * rows * ld + index);
+        SUM_T part[VEC_C];
+        fx::load<VEC_C>(part, partial + split * rows * ld + index);
 #pragma unroll
         for (int v = 0; v < VEC_C; ++v) sum[v] += part[v];
     }
     const long long m = index / ld;
-    epilogue(sum, args, m, static_cast<int>(index - m * ld), ld);
-    store_vector(out + index, sum);
+    store_sums(out + index, sum, args, m, static_cast<int>(index - m * ld), ld);
 }

@@ -4,8 +4,8 @@
 //
 // With MMA_EMULATION (a header's name) that header defines these functions instead: the CPU harness of the tests does so.
 #pragma once
-#include "epilogue.cuh"
 #include "pdl.cuh"
+#include "sums.cuh"
 
 #if !defined(__CUDA_ARCH__)
 #define SM_ARCH 0
@@ -118,8 +118,51 @@ __device__ __forceinline__ unsigned round_to_tf32(unsigned bits) {
 #endif
 }
 
+// 8-bit integers sum into int32: T is the type of a; b is signed. 8-bit floats sum into fp32 and have the same type.
+template <typename T>
+__device__ __forceinline__ void mma_16x8(int (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+#if SM_ARCH >= 800
+    if constexpr (fx::Same<T, fx::u8>::value)
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                     : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                     : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // i: (row half, depth half); registers of a lie as (depth half, row half)
+        const int rows = i / 2, depth = i % 2;
+        if constexpr (fx::Same<T, fx::u8>::value)
+            asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.u8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                         : "+r"(d[2 * rows]), "+r"(d[2 * rows + 1])
+                         : "r"(a[depth * 2 + rows]), "r"(depth ? b1 : b0));
+        else
+            asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                         : "+r"(d[2 * rows]), "+r"(d[2 * rows + 1])
+                         : "r"(a[depth * 2 + rows]), "r"(depth ? b1 : b0));
+    }
+#endif
+}
+
 template <typename T>
 __device__ __forceinline__ void mma_16x8(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
+
+#if SM_ARCH >= 890
+template <>
+__device__ __forceinline__ void mma_16x8<fx::e4m3>(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+__device__ __forceinline__ void mma_16x8<fx::e5m2>(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e5m2.e5m2.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#endif
 
 template <>
 __device__ __forceinline__ void mma_16x8<__half>(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
@@ -160,20 +203,32 @@ __device__ __forceinline__ void cluster_barrier() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Four floats at shared address `address` of block `rank` of this cluster.
-__device__ __forceinline__ float4 load_cluster_shared(unsigned address, unsigned rank) {
-    unsigned remote;
-    float4 value;
+// Four sums at shared address `address` of block `rank` of this cluster.
+__device__ __forceinline__ Sum4 load_cluster_shared(unsigned address, unsigned rank) {
+    unsigned remote, word[4];
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+    asm volatile("ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                  : "r"(remote)
                  : "memory");
-    return value;
+    if constexpr (fx::Same<SUM_T, int>::value)
+        return Sum4{static_cast<SUM_T>(static_cast<int>(word[0])), static_cast<SUM_T>(static_cast<int>(word[1])),
+                    static_cast<SUM_T>(static_cast<int>(word[2])), static_cast<SUM_T>(static_cast<int>(word[3]))};
+    else
+        return Sum4{static_cast<SUM_T>(__uint_as_float(word[0])), static_cast<SUM_T>(__uint_as_float(word[1])),
+                    static_cast<SUM_T>(__uint_as_float(word[2])), static_cast<SUM_T>(__uint_as_float(word[3]))};
 }
 #endif
 
 #endif  // MMA_EMULATION
+
+// Piece `index` of `source`, in pieces of BYTES (1 or 2).
+template <int BYTES>
+__device__ __forceinline__ unsigned load_bits(const void* source, long long index) {
+    static_assert(BYTES == 1 || BYTES == 2, "larger pieces are copied asynchronously");
+    if constexpr (BYTES == 1) return static_cast<const unsigned char*>(source)[index];
+    else return static_cast<const unsigned short*>(source)[index];
+}
 
 // Fills one 16-byte chunk of shared memory from `count` (any integer; clamped) consecutive elements at `source`, zeros
 // after them. VEC is the alignment of `source` in bytes; it divides the bytes of every count that is not clamped.
@@ -187,15 +242,10 @@ __device__ __forceinline__ void copy_chunk(unsigned target, const T* source, int
 #pragma unroll
         for (int i = 0; i < 16 / VEC; ++i) copy_async<VEC>(target + i * VEC, source + i * STEP, count > i * STEP);
     } else {
-        static_assert(sizeof(T) == 2, "2-byte chunks are for 2-byte elements");
-        const unsigned short* bits = reinterpret_cast<const unsigned short*>(source);
-        unsigned word[PER / 2];
+        unsigned word[4] = {};
 #pragma unroll
-        for (int i = 0; i < PER / 2; ++i) {
-            const unsigned low = count > 2 * i ? bits[2 * i] : 0;
-            const unsigned high = count > 2 * i + 1 ? bits[2 * i + 1] : 0;
-            word[i] = low | high << 16;
-        }
+        for (int i = 0; i < 16 / VEC; ++i)
+            if (count > i * (PER * VEC / 16)) word[i * VEC / 4] |= load_bits<VEC>(source, i) << i * VEC % 4 * 8;
         store_shared_16(target, word[0], word[1], word[2], word[3]);
     }
 }

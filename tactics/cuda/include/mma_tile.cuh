@@ -1,6 +1,6 @@
 // The tensor-core tile loop shared by GEMM and implicit-GEMM convolution, and how a tile leaves it.
 //
-// Defines: IN_T, OUT_T; BM x BN output tile, BK depth of one stage; WARPS_M x WARPS_N warps over the tile and WARPS_K warps
+// Defines: IN_T (of A; B may be its signed twin), OUT_T; SUM_T and EIGHT_BIT (sums.cuh); BM x BN output tile, BK depth of one stage; WARPS_M x WARPS_N warps over the tile and WARPS_K warps
 // over the depth of each stage; STAGES of the cp.async pipeline (>= 2); B_KN when B is stored [K][N] (default [N][K]);
 // VEC_C columns per store; CLUSTER_K blocks of one cluster that share the depth (sm_90+) or PARTIAL when each block
 // leaves fp32 partial sums for splitk_reduce. B_CONSTANT says that B is a weight, which programmatic dependent launch may
@@ -43,7 +43,7 @@ __device__ __forceinline__ int warp_index_m() { return threadIdx.x / 32 / WARPS_
 __device__ __forceinline__ int warp_index_n() { return threadIdx.x / 32 % WARPS_N; }
 
 // Multiplies one stage: A at shared address `a`, B at `b`.
-__device__ __forceinline__ void multiply_stage(unsigned a, unsigned b, float (&sum)[MI][NI][4]) {
+__device__ __forceinline__ void multiply_stage(unsigned a, unsigned b, SUM_T (&sum)[MI][NI][4]) {
     const int lane = threadIdx.x % 32;
     const int a_row = warp_index_m() * WARP_ROWS + lane % 16;
     const int a_half = lane / 16;
@@ -99,13 +99,13 @@ __device__ __forceinline__ int b_place(int row, int chunk) {
 // Runs the pipeline over `blocks` slices of the depth. `load_a(address)` and `load_b(address)` each issue the copies of
 // their operand's next slice; they are called in order of depth.
 template <typename LoadA, typename LoadB>
-__device__ __forceinline__ void multiply_tile(unsigned shared, int blocks, LoadA& load_a, LoadB& load_b, float (&sum)[MI][NI][4]) {
+__device__ __forceinline__ void multiply_tile(unsigned shared, int blocks, LoadA& load_a, LoadB& load_b, SUM_T (&sum)[MI][NI][4]) {
 #pragma unroll
     for (int i = 0; i < MI; ++i)
 #pragma unroll
         for (int j = 0; j < NI; ++j)
 #pragma unroll
-            for (int r = 0; r < 4; ++r) sum[i][j][r] = 0.0f;
+            for (int r = 0; r < 4; ++r) sum[i][j][r] = SUM_T(0);
 
 #ifndef B_CONSTANT
     pdl_wait();
@@ -147,10 +147,10 @@ struct RowMap {
 #endif
 
 // Where a tile goes: rows [0, rows), which lie at rows `place(row)` of `out` (row length ld), and columns [0, columns) of
-// the matrix at column `column0`. `partial` is fp32 with the same shape.
+// the matrix at column `column0`. `partial` holds sums in the same shape.
 struct Target {
     OUT_T* out;
-    float* partial;
+    SUM_T* partial;
     RowMap place;
     long long rows;
     int columns;
@@ -159,18 +159,17 @@ struct Target {
 };
 
 template <int V>
-__device__ __forceinline__ void put(const Target& to, const EpilogueArgs& args, float (&value)[V], long long row, int n) {
+__device__ __forceinline__ void put(const Target& to, const EpilogueArgs& args, SUM_T (&value)[V], long long row, int n) {
     const long long m = to.place(row);
 #ifdef PARTIAL
-    store_vector(to.partial + m * to.ld + to.column0 + n, value);
+    fx::store<V>(to.partial + m * to.ld + to.column0 + n, value);
 #else
-    epilogue(value, args, m, to.column0 + n, to.ld);
-    store_vector(to.out + m * to.ld + to.column0 + n, value);
+    store_sums(to.out + m * to.ld + to.column0 + n, value, args, m, to.column0 + n, to.ld);
 #endif
 }
 
 // Stores the tile whose first row and column are (row0, n0). `memory` is the block's shared memory, free to use.
-__device__ __forceinline__ void store_tile(float* memory, const Target& to, const EpilogueArgs& args, float (&sum)[MI][NI][4],
+__device__ __forceinline__ void store_tile(SUM_T* memory, const Target& to, const EpilogueArgs& args, SUM_T (&sum)[MI][NI][4],
                                            long long row0, int n0) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int warp_row = warp_index_m() * WARP_ROWS, warp_column = warp_index_n() * WARP_COLUMNS;
@@ -187,8 +186,8 @@ __device__ __forceinline__ void store_tile(float* memory, const Target& to, cons
             if (i % WARPS_K != group)
 #pragma unroll
                 for (int j = 0; j < NI; ++j)
-                    *reinterpret_cast<float4*>(slot(i, group) + j * 128) =
-                        make_float4(sum[i][j][0], sum[i][j][1], sum[i][j][2], sum[i][j][3]);
+                    *reinterpret_cast<Sum4*>(slot(i, group) + j * 128) =
+                        Sum4{sum[i][j][0], sum[i][j][1], sum[i][j][2], sum[i][j][3]};
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < MI; ++i)
@@ -198,7 +197,7 @@ __device__ __forceinline__ void store_tile(float* memory, const Target& to, cons
                     if (source != group)
 #pragma unroll
                         for (int j = 0; j < NI; ++j) {
-                            const float4 other = *reinterpret_cast<const float4*>(slot(i, source) + j * 128);
+                            const Sum4 other = *reinterpret_cast<const Sum4*>(slot(i, source) + j * 128);
                             sum[i][j][0] += other.x, sum[i][j][1] += other.y, sum[i][j][2] += other.z, sum[i][j][3] += other.w;
                         }
         __syncthreads();
@@ -211,19 +210,19 @@ __device__ __forceinline__ void store_tile(float* memory, const Target& to, cons
         if (i % WARPS_K == group)
 #pragma unroll
             for (int j = 0; j < NI; ++j) {
-                float* at = memory + (warp_row + i * 16 + lane / 4) * LD + warp_column + j * 8 + lane % 4 * 2;
-                *reinterpret_cast<float2*>(at) = make_float2(sum[i][j][0], sum[i][j][1]);
-                *reinterpret_cast<float2*>(at + 8 * LD) = make_float2(sum[i][j][2], sum[i][j][3]);
+                SUM_T* at = memory + (warp_row + i * 16 + lane / 4) * LD + warp_column + j * 8 + lane % 4 * 2;
+                *reinterpret_cast<Sum2*>(at) = Sum2{sum[i][j][0], sum[i][j][1]};
+                *reinterpret_cast<Sum2*>(at + 8 * LD) = Sum2{sum[i][j][2], sum[i][j][3]};
             }
     cluster_barrier();
     const unsigned base = shared_address(memory);
     for (int index = blockIdx.y * THREADS + threadIdx.x; index < BM * BN / 4; index += THREADS * CLUSTER_K) {
         const int row = index / (BN / 4), n = index % (BN / 4) * 4;
         if (row0 + row >= to.rows || n0 + n >= to.columns) continue;
-        float value[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        SUM_T value[4] = {};
 #pragma unroll
         for (int rank = 0; rank < CLUSTER_K; ++rank) {
-            const float4 part = load_cluster_shared(base + (row * LD + n) * 4, rank);
+            const Sum4 part = load_cluster_shared(base + (row * LD + n) * 4, rank);
             value[0] += part.x, value[1] += part.y, value[2] += part.z, value[3] += part.w;
         }
         if constexpr (VEC_C >= 4) {
@@ -232,7 +231,7 @@ __device__ __forceinline__ void store_tile(float* memory, const Target& to, cons
 #pragma unroll
             for (int v = 0; v < 4; ++v)
                 if (n0 + n + v < to.columns) {
-                    float one[1] = {value[v]};
+                    SUM_T one[1] = {value[v]};
                     put(to, args, one, row0 + row, n0 + n + v);
                 }
         }
@@ -241,15 +240,15 @@ __device__ __forceinline__ void store_tile(float* memory, const Target& to, cons
 #else
     constexpr int LD = WARP_COLUMNS + PAD;
     constexpr int PIECES = WARP_COLUMNS / VEC_C;
-    float* mine = memory + warp * 16 * LD;
+    SUM_T* mine = memory + warp * 16 * LD;
 #pragma unroll
     for (int i = 0; i < MI; ++i) {
         if (i % WARPS_K != group) continue;
 #pragma unroll
         for (int j = 0; j < NI; ++j) {
-            float* at = mine + lane / 4 * LD + j * 8 + lane % 4 * 2;
-            *reinterpret_cast<float2*>(at) = make_float2(sum[i][j][0], sum[i][j][1]);
-            *reinterpret_cast<float2*>(at + 8 * LD) = make_float2(sum[i][j][2], sum[i][j][3]);
+            SUM_T* at = mine + lane / 4 * LD + j * 8 + lane % 4 * 2;
+            *reinterpret_cast<Sum2*>(at) = Sum2{sum[i][j][0], sum[i][j][1]};
+            *reinterpret_cast<Sum2*>(at + 8 * LD) = Sum2{sum[i][j][2], sum[i][j][3]};
         }
         __syncwarp();
 #pragma unroll
@@ -257,8 +256,8 @@ __device__ __forceinline__ void store_tile(float* memory, const Target& to, cons
             const int row = index / PIECES, n = index % PIECES * VEC_C;
             const long long global_row = row0 + warp_row + i * 16 + row;
             if (global_row < to.rows && n0 + warp_column + n < to.columns) {
-                float value[VEC_C];
-                load_vector(value, mine + row * LD + n);
+                SUM_T value[VEC_C];
+                fx::load<VEC_C>(value, mine + row * LD + n);
                 put(to, args, value, global_row, n0 + warp_column + n);
             }
         }

@@ -1,10 +1,10 @@
-// One 64 x 64 output tile on the ordinary cores: C[m][n] = sum_k A(m, k) * B(k, n), accumulated in fp32.
+// One 64 x 64 output tile on the ordinary cores: C[m][n] = sum_k A(m, k) * B(k, n), accumulated in SUM_T (see sums.cuh).
 //
 // 128 threads, 8 x 4 results each; 16-deep slices of A and B are double-buffered in shared memory (17.4 KB) while the
 // next slice waits in registers. The two operands come from functions, so that GEMM and implicit-GEMM convolution share
 // the loop. No inline PTX: every GPU from sm_75 on, and a CPU harness, can run it.
 #pragma once
-#include "epilogue.cuh"
+#include "sums.cuh"
 
 constexpr int SIMT_M = 64, SIMT_N = 64, SIMT_K = 16, SIMT_THREADS = 128;
 constexpr int SIMT_LOADS = SIMT_M * SIMT_K / SIMT_THREADS;
@@ -12,12 +12,12 @@ constexpr int SIMT_LOADS = SIMT_M * SIMT_K / SIMT_THREADS;
 // `load_a(i, k0)` returns A at tile row threadIdx.x / 16 + i * 8 and column k0 + threadIdx.x % 16; `load_b(n, k)` returns B at tile column n and
 // absolute row k; both return 0 outside their operand. ALONG_N says that neighbouring threads should walk n, not k.
 template <bool ALONG_N, typename LoadA, typename LoadB>
-__device__ __forceinline__ void simt_tile(int depth, LoadA load_a, LoadB load_b, float (&sum)[8][4]) {
-    __shared__ float tile_a[2][SIMT_K][SIMT_M + 4];
-    __shared__ float tile_b[2][SIMT_K][SIMT_N + 4];
+__device__ __forceinline__ void simt_tile(int depth, LoadA load_a, LoadB load_b, SUM_T (&sum)[8][4]) {
+    __shared__ SUM_T tile_a[2][SIMT_K][SIMT_M + 4];
+    __shared__ SUM_T tile_b[2][SIMT_K][SIMT_N + 4];
     const int thread = threadIdx.x;
     const int column = thread % 16 * 4, row = thread / 16 * 8;
-    float next_a[SIMT_LOADS], next_b[SIMT_LOADS];
+    SUM_T next_a[SIMT_LOADS], next_b[SIMT_LOADS];
 
     auto fetch = [&](int k0) {
 #pragma unroll
@@ -43,7 +43,7 @@ __device__ __forceinline__ void simt_tile(int depth, LoadA load_a, LoadB load_b,
 #pragma unroll
     for (int i = 0; i < 8; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][j] = 0.0f;
+        for (int j = 0; j < 4; ++j) sum[i][j] = SUM_T(0);
 
     fetch(0);
     publish(0);
@@ -54,7 +54,7 @@ __device__ __forceinline__ void simt_tile(int depth, LoadA load_a, LoadB load_b,
         if (more) fetch(k0 + SIMT_K);
 #pragma unroll
         for (int k = 0; k < SIMT_K; ++k) {
-            float a[8], b[4];
+            SUM_T a[8], b[4];
 #pragma unroll
             for (int i = 0; i < 8; ++i) a[i] = tile_a[buffer][k][row + i];
 #pragma unroll
@@ -73,7 +73,7 @@ __device__ __forceinline__ void simt_tile(int depth, LoadA load_a, LoadB load_b,
 // Applies the epilogue to this thread's 8 x 4 results and stores them at rows row0.. of `out` (row length ld), output
 // columns column0 + [0, columns) of it. `row_offset` is added to the row for the epilogue and for the address.
 template <typename OUT>
-__device__ __forceinline__ void simt_store(OUT* out, const EpilogueArgs& args, float (&sum)[8][4], long long row_offset,
+__device__ __forceinline__ void simt_store(OUT* out, const EpilogueArgs& args, SUM_T (&sum)[8][4], long long row_offset,
                                            long long row0, long long rows, int n0, int columns, int column0, int ld) {
     const int n = n0 + threadIdx.x % 16 * 4;
     const bool whole = n + 4 <= columns && ld % 4 == 0 && (column0 + n) % 4 == 0;
@@ -82,14 +82,12 @@ __device__ __forceinline__ void simt_store(OUT* out, const EpilogueArgs& args, f
         if (row >= rows) break;
         const long long m = row_offset + row;
         if (whole) {
-            epilogue(sum[i], args, m, column0 + n, ld);
-            store_vector(out + m * ld + column0 + n, sum[i]);
+            store_sums(out + m * ld + column0 + n, sum[i], args, m, column0 + n, ld);
         } else {
             for (int j = 0; j < 4; ++j) {
                 if (n + j >= columns) break;
-                float one[1] = {sum[i][j]};
-                epilogue(one, args, m, column0 + n + j, ld);
-                out[m * ld + column0 + n + j] = from_float<OUT>(one[0]);
+                SUM_T one[1] = {sum[i][j]};
+                store_sums(out + m * ld + column0 + n + j, one, args, m, column0 + n + j, ld);
             }
         }
     }

@@ -1,7 +1,7 @@
 // Element types and vector access for generated code and for memory-bound kernels. Everything is in namespace fx, so it
 // stands beside epilogue.cuh. Plain CUDA C++ (no inline PTX), so that it also compiles for the CPU harness.
 //
-// Values are stored as T and computed as Compute<T>: float for float, __half and __nv_bfloat16, else T itself.
+// Values are stored as T and computed as Compute<T>: float for float, __half, __nv_bfloat16 and 8-bit floats, else T itself.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -22,9 +22,49 @@ struct alignas(16) b128 {
     u64 low, high;
 };
 
+// 8-bit floats as ONNX and ml_dtypes have them: e4m3 has no infinity (beyond 448 is NaN), e5m2 has.
+struct e4m3 {
+    unsigned char bits;
+};
+struct e5m2 {
+    unsigned char bits;
+};
+
+__device__ __forceinline__ float small_to_float(unsigned bits, int mantissa, int bias) {
+    const unsigned sign = (bits & 0x80u) << 24, magnitude = bits & 0x7fu;
+    const unsigned exponent = magnitude >> mantissa, fraction = magnitude & ((1u << mantissa) - 1);
+    // A subnormal is its fraction times the smallest step, 2^(1 - bias - mantissa).
+    const float value = exponent == 0 ? static_cast<float>(fraction) * __int_as_float((128 - bias - mantissa) << 23)
+                                      : __int_as_float(static_cast<int>((exponent + 127 - bias) << 23 | fraction << (23 - mantissa)));
+    return __int_as_float(static_cast<int>(static_cast<unsigned>(__float_as_int(value)) | sign));
+}
+
+// The bits of `value` rounded to nearest even; what is larger than `largest` (as float bits) becomes `beyond`.
+__device__ __forceinline__ unsigned char small_from_float(float value, int mantissa, int bias, unsigned largest, unsigned beyond) {
+    const unsigned bits = static_cast<unsigned>(__float_as_int(value)), sign = bits >> 24 & 0x80u, magnitude = bits & 0x7fffffffu;
+    const int drop = 23 - mantissa;
+    unsigned result;
+    if (magnitude > 0x7f800000u) result = 0x7fu;
+    else if (magnitude > largest) result = beyond;
+    else if (magnitude >= static_cast<unsigned>(128 - bias) << 23)
+        result = ((magnitude + ((1u << (drop - 1)) - 1) + (magnitude >> drop & 1)) >> drop) - (static_cast<unsigned>(127 - bias) << mantissa);
+    else  // adding 2^(24 - bias - mantissa) leaves the steps of subnormals in the last bits
+        result = static_cast<unsigned>(__float_as_int(__int_as_float(static_cast<int>(magnitude)) +
+                                                      __int_as_float((127 + 24 - bias - mantissa) << 23))) & 0xffu;
+    return static_cast<unsigned char>(sign | result);
+}
+
 template <typename T>
 struct ComputeOf {
     using type = T;
+};
+template <>
+struct ComputeOf<e4m3> {
+    using type = float;
+};
+template <>
+struct ComputeOf<e5m2> {
+    using type = float;
 };
 template <>
 struct ComputeOf<__half> {
@@ -66,6 +106,17 @@ __device__ __forceinline__ float widen<__half>(__half value) { return __half2flo
 template <>
 __device__ __forceinline__ float widen<__nv_bfloat16>(__nv_bfloat16 value) { return __bfloat162float(value); }
 
+template <>
+__device__ __forceinline__ float widen<e4m3>(e4m3 value) {
+    return (value.bits & 0x7f) == 0x7f ? __int_as_float(0x7fc00000) : small_to_float(value.bits, 3, 7);
+}
+template <>
+__device__ __forceinline__ float widen<e5m2>(e5m2 value) {
+    const unsigned magnitude = value.bits & 0x7fu;
+    if (magnitude < 0x7cu) return small_to_float(value.bits, 2, 15);
+    return __int_as_float(static_cast<int>(magnitude == 0x7cu ? (0x7f800000u | (value.bits & 0x80u) << 24) : 0x7fc00000u));
+}
+
 // A conversion between computed types as ONNX Cast does it: to bool `!= 0`, from float to integer truncated.
 template <typename T, typename S>
 __device__ __forceinline__ T cast(S value) {
@@ -84,6 +135,10 @@ __device__ __forceinline__ T narrow(S value) {
     } else if constexpr (Same<T, __nv_bfloat16>::value) {
         if constexpr (Same<S, double>::value) return __double2bfloat16(value);
         else return __float2bfloat16_rn(static_cast<float>(value));
+    } else if constexpr (Same<T, e4m3>::value) {  // 464 is half way between 448 and what is not there: to even
+        return e4m3{small_from_float(static_cast<float>(value), 3, 7, 0x43e80000u, 0x7fu)};
+    } else if constexpr (Same<T, e5m2>::value) {  // below 61440, half way to infinity
+        return e5m2{small_from_float(static_cast<float>(value), 2, 15, 0x476fffffu, 0x7cu)};
     } else {
         return cast<T>(value);
     }

@@ -111,6 +111,3 @@ def test_refusals_say_why() -> None:
     wide = workload(ADD_RELU, [TensorType(DataType.FLOAT, (4, 8)), TensorType(DataType.FLOAT, (8,))])
     refusal = FlatPointwise().supports(wide, A100)
     assert isinstance(refusal, Refusal) and "broadcast" in refusal.reason
-    fp8 = workload(X, [TensorType(DataType.FP8, (4,))])
-    refusal = BroadcastPointwise().supports(fp8, A100)
-    assert isinstance(refusal, Refusal) and "float8" in refusal.reason

@@ -1,0 +1,192 @@
+"""Products of 8-bit numbers on the CPU harness (tensor-core instructions emulated) and, exactly so, on the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fusion.dtypes import DataType
+from fusion.expression import Convert, Expression, Literal, Operand, apply
+from fusion.network import TensorType
+from fusion.ops import Convolution, Deconvolution, MatrixMultiply
+from fusion.ops.epilogue import product_type
+from tactics.compiler import compile_cubin
+from tactics.cuda.conv.mma_conv import MmaConvolution
+from tactics.cuda.conv.simt_conv import SimtConvolution
+from tactics.cuda.gemm.mma_gemm import MmaGemm
+from tactics.cuda.gemm.simt_gemm import SimtGemm
+from tactics.tactic import DeviceSpec, Launch, Refusal, Tactic, Workload
+from tests.harness.emulated import emulated
+from tests.harness.fiber import A100, H100, available, run_plan
+from tests.tactics.cuda.test_compile_gates import ARCHITECTURES
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
+FLOAT, INT8, UINT8, INT32 = DataType.FLOAT, DataType.INT8, DataType.UINT8, DataType.INT32
+FP8, E5M2 = DataType.FP8, DataType.FP8_E5M2
+L4 = replace(A100, arch="sm_89", capability=89, shared_memory=99 << 10)
+LIMITS = {INT8: (-128.0, 127.0), UINT8: (0.0, 255.0), FP8: (-448.0, 448.0), E5M2: (-57344.0, 57344.0)}
+
+
+def requantized(kind: DataType, out: DataType) -> Expression:
+    """``relu((sum - correction) * scale)``, then the quantisation to ``out``."""
+    total: Expression = Operand(0)
+    if product_type(kind) is INT32:
+        total = Convert(FLOAT, apply("sub", total, Operand(2)))
+    real = apply("relu", apply("mul", total, Operand(1)))
+    if out in (FLOAT, DataType.HALF):
+        return real if out is FLOAT else Convert(out, real)
+    steps = apply("div", real, Literal(0.05, FLOAT))
+    steps = apply("round", steps) if out.is_integer else steps
+    return Convert(out, apply("clip", steps, *(Literal(limit, FLOAT) for limit in LIMITS[out])))
+
+
+def values(random: np.random.Generator, shape: tuple[int, ...], dtype: DataType) -> np.ndarray:
+    if dtype.is_float:
+        return random.standard_normal(shape).astype(dtype.numpy)
+    low, high = (0, 256) if dtype is UINT8 else (-128, 128)
+    return random.integers(low, high, shape).astype(dtype.numpy)
+
+
+def case(op, x_shape, w_shape, kind: DataType, out: DataType, channels: tuple[int, ...], depth: int, constant: bool = True):  # noqa: ANN001
+    """(workload, inputs, expected) of a product with scale and correction per channel; ``out`` INT32 has no epilogue."""
+    random = np.random.default_rng(11)
+    weights = kind if kind.is_float else INT8
+    inputs = [values(random, x_shape, kind), values(random, w_shape, weights)]
+    if out is not product_type(kind):
+        spread = 1.0 if kind.is_float else 5000.0
+        inputs.append(((random.random(channels) + 0.5) / (spread * depth**0.5)).astype(np.float32))
+        if not kind.is_float:
+            inputs.append(random.integers(-900, 900, channels).astype(np.int32))
+        op = type(op)(**{**op.__dict__, "epilogue": requantized(kind, out)})
+    types = tuple(TensorType(DataType(one.dtype.name), one.shape) for one in inputs)
+    flags = (False, constant, *(True for _ in inputs[2:]))
+    return Workload(op, types, op.infer(types), flags), inputs, op.evaluate(inputs)
+
+
+def compare(got: np.ndarray, expected: np.ndarray, label: str) -> None:
+    """Integers are exact but for the last bit of a float scale at a rounding edge; 8-bit floats may differ by one step."""
+    assert got.dtype == expected.dtype and got.shape == expected.shape, label
+    if expected.dtype == np.int32:
+        np.testing.assert_array_equal(got, expected, label)
+    elif expected.dtype.kind in "iu":
+        steps = np.abs(got.astype(int) - expected.astype(int))
+        assert steps.max(initial=0) <= 1 and np.count_nonzero(steps) <= 1 + steps.size // 500, (label, steps.max(initial=0))
+        assert len(np.unique(expected)) > 3 or expected.size < 20
+    else:
+        tolerance = {np.dtype(np.float32): 1e-4, np.dtype(np.float16): 2e-3}.get(expected.dtype, 0.26)
+        np.testing.assert_allclose(got.astype(float), expected.astype(float), tolerance, tolerance / 20, err_msg=label)
+
+
+def run(tactic: Tactic, made, configs: int = 1, wanted=lambda one: True, device: DeviceSpec = L4) -> None:  # noqa: ANN001
+    workload, inputs, expected = made
+    refusal = tactic.supports(workload, device)
+    assert refusal is None, refusal
+    found = [one for one in tactic.configs(workload, device) if wanted(dict(one))][:configs]
+    assert found
+    for one in found:
+        plan = tactic.plan(workload, one, device)
+        (result,) = run_plan(emulated(plan), inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
+        compare(result, expected[0], f"{tactic.id} {dict(one)}")
+
+
+def product(m, n, k, kind=INT8, out=INT8, transpose_b=True, constant=True):  # noqa: ANN001
+    return case(MatrixMultiply(transpose_b=transpose_b), (m, k), (n, k) if transpose_b else (k, n), kind, out, (n,), k, constant)
+
+
+@pytest.mark.parametrize(("kind", "out"), [
+    (INT8, INT32), (INT8, INT8), (INT8, DataType.HALF), (UINT8, UINT8), (FP8, FP8), (E5M2, FLOAT),
+])  # fmt: skip
+def test_matmul_types(kind: DataType, out: DataType) -> None:
+    made = product(37, 24, 80, kind, out)
+    run(MmaGemm(), made)
+    run(SimtGemm(), made)
+
+
+def test_matmul_odd_sizes() -> None:
+    run(MmaGemm(), product(7, 5, 3, transpose_b=False))
+    run(MmaGemm(), product(33, 19, 70, constant=False))
+    run(SimtGemm(), product(33, 19, 70, transpose_b=False, constant=False))
+
+
+def test_matmul_splits_its_depth() -> None:
+    made = product(16, 16, 2048)
+    run(MmaGemm(), made, 1, lambda one: one["splits"] > 1 and not one["cluster"])
+    run(MmaGemm(), made, 1, lambda one: one["warps_k"] > 1 and one["splits"] == 1)
+
+
+def test_rows_that_tensor_cores_cannot_read_are_refused() -> None:
+    workload, *_ = product(16, 16, 32, transpose_b=False, constant=False)
+    assert isinstance(MmaGemm().supports(workload, H100), Refusal)
+    assert isinstance(MmaGemm().supports(product(16, 16, 32, FP8, FP8)[0], A100), Refusal)
+
+
+def conv(size, c, o, window=3, stride=1, groups=1, kind=INT8, out=INT8, pad=1, planes=False):  # noqa: ANN001
+    op = Convolution((stride,) * 2, (pad,) * 2, (pad,) * 2, (1, 1), groups, True, input_channels_last=False if planes else None)
+    x = (2, c, size, size + 1) if planes else (2, size, size + 1, c)
+    return case(op, x, (o, c // groups, window, window), kind, out, (o,), window * window * c // groups)
+
+
+CONVOLUTIONS = {
+    "aligned": conv(6, 32, 24), "uint8": conv(5, 16, 16, kind=UINT8, out=UINT8), "strided": conv(9, 16, 16, stride=2),
+    "pointwise": conv(5, 32, 16, window=1, pad=0), "odd": conv(5, 6, 7), "bytes": conv(5, 3, 8), "planes": conv(9, 3, 8, 3, 2, planes=True),
+    "groups": conv(5, 12, 12, groups=3), "sums": conv(5, 16, 8, out=INT32), "fp8": conv(5, 16, 8, kind=FP8, out=FP8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution(name: str) -> None:
+    run(MmaConvolution(), CONVOLUTIONS[name], 1, lambda one: one["warps_k"] == 1 and one["splits"] == 1 and one["bm"] <= 64)
+    if name in ("aligned", "odd", "planes"):
+        run(SimtConvolution(), CONVOLUTIONS[name])
+
+
+def test_deconvolution() -> None:
+    op = Deconvolution((2, 2), (1, 1), (1, 1), (1, 1), (1, 1), 1, True)
+    made = case(op, (2, 4, 5, 16), (16, 8, 3, 3), INT8, INT8, (8,), 64)
+    run(MmaConvolution(), made)
+    run(SimtConvolution(), made)
+
+
+FAST = {"sm_75": ("gemm",), "sm_80": ("gemm", "conv"), "sm_89": ("fp8",), "sm_90a": ("conv", "fp8"), "sm_100a": ("gemm", "fp8"), "sm_120a": ("conv",)}
+
+
+@pytest.mark.parametrize("arch", FAST)
+def test_kernels_compile_without_spills(arch: str) -> None:
+    capability = int("".join(letter for letter in arch if letter.isdigit()))
+    device = replace(H100, arch=arch, capability=capability, shared_memory=ARCHITECTURES[arch] * 1024)
+    served = {"gemm": (MmaGemm(), product(512, 768, 3072)), "fp8": (MmaGemm(), product(512, 768, 3072, FP8, FP8)),
+              "conv": (MmaConvolution(), conv(28, 128, 128))}  # fmt: skip
+    for name in FAST[arch]:
+        tactic, (workload, *_) = served[name]
+        for step in tactic.plan(workload, tactic.configs(workload, device)[0], device).steps:
+            assert isinstance(step, Launch)
+            used = compile_cubin(step.kernel.source(), step.kernel.defines, arch, step.kernel.file).resources
+            assert used.registers * step.block[0] <= 65536
+            assert used.spill_stores <= 16, f"{name} spills {used.spill_stores} bytes for {arch}"
+
+
+ON_GPU = {
+    "int8": (MmaGemm(), lambda: product(300, 264, 1000)), "uint8": (MmaGemm(), lambda: product(65, 48, 128, UINT8, UINT8)),
+    "int32": (MmaGemm(), lambda: product(300, 264, 1000, INT8, INT32)), "fp8": (MmaGemm(), lambda: product(300, 256, 992, FP8, FP8)),
+    "float": (MmaGemm(), lambda: product(300, 264, 1000, INT8, FLOAT)), "conv": (MmaConvolution(), lambda: conv(14, 64, 96)),
+    "planes": (MmaConvolution(), lambda: conv(33, 3, 16, 3, 2, planes=True)), "simt": (SimtConvolution(), lambda: conv(9, 32, 24)),
+}  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ON_GPU)
+def test_on_gpu(name: str) -> None:
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    tactic, make = ON_GPU[name]
+    workload, inputs, expected = make()
+    spec = open_device("0").spec
+    if tactic.supports(workload, spec) is not None:
+        pytest.skip("this GPU has no tensor cores for that type")
+    for one in tactic.configs(workload, spec)[:4]:
+        plan = tactic.plan(workload, one, spec)
+        (result,) = run_on_gpu(plan, inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
+        compare(result, expected[0], f"{tactic.id} {dict(one)}")
