@@ -357,7 +357,7 @@ def _pointless(command: str, config: Config, given: list[str], options: dict[str
             found.append(f"An engine is loaded, not built: no effect of {_flags(building)}")
     if config.build.timing_cache_file and not config.build.builder_cache:
         found.append("--noBuilderCache is given: --timingCacheFile is neither read nor written")
-    if config.inference.skip_inference or command == "build":
+    if config.inference.skip_inference or command in ("build", "inspect"):
         idle = [name for name in given if name in _NEEDS_RUN]
         if idle:
             found.append(f"Inference is skipped: no effect of {_flags(idle)}")

@@ -589,6 +589,15 @@ def test_benchmark(gpu, graph, on_gpu, transfers, threads, use_graph):
 
 
 @pytest.mark.gpu
+def test_exposed_copies_take_turns_with_the_computation(gpu, graph, on_gpu):
+    context = on_gpu(branches(graph, False)[0]).create_execution_context(gpu)
+    x = {"x": np.zeros((64, 100), np.float32)}
+    result = run_benchmark([context], x, BenchmarkOptions(30, 0.0, 0.0, transfers=True, expose_dma=True))
+    for one, other in zip(result.queries, result.queries[1:], strict=False):
+        assert other.start_h2d > one.end_d2h - 1e-3  # an event's resolution
+
+
+@pytest.mark.gpu
 def test_profile_adds_up(gpu, graph, on_gpu):
     engine, _ = branches(graph, False)
     context = on_gpu(engine, slow=("b1d2",)).create_execution_context(gpu)

@@ -77,28 +77,40 @@ def test_profile_of_a_loaded_engine(model: Path, tmp_path: Path, capsys: Capture
     assert "captured, replayed and compared on" in capsys.readouterr().out
 
 
-def test_a_share_requests_and_a_sweep(model: Path, tmp_path: Path, capsys: Captured) -> None:
-    """In processes of their own, since a share changes the thread's context."""
+FAST = ["--device=0", "--duration=0.1", "--warmUp=10", "--builderOptimizationLevel=1"]
+
+
+def test_requests_a_sweep_and_managed_memory(model: Path, tmp_path: Path, capsys: Captured) -> None:
+    cache = f"--timingCacheFile={tmp_path / 't.cache'}"
+    assert main([f"--onnx={model}", "--sweepBatch=1:4", cache, *FAST]) == 0
+    assert "=== Batch sweep ===" in capsys.readouterr().out
+    assert main([f"--onnx={model}", "--requestRate=2000", "--maxBatch=4", "--maxQueueDelay=1", "--includeDataTransfers", cache, *FAST]) == 0
+    out = capsys.readouterr().out
+    assert "CUDA graphs: 4, one per batch size" in out and "Request Latency: min" in out and ", 0 misses" in out
+    report = tmp_path / "r.html"
+    argv = [f"--onnx={model}", "--shapes=x:4x3x32x32", "--useManagedMemory", "--includeDataTransfers", "--infStreams=2", "--threads"]
+    assert main([*argv, f"--exportReport={report}", cache, *FAST]) == 0
+    assert "CUDA graph captured" in capsys.readouterr().out and "<svg" in report.read_text()
+
+
+def test_a_share_of_the_gpu(model: Path, tmp_path: Path) -> None:
+    """In a process of its own, since a share changes the thread's context."""
     import subprocess
     import sys
 
-    def run(*argv: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "trtcli", *argv], capture_output=True, text=True, timeout=180, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    cache, engine = tmp_path / "t.cache", tmp_path / "half.engine"
-    whole = ["--device=0", "--duration=0.1", "--warmUp=10", f"--timingCacheFile={cache}"]
-    out = run(f"--onnx={model}", "--sweepBatch=1:4", *whole)
-    assert "=== Batch sweep ===" in out and " 0 hits" in out
-    out = run(f"--onnx={model}", "--shapes=x:4x3x32x32", "--limitSMs=50%", f"--saveEngine={engine}", *whole)
-    assert " SMs, " in out and " of " in out.split("Device 0")[1].split("\n")[0]
-    assert " 0 hits" in out  # the share is part of the key
-    assert "tactics were chosen for" in run(f"--loadEngine={engine}", *whole[:3])
-    assert "tactics were chosen for" not in run(f"--loadEngine={engine}", "--limitSMs=50%", *whole[:3])
-    out = run(f"--onnx={model}", "--requestRate=2000", "--maxBatch=4", "--maxQueueDelay=1", *whole)
-    assert "CUDA graphs: 4, one per batch size" in out and "Request Latency: min" in out
-    out = run(f"--onnx={model}", "--shapes=x:4x3x32x32", "--useManagedMemory", "--includeDataTransfers", "--infStreams=2", "--threads", *whole)
-    assert "CUDA graph captured" in out
+    program = f"""
+from trtcli.cli import main
+model, engine, fast = {str(model)!r}, {str(tmp_path / "half.engine")!r}, {FAST!r}
+assert main(["--onnx=" + model, "--shapes=x:4x3x32x32", "--limitSMs=50%", "--saveEngine=" + engine, *fast]) == 0
+print("LOADED", flush=True)
+assert main(["--loadEngine=" + engine, "--limitSMs=50%", *fast[:3]]) == 0
+print("WHOLE", flush=True)
+assert main(["--loadEngine=" + engine, *fast[:3]]) == 0
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("tactics were chosen for") == 1, done.stderr
+    first, second, third = (line for line in done.stdout.splitlines() if "Device 0: " in line)
+    assert " of " in first and " of " in second and " of " not in third
