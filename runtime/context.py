@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from fusion.network import TensorType
+from runtime.debugging import Listener, completed_by, show
 from runtime.device import Binding, Device, DeviceMemoryError, Event, Memory, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange
 from runtime.exclusive import Guarded, exclusive
@@ -54,8 +54,9 @@ class ExecutionContext(Guarded):
         self._own: dict[str, Memory] = {}  # I/O memory of execute()
         self._room: dict[str, int] = {}  # bytes that others' memory holds, where it says so
         self._captured = False  # a graph of the caller's holds an enqueue of this context
-        self.change_seconds = 0.0  # host time that the last change of shapes or addresses cost: resolving and binding
         self.name = ""
+        self._listener: Listener | None = None
+        self._shown: tuple[str, ...] = ()  # debug tensors that the listener wants
         self._resolutions: OrderedDict[tuple[object, ...], Resolution] = OrderedDict()
         self._resolution: Resolution | None = None
         self._programs: list[Program | None] = []
@@ -290,6 +291,9 @@ class ExecutionContext(Guarded):
         if self._actions is None:
             self._bind()
         assert self._actions is not None
+        if self._listener is not None and self._shown and not main.capturing:
+            self._enqueue_shown(main)
+            return
         if not self._aux:
             for action, _, _ in self._actions:
                 action(main)
@@ -386,6 +390,51 @@ class ExecutionContext(Guarded):
         """Say that graphs which captured this context will not be launched any more: it may be changed again."""
         self._captured = False
 
+    # --- debug tensors -----------------------------------------------------------------------------------------------
+
+    @exclusive
+    def set_debug_listener(self, listener: Listener | None) -> None:
+        """Show debug tensors to ``listener``: a function of (name, array), which gets a copy on the host, or an object with TensorRT's
+        ``process_debug_tensor(address, location, dtype, shape, name, stream)``. None takes it away.
+
+        An enqueue then waits for the stream after each shown tensor. Enqueues that are captured show nothing. Until
+        :meth:`set_tensor_debug_state` says otherwise, nothing is shown.
+        """
+        self._listener = listener
+
+    @exclusive
+    def set_tensor_debug_state(self, name: str, state: bool) -> None:
+        """Whether tensor ``name`` is shown to the debug listener. Any tensor that a layer of the engine writes can be.
+
+        Raises:
+            ValueError: no layer writes it: it was fused away (build with --markDebug=name), or there is no such tensor.
+        """
+        if name not in {one for layer in self.engine.network.layers for one in layer.outputs}:
+            raise ValueError(f"debug tensor {name!r}: no layer writes it; it was fused away (build with --markDebug={name}), or does not exist")
+        others = tuple(one for one in self._shown if one != name)
+        self._shown = (*others, name) if state else others
+
+    @exclusive
+    def set_all_tensors_debug_state(self, state: bool) -> None:
+        """The same for all debug tensors that the build declared."""
+        self._shown = self.engine.debug_tensors if state else ()
+
+    def get_debug_state(self, name: str) -> bool:
+        """Whether tensor ``name`` is shown to the debug listener."""
+        return name in self._shown
+
+    def _enqueue_shown(self, main: Stream) -> None:
+        resolution, listener = self._resolve(), self._listener
+        whole = completed_by(self.engine.network, self._shown, {step.layer for step in resolution.steps})
+
+        def after(layer: int, stream: Stream) -> None:
+            for name in whole.get(layer, ()):
+                show(listener, name, self._tensor(resolution, name), self.device, stream)
+
+        self.enqueue_observed(main, lambda *_: None, after)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
     def _may_change(self) -> None:
         if self._captured:
             raise EngineError(
@@ -395,7 +444,6 @@ class ExecutionContext(Guarded):
 
     def _changed(self) -> None:
         self._actions = None
-        self.change_seconds = 0.0
         self.revision += 1
 
     def state(self) -> tuple[object, ...]:
@@ -453,10 +501,8 @@ class ExecutionContext(Guarded):
             missing = [name for name in self.engine.network.inputs if name not in self._shapes]
             if missing:
                 raise ValueError(f"input {missing[0]!r} has no shape: call set_input_shape")
-            began = perf_counter()
             self._resolution = self._lookup(self._shapes, self.profile)
             self._programs = []
-            self.change_seconds += perf_counter() - began
         return self._resolution
 
     def _layers_by_io(self) -> dict[str, set[int]]:
@@ -479,7 +525,6 @@ class ExecutionContext(Guarded):
 
     def _bind(self) -> None:
         resolution = self._resolve()
-        began = perf_counter()
         self._grow(resolution.memory.size)
         if not self._programs:
             self._programs = [None] * len(resolution.steps)
@@ -488,7 +533,6 @@ class ExecutionContext(Guarded):
                 self._programs[index] = self._program(resolution, step)
         self._actions = self._schedule(resolution)
         self.binding_version += 1
-        self.change_seconds += perf_counter() - began
 
     def _program(self, resolution: Resolution, step: Step) -> Program:
         layer = self.engine.network.layers[step.layer]

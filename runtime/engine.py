@@ -194,6 +194,17 @@ class Engine:
         return self.network.name
 
     @property
+    def debug_tensors(self) -> tuple[str, ...]:
+        """The tensors that the build declared as debug tensors: marked ones, and unfused ones where that was asked for."""
+        from runtime.debugging import debug_tensors
+
+        return debug_tensors(self.network, self.record)
+
+    def is_debug_tensor(self, name: str) -> bool:
+        """Whether ``name`` is among :attr:`debug_tensors`."""
+        return name in self.debug_tensors
+
+    @property
     def num_layers(self) -> int:
         """How many layers the network has after fusion."""
         return len(self.network.layers)

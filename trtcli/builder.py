@@ -108,8 +108,10 @@ def build(
     imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
 
     fusing = time.perf_counter()
-    fused = _fuse(imported, config, device, log)
-    network = fused.network
+    marked = _marked(imported, config, log)
+    fused = _fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, device, log)
+    network = replace(fused.network, outputs=imported.outputs)
+    fused = replace(fused, network=network)
     saved = _saved_bytes(imported, network, {name: one.opt for name, one in profiles[0].items()})
     log.info(_fused_line(imported, fused, saved, time.perf_counter() - fusing))
     for line in _fusion_lines(fused):
@@ -126,6 +128,7 @@ def build(
         "importedLayers": len(imported.layers),
         "intermediateBytesSaved": saved,
         "streams": streams,
+        "debugTensors": [*marked, *(_unfused(imported, network, marked) if config.mark_unfused_debug else ())],
         "buildSeconds": seconds,
     }
     log.info(
@@ -136,6 +139,20 @@ def build(
 
 
 # --- network ---------------------------------------------------------------------------------------------------------
+
+
+def _marked(imported: Network, config: BuildConfig, log: Log) -> tuple[str, ...]:
+    """The tensors of ``--markDebug``, which no fusion may remove; names that no layer computes are warned about."""
+    computed = {name for layer in imported.layers for name in layer.outputs}
+    if unknown := [name for name in config.mark_debug if name not in computed]:
+        log.warning(f"--markDebug: no layer of the model computes {', '.join(unknown)}; ignored")
+    return tuple(name for name in dict.fromkeys(config.mark_debug) if name in computed and name not in imported.outputs)
+
+
+def _unfused(imported: Network, network: Network, marked: Sequence[str]) -> list[str]:
+    """The model's own tensors that fusion has left, beside the outputs and the marked ones."""
+    known = {name for layer in imported.layers for name in layer.outputs} - set(network.outputs) - set(marked)
+    return [name for layer in network.layers for name in layer.outputs if name in known]
 
 
 def _fuse(imported: Network, config: BuildConfig, device: Device, log: Log) -> FusionResult:

@@ -53,6 +53,7 @@ class BuildConfig:
         profiling_verbosity: ``none``, ``layer_names_only`` or ``detailed``: what the engine keeps for reports.
         disable_fusion: ``(rule, layer)`` pairs; the rule may be ``all``; an empty layer turns it off everywhere.
         pin_tactic: ``(layer, tactic id)`` pairs.
+        mark_debug: tensors that are kept from being fused away, to be looked at; ``mark_unfused_debug``: all others that are left.
         batch_range: smallest and largest batch, for inputs of dynamic batch whose shapes are not given otherwise (``--sweepBatch``,
             ``--maxBatch``); tactics are then timed at the largest.
         build_budget: seconds that timing may take, or None.
@@ -78,6 +79,8 @@ class BuildConfig:
     profiling_verbosity: str = "layer_names_only"
     disable_fusion: tuple[tuple[str, str], ...] = ()
     pin_tactic: tuple[tuple[str, str], ...] = ()
+    mark_debug: tuple[str, ...] = ()
+    mark_unfused_debug: bool = False
     build_budget: float | None = None
     batch_range: tuple[int, int] | None = None
 
@@ -147,6 +150,8 @@ class ReportConfig:
     percentiles: tuple[float, ...] = (90.0, 95.0, 99.0)
     dump_output: bool = False
     dump_raw_bindings: bool = False
+    save_debug: Mapping[str, str] = field(default_factory=dict)
+    save_all_debug: tuple[str, ...] = ()
     dump_profile: bool = False
     dump_layer_info: bool = False
     dump_optimization_profile: bool = False

@@ -345,6 +345,7 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
 
 _NEEDS_RUN = (
     "dumpOutput", "dumpRawBindingsToFile", "dumpProfile", "exportTimes", "exportOutput", "exportProfile", "exportReport",
+    "saveDebugTensors", "saveAllDebugTensors",
 )  # fmt: skip
 
 

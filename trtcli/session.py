@@ -68,6 +68,8 @@ def check_files(config: Config) -> None:
     ):
         if path:
             check_writable(flag, path)
+    for path in report.save_debug.values():
+        check_writable("--saveDebugTensors", path)
 
 
 def open_device(config: Config, log: Log, engine: Engine | None = None) -> Device:
@@ -342,6 +344,37 @@ def report_profile(config: Config, profile: Profile, log: Log) -> None:
             log.warning(aux_stream_warning(profile.aux_streams))
     if config.report.export_profile:
         write_json(config.report.export_profile, profile_json(profile))
+
+
+def save_debug_tensors(
+    config: Config, context: ExecutionContext, inputs: Mapping[str, np.ndarray], command_line: str, log: Log
+) -> None:
+    """``--saveDebugTensors`` and ``--saveAllDebugTensors``: one more query, whose debug tensors are written.
+
+    Raises:
+        ValueError: a tensor does not exist, or was fused away.
+    """
+    from trtcli.report.tensors import SUMMARY_FILE, Saver
+
+    files, formats = config.report.save_debug, config.report.save_all_debug
+    if not files and not formats:
+        return
+    saver = Saver(files, formats)
+    context.set_debug_listener(saver)
+    if formats:
+        context.set_all_tensors_debug_state(True)
+    for name in files:
+        context.set_tensor_debug_state(name, True)
+    context.execute(inputs)
+    context.set_debug_listener(None)
+    saver.finish(config.build.save_engine or config.model.load_engine or config.model.onnx, command_line)
+    for name, written in saver.written.items():
+        for path in written.values():
+            log.info(f"Saved debug tensor {name} to {path}")
+    if formats and not saver.written:
+        log.warning("--saveAllDebugTensors: the engine has no debug tensors; build it with --markDebug or --markUnfusedTensorsAsDebugTensors")
+    elif "summary" in formats:
+        log.info(f"Saved the summary of {len(saver.written)} debug tensors to {SUMMARY_FILE}")
 
 
 def report_outputs(

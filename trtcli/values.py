@@ -74,6 +74,25 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """Some of the words, separated by commas."""
+
+    words: tuple[str, ...]
+    metavar: str = "WORD[,...]"
+
+    @property
+    def allowed(self) -> str:
+        return ", ".join(self.words)
+
+    def __call__(self, text: str) -> tuple[str, ...]:
+        found = tuple(part.strip() for part in text.split(","))
+        for word in found:
+            if word not in self.words:
+                raise ValueError(f"{word!r} is none of {self.allowed}")
+        return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
 class Text:
     """Any text but the empty one: a file, a name."""
 

@@ -182,13 +182,48 @@ def test_out_of_memory_says_what_to_reduce(engine, what, monkeypatch):
         engine.create_execution_context(device)
 
 
-def test_a_change_of_shapes_is_timed(engine, cpu):
+def test_debug_tensors(engine, cpu):
+    """Whatever a layer writes is shown as it is computed, views too; outputs stay the same."""
     context = engine.create_execution_context(cpu)
+    plain = context.execute({"x": X})
+    seen: dict[str, np.ndarray] = {}
+    context.set_debug_listener(lambda name, array: seen.update({name: array}))
     context.execute({"x": X})
-    assert context.change_seconds > 0
-    before = context.change_seconds
-    context.execute_async_v3(0)
-    assert context.change_seconds == before
-    context.set_input_shape("x", (2, 8))
-    assert context.change_seconds == 0
+    assert not seen, "nothing was asked for"
+    names = [name for layer in engine.network.layers for name in layer.outputs]
+    for name in names:
+        context.set_tensor_debug_state(name, True)
+    found = context.execute({"x": X})
+    assert set(seen) == set(names)
+    hidden = np.maximum(X @ engine.weights["w1"], 0)
+    np.testing.assert_allclose(seen["relu1_out0"], hidden, rtol=1e-6)
+    np.testing.assert_allclose(seen["fold_out0"], hidden.reshape(4, 2, 8), rtol=1e-6)
+    np.testing.assert_array_equal(seen["y"], found["y"])
+    np.testing.assert_array_equal(found["y"], plain["y"])
+    seen.clear()
+    context.set_tensor_debug_state("fc2_out0", False)
+    context.execute({"x": X})
+    assert set(seen) == set(names) - {"fc2_out0"} and not context.get_debug_state("fc2_out0")
+    with pytest.raises(ValueError, match=r"debug tensor 'gone': no layer writes it; .*--markDebug=gone"):
+        context.set_tensor_debug_state("gone", True)
+
+
+def test_a_debug_listener_of_tensorrts_kind(engine, cpu):
+    class Collector:
+        def process_debug_tensor(self, address, location, dtype, shape, name, stream):
+            calls.append((address != 0, location, dtype, shape, name))
+
+    calls: list[tuple] = []
+    context = engine.create_execution_context(cpu)
+    context.set_debug_listener(Collector())
+    context.set_tensor_debug_state("relu1_out0", True)
+    context.execute({"x": X})
+    assert calls == [(True, TensorLocation.DEVICE, DataType.FLOAT, (4, 16), "relu1_out0")]
+    context.set_all_tensors_debug_state(False)
+    context.execute({"x": X})
+    assert len(calls) == 1 and engine.debug_tensors == ()
+
+
+def test_profile_names(engine, cpu):
+    context = engine.create_execution_context(cpu)
     assert context.active_optimization_profile == 0 and context.set_optimization_profile_async(0, 0)

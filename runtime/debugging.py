@@ -1,0 +1,53 @@
+"""Debug tensors: tensors inside the network, shown to a listener as they are computed.
+
+Whatever a layer writes can be shown; nothing is computed or kept for it beyond the inference itself, so the memory of a tensor is read at
+the one moment when it is certain to be whole: right after the layer that completes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fusion.network import Network
+from runtime.device import Device, Stream, Tensor
+from runtime.engine import TensorLocation
+
+Listener: TypeAlias = Any  # a function of (name, array), or an object with TensorRT's process_debug_tensor
+
+
+def completed_by(network: Network, names: Collection[str], running: Collection[int]) -> dict[int, list[str]]:
+    """Per layer (number) that runs, the tensors of ``names`` that are whole when it has ended.
+
+    A layer that vanished (a view) completes its outputs when the last of its inputs is complete. Inputs of the network and constants
+    have no layer; tensors that depend on nothing else are not in the result.
+    """
+    done: dict[str, int] = {}
+    for number, layer in enumerate(network.layers):
+        last = number if number in running else max((done.get(name, -1) for name in layer.inputs), default=-1)
+        done.update(dict.fromkeys(layer.outputs, last))
+    found: dict[int, list[str]] = {}
+    for name in names:
+        if done.get(name, -1) >= 0:
+            found.setdefault(done[name], []).append(name)
+    return found
+
+
+def show(listener: Listener, name: str, tensor: Tensor, device: Device, stream: Stream) -> None:
+    """Give ``tensor`` to the listener: a function gets a copy on the host (``stream`` is waited for), an object the address."""
+    process = getattr(listener, "process_debug_tensor", None)
+    if process is not None:
+        process(tensor.address, TensorLocation.DEVICE, tensor.type.dtype, tensor.type.shape, name, stream.handle)
+        return
+    stream.synchronize()
+    array = np.empty(tuple(int(str(dim)) for dim in tensor.type.shape), tensor.type.dtype.numpy)
+    device.download(array, tensor.address)
+    listener(name, array)
+
+
+def debug_tensors(network: Network, record: Mapping[str, object]) -> tuple[str, ...]:
+    """The debug tensors that the build declared (``--markDebug``, ``--markUnfusedTensorsAsDebugTensors``)."""
+    names = record.get("debugTensors", ())
+    return tuple(name for name in names if name in network.tensors) if isinstance(names, list | tuple) else ()
