@@ -59,6 +59,8 @@ from fusion.rules import (
     relu_relu,
     reshape_rows,
     rms_normalization,
+    rotary_embedding,
+    rotary_shuffle,
     shuffle_matmul,
     shuffle_reduce,
     shuffle_reshape,
@@ -91,7 +93,7 @@ PRODUCTS = (
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, group_normalization.RULE)
-ATTENTION = (attention.RULE, attention_heads.RULE, attention_layout.RULE, recurrence_layout.RULE)
+ATTENTION = (attention.RULE, attention_heads.RULE, rotary_shuffle.RULE, attention_layout.RULE, recurrence_layout.RULE)
 READERS = (
     softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE,
@@ -107,7 +109,8 @@ QUANTIZATION = (
 PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("quantization", QUANTIZATION),
     ("clean", CLEAN),
-    ("products", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE)),
+    # Before its last layer is joined with what reads it, a rotary embedding still looks like one.
+    ("products", (*CLEAN, *IDIOMS, *PADDING, rotary_embedding.RULE, *PRODUCTS, pointwise.RULE)),
     ("statistics", (*CLEAN, *STATISTICS)),
     ("attention", (*CLEAN, *IDIOMS, *PRODUCTS, pointwise.RULE, *ATTENTION)),
     ("readers", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE, *ATTENTION, *READERS)),

@@ -53,6 +53,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.fill.fill",
         "tactics.cuda.lrn.lrn",
         "tactics.cuda.resize.axes",
+        "tactics.cuda.rotary.rotary",
         "tactics.cuda.order.argreduce",
         "tactics.cuda.order.cumulative",
         "tactics.cuda.order.topk",

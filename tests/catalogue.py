@@ -74,6 +74,15 @@ ROWS_2D = {"x": (6, 16)}
 IMAGE = {"x": (2, 8, 6, 6)}
 HEADS = dict.fromkeys(("q", "k", "v"), (2, 2, 5, 8))
 
+TURN = """@a = Slice(@, zero, four, last)
+@b = Slice(@, four, eight, last)
+@n = Neg(@b)
+@r = Concat<axis=-1>(@n, @a)
+@c = Mul(@, cos)
+@s = Mul(@r, sin)
+@y = Add(@c, @s)
+"""  # a rotary embedding
+
 
 def _pairs(*names: str) -> dict[str, tuple[int, ...]]:
     return dict.fromkeys(names, (2, 8, 6, 6))
@@ -157,8 +166,18 @@ CATALOGUE: Sequence[Row] = (
     Row("Mish", "s = Softplus(x)\nt = Tanh(s)\ny = Mul(x, t)", "mish", near_output="s"),
     Row("SwiGLU of a packed projection", "p = MatMul(x, w)\na, b = Split<axis=-1, num_outputs=2>(p)\ns = Sigmoid(a)\ng = Mul(a, s)\ny = Mul(g, b)",
         "matmul-split", layers=2, inputs=ROWS_2D, values={"w": (16, 24)}, near_output="p"),
+    Row("rotary embedding", TURN.replace("@", "x") + "y = Identity(xy)", "rotary-embedding", inputs={"x": (2, 3, 5, 8), "cos": (2, 1, 5, 8), "sin": (2, 1, 5, 8)},
+        values={"zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3])}, near_output="xr"),
+    Row("rotary embedding by halves", "a, b = Split<axis=-1, num_outputs=2>(x)\nac = Mul(a, cos)\nbs = Mul(b, sin)\nu = Sub(ac, bs)\n"
+        "bc = Mul(b, cos)\nas_ = Mul(a, sin)\nv = Add(bc, as_)\ny = Concat<axis=-1>(u, v)", "rotary-embedding",
+        inputs={"x": (2, 5, 3, 8), "cos": (5, 1, 4), "sin": (5, 1, 4)}, near=(("bc = Mul(b, cos)", "bc = Mul(b, sin)"),)),
     Row("attention", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nt = Mul(s, c)\np = Softmax<axis=-1>(t)\ny = MatMul(p, v)",
         "attention", inputs=HEADS, values={"c": 0.35}, near_output="p"),
+    Row("attention of rotated heads", "q = Transpose<perm=[0,2,1,3]>(x)\nk = Transpose<perm=[0,2,1,3]>(z)\n" + TURN.replace("@", "q") + TURN.replace("@", "k") +
+        "kt = Transpose<perm=[0,1,3,2]>(ky)\ns = MatMul(qy, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "rotary-shuffle", layers=3,
+        inputs={"x": (2, 5, 2, 8), "z": (2, 5, 2, 8), "v": (2, 2, 5, 8)},
+        values={"zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3]), "cos": (5, 8), "sin": (5, 8)},
+        near_values={"cos": (2, 2, 5, 8), "sin": (2, 2, 5, 8)}),
     Row("attention with a mask", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nt = Mul(s, c)\nu = Add(t, m)\n"
         "p = Softmax<axis=-1>(u)\ny = MatMul(p, v)", "attention", inputs={**HEADS, "m": (2, 1, 1, 5)}, values={"c": 0.35}, near_output="p"),
     Row("matrix product + bias + activation", "t = MatMul(x, w)\nu = Add(t, b)\ny = Relu(u)", "matmul-pointwise", inputs=ROWS_2D,

@@ -18,6 +18,7 @@ from fusion.ops.recurrent import Recurrence
 from fusion.ops.reduce import Reduce
 from fusion.ops.reinterpret import Reinterpret
 from fusion.ops.resize import Resize
+from fusion.ops.rotary import RotaryEmbedding
 from fusion.ops.sampling import DeformableColumns, GridSample, RoiAlign, RoiPool
 from fusion.ops.shuffle import Concatenation, Expand, Padding, Shuffle, Slice, Tile
 from fusion.ops.softmax import Softmax
@@ -27,7 +28,7 @@ OPS = {
     for op in (
         ArgReduce, Attention, Concatenation, Convolution, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, LocalResponseNormalization, MatrixMultiply, Normalization, Padding, Pointwise, Pooling,
-        Random, Range, Recurrence, Reduce, Resize, ScatterElements, ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK,
+        Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements, ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK,
         # rare
         DeformableColumns, Determinant, Fold, GridSample, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,
     )

@@ -1,0 +1,55 @@
+"""Attention(RotaryEmbedding(transpose(x)) ...) -> Attention(transpose(RotaryEmbedding(x)) ...): attention reads any order of heads."""
+
+from __future__ import annotations
+
+from fusion.graph import Graph
+from fusion.network import Layer
+from fusion.ops import Attention, RotaryEmbedding, Shuffle
+from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rules._shuffles import inverse, transpose_of
+
+
+def _match(graph: Graph, layer: Layer) -> Match | None:
+    shuffle = graph.producer(layer.inputs[0])
+    if shuffle is None or not isinstance(shuffle.op, Shuffle):
+        return None
+    readers = graph.readers(layer.outputs[0])
+    if not readers or not all(isinstance(reader.op, Attention) for reader in readers):
+        return None
+    order = transpose_of(graph.type(shuffle.inputs[0]).shape, shuffle.op)
+    return None if order is None else Match((shuffle, layer), (shuffle.outputs[0],), {"order": order})
+
+
+def _check(graph: Graph, match: Match) -> Refusal | None:
+    shuffle, layer = match.layers
+    order = match.found["order"]
+    if order[-1] != len(order) - 1:
+        return Refusal("axes", f"{shuffle.name} moves the last axis")
+    for name in layer.inputs[1:]:
+        shape = _aligned(graph, name, len(order))
+        back = [axis for axis in inverse(order) if shape[axis] != 1]
+        if back != sorted(back):
+            return Refusal("angles", f"{name} would have to be transposed")
+    return None
+
+
+def _rewrite(graph: Graph, match: Match) -> Replacement:
+    shuffle, layer = match.layers
+    back = inverse(match.found["order"])
+    tables, views = [], []
+    for name in layer.inputs[1:]:
+        shape = _aligned(graph, name, len(back))
+        view = graph.fresh(f"{name}.{layer.name}")
+        views.append(Layer(f"{layer.name} {name}", Shuffle(reshape=tuple(shape[axis] for axis in back)), (name,), (view,)))
+        tables.append(view)
+    middle = graph.fresh(f"{layer.outputs[0]}.before")
+    turned = Layer(layer.name, layer.op, (*shuffle.inputs, *tables), (middle,), layer.origins, (*layer.fusions, RULE.name))
+    return Replacement((*views, turned, Layer(shuffle.name, shuffle.op, (middle,), layer.outputs, shuffle.origins, shuffle.fusions)))
+
+
+def _aligned(graph: Graph, name: str, rank: int) -> tuple:
+    shape = graph.type(name).shape
+    return (*(1,) * (rank - len(shape)), *shape)
+
+
+RULE = Rule("rotary-shuffle", __doc__.splitlines()[0], (RotaryEmbedding,), _match, _rewrite, _check)

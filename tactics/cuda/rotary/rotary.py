@@ -1,0 +1,75 @@
+"""Rotary position embedding: one read, one write; the tables stay in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from fusion.expression import compute_type
+from fusion.network import TensorType
+from fusion.ops import RotaryEmbedding
+from tactics.cuda.codegen import storage_type
+from tactics.cuda.simple import OUT, ceil_div, defines, dims, divider, launch, refuse_large, vector_width
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    config,
+)
+
+FILE = "rotary/rotary.cu"
+
+
+class Rotary(Tactic):
+    """A thread per vector of pairs."""
+
+    id = "cuda.rotary.pairs"
+    device = "cuda"
+    ops = (RotaryEmbedding,)
+    reference = True
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        types = [tensor.dtype for tensor in workload.inputs]
+        if len(set(types)) > 1 or not compute_type(types[0]).is_float or types[0].itemsize < 2:
+            return Refusal(f"x, cos and sin are {', '.join(one.value for one in types)}; one type of 16 bits or more is needed")
+        if workload.axis_varies(0, len(workload.inputs[0].shape) - 1):
+            return Refusal("the length of a row varies")
+        return refuse_large(workload)
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        widest = vector_width(workload.inputs[0].dtype.itemsize, dims(workload.inputs[0])[-1] // 2)
+        return [config(threads=threads, v=v) for v in dict.fromkeys((widest, max(1, widest // 2))) for threads in (128, 256)]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        chosen, (x, cos, sin) = dict(config), workload.inputs
+        v, threads, (*outer, width) = chosen["v"], chosen["threads"], dims(x)
+        half = width // 2
+        count = prod(outer) * half // v
+        if not count:
+            return Plan(())
+        outer = outer or [1]
+        names = defines(device, IN_T=storage_type(x.dtype), VEC=v, THREADS=threads, AXES=len(outer),
+                        COS_WIDE=dims(cos)[-1] == width, SIN_WIDE=dims(sin)[-1] == width)  # fmt: skip
+        fields = [field for size in reversed(outer) for field in divider(size)]
+        for table in (cos, sin):
+            fields += [Scalar(stride, "u32") for stride in reversed(_strides(table, len(outer)))]
+        arguments = (Buffer("input"), Buffer("input", 1), Buffer("input", 2), OUT, Scalar(count, "u32"), Scalar(half, "u32"),
+                     Struct(divider(half // v)), Struct(tuple(fields)))  # fmt: skip
+        return Plan((launch(Kernel(FILE, "rotary_embedding", names), ceil_div(count, threads), threads, arguments),))
+
+
+def _strides(table: TensorType, axes: int) -> list[int]:
+    """Elements between neighbours along each of the last ``axes`` axes before the rows; 0 where the table is repeated."""
+    shape = dims(table)
+    strides = [0 if size == 1 else prod(shape[axis + 1 :]) for axis, size in enumerate(shape[:-1])]
+    return [0] * (axes - len(strides)) + strides
+
+
+TACTICS = (Rotary(),)

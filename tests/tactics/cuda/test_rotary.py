@@ -1,0 +1,63 @@
+"""Rotary embedding on the CPU harness against the operation's NumPy meaning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion.dtypes import DataType
+from fusion.network import TensorType
+from fusion.ops import RotaryEmbedding
+from tactics.compiler import compile_cubin
+from tactics.cuda.rotary.rotary import Rotary
+from tactics.tactic import Refusal, Workload
+from tests.harness.fiber import A100, H100, available, check, kernels
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
+TACTIC = Rotary()
+
+
+def workload(x: tuple, cos: tuple, sin: tuple, dtype: DataType = DataType.FLOAT, varies: tuple = ()) -> Workload:
+    types = tuple(TensorType(dtype, shape) for shape in (x, cos, sin))
+    op = RotaryEmbedding()
+    return Workload(op, types, op.infer(types), varies=varies)
+
+
+def run(x: tuple, cos: tuple, sin: tuple, dtype: DataType = DataType.FLOAT, configs: int = 1) -> None:
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=shape).astype(dtype.numpy) for shape in (x, cos, sin)]
+    check(TACTIC, workload(x, cos, sin, dtype), arrays, RotaryEmbedding().evaluate(arrays), configs=configs)
+
+
+@pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF], ids=lambda d: d.value)
+def test_heads(dtype: DataType) -> None:
+    run((2, 3, 5, 32), (1, 1, 5, 32), (1, 1, 5, 32), dtype, configs=4)
+    run((2, 5, 3, 32), (5, 1, 16), (2, 5, 1, 32), dtype)
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_shape(data: st.DataObject) -> None:
+    outer = data.draw(st.lists(st.integers(1, 5), min_size=3, max_size=3))
+    half = data.draw(st.sampled_from([1, 3, 4]))
+    table = [tuple(data.draw(st.sampled_from([1, size])) for size in outer[data.draw(st.integers(0, 3)) :]) for _ in range(2)]
+    widths = [data.draw(st.sampled_from([half, 2 * half])) for _ in range(2)]
+    run((*outer, 2 * half), (*table[0], widths[0]), (*table[1], widths[1]))
+
+
+def test_sizes_that_vary() -> None:
+    flags = ((True, True, True, False), (False, False, True, False), (False, False, True, False), (True, True, True, False))
+    chosen = TACTIC.configs(workload((2, 3, 5, 64), (1, 1, 5, 64), (1, 1, 5, 64), DataType.HALF, flags), H100)[0]
+    shapes = (((2, 3, 5, 64), (1, 1, 5, 64)), ((1, 9, 70, 64), (1, 1, 70, 64)))
+    plans = [TACTIC.plan(workload(x, table, table, DataType.HALF, flags), chosen, H100) for x, table in shapes]
+    assert len({kernels(plan) for plan in plans}) == 1
+    assert isinstance(TACTIC.supports(workload((2, 4), (1, 4), (1, 4), varies=((True, True),) * 4), A100), Refusal)
+
+
+@pytest.mark.parametrize(("arch", "device"), [("sm_75", A100), ("sm_90a", H100)])
+def test_compiles(arch: str, device) -> None:  # noqa: ANN001
+    one = workload((2, 3, 5, 64), (5, 64), (5, 64), DataType.HALF)
+    for kernel in kernels(TACTIC.plan(one, TACTIC.configs(one, device)[0], device)):
+        assert compile_cubin(kernel.source(), kernel.defines, arch).resources.spill_stores == 0
