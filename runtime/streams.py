@@ -3,12 +3,14 @@
 The network is cut into chains, the longest path first; each further chain moves to the stream on which the simulated latency falls most,
 or stays on the main one. In the simulation layers that run together share the device (each fills a part of it), and every edge between
 streams costs the time of an event, as measured on the device. Source of the idea: list scheduling of precedence graphs by critical path
-(Graham, 1969). A schedule that looks shorter is then timed on the device beside the serial one, and the faster of the two is kept.
+(Graham, 1969). How much of a GPU a layer fills is guessed twice, by its blocks (few gaps are left) and by its distance from the hardware's
+limit (kernels that wait leave room for others). Schedules that look shorter are then timed on the device beside the serial one, and the
+fastest of all is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import isnan
@@ -30,11 +32,16 @@ DEFAULT_AUX = 3  # auxiliary streams tried when the user leaves it to us
 
 @dataclass(frozen=True)
 class Work:
-    """A layer to schedule: its seconds alone, the layers (numbers) whose results it needs, the share of the device that it fills."""
+    """A layer to schedule: its seconds alone, the layers (numbers) whose results it needs, and the share of the device that it fills:
+    ``occupancy`` by its blocks, ``use`` by what it asks of the hardware."""
 
     seconds: float
     needs: tuple[int, ...] = ()
     occupancy: float = 1.0
+    use: float = 1.0
+
+
+_GUESSES: tuple[Callable[[Work], float], ...] = (lambda work: work.occupancy, lambda work: work.use)
 
 
 @dataclass(frozen=True)
@@ -76,23 +83,27 @@ def with_streams(engine: Engine, device: Device, max_aux: int = -1) -> tuple[Eng
     if len(_chains(work)) < 2:  # one path: nothing to ask the device
         return serial, {**record, "branches": []}
     event_seconds = event_cost(device)
-    found = schedule(work, max_aux, event_seconds)
+    tried = [schedule([replace(one, occupancy=min(1.0, fills(one))) for one in work], max_aux, event_seconds) for fills in _GUESSES]
+    useful = list({found.streams: found for found in tried if any(found.streams)}.values())
+    refusal, chosen, found = "", serial, tried[0]
+    if useful:
+        engines = [_on_streams(serial, dict(zip(layers, one.streams, strict=True))) for one in useful]
+        try:
+            alone, *beside = time_engines(device, (serial, *engines))
+        except DeviceMemoryError as error:
+            refusal = f"streams could not be timed: {error}"
+            found = useful[0]
+        else:
+            best = min(range(len(beside)), key=beside.__getitem__)
+            found = useful[best]
+            record |= {"measuredSerialMs": alone * 1e3, "measuredMs": beside[best] * 1e3}
+            if beside[best] < alone:
+                chosen = engines[best]
+            else:
+                refusal = f"measured {beside[best] * 1e6:.1f} us with streams, {alone * 1e6:.1f} us on one"
     record |= {
         "eventMs": event_seconds * 1e3, "simulatedSerialMs": found.alone * 1e3, "simulatedMs": found.latency * 1e3,
     }  # fmt: skip
-    refusal, chosen = "", serial
-    if any(found.streams):
-        parallel = _on_streams(serial, dict(zip(layers, found.streams, strict=True)))
-        try:
-            alone, beside = time_engines(device, (serial, parallel))
-        except DeviceMemoryError as error:
-            refusal = f"streams could not be timed: {error}"
-        else:
-            record |= {"measuredSerialMs": alone * 1e3, "measuredMs": beside * 1e3}
-            if beside < alone:
-                chosen = parallel
-            else:
-                refusal = f"measured {beside * 1e6:.1f} us with streams, {alone * 1e6:.1f} us on one"
     names = [layer.name for layer in engine.network.layers]
     record["used"] = chosen.num_aux_streams
     record["branches"] = [
@@ -115,7 +126,8 @@ def workload_graph(engine: Engine, device: DeviceSpec) -> tuple[list[Work], list
     for step in steps:
         decision = engine.layers[step.layer]
         seconds = 0.0 if isnan(decision.seconds) else decision.seconds
-        work.append(Work(seconds, step.needs, occupancy(step.plan, device)))
+        used = decision.floor / seconds if seconds else 0.0
+        work.append(Work(seconds, step.needs, occupancy(step.plan, device), max(used, occupancy(step.plan, device, resident=True))))
     return work, [step.layer for step in steps]
 
 
@@ -128,15 +140,27 @@ def _on_streams(engine: Engine, of_layer: Mapping[int, int]) -> Engine:
     return replace(engine, layers=first, more_layers=tuple(more))
 
 
-def occupancy(plan: Plan, device: DeviceSpec) -> float:
-    """The share of the device that ``plan`` keeps busy: blocks of its largest launch over multiprocessors, at most 1.
+def occupancy(plan: Plan, device: DeviceSpec, resident: bool = False) -> float:
+    """The share of the device that ``plan`` keeps busy: blocks of its largest launch over multiprocessors, at most 1; with ``resident``
+    over all blocks that the multiprocessors can hold at a time.
 
     A NumPy step is taken for the work of one thread; the measurement corrects it.
     """
-    blocks = [step.grid[0] * step.grid[1] * step.grid[2] for step in plan.steps if isinstance(step, Launch)]
-    if not blocks and any(isinstance(step, CpuCall) for step in plan.steps):
-        blocks = [1]
-    return min(1.0, max(blocks) / device.multiprocessors) if blocks else 1.0
+    shares = []
+    for step in plan.steps:
+        if isinstance(step, Launch):
+            held = _resident(step, device) if resident else 1
+            shares.append(step.grid[0] * step.grid[1] * step.grid[2] / (device.multiprocessors * held))
+    if not shares and any(isinstance(step, CpuCall) for step in plan.steps):
+        shares = [1 / device.multiprocessors]
+    return min(1.0, max(shares)) if shares else 1.0
+
+
+def _resident(launch: Launch, device: DeviceSpec) -> int:
+    """How many blocks of ``launch`` a multiprocessor holds at least, by threads (every GPU holds 1024) and shared memory."""
+    threads = launch.block[0] * launch.block[1] * launch.block[2]
+    by_memory = device.shared_memory // launch.shared_memory if launch.shared_memory and device.shared_memory else 1024
+    return max(1, min(1024 // max(1, threads), by_memory))
 
 
 @cache

@@ -81,6 +81,9 @@ def test_occupancy():
     launch = Launch(Kernel("", "k"), (5, 2, 1), (32, 1, 1), ())
     assert occupancy(Plan((launch, replace(launch, grid=(30, 1, 1)))), device) == 0.3
     assert occupancy(Plan((replace(launch, grid=(1000, 1, 1)),)), device) == 1.0
+    assert occupancy(Plan((replace(launch, grid=(200, 1, 1), block=(256, 1, 1)),)), device, resident=True) == 0.5
+    heavy = replace(launch, grid=(200, 1, 1), shared_memory=100)
+    assert occupancy(Plan((heavy,)), replace(device, shared_memory=250), resident=True) == 1.0
     assert occupancy(Plan(()), device) == 1.0
     assert occupancy(Plan((CpuCall(lambda *_: None),)), device) == 0.01
 
@@ -120,6 +123,18 @@ def test_streams_are_kept_when_the_measured_latency_falls(forked, cpu, monkeypat
     monkeypatch.setattr(cpu, "spec", replace(four, multiprocessors=1))
     engine, record = with_streams(forked, cpu, 3)
     assert set(streams_of(engine).values()) == {0} and "fills 100%" in record["branches"][0]["reason"]
+
+
+def test_kernels_that_wait_leave_room_for_others(forked, cpu, monkeypatch):
+    """Layers whose blocks fill the device but which stand far from its limit: the second guess tries them side by side."""
+    monkeypatch.setattr(cpu, "spec", replace(cpu.spec, multiprocessors=4))
+    monkeypatch.setattr("runtime.streams.occupancy", lambda plan, device, resident=False: 0.2 if resident else 1.0)
+    seen = []
+    monkeypatch.setattr("runtime.streams.time_engines", lambda device, engines: seen.append(len(engines)) or [2e-3, 1e-3])
+    idle = replace(forked, layers=tuple(replace(plan, floor=1e-4) for plan in forked.layers))
+    assert with_streams(idle, cpu, 3)[1]["used"] == 1 and seen == [2]
+    full = replace(forked, layers=tuple(replace(plan, floor=1e-3) for plan in forked.layers))
+    assert with_streams(full, cpu, 3)[1]["used"] == 0 and seen == [2]
 
 
 def test_no_memory_to_measure_in_means_one_stream(forked, cpu, monkeypatch):
@@ -164,6 +179,29 @@ def test_branches_really_overlap(forked, cpu, monkeypatch):
         result = run_benchmark([context], x, BenchmarkOptions(5, 0.0, 0.0, graph=graph_used))
         assert 8 < np.median([query.compute for query in result.queries]) < 15
         np.testing.assert_array_equal(next(iter(result.outputs.values())), 2 * x["x"])
+
+
+def test_the_callers_streams_wait_for_the_main_one_and_it_for_them(forked, cpu):
+    """Work queued on the main stream before the enqueue feeds the branches; work queued after it sees their results."""
+    names = [layer.name for layer in forked.network.layers]
+    plans = [replace(plan, stream=1 if name[0] == "b" else 0) for name, plan in zip(names, forked.layers, strict=True)]
+    context = ExecutionContext(replace(forked, layers=tuple(plans)), cpu)
+    aux, main = cpu.stream(concurrent=True), cpu.stream(concurrent=True)
+    context.set_aux_streams([aux])
+    context.set_input_shape("x", (8, 8))
+    context.use_own_memory()
+    context.prepare()
+    x, found = np.full((8, 8), 3, np.float32), np.zeros((8, 8), np.float32)
+    context.write_tensor("x", np.zeros((8, 8), np.float32))
+    (output,) = forked.network.outputs
+    main.add(lambda: time.sleep(0.02))
+    cpu.upload(context.get_tensor_address("x"), x, main)
+    context.execute_async_v3(main)
+    cpu.download(found, context.get_tensor_address(output), main)
+    main.synchronize()
+    np.testing.assert_array_equal(found, 2 * x)
+    with pytest.raises(ValueError, match="0 auxiliary streams given, the engine uses 1"):
+        context.set_aux_streams([])
 
 
 def test_an_events_cost_is_measured(cpu):
