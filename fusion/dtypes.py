@@ -9,7 +9,10 @@ import numpy as np
 
 
 class DataType(str, Enum):
-    """The element type of a tensor; the value is its NumPy (or ml_dtypes) name."""
+    """The element type of a tensor; the value is its NumPy (or ml_dtypes) name.
+
+    Types of less than 8 bits take a byte an element in a tensor, as in ml_dtypes.
+    """
 
     FLOAT = "float32"
     HALF = "float16"
@@ -17,10 +20,18 @@ class DataType(str, Enum):
     DOUBLE = "float64"
     FP8 = "float8_e4m3fn"
     FP8_E5M2 = "float8_e5m2"
+    FP8_FNUZ = "float8_e4m3fnuz"
+    FP8_E5M2_FNUZ = "float8_e5m2fnuz"
+    FP8_E8M0 = "float8_e8m0fnu"
+    FP4 = "float4_e2m1fn"
+    INT2 = "int2"
+    INT4 = "int4"
     INT8 = "int8"
     INT16 = "int16"
     INT32 = "int32"
     INT64 = "int64"
+    UINT2 = "uint2"
+    UINT4 = "uint4"
     UINT8 = "uint8"
     UINT16 = "uint16"
     UINT32 = "uint32"
@@ -30,8 +41,7 @@ class DataType(str, Enum):
     @property
     def numpy(self) -> np.dtype:
         """The NumPy data type."""
-        extension = {"bfloat16", "float8_e4m3fn", "float8_e5m2"}
-        return np.dtype(getattr(ml_dtypes, self.value)) if self.value in extension else np.dtype(self.value)
+        return np.dtype(getattr(ml_dtypes, self.value, self.value))
 
     @property
     def itemsize(self) -> int:
@@ -65,6 +75,8 @@ _LABELS = {
     DataType.BF16: "BF16",
     DataType.DOUBLE: "FP64",
     DataType.FP8: "FP8",
+    DataType.FP4: "FP4",
+    DataType.INT4: "INT4",
     DataType.INT8: "INT8",
     DataType.INT32: "INT32",
     DataType.INT64: "INT64",

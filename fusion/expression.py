@@ -140,9 +140,14 @@ def text(expression: Expression, names: Sequence[str] | None = None) -> str:
     return f"{expression.function}({', '.join(text(child, names) for child in expression.arguments)})"
 
 
+_NARROW_INTEGERS = {
+    DataType.INT2: DataType.INT8, DataType.INT4: DataType.INT8, DataType.UINT2: DataType.UINT8, DataType.UINT4: DataType.UINT8
+}  # fmt: skip
+
+
 def compute_type(dtype: DataType) -> DataType:
-    """The type in which values of ``dtype`` are computed: float32 for the narrow floating-point types, else itself."""
-    return DataType.FLOAT if dtype.is_float and dtype.itemsize < 4 else dtype
+    """The type in which values of ``dtype`` are computed: float32 for narrow floating-point types, 8 bits for narrow integers."""
+    return DataType.FLOAT if dtype.is_float and dtype.itemsize < 4 else _NARROW_INTEGERS.get(dtype, dtype)
 
 
 def evaluate(expression: Expression, arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -27,7 +27,8 @@ FORMAT = "trtcli-engine"
 VERSION = 1
 HEADER_LIMIT = 100_000_000  # bytes; safetensors readers refuse longer headers
 
-# safetensors' names of the data types
+# safetensors' names of the data types. The others (of 8 bits and less) are stored as U8, their own name in that of the tensor:
+# weight.int4:name.
 _NAMES = {
     DataType.FLOAT: "F32", DataType.HALF: "F16", DataType.BF16: "BF16", DataType.DOUBLE: "F64", DataType.FP8: "F8_E4M3",
     DataType.FP8_E5M2: "F8_E5M2", DataType.INT8: "I8", DataType.INT16: "I16", DataType.INT32: "I32", DataType.INT64: "I64",
@@ -57,7 +58,8 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> int:
 def parts_of(engine: Engine) -> Iterator[bytes | memoryview]:
     """The bytes of the engine's file, piece by piece."""
     tensors = {
-        f"weight:{name}": np.ascontiguousarray(array).reshape(array.shape) for name, array in engine.weights.items()
+        _weight_key(name, array.dtype): np.ascontiguousarray(array).reshape(array.shape)
+        for name, array in engine.weights.items()
     }
     tensors |= {f"kernel:{key}": np.frombuffer(image, np.uint8) for key, image in engine.kernels.items()}
     # Wider elements first, then by name: every tensor is aligned to its element, and the order is reproducible.
@@ -73,7 +75,7 @@ def parts_of(engine: Engine) -> Iterator[bytes | memoryview]:
     for name in order:
         array = tensors[name]
         end = offset + array.nbytes
-        dtype = _NAMES[DataType(array.dtype.name)]
+        dtype = _NAMES.get(DataType(array.dtype.name), "U8")
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -81,6 +83,11 @@ def parts_of(engine: Engine) -> Iterator[bytes | memoryview]:
     yield struct.pack("<Q", len(text)) + text
     for name in order:
         yield _bytes(tensors[name])
+
+
+def _weight_key(name: str, dtype: np.dtype) -> str:
+    kind = DataType(dtype.name)
+    return f"weight:{name}" if kind in _NAMES else f"weight.{kind.value}:{name}"
 
 
 def load(path: str | os.PathLike[str]) -> Engine:
@@ -241,9 +248,11 @@ def _tensors(header: Mapping[str, Any], data: memoryview) -> tuple[dict[str, np.
         if min(shape, default=0) < 0 or begin != covered or end - begin != count * dtype.itemsize or end > len(data):
             raise ValueError(f"tensor {name!r} does not lie where the header says (is the file cut short?)")
         covered = end
-        if name.startswith("weight:"):
-            array = np.frombuffer(data[begin:end], np.uint8).view(dtype.numpy) if count else np.empty(0, dtype.numpy)
-            weights[name.removeprefix("weight:")] = array.reshape(shape)
+        kind, _, given = name.partition(":")
+        if kind == "weight" or kind.startswith("weight."):
+            own = DataType(kind.removeprefix("weight.")) if kind != "weight" else dtype
+            array = np.frombuffer(data[begin:end], np.uint8).view(own.numpy) if count else np.empty(0, own.numpy)
+            weights[given] = array.reshape(shape)
         elif name.startswith("kernel:"):
             kernels[name.removeprefix("kernel:")] = bytes(data[begin:end])
         else:

@@ -86,7 +86,7 @@ class Builder:
 
     def transpose(self, x: Value, order: Sequence[int], suffix: str = "") -> Value:
         """``x`` with its axes permuted; ``x`` itself when they keep their places."""
-        order = tuple(order)
+        order = tuple(map(int, order))
         return x if order == tuple(range(x.rank)) else self.layer(Shuffle(first=order), x, suffix=suffix)
 
     def convert(self, x: Value, dtype: DataType, suffix: str = "") -> Value:

@@ -21,22 +21,19 @@ if TYPE_CHECKING:
 def _types() -> dict[int, DataType]:
     from onnx import TensorProto as Tensor
 
-    return {
-        Tensor.FLOAT: DataType.FLOAT, Tensor.FLOAT16: DataType.HALF, Tensor.BFLOAT16: DataType.BF16,
-        Tensor.DOUBLE: DataType.DOUBLE, Tensor.FLOAT8E4M3FN: DataType.FP8, Tensor.FLOAT8E5M2: DataType.FP8_E5M2,
-        Tensor.INT8: DataType.INT8, Tensor.INT16: DataType.INT16, Tensor.INT32: DataType.INT32, Tensor.INT64: DataType.INT64,
-        Tensor.UINT8: DataType.UINT8, Tensor.UINT16: DataType.UINT16, Tensor.UINT32: DataType.UINT32,
-        Tensor.UINT64: DataType.UINT64, Tensor.BOOL: DataType.BOOL,
+    names = {
+        "FLOAT": DataType.FLOAT, "FLOAT16": DataType.HALF, "BFLOAT16": DataType.BF16, "DOUBLE": DataType.DOUBLE,
+        "FLOAT8E4M3FN": DataType.FP8, "FLOAT8E5M2": DataType.FP8_E5M2, "FLOAT8E4M3FNUZ": DataType.FP8_FNUZ,
+        "FLOAT8E5M2FNUZ": DataType.FP8_E5M2_FNUZ, "FLOAT8E8M0": DataType.FP8_E8M0, "FLOAT4E2M1": DataType.FP4,
+        "INT2": DataType.INT2, "INT4": DataType.INT4, "INT8": DataType.INT8, "INT16": DataType.INT16, "INT32": DataType.INT32,
+        "INT64": DataType.INT64, "UINT2": DataType.UINT2, "UINT4": DataType.UINT4, "UINT8": DataType.UINT8, "UINT16": DataType.UINT16,
+        "UINT32": DataType.UINT32, "UINT64": DataType.UINT64, "BOOL": DataType.BOOL,
     }  # fmt: skip
+    return {getattr(Tensor, name): dtype for name, dtype in names.items() if hasattr(Tensor, name)}  # older onnx has fewer
 
 
-@cache
-def _widened() -> dict[int, DataType]:
-    """Constants of these types are held in the next wider type: their values are the same."""
-    from onnx import TensorProto as Tensor
-
-    narrow = {"INT4": DataType.INT8, "UINT4": DataType.UINT8, "INT2": DataType.INT8, "UINT2": DataType.UINT8}
-    return {getattr(Tensor, name): dtype for name, dtype in narrow.items() if hasattr(Tensor, name)}
+# Two, or four, of their elements share a byte in a file.
+PACKED = (DataType.FP4, DataType.INT2, DataType.INT4, DataType.UINT2, DataType.UINT4)
 
 
 def data_type_of(element_type: int) -> DataType:
@@ -71,8 +68,7 @@ def tensor_type(tensor: TensorProto) -> TensorType:
     Raises:
         Unsupported: trtcli has no such element type.
     """
-    dtype = _widened().get(tensor.data_type)
-    return TensorType(dtype or data_type_of(tensor.data_type), tuple(tensor.dims))
+    return TensorType(data_type_of(tensor.data_type), tuple(tensor.dims))
 
 
 def array_of(tensor: TensorProto, folder: Path | None = None) -> np.ndarray:
@@ -84,10 +80,10 @@ def array_of(tensor: TensorProto, folder: Path | None = None) -> np.ndarray:
     """
     type_ = tensor_type(tensor)
     shape = tuple(int(dim) for dim in type_.shape)  # type: ignore[arg-type]
-    if tensor.data_type in _widened():
+    if type_.dtype in PACKED:
         from onnx.numpy_helper import to_array
 
-        return to_array(tensor).astype(type_.dtype.numpy)
+        return to_array(tensor, "" if folder is None else str(folder)).astype(type_.dtype.numpy, copy=False)
     if is_external(tensor):
         path, offset, _ = external_location(tensor, folder)
         if 0 in shape:
@@ -133,7 +129,8 @@ def external_location(tensor: TensorProto, folder: Path | None) -> tuple[Path, i
     except ValueError:
         raise ModelError(f"tensor {tensor.name!r}: offset or length of its external data is not a number") from None
     type_ = tensor_type(tensor)
-    wanted = int(np.prod([int(dim) for dim in tensor.dims], dtype=np.int64)) * type_.dtype.itemsize
+    count = int(np.prod([int(dim) for dim in tensor.dims], dtype=np.int64))
+    wanted = count * type_.dtype.itemsize if type_.dtype not in PACKED else -(-count * (2 if type_.dtype.value.endswith("int2") else 4) // 8)
     if length not in (-1, wanted):
         raise ModelError(f"tensor {tensor.name!r}: its external data has {length} bytes, its shape wants {wanted}")
     if not path.is_file():

@@ -29,6 +29,14 @@ STORAGE_TYPES: dict[DataType, str] = {
     DataType.UINT32: "fx::u32",
     DataType.UINT64: "fx::u64",
     DataType.BOOL: "bool",
+    DataType.FP8_FNUZ: "fx::e4m3fnuz",
+    DataType.FP8_E5M2_FNUZ: "fx::e5m2fnuz",
+    DataType.FP8_E8M0: "fx::e8m0",
+    DataType.FP4: "fx::e2m1",
+    DataType.INT2: "fx::i2",
+    DataType.INT4: "fx::i4",
+    DataType.UINT2: "fx::u2",
+    DataType.UINT4: "fx::u4",
 }
 
 # Names that differ from the function's name in C++ (keywords and alternative tokens).
@@ -116,7 +124,7 @@ class _Writer:
 
     def convert(self, expression: Convert) -> str:
         source = self.value(expression.argument)
-        if expression.dtype in _NARROW:
+        if compute_type(expression.dtype) is not expression.dtype:
             return f"fx::widen(fx::narrow<{storage_type(expression.dtype)}>({source}))"
         return f"fx::cast<{computed_type(expression.dtype)}>({source})"
 

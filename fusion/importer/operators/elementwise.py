@@ -42,7 +42,9 @@ PARAMETRIC: dict[str, tuple[str, tuple[tuple[str, float], ...]]] = {
     "IsInf": ("isinf", (("detect_negative", 1.0), ("detect_positive", 1.0))),
 }
 
-FP8_LIMITS = {DataType.FP8: 448.0, DataType.FP8_E5M2: 57344.0}
+FP8_LIMITS = {
+    DataType.FP8: 448.0, DataType.FP8_E5M2: 57344.0, DataType.FP8_FNUZ: 240.0, DataType.FP8_E5M2_FNUZ: 57344.0
+}  # fmt: skip
 
 
 @operator(*UNARY)
@@ -163,17 +165,38 @@ def gelu(b: Builder, node: Node) -> Value:
     return b.pointwise(call("gelu_tanh" if node.attr("approximate") == "tanh" else "gelu", X0), node.input(0))
 
 
-@operator("Cast")
+@operator("Cast", "CastLike")
 def cast(b: Builder, node: Node) -> Value:
-    return b.pointwise(
-        conversion(node.input(0).dtype, data_type_of(node.required("to")), bool(node.attr("saturate", 1))), node.input(0)
-    )
+    x = node.input(0)
+    dtype = data_type_of(node.required("to")) if node.op == "Cast" else node.input(1).dtype
+    if dtype is DataType.FP8_E8M0 and x.dtype is not dtype:
+        return power_of_two(b, x, node.attr("round_mode", "up"), bool(node.attr("saturate", 1)))
+    return b.pointwise(conversion(x.dtype, dtype, bool(node.attr("saturate", 1))), x)
 
 
-@operator("CastLike")
-def cast_like(b: Builder, node: Node) -> Value:
-    expression = conversion(node.input(0).dtype, node.input(1).dtype, bool(node.attr("saturate", 1)))
-    return b.pointwise(expression, node.input(0))
+def power_of_two(b: Builder, x: Value, mode: str, saturate: bool) -> Value:
+    """``x`` as an 8-bit exponent, as ONNX casts it: the exponent bits of float32, one more where ``mode`` rounds up; 255 is NaN.
+
+    Raises:
+        Unsupported: an unknown mode.
+    """
+    dtype = DataType.UINT32
+    bits = b.layer(Reinterpret(dtype), b.convert(x, DataType.FLOAT, "wide"), suffix="bits")
+    exponent = call("bitwise_and", call("shift_right", X0, literal(23, dtype)), literal(255, dtype))
+    fraction = call("bitwise_and", X0, literal((1 << 23) - 1, dtype))
+    half = literal(1 << 22, dtype)
+    if mode == "down":
+        up: Expression = literal(False, DataType.BOOL)
+    elif mode == "up":
+        up = call("greater", fraction, literal(0, dtype))
+    elif mode == "nearest":  # ties go up, except from the smallest exponent
+        tie = call("and", call("equal", fraction, half), call("greater", exponent, literal(0, dtype)))
+        up = call("or", call("greater", fraction, half), tie)
+    else:
+        raise Unsupported(f"round_mode {mode!r}; it takes up, down or nearest")
+    last = call("less", exponent, literal(254 if saturate else 255, dtype))
+    rounded = call("where", call("and", up, last), call("add", exponent, literal(1, dtype)), exponent)
+    return b.layer(Reinterpret(DataType.FP8_E8M0), b.pointwise(Convert(DataType.UINT8, rounded), bits, suffix="exponent"))
 
 
 @operator("BitCast")

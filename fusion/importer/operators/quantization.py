@@ -17,8 +17,10 @@ from fusion.ops import Expand
 
 RANGES = {
     DataType.INT8: (-128, 127), DataType.UINT8: (0, 255), DataType.INT16: (-32768, 32767), DataType.UINT16: (0, 65535),
-    DataType.INT32: (-(2**31), 2**31 - 1),
+    DataType.INT32: (-(2**31), 2**31 - 1), DataType.INT4: (-8, 7), DataType.UINT4: (0, 15), DataType.INT2: (-2, 1), DataType.UINT2: (0, 3),
 }  # fmt: skip
+
+REAL_LIMITS = {**FP8_LIMITS, DataType.FP4: 6.0}
 
 
 def along(b: Builder, node: Node, parameter: Value, x: Value, name: str) -> Value:
@@ -58,18 +60,18 @@ def quantize(
     value: Expression = X0 if x.dtype is wide else Convert(wide, X0)
     value = call("div", value, X1 if scale.dtype is wide else Convert(wide, X1))
     extras = [x, scale]
-    if dtype in FP8_LIMITS:
-        limit = FP8_LIMITS[dtype]
+    if dtype in REAL_LIMITS:
+        limit = REAL_LIMITS[dtype]
         low, high = -limit, limit
     else:
         if dtype not in RANGES:
-            raise Unsupported(f"quantisation to {dtype.value}; supported are {', '.join(t.value for t in (*RANGES, *FP8_LIMITS))}")
+            raise Unsupported(f"quantisation to {dtype.value}; supported are {', '.join(t.value for t in (*RANGES, *REAL_LIMITS))}")
         low, high = RANGES[dtype]
         value = call("round", value)
     if zero is not None and not _is_zero(zero):
         value = call("add", value, Convert(wide, X2))
         extras.append(zero)
-    if saturate or dtype not in FP8_LIMITS:
+    if saturate or dtype not in REAL_LIMITS:
         value = call("clip", value, literal(low, wide), literal(high, wide))
     return b.pointwise(Convert(dtype, value), *extras)
 
@@ -99,7 +101,7 @@ def dequantize_linear(b: Builder, node: Node) -> Value:
     wide = DataType.FLOAT if scale.dtype.itemsize < 4 else scale.dtype
     shaped = along(b, node, scale, x, "scale")
     extras = [x, shaped]
-    if x.dtype in FP8_LIMITS or x.dtype.is_float:
+    if x.dtype.is_float:
         value: Expression = Convert(wide, X0)
         if zero is not None:
             value = call("sub", value, Convert(wide, X2))

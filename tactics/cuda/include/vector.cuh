@@ -1,10 +1,12 @@
 // Element types and vector access for generated code and for memory-bound kernels. Everything is in namespace fx, so it
 // stands beside epilogue.cuh. Plain CUDA C++ (no inline PTX), so that it also compiles for the CPU harness.
 //
-// Values are stored as T and computed as Compute<T>: float for float, __half, __nv_bfloat16 and 8-bit floats, else T itself.
+// Values are stored as T and computed as Compute<T>: float for float, __half, __nv_bfloat16 and 8-bit floats, else T itself; narrow.cuh has the others.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include "narrow.cuh"
 
 namespace fx {
 
@@ -74,6 +76,18 @@ template <>
 struct ComputeOf<__nv_bfloat16> {
     using type = float;
 };
+template <int E, int M, int BIAS, bool FNUZ>
+struct ComputeOf<MiniFloat<E, M, BIAS, FNUZ>> {
+    using type = float;
+};
+template <>
+struct ComputeOf<e8m0> {
+    using type = float;
+};
+template <int BITS, typename C>
+struct ComputeOf<MiniInt<BITS, C>> {
+    using type = C;
+};
 template <typename T>
 using Compute = typename ComputeOf<T>::type;
 
@@ -100,7 +114,10 @@ struct Same<A, A> {
 };
 
 template <typename T>
-__device__ __forceinline__ Compute<T> widen(T value) { return value; }
+__device__ __forceinline__ Compute<T> widen(T value) {
+    if constexpr (IsMini<T>::value) return value.unpack();
+    else return value;
+}
 template <>
 __device__ __forceinline__ float widen<__half>(__half value) { return __half2float(value); }
 template <>
@@ -139,6 +156,8 @@ __device__ __forceinline__ T narrow(S value) {
         return e4m3{small_from_float(static_cast<float>(value), 3, 7, 0x43e80000u, 0x7fu)};
     } else if constexpr (Same<T, e5m2>::value) {  // below 61440, half way to infinity
         return e5m2{small_from_float(static_cast<float>(value), 2, 15, 0x476fffffu, 0x7cu)};
+    } else if constexpr (IsMini<T>::value) {
+        return T::pack(cast<Compute<T>>(value));
     } else {
         return cast<T>(value);
     }

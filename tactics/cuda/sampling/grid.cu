@@ -73,7 +73,7 @@ __device__ __forceinline__ IN_T interpolated(const IN_T* plane, const Taps (&tap
         inside = inside && taps[r].offset[0] >= 0;
         offset += taps[r].offset[0];
     }
-    return inside ? plane[offset] : IN_T(0.0f);
+    return inside ? plane[offset] : fx::narrow<IN_T>(WORK(0));
 #else
     WORK total = WORK(0);
 #pragma unroll

@@ -29,11 +29,10 @@ OPERATORS = {
 }
 MISSING = {name for names in OPERATORS.values() for name in names.split()}
 
-# Types that trtcli holds only as constants, or not at all.
+# Types that trtcli does not have.
 TYPES = {
     getattr(TensorProto, name)
-    for name in ("STRING", "INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1", "FLOAT8E4M3FNUZ", "FLOAT8E5M2FNUZ", "FLOAT8E8M0",
-                 "COMPLEX64", "COMPLEX128")
+    for name in ("STRING", "COMPLEX64", "COMPLEX128")
     if hasattr(TensorProto, name)
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.parser import parse_model
 
-from fusion.importer import UnsupportedModel, import_onnx
+from fusion.importer import import_onnx
 from fusion.network import Network
 from fusion.reference import run
 from tests.models import onnxruntime_outputs
@@ -450,12 +450,6 @@ def test_attention() -> None:
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     wanted = np.einsum("bhqk,bhkd->bhqd", weights / weights.sum(-1, keepdims=True), v)
     np.testing.assert_allclose(run(network, {"q": q, "k": k, "v": v})["y0"], wanted, 1e-4, 1e-5)
-
-
-def test_pool_indices_are_refused() -> None:
-    model = node_model("MaxPool", {"x": floats(1, 1, 4, 4)}, {}, opset=12, dynamic=False, outputs=2, kernel_shape=[2, 2])
-    with pytest.raises(UnsupportedModel, match="Indices"):
-        import_onnx(model)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])

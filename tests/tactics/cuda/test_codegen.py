@@ -167,6 +167,36 @@ def test_conversions_between_all_types() -> None:
             np.testing.assert_array_equal(result[inside].view(np.uint8), truth[inside].view(np.uint8), err_msg=f"{source} to {target}")
 
 
+NARROW = {
+    DataType.FP8_FNUZ: 8, DataType.FP8_E5M2_FNUZ: 8, DataType.FP8_E8M0: 8, DataType.FP4: 4,
+    DataType.INT4: 4, DataType.UINT4: 4, DataType.INT2: 2, DataType.UINT2: 2,
+}  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", NARROW, ids=lambda dtype: dtype.value)
+def test_narrow_types(dtype: DataType) -> None:
+    """Every value of the type, and rounding of numbers around and between them."""
+    every = np.arange(1 << NARROW[dtype], dtype=np.uint8).view(dtype.numpy)
+    (wide,) = run_all([Convert(DataType.FLOAT, X)], [every])
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(wide, every.astype(np.float32))
+    generator = np.random.default_rng(0)
+    if dtype.is_float:
+        largest = wide[np.isfinite(wide)].max() if dtype is not DataType.FP8_E8M0 else np.float32(1e30)
+        middles = (np.sort(wide[np.isfinite(wide)])[1:] + np.sort(wide[np.isfinite(wide)])[:-1]) / 2
+        random = np.float32(2) ** generator.uniform(-20, np.log2(largest) + 1, 400).astype(np.float32) * generator.choice([-1, 1], 400)
+        values = np.concatenate([wide, middles, random, [np.inf, -np.inf, np.nan, 0.0, -0.0]]).astype(np.float32)
+        if dtype is DataType.FP8_E8M0:
+            values = np.abs(values)
+    else:
+        values = generator.uniform(-300, 300, 400).astype(np.float32)
+    (found,) = run_all([Convert(dtype, X)], [values])
+    truth = evaluate(Convert(dtype, X), [values])
+    same = (found.view(np.uint8) == truth.view(np.uint8)) | (np.isnan(found.astype(np.float32)) & np.isnan(truth.astype(np.float32)))
+    assert same.all(), (values[~same][:5], found[~same][:5], truth[~same][:5])
+
+
 @needs_compiler
 @pytest.mark.parametrize("dtype", [DataType.FP8, DataType.FP8_E5M2])
 def test_8_bit_floats(dtype: DataType) -> None:
@@ -239,6 +269,6 @@ def test_literals() -> None:
     assert literal(-(1 << 63), DataType.INT64) == "fx::i64(-9223372036854775807ll - 1)"
 
 
-def test_unknown_types_and_functions_are_refused() -> None:
+def test_unknown_functions_are_refused() -> None:
     with pytest.raises(Unsupported, match="nothing"):
         device_function("f", Apply("nothing", (X,)), [DataType.FLOAT])
