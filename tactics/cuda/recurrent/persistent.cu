@@ -8,18 +8,30 @@
 // PLACE of a thread's weights: 0 registers, 1 shared memory, 2 global memory (read at every step).
 // SCOPE of a group: 0 one block, h never leaves shared memory; 1 a cluster, which meets at its hardware barrier; 2 any number of blocks that
 // are all on the device at once (a cooperative launch), which meet at a counter that starts at zero; 3 one launch per step.
+// MMA=1 multiplies on tensor cores: weights are the 16 rows of their tiles, eight rows of the batch the columns (fp32 rounded to TF32).
 // SINGLE=1: a group has at most CHUNK rows of the batch, else it takes them CHUNK at a time.
-// Grid: (ceil(HIDDEN / UNITS), groups, directions). Weights are packed so that a thread's 4-element pieces lie THREADS pieces apart.
+// Grid: (ceil(HIDDEN / UNITS), groups, directions). Weights are packed so that a thread's pieces (4 elements, or a 16-byte fragment) lie THREADS apart.
+#if MMA
+#include "mma.cuh"
+#endif
 #include "pdl.cuh"
 #include "recurrent.cuh"
 
-constexpr int K_LANES = 8, ROW_LANES = 4, PIECE = 4;
 constexpr int WARPS = THREADS / 32, ROW_WARPS = WARPS / K_WARPS;
-constexpr int ROWS_EACH = (GATES * UNITS + ROW_WARPS * ROW_LANES - 1) / (ROW_WARPS * ROW_LANES), ROWS = ROWS_EACH * ROW_WARPS * ROW_LANES;
-constexpr int PIECES = (HIDDEN + K_WARPS * K_LANES * PIECE - 1) / (K_WARPS * K_LANES * PIECE), WIDTH = PIECES * K_WARPS * K_LANES * PIECE;
+#if MMA
+constexpr int PER = 4 / sizeof(IN_T), PIECE = 4 * PER, K_STEP = 8 * PER, ROW_STEP = 16;  // a fragment: 16 rows, K_STEP columns
+constexpr int HELD_ROWS = (CHUNK + 7) / 8 * 8, PAD = 4 * PER;                            // rows of h; PAD spreads them over the banks
+using Held = IN_T;
+#else
+constexpr int K_LANES = 8, ROW_LANES = 4, PIECE = 4, K_STEP = K_LANES * PIECE, ROW_STEP = ROW_LANES;
+constexpr int HELD_ROWS = CHUNK, PAD = 0;
+using Held = float;
+#endif
+// Rows (or tiles of rows) and steps along k of a thread.
+constexpr int ROWS_EACH = (GATES * UNITS + ROW_WARPS * ROW_STEP - 1) / (ROW_WARPS * ROW_STEP), ROWS = ROWS_EACH * ROW_WARPS * ROW_STEP;
+constexpr int PIECES = (HIDDEN + K_WARPS * K_STEP - 1) / (K_WARPS * K_STEP), WIDTH = PIECES * K_WARPS * K_STEP, PITCH = WIDTH + PAD;
 constexpr int WEIGHTS = PIECES * ROWS_EACH;  // pieces of a thread
 constexpr int CELLS_EACH = (UNITS * CHUNK + THREADS - 1) / THREADS;
-constexpr int SUMS = ROWS_EACH * TILE, PADDED_SUMS = (SUMS + K_LANES - 1) / K_LANES * K_LANES;
 
 using Piece = fx::Vec<IN_T, PIECE>;
 
@@ -68,6 +80,11 @@ __device__ __forceinline__ V load_shared_by_all(const V* source) {
     return result;
 }
 
+#if MMA
+__device__ __forceinline__ unsigned operand_bits(unsigned bits) { return sizeof(IN_T) == 4 ? round_to_tf32(bits) : bits; }
+#else
+constexpr int SUMS = ROWS_EACH * TILE, PADDED_SUMS = (SUMS + K_LANES - 1) / K_LANES * K_LANES;
+
 // The sums of 8 neighbouring lanes: afterwards lane `lane` of them has PADDED_SUMS / 8 in the front of `sum`, see `sum_of`.
 __device__ __forceinline__ void add_lanes(float (&sum)[PADDED_SUMS], int lane) {
     int half = PADDED_SUMS / 2;
@@ -85,6 +102,7 @@ __device__ __forceinline__ void add_lanes(float (&sum)[PADDED_SUMS], int lane) {
 __device__ __forceinline__ int sum_of(int i, int lane) {
     return i + (lane & 4 ? PADDED_SUMS / 2 : 0) + (lane & 2 ? PADDED_SUMS / 4 : 0) + (lane & 1 ? PADDED_SUMS / 8 : 0);
 }
+#endif
 
 struct CellPlace {
     bool exists;
@@ -96,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                           int group_rows, int begin, int end) {
     const int direction = blockIdx.z, first_unit = blockIdx.x * UNITS, first_row = blockIdx.y * group_rows;
     const int rows = min(batch - first_row, group_rows);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, k_lane = lane % K_LANES, row_lane = lane / K_LANES;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int k_warp = warp % K_WARPS, row_warp = warp / K_WARPS;
     unsigned* counter = counters + (blockIdx.z * gridDim.y + blockIdx.y) * 32;
 
@@ -105,17 +123,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Piece weights[WEIGHTS];
 #pragma unroll
     for (int i = 0; i < WEIGHTS; ++i) weights[i] = given[i * THREADS + threadIdx.x];
-    float* h = reinterpret_cast<float*>(memory);
+    Held* h = reinterpret_cast<Held*>(memory);
 #elif PLACE == 1
     Piece* weights = reinterpret_cast<Piece*>(memory);
     for (int i = threadIdx.x; i < WEIGHTS * THREADS; i += THREADS) weights[i] = given[i];
-    float* h = reinterpret_cast<float*>(memory + sizeof(Piece) * WEIGHTS * THREADS);
+    Held* h = reinterpret_cast<Held*>(memory + sizeof(Piece) * WEIGHTS * THREADS);
 #else
     const Piece* weights = given;
-    float* h = reinterpret_cast<float*>(memory);
+    Held* h = reinterpret_cast<Held*>(memory);
 #endif
-    float* parts = h + CHUNK * WIDTH;
-    for (int i = threadIdx.x; i < CHUNK * WIDTH; i += THREADS) h[i] = 0.0f;
+    float* parts = reinterpret_cast<float*>(h + HELD_ROWS * PITCH);
+    for (int i = threadIdx.x; i < HELD_ROWS * PITCH; i += THREADS) h[i] = fx::narrow<Held>(0.0f);
     pdl_wait();  // the weights are nobody's result
     if (SCOPE == 3) pdl_launch_next();
 
@@ -176,11 +194,49 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                             pack.value[e] = HAS_H ? tensors.h0[row * strides.state_batch + direction * strides.state_direction + k + e] : fx::narrow<IN_T>(0.0f);
                     }
 #pragma unroll
-                    for (int e = 0; e < VECTOR; ++e) h[b * WIDTH + k + e] = fx::widen(pack.value[e]);
+                    for (int e = 0; e < VECTOR; ++e) h[b * PITCH + k + e] = fx::narrow<Held>(fx::widen(pack.value[e]));
                 }
                 __syncthreads();
             }
 
+#if MMA
+            // Rows 2 t and 2 t + 1 of k (and those 4 PER behind) of column g are thread 4 g + t's: PTX ISA, "Matrix Fragments".
+            const int g = lane / 4, t = lane % 4;
+            for (int b = 0; b < count; b += 8) {
+                float sum[ROWS_EACH][4];
+#pragma unroll
+                for (int j = 0; j < ROWS_EACH; ++j)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) sum[j][i] = 0.0f;
+#if PLACE == 0
+#pragma unroll
+#else
+#pragma unroll 4
+#endif
+                for (int v = 0; v < PIECES; ++v) {
+                    const Held* from = h + (b + g) * PITCH + (v * K_WARPS + k_warp) * K_STEP + t * PER;
+                    const unsigned low = operand_bits(*reinterpret_cast<const unsigned*>(from));
+                    const unsigned high = operand_bits(*reinterpret_cast<const unsigned*>(from + 4 * PER));
+#pragma unroll
+                    for (int j = 0; j < ROWS_EACH; ++j) {
+#if PLACE == 0
+                        const Piece piece = weights[v * ROWS_EACH + j];
+#else
+                        const Piece piece = weights[(v * ROWS_EACH + j) * THREADS + threadIdx.x];
+#endif
+                        const uint4 words = *reinterpret_cast<const uint4*>(&piece);
+                        const unsigned fragment[4] = {operand_bits(words.x), operand_bits(words.y), operand_bits(words.z), operand_bits(words.w)};
+                        mma_16x8<IN_T>(sum[j], fragment, low, high);
+                    }
+                }
+#pragma unroll
+                for (int j = 0; j < ROWS_EACH; ++j)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+                        parts[(k_warp * HELD_ROWS + b + 2 * t + i % 2) * ROWS + (row_warp * ROWS_EACH + j) * 16 + g + i / 2 * 8] = sum[j][i];
+            }
+#else
+            const int k_lane = lane % K_LANES, row_lane = lane / K_LANES;
             for (int b = 0; b < count; b += TILE) {
                 float sum[PADDED_SUMS];
 #pragma unroll
@@ -193,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 for (int v = 0; v < PIECES; ++v) {
                     float state[TILE][PIECE];
 #pragma unroll
-                    for (int t = 0; t < TILE; ++t) fx::load(state[t], h + (b + t) * WIDTH + ((v * K_WARPS + k_warp) * K_LANES + k_lane) * PIECE);
+                    for (int t = 0; t < TILE; ++t) fx::load(state[t], h + (b + t) * PITCH + ((v * K_WARPS + k_warp) * K_LANES + k_lane) * PIECE);
 #pragma unroll
                     for (int j = 0; j < ROWS_EACH; ++j) {
 #if PLACE == 0
@@ -213,9 +269,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
                 for (int i = 0; i < PADDED_SUMS / K_LANES; ++i) {
                     const int number = sum_of(i, k_lane), j = number / TILE, t = number % TILE;
-                    if (number < SUMS) parts[(k_warp * CHUNK + b + t) * ROWS + (row_warp * ROWS_EACH + j) * ROW_LANES + row_lane] = sum[i];
+                    if (number < SUMS) parts[(k_warp * HELD_ROWS + b + t) * ROWS + (row_warp * ROWS_EACH + j) * ROW_LANES + row_lane] = sum[i];
                 }
             }
+#endif
             __syncthreads();
 
 #pragma unroll
@@ -227,18 +284,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 for (int gate = 0; gate < GATES; ++gate) {
                     from_state[gate] = 0.0f;
 #pragma unroll
-                    for (int w = 0; w < K_WARPS; ++w) from_state[gate] += parts[(w * CHUNK + at.row) * ROWS + gate * UNITS + at.unit];
+                    for (int w = 0; w < K_WARPS; ++w) from_state[gate] += parts[(w * HELD_ROWS + at.row) * ROWS + gate * UNITS + at.unit];
                 }
                 const int unit = first_unit + at.unit;
                 const long long row = first_row + chunk + at.row;
-                float& held = h[at.row * WIDTH + unit];
+                const float held = fx::widen(h[at.row * PITCH + unit]);
                 const State fresh = cell(gates[i], from_state, held, c[i], tensors, direction, unit);
                 const bool alive = step < at.length;
                 const IN_T rounded = fx::narrow<IN_T>(alive ? fresh.h : held);
                 if (alive) c[i] = fresh.c;
                 tensors.y[place_of(step, at.length, direction) * strides.y_time + direction * strides.y_direction + row * strides.y_batch + unit] =
                     alive ? rounded : fx::narrow<IN_T>(0.0f);
-                if (SCOPE == 0) held = fx::widen(rounded);
+                if (SCOPE == 0) h[at.row * PITCH + unit] = fx::narrow<Held>(fx::widen(rounded));
                 else after[(static_cast<long long>(direction) * batch + row) * HIDDEN + unit] = rounded;
                 const long long in_state = row * strides.state_batch + direction * strides.state_direction + unit;
                 if (step + 1 == time) tensors.last_h[in_state] = rounded;

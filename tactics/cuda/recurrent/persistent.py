@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from math import ceil
 
 import numpy as np
@@ -34,6 +35,7 @@ BLOCK, CLUSTER, GRID, LAUNCHES = range(4)  # who meets
 MEETING = {BLOCK: 0.1e-6, CLUSTER: 0.6e-6, GRID: 1.6e-6, LAUNCHES: 2.5e-6}  # seconds, of the way of h too
 COUNTER = 128  # bytes: a line of the cache for each
 MOST_OF_EACH = 3  # configurations with the same way to meet
+HOPELESS = 4  # times the best guess: not worth compiling
 CLUSTER_BLOCKS = 8  # the portable limit
 
 
@@ -48,46 +50,88 @@ class Division:
     k_warps: int
     chunk: int
     tile: int
+    mma: int
+    size: int  # bytes of an element
 
     @property
     def blocks(self) -> int:
         return ceil_div(self.hidden, self.units)
 
     @property
+    def row_warps(self) -> int:
+        return self.threads // 32 // self.k_warps
+
+    @property
+    def row_step(self) -> int:
+        """Rows that the lanes of a warp take at once."""
+        return 16 if self.mma else 4
+
+    @property
+    def k_step(self) -> int:
+        """Columns that the lanes of a warp take at once."""
+        return 32 // self.size if self.mma else 32
+
+    @property
+    def piece(self) -> int:
+        """Weights of a thread that lie together."""
+        return 16 // self.size if self.mma else 4
+
+    @property
     def rows_each(self) -> int:
-        return ceil_div(self.gates * self.units, self.threads // 32 // self.k_warps * 4)
+        """Rows (tiles of 16 rows) of a thread."""
+        return ceil_div(self.gates * self.units, self.row_warps * self.row_step)
 
     @property
     def rows(self) -> int:
-        return self.rows_each * (self.threads // 32 // self.k_warps) * 4
+        return self.rows_each * self.row_warps * self.row_step
 
     @property
     def pieces(self) -> int:
-        return ceil_div(self.hidden, self.k_warps * 32)
+        """Steps along the columns."""
+        return ceil_div(self.hidden, self.k_warps * self.k_step)
+
+    @property
+    def width(self) -> int:
+        return self.pieces * self.k_warps * self.k_step
 
     @property
     def weights(self) -> int:
-        """Pieces of 4 weights that a thread has."""
+        """Pieces that a thread has."""
         return self.pieces * self.rows_each
 
-    def shared(self, weight_bytes: int) -> int:
-        """Bytes of shared memory, with ``weight_bytes`` for each weight kept there."""
-        state = self.chunk * self.pieces * self.k_warps * 32 + self.k_warps * self.chunk * self.rows
-        return 4 * state + weight_bytes * 4 * self.weights * self.threads
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a block's weights."""
+        return self.weights * self.piece * self.size * self.threads
+
+    @property
+    def state_bytes(self) -> int:
+        """Shared memory for h and the parts of the products."""
+        rows = ceil_div(self.chunk, 8) * 8 if self.mma else self.chunk
+        held = rows * (self.width + 16 // self.size) * self.size if self.mma else rows * self.width * 4
+        return held + 4 * self.k_warps * rows * self.rows
 
 
-def division(op: Recurrence, units: int, threads: int, chunk: int) -> Division:
-    """The division with the least padding; among equals the one with about 8 rows for a thread."""
+def division(op: Recurrence, units: int, threads: int, chunk: int, mma: int, size: int) -> Division:
+    """The division with the least padding; among equals the one with about 8 rows (one tile) for a thread."""
     found = []
     k_warps = 1
     while k_warps <= threads // 32:
-        one = Division(op.hidden, op.gates, units, threads, k_warps, chunk, 1)
+        one = Division(op.hidden, op.gates, units, threads, k_warps, chunk, 1, mma, size)
         tile = 1
-        while tile * 2 <= min(chunk, 4) and one.rows_each * tile * 2 <= 32:
+        while not mma and tile * 2 <= min(chunk, 4) and one.rows_each * tile * 2 <= 32:
             tile *= 2
-        found.append(Division(op.hidden, op.gates, units, threads, k_warps, chunk, tile))
+        found.append(replace(one, tile=tile))
         k_warps *= 2
-    return min(found, key=lambda one: (one.weights, abs(one.rows_each - 8)))
+    # On tensor cores a step along k reads two words of h for all rows, and every row writes one part for each of k_warps.
+    return min(found, key=lambda one: (one.weights, 2 * one.pieces + 4 * one.rows_each + one.k_warps if mma else abs(one.rows_each - 8)))
+
+
+def division_of(workload: Workload, chosen: Config) -> Division:
+    """The division of a configuration."""
+    values = dict(chosen)
+    size = workload.inputs[0].dtype.itemsize
+    return division(operation(workload), values["units"], values["threads"], values["chunk"], values["mma"], size)
 
 
 class Persistent(Tactic):
@@ -114,13 +158,17 @@ class Persistent(Tactic):
 
         # The best of each way to meet: how long a meeting takes is the least certain part of the estimate.
         scopes = [sorted(set(self._of_scope(workload, device, scope)), key=lambda one: (cost(one), one)) for scope in MEETING]
-        return sorted((one for found in scopes for one in found[:MOST_OF_EACH]), key=lambda one: (cost(one), one))
+        best = sorted((one for found in scopes for one in found[:MOST_OF_EACH]), key=lambda one: (cost(one), one))
+        return [one for one in best if cost(one) <= HOPELESS * cost(best[0])]
 
     def _of_scope(self, workload: Workload, device: DeviceSpec, scope: int) -> list[Config]:
         op, (time, batch) = operation(workload), sizes(workload)
         directions, size = len(op.reverse), workload.inputs[0].dtype.itemsize
         if scope == CLUSTER and device.capability < 90:
             return []
+        kinds = [0]
+        if device.capability >= 80 and (size == 2 or workload.tf32):
+            kinds = [1] if size == 2 else [0, 1]
         if scope == LAUNCHES and (time > 64 or workload.axis_varies(0, op.input_order.index("t"))):
             return []
         most = max(1, device.multiprocessors // directions)
@@ -136,41 +184,44 @@ class Persistent(Tactic):
                 continue
             if scope == CLUSTER and ceil_div(op.hidden, units) > 2 * CLUSTER_BLOCKS:
                 continue
-            for threads in (256, 512):
+            for threads, mma in product((256, 512), kinds):
                 for chunk in chunks[-1:] if scope in (GRID, LAUNCHES) else chunks:
-                    one = division(op, units, threads, chunk)
-                    if one.rows_each > 64 or units * chunk > 4 * threads:
+                    one = division(op, units, threads, chunk, mma, size)
+                    if one.rows_each > (16 if mma else 64) or units * chunk > 4 * threads:
                         continue
-                    place = self._place(one, size, device)
+                    place = self._place(one, device)
                     if place is None:
                         continue
                     single = scope in (BLOCK, CLUSTER) or (batch <= chunk and not workload.axis_varies(0, op.input_order.index("b")))
-                    found.append(config(units=units, threads=threads, chunk=chunk, scope=scope, place=place, single=single))
+                    found.append(config(units=units, threads=threads, chunk=chunk, scope=scope, place=place, single=single, mma=mma))
         return found
 
     @staticmethod
-    def _place(one: Division, size: int, device: DeviceSpec) -> int | None:
-        registers = one.weights * size  # of 4 bytes, for pieces of 4 weights
-        if registers <= (112 if one.threads == 256 else 48) and one.shared(0) <= device.shared_memory:
+    def _place(one: Division, device: DeviceSpec) -> int | None:
+        registers = one.weights * one.piece * one.size // 4
+        if registers <= (112 if one.threads == 256 else 48) and one.state_bytes <= device.shared_memory:
             return REGISTERS
-        if one.shared(size) <= device.shared_memory:
+        if one.state_bytes + one.weight_bytes <= device.shared_memory:
             return SHARED
-        return MEMORY if one.shared(0) <= device.shared_memory else None
+        return MEMORY if one.state_bytes <= device.shared_memory else None
 
     def prepare(
         self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]
     ) -> tuple[np.ndarray, ...]:
-        """The recurrent weights ``[D, blocks, pieces * rows_each, threads, 4]``, zeros where a block is not full."""
-        op, chosen = operation(workload), dict(config)
-        one = division(op, chosen["units"], chosen["threads"], chosen["chunk"])
+        """The recurrent weights ``[D, blocks, pieces * rows_each, threads, piece]``, zeros where a block is not full."""
+        op, one = operation(workload), division_of(workload, config)
         directions, hidden, r = len(op.reverse), op.hidden, constants[1]
-        wide = np.zeros((directions, op.gates, one.blocks * one.units, one.pieces * one.k_warps * 32), r.dtype)
+        wide = np.zeros((directions, op.gates, one.blocks * one.units, one.width), r.dtype)
         wide[:, :, :hidden, :hidden] = r.reshape(directions, op.gates, hidden, hidden)
         by_block = wide.reshape(directions, op.gates, one.blocks, one.units, -1).swapaxes(1, 2)
         rows = np.zeros((directions, one.blocks, one.rows, wide.shape[-1]), r.dtype)
         rows[:, :, : op.gates * one.units] = by_block.reshape(directions, one.blocks, op.gates * one.units, -1)
-        row_warps = one.threads // 32 // one.k_warps
-        parts = rows.reshape(directions, one.blocks, row_warps, one.rows_each, 4, one.pieces, one.k_warps, 8, 4)
+        if one.mma:  # the fragments of PTX's m16n8k16 (of tf32: m16n8k8)
+            per = 4 // one.size
+            parts = rows.reshape(directions, one.blocks, one.row_warps, one.rows_each, 2, 8, one.pieces, one.k_warps, 2, 4, per)
+            # direction, block, piece, tile of the thread | warp (row, k), lane (row, k) | half of k, half of the rows, element
+            return (np.ascontiguousarray(parts.transpose(0, 1, 6, 3, 2, 7, 5, 9, 8, 4, 10)),)
+        parts = rows.reshape(directions, one.blocks, one.row_warps, one.rows_each, 4, one.pieces, one.k_warps, 8, 4)
         # direction, block, piece, row of the thread | warp (row, k), lane (row, k) | element
         return (np.ascontiguousarray(parts.transpose(0, 1, 5, 3, 2, 6, 4, 7, 8)),)
 
@@ -179,10 +230,10 @@ class Persistent(Tactic):
         if not batch or not time:
             return Plan(())
         scope, dtype, directions = chosen["scope"], workload.inputs[0].dtype, len(op.reverse)
-        one = division(op, chosen["units"], chosen["threads"], chosen["chunk"])
+        one = division_of(workload, config)
         groups = self._groups(workload, config, device)
         options = names(workload) | {
-            "UNITS": one.units, "THREADS": one.threads, "K_WARPS": one.k_warps, "CHUNK": one.chunk, "TILE": one.tile,
+            "UNITS": one.units, "THREADS": one.threads, "K_WARPS": one.k_warps, "CHUNK": one.chunk, "TILE": one.tile, "MMA": one.mma,
             "PLACE": chosen["place"], "SCOPE": scope, "SINGLE": chosen["single"], "VECTOR": vector_width(dtype.itemsize, op.hidden),
         }  # fmt: skip
         found = defines(device, **options)
@@ -193,7 +244,7 @@ class Persistent(Tactic):
         exchange = ceil_div(2 * directions * batch * op.hidden * dtype.itemsize, 256) * 256 if scope != BLOCK else 0
         cells = directions * batch * op.hidden * 4
         counters_space = ceil_div(counters, 256) * 256
-        shared = one.shared(dtype.itemsize if chosen["place"] == SHARED else 0)
+        shared = one.state_bytes + (one.weight_bytes if chosen["place"] == SHARED else 0)
         steps: list[Step] = [Memset(Buffer("workspace"), counters)] if counters else []
         for begin, end in [(step, step + 1) for step in range(time)] if scope == LAUNCHES else [(0, time)]:
             arguments = (
@@ -222,14 +273,17 @@ class Persistent(Tactic):
         op, (time, batch), chosen = operation(workload), sizes(workload), dict(config)
         if not batch:
             return 0.0
-        one = division(op, chosen["units"], chosen["threads"], chosen["chunk"])
+        one = division_of(workload, config)
         groups = self._groups(workload, config, device)
-        rows, size = ceil_div(batch, groups), workload.inputs[0].dtype.itemsize
+        rows = ceil_div(batch, groups)
         waves = ceil(one.blocks * groups * len(op.reverse) / max(1, device.multiprocessors))
-        products = one.weights * 4 * one.threads * ceil_div(rows, one.tile) * one.tile / (0.4 * 128 * 1.7e9)
-        unpacked = one.weights * 4 * one.threads * ceil_div(rows, one.tile) / (64 * 1.7e9) if size == 2 else 0.0
-        fetched = {REGISTERS: 0.0, SHARED: ceil_div(rows, one.tile) / 1.5e11, MEMORY: 1 / 3e10}[chosen["place"]]
-        return time * waves * (0.4e-6 + MEETING[chosen["scope"]] + products + unpacked + fetched * one.weights * 4 * one.threads * size)
+        passes = ceil_div(rows, 8 if one.mma else one.tile)
+        if one.mma:  # a chain of products, or all warps' products at two cycles each
+            products = passes * max(20 * one.pieces, one.weights * one.threads // 32 * 4 // one.size * 2) / 1.7e9
+        else:
+            products = one.weights * one.piece * one.threads * passes * (one.tile / (0.4 * 128) + (one.size == 2) / 64) / 1.7e9
+        fetched = {REGISTERS: 0.0, SHARED: passes / 1.5e11, MEMORY: 1 / 3e10}[chosen["place"]] * one.weight_bytes
+        return time * waves * (0.4e-6 + MEETING[chosen["scope"]] + products + fetched)
 
 
 TACTICS = (Persistent(),)
