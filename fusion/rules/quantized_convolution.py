@@ -17,7 +17,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Literal, Operand, apply, substitute, type_of
 from fusion.graph import Graph
 from fusion.network import Layer, Op
-from fusion.ops import Convolution, Deconvolution, MatrixMultiply
+from fusion.ops import Convolution, Deconvolution, MatrixMultiply, Shuffle
 from fusion.ops.epilogue import product_type
 from fusion.quantization import at_border, correction, shifted_weights
 from fusion.rewrite import Match, Refusal, Replacement, Rule
@@ -122,9 +122,34 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     if type_of(epilogue, types) is not out:
         epilogue = Convert(out, epilogue)
     epilogue, used = number(epilogue, names, fixed=1)
-    fused = Layer("", replace(layer.op, epilogue=epilogue), (x.tensor, b, *used[1:]), layer.outputs)
+    op, a = replace(layer.op, epilogue=epilogue), x.tensor
+    turns: tuple[Layer, ...] = ()
+    if isinstance(op, MatrixMultiply) and graph.limits.device == "cuda":
+        op, a, b, turns = _depth_last(graph, layer, op, a, b, b in constants)
+    fused = Layer("", op, (a, b, *used[1:]), layer.outputs)
     kept = tuple(one for one in match.layers[:-1] if _is_read_elsewhere(graph, one, match))
-    return Replacement((*kept, fused), constants)
+    return Replacement((*kept, *turns, fused), constants)
+
+
+def _depth_last(
+    graph: Graph, layer: Layer, op: MatrixMultiply, a: str, b: str, known: bool
+) -> tuple[MatrixMultiply, str, str, tuple[Layer, ...]]:
+    """The product with operands of rows along the depth, as tensor cores read 8 bits; Shuffles turn those that are not
+    (``known`` weights are turned at build)."""
+    turns = []
+
+    def turned(name: str) -> str:
+        rank = len(graph.type(name).shape)
+        made = graph.fresh(f"{name}.turned")
+        swap = Shuffle(first=(*range(rank - 2), rank - 1, rank - 2))
+        turns.append(Layer(f"reformat {name} for {layer.name}", swap, (name,), (made,), fusions=("reformat",)))
+        return made
+
+    if op.transpose_a:
+        a, op = turned(a), replace(op, transpose_a=False)
+    if not op.transpose_b and not known:
+        b, op = turned(b), replace(op, transpose_b=True)
+    return op, a, b, tuple(turns)
 
 
 def _is_read_elsewhere(graph: Graph, layer: Layer, match: Match) -> bool:

@@ -37,6 +37,11 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
         return Refusal(
             "permutation", f"{match.found['shuffle'].name} permutes {match.found['order']}, not only the last two axes"
         )
+    layer, side = match.layers[-1], match.found["side"]
+    op = layer.op
+    along = op.transpose_a if side == 0 else not op.transpose_b  # the shuffle brings the depth to the end of each row
+    if graph.limits.device == "cuda" and graph.type(layer.inputs[side]).dtype.itemsize == 1 and not along:
+        return Refusal("data type", f"tensor cores read {layer.inputs[side]} of 8 bits along the depth")
     return None
 
 

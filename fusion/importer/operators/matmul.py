@@ -55,13 +55,16 @@ def matmul_integer(b: Builder, node: Node) -> Value:
     zero_a, zero_b = node.optional(2), node.optional(3)
     if zero_a is not None and zero_a.rank == 1 and a.rank >= 2:
         zero_a = b.reshape(zero_a, (zero_a.shape[0], 1), "zero")  # one per row
-    return _integer(b, a, other, zero_a, zero_b)
+    return integer_matmul(b, a, other, zero_a, zero_b)
 
 
-def _integer(b: Builder, a: Value, other: Value, zero_a: Value | None, zero_b: Value | None) -> Value:
+def integer_matmul(
+    b: Builder, a: Value, other: Value, zero_a: Value | None, zero_b: Value | None, op: MatrixMultiply | None = None
+) -> Value:
+    """The product of ``a - zero_a`` and ``other - zero_b``, exact in int32."""
     if a.rank >= 2 and other.rank >= 2:
-        return integer_product(b, MatrixMultiply(), a, other, zero_a, zero_b)
-    return product_of(b, widen(b, a, zero_a, "a32"), widen(b, other, zero_b, "b32"))
+        return integer_product(b, op or MatrixMultiply(), a, other, zero_a, zero_b)
+    return product_of(b, widen(b, a, zero_a, "a32"), widen(b, other, zero_b, "b32"), op)
 
 
 @operator("QLinearMatMul")
@@ -75,7 +78,7 @@ def qlinear_matmul(b: Builder, node: Node) -> Value:
         a_scale = b.reshape(a_scale, (a_scale.shape[0], 1), "a_scale")
         a_zero = b.reshape(a_zero, (a_zero.shape[0], 1), "a_zero")
     ratio = b.pointwise(call("mul", X0, X1), a_scale, b_scale, suffix="scale")
-    total = _integer(b, a, other, a_zero, b_zero)
+    total = integer_matmul(b, a, other, a_zero, b_zero)
     real = b.convert(total, DataType.FLOAT, "float")
     real = b.pointwise(call("mul", X0, X1), real, b.convert(ratio, DataType.FLOAT, "ratio"), suffix="product")
     return quantize(b, real, b.convert(scale, DataType.FLOAT, "y_scale"), zero, zero.dtype)

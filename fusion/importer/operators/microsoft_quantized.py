@@ -18,7 +18,7 @@ from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
 from fusion.importer.operators import recurrent
 from fusion.importer.operators.convolution import widen
-from fusion.importer.operators.matmul import product_of
+from fusion.importer.operators.matmul import integer_matmul
 from fusion.importer.operators.microsoft import one_of
 from fusion.importer.operators.pooling import pool
 from fusion.importer.operators.quantization import dequantize_linear, quantize, quantize_linear
@@ -131,10 +131,10 @@ def where(b: Builder, node: Node) -> Value:
 def q_gemm(b: Builder, node: Node) -> Value:
     """The int32 product plus an int32 bias, scaled, and quantised when a scale is given."""
     a, a_scale, a_zero, other, b_scale, b_zero = (node.input(index) for index in range(6))
-    total = product_of(
-        b, widen(b, a, a_zero, "a32"), widen(b, other, b_zero, "b32"),
-        MatrixMultiply(bool(node.attr("transA", 0)), bool(node.attr("transB", 0))),
-    )  # fmt: skip
+    op = MatrixMultiply(bool(node.attr("transA", 0)), bool(node.attr("transB", 0)))
+    if b_zero.rank == 1 and b_zero.shape != (1,) and op.transpose_b:
+        b_zero = b.reshape(b_zero, (b_zero.shape[0], 1), "b_zero")
+    total = integer_matmul(b, a, other, a_zero, b_zero, op)
     bias = node.optional(6)
     if bias is not None:
         total = b.pointwise(call("add", X0, X1), total, bias, suffix="biased")
@@ -169,7 +169,7 @@ def _scaled(
     b: Builder, a: Value, a_scale: Value, a_zero: Value | None, other: Value, b_scale: Value, b_zero: Value | None, bias: Value | None
 ) -> Value:
     """The int32 product times both scales (those of b may be one per column), plus a bias."""
-    total = product_of(b, widen(b, a, a_zero, "a32"), widen(b, other, b_zero, "b32"))
+    total = integer_matmul(b, a, other, a_zero, b_zero)
     factor = b.pointwise(call("mul", X0, X1), _scalar(b, a_scale, "a_scale_0"), b_scale, suffix="factor")
     expression: Expression = call("mul", Convert(FLOAT, X0), X1)
     return b.pointwise(expression if bias is None else call("add", expression, X2), total, factor, *([] if bias is None else [bias]))

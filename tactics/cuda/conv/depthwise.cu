@@ -1,6 +1,6 @@
 // Depthwise convolution, channels last: memory-bound, so a thread reads every input once, as vectors, some rows ahead of its use.
-#include "epilogue.cuh"
 #include "pdl.cuh"
+#include "sums.cuh"
 
 constexpr int SPAN_X = (TILE_X - 1) * STRIDE_X + (TAPS_X - 1) * DILATION_X + 1;  // input columns that a thread touches
 constexpr int SPAN_Y = (TILE_Y - 1) * STRIDE_Y + (TAPS_Y - 1) * DILATION_Y + 1;
@@ -23,9 +23,20 @@ __device__ __forceinline__ float2 unpack_pair(unsigned bits, __nv_bfloat16) {
     return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
 }
 
+// Byte `e` of a word as a float, by way of the number 2^23 + byte: cheaper than a conversion. Signed bytes are shifted by 128.
+template <typename T>
+__device__ __forceinline__ float unpack_byte(unsigned bits, int e) {
+    if constexpr (fx::Same<T, fx::u8>::value) return __uint_as_float(0x4b000000u | (bits >> 8 * e & 0xffu)) - 8388608.0f;
+    else if constexpr (fx::Same<T, fx::i8>::value) return __uint_as_float(0x4b000000u | ((bits >> 8 * e & 0xffu) ^ 0x80u)) - 8388736.0f;
+    else return fx::widen(T{static_cast<unsigned char>(bits >> 8 * e)});
+}
+
 template <typename T>
 __device__ __forceinline__ void unpack(float (&value)[VECTOR], const Vector& vector) {
-    if constexpr (sizeof(T) == 4) {
+    if constexpr (sizeof(T) == 1) {
+#pragma unroll
+        for (int e = 0; e < VECTOR; ++e) value[e] = unpack_byte<T>(vector.word[e / 4], e % 4);
+    } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) value[e] = __uint_as_float(vector.word[e]);
     } else {
@@ -41,11 +52,11 @@ __device__ __forceinline__ void unpack(float (&value)[VECTOR], const Vector& vec
 // Each thread computes TILE_Y x TILE_X output pixels of VECTOR channels: it walks the input rows of its tile once, each row
 // converted to fp32 once and added to all outputs that it reaches; a row of outputs leaves as soon as its last input has come.
 //   x: [batch][in_y][in_x][channels], w: fp32 [TAPS_Y][TAPS_X][channels], out: [batch][out_y][out_x][channels],
-//   channels = CHANNELS, a multiple of VECTOR, VECTOR * sizeof(IN_T) is 2, 4, 8 or 16. Neighbouring threads hold neighbouring channels.
+//   channels = CHANNELS, a multiple of VECTOR, VECTOR * sizeof(IN_T) is 1, 2, 4, 8 or 16. Neighbouring threads hold neighbouring channels.
 //   Grid: ceil(threads / BLOCK), block BLOCK, with threads = batch * ceil(out_y / TILE_Y) * ceil(out_x / TILE_X) * channels / VECTOR < 2^31.
 //   Window, stride and dilation are compile-time: TAPS_*, STRIDE_*, DILATION_*. 1-D: the y sizes are 1. SPAN_X <= 32.
 //   AHEAD input rows are in flight; HOLD=1 keeps all weights in registers, else they are read from L1 row by row.
-// MIN_BLOCKS: blocks per multiprocessor that registers must allow. Any GPU; fp32 accumulation; fewer than 2^31 elements of x.
+// MIN_BLOCKS: blocks per multiprocessor that registers must allow. Any GPU; fp32 accumulation, which is exact for 8-bit integers (81 taps); fewer than 2^31 elements of x.
 extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
     depthwise(const IN_T* __restrict__ x, const float* __restrict__ w, OUT_T* __restrict__ out, int batch, int in_y, int in_x, int out_y,
               int out_x, int pad_y, int pad_x, EpilogueArgs args) {
@@ -78,7 +89,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
     const int line_step = in_x * channels;
     auto read = [](const IN_T* at) {
         if constexpr (Vector::PAIRS > 0) return *reinterpret_cast<const Vector*>(at);
-        else return Vector{*reinterpret_cast<const unsigned short*>(at)};
+        else if constexpr (VECTOR * sizeof(IN_T) == 2) return Vector{*reinterpret_cast<const unsigned short*>(at)};
+        else return Vector{*reinterpret_cast<const unsigned char*>(at)};
     };
     Vector raw[ROWS][SPAN_X];
     auto load_line = [&](int iy, Vector (&line)[SPAN_X]) {
@@ -122,13 +134,23 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
                         sum[ty][tx][e] += held[HOLD ? tap : 0][i][e] * line[tx * STRIDE_X + i * DILATION_X][e];
             if (tap != TAPS_Y - 1 || y0 + ty >= out_y) continue;
             const int m = (image * out_y + y0 + ty) * out_x + x0;
+            OUT_T* to = out + (m * channels + c);
+#ifdef TYPED_SUMS
+#pragma unroll
+            for (int tx = 0; tx < TILE_X; ++tx) {
+                SUM_T total[VECTOR];
+#pragma unroll
+                for (int e = 0; e < VECTOR; ++e) total[e] = static_cast<SUM_T>(sum[ty][tx][e]);
+                if (x0 + tx < out_x) store_sums(to + tx * channels, total, args, m + tx, c, channels);
+            }
+#else
 #pragma unroll
             for (int tx = 0; tx < TILE_X; ++tx)  // all before the first store, so that a bias is read once
                 epilogue(sum[ty][tx], args, m + min(tx, out_x - 1 - x0), c, channels);
-            OUT_T* to = out + (m * channels + c);
 #pragma unroll
             for (int tx = 0; tx < TILE_X; ++tx)
                 if (x0 + tx < out_x) store_vector(to + tx * channels, sum[ty][tx]);
+#endif
         }
     }
 }

@@ -10,7 +10,19 @@ import numpy as np
 
 from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, window_of
-from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, pdl, refuse_types, round_up
+from tactics.cuda.gemm.common import (
+    C_TYPES,
+    EIGHT_BIT_TYPES,
+    STORED_TYPES,
+    Epilogue,
+    ceil_div,
+    defines,
+    epilogue_of,
+    pdl,
+    refuse_types,
+    round_up,
+    sum_types,
+)
 from tactics.tactic import (
     Argument,
     Buffer,
@@ -106,7 +118,7 @@ class Depthwise(Tactic):
     ops = (Convolution,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := refuse_types(workload, 2, tuple(C_TYPES)):
+        if refusal := refuse_types(workload, 2, (*C_TYPES, *EIGHT_BIT_TYPES)):
             return refusal
         window = window_of(workload)
         if isinstance(window, Refusal):
@@ -175,7 +187,7 @@ class Depthwise(Tactic):
         assert isinstance(window, Window) and isinstance(epilogue, Epilogue)
         tile = _tile(window, workload.inputs[0].dtype.itemsize, config)
         kernel = Kernel("conv/depthwise.cu", "depthwise", (*defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], CHANNELS=window.in_channels,
+            IN_T=STORED_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], **sum_types(workload), CHANNELS=window.in_channels,
             VECTOR=tile.vector, TILE_Y=tile.tile_y, TILE_X=tile.tile_x, AHEAD=tile.ahead, HOLD=tile.hold, TAPS_Y=window.taps[1],
             TAPS_X=window.taps[2], STRIDE_Y=window.stride[1], STRIDE_X=window.stride[2], DILATION_Y=window.dilation[1],
             DILATION_X=window.dilation[2], PDL=1 if pdl(device) else None, BLOCK=BLOCK, MIN_BLOCKS=tile.blocks,

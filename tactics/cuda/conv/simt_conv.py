@@ -7,8 +7,7 @@ from math import prod
 from fusion.ops import Convolution, Deconvolution
 from tactics.cuda.conv.common import Window, reads_planes, window_of
 from tactics.cuda.gemm.common import (
-    C_TYPES,
-    EIGHT_BIT_TYPES,
+    REFERENCE_TYPES,
     STORED_TYPES,
     Epilogue,
     ceil_div,
@@ -31,7 +30,7 @@ class SimtConvolution(Tactic):
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := refuse_types(workload, 2, (*C_TYPES, *EIGHT_BIT_TYPES)):
+        if refusal := refuse_types(workload, 2, REFERENCE_TYPES):
             return refusal
         window = window_of(workload, planes=True)
         if isinstance(window, Refusal):

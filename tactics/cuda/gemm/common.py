@@ -15,6 +15,7 @@ C_TYPES = {DataType.FLOAT: "float", DataType.HALF: "__half", DataType.BF16: "__n
 # What 8-bit operands are in the kernels, and what their sums may become.
 EIGHT_BIT_TYPES = {DataType.INT8: "fx::i8", DataType.UINT8: "fx::u8", DataType.FP8: "fx::e4m3", DataType.FP8_E5M2: "fx::e5m2"}
 STORED_TYPES = {**C_TYPES, **EIGHT_BIT_TYPES, DataType.INT32: "int"}
+REFERENCE_TYPES = (*STORED_TYPES,)  # what the ordinary cores multiply
 
 Defines = tuple[tuple[str, str], ...]
 
@@ -66,8 +67,8 @@ def refuse_types(workload: Workload, tensors: int, allowed: tuple[DataType, ...]
     first = workload.inputs[0].dtype
     if first not in allowed:
         return Refusal(f"inputs are {first.label}; this kernel takes {', '.join(one.label for one in allowed)}")
-    if first in EIGHT_BIT_TYPES:
-        return _refuse_eight_bits(workload, tensors)
+    if first not in C_TYPES:
+        return _refuse_typed_sums(workload, tensors)
     for tensor in workload.inputs[1:tensors]:
         if tensor.dtype is not first:
             return Refusal(f"inputs are {first.label} and {tensor.dtype.label}; this kernel wants one type")
@@ -76,9 +77,9 @@ def refuse_types(workload: Workload, tensors: int, allowed: tuple[DataType, ...]
     return None
 
 
-def _refuse_eight_bits(workload: Workload, tensors: int) -> Refusal | None:
+def _refuse_typed_sums(workload: Workload, tensors: int) -> Refusal | None:
     first = workload.inputs[0].dtype
-    wanted = first if first.is_float else DataType.INT8
+    wanted = DataType.INT8 if first is DataType.UINT8 else first
     for tensor in workload.inputs[1:tensors]:
         if tensor.dtype is not wanted:
             return Refusal(f"inputs are {first.label} and {tensor.dtype.label}; beside {first.label} this kernel wants {wanted.label}")
@@ -98,17 +99,15 @@ def refuse_eight_bits(workload: Workload, device: DeviceSpec) -> Refusal | None:
 def operand_types(workload: Workload) -> dict[str, str | int | None]:
     """The defines that say how operands are stored and summed (``include/sums.cuh``)."""
     a, b = (tensor.dtype for tensor in workload.inputs[:2])
-    if a not in EIGHT_BIT_TYPES:
-        return {"A_T": C_TYPES[a], "B_T": C_TYPES[b]}
-    return {"A_T": EIGHT_BIT_TYPES[a], "B_T": EIGHT_BIT_TYPES[b], **sum_types(workload)}
+    return {"A_T": STORED_TYPES[a], "B_T": STORED_TYPES[b], **sum_types(workload)}
 
 
 def sum_types(workload: Workload) -> dict[str, str | int | None]:
     """The defines that say how sums are held and leave."""
     dtype = workload.inputs[0].dtype
-    if dtype not in EIGHT_BIT_TYPES:
+    if dtype in C_TYPES:
         return {}
-    return {"EIGHT_BIT": 1, "SUM_T": None if dtype.is_float else "int"}
+    return {"TYPED_SUMS": 1, "SUM_T": None if dtype.is_float else "int"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ NO_OPERANDS = Struct((Scalar(0, "u64"),))
 def epilogue_of(workload: Workload) -> Epilogue | Refusal:
     """The workload's epilogue as a kernel takes it."""
     dtype = workload.inputs[0].dtype
-    code = finish_code(workload, product_type(dtype)) if dtype in EIGHT_BIT_TYPES else epilogue_code(workload)
+    code = finish_code(workload, product_type(dtype)) if dtype not in C_TYPES else epilogue_code(workload)
     return code if isinstance(code, Refusal) else Epilogue(code.prelude, code.defines, epilogue_argument(code))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fusion.ops import MatrixMultiply
 from tactics.cuda.gemm.common import (
-    C_TYPES,
-    EIGHT_BIT_TYPES,
+    REFERENCE_TYPES,
     STORED_TYPES,
     Epilogue,
     ceil_div,
@@ -29,7 +28,7 @@ class SimtGemm(Tactic):
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := refuse_types(workload, 2, (*C_TYPES, *EIGHT_BIT_TYPES)):
+        if refusal := refuse_types(workload, 2, REFERENCE_TYPES):
             return refusal
         product = product_of(workload)
         if isinstance(product, Refusal):

@@ -1,6 +1,6 @@
 // How the sums of a product are held and leave the kernel.
 //
-// SUM_T is their type: float (default), or int for products of 8-bit integers. With EIGHT_BIT, which says that the operands have 8 bits,
+// SUM_T is their type: float (default), or int for products of 8-bit integers. With TYPED_SUMS, which goes with operands of 8 bits (and with int),
 // the generated epilogue is `finish` (any data type to any data type: see tactics/cuda/epilogue.py), else `epilogue`
 // (float to float, in place). Plain CUDA C++, so that it also compiles for the CPU harness.
 #pragma once
@@ -26,7 +26,7 @@ __device__ __forceinline__ SUM_T to_sum(T value) { return static_cast<SUM_T>(fx:
 // (aligned to V elements, at most 16 bytes).
 template <int V, typename O>
 __device__ __forceinline__ void store_sums(O* target, SUM_T (&value)[V], const EpilogueArgs& args, long long m, int n, int ld) {
-#ifdef EIGHT_BIT
+#ifdef TYPED_SUMS
 #ifdef HAS_EPILOGUE
     FINISHED result[V];
     finish<V>(value, result, args, m, n, ld);

@@ -9,6 +9,7 @@ import pytest
 from fusion.dims import symbol
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Literal, apply
+from fusion.graph import Limits
 from fusion.network import Network
 from fusion.ops import (
     Concatenation,
@@ -34,6 +35,7 @@ from fusion.rules import (
     quantize_backward,
     quantized_convolution,
     quantized_matmul,
+    shuffle_matmul,
 )
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, Build, assert_same
@@ -145,6 +147,16 @@ def test_two_activations() -> None:
     a, b = activation(build, 2, 3, 8, name="a"), activation(build, 2, 8, 4, name="b", scale=0.03)
     result = fuse(build.network(build.layer("product", MatrixMultiply(), a, b)), quantized_matmul.RULE, tolerance=EXACT)
     assert [result.tensors[name].dtype for name in only(result, MatrixMultiply).inputs] == [INT8, INT8]
+
+
+def test_on_a_gpu_rows_are_turned_along_the_depth() -> None:
+    build = Build()
+    a, b = activation(build, 2, 3, 8, name="a"), activation(build, 2, 8, 4, name="b", scale=0.03)
+    network = build.network(build.layer("product", MatrixMultiply(), a, b))
+    result = fuse(network, quantized_matmul.RULE, shuffle_matmul.RULE, limits=Limits("cuda"), tolerance=EXACT)
+    assert kinds(result) == ["Pointwise", "Pointwise", "Shuffle", "MatrixMultiply"]
+    assert only(result, MatrixMultiply).op.transpose_b
+    assert refused(result, shuffle_matmul.RULE, limits=Limits("cuda")).condition == "data type"
 
 
 def test_8_bit_floats() -> None:

@@ -13,6 +13,7 @@ from fusion.network import TensorType
 from fusion.ops import Convolution, Deconvolution, MatrixMultiply
 from fusion.ops.epilogue import product_type
 from tactics.compiler import compile_cubin
+from tactics.cuda.conv.depthwise import Depthwise
 from tactics.cuda.conv.mma_conv import MmaConvolution
 from tactics.cuda.conv.simt_conv import SimtConvolution
 from tactics.cuda.gemm.mma_gemm import MmaGemm
@@ -142,6 +143,19 @@ def test_convolution(name: str) -> None:
         run(SimtConvolution(), CONVOLUTIONS[name])
 
 
+@pytest.mark.parametrize(("kind", "channels"), [(INT8, 16), (UINT8, 6), (FP8, 4), (INT8, 3)])
+def test_depthwise(kind: DataType, channels: int) -> None:
+    run(Depthwise(), conv(7, channels, channels, 3, 2 if channels == 16 else 1, channels, kind, kind))
+
+
+def test_integers_of_32_bits_go_to_the_reference() -> None:
+    random = np.random.default_rng(2)
+    inputs = [random.integers(-900, 900, shape).astype(np.int32) for shape in ((2, 9, 17), (2, 17, 5))]
+    types = tuple(TensorType(INT32, one.shape) for one in inputs)
+    op = MatrixMultiply()
+    run(SimtGemm(), (Workload(op, types, op.infer(types), (False, False)), inputs, op.evaluate(inputs)))
+
+
 def test_deconvolution() -> None:
     op = Deconvolution((2, 2), (1, 1), (1, 1), (1, 1), (1, 1), 1, True)
     made = case(op, (2, 4, 5, 16), (16, 8, 3, 3), INT8, INT8, (8,), 64)
@@ -149,7 +163,7 @@ def test_deconvolution() -> None:
     run(SimtConvolution(), made)
 
 
-FAST = {"sm_75": ("gemm",), "sm_80": ("gemm", "conv"), "sm_89": ("fp8",), "sm_90a": ("conv", "fp8"), "sm_100a": ("gemm", "fp8"), "sm_120a": ("conv",)}
+FAST = {"sm_75": ("gemm",), "sm_80": ("gemm", "conv", "depthwise"), "sm_89": ("fp8",), "sm_90a": ("conv", "fp8", "depthwise"), "sm_100a": ("gemm", "fp8"), "sm_120a": ("conv",)}
 
 
 @pytest.mark.parametrize("arch", FAST)
@@ -157,7 +171,7 @@ def test_kernels_compile_without_spills(arch: str) -> None:
     capability = int("".join(letter for letter in arch if letter.isdigit()))
     device = replace(H100, arch=arch, capability=capability, shared_memory=ARCHITECTURES[arch] * 1024)
     served = {"gemm": (MmaGemm(), product(512, 768, 3072)), "fp8": (MmaGemm(), product(512, 768, 3072, FP8, FP8)),
-              "conv": (MmaConvolution(), conv(28, 128, 128))}  # fmt: skip
+              "conv": (MmaConvolution(), conv(28, 128, 128)), "depthwise": (Depthwise(), conv(56, 96, 96, groups=96))}  # fmt: skip
     for name in FAST[arch]:
         tactic, (workload, *_) = served[name]
         for step in tactic.plan(workload, tactic.configs(workload, device)[0], device).steps:
@@ -171,6 +185,7 @@ ON_GPU = {
     "int8": (MmaGemm(), lambda: product(300, 264, 1000)), "uint8": (MmaGemm(), lambda: product(65, 48, 128, UINT8, UINT8)),
     "int32": (MmaGemm(), lambda: product(300, 264, 1000, INT8, INT32)), "fp8": (MmaGemm(), lambda: product(300, 256, 992, FP8, FP8)),
     "float": (MmaGemm(), lambda: product(300, 264, 1000, INT8, FLOAT)), "conv": (MmaConvolution(), lambda: conv(14, 64, 96)),
+    "depthwise": (Depthwise(), lambda: conv(14, 32, 32, groups=32)), "depthwise 6": (Depthwise(), lambda: conv(9, 6, 6, groups=6)),
     "planes": (MmaConvolution(), lambda: conv(33, 3, 16, 3, 2, planes=True)), "simt": (SimtConvolution(), lambda: conv(9, 32, 24)),
 }  # fmt: skip
 
