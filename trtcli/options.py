@@ -204,6 +204,15 @@ THRESHOLD = Option(
     "threshold", OUTPUT, "extra.threshold", "per cent that B may be slower", Number(0, 1e6, "PERCENT"), default="5",
     since="trtcli",
 )  # fmt: skip
+_AGAINST = Option("against", OUTPUT, "extra.against", "the reference", Choice(("auto", "onnxruntime", "reference")),
+    default="auto", since="trtcli")  # fmt: skip
+_RTOL, _ATOL = (
+    Option(name, OUTPUT, f"extra.{name}", text, Number(0, 1e6), default="by data type")
+    for name, text in (
+        ("rtol", "error allowed per element, relative to the reference"),
+        ("atol", "error allowed per element beside it, absolute"),
+    )
+)
 _BUILDS = (SHAPES, BUILD, CACHE, SYSTEM)
 
 COMMANDS: dict[str, CommandTable] = {
@@ -216,6 +225,8 @@ COMMANDS: dict[str, CommandTable] = {
         (MODEL, *_BUILDS, REPORT, OUTPUT), (JSON,), (0, 1)),
     "check": CommandTable("[FILE] [FLAGS]", "say whether one CUDA graph can hold the network: exit 0 yes, 2 no",
         (MODEL, *_BUILDS, OUTPUT), (JSON,), (0, 1)),
+    "verify": CommandTable("[FILE] [FLAGS]", "compare all outputs and layers with a reference: exit 0 when the outputs agree",
+        (MODEL, *_BUILDS, OUTPUT), (*(BY_NAME[name] for name in ("loadInputs", "useProfile")), _AGAINST, _RTOL, _ATOL, JSON), (0, 1)),
     "cache": CommandTable("ACTION FILE ... [FLAGS]", "list and edit timing-cache files", (OUTPUT,), (JSON,), (2, 99)),
     "compare": CommandTable("A B [FLAGS]", "compare two profiles, layer informations or engines; exit 3 when B is slower",
         (OUTPUT,), (THRESHOLD, JSON), (2, 2)),

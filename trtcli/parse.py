@@ -297,7 +297,7 @@ def _with_paths(config: Config) -> Config:
 
 def _with_words(config: Config, command: str, words: Sequence[str]) -> Config:
     """A file given without a flag is a model or an engine, by its name."""
-    if not words or command not in ("build", "profile", "inspect", "check"):
+    if not words or command not in ("build", "profile", "inspect", "check", "verify"):
         return config
     path = os.path.expanduser(words[0])
     field = "onnx" if command == "build" or path.lower().endswith(".onnx") else "load_engine"
@@ -324,7 +324,7 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
             found.append("Model missing: give --onnx=FILE to build an engine, or --loadEngine=FILE to run one")
         if model.load_engine and build.save_engine:
             found.append("Incompatible load and save engine options selected: --loadEngine with --saveEngine")
-        elif model.onnx and model.load_engine:
+        elif model.onnx and model.load_engine and command != "verify":
             found.append("--onnx and --loadEngine: give one of them")
         if command == "build" and model.load_engine:
             found.append("--loadEngine: there is nothing to build; use trtcli profile or trtcli inspect")
