@@ -385,10 +385,13 @@ def test_event_times(gpu, images):
 
     graph = gpu.capture(arrays.stream, enqueue)
     assert graph.nodes == 6
-    for launch in (enqueue, lambda: graph.launch(arrays.stream), lambda: graph.launch(arrays.stream)):
-        launch()
-        arrays.stream.synchronize()
-        one, two = marks[1].seconds_since(marks[0]), marks[2].seconds_since(marks[1])
+    for launch in (enqueue, lambda: graph.launch(arrays.stream)):
+        samples = []
+        for _ in range(8):
+            launch()
+            arrays.stream.synchronize()
+            samples.append((marks[1].seconds_since(marks[0]), marks[2].seconds_since(marks[1])))
+        one, two = map(min, zip(*samples, strict=True))  # other processes on the GPU only make times longer
         assert 5e-4 < one < 4e-3 and 1.5 * one < two < 2.6 * one  # 2 M clocks at 1 to 2.5 GHz
 
 
