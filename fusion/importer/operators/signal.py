@@ -51,7 +51,7 @@ def dft(b: Builder, node: Node) -> Value:
         result = transform(b, moved, points, inverse, _half(points) if onesided else points)
     if inverse and not onesided:
         result = b.pointwise(call("mul", X0, _reciprocal(b, points, x.dtype)), result, suffix="scale")
-    return b.transpose(result, list(np.argsort(order)), "back")
+    return b.transpose(result, [order.index(i) for i in range(x.rank)], "back")
 
 
 @operator("STFT", since=17)

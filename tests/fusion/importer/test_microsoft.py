@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.network import Network
 from fusion.reference import run
+from fusion.serial import from_json, to_json
 from tests.models import onnxruntime_outputs
 
 DOMAIN = "com.microsoft"
@@ -47,6 +50,7 @@ def check(op: str, inputs: Arrays, constants: Arrays, order: str, outputs: int =
           **attributes: object) -> Network:  # fmt: skip
     model = model_of(op, inputs, constants, order, outputs, dynamic, **attributes)
     network = import_onnx(model)
+    assert [from_json(json.loads(json.dumps(to_json(layer)))) for layer in network.layers] == list(network.layers)
     found = run(network, inputs)
     for name, wanted in onnxruntime_outputs(model, inputs).items():
         assert found[name].shape == wanted.shape, name

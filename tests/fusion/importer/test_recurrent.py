@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.ops import MatrixMultiply, Recurrence
 from fusion.reference import run
+from fusion.serial import from_json, to_json
 from tests.models import onnxruntime_outputs
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -68,6 +71,7 @@ def check(cell: str, **options: object) -> None:
         model, inputs = model_of(cell, dynamic=dynamic, **options)  # type: ignore[arg-type]
         network = import_onnx(model)
         assert [type(layer.op) for layer in network.layers if isinstance(layer.op, MatrixMultiply | Recurrence)] == [MatrixMultiply, Recurrence]
+        assert [from_json(json.loads(json.dumps(to_json(layer)))) for layer in network.layers] == list(network.layers)
         found = run(network, inputs)
         for name, value in onnxruntime_outputs(model, inputs).items():
             assert found[name].shape == value.shape and found[name].dtype == value.dtype

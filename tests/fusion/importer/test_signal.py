@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.network import Network
 from fusion.reference import run
+from fusion.serial import from_json, to_json
 from tests.models import onnxruntime_outputs
 
 KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float64): TensorProto.DOUBLE}
@@ -29,7 +32,9 @@ def model_of(op: str, inputs: dict[str, np.ndarray], constants: dict[str, np.nda
 
 def dft(x: np.ndarray, length: int | None = None, axis: int = -2, **attributes: object) -> np.ndarray:
     constants = {"_length" if length is None else "length": np.int64(length or 0), "axis": np.int64(axis)}
-    return run(import_onnx(model_of("DFT", {"x": x}, constants, **attributes)), {"x": x})["y"]
+    network = import_onnx(model_of("DFT", {"x": x}, constants, **attributes))
+    assert [from_json(json.loads(json.dumps(to_json(layer)))) for layer in network.layers] == list(network.layers)
+    return run(network, {"x": x})["y"]
 
 
 def pairs(x: np.ndarray) -> np.ndarray:
