@@ -62,6 +62,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.determinant.determinant",
         "tactics.cuda.reinterpret.reinterpret",
         "tactics.cuda.attention.linear_attention",
+        "tactics.cuda.plain.products",
     ),
 }
 

@@ -45,6 +45,7 @@ class TrtcliRep(BackendRep):
             ValueError: inputs are missing or too many, or do not fit the model.
         """
         arrays = self._named(inputs)
+        open_device(self._device).activate()  # the caller may be any thread
         context, values = self._context(arrays)
         found = context.execute({name: array for name, array in arrays.items() if name not in values})
         return namedtupledict("Outputs", self._outputs)(*(found[name] for name in self._outputs))

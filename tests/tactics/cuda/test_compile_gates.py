@@ -59,7 +59,7 @@ from tests.harness.fiber import H100
 
 pytestmark = pytest.mark.skipif(not cuda_include_paths(), reason="needs the CUDA headers")
 
-F16, F32, I64 = DataType.HALF, DataType.FLOAT, DataType.INT64
+F16, F32, F64, I64 = DataType.HALF, DataType.FLOAT, DataType.DOUBLE, DataType.INT64
 X, Y, Z = Operand(0), Operand(1), Operand(2)
 BIAS_RELU = apply("relu", apply("add", X, Y))
 SCALE_BIAS = apply("add", apply("mul", X, Y), Z)
@@ -97,6 +97,9 @@ def cases() -> tuple[Workload, ...]:
         _case(RoiAlign((7, 7), 2, 0.25), (F16, (2, 64, 50, 50)), (F32, (100, 4)), (I64, (100,))),
         _case(Fold((16, 16), *two, (1, 1), (1, 1)), (F16, (2, 576, 256))),
         _case(PoolingIndices(*two, (1, 1), (1, 1)), (F16, (2, 64, 32, 32))),
+        _case(product, (F64, (64, 32)), (F64, (32, 48)), (F64, (48,))),
+        _case(Convolution((1, 1), (1, 1), (1, 1), (1, 1)), (F64, (1, 4, 16, 16)), (F64, (8, 4, 3, 3))),
+        _case(Attention(0.125), *[(F64, (1, 2, 16, 64))] * 3),
         _case(Determinant(), (F32, (8, 16, 16))),
         _case(LinearAttention(8, 4, True, True), *[(F16, (2, 16, width)) for width in (512, 256, 256, 256, 4)]),
         _case(product, (F16, (512, 768)), (F16, (768, 3072)), (F16, (3072,)), constant=(1, 2)),

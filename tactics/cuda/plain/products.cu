@@ -1,0 +1,136 @@
+// Products of types that neither tensor cores nor the tiled kernels multiply (float64, wide integers): one thread per output element,
+// summed in SUM in the order of the reduction, handed on as RESULT. KIND 0: matrices, 1: convolution, 2: attention.
+#include "division.cuh"
+#include "finish.cuh"
+#include "functions.cuh"
+#include "pdl.cuh"
+
+#if KIND == 0
+// Batch axes innermost first; a stride of 0 broadcasts. Grid: ceil(count / THREADS).
+struct Batch {
+    Divider size[RANK];
+    long long a[RANK], b[RANK];
+};
+extern "C" __global__ void __launch_bounds__(THREADS)
+    plain_matmul(const IN_T* __restrict__ a, const IN_T* __restrict__ b, OUT_T* __restrict__ out, unsigned count, int depth, long long a_row,
+                 long long a_step, long long b_column, long long b_step, const Divider columns, const Divider rows, const Batch batch,
+                 const EpilogueArgs args) {
+    pdl_wait();
+    pdl_launch_next();
+    const unsigned index = blockIdx.x * THREADS + threadIdx.x;
+    if (index >= count) return;
+    unsigned rest = index;
+    const unsigned n = columns.split(rest), m = rows.split(rest);
+    const IN_T* left = a + m * a_row;
+    const IN_T* right = b + n * b_column;
+#pragma unroll
+    for (int r = 0; r < RANK; ++r) {
+        const unsigned place = batch.size[r].split(rest);
+        left += place * batch.a[r];
+        right += place * batch.b[r];
+    }
+    SUM total = SUM(0);
+    for (int k = 0; k < depth; ++k) total += static_cast<SUM>(fx::widen(left[k * a_step])) * static_cast<SUM>(fx::widen(right[k * b_step]));
+    const RESULT value[1] = {static_cast<RESULT>(total)};
+    finish_store_flat<1>(out, value, args, index, static_cast<int>(columns.divisor));
+}
+#elif KIND == 1
+// Strides in elements; axes outermost first. Weights are [O, channels of a group, *window]. Grid: ceil(count / THREADS).
+struct Axis {
+    Divider out;
+    int size, window, stride, padding, dilation, step;
+};
+struct Axes {
+    Axis axis[RANK];
+};
+extern "C" __global__ void __launch_bounds__(THREADS)
+    plain_convolution(const IN_T* __restrict__ x, const IN_T* __restrict__ weights, OUT_T* __restrict__ out, unsigned count, int last,
+                      int channels, int channel_step, int taps, long long image_step, const Divider out_channels, const Divider per_group,
+                      const Axes axes, const EpilogueArgs args) {
+    pdl_wait();
+    pdl_launch_next();
+    const unsigned index = blockIdx.x * THREADS + threadIdx.x;
+    if (index >= count) return;
+    unsigned image = index;
+    int start[RANK];
+#if CHANNELS_LAST
+    const unsigned channel = out_channels.split(image);
+#endif
+#pragma unroll
+    for (int r = RANK - 1; r >= 0; --r)
+        start[r] = static_cast<int>(axes.axis[r].out.split(image)) * axes.axis[r].stride - axes.axis[r].padding;
+#if !CHANNELS_LAST
+    const unsigned channel = out_channels.split(image);
+#endif
+    const IN_T* source = x + image * image_step + static_cast<long long>(per_group.quotient(channel)) * channels * channel_step;
+    const IN_T* w = weights + static_cast<long long>(channel) * channels * taps;
+    SUM total = SUM(0);
+    for (int tap = 0; tap < taps; ++tap) {
+        int rest = tap;
+        long long offset = 0;
+        bool inside = true;
+#pragma unroll
+        for (int r = RANK - 1; r >= 0; --r) {
+            const Axis& axis = axes.axis[r];
+            const int at = start[r] + rest % axis.window * axis.dilation;
+            rest /= axis.window;
+            inside = inside && at >= 0 && at < axis.size;
+            offset += static_cast<long long>(at) * axis.step;
+        }
+        if (!inside) continue;
+        for (int c = 0; c < channels; ++c)
+            total += static_cast<SUM>(fx::widen(source[offset + static_cast<long long>(c) * channel_step])) *
+                     static_cast<SUM>(fx::widen(w[static_cast<long long>(c) * taps + tap]));
+    }
+    const RESULT value[1] = {static_cast<RESULT>(total)};
+    finish_store_flat<1>(out, value, args, index, last);
+}
+#else
+// One block per row of the scores, which lie in `scratch`. Strides of batch, head, row, column. Grid: batch * heads * rows.
+struct Strides {
+    long long axis[4];
+};
+extern "C" __global__ void __launch_bounds__(THREADS)
+    plain_attention(const IN_T* __restrict__ q, const IN_T* __restrict__ k, const IN_T* __restrict__ v, const MASK_T* __restrict__ mask,
+                    IN_T* __restrict__ out, SUM* __restrict__ scratch, int heads, int group, int rows, int keys, int depth, int width,
+                    long long k_offset, long long v_offset, SUM scale, const Strides sq, const Strides sk, const Strides sv, const Strides sm,
+                    const Strides so) {
+    pdl_wait();
+    pdl_launch_next();
+    const long long row = blockIdx.x % rows, head = blockIdx.x / rows % heads, batch = blockIdx.x / rows / heads;
+    SUM* scores = scratch + static_cast<long long>(blockIdx.x) * keys;
+    q += batch * sq.axis[0] + head * sq.axis[1] + row * sq.axis[2];
+    k += k_offset + batch * sk.axis[0] + head / group * sk.axis[1];
+    v += v_offset + batch * sv.axis[0] + head / group * sv.axis[1];
+    for (int t = threadIdx.x; t < keys; t += THREADS) {
+        SUM total = SUM(0);
+        for (int d = 0; d < depth; ++d) total += fx::widen(q[d * sq.axis[3]]) * fx::widen(k[t * sk.axis[2] + d * sk.axis[3]]);
+        total *= scale;
+#if MASKED
+        const MASK_T given = mask[batch * sm.axis[0] + head * sm.axis[1] + row * sm.axis[2] + t * sm.axis[3]];
+#if MASKED == 2
+        if (!given) total = -fx::div(SUM(1), SUM(0));
+#else
+        total += fx::widen(given);
+#endif
+#endif
+#if CAUSAL
+        if (t > row + keys - rows) total = -fx::div(SUM(1), SUM(0));
+#endif
+        scores[t] = total;
+    }
+    __syncthreads();
+    const SUM lowest = -fx::div(SUM(1), SUM(0));
+    SUM peak = lowest, total = SUM(0);
+    for (int t = 0; t < keys; ++t) peak = fx::max(peak, scores[t]);
+    if (peak == lowest) peak = SUM(0);
+    for (int t = 0; t < keys; ++t) total += fx::exp(scores[t] - peak);
+    if (total == SUM(0)) total = SUM(1);
+    out += batch * so.axis[0] + head * so.axis[1] + row * so.axis[2];
+    for (int d = threadIdx.x; d < width; d += THREADS) {
+        SUM result = SUM(0);
+        for (int t = 0; t < keys; ++t) result += fx::exp(scores[t] - peak) / total * fx::widen(v[t * sv.axis[2] + d * sv.axis[3]]);
+        out[d * so.axis[3]] = fx::narrow<IN_T>(result);
+    }
+}
+#endif
