@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TypeVar
 
 from fusion.dims import Sym, bind, is_static, substitute
-from fusion.network import Network, Op, TensorType
+from fusion.network import ControlFlow, Network, Op, TensorType
 
 OpType = TypeVar("OpType", bound=Op)
 
@@ -19,7 +19,7 @@ def bind_op(op: OpType, sizes: Mapping[str, int]) -> OpType:
         KeyError: a name is not in ``sizes``.
     """
     assert is_dataclass(op)
-    changed = {}
+    changed: dict[str, object] = {"sizes": tuple(sorted(sizes.items()))} if isinstance(op, ControlFlow) else {}
     for item in fields(op):
         value = getattr(op, item.name)
         if not is_static(value):
@@ -48,7 +48,10 @@ def fix_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
         name: TensorType(tensor.dtype, tuple(substitute(dim, sizes) for dim in tensor.shape))
         for name, tensor in network.tensors.items()
     }
-    return replace(network, layers=layers, tensors=tensors)
+    readings = {
+        name: replace(one, limit=None if one.limit is None else substitute(one.limit, sizes)) for name, one in network.sizes.items()
+    }
+    return replace(network, layers=layers, tensors=tensors, sizes=readings)
 
 
 def _fix_op(op: Op, sizes: Mapping[str, int]) -> Op:

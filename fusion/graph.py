@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fusion.dtypes import data_type
-from fusion.network import Fate, Layer, Network, ShapeError, TensorType
+from fusion.network import Fate, Layer, Network, ShapeError, TensorType, size_makers, symbols_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Graph:
 
     def __init__(self, network: Network, limits: Limits = Limits()) -> None:
         self.limits = limits
-        self.outputs: frozenset[str] = frozenset(network.outputs)
+        # What the host reads between layers must exist under its name, as outputs of the network must.
+        self._makers = size_makers(network)
+        self.outputs: frozenset[str] = frozenset((*network.outputs, *self._makers.values()))
         self.inputs: frozenset[str] = frozenset(network.inputs)
         self.layers: dict[str, Layer] = {}
         self.constants: dict[str, np.ndarray] = dict(network.constants)
@@ -91,10 +93,12 @@ class Graph:
 
     def ordered(self) -> list[Layer]:
         """All layers, topologically; as near to the original order as that allows."""
-        missing = {
-            name: sum(1 for tensor in dict.fromkeys(layer.inputs) if tensor in self._producer)
-            for name, layer in self.layers.items()
-        }
+        needs = {name: [t for t in self._needs(layer) if t in self._producer] for name, layer in self.layers.items()}
+        missing = {name: len(tensors) for name, tensors in needs.items()}
+        readers: dict[str, list[str]] = {}
+        for name, tensors in needs.items():
+            for tensor in tensors:
+                readers.setdefault(tensor, []).append(name)
         ready = [(self._position[name], name) for name, count in missing.items() if not count]
         heapq.heapify(ready)
         order = []
@@ -102,7 +106,7 @@ class Graph:
             _, name = heapq.heappop(ready)
             order.append(self.layers[name])
             for tensor in self.layers[name].outputs:
-                for reader in self._readers.get(tensor, ()):
+                for reader in readers.get(tensor, ()):
                     missing[reader] -= 1
                     if not missing[reader]:
                         heapq.heappush(ready, (self._position[reader], reader))
@@ -173,7 +177,7 @@ class Graph:
     def rebuild(self) -> Network:
         """The network as it is now, without constants and types that nothing uses, with every fate."""
         layers = tuple(self.ordered())
-        used = {*self._network.inputs, *self._network.outputs}
+        used = {*self._network.inputs, *self._network.outputs, *(one.tensor for one in self._network.sizes.values())}
         for layer in layers:
             used.update(layer.inputs, layer.outputs)
         home: dict[str, str] = {}
@@ -192,6 +196,15 @@ class Graph:
         )
 
     # -------------------------------------------------------------------------------------------------------------------
+
+    def _needs(self, layer: Layer) -> dict[str, None]:
+        """The tensors that must exist before ``layer`` runs: its inputs, and those that tell the sizes that it needs."""
+        found = dict.fromkeys(layer.inputs)
+        if self._makers:
+            network = replace(self._network, tensors=self._types)
+            needed = [self._makers[name] for name in sorted(symbols_of(network, layer)) if name in self._makers]
+            found.update((name, None) for name in needed if name not in layer.outputs)
+        return found
 
     def _fate(self, node: str, fate: Fate, home: Mapping[str, str]) -> Fate:
         if node in home:

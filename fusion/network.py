@@ -8,13 +8,13 @@ convolution says so in its operation, and a reformat is a Shuffle layer).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 
-from fusion.dims import Shape, is_static
+from fusion.dims import Dim, Shape, bind, is_static, symbols
 from fusion.dtypes import DataType
 
 _NOTHING: Mapping = MappingProxyType({})
@@ -92,6 +92,19 @@ class Fate:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Where the host finds a size that only an inference tells: element ``element`` (row-major) of the integer tensor ``tensor``.
+
+    ``limit`` is the most that it can be, where that is known; ``guess`` is what tactics are chosen for otherwise.
+    """
+
+    tensor: str
+    element: int = 0
+    limit: Dim | None = None
+    guess: int = 4
+
+
+@dataclass(frozen=True)
 class Network:
     """A graph of layers.
 
@@ -102,6 +115,8 @@ class Network:
         tensors: the type of every tensor that a layer reads or writes, and of inputs and outputs.
         constants: values of the tensors that are known at build (weights), C-contiguous.
         fates: per ONNX node what became of it; complete after import and kept complete by every pass.
+        sizes: the named sizes that become known in the middle of an inference, when the layer before has run. (Sizes of the outputs
+            of a :class:`ControlFlow` layer are not here: they are known when it has run.)
     """
 
     name: str
@@ -111,6 +126,7 @@ class Network:
     tensors: Mapping[str, TensorType]
     constants: Mapping[str, np.ndarray] = field(default_factory=lambda: _NOTHING)
     fates: Mapping[str, Fate] = field(default_factory=lambda: _NOTHING)
+    sizes: Mapping[str, Reading] = field(default_factory=lambda: _NOTHING)
 
     def producers(self) -> dict[str, Layer]:
         """The layer that writes each tensor."""
@@ -123,6 +139,69 @@ class Network:
             for name in layer.inputs:
                 found.setdefault(name, []).append(layer)
         return found
+
+
+class ControlFlow(Op):
+    """A layer that holds networks and whose course the host decides: the base of ``If`` and ``Loop`` (``fusion/ops/control.py``).
+
+    Compared by identity. ``sizes`` are the named sizes around it once they are known (:func:`fusion.bind.bind_op` sets them): a body may
+    use them like its own.
+    """
+
+    layer_type: ClassVar[str] = ""
+    types: tuple[TensorType, ...]
+    sizes: tuple[tuple[str, int], ...]
+
+    @property
+    def bodies(self) -> tuple[Network, ...]:
+        """The networks in it."""
+        raise NotImplementedError
+
+    def with_bodies(self, bodies: Sequence[Network]) -> ControlFlow:
+        """The same with other networks."""
+        raise NotImplementedError
+
+    def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        """What the importer found: sizes that the bodies decide have names of their own."""
+        return self.types
+
+
+def size_makers(network: Network) -> dict[str, str]:
+    """Per size that becomes known during an inference, the tensor that must have been computed before."""
+    found = {name: reading.tensor for name, reading in network.sizes.items()}
+    given = symbols(tuple(network.tensors[name].shape for name in network.inputs)) | found.keys()
+    for layer in network.layers:
+        if isinstance(layer.op, ControlFlow):
+            for name in layer.outputs:
+                for dim in network.tensors[name].shape:
+                    if not isinstance(dim, int) and str(dim) not in given and symbols(dim) == {str(dim)}:
+                        found.setdefault(str(dim), name)
+    return found
+
+
+def typical_sizes(network: Network, sizes: Mapping[str, int], which: str = "opt") -> dict[str, int]:
+    """``sizes`` with guesses for those that an inference tells: the least (``min``), usual (``opt``) or greatest (``max``)."""
+    found = dict(sizes)
+    for name, reading in network.sizes.items():
+        found[name] = reading.guess
+        if reading.limit is not None and symbols(reading.limit) <= found.keys():
+            limit = bind(reading.limit, found)
+            found[name] = {"min": min(1, limit), "opt": -(-limit // 2), "max": limit}[which]
+    for name in size_makers(network):
+        found.setdefault(name, Reading.guess)
+    return found
+
+
+def symbols_of(network: Network, layer: Layer) -> frozenset[str]:
+    """The named sizes that ``layer`` needs before it can run: in its attributes, its inputs and (unless it decides them) its outputs."""
+    names = layer.inputs if isinstance(layer.op, ControlFlow) else (*layer.inputs, *layer.outputs)
+    found = symbols(tuple(network.tensors[name].shape for name in names))
+    found |= symbols(tuple(getattr(layer.op, item.name) for item in fields(layer.op)))  # type: ignore[arg-type]
+    if isinstance(layer.op, ControlFlow):
+        for body in layer.op.bodies:
+            inner = frozenset().union(*(symbols_of(body, one) for one in body.layers))
+            found |= inner - size_makers(body).keys() - symbols(tuple(body.tensors[name].shape for name in body.inputs))
+    return found
 
 
 def broadcast(shapes: Sequence[Shape]) -> Shape:

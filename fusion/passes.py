@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from fusion.dtypes import DataType
 from fusion.graph import Graph, Limits
 from fusion.layout import to_channels_last
-from fusion.network import Network
+from fusion.network import ControlFlow, Network
 from fusion.precision import to_half
 from fusion.rewrite import ALL, Applied, Miss, Record, Rule, apply_rules, nearest_misses
 from fusion.rules import (
@@ -179,9 +179,29 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
         changed = to_channels_last(network, direct_stem=True)
         if changed is not network:
             network = _fuse(changed, limits, options, record)
+    network, inner = _optimize_bodies(network, options)
     reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL or rule.name in options.enabled)
     misses = nearest_misses(Graph(network, limits), reported, options.disabled)
-    return FusionResult(network, tuple(record.applied), misses, Counter(record.counts()), warnings)
+    counts = Counter(record.counts())
+    for one in inner:
+        record.applied += one.applied
+        counts.update(one.counts)
+        warnings += one.warnings
+        misses = {**misses, **one.misses}
+    return FusionResult(network, tuple(record.applied), misses, counts, warnings)
+
+
+def _optimize_bodies(network: Network, options: FusionOptions) -> tuple[Network, list[FusionResult]]:
+    """``network`` with the networks inside its layers optimised in the same way."""
+    inner: list[FusionResult] = []
+    layers = []
+    for layer in network.layers:
+        if isinstance(layer.op, ControlFlow):
+            results = [optimize(body, options) for body in layer.op.bodies]
+            layer = replace(layer, op=layer.op.with_bodies([result.network for result in results]))
+            inner += results
+        layers.append(layer)
+    return (replace(network, layers=tuple(layers)) if inner else network), inner
 
 
 def check_rules(options: FusionOptions) -> None:

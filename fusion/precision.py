@@ -15,7 +15,7 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, type_of
-from fusion.network import Layer, Network, Op, TensorType
+from fusion.network import ControlFlow, Layer, Network, Op, TensorType
 from fusion.ops import (
     Convolution,
     Cumulative,
@@ -23,6 +23,8 @@ from fusion.ops import (
     Determinant,
     GridSample,
     MatrixMultiply,
+    NonMaxSuppression,
+    NonZero,
     Pointwise,
     Random,
     Range,
@@ -31,6 +33,7 @@ from fusion.ops import (
     RoiAlign,
     RoiPool,
     Shuffle,
+    Unique,
 )
 
 _WIDE = DataType.FLOAT
@@ -254,6 +257,8 @@ def _is_delicate(network: Network, layer: Layer) -> bool:
     if isinstance(op, Convolution | Deconvolution | MatrixMultiply):
         return network.tensors[layer.inputs[0]].dtype.itemsize == 1
     if isinstance(op, Range | Cumulative | Determinant | GridSample | Random | Reinterpret | RoiAlign | RoiPool):
+        return True
+    if isinstance(op, ControlFlow | NonZero | NonMaxSuppression | Unique):
         return True
     if not isinstance(op, Pointwise):
         return False

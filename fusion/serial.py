@@ -13,7 +13,7 @@ from fusion.ops import OPS
 _CLASSES: dict[str, type] = {
     **OPS,
     **{cls.__name__: cls for cls in (expression.Operand, expression.Literal, expression.Convert, expression.Apply)},
-    **{cls.__name__: cls for cls in (network.TensorType, network.Layer, network.Fate)},
+    **{cls.__name__: cls for cls in (network.TensorType, network.Layer, network.Fate, network.Network, network.Reading)},
 }
 
 
@@ -23,6 +23,8 @@ def to_json(value: Any) -> Any:
         return {"dtype": value.value}
     if isinstance(value, Sym):
         return {"dim": str(value)}
+    if isinstance(value, network.Network):
+        return {"is": "Network", **network_to_json(value)}
     if is_dataclass(value) and not isinstance(value, type):
         items = {
             item.name: getattr(value, item.name) for item in fields(value) if getattr(value, item.name) != item.default
@@ -56,6 +58,8 @@ def from_json(value: Any) -> Any:
     cls = _CLASSES.get(str(value.get("is")))
     if cls is None:
         raise ValueError(f"unknown class {value.get('is')!r}")
+    if cls is network.Network:
+        return network_from_json(value)
     known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
     unknown = set(value) - known - {"is"}
     if unknown:
@@ -64,3 +68,42 @@ def from_json(value: Any) -> Any:
         return cls(**{name: from_json(item) for name, item in value.items() if name != "is"})
     except TypeError as error:
         raise ValueError(f"{cls.__name__}: {error}") from error
+
+
+def network_to_json(value: network.Network) -> dict[str, Any]:
+    """A network as JSON, without the values of its constants."""
+    return {
+        "name": value.name,
+        "inputs": list(value.inputs),
+        "outputs": list(value.outputs),
+        "layers": [to_json(layer) for layer in value.layers],
+        **{part: {name: to_json(item) for name, item in getattr(value, part).items()} for part in _PARTS},
+    }
+
+
+def network_from_json(value: dict[str, Any]) -> network.Network:
+    """The inverse of :func:`network_to_json`.
+
+    Raises:
+        ValueError: something is of the wrong kind.
+    """
+    kinds = (network.TensorType, network.Fate, network.Reading)
+    parts = {}
+    for part, kind in zip(_PARTS, kinds, strict=True):
+        parts[part] = {_is(name, str): _is(from_json(item), kind) for name, item in value.get(part, {}).items()}
+    return network.Network(
+        name=_is(value["name"], str),
+        inputs=tuple(_is(name, str) for name in _is(value["inputs"], list)),
+        outputs=tuple(_is(name, str) for name in _is(value["outputs"], list)),
+        layers=tuple(_is(from_json(layer), network.Layer) for layer in _is(value["layers"], list)),
+        **parts,
+    )
+
+
+_PARTS = ("tensors", "fates", "sizes")
+
+
+def _is(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"expected {kind.__name__}, found {type(value).__name__}")
+    return value

@@ -2,6 +2,9 @@
 
 A change of shape or address marks the context; the next enqueue (or :meth:`ExecutionContext.prepare`) then resolves and binds. Otherwise
 an enqueue only enqueues: it allocates nothing, converts nothing, waits for nothing and decides nothing.
+
+A network in which the host has to step in (branches, loops, shapes that depend on data) is handed to a :class:`runtime.runner.Runner`
+instead: its enqueue waits where sizes or conditions are read.
 """
 
 from __future__ import annotations
@@ -13,15 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from fusion.bind import bind_type
+from fusion.dims import substitute
 from fusion.network import TensorType
 from runtime.debugging import Listener, completed_by, show
 from runtime.device import Binding, Device, DeviceMemoryError, Event, Memory, Program, Stream, Tensor
-from runtime.engine import Engine, EngineError, InputRange
+from runtime.engine import Engine, EngineError, InputRange, sizes_of
 from runtime.exclusive import Guarded, exclusive
 from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
 from runtime.memory import ALIGNMENT
 from runtime.resolution import Resolution, Step, resolve
+from runtime.runner import Launch, Observe, Runner, unknown_outputs
 from tactics.tactic import Buffer, Copy, Plan, tensor_bytes
 
 _KEPT_RESOLUTIONS = 16
@@ -68,6 +74,10 @@ class ExecutionContext(Guarded):
         self.binding_version = 0  # grows whenever programs are bound anew
         self.revision = 0  # grows whenever a shape, an address or a stream changes
         self._touched = self._layers_by_io()
+        self._runner: Runner | None = None  # of a network in which the host steps in
+        self._allocators: dict[str, Any] = {}
+        self._found: dict[str, Tensor] = {}  # outputs of the last inference of such a network
+        self._open = frozenset(unknown_outputs(engine.network))
         self.set_optimization_profile(profile)
 
     # --- shapes ------------------------------------------------------------------------------------------------------
@@ -95,7 +105,9 @@ class ExecutionContext(Guarded):
         }
         self._resolution = None
         self._changed()
-        if self._allocation in ("static", "profile"):
+        if self.engine.is_segmented:
+            self._runner = Runner(self.loaded, profile)
+        elif self._allocation in ("static", "profile"):
             self._reserve()
 
     def set_optimization_profile_async(self, profile: int, stream: Any) -> bool:
@@ -145,16 +157,22 @@ class ExecutionContext(Guarded):
             EngineError: a layer cannot run at these shapes.
         """
         missing = [name for name in self.engine.network.inputs if name not in self._shapes]
-        if not missing:
+        if not missing and self._runner is None:
             self._resolve()
         return missing
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """The shape of tensor ``name``: with -1 for what is unknown until all input shapes are set."""
+        """The shape of tensor ``name``: with -1 for what is unknown until all input shapes are set, or until an inference has run."""
         if name in self._shapes:
             return self._shapes[name]
         if self.infer_shapes():
             return self.engine.get_tensor_shape(name)
+        if self._runner is not None:
+            if name in self._found:
+                return _shape(self._found[name].type)
+            sizes = sizes_of(self.engine.network, self._shapes)
+            dims = (substitute(dim, sizes) for dim in self.engine.network.tensors[name].shape)
+            return tuple(dim if isinstance(dim, int) else -1 for dim in dims)
         return _shape(self._resolve().types[name])
 
     @property
@@ -165,7 +183,12 @@ class ExecutionContext(Guarded):
     @property
     def device_memory_size(self) -> int:
         """Bytes of device memory for activations and workspaces."""
-        return self._arena.size
+        return self._arena.size + (self._runner.memory_size if self._runner is not None else 0)
+
+    @property
+    def is_segmented(self) -> bool:
+        """Whether the host steps in during an inference: then no single graph can hold it, and an enqueue waits."""
+        return self._runner is not None
 
     def resolution(self) -> Resolution:
         """The engine at the present shapes: plans, types, memory plan.
@@ -174,6 +197,13 @@ class ExecutionContext(Guarded):
             ValueError, EngineError: as :meth:`infer_shapes`.
         """
         return self._resolve()
+
+    def layers(self) -> list[int]:
+        """The layers (numbers) that an inference at the present shapes runs, or may run where that depends on data."""
+        if self._runner is None:
+            return [step.layer for step in self._resolve().steps]
+        elided = self.loaded.outline.elided
+        return [number for number, layer in enumerate(self.engine.network.layers) if layer.name not in elided]
 
     # --- addresses ---------------------------------------------------------------------------------------------------
 
@@ -199,7 +229,8 @@ class ExecutionContext(Guarded):
             raise ValueError(
                 f"tensor {name!r}: the memory holds {given.dtype.value}, the engine wants {declared.dtype.value}"
             )
-        if given.shape is not None and self.all_shapes_set and given.shape != (wanted := self.get_tensor_shape(name)):
+        known = self.all_shapes_set and name not in self._open
+        if given.shape is not None and known and given.shape != (wanted := self.get_tensor_shape(name)):
             raise ValueError(
                 f"tensor {name!r}: the memory has shape {_text(given.shape)}, the engine wants {_text(wanted)}"
             )
@@ -218,7 +249,24 @@ class ExecutionContext(Guarded):
 
     def get_tensor_address(self, name: str) -> int:
         """The address set for input or output ``name``, 0 when none is."""
-        return self._addresses.get(name, 0)
+        return self._found[name].address if name in self._found else self._addresses.get(name, 0)
+
+    @exclusive
+    def set_output_allocator(self, name: str, allocator: Any) -> None:
+        """Ask ``allocator`` where output ``name`` shall lie once its size is known; None takes it away again.
+
+        It is a function of the name, the size in bytes and the shape, and returns an address or a tensor of any library; or an object
+        with TensorRT's methods ``reallocate_output_async(name, memory, size, alignment, stream)`` and ``notify_shape(name, shape)``.
+
+        Raises:
+            ValueError: no such output.
+        """
+        if name not in self.engine.network.outputs:
+            raise ValueError(f"no output is named {name!r}: the outputs are {', '.join(self.engine.network.outputs)}")
+        self._allocators.pop(name, None)
+        if allocator is not None:
+            self._allocators[name] = allocator
+        self._changed()
 
     @exclusive
     def set_aux_streams(self, streams: Sequence[Any]) -> None:
@@ -271,7 +319,9 @@ class ExecutionContext(Guarded):
             ValueError, EngineError: shapes or addresses are missing or wrong.
             runtime.device.DeviceError: memory or a kernel is.
         """
-        if self._actions is None:
+        if self._runner is not None:
+            self._inputs()
+        elif self._actions is None:
             self._bind()
 
     @exclusive
@@ -282,6 +332,9 @@ class ExecutionContext(Guarded):
             as :meth:`prepare`, when something changed since the last enqueue.
         """
         main = self._as_stream(stream)
+        if self._runner is not None:
+            self.run_segments(main)
+            return
         if main is not stream and main.capturing:  # the caller's own graph
             if self._actions is None:
                 raise EngineError(
@@ -308,6 +361,9 @@ class ExecutionContext(Guarded):
     ) -> None:
         """As :meth:`execute_async_v3`, calling ``before(layer number, its stream)`` and ``after(...)`` around each layer that runs."""
         self.prepare()
+        if self._runner is not None:
+            self.run_segments(self._as_stream(stream), observe=(before, after))
+            return
         streams = (self._as_stream(stream), *self._aux)
         for action, number, layer in self._actions or ():
             if layer >= 0:
@@ -315,6 +371,18 @@ class ExecutionContext(Guarded):
             action(streams[number])
             if layer >= 0:
                 after(layer, streams[number])
+
+    @exclusive
+    def run_segments(self, stream: Stream, launch: Launch | None = None, observe: Observe | None = None) -> None:
+        """An inference of a network in which the host steps in (see :meth:`runtime.runner.Runner.run`).
+
+        Raises:
+            as :meth:`prepare`; CaptureError: the stream is being captured.
+        """
+        assert self._runner is not None
+        self._found = self._runner.run(
+            self._inputs(), lambda name, kind: self._place(name, kind, stream), stream, launch=launch, observe=observe
+        )
 
     @exclusive
     def execute(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -365,9 +433,11 @@ class ExecutionContext(Guarded):
 
     def use_own_memory(self, managed: bool = False) -> None:
         """Give every input and output memory of the context's own, large enough for the present shapes."""
-        types = self._resolve().types
         for name in dict.fromkeys((*self.engine.network.inputs, *self.engine.network.outputs)):
-            size = tensor_bytes(types[name])
+            if name in self._open:
+                self._addresses.pop(name, None)  # placed when its size is known
+                continue
+            size = tensor_bytes(self._type(name))
             if name not in self._own or self._own[name].size < size:
                 self._own[name] = self.device.allocate(max(size, 1), managed)
             self.set_tensor_address(name, self._own[name].address)
@@ -375,9 +445,11 @@ class ExecutionContext(Guarded):
 
     def read_tensor(self, name: str) -> np.ndarray:
         """A copy of input or output ``name`` as it is now on the device; wait for the stream before."""
-        kind = self._resolve().types[name]
+        if name in self._open and name not in self._found:
+            raise ValueError(f"tensor {name!r}: its shape is known after an inference")
+        kind = self._found[name].type if name in self._found else self._type(name)
         array = np.empty(_shape(kind), kind.dtype.numpy)
-        self.device.download(array, self._addresses[name])
+        self.device.download(array, self.get_tensor_address(name))
         return array
 
     def write_tensor(self, name: str, array: np.ndarray) -> None:
@@ -400,6 +472,8 @@ class ExecutionContext(Guarded):
         An enqueue then waits for the stream after each shown tensor. Enqueues that are captured show nothing. Until
         :meth:`set_tensor_debug_state` says otherwise, nothing is shown.
         """
+        if listener is not None and self._runner is not None:
+            raise ValueError("debug tensors are not shown in a network in which the host steps in (branches, loops, shapes from data)")
         self._listener = listener
 
     @exclusive
@@ -442,7 +516,51 @@ class ExecutionContext(Guarded):
                 "(they share its weights), or call release_graph() once the graph is never launched again"
             )
 
+    def _type(self, name: str) -> TensorType:
+        if self._runner is None:
+            return self._resolve().types[name]
+        return bind_type(self.engine.network.tensors[name], sizes_of(self.engine.network, self._shapes))
+
+    def _inputs(self) -> dict[str, Tensor]:
+        """The inputs where the caller said that they are."""
+        network, found = self.engine.network, {}
+        for name in network.inputs:
+            if name not in self._shapes:
+                raise ValueError(f"input {name!r} has no shape: call set_input_shape")
+            kind = TensorType(network.tensors[name].dtype, self._shapes[name])
+            if not self._addresses.get(name) and tensor_bytes(kind):
+                raise EngineError(f"tensor {name!r} has no address: call set_tensor_address")
+            found[name] = Tensor(self._addresses.get(name, 0), kind)
+        return found
+
+    def _place(self, name: str, kind: TensorType, stream: Stream) -> int:
+        """Where an output shall lie: where its allocator says, at its address, or in memory of the context's own."""
+        size = tensor_bytes(kind)
+        if name in self._allocators:
+            return self._allocated(name, size, _shape(kind), stream)
+        if self._addresses.get(name) or (not size and name not in self._open):
+            return self._addresses.get(name, 0)
+        if name not in self._open:
+            raise EngineError(f"tensor {name!r} has no address: call set_tensor_address")
+        if name not in self._own or self._own[name].size < size:
+            stream.synchronize()
+            self._own[name] = self.device.allocate(max(size, 1))
+        return self._own[name].address
+
+    def _allocated(self, name: str, size: int, shape: tuple[int, ...], stream: Stream) -> int:
+        allocator = self._allocators[name]
+        if hasattr(allocator, "reallocate_output_async"):
+            allocator.notify_shape(name, shape)
+            given = allocator.reallocate_output_async(name, self._addresses.get(name, 0), size, self.device.alignment, stream.handle)
+        else:
+            given = allocator(name, size, shape)
+        if given is None or (size and not given):
+            raise EngineError(f"tensor {name!r}: its output allocator gave no memory ({size} bytes were asked for)")
+        self._keep[name] = given
+        return foreign(given).address
+
     def _changed(self) -> None:
+        self._found = {}
         self._actions = None
         self.revision += 1
 
@@ -525,6 +643,12 @@ class ExecutionContext(Guarded):
 
     def _bind(self) -> None:
         resolution = self._resolve()
+        for name in self._allocators:
+            kind = resolution.types[name]
+            address = self._allocated(name, tensor_bytes(kind), _shape(kind), self._stream or self.device.stream())
+            if self._addresses.get(name) != address:
+                self._addresses[name] = address
+                self._forget(name)
         self._grow(resolution.memory.size)
         if not self._programs:
             self._programs = [None] * len(resolution.steps)

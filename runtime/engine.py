@@ -16,12 +16,16 @@ import numpy as np
 
 from fusion.dims import Shape, Sym
 from fusion.dtypes import DataType
-from fusion.network import Network, TensorType
+from fusion.network import ControlFlow, Network, TensorType
 from tactics.tactic import Config, DeviceSpec
 
 if TYPE_CHECKING:
     from runtime.context import ExecutionContext
     from runtime.device import Device
+
+
+CONTROL = "host.control"  # LayerPlan.tactic of a control-flow layer
+ON_HOST = "cuda.host.numpy"  # LayerPlan.tactic of a layer that a GPU's host computes
 
 
 class TensorIOMode(Enum):
@@ -66,6 +70,7 @@ class LayerPlan:
         cached: whether the decision came from the timing cache.
         alternatives: all that was tried, the fastest first, refusals last.
         stream: 0 is the caller's stream, ``k`` the auxiliary stream ``k``.
+        bodies: of a control-flow layer, an engine per network in it (``ControlFlow.bodies``).
     """
 
     tactic: str
@@ -78,6 +83,7 @@ class LayerPlan:
     cached: bool = False
     alternatives: tuple[Alternative, ...] = ()
     stream: int = 0
+    bodies: tuple[Engine, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -289,6 +295,16 @@ class Engine:
     def device_memory_size(self) -> int:
         """Bytes of device memory that a context needs for activations and workspaces, whatever it runs."""
         return max(self.device_memory_size_for_profile(number) for number in range(len(self.profiles)))
+
+    @property
+    def host_layers(self) -> frozenset[int]:
+        """The layers (numbers) that are computed on the host although the device is a GPU."""
+        return frozenset(n for plans in (self.layers, *self.more_layers) for n, plan in enumerate(plans) if plan.tactic == ON_HOST)
+
+    @property
+    def is_segmented(self) -> bool:
+        """Whether the host has to step in during an inference."""
+        return bool(self.network.sizes or self.host_layers or any(isinstance(one.op, ControlFlow) for one in self.network.layers))
 
     @property
     def num_aux_streams(self) -> int:

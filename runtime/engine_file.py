@@ -11,20 +11,20 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.files import replacing
-from fusion.network import Fate, Layer, Network, TensorType
-from fusion.serial import from_json, to_json
+from fusion.network import ControlFlow, Network
+from fusion.serial import network_from_json, network_to_json
 from runtime.engine import Alternative, Engine, EngineError, InputRange, LayerPlan
 from tactics.tactic import DeviceSpec
 
 FORMAT = "trtcli-engine"
-VERSION = 1
+VERSION = 2
 HEADER_LIMIT = 100_000_000  # bytes; safetensors readers refuse longer headers
 
 # safetensors' names of the data types. The others (of 8 bits and less) are stored as U8, their own name in that of the tensor:
@@ -57,11 +57,11 @@ def save(engine: Engine, path: str | os.PathLike[str]) -> int:
 
 def parts_of(engine: Engine) -> Iterator[bytes | memoryview]:
     """The bytes of the engine's file, piece by piece."""
-    tensors = {
-        _weight_key(name, array.dtype): np.ascontiguousarray(array).reshape(array.shape)
-        for name, array in engine.weights.items()
-    }
-    tensors |= {f"kernel:{key}": np.frombuffer(image, np.uint8) for key, image in engine.kernels.items()}
+    tensors: dict[str, np.ndarray] = {}
+    for prefix, one in _engines(engine):
+        for name, array in one.weights.items():
+            tensors[_weight_key(prefix + name, array.dtype)] = np.ascontiguousarray(array).reshape(array.shape)
+        tensors |= {f"kernel:{key}": np.frombuffer(image, np.uint8) for key, image in one.kernels.items()}
     # Wider elements first, then by name: every tensor is aligned to its element, and the order is reproducible.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {
@@ -88,6 +88,14 @@ def parts_of(engine: Engine) -> Iterator[bytes | memoryview]:
 def _weight_key(name: str, dtype: np.dtype) -> str:
     kind = DataType(dtype.name)
     return f"weight:{name}" if kind in _NAMES else f"weight.{kind.value}:{name}"
+
+
+def _engines(engine: Engine, prefix: str = "") -> Iterator[tuple[str, Engine]]:
+    """The engine and those of the bodies in its layers, each with what its weights' names begin with in the file."""
+    yield prefix, engine
+    for number, plan in enumerate(engine.layers):
+        for index, body in enumerate(plan.bodies):
+            yield from _engines(body, f"{prefix}{number}.{index}/")
 
 
 def load(path: str | os.PathLike[str]) -> Engine:
@@ -139,16 +147,8 @@ def _bytes(array: np.ndarray) -> memoryview:
 
 
 def _describe(engine: Engine) -> dict[str, Any]:
-    network = engine.network
     return {
-        "network": {
-            "name": network.name,
-            "inputs": list(network.inputs),
-            "outputs": list(network.outputs),
-            "layers": [to_json(layer) for layer in network.layers],
-            "tensors": {name: to_json(tensor) for name, tensor in network.tensors.items()},
-            "fates": {name: to_json(fate) for name, fate in network.fates.items()},
-        },
+        "network": network_to_json(engine.network),
         "layers": [_plain(plan) for plan in engine.layers],
         # Decisions of profiles 1, 2, ...; null where it is that of profile 0.
         "more_layers": [
@@ -169,6 +169,8 @@ def _plain(value: Any) -> dict[str, Any]:
     }
     if isinstance(value, LayerPlan) and value.alternatives:
         items["alternatives"] = [_plain(one) for one in value.alternatives]
+    if isinstance(value, LayerPlan) and value.bodies:  # their networks stand in the layer
+        items["bodies"] = [{name: part for name, part in _describe(body).items() if name != "network"} for body in value.bodies]
     return {name: _numbers(item) for name, item in items.items()}
 
 
@@ -206,32 +208,45 @@ def _parse(data: memoryview, path: str) -> Engine:
         )
     weights, kernels = _tensors(header, data[8 + length :])
     text = json.loads(meta["engine"], object_hook=_float_hook)
-    net = text["network"]
-    network = Network(
-        name=_is(net["name"], str),
-        inputs=_names(net["inputs"]),
-        outputs=_names(net["outputs"]),
-        layers=tuple(_is(from_json(layer), Layer) for layer in net["layers"]),
-        tensors={name: _is(from_json(tensor), TensorType) for name, tensor in net["tensors"].items()},
-        fates={name: _is(from_json(fate), Fate) for name, fate in net["fates"].items()},
-    )
-    layers = tuple(_layer_plan(plan) for plan in text["layers"])
-    engine = Engine(
+    engine = _engine(text, network_from_json(text["network"]), weights, kernels, "")
+    _check(engine)
+    return engine
+
+
+def _engine(
+    text: dict[str, Any], network: Network, weights: Mapping[str, np.ndarray], kernels: Mapping[str, bytes], prefix: str
+) -> Engine:
+    """The engine whose weights' names begin with ``prefix``, a body inside ``network`` when that is not empty."""
+    plans = _is(text["layers"], list)
+    if len(plans) != len(network.layers):
+        raise ValueError(f"{len(network.layers)} layers, but {len(plans)} decisions")
+
+    def plan(value: dict[str, Any], number: int) -> LayerPlan:
+        op, given = network.layers[number].op, value.get("bodies", [])
+        bodies = op.bodies if isinstance(op, ControlFlow) else ()
+        if len(bodies) != len(given):
+            raise ValueError(f"layer {network.layers[number].name!r} has {len(bodies)} bodies, but decisions for {len(given)}")
+        inner = (_engine(one, body, weights, kernels, f"{prefix}{number}.{index}/") for index, (one, body) in enumerate(zip(given, bodies, strict=True)))
+        return replace(_layer_plan(value), bodies=tuple(inner))
+
+    layers = tuple(plan(value, number) for number, value in enumerate(plans))
+    return Engine(
         network=network,
         layers=layers,
-        weights=weights,
+        weights={name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)} if prefix else weights,
         kernels=kernels,
         profiles=tuple({name: _range(item) for name, item in profile.items()} for profile in text["profiles"]),
         device=_device(text["device"]),
         record=_is(text["record"], dict),
         tf32=_is(text["tf32"], bool),
         more_layers=tuple(
-            tuple(first if plan is None else _layer_plan(plan) for plan, first in zip(plans, layers, strict=True))
-            for plans in text.get("more_layers", [])
+            tuple(
+                layers[number] if value is None else replace(_layer_plan(value), bodies=layers[number].bodies)
+                for number, value in enumerate(values)
+            )
+            for values in text.get("more_layers", [])
         ),
     )
-    _check(engine)
-    return engine
 
 
 def _tensors(header: Mapping[str, Any], data: memoryview) -> tuple[dict[str, np.ndarray], dict[str, bytes]]:
@@ -360,6 +375,8 @@ def _check(engine: Engine) -> None:
         if twice := written & set(layer.outputs):
             raise ValueError(f"tensor {sorted(twice)[0]!r} is written twice")
         written |= set(layer.outputs)
+        for body in engine.layers[number].bodies:
+            _check(body)
         layer.op.infer([network.tensors[name] for name in layer.inputs])  # raises when attributes make no sense
     for name in (*network.inputs, *network.outputs):
         if name not in network.tensors:
@@ -368,6 +385,9 @@ def _check(engine: Engine) -> None:
         declared = network.tensors.get(name)
         if declared is not None and (declared.shape != array.shape or declared.dtype.numpy != array.dtype):
             raise ValueError(f"weight {name!r} is {array.dtype} {array.shape}, the network says {declared}")
+    for size, reading in network.sizes.items():
+        if reading.tensor not in network.tensors or reading.element < 0:
+            raise ValueError(f"size {size!r} is read from {reading.tensor!r}, which has no type")
     if not engine.profiles:
         raise ValueError("it has no optimization profile")
     for profile in engine.profiles:

@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fusion.dims import symbols
 from runtime.context import ExecutionContext
 from runtime.device import CaptureError, Graph, Stream
 from runtime.engine import Engine
+from runtime.runner import Bound
+from runtime.segments import obstacles_of, segments_of
 
 CAPTURE_FAILED = (
     "The CUDA graph capture on the stream has failed.",
     "The built engine contains operations that are not permitted under CUDA graph capture mode.",
     "CUDA graph capture failed. The inference will be launched without using CUDA graph.",
 )
+SEGMENTED = ("The built engine contains operations that are not permitted under CUDA graph capture mode.",)
 _KEPT_GRAPHS = 16
 
 
 def capture_obstacles(engine: Engine) -> list[tuple[str, str]]:
-    """(layer, reason) for every layer that a CUDA graph cannot hold. Static: it needs no GPU.
-
-    A graph bakes in every launch, so shapes must follow from the inputs' shapes alone.
-    """
-    network = engine.network
-    known = symbols(tuple(network.tensors[name].shape for name in network.inputs))
-    obstacles = []
-    for layer in network.layers:
-        unknown = sorted(symbols(tuple(network.tensors[name].shape for name in layer.outputs)) - known)
-        if unknown:
-            obstacles.append((layer.name, f"its output's shape depends on data ({', '.join(unknown)})"))
-    return obstacles
+    """(layer, reason) for every layer that a CUDA graph cannot hold together with what follows. Static: it needs no GPU."""
+    layers = engine.network.layers
+    return [(layers[one.layer].name, one.reason) for one in obstacles_of(engine.network, engine.host_layers)]
 
 
-def capture_segments(engine: Engine, obstacles: list[tuple[str, str]]) -> list[tuple[int, int]]:
-    """Runs of layers [first, end) that can be captured around the obstacles."""
-    stopped = {name for name, _ in obstacles}
-    segments: list[tuple[int, int]] = []
-    start: int | None = None
-    for number, layer in enumerate(engine.network.layers):
-        if layer.name in stopped:
-            if start is not None:
-                segments.append((start, number))
-            start = None
-        elif start is None:
-            start = number
-    if start is not None:
-        segments.append((start, len(engine.network.layers)))
-    return segments
+def capture_segments(engine: Engine) -> list[tuple[int, ...]]:
+    """The layers (numbers) of every segment that a graph of its own can hold."""
+    segments = segments_of(engine.network, engine.host_layers)
+    return [one.layers for one in segments if not one.host]
+
+
+def segments_line(engine: Engine, segments: Sequence[Sequence[int]]) -> str:
+    """``2 segments (212 layers) captured around nms_0: the host waits for the device once in every inference``"""
+    names = [name for name, _ in capture_obstacles(engine)]
+    around = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "sizes that are read"
+    cuts = len(segments_of(engine.network, engine.host_layers)) - 1
+    plural = "s" if len(segments) != 1 else ""
+    times = "once" if cuts <= 1 else f"{cuts} times or more"
+    layers = sum(map(len, segments))
+    return f"{len(segments)} segment{plural} ({layers} layers) captured around {around}: the host waits for the device {times} in every inference"
 
 
 class GraphRunner:
     """Enqueues inferences of a context as CUDA graphs, one per state (shapes and addresses), captured when first met.
 
-    After a failed capture it enqueues layer by layer; ``warnings`` says so.
+    Where the host steps in during an inference, each segment between its steps is a graph of its own, captured when it meets sizes and
+    addresses for the second time. After a failed capture it enqueues layer by layer. ``warnings`` says what a user should know.
+    ``captures`` and ``hits`` count the graphs made, and the launches of graphs that were there already.
     """
 
     def __init__(self, context: ExecutionContext, kept: int = _KEPT_GRAPHS) -> None:
@@ -63,15 +58,18 @@ class GraphRunner:
         self.context = context
         self._kept = kept
         self.warnings: tuple[str, ...] = ()
+        self.captures = self.hits = 0
         self._graphs: dict[tuple[object, ...], Graph] = {}
         self._current: Graph | None = None
         self._revision = -1
         self._stream = context.device.stream()
+        self._refused = False
+        self._parts: list[Graph] = []  # of the last inference, segment by segment
 
     @property
     def nodes(self) -> int:
-        """Operations in the present graph, 0 when there is none."""
-        return self._current.nodes if self._current else 0
+        """Operations in the present graph, or in those of the last inference's segments; 0 when there is none."""
+        return sum(graph.nodes for graph in self._parts) if self.context.is_segmented else self._current.nodes if self._current else 0
 
     def prepare(self) -> bool:
         """Have a graph for the present state, after one plain inference (which also loads kernels lazily). Whether there is one.
@@ -80,17 +78,19 @@ class GraphRunner:
             ValueError, EngineError, DeviceError: the plain inference fails.
         """
         if self._revision == self.context.revision:
-            return self._current is not None
-        graph = self._graphs.get(self.context.state())
-        if graph is None and not self.warnings:
+            return bool(self.nodes)
+        if self.context.is_segmented:
+            return self._prepare_segments()
+        state = self.context.state()
+        graph = self._graphs.get(state)
+        if graph is not None:
+            self.hits += 1
+        elif not self._refused:
             self.context.prepare()
             self.context.execute_async_v3(self._stream)
             self._stream.synchronize()
-            try:
-                graph = self.context.device.capture(self._stream, lambda: self.context.execute_async_v3(self._stream))
-            except CaptureError as error:
-                self.warnings = (*CAPTURE_FAILED[:1], f"{CAPTURE_FAILED[1]} ({error})", *CAPTURE_FAILED[2:])
-            else:
+            graph = self._capture(lambda: self.context.execute_async_v3(self._stream))
+            if graph is not None:
                 if len(self._graphs) >= self._kept:
                     del self._graphs[next(iter(self._graphs))]
                 self._graphs[self.context.state()] = graph
@@ -101,13 +101,50 @@ class GraphRunner:
         return graph is not None
 
     def enqueue(self, stream: Stream) -> None:
-        """One inference on ``stream``."""
+        """One inference on ``stream``. It waits for the device where the host steps in."""
         if self._revision != self.context.revision:
             self.prepare()
-        if self._current is not None:
+        if self.context.is_segmented:
+            self._parts = []
+            self.context.run_segments(stream, self._launch)
+        elif self._current is not None:
             self._current.launch(stream)
         else:
             self.context.execute_async_v3(stream)
+
+    def _prepare_segments(self) -> bool:
+        for _ in range(2):  # the second one meets the sizes and addresses of the first and captures
+            self._parts = []
+            self.context.run_segments(self._stream, self._launch)
+        self._stream.synchronize()
+        self._revision = self.context.revision
+        if not self._refused:
+            engine = self.context.engine
+            plain = capture_segments(engine)
+            self.warnings = (*SEGMENTED, segments_line(engine, plain))
+        return bool(self.nodes)
+
+    def _launch(self, bound: Bound, stream: Stream) -> None:
+        bound.runs += 1
+        if bound.graph is not None:
+            self.hits += 1
+        elif bound.runs > 1 and bound.programs and not self._refused:
+            bound.graph = self._capture(lambda: bound.enqueue(self._stream))
+        if bound.graph is None:
+            bound.enqueue(stream)
+            return
+        self._parts.append(bound.graph)
+        bound.graph.launch(stream)
+
+    def _capture(self, enqueue: Callable[[], None]) -> Graph | None:
+        try:
+            graph = self.context.device.capture(self._stream, enqueue)
+        except CaptureError as error:
+            self._refused = True
+            self.warnings = (*CAPTURE_FAILED[:1], f"{CAPTURE_FAILED[1]} ({error})", *CAPTURE_FAILED[2:])
+            return None
+        self.captures += 1
+        return graph
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def profile_layers(context: ExecutionContext, inputs: Mapping[str, np.ndarray], 
     context.execute_async_v3(stream)
     stream.synchronize()
     graph = None
-    if options.graph:
+    if options.graph and not context.is_segmented:
         try:
             graph = device.capture(stream, lambda: observer.enqueue(stream))
         except CaptureError:
@@ -120,7 +120,8 @@ class _Observer:
     def __init__(self, context: ExecutionContext) -> None:
         self._context = context
         context.prepare()
-        self.layers = [step.layer for step in context.resolution().steps]
+        self.layers = context.layers()
+        self._ran: set[int] = set()
         event = context.device.event
         self._before = {number: event() for number in self.layers}
         self._after = {number: event() for number in self.layers}
@@ -130,13 +131,15 @@ class _Observer:
         """One inference with events."""
         for mark in self._empty:
             mark.mark(stream)
-        self._context.enqueue_observed(
-            stream,
-            lambda number, where: self._before[number].mark(where),
-            lambda number, where: self._after[number].mark(where),
-        )
+        self._ran.clear()
+        self._context.enqueue_observed(stream, self._start, lambda number, where: self._after[number].mark(where))
+
+    def _start(self, number: int, stream: Stream) -> None:
+        self._ran.add(number)
+        self._before[number].mark(stream)
 
     def seconds(self) -> list[float]:
         """Per layer that runs, its time; last the time between two events with nothing between."""
         pairs: list[tuple[Event, Event]] = [(self._before[number], self._after[number]) for number in self.layers]
-        return [after.seconds_since(before) for before, after in (*pairs, self._empty)]
+        times = [after.seconds_since(before) if number in self._ran else 0.0 for number, (before, after) in zip(self.layers, pairs, strict=True)]
+        return [*times, self._empty[1].seconds_since(self._empty[0])]

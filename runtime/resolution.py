@@ -5,20 +5,23 @@ Pure: it reads the engine and gives a value. The context binds it to addresses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fusion.bind import bind_type
 from fusion.dims import bind
-from fusion.network import Layer, TensorType
-from runtime.engine import Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
+from fusion.network import ControlFlow, Layer, TensorType
+from runtime.engine import ON_HOST, Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
 from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
+from runtime.segments import Segment, segments_of
 from runtime.views import VIEW, Piece, Place, share_memory
 from runtime.workloads import workload_of
 from tactics import registry
 from tactics.tactic import Buffer, Copy, DeviceSpec, Plan, Tactic, tensor_bytes
+
+HOST_TACTIC = "cpu.reference.numpy"  # computes on the host what a GPU has no kernel for
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Outline:
         places: per tensor, where it lies in which tensor's memory.
         constants: tensors whose values are known at build: read, but neither inputs nor written by a layer.
         fixed: the named sizes that the profile leaves no choice.
+        segments: the network cut where the host steps in; one segment for most.
     """
 
     decisions: tuple[LayerPlan, ...]
@@ -41,6 +45,7 @@ class Outline:
     places: Mapping[str, Place]
     constants: frozenset[str]
     fixed: frozenset[str] = frozenset()
+    segments: tuple[Segment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,18 +94,19 @@ def outline(engine: Engine, profile: int = 0) -> Outline:
     produced = {name for layer in network.layers for name in layer.outputs}
     read = {name for layer in network.layers for name in layer.inputs} | set(network.outputs)
     constants = frozenset(read - produced - set(network.inputs))
-    sharing = share_memory(network)
+    sharing = share_memory(network, engine.host_layers)
     decisions = engine.decisions(profile)
     tactics = tuple(_tactic(layer, plan, sharing.copies) for layer, plan in zip(network.layers, decisions, strict=True))
     fixed = frozenset(fixed_sizes(network, engine.profiles[profile]))
-    return Outline(decisions, tactics, sharing.copies, sharing.elided, sharing.places, constants, fixed)
+    segments = segments_of(network, engine.host_layers) if engine.is_segmented else ()
+    return Outline(decisions, tactics, sharing.copies, sharing.elided, sharing.places, constants, fixed, segments)
 
 
 def _tactic(layer: Layer, plan: LayerPlan, views: Mapping[str, tuple[Piece, ...]]) -> Tactic | None:
-    if plan.tactic == VIEW and layer.name in views:
+    if (plan.tactic == VIEW and layer.name in views) or isinstance(layer.op, ControlFlow):
         return None
     try:
-        return registry.tactic(plan.tactic)
+        return registry.tactic(HOST_TACTIC if plan.tactic == ON_HOST else plan.tactic)
     except KeyError as error:
         raise EngineError(
             f"layer {layer.name!r}: this version of trtcli has no tactic {plan.tactic!r}; build the engine again"
@@ -127,15 +133,48 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
         if any(dim < 0 for dim in types[name].shape):  # type: ignore[operator]
             raise EngineError(f"tensor {name!r} would have shape {types[name].shape} with inputs {dict(shapes)}")
 
-    starts = {name: bind(place.offset, sizes) * types[name].dtype.itemsize for name, place in fixed.places.items()}
+    return _resolved(engine, fixed, range(len(network.layers)), sizes, types, device, shapes, ())
+
+
+def resolve_segment(
+    engine: Engine, fixed: Outline, segment: Segment, sizes: Mapping[str, int], device: DeviceSpec
+) -> Resolution:
+    """One segment of ``engine`` at these named ``sizes``; tensors that others read live until its end.
+
+    Raises:
+        EngineError: a layer cannot run at these sizes.
+    """
+    network = engine.network
+    layers = [network.layers[number] for number in segment.layers]
+    types = {}
+    for name in dict.fromkeys(name for layer in layers for name in (*layer.inputs, *layer.outputs)):
+        types[name] = bind_type(network.tensors[name], sizes)
+        if any(dim < 0 for dim in types[name].shape):  # type: ignore[operator]
+            raise EngineError(f"tensor {name!r} would have shape {types[name].shape}: a size that was computed does not fit")
+    return _resolved(engine, fixed, segment.layers, sizes, types, device, {}, segment.outside)
+
+
+def _resolved(
+    engine: Engine,
+    fixed: Outline,
+    layers: Sequence[int],
+    sizes: Mapping[str, int],
+    types: Mapping[str, TensorType],
+    device: DeviceSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    kept: Sequence[str],
+) -> Resolution:
+    network = engine.network
+    starts = {name: bind(fixed.places[name].offset, sizes) * types[name].dtype.itemsize for name in types if name in fixed.places}
     plans: list[tuple[int, Plan]] = []
-    for number, layer in enumerate(network.layers):
+    for number in layers:
+        layer = network.layers[number]
         if layer.name in fixed.elided or not any(tensor_bytes(types[name]) for name in layer.outputs):
             continue
         plans.append((number, _plan(engine, fixed, number, sizes, types, device)))
     steps, streams = _schedule(engine, fixed, plans, types, starts)
     order = layer_order(streams, [step.waits for step in steps])
-    blocks, block_of = _blocks(engine, fixed, plans, types, order)
+    blocks, block_of = _blocks(engine, fixed, plans, types, order, frozenset(fixed.places[name].root for name in kept if name in fixed.places))
     memory = plan_memory(blocks, order)
     offsets = {name: memory.offsets[block] for name, block in block_of.items()}
     placed = memory.offsets[len(blocks) - len(plans) :]  # workspaces follow the tensors
@@ -147,8 +186,10 @@ def largest(engine: Engine, profile: int = 0) -> Resolution:
     """``engine`` at the largest shapes of ``profile``; it needs no device.
 
     Raises:
-        EngineError: a layer cannot run at these shapes, or this version lacks its tactic.
+        EngineError: a layer cannot run at these shapes, this version lacks its tactic, or shapes depend on data.
     """
+    if engine.is_segmented:
+        raise EngineError("shapes inside this network depend on data, and so does the memory that it needs: it grows as it runs")
     shapes = {name: item.max for name, item in engine.profiles[profile].items()}
     return resolve(engine, outline(engine, profile), shapes, engine.device)
 
@@ -234,12 +275,15 @@ def _blocks(
     plans: list[tuple[int, Plan]],
     types: Mapping[str, TensorType],
     order: np.ndarray,
+    kept: frozenset[str],
 ) -> tuple[list[Block], dict[str, int]]:
     """Blocks of the arena, those of tensors first, then one workspace per step; and the block (number) of every root tensor.
 
-    An output shares the block of an input of its layer where the plan may work in place and nobody reads the input later.
+    An output shares the block of an input of its layer where the plan may work in place and nobody reads the input later. Roots that
+    are ``kept`` live until the end; those that none of these layers writes lie elsewhere.
     """
     network = engine.network
+    made = {fixed.places[name].root for number, _ in plans for name in network.layers[number].outputs}
     outside = {*network.inputs, *network.outputs, *fixed.constants}
     uses: dict[str, list[int]] = {}
     writers: dict[str, list[int]] = {}
@@ -247,10 +291,13 @@ def _blocks(
         layer = network.layers[number]
         for name in (*layer.outputs, *layer.inputs):
             root = fixed.places[name].root
-            if root not in outside and (not uses.get(root) or uses[root][-1] != step):
+            if root in made and root not in outside and (not uses.get(root) or uses[root][-1] != step):
                 uses.setdefault(root, []).append(step)
         for name in layer.outputs:
             writers.setdefault(fixed.places[name].root, []).append(step)
+    for root in kept & uses.keys():
+        if uses[root][-1] != len(plans) - 1:
+            uses[root].append(len(plans) - 1)
     taken: dict[str, str] = {}  # root -> the root whose block it took
     for step, (number, plan) in enumerate(plans):
         if not plan.in_place:
@@ -266,6 +313,7 @@ def _blocks(
             if (
                 root in uses
                 and root != target
+                and root not in kept
                 and readers <= set(plan.in_place)
                 and tensor_bytes(types[root]) == size
                 and uses[root][-1] == step

@@ -79,6 +79,8 @@ def with_streams(engine: Engine, device: Device, max_aux: int = -1) -> tuple[Eng
     record: dict[str, Any] = {"maxAuxStreams": max_aux, "used": 0}
     if not max_aux:
         return serial, record
+    if engine.is_segmented:
+        return serial, {**record, "branches": [], "reason": "the host steps in during an inference: its segments run on one stream"}
     work, layers = workload_graph(serial, device.spec)
     if len(_chains(work)) < 2:  # one path: nothing to ask the device
         return serial, {**record, "branches": []}

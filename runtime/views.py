@@ -8,13 +8,14 @@ is impossible (both ends belong to the caller), the view copies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusion.bind import bind_type
 from fusion.dims import Dim, Shape, divisor, product
-from fusion.network import Layer, Network, Op, TensorType
+from fusion.network import Layer, Network, Op, TensorType, typical_sizes
 from fusion.ops import Concatenation, Shuffle, Slice
+from runtime.segments import segments_of
 from tactics.tactic import tensor_bytes
 
 VIEW = "view"  # LayerPlan.tactic of such a layer
@@ -110,14 +111,18 @@ def _slice_offset(op: Slice, shape: Shape) -> Dim | None:
     return offset
 
 
-def share_memory(network: Network) -> Sharing:
+def share_memory(network: Network, host: Collection[int] = ()) -> Sharing:
     """Finds the views of ``network`` and places their tensors.
 
-    A Concatenation of which more than one input would have to be copied is no view: one kernel does that at once.
+    ``host`` are layers (numbers) that the host computes: like control flow they say themselves where their outputs lie. Where the host
+    steps in, memory that a later segment of the network sizes cannot be written by an earlier one. A Concatenation of which more than one input would have to be copied is no view: one kernel does that at once.
     """
     produced = {name for layer in network.layers for name in layer.outputs}
     read = {name for layer in network.layers for name in layer.inputs}
-    memory = _Memory(network, {*network.inputs, *network.outputs, *(read - produced)})
+    segments = segments_of(network, host)
+    deciders = {name for one in segments if one.host for name in network.layers[one.layers[0]].outputs}
+    home = {name: index for index, one in enumerate(segments) for number in one.layers for name in network.layers[number].outputs}
+    memory = _Memory(network, {*network.inputs, *network.outputs, *(read - produced), *deciders}, home)
     copies: dict[str, tuple[Piece, ...]] = {}
     for layer in network.layers:
         types = [network.tensors[name] for name in layer.inputs]
@@ -136,9 +141,10 @@ def share_memory(network: Network) -> Sharing:
 class _Memory:
     """A forest of tensors: each lies within its parent, at an offset."""
 
-    def __init__(self, network: Network, fixed: set[str]) -> None:
+    def __init__(self, network: Network, fixed: set[str], home: Mapping[str, int]) -> None:
         self.types = network.tensors
         self.fixed = fixed
+        self.home = home
         self.parents: dict[str, Place] = {}
 
     def find(self, name: str) -> Place:
@@ -161,20 +167,21 @@ class _Memory:
         offset = b.offset + offset
         covers = a.offset == 0 and product(self.types[a.root].shape) == product(self.types[inner].shape)
         aligned = divisor(offset) * self.types[outer].dtype.itemsize % ALIGNMENT == 0
-        if a.root in self.fixed or a.root == b.root or not covers or not aligned:
+        late = self.home.get(b.root, -1) > self.home.get(a.root, -1)
+        if a.root in self.fixed or a.root == b.root or not covers or not aligned or late:
             return False
         self.parents[a.root] = Place(b.root, offset)
         return True
 
 
-def view_layers(network: Network) -> frozenset[str]:
-    """Names of the layers that are views."""
-    return share_memory(network).views
+def view_layers(network: Network, host: Collection[int] = ()) -> frozenset[str]:
+    """Names of the layers that are views; ``host`` as for :func:`share_memory`."""
+    return share_memory(network, host).views
 
 
 def intermediate_bytes(network: Network, sizes: Mapping[str, int]) -> int:
     """Bytes of all tensors between layers at the named ``sizes``: what is written, and neither a view nor a network output."""
-    sharing = share_memory(network)
+    sharing, sizes = share_memory(network), typical_sizes(network, sizes)
     written = {sharing.places[name].root for layer in network.layers for name in layer.outputs}
     between = written - {*network.inputs, *network.outputs}
     return sum(tensor_bytes(bind_type(network.tensors[name], sizes)) for name in between)

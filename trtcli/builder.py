@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,17 +11,19 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 
 from fusion.bind import fix_sizes
+from fusion.dims import bind, symbols
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx
-from fusion.network import Network
+from fusion.network import ControlFlow, Network, typical_sizes
 from fusion.passes import FusionOptions, FusionResult, optimize
 from runtime.device import Device, DeviceLostError
-from runtime.engine import Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
+from runtime.engine import CONTROL, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
 from runtime.resolution import largest
 from runtime.streams import with_streams
 from runtime.timer import Bench
@@ -30,6 +33,7 @@ from tactics import cache as timing_cache
 from tactics.cache import CacheError, Entry, TimingCache
 from tactics.compiler import nvrtc_version
 from tactics.registry import tactic as tactic_by_id
+from tactics.registry import tactics
 from tactics.select import Compilers, Decision, NoTacticError, SelectOptions, decide_from, finish, question, start
 from tactics.tactic import (
     Argument,
@@ -55,6 +59,7 @@ LAUNCH_FLOOR = 1e-6  # seconds that a launch costs inside a CUDA graph, whatever
 
 
 Profile = Mapping[str, InputRange]  # an optimization profile: the range of every input
+Outer = Mapping[str, Mapping[str, int]]  # "min", "opt", "max" -> the named sizes around a body
 
 
 class BuildError(ValueError):
@@ -118,7 +123,10 @@ def build(
         log.verbose(line)
 
     choices = _choose(network, profiles, config, device, log, progress)
-    engine = _assemble(network, choices, profiles, config, device)
+    bodies = _bodies(network, profiles[0], {}, config, device, log, progress)
+    engine = _assemble(network, choices, profiles, config, device, bodies)
+    for line in _host_lines(engine):
+        log.warning(line)
     engine, streams = with_streams(engine, device, -1 if config.max_aux_streams is None else config.max_aux_streams)
     for line in _stream_lines(streams, log.verbose):
         log.info(line)
@@ -179,6 +187,31 @@ class _Choices:
 
 
 _VIEW = Decision(VIEW, (), 0.0, (), False, {})  # of a layer whose output is its input's memory
+_CONTROL = Decision(CONTROL, (), math.nan, (), False, {})  # of a branch or loop: its bodies have decisions of their own
+_HOST = Decision(ON_HOST, (), math.nan, (), False, {})  # of a layer for which the GPU has no kernel
+
+
+def _given_decisions(network: Network, per_profile: Sequence[Sequence[Workload]], device: Device) -> list[Decision | None]:
+    """Per layer the decision where there is nothing to choose. A layer without a kernel in any profile is computed on the host."""
+    plain = view_layers(network)
+    host = [
+        number
+        for number, layer in enumerate(network.layers)
+        if device.spec.kind == "cuda"
+        and not isinstance(layer.op, ControlFlow)
+        and layer.name not in plain
+        and not all(_has_kernel(workloads[number], device) for workloads in per_profile)
+    ]
+    views = view_layers(network, host)
+    found: list[Decision | None] = []
+    for number, layer in enumerate(network.layers):
+        given = _CONTROL if isinstance(layer.op, ControlFlow) else _HOST if number in host else _VIEW if layer.name in views else None
+        found.append(given)
+    return found
+
+
+def _has_kernel(workload: Workload, device: Device) -> bool:
+    return any(isinstance(workload.op, one.ops) and one.supports(workload, device.spec) is None for one in tactics("cuda"))
 
 
 def _choose(
@@ -188,9 +221,10 @@ def _choose(
     device: Device,
     log: Log,
     progress: Callable[[Progress], None],
+    outer: Outer = MappingProxyType({}),
 ) -> _Choices:
-    per_profile = tuple(_workloads(network, profile, "opt", config) for profile in profiles)
-    limits = [limit for profile in profiles for limit in _extremes(network, profile, config)]
+    per_profile = tuple(_workloads(network, profile, "opt", config, outer) for profile in profiles)
+    limits = [limit for profile in profiles for limit in _extremes(network, profile, config, outer)]
     # From here on one list: all layers of profile 0, then those of profile 1, ...
     layers = network.layers * len(profiles)
     workloads = [workload for one in per_profile for workload in one]
@@ -203,8 +237,8 @@ def _choose(
         (workload, limit, option) if config.builder_cache else (index, workload, limit, option)
         for index, (workload, limit, option) in enumerate(zip(workloads, limits, options, strict=True))
     ]
-    views = view_layers(network)
-    first = {key: index for index, key in reversed(list(enumerate(keys))) if layers[index].name not in views}
+    given = _given_decisions(network, per_profile, device) * len(profiles)
+    first = {key: index for index, key in reversed(list(enumerate(keys))) if given[index] is None}
     state = Progress(total=len(first))
     try:
         searches = {}
@@ -268,24 +302,30 @@ def _choose(
         log.warning(f"--buildBudget={config.build_budget:g} was used up: the layers after it took the first legal tactic")
     misses = len(first) - state.cached
     where = config.timing_cache_file or "this build only; --timingCacheFile=FILE keeps them for the next one"
-    log.info(f"Timing cache: {state.cached} hits, {misses} misses ({where})")
-    decisions = [_VIEW if layer.name in views else decided[key] for layer, key in zip(layers, keys, strict=True)]
+    (log.verbose if outer else log.info)(f"Timing cache: {state.cached} hits, {misses} misses ({where})")
+    decisions = [known or decided[key] for known, key in zip(given, keys, strict=True)]
     kernels = {key: image for decision in decisions for key, image in decision.kernels.items()}
     count = len(network.layers)
     by_profile = tuple(tuple(decisions[n * count : (n + 1) * count]) for n in range(len(profiles)))
     return _Choices(per_profile, by_profile, kernels, state.cached, misses)
 
 
-def _workloads(network: Network, profile: Profile, which: str, config: BuildConfig) -> tuple[Workload, ...]:
+def _sizes(network: Network, profile: Profile, which: str, outer: Outer) -> dict[str, int]:
+    """All named sizes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``."""
+    given = sizes_of(network, {name: getattr(one, which) for name, one in profile.items()})
+    return typical_sizes(network, {**outer.get(which, {}), **given}, which)
+
+
+def _workloads(network: Network, profile: Profile, which: str, config: BuildConfig, outer: Outer) -> tuple[Workload, ...]:
     """What every layer computes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``."""
-    sizes = sizes_of(network, {name: getattr(one, which) for name, one in profile.items()})
+    sizes = _sizes(network, profile, which, outer)
     constants, fixed = set(network.constants), fixed_sizes(network, profile)
     return tuple(workload_of(network, layer, sizes, constants, config.tf32, fixed) for layer in network.layers)
 
 
-def _extremes(network: Network, profile: Profile, config: BuildConfig) -> list[tuple[Workload, ...]]:
+def _extremes(network: Network, profile: Profile, config: BuildConfig, outer: Outer) -> list[tuple[Workload, ...]]:
     """Per layer, its workloads at the ends of ``profile`` where they are others than at the optimum; empty outputs need no tactic."""
-    smallest, optimal, largest = (_workloads(network, profile, which, config) for which in ("min", "opt", "max"))
+    smallest, optimal, largest = (_workloads(network, profile, which, config, outer) for which in ("min", "opt", "max"))
     return [
         tuple(dict.fromkeys(end for end in ends if end != best and all(tensor_bytes(one) > 0 for one in end.outputs)))
         for best, *ends in zip(optimal, smallest, largest, strict=True)
@@ -343,13 +383,52 @@ def _versions(device: Device) -> dict[str, str]:
 # --- engine ----------------------------------------------------------------------------------------------------------
 
 
+def _bodies(
+    network: Network,
+    profile: Profile,
+    outer: Outer,
+    config: BuildConfig,
+    device: Device,
+    log: Log,
+    progress: Callable[[Progress], None],
+) -> dict[str, tuple[Engine, ...]]:
+    """Per control-flow layer, an engine for each network in it, with tactics chosen as for any other."""
+    around = {which: _sizes(network, profile, which, outer) for which in ("min", "opt", "max")}
+    found = {}
+    for layer in network.layers:
+        if isinstance(layer.op, ControlFlow):
+            engines = []
+            for body in layer.op.bodies:
+                ranges = {name: _body_range(body, name, around) for name in body.inputs}
+                choices = _choose(body, (ranges,), config, device, log, progress, around)
+                inner = _bodies(body, ranges, around, config, device, log, progress)
+                engines.append(_assemble(body, choices, (ranges,), config, device, inner))
+            found[layer.name] = tuple(engines)
+    return found
+
+
+def _body_range(body: Network, name: str, around: Outer) -> InputRange:
+    """The range of a body's input; sizes that only the body's iterations tell are guessed."""
+
+    def shape(which: str, guess: int) -> tuple[int, ...]:
+        dims = body.tensors[name].shape
+        return tuple(bind(dim, around[which]) if symbols(dim) <= around[which].keys() else guess for dim in dims)
+
+    return InputRange(shape("min", 1), shape("opt", 4), shape("max", 8))
+
+
 def _assemble(
-    network: Network, choices: _Choices, profiles: Sequence[Profile], config: BuildConfig, device: Device
+    network: Network,
+    choices: _Choices,
+    profiles: Sequence[Profile],
+    config: BuildConfig,
+    device: Device,
+    bodies: Mapping[str, tuple[Engine, ...]],
 ) -> Engine:
     weights: dict[str, np.ndarray] = {}
     packed_names: dict[tuple[Any, ...], tuple[str, ...]] = {}
     first, *more = (
-        tuple(_layer_plans(network, workloads, decisions, config, device, weights, packed_names))
+        tuple(_layer_plans(network, workloads, decisions, config, device, weights, packed_names, bodies))
         for workloads, decisions in zip(choices.workloads, choices.decisions, strict=True)
     )
     for name in network.outputs:  # an output may be a constant itself
@@ -367,6 +446,7 @@ def _layer_plans(
     device: Device,
     weights: dict[str, np.ndarray],
     packed_names: dict[tuple[Any, ...], tuple[str, ...]],
+    bodies: Mapping[str, tuple[Engine, ...]],
 ) -> list[LayerPlan]:
     """The record of one profile's decisions; what they read is added to ``weights`` (packed arrays by ``packed_names``)."""
     layers = []
@@ -374,6 +454,10 @@ def _layer_plans(
         if decision is _VIEW:
             layers.append(LayerPlan(VIEW, seconds=0.0))
             weights.update((name, network.constants[name]) for name in layer.inputs if name in network.constants)
+            continue
+        if decision is _CONTROL or decision is _HOST:
+            weights.update({name: network.constants[name] for name in layer.inputs if name in network.constants})
+            layers.append(LayerPlan(decision.tactic, bodies=bodies.get(layer.name, ())))
             continue
         tactic = tactic_by_id(decision.tactic)
         plan = tactic.plan(workload, decision.config, device.spec)
@@ -501,6 +585,16 @@ def _fusion_lines(fused: FusionResult) -> list[str]:
     return [f"{one.rule}: {', '.join(one.layers)}" + (f" -> {one.result}" if one.result else "") for one in fused.applied]
 
 
+def _host_lines(engine: Engine) -> list[str]:
+    """What the user should know of layers that a GPU's host computes."""
+    inner = [line for plan in engine.layers for body in plan.bodies for line in _host_lines(body)]
+    names = [engine.network.layers[number].name for number in sorted(engine.host_layers)]
+    if not names:
+        return inner
+    what = "layers have" if len(names) > 1 else "layer has"
+    return [f"{len(names)} {what} no kernel for this GPU and will be computed on the host: {', '.join(names)}", *inner]
+
+
 def _stream_lines(streams: Mapping[str, Any], verbose: Callable[[str], None]) -> list[str]:
     """What the choice of streams came to, when it was measured; every branch that stayed on the main stream goes to ``verbose``."""
     for branch in streams.get("branches", ()):
@@ -523,6 +617,8 @@ def _timing_line(layer: str, timing: timing_cache.Timing, decision: Decision) ->
 
 
 def _activations(engine: Engine) -> str:
+    if engine.is_segmented:
+        return "activations as large as the data makes them"
     plans = [largest(engine, number).memory for number in range(len(engine.profiles))]
     most = max(plans, key=lambda plan: plan.size)
     return f"activations {most.size / 2**20:.1f} MiB (lower bound {most.lower_bound / 2**20:.1f})"

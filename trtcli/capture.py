@@ -7,10 +7,12 @@ Source: CUDA Programming Guide, "CUDA Graphs"; TensorRT's documentation names th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from fusion.importer import Problem
+from fusion.network import Network
+from runtime.segments import obstacles_of, read_inputs, segments_of
 
 _DATA_SHAPE = "its output's shape depends on data"
 _CONTROL = "the host decides what runs next"
@@ -18,7 +20,7 @@ _HOST = "its values live on the host"
 
 # Operators that no import makes capturable, with the reason.
 HOST_OPERATORS = {
-    **dict.fromkeys(("NonZero", "NonMaxSuppression", "Unique", "Compress", "StringSplit"), _DATA_SHAPE),
+    "StringSplit": _DATA_SHAPE,
     **dict.fromkeys(("If", "Loop", "Scan", "SequenceMap"), _CONTROL),
     **dict.fromkeys(
         (
@@ -49,12 +51,14 @@ class Verdict:
         obstacles: what stands in the way; empty when capturable.
         segments: lengths of the runs of layers between the obstacles: each could be a graph of its own.
         how: where the answer comes from.
+        buildable: whether trtcli can build the model.
     """
 
     layers: int
     obstacles: tuple[Obstacle, ...] = ()
     segments: tuple[int, ...] = ()
     how: str = "static"
+    buildable: bool = True
 
     @property
     def capturable(self) -> bool:
@@ -70,6 +74,22 @@ def obstacle_of(problem: Problem) -> Obstacle | None:
     return None if reason is None else Obstacle(problem.operator, problem.node, reason)
 
 
+def verdict_of(network: Network, host: Collection[int] = ()) -> Verdict:
+    """The verdict on a network; ``host`` are layers (numbers) that the host computes."""
+    found = obstacles_of(network, host)
+    layers = network.layers
+    obstacles = tuple(
+        Obstacle(layers[one.layer].op.layer_type or type(layers[one.layer].op).__name__, layers[one.layer].name, one.reason)
+        for one in found
+    )
+    obstacles += tuple(
+        Obstacle("Input", name, "shapes depend on its values: the host reads them") for name in read_inputs(network)
+    )
+    stopped = {one.layer for one in found}
+    segments = (len(set(one.layers) - stopped) for one in segments_of(network, host) if not one.host)
+    return Verdict(len(layers), obstacles, tuple(length for length in segments if length) if obstacles else ())
+
+
 def verdict_of_nodes(names: Sequence[str], obstacles: Sequence[Obstacle]) -> Verdict:
     """The verdict on nodes in topological order, some of which are obstacles."""
     blocked = {one.name for one in obstacles}
@@ -79,4 +99,4 @@ def verdict_of_nodes(names: Sequence[str], obstacles: Sequence[Obstacle]) -> Ver
             segments.append(0)
         else:
             segments[-1] += 1
-    return Verdict(len(names), tuple(obstacles), tuple(length for length in segments if length))
+    return Verdict(len(names), tuple(obstacles), tuple(length for length in segments if length), buildable=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fusion.bind import bind_type
-from fusion.network import Network, TensorType
+from fusion.network import Network, TensorType, typical_sizes
 from runtime.engine import sizes_of
 from runtime.random_data import network_inputs
 from tactics.tactic import tensor_bytes
@@ -29,7 +29,7 @@ def make_inputs(
             f"Invalid tensor names found in --loadInputs flag: {', '.join(unknown)}; "
             f"the inputs are {', '.join(network.inputs)}"
         )
-    sizes = sizes_of(network, shapes)
+    sizes = typical_sizes(network, sizes_of(network, shapes))
     types = {name: bind_type(tensor, sizes) for name, tensor in network.tensors.items()}
     loaded = {name: read_raw(path, name, types[name]) for name, path in files.items()}
     return {**network_inputs(network, types), **loaded}

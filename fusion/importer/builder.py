@@ -6,20 +6,34 @@ Layers whose inputs are all constants are folded here, lazily: the constant is c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from fusion.dims import Dim, Sym, product
+from fusion.dims import Dim, Sym, product, symbol, symbols
 from fusion.dtypes import DataType
 from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, operands, substitute
 from fusion.importer.errors import Unsupported
 from fusion.importer.ratio import Ratio
 from fusion.importer.values import Step, Value, constant, elements_of
-from fusion.network import Op, ShapeError, TensorType
+from fusion.network import ControlFlow, Op, ShapeError, TensorType
 from fusion.ops import Fill, Pointwise, Random, Range, ShapeValue, Shuffle
 
+SIGNED = ":int"  # ends the names of sizes that may be negative: numbers read from tensors
+GUESS = 4  # for a size of which nothing is known before
+READ_LIMIT = 64  # elements: the host reads no larger tensors to know sizes
 FOLD_LIMIT = 64 << 20  # bytes: a layer that makes a larger constant out of smaller ones stays a layer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where a named size is read (see :class:`fusion.network.Reading`)."""
+
+    tensor: Value
+    element: int
+    limit: Dim | None
+    guess: int
 
 
 class Builder:
@@ -30,6 +44,9 @@ class Builder:
         self.origin = ""
         self.prefix = ""
         self._names: set[str] = set()
+        self._read: dict[int, tuple[Value, tuple[Dim, ...]]] = {}
+        self.readings: dict[str, Reading] = {}
+        self.own_sizes: set[str] = set()  # sizes that exist in this network only
 
     # --- making ------------------------------------------------------------------------------------------------------
 
@@ -117,22 +134,56 @@ class Builder:
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
-    def dims(self, value: Value, what: str) -> tuple[Dim, ...]:
+    def dims(self, value: Value, what: str, limit: Dim | None = None, guesses: Sequence[int] = ()) -> tuple[Dim, ...]:
         """The elements of a one-dimensional integer value, or of a scalar, as dimensions.
 
+        Elements that depend on data become named sizes, which the host reads when the layer that computes them has run
+        (:meth:`is_read` tells them; they may be negative). ``limit`` is the most that they can be, ``guesses`` what they may well be.
+
         Raises:
-            Unsupported: they depend on data.
+            Unsupported: there are too many, or they are no whole numbers.
         """
         items = self.items(value, what)
-        if any(item is None or isinstance(item, Ratio) for item in items):
-            raise Unsupported(f"its {what} depends on data; trtcli needs it to follow from shapes and constants")
-        return items
+        if any(isinstance(item, Ratio) for item in items):
+            raise Unsupported(f"its {what} must be whole numbers, and depends on data")
+        if None not in items:
+            return items
+        if id(value) not in self._read:
+            data = self.data(value)
+            if not value.dtype.is_integer:
+                data = self.convert(data, DataType.INT64, f"{what}_integer")
+            found = []
+            for index, item in enumerate(items):
+                if item is None:
+                    item = self.size(f"{what}{index}" if len(items) > 1 else what, signed=limit is None)
+                    self.readings[str(item)] = Reading(data, index, limit, guesses[index] if guesses else GUESS)
+                found.append(item)
+            self._read[id(value)] = (value, tuple(found))
+        return self._read[id(value)][1]
+
+    def size(self, what: str, signed: bool = False) -> Sym:
+        """A new named size of the node being imported, known in the middle of an inference; ``signed``: it may be negative."""
+        base = f"{self.prefix}.{what}" + (SIGNED if signed else "")
+        found, number = symbol(base), 1
+        while str(found) in self.own_sizes:
+            number += 1
+            found = symbol(f"{self.prefix}.{what}.{number}" + (SIGNED if signed else ""))
+        self.own_sizes.add(str(found))
+        return found
+
+    @staticmethod
+    def is_read(dim: object) -> bool:
+        """Whether ``dim`` is a number read during the inference, of any sign."""
+        return isinstance(dim, Sym) and any(name.endswith(SIGNED) for name in symbols(dim))
 
     def items(self, value: Value, what: str) -> tuple:
         """Like :meth:`dims`, but elements may be ratios, or None when they depend on data."""
         elements = elements_of(value)
         if elements is None:
-            raise Unsupported(f"its {what} depends on data; trtcli needs it to follow from shapes and constants")
+            count = product(value.shape)
+            if not isinstance(count, int) or count > READ_LIMIT or value.is_constant:
+                raise Unsupported(f"its {what} has {count} elements; sizes are read from at most {READ_LIMIT}")
+            return (None,) * count
         return tuple(elements.reshape(-1))
 
     def ints(self, value: Value, what: str) -> tuple[int, ...]:
@@ -141,10 +192,12 @@ class Builder:
         Raises:
             Unsupported: they depend on data or on dynamic sizes.
         """
-        found = self.dims(value, what)
-        if any(isinstance(item, Sym) for item in found):
+        found = self.items(value, what)
+        if None in found:
+            raise Unsupported(f"its {what} depends on data; trtcli needs it to be known when the engine is built")
+        if any(not isinstance(item, int) for item in found):
             raise Unsupported(f"its {what} ({', '.join(map(str, found))}) must be known numbers")
-        return tuple(int(item) for item in found)  # type: ignore[arg-type]
+        return tuple(int(item) for item in found)
 
     def array(self, value: Value, what: str) -> np.ndarray:
         """The content of a constant.
@@ -179,7 +232,7 @@ class Builder:
 
     @staticmethod
     def _may_fold(op: Op, inputs: Sequence[Value], types: Sequence[TensorType]) -> bool:
-        if isinstance(op, Random) or not all(type_.is_static for type_ in types):
+        if isinstance(op, Random | ControlFlow) or not all(type_.is_static for type_ in types):
             return False
         if isinstance(op, Range | ShapeValue | Fill) and not _plain(op):
             return False

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 import numpy as np
 
+from fusion.dims import symbols
 from fusion.expression import Operand
+from fusion.importer import builder as builder_module
 from fusion.importer.builder import Builder
 from fusion.importer.errors import ModelError
 from fusion.importer.graph import Record
 from fusion.importer.values import Step, Value
-from fusion.network import Fate, Layer, Network
+from fusion.network import ControlFlow, Fate, Layer, Network, Reading, symbols_of
 from fusion.ops import Pointwise
 
 
@@ -28,7 +31,8 @@ def network(
         ModelError: a constant cannot be computed.
     """
     _name_outputs(inputs, outputs, builder)
-    steps = _live(builder.steps, set(outputs))
+    readings = _live_readings(builder, set(outputs))
+    steps = _live(builder.steps, set(outputs), [one.tensor for one in readings.values()])
     taken = {*inputs, *outputs}
     for step in steps:
         for index, value in enumerate(step.outputs):
@@ -44,6 +48,8 @@ def network(
                 constants[constant_name] = _content(value, constant_name)
                 tensors[constant_name] = value.type
         tensors.update({value.name: value.type for value in step.outputs})
+    sizes = {size: Reading(one.tensor.name, one.element, one.limit, one.guess) for size, one in readings.items()}
+    tensors.update({one.tensor.name: one.tensor.type for one in readings.values()})
     layers = tuple(
         Layer(
             step.name,
@@ -54,7 +60,7 @@ def network(
         )
         for step in steps
     )
-    return Network(name, tuple(inputs), tuple(outputs), layers, tensors, constants, _fates(steps, records))
+    return Network(name, tuple(inputs), tuple(outputs), layers, tensors, constants, _fates(steps, records), sizes)
 
 
 def _name_outputs(inputs: Mapping[str, Value], outputs: Mapping[str, Value], builder: Builder) -> None:
@@ -74,8 +80,28 @@ def _name_outputs(inputs: Mapping[str, Value], outputs: Mapping[str, Value], bui
         claimed.add(id(data))
 
 
-def _live(steps: Sequence[Step], outputs: set[str]) -> list[Step]:
-    wanted: set[int] = set()
+def _live_readings(builder: Builder, outputs: set[str]) -> dict[str, builder_module.Reading]:
+    """The sizes that living layers need; what computes them lives too."""
+    found: dict[str, builder_module.Reading] = {}
+    while True:
+        steps = _live(builder.steps, outputs, [one.tensor for one in found.values()])
+        needed = frozenset().union(*(_sizes(step) for step in steps))
+        more = {size: reading for size, reading in builder.readings.items() if size in needed}
+        if len(more) == len(found):
+            return found
+        found = more
+
+
+def _sizes(step: Step) -> frozenset[str]:
+    attributes = tuple(getattr(step.op, item.name) for item in fields(step.op))  # type: ignore[arg-type]
+    found = symbols((attributes, tuple(value.shape for value in (*step.inputs, *step.outputs))))
+    if isinstance(step.op, ControlFlow):
+        found |= frozenset().union(*(symbols_of(body, layer) for body in step.op.bodies for layer in body.layers))
+    return found
+
+
+def _live(steps: Sequence[Step], outputs: set[str], also: Sequence[Value] = ()) -> list[Step]:
+    wanted: set[int] = {id(value) for value in also}
     kept = []
     for step in reversed(steps):
         if any(id(value) in wanted or value.name in outputs for value in step.outputs):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 DEEPEST_CALL = 64
+CONTROL = ("If", "Loop", "Scan")
 # What importing a malformed node may raise: reported with the node's name, like any other node that cannot be imported.
 MALFORMED = (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
@@ -162,7 +163,7 @@ class Walk:
 
     def _check_known(self, proto: NodeProto, domain: str, opset: int) -> None:
         """Raises Unsupported when the operator is unknown, whatever its inputs."""
-        if registry.find(domain, proto.op_type, opset) or (not domain and proto.op_type in ("If", *symbolic.ALWAYS)):
+        if registry.find(domain, proto.op_type, opset) or (not domain and proto.op_type in (*CONTROL, *symbolic.ALWAYS)):
             return
         if (domain, proto.op_type, proto.overload) not in self._functions and not functions.exists(domain, proto.op_type, opset):
             raise Unsupported(functions.absence(domain, proto.op_type, opset))
@@ -175,8 +176,12 @@ class Walk:
         if local is not None:
             opsets = {("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in local.opset_import}
             return self._body(local, node, Scope(opsets, f"{node.name}/", scope.origin, depth=scope.depth + 1)), True
-        if node.op == "If" and not node.domain:
+        if node.op == "If" and not node.domain and node.input(0).is_constant:
             return self._branch(node, scope), True
+        if node.op in CONTROL and not node.domain:
+            from fusion.importer.control import IMPORTERS
+
+            return IMPORTERS[node.op](self, node, scope), False
         hints = symbolic.evaluate(node, origin)
         known = tuple(hint for hint in hints or () if isinstance(hint, Value))
         if hints is not None and len(known) == len(hints):
@@ -231,19 +236,16 @@ class Walk:
         scope.values.update({name: value for name, value in given.items() if value is not None})
         nodes = [_without(proto, missing) for proto in body.node]
         wanted = [name for index, name in enumerate(body.output) if node.wants(index)]
-        names = _names(nodes, scope.prefix)
+        names = names_in(nodes, scope.prefix)
         self.run(nodes, names, scope, wanted)
         return tuple(scope.values.get(name) for name in body.output)
 
     def _branch(self, node: Node, scope: Scope) -> tuple[Value | None, ...]:
-        condition = node.input(0)
-        if not condition.is_constant:
-            raise Unsupported("its condition depends on data or dynamic sizes; only a constant one is supported")
-        graph = node.required("then_branch" if condition.array.reshape(-1)[0] else "else_branch")
+        graph = node.required("then_branch" if node.input(0).array.reshape(-1)[0] else "else_branch")
         inner = Scope(scope.opsets, f"{node.name}/", scope.origin, scope, scope.depth + 1, scope.attributes)
         wanted = {output.name for index, output in enumerate(graph.output) if node.wants(index)}
         self.initializers(graph, inner, wanted | {name for proto in graph.node for name in read_names(proto)})
-        self.run(graph.node, _names(graph.node, inner.prefix), inner, wanted)
+        self.run(graph.node, names_in(graph.node, inner.prefix), inner, wanted)
         return tuple(inner.find(output.name) if output.name in wanted else None for output in graph.output)
 
 
@@ -275,10 +277,11 @@ def _without(proto: NodeProto, missing: set[str]) -> NodeProto:
 
 def node_names(nodes: Sequence[NodeProto]) -> list[str]:
     """A unique name for each node: its own, else ``OpType_index``."""
-    return _names(nodes, "")
+    return names_in(nodes, "")
 
 
-def _names(nodes: Sequence[NodeProto], prefix: str) -> list[str]:
+def names_in(nodes: Sequence[NodeProto], prefix: str) -> list[str]:
+    """As :func:`node_names`, each with ``prefix``."""
     taken: set[str] = set()
     found = []
     for index, node in enumerate(nodes):

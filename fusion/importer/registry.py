@@ -21,7 +21,7 @@ MODULES = (
     "attention", "convolution", "einsum", "elementwise", "generate", "indexing", "legacy", "matmul", "microsoft", "microsoft_attention",
     "microsoft_quantized", "movement",
     "normalization", "order", "pooling", "quantization", "random", "recurrent", "reduction", "resize", "sampling", "signal",
-    "slicing",
+    "select", "slicing",
 )  # fmt: skip
 
 MICROSOFT = "com.microsoft"

@@ -1,6 +1,7 @@
 """The vocabulary of layers: one frozen dataclass per operation, with its shape rule and its NumPy meaning."""
 
 from fusion.ops.attention import Attention
+from fusion.ops.control import If, Loop
 from fusion.ops.convolution import Convolution, Deconvolution
 from fusion.ops.determinant import Determinant
 from fusion.ops.fill import Fill, Range, ShapeValue
@@ -20,6 +21,7 @@ from fusion.ops.reinterpret import Reinterpret
 from fusion.ops.resize import Resize
 from fusion.ops.rotary import RotaryEmbedding
 from fusion.ops.sampling import DeformableColumns, GridSample, RoiAlign, RoiPool
+from fusion.ops.select import NonMaxSuppression, NonZero, Unique
 from fusion.ops.shuffle import Concatenation, Expand, Padding, Shuffle, Slice, Tile
 from fusion.ops.softmax import Softmax
 
@@ -27,8 +29,9 @@ OPS = {
     op.__name__: op
     for op in (
         ArgReduce, Attention, Concatenation, Convolution, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
-        GatherND, GroupNormalization, LocalResponseNormalization, MatrixMultiply, Normalization, Padding, Pointwise, Pooling,
-        Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements, ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK,
+        GatherND, GroupNormalization, If, LocalResponseNormalization, Loop, MatrixMultiply, NonMaxSuppression, NonZero,
+        Normalization, Padding, Pointwise, Pooling, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
+        ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK, Unique,
         # rare
         DeformableColumns, Determinant, Fold, GridSample, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,
     )

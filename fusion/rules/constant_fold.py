@@ -26,7 +26,9 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
     (layer,) = match.layers
-    if not all(is_static(getattr(layer.op, item.name)) for item in fields(layer.op)):
+    if not all(is_static(getattr(layer.op, item.name)) for item in fields(layer.op)) or not all(
+        kind.is_static for kind in graph.types(layer.outputs)
+    ):
         return Refusal("dynamic", f"an attribute of {layer.name} depends on run-time sizes")
     read = sum(graph.constants[name].nbytes for name in layer.inputs)
     written = sum((static_size(kind.shape) or 0) * kind.dtype.itemsize for kind in graph.types(layer.outputs))

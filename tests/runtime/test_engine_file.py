@@ -116,8 +116,8 @@ def test_foreign_and_old_files(engine, tmp_path):
     assert "not an engine file" in spoil(path, b"")
     assert "not an engine file" in spoil(path, b"\x08\x07ONNX model bytes and so on" * 10)
     assert "not an engine" in spoil(path, struct.pack("<Q", 2) + b"{}")
-    assert "build it again" in spoil(path, data.replace(b'"version":"1"', b'"version":"0"'))
-    assert "build it again" in spoil(path, data.replace(b'"version":"1"', b'"version":"9"'))
+    assert "build it again" in spoil(path, data.replace(b'"version":"2"', b'"version":"0"'))
+    assert "build it again" in spoil(path, data.replace(b'"version":"2"', b'"version":"9"'))
 
 
 @pytest.mark.parametrize(
@@ -214,4 +214,4 @@ def test_the_example_of_the_documentation(engine, tmp_path, monkeypatch, capsys)
     engine.save(tmp_path / "model.engine")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "engine-file.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("trtcli-engine 1\n['kernel:k1'")
+    assert capsys.readouterr().out.startswith("trtcli-engine 2\n['kernel:k1'")

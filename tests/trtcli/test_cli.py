@@ -139,14 +139,14 @@ def test_check_says_yes(plain: Path, capsys: Captured) -> None:
 def test_check_says_no_with_reasons_and_segments(nonzero: Path, capsys: Captured) -> None:
     assert main(["check", f"--onnx={nonzero}"]) == 2
     assert capsys.readouterr().out.splitlines() == [
-        "not capturable: 1 of 3 layers (answer is static: no GPU here)",
+        "not capturable: 1 of 5 layers (answer is static: no GPU here)",
         "  NonZero  nz  its output's shape depends on data",
-        "  2 segments (2 layers) can be captured around it",
+        "  2 segments (4 layers) can be captured around it",
     ]
     assert main(["check", f"--onnx={nonzero}", "--json"]) == 2
     found = json.loads(capsys.readouterr().out)
     assert found == {
-        "schema": 1, "capturable": False, "layers": 3, "segments": [1, 1], "how": "static",
+        "schema": 1, "capturable": False, "layers": 5, "segments": [1, 3], "how": "static",
         "obstacles": [{"operator": "NonZero", "name": "nz", "reason": "its output's shape depends on data"}],
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.importer.graph import node_names
 from trtcli import host, session
-from trtcli.capture import Obstacle, Verdict, obstacle_of, verdict_of_nodes
+from trtcli.capture import Obstacle, Verdict, obstacle_of, verdict_of, verdict_of_nodes
 from trtcli.config import Config
 from trtcli.errors import NOT_CAPTURABLE, PASSED
 from trtcli.files import json_text
@@ -23,7 +23,7 @@ def run(parsed: Parsed, log: Log) -> int:
     config = parsed.config
     session.check_files(config)
     verdict = static_verdict(config)
-    if verdict.capturable and config.system.device != "cpu" and host.cuda_version():
+    if verdict.buildable and config.system.device != "cpu" and host.cuda_version():
         verdict = measured_verdict(config, log) or verdict
     print(json_text(verdict_json(verdict)) if parsed.get("json") else "\n".join(verdict_lines(verdict)))
     return PASSED if verdict.capturable else NOT_CAPTURABLE
@@ -37,15 +37,11 @@ def static_verdict(config: Config) -> Verdict:
     """
     if config.model.load_engine:
         from runtime.engine import Engine
-        from runtime.graph import capture_obstacles
 
         engine = Engine.load(config.model.load_engine)
-        types = {layer.name: layer.op.layer_type or type(layer.op).__name__ for layer in engine.network.layers}
-        return verdict_of_nodes(
-            list(types), [Obstacle(types[name], name, reason) for name, reason in capture_obstacles(engine)]
-        )
+        return verdict_of(engine.network, engine.host_layers)
     try:
-        return Verdict(len(import_onnx(Path(config.model.onnx)).layers))
+        return verdict_of(import_onnx(Path(config.model.onnx)))
     except UnsupportedModel as error:
         obstacles = [obstacle_of(problem) for problem in error.problems]
         if not all(obstacles):
@@ -66,10 +62,13 @@ def measured_verdict(config: Config, log: Log) -> Verdict | None:
     shapes = session.inference_shapes(config, engine, log)
     context = session.make_contexts(config, engine, device, shapes, log)[0]
     replay = compare_replay(context, session.make_inputs(config, engine, shapes, log))
+    static = verdict_of(engine.network, engine.host_layers)
     how = f"captured, replayed and compared on {device.spec.name}: {replay.nodes} graph nodes"
-    obstacles = [Obstacle("capture", "the whole network", text) for text in replay.warnings]
-    obstacles += [Obstacle("replay", name, "a replay gives other values than plain execution") for name in replay.differing]
-    return Verdict(len(engine.layers), tuple(obstacles), how=how)
+    obstacles = static.obstacles
+    if not context.is_segmented or not replay.nodes:
+        obstacles += tuple(Obstacle("capture", "the whole network", text) for text in replay.warnings)
+    obstacles += tuple(Obstacle("replay", name, "a replay gives other values than plain execution") for name in replay.differing)
+    return Verdict(static.layers, obstacles, static.segments, how)
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
@@ -83,10 +82,11 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     lines += [f"  {one.operator:<{width}}  {one.name}  {one.reason}" for one in verdict.obstacles]
     if verdict.segments:
         plural = "s" if len(verdict.segments) != 1 else ""
-        lines.append(f"  {len(verdict.segments)} segment{plural} ({held} layers) can be captured around {'it' if count == 1 else 'them'}")
+        verb = "can be" if verdict.how == "static" else "were"
+        lines.append(f"  {len(verdict.segments)} segment{plural} ({held} layers) {verb} captured around {'it' if count == 1 else 'them'}")
     return lines
 
 
 def verdict_json(verdict: Verdict) -> dict[str, object]:
     """The verdict for programs."""
-    return {"schema": SCHEMA, "capturable": verdict.capturable, **asdict(verdict)}
+    return {"schema": SCHEMA, "capturable": verdict.capturable, **{name: part for name, part in asdict(verdict).items() if name != "buildable"}}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from fusion.dims import bind, is_static
-from fusion.network import Layer, TensorType
+from fusion.dims import is_static, substitute
+from fusion.network import Layer, TensorType, typical_sizes
 from runtime.engine import Engine, LayerPlan, sizes_of
+from runtime.segments import obstacles_of
 from tactics.tactic import Config
 from trtcli.report.alignment import alignment_notes
 
@@ -26,7 +27,15 @@ def layer_info_lines(engine: Engine, shapes: Shapes | None = None) -> list[str]:
     lines = ["", "Layer Information:"]
     if level == "layer_names_only":
         return [*lines, *(layer.name for layer in engine.network.layers)]
-    return [*lines, *(_line(one) for one in _layers(engine, shapes))]
+    return [*lines, *(_line(one) for one in _with_bodies(_layers(engine, shapes)))]
+
+
+def _with_bodies(layers: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Each layer, followed by those of the networks in it (their names begin with its ONNX node's)."""
+    for layer in layers:
+        yield layer
+        for body in layer.get("Bodies", ()):
+            yield from _with_bodies(body)
 
 
 def layer_info_json(engine: Engine, shapes: Shapes | None = None) -> dict[str, Any]:
@@ -105,7 +114,7 @@ def alignment_of(engine: Engine, layer: Layer, sizes: Mapping[str, int] | None =
     if engine.device.kind != "cuda":
         return ()
     if sizes is None:
-        sizes = sizes_of(engine.network, {name: one.opt for name, one in engine.profiles[0].items()})
+        sizes = typical_sizes(engine.network, sizes_of(engine.network, {name: one.opt for name, one in engine.profiles[0].items()}))
     return alignment_notes(layer, engine.network.tensors, sizes, engine.tf32)
 
 
@@ -119,10 +128,18 @@ def _layers(engine: Engine, shapes: Shapes | None) -> list[dict[str, Any]]:
     # What is neither computed nor an input of the network is a constant.
     computed = {*engine.network.inputs, *(name for layer in engine.network.layers for name in layer.outputs)}
     reasons = stream_reasons(engine)
-    return [
-        {**_object(engine, layer, plan, sizes, computed), **({"StreamReason": reasons[layer.name]} if layer.name in reasons else {})}
-        for layer, plan in zip(engine.network.layers, engine.layers, strict=True)
-    ]
+    host = {one.layer: one.reason for one in obstacles_of(engine.network, engine.host_layers)}
+    found = []
+    for number, (layer, plan) in enumerate(zip(engine.network.layers, engine.layers, strict=True)):
+        one = _object(engine, layer, plan, sizes, computed)
+        if layer.name in reasons:
+            one["StreamReason"] = reasons[layer.name]
+        if number in host:
+            one["Host"] = host[number]
+        if plan.bodies:
+            one["Bodies"] = [_layers(body, None) for body in plan.bodies]
+        found.append(one)
+    return found
 
 
 def _object(
@@ -174,7 +191,8 @@ def _dimensions(tensor: TensorType, sizes: Mapping[str, int] | None) -> list[int
     """The concrete shape; -1 where it is not known."""
     if sizes is None and not is_static(tensor.shape):
         return [dim if isinstance(dim, int) else -1 for dim in tensor.shape]
-    return [int(bind(dim, sizes or {})) for dim in tensor.shape]
+    known = (substitute(dim, sizes or {}) for dim in tensor.shape)  # sizes that an inference tells stay open
+    return [dim if isinstance(dim, int) else -1 for dim in known]
 
 
 def _sizes(engine: Engine, shapes: Shapes | None) -> dict[str, int] | None:
@@ -214,4 +232,5 @@ def _line(layer: Mapping[str, Any]) -> str:
         f"Name: {layer['Name']}, LayerType: {layer['LayerType']}, Inputs: {listed(layer['Inputs'])}, "
         f"Outputs: {listed(layer['Outputs'])}, TacticName: {layer['TacticName']}, StreamId: {layer['StreamId']}, "
         f"Metadata: {' '.join(f'[ONNX Layer: {one}]' for one in layer['Origins'])}"
+        + (f", Host: {layer['Host']}" if "Host" in layer else "")
     )

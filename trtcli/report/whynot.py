@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from fusion.bind import bind_type
-from fusion.network import Fate, Layer, Network
+from fusion.network import Fate, Layer, Network, typical_sizes
 from fusion.rewrite import Miss
 from runtime.engine import Engine, LayerPlan, sizes_of
 from tactics.tactic import tensor_bytes
@@ -156,7 +156,7 @@ def _cost(plan: LayerPlan) -> str:
 def _traffic(engine: Engine, miss: Miss) -> int:
     """Bytes that would not cross memory at the optimal shapes."""
     types = engine.network.tensors
-    sizes = sizes_of(engine.network, {name: one.opt for name, one in engine.profiles[0].items()})
+    sizes = typical_sizes(engine.network, sizes_of(engine.network, {name: one.opt for name, one in engine.profiles[0].items()}))
     return sum(_crossings(miss) * tensor_bytes(bind_type(types[name], sizes)) for name in miss.tensors if name in types)
 
 

@@ -10,7 +10,7 @@ from fusion.dims import Dim, Sym, dim_max
 from fusion.dtypes import DataType, data_type
 from fusion.expression import Convert
 from fusion.importer import ratio
-from fusion.importer.builder import X0, X1, Builder, call, literal
+from fusion.importer.builder import X0, X1, X2, Builder, call, literal
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
 from fusion.importer.registry import operator
@@ -52,12 +52,28 @@ def range_(b: Builder, node: Node) -> Value:
             raise Unsupported("a step of 0")
         count = max(0, math.ceil((limit - first) / delta))
         return b.layer(Range(first, delta, count, dtype))
-    start, limit, step = (b.items(value, name)[0] for value, name in zip(bounds, ("start", "limit", "delta"), strict=True))
+    names = ("start", "limit", "delta")
+    start, limit, step = (b.items(value, name)[0] for value, name in zip(bounds, names, strict=True))
+    if None in (start, limit, step):
+        return _computed_range(b, bounds)
     length = ratio.ceil(ratio.div(ratio.sub(limit, start), step))
     if length is None or not isinstance(start, int | Sym) or not isinstance(step, int | Sym):
         raise Unsupported("its bounds depend on data; trtcli needs them to follow from shapes and constants")
     assert isinstance(length, int | Sym)
     return b.layer(Range(start, step, length if isinstance(length, Sym) else dim_max(length, 0), dtype))
+
+
+def _computed_range(b: Builder, bounds: list[Value]) -> Value:
+    """A range whose bounds are data: its length is computed on the device and read by the host."""
+    start, _, step = bounds
+    wide = DataType.DOUBLE
+    span = call("sub", Convert(wide, X1), Convert(wide, X0))
+    length = Convert(DataType.INT64, call("max", call("ceil", call("div", span, Convert(wide, X2))), literal(0, wide)))
+    shaped = [b.reshape(value, (1,), f"bound{index}") for index, value in enumerate(bounds)]
+    (count,) = b.dims(b.pointwise(length, *shaped, suffix="length"), "length")
+    positions = b.layer(Range(0, 1, count, DataType.INT64), suffix="positions")
+    value = call("add", X0, call("mul", X1, Convert(start.dtype, X2)))
+    return b.pointwise(value, shaped[0], b.reshape(step, (1,), "bound2"), positions)
 
 
 def _axis_range(b: Builder, size: Dim, shape: tuple[Dim, ...], suffix: str) -> Value:

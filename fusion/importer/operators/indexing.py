@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from fusion.dtypes import DataType
 from fusion.expression import Convert
 from fusion.importer.builder import X0, X1, X2, X3, Builder, call, literal
@@ -87,16 +85,3 @@ def one_hot(b: Builder, node: Node) -> Value:
     else:
         off, on = (b.reshape(cut(b, values, (i,), (1,), (1,), name), (), f"{name}_scalar") for i, name in ((0, "off"), (1, "on")))
     return b.pointwise(call("where", call("equal", X0, X1), X2, X3), column, positions, on, off)
-
-
-@operator("Compress")
-def compress(b: Builder, node: Node) -> Value:
-    """With a constant condition, a gather of the chosen positions."""
-    x = node.input(0)
-    condition = b.array(node.input(1), "condition (the output's shape depends on it)")
-    chosen = b.constant(np.flatnonzero(condition).astype(np.int64), "indices")
-    if "axis" not in node.attributes:
-        from fusion.dims import product
-
-        return b.layer(Gather(0), b.reshape(x, (product(x.shape),), "flatten"), chosen)
-    return b.layer(Gather(node.axis(node.attr("axis"), x.rank)), x, chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fusion.dims import Dim, Shape, product
+from fusion.dims import Dim, Shape, dim_max, dim_min, product
 from fusion.importer.builder import Builder
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
@@ -19,7 +19,26 @@ from fusion.ops import Concatenation, Expand, Padding, Shuffle, Tile
 def reshape(b: Builder, node: Node) -> Value:
     x = node.input(0)
     target = node.attr("shape") or b.items(node.input(1), "shape")
-    return b.reshape(x, resolve(x.shape, target, bool(node.attr("allowzero", 0))))
+    allow_zero = bool(node.attr("allowzero", 0))
+    if sum(item is None for item in target) + (-1 in target) > 1:
+        open_ = next(index for index, item in enumerate(target) if item is None)
+        guesses = [-1 if index == open_ and -1 not in target else 1 for index in range(len(target))]
+        return b.reshape(x, read_target(b, x.shape, b.dims(node.input(1), "shape", guesses=guesses), allow_zero))
+    return b.reshape(x, resolve(x.shape, target, allow_zero))
+
+
+def read_target(b: Builder, shape: Shape, target: Sequence[Dim], allow_zero: bool) -> Shape:
+    """The final dimensions of a reshape whose target is read during the inference: any of its numbers may turn out 0 or -1."""
+    sizes: list[Dim] = []  # with 1 for -1
+    open_: list[Dim] = []  # 1 for -1, else 0
+    for axis, item in enumerate(target):
+        size = dim_max(item, item * -1) if b.is_read(item) else 1 if item == -1 else item
+        if (b.is_read(item) or item == 0) and not allow_zero and axis < len(shape):
+            size = size + (1 - dim_min(size, 1)) * shape[axis]
+        sizes.append(size)
+        open_.append(dim_max(item * -1, 0) if b.is_read(item) else int(item == -1))
+    rest = product(shape) // dim_max(product(tuple(sizes)), 1)
+    return tuple(size + (rest - 1) * one for size, one in zip(sizes, open_, strict=True))
 
 
 def resolve(shape: Shape, target: Sequence[object], allow_zero: bool) -> Shape:
@@ -121,10 +140,19 @@ def concat(b: Builder, node: Node) -> Value:
 def expand(b: Builder, node: Node) -> Value:
     x = node.input(0)
     try:
-        shape = broadcast([x.shape, b.dims(node.input(1), "shape")])
+        shape = _broadcast_to(b, x.shape, b.dims(node.input(1), "shape"))
     except ShapeError as error:
         raise Unsupported(str(error)) from error
     return expand_to(b, x, shape)
+
+
+def _broadcast_to(b: Builder, shape: Shape, target: Shape) -> Shape:
+    """The shape of both broadcast; a size that is read may turn out 1, then the other one counts."""
+    found = list(broadcast([shape, target]))
+    for back in range(1, min(len(shape), len(target)) + 1):
+        if b.is_read(target[-back]) and not isinstance(shape[-back], int):
+            found[-back] = dim_max(shape[-back], target[-back])
+    return tuple(found)
 
 
 def expand_to(b: Builder, x: Value, shape: Shape, suffix: str = "") -> Value:

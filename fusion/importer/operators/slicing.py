@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusion.dims import Dim, Shape, Sym, ceil_div, dim_max
+from fusion.dims import Dim, Shape, Sym, ceil_div, dim_max, dim_min
 from fusion.importer.builder import Builder
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
@@ -65,6 +65,8 @@ def bounds(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
     """
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return _known_bounds(size, start, end, step)
+    if Builder.is_read(start) or Builder.is_read(end):
+        return _read_bounds(size, start, end, step)
     if step > 0:
         low, high = _place(size, start), _end(size, end)
         span = high - low
@@ -73,6 +75,20 @@ def bounds(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
     low = size - 1 if isinstance(start, int) and start >= FAR or start == size - 1 else minimum(_place(size, start), size - 1)  # type: ignore[assignment]
     high = -1 if isinstance(end, int) and end <= -FAR else _place(size, end)
     return low, ceil_div(low - high, -step)
+
+
+def _read_bounds(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
+    """As :func:`_known_bounds`, for numbers that are known during the inference only."""
+
+    def place(position: Dim, least: Dim, most: Dim) -> Dim:
+        negative = dim_min(dim_max(position * -1, 0), 1)
+        return dim_max(dim_min(position + size * negative, most), least)
+
+    if step > 0:
+        low, high = place(start, 0, size), place(end, 0, size)
+        return low, dim_max(ceil_div(high - low, step), 0)
+    low, high = place(start, 0, size - 1), place(end, -1, size - 1)
+    return low, dim_max(ceil_div(low - high, -step), 0)
 
 
 def _known_bounds(size: int, start: int, end: int, step: int) -> tuple[int, int]:

@@ -21,8 +21,6 @@ PASSING_DYNAMIC, RELEASE = 1354, (1, 23)
 
 # Operators that trtcli does not have; cases that need one are not run, and the import must name the operator.
 OPERATORS = {
-    "loops": "Loop Scan",
-    "outputs whose shape depends on data": "NonMaxSuppression NonZero Unique",
     "training": "Adagrad Adam Momentum",
     "sequences, optionals, strings, images": "ImageDecoder OptionalGetElement OptionalHasElement SplitToSequence TfIdfVectorizer",
     "classical machine learning": "ArrayFeatureExtractor Binarizer TreeEnsemble",

@@ -1,0 +1,349 @@
+"""If, Loop and Scan: their subgraphs become networks inside a layer, what they read from around them becomes inputs of the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from fusion.dims import Dim, Shape, Sym, symbols
+from fusion.dtypes import DataType
+from fusion.importer import finish
+from fusion.importer.builder import X0, X1, Builder, call
+from fusion.importer.errors import Unsupported
+from fusion.importer.graph import Scope, names_in, read_names
+from fusion.importer.node import Node
+from fusion.importer.operators.slicing import cut
+from fusion.importer.values import Value, constant
+from fusion.network import Network, TensorType
+from fusion.ops import Concatenation, Gather, If, Loop
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+    from fusion.importer.graph import Walk
+
+Prepare: TypeAlias = "Callable[[Builder, BodyScope], Mapping[str, Value]]"
+Results: TypeAlias = "tuple[Value | None, ...]"
+
+ENDLESS = 1 << 62  # models write "no limit" as INT64_MAX
+
+
+@dataclass
+class BodyScope(Scope):
+    """The tensors of a subgraph. What it reads from around it becomes an input of its network: ``captured`` maps the outer value's id to
+    both values. Constants and shapes are no inputs: they are known inside too."""
+
+    captured: dict[int, tuple[Value, Value]] = field(default_factory=dict)
+
+    def find(self, name: str) -> Value | None:
+        if name not in self.values:
+            assert self.parent is not None
+            outer = self.parent.find(name)
+            self.values[name] = None if outer is None else self.enter(outer)
+        return self.values[name]
+
+    def enter(self, outer: Value) -> Value:
+        """The value inside for a value from around."""
+        if outer.is_constant:
+            return outer
+        if outer.elements is not None and not any(item is None for item in outer.elements.reshape(-1)):
+            return Value(outer.name, outer.type, elements=outer.elements, origin=outer.origin)
+        if id(outer) not in self.captured:
+            self.captured[id(outer)] = outer, Value(f"{self.prefix}in{len(self.captured)}", outer.type)
+        return self.captured[id(outer)][1]
+
+
+@dataclass
+class Body:
+    """An imported subgraph that is not yet a network: ``inputs`` and ``outputs`` by their names in it."""
+
+    builder: Builder
+    records: dict
+    scope: BodyScope
+    outputs: list[Value]
+
+    @property
+    def captured(self) -> list[Value]:
+        """The values from around that it reads."""
+        return [outer for outer, _ in self.scope.captured.values()]
+
+    def network(self, name: str, inputs: Sequence[Value], outputs: Sequence[Value]) -> Network:
+        """The network that computes ``outputs``; its inputs are ``inputs``, then what it captured."""
+        given = {value.name: value for value in (*inputs, *(inner for _, inner in self.scope.captured.values()))}
+        wanted = {f"{self.scope.prefix}out{index}": value for index, value in enumerate(outputs)}
+        return finish.network(name, given, wanted, self.builder, self.records)
+
+
+def import_body(
+    walk: Walk, node: Node, graph: GraphProto, scope: Scope, wanted: Sequence[int], prepare: Prepare, part: str = ""
+) -> Body:
+    """``graph`` with the inputs that ``prepare`` gives, and those of its outputs that are ``wanted`` (numbers).
+
+    Raises:
+        Unsupported: something in it cannot be imported (the problems are recorded).
+    """
+    prefix = f"{node.name}/{part}/" if part else f"{node.name}/"
+    inner = BodyScope(scope.opsets, prefix, scope.origin, scope, scope.depth + 1, scope.attributes)
+    before, problems = (walk.builder, walk.records), len(walk.problems)
+    builder = walk.builder = Builder()
+    walk.records = {}
+    try:
+        builder.origin, builder.prefix = scope.origin, f"{prefix}inputs"
+        inner.values.update(prepare(builder, inner))
+        names = [graph.output[index].name for index in wanted]
+        walk.initializers(graph, inner, {*names, *(name for proto in graph.node for name in read_names(proto))})
+        walk.run(graph.node, names_in(graph.node, prefix), inner, names)
+        found = [inner.find(name) for name in names]
+        if len(walk.problems) > problems or any(value is None for value in found):
+            raise Unsupported("nodes inside it cannot be imported")
+        return Body(builder, walk.records, inner, [value for value in found if value is not None])
+    finally:
+        walk.builder, walk.records = before
+
+
+# --- If --------------------------------------------------------------------------------------------------------------
+
+
+def import_if(walk: Walk, node: Node, scope: Scope) -> Results:
+    """An If whose condition the inference computes. Sizes in which the branches differ become known when one has run."""
+    b = walk.builder
+    condition = node.input(0)
+    graphs = [node.required(name) for name in ("then_branch", "else_branch")]
+    wanted = [index for index in range(len(node.outputs)) if node.wants(index)]
+    parts = ("then", "else")
+    bodies = [import_body(walk, node, graph, scope, wanted, lambda *_: {}, part) for graph, part in zip(graphs, parts, strict=True)]
+    own = bodies[0].builder.own_sizes | bodies[1].builder.own_sizes
+    types = [
+        _joined(b, one.type, other.type, own, f"output {index}")
+        for index, one, other in zip(wanted, bodies[0].outputs, bodies[1].outputs, strict=True)
+    ]
+    inputs = list({id(value): value for body in bodies for value in body.captured}.values())
+    place = {id(value): number for number, value in enumerate(inputs, 1)}
+    takes = [tuple(place[id(value)] for value in body.captured) for body in bodies]
+    networks = [body.network(f"{node.name}/{part}", (), body.outputs) for body, part in zip(bodies, parts, strict=True)]
+    op = If(networks[0], networks[1], (takes[0], takes[1]), tuple(types))
+    made = dict(zip(wanted, b.layers(op, (condition, *inputs)), strict=True))
+    return tuple(made.get(index) for index in range(len(node.outputs)))
+
+
+def _joined(b: Builder, one: TensorType, other: TensorType, own: set[str], what: str) -> TensorType:
+    """The type of a result that has one of two types."""
+    if one.dtype is not other.dtype:
+        raise Unsupported(f"{what} is {one.dtype.value} in one branch and {other.dtype.value} in the other")
+    if len(one.shape) != len(other.shape):
+        raise Unsupported(f"{what} has {len(one.shape)} dimensions in one branch and {len(other.shape)} in the other")
+    shape = tuple(
+        left if left == right and not symbols(left) & own else b.size(f"{what}_{axis}")
+        for axis, (left, right) in enumerate(zip(one.shape, other.shape, strict=True))
+    )
+    return TensorType(one.dtype, shape)
+
+
+# --- Loop ------------------------------------------------------------------------------------------------------------
+
+
+def import_loop(walk: Walk, node: Node, scope: Scope) -> Results:
+    """A Loop. A trip count from data is read by the host, as sizes are."""
+    b = walk.builder
+    graph = node.required("body")
+    states = len(node.inputs) - 2
+    count, condition = node.inputs[0], node.inputs[1]
+    trip: Dim | None = None if count is None else b.dims(count, "trip")[0]
+    trip = None if isinstance(trip, int) and trip >= ENDLESS else trip
+    if condition is not None and condition.is_constant:
+        trip = trip if condition.array.reshape(-1)[0] else 0
+        condition = None
+    names = [entry.name for entry in graph.input]
+    always = constant(np.asarray(True))
+
+    def prepare(counter: Value, carried: Mapping[int, Value]) -> Prepare:
+        def values(_: Builder, inner: BodyScope) -> dict[str, Value]:
+            found = dict(zip(names[:2], (counter, always), strict=True))
+            for index in range(states):
+                found[names[2 + index]] = carried[index] if index in carried else inner.enter(_given(node, 2 + index))
+            return found
+
+        return values
+
+    initial = [_given(node, 2 + index) for index in range(states)]
+    return _loop(walk, node, scope, graph, initial, prepare, trip, condition, decides=True)
+
+
+def _given(node: Node, index: int) -> Value:
+    return node.input(index)
+
+
+def _loop(
+    walk: Walk,
+    node: Node,
+    scope: Scope,
+    graph: GraphProto,
+    initial: Sequence[Value],
+    prepare: Callable[[Value, Mapping[int, Value]], Prepare],
+    trip: Dim | None,
+    condition: Value | None,
+    decides: bool,
+    part: str = "",
+) -> Results:
+    """The layer for a body that is run again and again; ``decides``: its first output says whether to go on."""
+    b = walk.builder
+    first, states = int(decides), len(initial)
+    # Carried tensors that nobody reads afterwards are still carried; scan outputs that nobody reads are not made.
+    scans = [index for index in range(states, len(graph.output) - first) if node.wants(index)]
+    wanted = [*range(first + states), *(first + index for index in scans)]
+    counter = Value(f"{node.name}/{part}iteration", TensorType(DataType.INT64, ()))
+    types = {index: value.type for index, value in enumerate(initial)}
+    changing: set[str] = set()
+    while True:
+        carried = {index: Value(f"{node.name}/{part}carried{index}", kind) for index, kind in types.items()}
+        body = import_body(walk, node, graph, scope, wanted, prepare(counter, carried), part.rstrip("/"))
+        results = body.outputs[first : first + states]
+        # What an iteration hands on as it got it is the same in all of them.
+        same = {index for index in types if results[index] is carried[index]}
+        wider = {
+            index: _widened(b, kind, results[index].type, changing, index) for index, kind in types.items() if index not in same
+        }
+        if wider == types:
+            break
+        types = wider
+    goes_on = body.outputs[0] if decides else None
+    if goes_on is not None and goes_on.is_constant and goes_on.array.reshape(-1)[0]:
+        goes_on = None
+    if trip is None and goes_on is None:
+        raise Unsupported("it would never end: it has neither a trip count nor a condition that its body computes")
+    counted = any(value is counter for step in body.builder.steps for value in step.inputs)
+    kept = [results[index] for index in types]
+    outputs = [*([goes_on] if goes_on is not None else []), *kept, *body.outputs[first + states :]]
+    network = body.network(f"{node.name}/{part}body", [*([counter] if counted else []), *(carried[index] for index in types)], outputs)
+    own = body.builder.own_sizes | changing
+    finals = [_final(b, initial[index].type, kind, own, index) for index, kind in types.items()]
+    fixed = trip is not None and condition is None and goes_on is None and not b.is_read(trip)
+    length: Dim = max(trip, 0) if fixed and isinstance(trip, int) else trip if fixed and trip is not None else b.size(f"{part}count")
+    slices = [
+        TensorType(value.dtype, (length, *_outer(b, value.shape, own, f"{part}scan{index}")))
+        for index, value in zip(scans, body.outputs[first + states :], strict=True)
+    ]
+    op = Loop(network, len(types), (*finals, *slices), trip, condition is not None, counted, goes_on is not None)
+    inputs = [*([condition] if condition is not None else []), *(initial[index] for index in types), *body.captured]
+    made = b.layers(op, inputs, part.rstrip("/"))
+    found: dict[int, Value] = dict(zip((*types, *scans), made, strict=True))
+    found.update((index, initial[index]) for index in range(states) if index not in types)
+    return tuple(found.get(index) for index in range(len(graph.output) - first))
+
+
+def _widened(b: Builder, before: TensorType, after: TensorType, changing: set[str], index: int) -> TensorType:
+    """The type of a carried tensor that an iteration gets as ``before`` and hands on as ``after``."""
+    if before.dtype is not after.dtype:
+        raise Unsupported(f"carried tensor {index} is {before.dtype.value}, its body makes {after.dtype.value} of it")
+    if len(before.shape) != len(after.shape):
+        raise Unsupported(f"carried tensor {index} has {len(before.shape)} dimensions, its body makes {len(after.shape)} of them")
+    shape: list[Dim] = []
+    for axis, (old, new) in enumerate(zip(before.shape, after.shape, strict=True)):
+        if old == new or str(old) in changing:
+            shape.append(old)
+        else:
+            shape.append(size := b.size(f"carried{index}_{axis}"))
+            changing.add(str(size))
+    return TensorType(before.dtype, tuple(shape))
+
+
+def _final(b: Builder, initial: TensorType, inside: TensorType, own: set[str], index: int) -> TensorType:
+    """The type of a carried tensor at the end."""
+    shape = (old if old == new else b.size(f"final{index}_{axis}") for axis, (old, new) in enumerate(zip(initial.shape, inside.shape, strict=True)))
+    return TensorType(initial.dtype, tuple(shape))
+
+
+def _outer(b: Builder, shape: Shape, own: set[str], what: str) -> Shape:
+    """A shape in terms of sizes that exist around the body."""
+    return tuple(b.size(f"{what}_{axis}") if symbols(dim) & own else dim for axis, dim in enumerate(shape))
+
+
+# --- Scan ------------------------------------------------------------------------------------------------------------
+
+
+def import_scan(walk: Walk, node: Node, scope: Scope) -> Results:
+    """A Scan is a Loop whose body takes its slice of every scan input."""
+    if node.opset >= 9:
+        return _scan(walk, node, scope, list(node.inputs), 0)
+    b = walk.builder
+    if node.optional(0) is not None:
+        raise Unsupported("sequence_lens is given; Scan of opset 8 is supported with sequences of equal length only")
+    values = [node.input(index) for index in range(1, len(node.inputs))]
+    batch = values[0].shape[0]
+    if not isinstance(batch, int) or batch < 1:
+        raise Unsupported(f"its batch is {batch}; Scan of opset 8 needs a known number (convert the model to opset 9 or newer)")
+    rows = []
+    for row in range(batch):
+        slices = []
+        for index, value in enumerate(values):
+            name = f"row{row}_input{index}"
+            part = cut(b, value, (row, *[0] * (value.rank - 1)), (1, *value.shape[1:]), (1,) * value.rank, name)
+            slices.append(b.reshape(part, value.shape[1:], f"{name}_squeeze"))
+        rows.append(_scan(walk, node, scope, list(slices), row))
+    found: list[Value | None] = []
+    for index, parts in enumerate(zip(*rows, strict=True)):
+        given = [b.reshape(part, (1, *part.shape), f"unsqueeze{index}") for part in parts if part is not None]
+        found.append(None if not given else given[0] if batch == 1 else b.layer(Concatenation(0), *given, suffix=f"batch{index}"))
+    return tuple(found)
+
+
+def _scan(walk: Walk, node: Node, scope: Scope, inputs: list[Value | None], row: int) -> Results:
+    b = walk.builder
+    graph = node.required("body")
+    scanned = node.required("num_scan_inputs")
+    if not 0 < scanned <= len(inputs) or any(value is None for value in inputs):
+        raise Unsupported(f"{len(inputs)} inputs, {scanned} of them to scan")
+    values = [value for value in inputs if value is not None]
+    states = len(values) - scanned
+    sources = values[states:]
+    axes = [
+        node.axis(axis, value.rank) for axis, value in zip(node.attr("scan_input_axes", (0,) * scanned), sources, strict=True)
+    ]
+    backward = node.attr("scan_input_directions", node.attr("directions", (0,) * scanned))
+    trip = sources[0].shape[axes[0]]
+    names = [entry.name for entry in graph.input]
+
+    def prepare(counter: Value, carried: Mapping[int, Value]) -> Prepare:
+        def inside(builder: Builder, inner: BodyScope) -> dict[str, Value]:
+            found = {names[index]: carried[index] if index in carried else inner.enter(values[index]) for index in range(states)}
+            for index, (source, axis, back) in enumerate(zip(sources, axes, backward, strict=True)):
+                place = counter
+                if back:
+                    last = builder.data(_dimension(trip - 1))
+                    place = builder.pointwise(call("sub", X0, X1), last, counter, suffix=f"place{index}")
+                found[names[states + index]] = builder.layer(Gather(axis), inner.enter(source), place, suffix=f"slice{index}")
+            return found
+
+        return inside
+
+    part = f"row{row}/" if row else ""
+    results = _loop(walk, node, scope, graph, values[:states], prepare, trip, None, decides=False, part=part)
+    outputs: list[Value | None] = list(results[:states])
+    made = len(results) - states
+    places = node.attr("scan_output_axes", (0,) * made)
+    reversed_ = node.attr("scan_output_directions", (0,) * made)
+    for index, (value, axis, back) in enumerate(zip(results[states:], places, reversed_, strict=True)):
+        if value is not None and back:
+            starts = (value.shape[0] - 1, *[0] * (value.rank - 1))
+            value = cut(b, value, starts, value.shape, (-1, *[1] * (value.rank - 1)), f"{part}reverse{index}")
+        if value is not None and (axis := node.axis(axis, value.rank)):
+            order = [*range(1, value.rank)]
+            order.insert(axis, 0)
+            value = b.transpose(value, order, f"{part}axis{index}")
+        outputs.append(value)
+    return tuple(outputs)
+
+
+def _dimension(dim: Dim) -> Value:
+    """``dim`` as a tensor without dimensions."""
+    if isinstance(dim, Sym):
+        box = np.empty((), object)
+        box[()] = dim
+        return Value("", TensorType(DataType.INT64, ()), elements=box)
+    return constant(np.asarray(dim, np.int64), "last")
+
+
+IMPORTERS: dict[str, Callable[[Walk, Node, Scope], Results]] = {"If": import_if, "Loop": import_loop, "Scan": import_scan}

@@ -1,0 +1,325 @@
+"""Networks in which the host steps in: branches, loops, shapes that depend on data; built, saved, loaded, run on the CPU device."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx.parser import parse_model
+
+from fusion.importer import import_onnx
+from runtime.cpu import CpuDevice
+from runtime.device import CaptureError
+from runtime.engine import Engine, EngineError
+from runtime.graph import GraphRunner, capture_obstacles, capture_segments, compare_replay
+from runtime.segments import segments_of
+from tests.models import onnxruntime_outputs
+from trtcli.builder import build
+from trtcli.config import BuildConfig
+from trtcli.log import Log
+
+
+@pytest.fixture(scope="module")
+def cpu():
+    return CpuDevice()
+
+
+QUICK = BuildConfig(optimization_level=0)
+
+
+def parse(text: str, opset: int = 18) -> onnx.ModelProto:
+    return parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
+
+
+def made(model: onnx.ModelProto, cpu, tmp_path, config: BuildConfig = QUICK) -> Engine:
+    """The engine of ``model`` after a trip through a file."""
+    path = tmp_path / "e.engine"
+    build(model.SerializeToString(), config, cpu, log=Log(to_stderr=True)).save(path)
+    return Engine.load(path)
+
+
+def check(model: onnx.ModelProto, cpu, tmp_path, *cases: dict[str, np.ndarray], config: BuildConfig = QUICK):
+    """Every case equals ONNX Runtime, plainly (twice) and through captured segments; returns a context that has run."""
+    engine = made(model, cpu, tmp_path, config)
+    context = engine.create_execution_context(cpu)
+    for inputs in (*cases, *cases[:1]):
+        expected = onnxruntime_outputs(model, inputs)
+        for found in (context.execute(inputs), context.execute(inputs)):
+            for name, array in expected.items():
+                assert found[name].dtype == array.dtype and context.get_tensor_shape(name) == array.shape
+                np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6)
+        replay = compare_replay(context, inputs)
+        assert replay.differing == ()
+    return context
+
+
+MASKED = """g (float[n, 4] x) => (float[k, 4] y) {
+    zero = Constant<value_float = 0.0>()
+    s = ReduceMax<keepdims = 0>(x, axes)
+    m = Greater(s, zero) p = NonZero(m) q = Transpose<perm = [1, 0]>(p) z = GatherND(x, q) y = Relu(z)
+}"""
+
+
+def masked() -> onnx.ModelProto:
+    return parse(MASKED.replace("g (float[n, 4] x) => (float[k, 4] y) {", "g (float[n, 4] x) => (float[k, 4] y) <int64[1] axes = {1}> {"))
+
+
+N8 = BuildConfig(optimization_level=0, min_shapes={"x": (1, 4)}, opt_shapes={"x": (4, 4)}, max_shapes={"x": (64, 4)})
+
+
+def test_non_zero_rows(cpu, tmp_path):
+    random = np.random.default_rng(0)
+    cases = [{"x": random.standard_normal((rows, 4)).astype(np.float32)} for rows in (5, 1, 33)]
+    context = check(masked(), cpu, tmp_path, *cases, {"x": np.full((3, 4), -1, np.float32)}, config=N8)
+    assert context.execute({"x": np.full((3, 4), -1, np.float32)})["y"].shape == (0, 4)
+
+
+def test_shapes_are_unknown_until_an_inference_has_run(cpu, tmp_path):
+    context = made(masked(), cpu, tmp_path, N8).create_execution_context(cpu)
+    context.set_input_shape("x", (6, 4))
+    assert context.get_tensor_shape("y") == (-1, 4)
+    context.use_own_memory()
+    with pytest.raises(ValueError, match="known after an inference"):
+        context.read_tensor("y")
+    context.write_tensor("x", np.float32([[1] * 4, [-1] * 4] * 3))
+    context.execute_async_v3(cpu.stream())
+    assert context.get_tensor_shape("y") == (3, 4)
+    context.set_input_shape("x", (2, 4))
+    assert context.get_tensor_shape("y") == (-1, 4)
+
+
+def test_output_allocators(cpu, tmp_path):
+    context = made(masked(), cpu, tmp_path, N8).create_execution_context(cpu)
+    x = np.float32([[1] * 4, [-1] * 4, [2] * 4])
+    asked, memory = [], np.full(64, np.nan, np.float32)
+
+    def allocate(name, size, shape):
+        asked.append((name, size, shape))
+        return memory.ctypes.data
+
+    context.set_output_allocator("y", allocate)
+    np.testing.assert_array_equal(context.execute({"x": x})["y"], x[[0, 2]])
+    assert asked == [("y", 32, (2, 4))] and context.get_tensor_address("y") == memory.ctypes.data
+    np.testing.assert_array_equal(memory[:8].reshape(2, 4), x[[0, 2]])
+
+    class Allocator:
+        def notify_shape(self, name, shape):
+            self.shape = shape
+
+        def reallocate_output_async(self, name, address, size, alignment, stream):
+            return memory.ctypes.data + 128
+
+    allocator = Allocator()
+    context.set_output_allocator("y", allocator)
+    context.execute({"x": x})
+    assert allocator.shape == (2, 4)
+    np.testing.assert_array_equal(memory[32:40].reshape(2, 4), x[[0, 2]])
+    context.set_output_allocator("y", lambda *_: 0)
+    with pytest.raises(EngineError, match="gave no memory"):
+        context.execute({"x": x})
+    context.set_output_allocator("y", None)
+    np.testing.assert_array_equal(context.execute({"x": x})["y"], x[[0, 2]])
+    with pytest.raises(ValueError, match="no output is named"):
+        context.set_output_allocator("x", allocate)
+
+
+BRANCH = """g (float[2, 3] x, float[3] w) => (float[a, 3] y) <float zero = {0.0}> {
+    s = ReduceSum<keepdims = 0>(x) c = Greater(s, zero) r = Relu(x)
+    z = If(c) <
+        then_branch = t () => (float[2, 3] a) { e = Exp(x) a = Mul(e, w) },
+        else_branch = f () => (float[4, 3] b) { d = Add(r, w) b = Concat<axis = 0>(d, x) }>
+    y = Neg(z)
+}"""
+
+
+def test_branches_of_different_shapes(cpu, tmp_path):
+    x, w = np.float32([[1, -2, 3], [0, 1, 2]]), np.float32([1, 2, 3])
+    context = check(parse(BRANCH), cpu, tmp_path, {"x": x, "w": w}, {"x": -x, "w": w})
+    (branch,) = (layer for layer in context.engine.network.layers if type(layer.op).__name__ == "If")
+    assert [len(body.layers) for body in branch.op.bodies] == [1, 2]  # fused inside: exp and mul are one layer
+
+
+NESTED = """g (float[3] x, bool p, bool q) => (float[3] y) {
+    y = If(p) <
+        then_branch = t () => (float[3] a) {
+            h = Neg(x)
+            a = If(q) <then_branch = tt () => (float[3] aa) { aa = Abs(h) }, else_branch = tf () => (float[3] ab) { ab = Add(h, x) }> },
+        else_branch = f () => (float[3] b) { b = Identity(x) }>
+}"""
+
+
+def test_nested_branches(cpu, tmp_path):
+    x = np.float32([1, -2, 3])
+    cases = [{"x": x, "p": np.array(p), "q": np.array(q)} for p in (True, False) for q in (True, False)]
+    check(parse(NESTED), cpu, tmp_path, *cases)
+
+
+LOOP = """g (float[2] x, int64 n, float[2] w) => (float[2] last, float[k, 2] all) <bool yes = {1}> {
+    last, all = Loop(n, yes, x) <body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t, float[2] o) {
+        d = Identity(c) f = Cast<to = 1>(i) u = Mul(s, w) t = Add(u, f) o = Neg(t) }>
+}"""
+
+
+def test_loop_with_computed_trip_count(cpu, tmp_path):
+    x, w = np.float32([1, 2]), np.float32([0.5, -0.5])
+    check(parse(LOOP), cpu, tmp_path, *({"x": x, "n": np.array(count), "w": w} for count in (3, 0, 1, 7)))
+
+
+WHILE = """g (float[1] x, float[1] limit) => (float[1] y, int64 steps) <bool yes = {1}, int64 zero = {0}, int64 one = {1}> {
+    y, steps = Loop(, yes, x, zero) <body = b (int64 i, bool c, float[1] s, int64 m) => (bool d, float[1] t, int64 k) {
+        t = Add(s, s) k = Add(m, one) e = Less(t, limit) d = ReduceMax<keepdims = 0>(e8) e8 = Cast<to = 3>(e) }>
+}"""
+
+
+def test_loop_that_decides_itself(cpu, tmp_path):
+    text = WHILE.replace("d = ReduceMax<keepdims = 0>(e8) e8 = Cast<to = 3>(e)", "e8 = Cast<to = 6>(e) r = ReduceMax<keepdims = 0>(e8) d = Cast<to = 9>(r)")
+    check(parse(text), cpu, tmp_path, {"x": np.float32([1]), "limit": np.float32([100])}, {"x": np.float32([1]), "limit": np.float32([0])})
+
+
+GROWING = """g (float[1, 2] x, int64 n) => (float[k, 2] y) <bool yes = {1}> {
+    z = Loop(n, yes, x) <body = b (int64 i, bool c, float[j, 2] s) => (bool d, float[m, 2] t) {
+        d = Identity(c) e = Add(s, x) t = Concat<axis = 0>(s, e) }>
+    y = Relu(z)
+}"""
+
+
+def test_carried_tensor_that_grows(cpu, tmp_path):
+    x = np.float32([[1, -2]])
+    check(parse(GROWING), cpu, tmp_path, *({"x": x, "n": np.array(count)} for count in (0, 1, 4)))
+
+
+SCAN = """g (float[3] s, float[5, 3] x) => (float[3] last, float[3, 5] all) {
+    last, all = Scan(s, x) <num_scan_inputs = 1, scan_input_directions = [1], scan_output_axes = [1], scan_output_directions = [1],
+        body = b (float[3] a, float[3] v) => (float[3] t, float[3] o) { t = Add(a, v) o = Mul(t, v) }>
+}"""
+
+
+def test_scan_backwards(cpu, tmp_path):
+    random = np.random.default_rng(1)
+    context = check(parse(SCAN), cpu, tmp_path, {"s": np.zeros(3, np.float32), "x": random.standard_normal((5, 3)).astype(np.float32)})
+    assert capture_obstacles(context.engine)[0][1] == "the host decides what runs next"
+
+
+def test_invariant_carried_tensors_become_captures():
+    network = import_onnx(parse("""g (float[2] x, float[2] w, int64 n) => (float[2] y, float[2] v) <bool yes = {1}> {
+        y, v = Loop(n, yes, x, w) <body = b (int64 i, bool c, float[2] s, float[2] u) => (bool d, float[2] t, float[2] r) {
+            d = Identity(c) t = Mul(s, u) r = Identity(u) }>
+    }"""))
+    (loop,) = (layer.op for layer in network.layers if type(layer.op).__name__ == "Loop")
+    assert loop.carried == 1 and not loop.counted and not loop.decides
+
+
+def test_nms(cpu, tmp_path):
+    model = parse("""g (float[1, 40, 4] boxes, float[1, 2, 40] scores) => (int64[k, 3] kept)
+        <int64 most = {5}, float overlap = {0.4}, float least = {0.3}> { kept = NonMaxSuppression(boxes, scores, most, overlap, least) }""", 11)
+    random = np.random.default_rng(2)
+    corner = random.random((1, 40, 2))
+    boxes = np.concatenate([corner, corner + random.random((1, 40, 2)) * 0.5], -1).astype(np.float32)
+    scores = random.random((1, 2, 40)).astype(np.float32)
+    check(model, cpu, tmp_path, {"boxes": boxes, "scores": scores}, {"boxes": boxes, "scores": scores * 0.2})
+
+
+VALUES = {
+    "Reshape": ("float[2, 12] x, int64[3] t", "y = Reshape(x, t)", "float[a, b, c] y", [(2, 3, 4), (-1, 4, 1), (0, 2, -1)], np.int64),
+    "Slice": ("float[2, 12] x, int64[1] t", "y = Slice(x, t, end, axis)", "float[2, c] y", [(3,), (-4,), (99,)], np.int64),
+    "Expand": ("float[1, 12] x, int64[2] t", "y = Expand(x, t)", "float[a, b] y", [(3, 12), (1, 1)], np.int64),
+    "Tile": ("float[2, 12] x, int64[2] t", "y = Tile(x, t)", "float[a, b] y", [(3, 1), (1, 2), (0, 1)], np.int64),
+    "TopK": ("float[2, 12] x, int64[1] t", "y, i = TopK(x, t)", "float[2, k] y", [(3,), (12,), (1,)], np.int64),
+    "Pad": ("float[2, 12] x, int64[4] t", "y = Pad(x, t)", "float[a, b] y", [(0, 1, 2, 3), (1, 0, 0, 0)], np.int64),
+    "OneHot": ("float[2, 12] x, int64[1] t", "z = Cast<to = 7>(x) y = OneHot(z, t, pair)", "float[2, 12, c] y", [(3,), (5,)], np.int64),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_shapes_from_values(name, cpu, tmp_path):
+    inputs, body, output, values, dtype = VALUES[name]
+    extra = "<int64[1] end = {10}, int64[1] axis = {1}, float[2] pair = {0.0, 1.0}>"
+    model = parse(f"g ({inputs}) => ({output}) {extra} {{ {body} }}")
+    x = np.arange(24, dtype=np.float32).reshape(2, 12)[:, :12]
+    x = x[:1] if name == "Expand" else x
+    check(model, cpu, tmp_path, *({"x": x, "t": np.array(value, dtype)} for value in values))
+
+
+def test_ranges_from_values(cpu, tmp_path):
+    for kind, cases in (("int64", [(0, 5, 1), (7, -3, -3), (2, 2, 1)]), ("float", [(0.0, 1.0, 0.25), (3.0, 1.0, -0.5)])):
+        model = parse(f"g ({kind} a, {kind} b, {kind} c) => ({kind}[n] y) {{ y = Range(a, b, c) }}")
+        dtype = np.int64 if kind == "int64" else np.float32
+        check(model, cpu, tmp_path, *({name: np.array(one, dtype) for name, one in zip("abc", case, strict=True)} for case in cases))
+
+
+def test_layers_wait_only_for_what_they_need():
+    """The layer that needs no count runs in the first segment, wherever it stands."""
+    network = import_onnx(parse("""g (float[9] x) => (int64[1, k] p, float[9] y, int64[1, j] q) {
+        p = NonZero(x) e = Exp(x) y = Log(e) q = NonZero(e) }"""))
+    first, *rest = segments_of(network)
+    assert {network.layers[number].origins[0] for number in first.layers} == {"NonZero_0", "Exp_1", "Log_2", "NonZero_3"}
+    assert len(rest) == 1 and len(rest[0].reads) == 2  # both counts are read at once
+
+
+def test_segments_are_captured_and_their_graphs_kept(cpu, tmp_path):
+    engine = made(masked(), cpu, tmp_path, N8)
+    context = engine.create_execution_context(cpu)
+    x = np.float32([[1] * 4, [-1] * 4, [2] * 4])
+    context.execute({"x": x})
+    runner, stream = GraphRunner(context), cpu.stream()
+    assert runner.prepare() and runner.nodes
+    assert runner.captures == len(capture_segments(engine)) == 2
+    assert "2 segments" in runner.warnings[-1] and "NonZero" in runner.warnings[-1] and "waits" in runner.warnings[-1]
+    hits = runner.hits
+    runner.enqueue(stream)
+    assert runner.hits == hits + 2 and runner.captures == 2
+    context.write_tensor("x", np.float32([[1] * 4, [3] * 4, [2] * 4]))  # another count: the second segment is bound and captured anew
+    runner.enqueue(stream)
+    runner.enqueue(stream)
+    assert runner.captures == 3
+    np.testing.assert_array_equal(context.read_tensor("y"), np.float32([[1] * 4, [3] * 4, [2] * 4]))
+    context.write_tensor("x", x)
+    runner.enqueue(stream)
+    assert runner.captures == 3
+    np.testing.assert_array_equal(context.read_tensor("y"), x[[0, 2]])
+    with pytest.raises(CaptureError):
+        cpu.capture(stream, lambda: context.execute_async_v3(stream))
+
+
+def test_fp16_keeps_control_flow_in_float32(cpu, tmp_path):
+    config = BuildConfig(optimization_level=0, fp16=True)
+    context = made(parse(BRANCH), cpu, tmp_path, config).create_execution_context(cpu)
+    x, w = np.float32([[1, -2, 3], [0, 1, 2]]), np.float32([1, 2, 3])
+    np.testing.assert_allclose(context.execute({"x": x, "w": w})["y"], -np.exp(x) * w, rtol=4e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("text", [BRANCH, LOOP, GROWING, SCAN], ids=["branch", "loop", "growing", "scan"])
+def test_control_flow_on_a_gpu(text, tmp_path):
+    _on_a_gpu(parse(text), tmp_path)
+
+
+@pytest.mark.gpu
+def test_data_dependent_shapes_on_a_gpu(tmp_path):
+    _on_a_gpu(masked(), tmp_path)
+    _on_a_gpu(parse("g (float[2, 12] x) => (float[n] y, int64[m] i, int64[q] j, int64[c] k) { r = Floor(x) y, i, j, k = Unique(r) }"), tmp_path)
+    _on_a_gpu(parse("""g (float[1, 40, 4] x, float[1, 2, 40] s) => (int64[k, 3] kept)
+        <int64 most = {5}, float overlap = {0.4}, float least = {0.3}> { kept = NonMaxSuppression(x, s, most, overlap, least) }""", 11), tmp_path)
+
+
+def _on_a_gpu(model: onnx.ModelProto, tmp_path) -> None:
+    from runtime.devices import open_device
+
+    device = open_device("0")
+    shapes = {"x": (6, 4)} if model.graph.input[0].type.tensor_type.shape.dim[0].dim_param else {}
+    config = BuildConfig(optimization_level=0, tf32=False, opt_shapes=shapes)
+    engine = made(model, device, tmp_path, config)
+    context = engine.create_execution_context(device)
+    random = np.random.default_rng(3)
+    for _ in range(2):
+        inputs = {}
+        for name in engine.network.inputs:
+            kind = engine.network.tensors[name]
+            shape = shapes.get(name, tuple(int(dim) for dim in kind.shape) if name not in shapes else ())
+            inputs[name] = np.array(3) if kind.dtype.is_integer else random.random(shape).astype(np.float32) - 0.3
+        expected = onnxruntime_outputs(model, inputs)
+        found = context.execute(inputs)
+        for name, array in expected.items():
+            assert found[name].shape == array.shape
+            np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5)
+        assert compare_replay(context, inputs).differing == ()
