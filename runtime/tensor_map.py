@@ -13,12 +13,11 @@ from runtime.cuda_driver import check
 from runtime.device import DeviceError
 from tactics.tactic import TensorMap
 
-_TYPES = {
-    DataType.FLOAT: "FLOAT32", DataType.HALF: "FLOAT16", DataType.BF16: "BFLOAT16", DataType.DOUBLE: "FLOAT64",
-    DataType.FP8: "UINT8", DataType.FP8_E5M2: "UINT8", DataType.INT8: "UINT8", DataType.UINT8: "UINT8",
-    DataType.BOOL: "UINT8", DataType.INT16: "UINT16", DataType.UINT16: "UINT16", DataType.INT32: "INT32",
-    DataType.UINT32: "UINT32", DataType.INT64: "INT64", DataType.UINT64: "UINT64",
+_WIDE = {
+    DataType.FLOAT: "FLOAT32", DataType.HALF: "FLOAT16", DataType.BF16: "BFLOAT16", DataType.DOUBLE: "FLOAT64", DataType.INT16: "UINT16",
+    DataType.UINT16: "UINT16", DataType.INT32: "INT32", DataType.UINT32: "UINT32", DataType.INT64: "INT64", DataType.UINT64: "UINT64",
 }  # fmt: skip
+_TYPES = {dtype: _WIDE.get(dtype, "UINT8") for dtype in DataType}  # whatever takes a byte is copied as one
 
 
 def encode(tensor_map: TensorMap, address: int) -> bytes:

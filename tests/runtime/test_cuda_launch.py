@@ -184,7 +184,7 @@ def test_tensor_map_values_exist_in_cuda_bindings():
     driver = pytest.importorskip("cuda.bindings.driver")
     from runtime.tensor_map import _TYPES
 
-    assert set(_TYPES) == set(DataType)
+    assert all((dtype.itemsize == 1) == (name == "UINT8") for dtype, name in _TYPES.items()) and set(_TYPES) == set(DataType)
     for name in _TYPES.values():
         assert hasattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{name}")
     for name in ("NONE", "32B", "64B", "128B"):
