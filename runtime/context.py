@@ -234,6 +234,8 @@ class ExecutionContext(Guarded):
             raise ValueError(
                 f"tensor {name!r}: the memory has shape {_text(given.shape)}, the engine wants {_text(wanted)}"
             )
+        if name in network.outputs and not given.writable:
+            raise ValueError(f"tensor {name!r}: the memory is read-only, but an output is written")
         if given.address % self.device.alignment:
             wanted_alignment = f"a multiple of {self.device.alignment}"
             raise ValueError(f"tensor {name!r}: address {given.address:#x} is not {wanted_alignment}")

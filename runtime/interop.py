@@ -17,13 +17,17 @@ from fusion.dtypes import DataType, data_type
 
 @dataclass(frozen=True)
 class Foreign:
-    """A tensor that someone else holds. ``kind`` is ``cpu`` or ``cuda``; ``shape`` and ``dtype`` are None for a bare address."""
+    """A tensor that someone else holds. ``kind`` is ``cpu`` or ``cuda``; ``shape`` and ``dtype`` are None for a bare address.
+
+    ``writable`` is False where the owner says that it must not be written.
+    """
 
     address: int
     kind: str | None = None
     shape: tuple[int, ...] | None = None
     dtype: DataType | None = None
     owner: object = None
+    writable: bool = True
 
 
 class _DLTensor(ctypes.Structure):
@@ -51,7 +55,8 @@ _DLPACK_TYPES = {  # (code, bits)
 
 
 def foreign(value: Any) -> Foreign:
-    """Where ``value`` lies: an address, a NumPy array, or a tensor of any library with a CUDA array interface or DLPack.
+    """Where ``value`` lies: an address, a NumPy array, a tensor of any library with a CUDA array interface or DLPack, or an object with
+    Python's buffer protocol (``bytearray``, ``array.array``, ``memoryview``, ``mmap``).
 
     Raises:
         TypeError: it is none of these.
@@ -62,16 +67,18 @@ def foreign(value: Any) -> Foreign:
     if isinstance(value, np.ndarray):
         if not value.flags.c_contiguous:
             raise ValueError("the array is not contiguous (row-major): pass numpy.ascontiguousarray(x)")
-        return Foreign(value.ctypes.data, "cpu", value.shape, data_type(value.dtype), value)
+        return Foreign(value.ctypes.data, "cpu", value.shape, data_type(value.dtype), value, value.flags.writeable)
     interface = _interface(value)
     if interface is not None:
         shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
         _check_strides(shape, interface.get("strides"), dtype.itemsize)
-        return Foreign(int(interface["data"][0]), "cuda", shape, data_type(dtype), value)
+        return Foreign(int(interface["data"][0]), "cuda", shape, data_type(dtype), value, not interface["data"][1])
     if hasattr(value, "__dlpack__"):
         return _from_dlpack(value)
+    if (array := _from_buffer(value)) is not None:
+        return Foreign(array.ctypes.data, "cpu", array.shape, data_type(array.dtype), value, array.flags.writeable)
     raise TypeError(
-        f"{type(value).__name__} is no address and no tensor with __cuda_array_interface__, __dlpack__ or NumPy memory"
+        f"{type(value).__name__} is no address and no tensor with __cuda_array_interface__, __dlpack__ or a buffer"
     )
 
 
@@ -105,8 +112,31 @@ def _check_strides(shape: tuple[int, ...], strides: Any, unit: int) -> None:
         expected *= dim
 
 
+def _export(value: Any) -> Any:
+    """The DLPack capsule; a GPU is not made to wait, since the caller says on which stream the work runs."""
+    device = getattr(value, "__dlpack_device__", None)
+    if device is not None and _DLPACK_KINDS.get(int(device()[0])) == "cuda":
+        return value.__dlpack__(stream=-1)
+    return value.__dlpack__()
+
+
+def _from_buffer(value: Any) -> np.ndarray | None:
+    """An object of Python's buffer protocol as an array on its memory; None for other objects.
+
+    Raises:
+        ValueError: its elements are not contiguous, or of a type that NumPy lacks.
+    """
+    try:
+        view = memoryview(value)
+    except TypeError:
+        return None
+    if not view.c_contiguous:
+        raise ValueError("the buffer is not contiguous (row-major)")
+    return np.asarray(view)
+
+
 def _from_dlpack(value: Any) -> Foreign:
-    capsule = value.__dlpack__()
+    capsule = _export(value)
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     # The capsule keeps its name, so its destructor releases the export; the tensor itself is kept alive by ``owner``.

@@ -11,13 +11,26 @@ from typing import TYPE_CHECKING, Any
 from trtcli.version import __version__
 
 if TYPE_CHECKING:
-    from runtime.engine import Engine
+    from fusion.dtypes import DataType
+    from runtime.context import ExecutionContext
+    from runtime.engine import Engine, TensorIOMode, TensorLocation
     from trtcli.api import build
-    from trtcli.config import BuildConfig
+    from trtcli.config import BuildConfig, ProfileShapes
 
-__all__ = ["BuildConfig", "Engine", "__version__", "build"]
+__all__ = [
+    "BuildConfig", "DataType", "Engine", "ExecutionContext", "ProfileShapes", "TensorIOMode", "TensorLocation", "__version__", "build",
+]  # fmt: skip
 
-_PLACES = {"build": "trtcli.api", "BuildConfig": "trtcli.config", "Engine": "runtime.engine"}
+_PLACES = {
+    "build": "trtcli.api",
+    "BuildConfig": "trtcli.config",
+    "DataType": "fusion.dtypes",
+    "Engine": "runtime.engine",
+    "ExecutionContext": "runtime.context",
+    "ProfileShapes": "trtcli.config",
+    "TensorIOMode": "runtime.engine",
+    "TensorLocation": "runtime.engine",
+}
 
 
 def __getattr__(name: str) -> Any:

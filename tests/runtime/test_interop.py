@@ -92,3 +92,40 @@ def test_the_cpu_says_what_it_is():
     assert memory.address % 256 == 0
     with pytest.raises(DeviceError, match="streams of other libraries"):
         cpu.external_stream(5)
+
+
+def test_buffers_of_python():
+    from array import array
+
+    values = array("f", [1.0, 2.0, 3.0])
+    found = foreign(values)
+    assert (found.kind, found.shape, found.dtype, found.writable) == ("cpu", (3,), DataType.FLOAT, True)
+    assert found.address == values.buffer_info()[0]
+    assert foreign(memoryview(values).cast("B").cast("f", (1, 3))).shape == (1, 3)
+    assert foreign(bytearray(8)).dtype is DataType.UINT8
+    assert not foreign(b"12345678").writable
+    with pytest.raises(ValueError, match="not contiguous"):
+        foreign(memoryview(values)[::2])
+
+
+def test_read_only_memory():
+    fixed = np.zeros(4, np.float32)
+    fixed.flags.writeable = False
+    assert not foreign(fixed).writable
+    assert not foreign(Cuda(data=(4096, True))).writable and foreign(Cuda()).writable
+
+
+def test_a_gpu_is_not_made_to_wait():
+    """DLPack's stream=-1: the consumer orders the work itself."""
+    asked = []
+
+    class OnGpu:
+        def __dlpack_device__(self):
+            return (2, 0)
+
+        def __dlpack__(self, stream=None):
+            asked.append(stream)
+            return np.zeros(3, np.float32).__dlpack__()
+
+    foreign(OnGpu())
+    assert asked == [-1]
