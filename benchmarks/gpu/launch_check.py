@@ -32,8 +32,10 @@ from runtime.benchmark import BenchmarkOptions, run_benchmark  # noqa: E402
 from runtime.context import ExecutionContext  # noqa: E402
 from runtime.device import Device, Stream  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
-from runtime.engine import Engine  # noqa: E402
+from runtime.engine import Engine, sizes_of  # noqa: E402
 from runtime.profiler import profile_layers  # noqa: E402
+from runtime.timer import Bench, Candidate, _Run  # noqa: E402
+from runtime.workloads import workload_of  # noqa: E402
 from tactics.tactic import Launch, Plan  # noqa: E402
 from trtcli.builder import build  # noqa: E402
 from trtcli.config import BuildConfig  # noqa: E402
@@ -202,6 +204,39 @@ class Check:
         self.add(f"{name}: graph replay", replay, "us", [alone], "sum of tactics timed alone",
                  f"{graph.nodes} nodes; with events around each layer {layers:.1f} us; goal: at most 3 % above the sum")  # fmt: skip
 
+    def switching(self, name: str, engine: Engine, rounds: int = 24) -> None:
+        """What it costs to follow another kernel: the network's distinct layers in turns, against each many times in a row; same data, cold."""
+        shapes = {one: extents.opt for one, extents in engine.profiles[0].items()}
+        network, sizes = engine.network, sizes_of(engine.network, shapes)
+        computed = {*network.inputs, *(one for layer in network.layers for one in layer.outputs)}
+        constants = {one for layer in network.layers for one in layer.inputs} - computed
+        programs: dict[Any, list[Any]] = {}
+        keep = []
+        for step in self.context(engine).resolution().steps:
+            layer, plan = network.layers[step.layer], engine.layers[step.layer]
+            workload = workload_of(network, layer, sizes, constants, engine.tf32)
+            if (workload, plan.tactic, plan.config) not in programs:
+                run = _Run(Bench(self.device, workload), Candidate(step.plan, tuple(engine.weights[one] for one in plan.packed), engine.kernels))
+                programs[workload, plan.tactic, plan.config] = run.programs()
+                keep.append(run)
+        stream, distinct = self.device.stream(), list(programs.values())
+
+        def in_a_row() -> None:
+            for copies in distinct:
+                for number in range(rounds):
+                    copies[number % len(copies)].run(stream)
+
+        def in_turns() -> None:
+            for number in range(rounds):
+                for copies in distinct:
+                    copies[number % len(copies)].run(stream)
+
+        graphs = [self.device.capture(stream, enqueue) for enqueue in (in_turns, in_a_row)]
+        turns, row = interleaved(self.device, stream, [partial(graph.launch, stream) for graph in graphs], 2)
+        launches = rounds * len(distinct)
+        self.add(f"{name}: a launch after another kernel", [one / launches for one in turns], "us", [one / launches for one in row],
+                 "after the same kernel", f"{len(distinct)} distinct layers, {rounds} launches each")  # fmt: skip
+
     def aux_streams(self, name: str, engine: Engine) -> None:
         """What the build found about auxiliary streams."""
         streams: Any = engine.record["streams"]
@@ -324,6 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 check.part(f"{name}: enqueue", lambda: check.enqueue_cost(name, engine))
                 check.part(f"{name}: dependent launch", lambda: check.dependent_launch(name, engine))
                 check.part(f"{name}: replay", lambda: check.replay_against_layers(name, engine))
+                check.part(f"{name}: switching", lambda: check.switching(name, engine))
                 check.part(f"{name}: contexts", lambda: check.many_contexts(name, engine))
         if not options.small:
             name = "Inception-v1, batch 1, FP16"
