@@ -8,6 +8,8 @@
 // PLACE of a thread's weights: 0 registers, 1 shared memory, 2 global memory (read at every step).
 // SCOPE of a group: 0 one block, h never leaves shared memory; 1 a cluster, which meets at its hardware barrier; 2 any number of blocks that
 // are all on the device at once (a cooperative launch), which meet at a counter that starts at zero; 3 one launch per step.
+// TAGGED=1 (with scope 2 or 3): nobody meets, h goes out in 64-bit words that say which step they belong to (the upper half; zero at the start),
+// and who needs them reads until they are there. Twice the bytes, but one way through memory instead of three: the LL protocol of NCCL.
 // MMA=1 multiplies on tensor cores: weights are the 16 rows of their tiles, eight rows of the batch the columns (fp32 rounded to TF32).
 // SINGLE=1: a group has at most CHUNK rows of the batch, else it takes them CHUNK at a time.
 // Grid: (ceil(HIDDEN / UNITS), groups, directions). Weights are packed so that a thread's pieces (4 elements, or a 16-byte fragment) lie THREADS apart.
@@ -38,11 +40,22 @@ using Piece = fx::Vec<IN_T, PIECE>;
 extern __shared__ __align__(16) char memory[];
 
 // --- meeting
+
+// A block that waits for seconds waits for ever (a cooperative launch that was none): an error is better than a device that hangs.
+__device__ __forceinline__ bool count_try(int& tries) {
+    if (++tries < 1 << 23) return true;
+#ifdef __CUDA_ARCH__
+    __trap();
+#else
+    abort();
+#endif
+    return false;
+}
 __device__ __forceinline__ void arrive(unsigned* counter) {
 #if SCOPE == 1
     __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#elif SCOPE == 2
+#elif SCOPE == 2 && !TAGGED
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
@@ -53,17 +66,66 @@ __device__ __forceinline__ void arrive(unsigned* counter) {
 __device__ __forceinline__ void meet(unsigned* counter, unsigned arrivals) {
 #if SCOPE == 1
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#elif SCOPE == 2
+#elif SCOPE == 2 && !TAGGED
     if (threadIdx.x == 0) {
         unsigned seen;
+        int tries = 0;
         do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-        while (seen < arrivals);
+        while (seen < arrivals && count_try(tries));
     }
     __syncthreads();
 #else
     __syncthreads();
 #endif
 }
+
+#if TAGGED
+constexpr int WORD = 4 / sizeof(IN_T), WORDS = HIDDEN / WORD, FLIGHT = 4;  // values in a word, words in a row, words read at once
+
+__device__ __forceinline__ fx::u64 load_word(const fx::u64* source) {
+#ifdef __CUDA_ARCH__
+    fx::u64 word;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(source) : "memory");
+    return word;
+#else
+    return *source;
+#endif
+}
+__device__ __forceinline__ void store_word(fx::u64* target, unsigned tag, unsigned bits) {
+    const fx::u64 word = static_cast<fx::u64>(tag) << 32 | bits;
+#ifdef __CUDA_ARCH__
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(target), "l"(word) : "memory");
+#else
+    *target = word;
+#endif
+}
+
+// `count` rows of the state of step `tag`, from their words to shared memory.
+__device__ __forceinline__ void receive(Held* h, const fx::u64* words, int count, unsigned tag) {
+    for (int first = threadIdx.x; first < count * WORDS; first += THREADS * FLIGHT) {
+        fx::u64 word[FLIGHT];
+        bool all;
+        int tries = 0;
+        do {
+            all = true;
+#pragma unroll
+            for (int f = 0; f < FLIGHT; ++f)
+                if (first + f * THREADS < count * WORDS) word[f] = load_word(words + first + f * THREADS);
+#pragma unroll
+            for (int f = 0; f < FLIGHT; ++f) all = all && (first + f * THREADS >= count * WORDS || static_cast<unsigned>(word[f] >> 32) == tag);
+        } while (!all && count_try(tries));
+#pragma unroll
+        for (int f = 0; f < FLIGHT; ++f) {
+            const int index = first + f * THREADS;
+            if (index >= count * WORDS) continue;
+            const unsigned bits = static_cast<unsigned>(word[f]);
+            const fx::Vec<IN_T, WORD> pack = *reinterpret_cast<const fx::Vec<IN_T, WORD>*>(&bits);
+#pragma unroll
+            for (int e = 0; e < WORD; ++e) h[index / WORDS * PITCH + index % WORDS * WORD + e] = fx::narrow<Held>(fx::widen(pack.value[e]));
+        }
+    }
+}
+#endif
 
 // Another block wrote this: past the first cache.
 template <typename V>
@@ -180,7 +242,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             }
             if (chunk == 0 && step > begin) meet(counter, gridDim.x * static_cast<unsigned>(step - begin));
             else __syncthreads();
-            if (SCOPE != 0 || step == begin) {
+            if (TAGGED && step > 0) {
+#if TAGGED
+                const fx::u64* words = reinterpret_cast<const fx::u64*>(exchange) + (static_cast<long long>(step & 1) * DIRECTIONS + direction) * batch * WORDS;
+                receive(h, words + static_cast<long long>(first_row + chunk) * WORDS, count, step);
+#endif
+                __syncthreads();
+            } else if (SCOPE != 0 || step == begin) {
                 using Pack = fx::Vec<IN_T, VECTOR>;
                 for (int i = threadIdx.x; i < count * (HIDDEN / VECTOR); i += THREADS) {
                     const int b = i / (HIDDEN / VECTOR), k = i % (HIDDEN / VECTOR) * VECTOR;
@@ -278,25 +346,40 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
             for (int i = 0; i < CELLS_EACH; ++i) {
                 const CellPlace at = place(i, chunk);
-                if (!at.exists) continue;
-                float from_state[GATES];
-#pragma unroll
-                for (int gate = 0; gate < GATES; ++gate) {
-                    from_state[gate] = 0.0f;
-#pragma unroll
-                    for (int w = 0; w < K_WARPS; ++w) from_state[gate] += parts[(w * HELD_ROWS + at.row) * ROWS + gate * UNITS + at.unit];
-                }
                 const int unit = first_unit + at.unit;
                 const long long row = first_row + chunk + at.row;
-                const float held = fx::widen(h[at.row * PITCH + unit]);
-                const State fresh = cell(gates[i], from_state, held, c[i], tensors, direction, unit);
                 const bool alive = step < at.length;
-                const IN_T rounded = fx::narrow<IN_T>(alive ? fresh.h : held);
-                if (alive) c[i] = fresh.c;
+                IN_T rounded = fx::narrow<IN_T>(0.0f);
+                if (at.exists) {
+                    float from_state[GATES];
+#pragma unroll
+                    for (int gate = 0; gate < GATES; ++gate) {
+                        from_state[gate] = 0.0f;
+#pragma unroll
+                        for (int w = 0; w < K_WARPS; ++w) from_state[gate] += parts[(w * HELD_ROWS + at.row) * ROWS + gate * UNITS + at.unit];
+                    }
+                    const float held = fx::widen(h[at.row * PITCH + unit]);
+                    const State fresh = cell(gates[i], from_state, held, c[i], tensors, direction, unit);
+                    rounded = fx::narrow<IN_T>(alive ? fresh.h : held);
+                    if (alive) c[i] = fresh.c;
+                }
+#if TAGGED
+                // Before anything else: others wait for it. Neighbouring lanes have neighbouring cells.
+                unsigned bits;
+                if constexpr (WORD == 2) {
+                    bits = *reinterpret_cast<const unsigned short*>(&rounded);
+                    bits |= __shfl_down_sync(0xffffffffu, bits, 1) << 16;
+                } else {
+                    bits = *reinterpret_cast<const unsigned*>(&rounded);
+                }
+                fx::u64* words = reinterpret_cast<fx::u64*>(exchange) + (static_cast<long long>((step + 1) & 1) * DIRECTIONS + direction) * batch * WORDS;
+                if (at.exists && at.unit % WORD == 0 && step + 1 < time) store_word(words + row * WORDS + unit / WORD, step + 1, bits);
+#endif
+                if (!at.exists) continue;
                 tensors.y[place_of(step, at.length, direction) * strides.y_time + direction * strides.y_direction + row * strides.y_batch + unit] =
                     alive ? rounded : fx::narrow<IN_T>(0.0f);
                 if (SCOPE == 0) h[at.row * PITCH + unit] = fx::narrow<Held>(fx::widen(rounded));
-                else after[(static_cast<long long>(direction) * batch + row) * HIDDEN + unit] = rounded;
+                else if (!TAGGED) after[(static_cast<long long>(direction) * batch + row) * HIDDEN + unit] = rounded;
                 const long long in_state = row * strides.state_batch + direction * strides.state_direction + unit;
                 if (step + 1 == time) tensors.last_h[in_state] = rounded;
                 if (CELL == 2 && step + 1 == time) tensors.last_c[in_state] = fx::narrow<IN_T>(c[i]);

@@ -33,6 +33,7 @@ FILE = "recurrent/persistent.cu"
 REGISTERS, SHARED, MEMORY = range(3)  # where weights are
 BLOCK, CLUSTER, GRID, LAUNCHES = range(4)  # who meets
 MEETING = {BLOCK: 0.1e-6, CLUSTER: 0.6e-6, GRID: 1.6e-6, LAUNCHES: 2.5e-6}  # seconds, of the way of h too
+TAGGED = 0.8e-6  # the same, where h says itself that it is there
 COUNTER = 128  # bytes: a line of the cache for each
 MOST_OF_EACH = 3  # configurations with the same way to meet
 HOPELESS = 4  # times the best guess: not worth compiling
@@ -157,8 +158,10 @@ class Persistent(Tactic):
             return self.estimate(workload, one, device)
 
         # The best of each way to meet: how long a meeting takes is the least certain part of the estimate.
-        scopes = [sorted(set(self._of_scope(workload, device, scope)), key=lambda one: (cost(one), one)) for scope in MEETING]
-        best = sorted((one for found in scopes for one in found[:MOST_OF_EACH]), key=lambda one: (cost(one), one))
+        ways: dict[tuple[int, int], list[Config]] = {}
+        for one in sorted({one for scope in MEETING for one in self._of_scope(workload, device, scope)}, key=lambda one: (cost(one), one)):
+            ways.setdefault((dict(one)["scope"], dict(one)["tagged"]), []).append(one)
+        best = sorted((one for found in ways.values() for one in found[:MOST_OF_EACH]), key=lambda one: (cost(one), one))
         return [one for one in best if cost(one) <= HOPELESS * cost(best[0])]
 
     def _of_scope(self, workload: Workload, device: DeviceSpec, scope: int) -> list[Config]:
@@ -185,7 +188,7 @@ class Persistent(Tactic):
             if scope == CLUSTER and ceil_div(op.hidden, units) > 2 * CLUSTER_BLOCKS:
                 continue
             for threads, mma in product((256, 512), kinds):
-                for chunk in chunks[-1:] if scope in (GRID, LAUNCHES) else chunks:
+                for chunk in chunks[-2:] if scope in (GRID, LAUNCHES) else chunks:
                     one = division(op, units, threads, chunk, mma, size)
                     if one.rows_each > (16 if mma else 64) or units * chunk > 4 * threads:
                         continue
@@ -193,7 +196,10 @@ class Persistent(Tactic):
                     if place is None:
                         continue
                     single = scope in (BLOCK, CLUSTER) or (batch <= chunk and not workload.axis_varies(0, op.input_order.index("b")))
-                    found.append(config(units=units, threads=threads, chunk=chunk, scope=scope, place=place, single=single, mma=mma))
+                    values = {"units": units, "threads": threads, "chunk": chunk, "scope": scope, "place": place, "single": single, "mma": mma}
+                    found.append(config(**values, tagged=0))
+                    if scope == GRID and op.hidden * size % 4 == 0:
+                        found.append(config(**values, tagged=1))
         return found
 
     @staticmethod
@@ -234,18 +240,20 @@ class Persistent(Tactic):
         groups = self._groups(workload, config, device)
         options = names(workload) | {
             "UNITS": one.units, "THREADS": one.threads, "K_WARPS": one.k_warps, "CHUNK": one.chunk, "TILE": one.tile, "MMA": one.mma,
+            "TAGGED": chosen["tagged"],
             "PLACE": chosen["place"], "SCOPE": scope, "SINGLE": chosen["single"], "VECTOR": vector_width(dtype.itemsize, op.hidden),
         }  # fmt: skip
         found = defines(device, **options)
         if scope == GRID:  # a cooperative launch does not overlap its predecessor
             found = tuple(pair for pair in found if pair[0] != "PDL")
         kernel = Kernel(FILE, "recurrence_persistent", found, prelude(workload))
-        counters = directions * groups * COUNTER if scope == GRID else 0
-        exchange = ceil_div(2 * directions * batch * op.hidden * dtype.itemsize, 256) * 256 if scope != BLOCK else 0
+        counters = directions * groups * COUNTER if scope == GRID and not chosen["tagged"] else 0
+        exchange = ceil_div(2 * directions * batch * op.hidden * dtype.itemsize * (1 + chosen["tagged"]), 256) * 256 if scope != BLOCK else 0
         cells = directions * batch * op.hidden * 4
         counters_space = ceil_div(counters, 256) * 256
         shared = one.state_bytes + (one.weight_bytes if chosen["place"] == SHARED else 0)
-        steps: list[Step] = [Memset(Buffer("workspace"), counters)] if counters else []
+        zeroed = exchange if chosen["tagged"] else counters
+        steps: list[Step] = [Memset(Buffer("workspace"), zeroed)] if zeroed else []
         for begin, end in [(step, step + 1) for step in range(time)] if scope == LAUNCHES else [(0, time)]:
             arguments = (
                 tensors(workload, Buffer("packed", 0)), strides(workload), Buffer("workspace", 0, counters_space),
@@ -283,7 +291,10 @@ class Persistent(Tactic):
         else:
             products = one.weights * one.piece * one.threads * passes * (one.tile / (0.4 * 128) + (one.size == 2) / 64) / 1.7e9
         fetched = {REGISTERS: 0.0, SHARED: passes / 1.5e11, MEMORY: 1 / 3e10}[chosen["place"]] * one.weight_bytes
-        return time * waves * (0.4e-6 + MEETING[chosen["scope"]] + products + fetched)
+        # Every block reads the whole state; tags double its bytes.
+        state = rows * op.hidden * one.size * (1 + chosen["tagged"]) * one.blocks * groups * len(op.reverse) / 5e12
+        meeting = TAGGED if chosen["tagged"] else MEETING[chosen["scope"]]
+        return time * waves * (0.4e-6 + meeting + state * (chosen["scope"] in (GRID, LAUNCHES)) + products + fetched)
 
 
 TACTICS = (Persistent(),)

@@ -68,7 +68,7 @@ def test_persistent(cell: str, scope: int, hidden: int, units: int, chunk: int, 
     op, inputs = recurrence(cell, (False, True), 4, batch, hidden, dtype, **ALL)  # type: ignore[arg-type]
     one = workload_of(op, inputs)
     single = scope == BLOCK or batch <= chunk
-    chosen = config(units=units, threads=64, chunk=chunk, scope=scope, place=place, single=single, mma=0)
+    chosen = config(units=units, threads=64, chunk=chunk, scope=scope, place=place, single=single, mma=0, tagged=0)
     plan = PERSISTENT.plan(one, chosen, A100)
     assert len(plan.steps) == (4 if scope == LAUNCHES else 1)
     results = run_plan(plan, inputs, one.outputs, PERSISTENT.prepare(one, chosen, {1: inputs[1]}))
@@ -77,17 +77,17 @@ def test_persistent(cell: str, scope: int, hidden: int, units: int, chunk: int, 
 
 
 @pytest.mark.parametrize(
-    ("cell", "scope", "hidden", "units", "threads", "chunk", "batch", "dtype", "place"),
-    [("lstm", BLOCK, 20, 20, 64, 4, 5, np.float16, REGISTERS), ("lstm", LAUNCHES, 40, 12, 128, 16, 11, np.float16, SHARED),
-     ("gru", LAUNCHES, 72, 16, 128, 8, 20, ml_dtypes.bfloat16, REGISTERS), ("gru", LAUNCHES, 33, 8, 64, 1, 2, np.float32, MEMORY)],
+    ("cell", "scope", "hidden", "units", "threads", "chunk", "batch", "dtype", "place", "tagged"),
+    [("lstm", BLOCK, 20, 20, 64, 4, 5, np.float16, REGISTERS, 0), ("lstm", LAUNCHES, 40, 12, 128, 16, 11, np.float16, SHARED, 1),
+     ("gru", LAUNCHES, 72, 16, 128, 8, 20, ml_dtypes.bfloat16, REGISTERS, 0), ("gru", LAUNCHES, 33, 8, 64, 1, 2, np.float32, MEMORY, 1)],
 )  # fmt: skip
 def test_persistent_on_tensor_cores(
-    cell: str, scope: int, hidden: int, units: int, threads: int, chunk: int, batch: int, dtype: Any, place: int
+    cell: str, scope: int, hidden: int, units: int, threads: int, chunk: int, batch: int, dtype: Any, place: int, tagged: int
 ) -> None:
     op, inputs = recurrence(cell, (False, True), 3, batch, hidden, dtype, **ALL)  # type: ignore[arg-type]
     one = workload_of(op, inputs)
     single = scope == BLOCK or batch <= chunk
-    chosen = config(units=units, threads=threads, chunk=chunk, scope=scope, place=place, single=single, mma=1)
+    chosen = config(units=units, threads=threads, chunk=chunk, scope=scope, place=place, single=single, mma=1, tagged=tagged)
     plan = emulated(PERSISTENT.plan(one, chosen, A100))
     results = run_plan(plan, inputs, one.outputs, PERSISTENT.prepare(one, chosen, {1: inputs[1]}))
     for index, (result, truth) in enumerate(zip(results, op.evaluate(inputs), strict=True)):
@@ -101,7 +101,7 @@ def test_persistent_of_any_size(time: int, batch: int, initial: bool) -> None:
     op, inputs = recurrence("lstm", (True,), time, batch, 20, initial=True)
     one = workload_of(op, inputs)
     for scope, single in ((BLOCK, True), (LAUNCHES, False)):
-        chosen = config(units=20 if scope == BLOCK else 8, threads=64, chunk=4, scope=scope, place=REGISTERS, single=single, mma=0)
+        chosen = config(units=20 if scope == BLOCK else 8, threads=64, chunk=4, scope=scope, place=REGISTERS, single=single, mma=0, tagged=0)
         results = run_plan(PERSISTENT.plan(one, chosen, A100), inputs, one.outputs, PERSISTENT.prepare(one, chosen, {1: inputs[1]}))
         for result, truth in zip(results, op.evaluate(inputs), strict=True):
             close(result, truth, f"scope {scope}")
