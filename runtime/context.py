@@ -19,7 +19,7 @@ import numpy as np
 from fusion.bind import bind_type
 from fusion.dims import substitute
 from fusion.network import TensorType
-from runtime.debugging import Listener, completed_by, show
+from runtime.debugging import Listener, completed_by, show_tensor
 from runtime.device import Binding, Device, DeviceMemoryError, Event, Memory, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange, sizes_of
 from runtime.exclusive import Guarded, exclusive
@@ -27,7 +27,7 @@ from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
 from runtime.memory import ALIGNMENT
 from runtime.resolution import Resolution, Step, resolve
-from runtime.runner import Launch, Observe, Runner, unknown_outputs
+from runtime.runner import Launch, Observe, Runner, Show, unknown_outputs
 from tactics.tactic import Buffer, Copy, Plan, tensor_bytes
 
 _KEPT_RESOLUTIONS = 16
@@ -305,6 +305,8 @@ class ExecutionContext(Guarded):
             raise ValueError("device memory: give the size in bytes with an address")
         if given.address % ALIGNMENT:
             raise ValueError(f"device memory: address {given.address:#x} is not a multiple of {ALIGNMENT}")
+        if self._runner is not None:
+            raise EngineError("the host steps in while this network runs, and its memory grows as it runs: it cannot lie in memory from outside")
         self._may_change()
         self._allocation = "user"
         self._arena = Memory(given.address, size, given.owner)
@@ -335,7 +337,7 @@ class ExecutionContext(Guarded):
         """
         main = self._as_stream(stream)
         if self._runner is not None:
-            self.run_segments(main)
+            self.run_segments(main, show=self._shower(main))
             return
         if main is not stream and main.capturing:  # the caller's own graph
             if self._actions is None:
@@ -375,7 +377,9 @@ class ExecutionContext(Guarded):
                 after(layer, streams[number])
 
     @exclusive
-    def run_segments(self, stream: Stream, launch: Launch | None = None, observe: Observe | None = None) -> None:
+    def run_segments(
+        self, stream: Stream, launch: Launch | None = None, observe: Observe | None = None, show: Show | None = None
+    ) -> None:
         """An inference of a network in which the host steps in (see :meth:`runtime.runner.Runner.run`).
 
         Raises:
@@ -383,7 +387,7 @@ class ExecutionContext(Guarded):
         """
         assert self._runner is not None
         self._found = self._runner.run(
-            self._inputs(), lambda name, kind: self._place(name, kind, stream), stream, launch=launch, observe=observe
+            self._inputs(), lambda name, kind: self._place(name, kind, stream), stream, launch=launch, observe=observe, show=show
         )
 
     @exclusive
@@ -474,8 +478,6 @@ class ExecutionContext(Guarded):
         An enqueue then waits for the stream after each shown tensor. Enqueues that are captured show nothing. Until
         :meth:`set_tensor_debug_state` says otherwise, nothing is shown.
         """
-        if listener is not None and self._runner is not None:
-            raise ValueError("debug tensors are not shown in a network in which the host steps in (branches, loops, shapes from data)")
         self._listener = listener
 
     @exclusive
@@ -505,9 +507,24 @@ class ExecutionContext(Guarded):
 
         def after(layer: int, stream: Stream) -> None:
             for name in whole.get(layer, ()):
-                show(listener, name, self._tensor(resolution, name), self.device, stream)
+                show_tensor(listener, name, self._tensor(resolution, name), self.device, stream)
 
         self.enqueue_observed(main, lambda *_: None, after)
+
+    def _shower(self, stream: Stream) -> Show | None:
+        """What shows debug tensors of a network in which the host steps in."""
+        if self._listener is None or not self._shown:
+            return None
+        network, elided = self.engine.network, self.loaded.outline.elided
+        running = {number for number, layer in enumerate(network.layers) if layer.name not in elided}
+        whole, listener = completed_by(network, self._shown, running), self._listener
+
+        def after(layer: int, tensors: Mapping[str, Tensor]) -> None:
+            for name in whole.get(layer, ()):
+                if name in tensors:
+                    show_tensor(listener, name, tensors[name], self.device, stream)
+
+        return after
 
     # -----------------------------------------------------------------------------------------------------------------
 

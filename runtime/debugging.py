@@ -35,7 +35,7 @@ def completed_by(network: Network, names: Collection[str], running: Collection[i
     return found
 
 
-def show(listener: Listener, name: str, tensor: Tensor, device: Device, stream: Stream) -> None:
+def show_tensor(listener: Listener, name: str, tensor: Tensor, device: Device, stream: Stream) -> None:
     """Give ``tensor`` to the listener: a function gets a copy on the host (``stream`` is waited for), an object the address."""
     process = getattr(listener, "process_debug_tensor", None)
     if process is not None:

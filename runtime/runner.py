@@ -31,6 +31,7 @@ _KEPT = 32  # resolutions, and bindings, per segment
 
 Where: TypeAlias = "Callable[[str, TensorType], int]"  # (output, its type) -> where it shall lie
 Launch: TypeAlias = "Callable[[Bound, Stream], None]"
+Show: TypeAlias = "Callable[[int, Mapping[str, Tensor]], None]"
 Observe: TypeAlias = "tuple[Callable[[int, Stream], None], Callable[[int, Stream], None]]"
 
 
@@ -40,6 +41,7 @@ class Bound:
 
     programs: list[tuple[Program, int]]
     located: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # all that its layers write
     graph: Graph | None = None
     runs: int = 0
 
@@ -86,11 +88,13 @@ class Runner:
         outer: Mapping[str, int] | None = None,
         launch: Launch | None = None,
         observe: Observe | None = None,
+        show: Show | None = None,
     ) -> dict[str, Tensor]:
         """One inference; returns the outputs where they lie, with the shapes that they came out with.
 
         ``place`` says where an output shall lie, once its shape is known; ``outer`` are the sizes of the network around; ``launch``
-        enqueues a bound segment in place of its own ``enqueue``; ``observe`` is called before and after each layer.
+        enqueues a bound segment in place of its own ``enqueue``; ``observe`` is called before and after each layer,
+        ``show`` after each layer with its number and the tensors known by then.
 
         Raises:
             ValueError, EngineError: shapes do not fit.
@@ -104,14 +108,19 @@ class Runner:
                 self._read(segment, tensors, sizes, stream)
             if segment.host:
                 self._host(index, tensors, sizes, place, stream, launch, observe)
+                if show is not None:
+                    show(segment.layers[0], tensors)
                 continue
             bound = self._bind(index, tensors, sizes, place, stream)
             tensors.update(bound.located)
-            if observe is not None:
+            if observe is not None or show is not None:
+                before, after = observe or (_nothing, _nothing)
                 for program, layer in bound.programs:
-                    observe[0](layer, stream)
+                    before(layer, stream)
                     program.run(stream)
-                    observe[1](layer, stream)
+                    after(layer, stream)
+                    if show is not None:
+                        show(layer, bound.tensors)
             elif launch is not None:
                 launch(bound, stream)
             else:
@@ -200,6 +209,9 @@ class Runner:
             bound.located = {
                 name: self._locate(resolution, name, known, arena) for name in shared if name in resolution.types
             }
+            bound.tensors = {
+                name: self._locate(resolution, name, known, arena) for name in self._made[index] if name in resolution.types
+            }
             if len(bindings) > _KEPT:
                 bindings.popitem(last=False)
         bindings.move_to_end(key)
@@ -249,6 +261,10 @@ class Runner:
 
     def _made_by(self, segment: Segment) -> tuple[str, ...]:
         return tuple(name for number in segment.layers for name in self._network.layers[number].outputs)
+
+
+def _nothing(layer: int, stream: Stream) -> None:
+    pass
 
 
 def _missing(name: str) -> int:

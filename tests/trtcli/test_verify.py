@@ -112,3 +112,20 @@ def test_on_a_gpu(model: Path) -> None:
     assert main(argv) == 0
     assert main([*argv, "--fp16"]) == 0
     assert main([*argv, "--noTF32", "--against=reference"]) == 0
+
+
+def test_a_network_in_which_the_host_steps_in(tmp_path: Path, capsys: Captured) -> None:
+    """Sizes that depend on data: tensors before, between and after the host's part are compared too."""
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("NonZero", ["a"], ["i"]),
+         helper.make_node("Transpose", ["i"], ["t"]), helper.make_node("GatherND", ["a", "t"], ["g"]),
+         helper.make_node("Exp", ["g"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["K"])],
+    )  # fmt: skip
+    path = tmp_path / "net.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    assert main(["verify", str(path), "--device=cpu", "--avgTiming=1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["outputs"][0]["ok"] and found["outputs"][0]["shape"][0] > 0
+    assert {"a", "g"} <= {one["tensor"] for one in found["layers"]} and all(one["ok"] for one in found["layers"])
