@@ -67,6 +67,8 @@ from fusion.rules import (
     shuffle_rows,
     shuffle_shuffle,
     shuffle_weights,
+    sibling_convolutions,
+    sibling_products,
     sigmoid,
     softmax_log,
     softmax_pointwise,
@@ -98,7 +100,8 @@ READERS = (
     softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE,
 )  # fmt: skip
-OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE,)
+# Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
+OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE)
 
 # Before anything else wants the dequantisations, which are pointwise layers; weights stay as they are stored so long.
 QUANTIZATION = (
@@ -180,7 +183,7 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
         if changed is not network:
             network = _fuse(changed, limits, options, record)
     network, inner = _optimize_bodies(network, options)
-    reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL or rule.name in options.enabled)
+    reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL)
     misses = nearest_misses(Graph(network, limits), reported, options.disabled)
     counts = Counter(record.counts())
     for one in inner:
@@ -188,7 +191,27 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
         counts.update(one.counts)
         warnings += one.warnings
         misses = {**misses, **one.misses}
-    return FusionResult(network, tuple(record.applied), misses, counts, warnings)
+    result = FusionResult(network, tuple(record.applied), misses, counts, warnings)
+    return with_optional(result, options) if options.enabled else result
+
+
+def with_optional(result: FusionResult, options: FusionOptions) -> FusionResult:
+    """``result`` after the optional rules that ``options`` enable; ``result`` itself where none of them fits. Networks inside layers stay."""
+    check_rules(options)
+    rules = tuple(rule for rule in OPTIONAL if rule.name in options.enabled)
+    limits = Limits(options.device, options.functions, options.operands)
+    graph, record = Graph(result.network, limits), Record()
+    apply_rules(graph, rules, options.disabled, record)
+    if not record.applied:
+        return result
+    graph.prune()
+    network = graph.rebuild()
+    reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL or rule in rules)
+    outer = {layer.name for layer in result.network.layers}
+    misses = {name: miss for name, miss in result.misses.items() if name not in outer}  # of the networks inside layers
+    misses.update(nearest_misses(Graph(network, limits), reported, options.disabled))
+    counts = Counter(result.counts) + Counter(record.counts())
+    return FusionResult(network, (*result.applied, *record.applied), misses, counts, result.warnings)
 
 
 def _optimize_bodies(network: Network, options: FusionOptions) -> tuple[Network, list[FusionResult]]:
@@ -224,7 +247,6 @@ def check_rules(options: FusionOptions) -> None:
 def _fuse(network: Network, limits: Limits, options: FusionOptions, record: Record) -> Network:
     graph = Graph(network, limits)
     graph.prune()
-    chosen = tuple(rule for rule in OPTIONAL if rule.name in options.enabled)
     quantized = any(kind.dtype in QUANTIZED for kind in network.tensors.values())
     for name, rules in PASSES:
         if name == "quantization" and not quantized:
@@ -234,8 +256,5 @@ def _fuse(network: Network, limits: Limits, options: FusionOptions, record: Reco
         graph.prune()
     if quantized:  # what import left for the quantisation rules is computed at build in any case
         apply_rules(graph, (constant_fold.RULE,), (), Record())
-        graph.prune()
-    if chosen:
-        apply_rules(graph, chosen, options.disabled, record)
         graph.prune()
     return graph.rebuild()

@@ -217,7 +217,8 @@ def _attempt(graph: Graph, rule: Rule, layer: Layer, disabled: frozenset[str], r
         return None
     if not rule.canonical:
         names = tuple(item.name for item in match.layers)
-        record.applied.append(Applied(rule.name, names, fused[-1].name if fused else ""))
+        made = [new.name for old, new in zip(replacement.layers, fused, strict=True) if not old.name]
+        record.applied.append(Applied(rule.name, names, (made or [layer.name for layer in fused] or [""])[-1]))
     return touched
 
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from fusion.dims import bind, symbols
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx
 from fusion.network import ControlFlow, Network, typical_sizes
-from fusion.passes import FusionOptions, FusionResult, optimize
+from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_optional
 from runtime.device import Device, DeviceLostError
 from runtime.engine import CONTROL, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
 from runtime.resolution import largest
@@ -115,14 +116,16 @@ def build(
     fusing = time.perf_counter()
     marked = _marked(imported, config, log)
     fused = _fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, device, log)
-    network = replace(fused.network, outputs=imported.outputs)
-    fused = replace(fused, network=network)
+    fused = replace(fused, network=replace(fused.network, outputs=imported.outputs))
+    network = fused.network
     saved = _saved_bytes(imported, network, {name: one.opt for name, one in profiles[0].items()})
     log.info(_fused_line(imported, fused, saved, time.perf_counter() - fusing))
     for line in _fusion_lines(fused):
         log.verbose(line)
 
     choices = _choose(network, profiles, config, device, log, progress)
+    fused, choices = _measured_fusions(fused, choices, profiles, config, device, log, progress)
+    network = fused.network
     bodies = _bodies(network, profiles[0], {}, config, device, log, progress)
     engine = _assemble(network, choices, profiles, config, device, bodies)
     for line in _host_lines(engine):
@@ -184,6 +187,7 @@ class _Choices:
     kernels: Mapping[str, bytes] = field(default_factory=dict)
     hits: int = 0
     misses: int = 0
+    cache: TimingCache = field(default_factory=TimingCache)
 
 
 _VIEW = Decision(VIEW, (), 0.0, (), False, {})  # of a layer whose output is its input's memory
@@ -222,14 +226,16 @@ def _choose(
     log: Log,
     progress: Callable[[Progress], None],
     outer: Outer = MappingProxyType({}),
+    timings: TimingCache | None = None,
 ) -> _Choices:
+    """The tactic of every layer. ``timings`` is the timing cache of an earlier choice of this build, in place of the file's."""
     per_profile = tuple(_workloads(network, profile, "opt", config, outer) for profile in profiles)
     limits = [limit for profile in profiles for limit in _extremes(network, profile, config, outer)]
     # From here on one list: all layers of profile 0, then those of profile 1, ...
     layers = network.layers * len(profiles)
     workloads = [workload for one in per_profile for workload in one]
     options = [_select_options(config, layer.name) for layer in layers]
-    cache = _load_cache(config, log)
+    cache = _load_cache(config, log) if timings is None else timings
     compilers = Compilers(device.spec.arch, os.cpu_count() or 1, cache.kernels)
     deadline = None if config.build_budget is None else time.perf_counter() + config.build_budget
     decided: dict[tuple[Any, ...], Decision] = {}
@@ -302,12 +308,84 @@ def _choose(
         log.warning(f"--buildBudget={config.build_budget:g} was used up: the layers after it took the first legal tactic")
     misses = len(first) - state.cached
     where = config.timing_cache_file or "this build only; --timingCacheFile=FILE keeps them for the next one"
-    (log.verbose if outer else log.info)(f"Timing cache: {state.cached} hits, {misses} misses ({where})")
+    (log.verbose if outer or timings is not None else log.info)(f"Timing cache: {state.cached} hits, {misses} misses ({where})")
     decisions = [known or decided[key] for known, key in zip(given, keys, strict=True)]
     kernels = {key: image for decision in decisions for key, image in decision.kernels.items()}
     count = len(network.layers)
     by_profile = tuple(tuple(decisions[n * count : (n + 1) * count]) for n in range(len(profiles)))
-    return _Choices(per_profile, by_profile, kernels, state.cached, misses)
+    return _Choices(per_profile, by_profile, kernels, state.cached, misses, cache)
+
+
+# --- fusions that a measurement decides ------------------------------------------------------------------------------
+
+MEASURED_LEVEL = 3  # the builder optimisation level from which on they are tried
+
+
+def _measured_fusions(
+    fused: FusionResult,
+    choices: _Choices,
+    profiles: Sequence[Profile],
+    config: BuildConfig,
+    device: Device,
+    log: Log,
+    progress: Callable[[Progress], None],
+) -> tuple[FusionResult, _Choices]:
+    """``fused`` after those optional rules, where they make the layers that they touch faster; and the choices for it.
+
+    Both forms are timed; what they have in common the timing cache knows already.
+    """
+    if config.optimization_level < MEASURED_LEVEL or not config.builder_cache:
+        return fused, choices
+    disabled = tuple(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion)
+    options = FusionOptions(disabled=disabled, enabled=tuple(rule.name for rule in OPTIONAL), device=device.spec.kind)
+    changed = with_optional(fused, options)
+    if changed is fused:
+        return fused, choices
+    sites = changed.applied[len(fused.applied) :]
+    try:
+        timed = _choose(changed.network, profiles, config, device, log, progress, timings=choices.cache)
+    except BuildError as error:
+        log.verbose(f"Optional fusions were not tried: {error}")
+        return fused, choices
+    misses = choices.misses + timed.misses
+    losers = []
+    for site in sites:
+        nodes = _nodes_of(fused.network, site.layers)
+        before, after = (_seconds_of(one.network, chosen, nodes) for one, chosen in ((fused, choices), (changed, timed)))
+        log.verbose(f"{site.rule}: {', '.join(site.layers)}: {before * 1e6:.1f} us before, {after * 1e6:.1f} us after")
+        if after >= before * (1 - MIN_GAIN):
+            losers += [f"{site.rule}@{node}" for node in nodes]
+    if losers:
+        changed = with_optional(fused, replace(options, disabled=(*disabled, *losers)))
+        if changed is fused:
+            return fused, replace(choices, cache=timed.cache, misses=misses)
+        timed = _choose(changed.network, profiles, config, device, log, progress, timings=timed.cache)
+        misses += timed.misses
+    kept = changed.applied[len(fused.applied) :]
+    counts = ", ".join(f"{count} {rule}" for rule, count in Counter(one.rule for one in kept).items())
+    saved = _seconds_of(fused.network, choices) - _seconds_of(changed.network, timed)
+    log.info(f"Measured fusions: {counts} save {saved * 1e6:.1f} us; {len(sites) - len(kept)} others were no faster")
+    for one in kept:
+        log.verbose(f"{one.rule}: {', '.join(one.layers)} -> {one.result}")
+    return changed, replace(timed, hits=choices.hits, misses=misses)
+
+
+MIN_GAIN = 0.02  # share of the time of the layers at a site that a measured fusion must save
+
+
+def _nodes_of(network: Network, layers: Sequence[str]) -> tuple[str, ...]:
+    """The ONNX nodes that ``layers`` compute."""
+    return tuple(dict.fromkeys(node for layer in network.layers if layer.name in layers for node in layer.origins))
+
+
+def _seconds_of(network: Network, choices: _Choices, nodes: Sequence[str] | None = None) -> float:
+    """The seconds of all layers together, or of those that compute any of ``nodes``, at the optimal shapes of profile 0."""
+    wanted = None if nodes is None else set(nodes)
+    return sum(
+        decision.seconds
+        for layer, decision in zip(network.layers, choices.decisions[0], strict=True)
+        if (wanted is None or wanted & set(layer.origins)) and not math.isnan(decision.seconds)
+    )
 
 
 def _sizes(network: Network, profile: Profile, which: str, outer: Outer) -> dict[str, int]:

@@ -1,0 +1,49 @@
+"""Optional fusions stay where a measurement says so."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from runtime.devices import open_device
+from tests.catalogue import Row, model
+from tests.models import onnxruntime_outputs
+from trtcli import builder
+from trtcli.config import BuildConfig
+
+SIBLINGS = Row(
+    "siblings", "a = Conv(x, w1)\nb = Conv(x, w2)\nc = Relu(a)\nd = Relu(b)\ne = GlobalMaxPool(c)\nf = GlobalMaxPool(d)\ny = Add(e, f)", "",
+    inputs={"x": (1, 8, 6, 6)}, values={"w1": (8, 8, 1, 1), "w2": (8, 8, 1, 1)},
+)  # fmt: skip
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.lines.append(text)
+
+    verbose = warning = info
+
+
+@pytest.mark.parametrize(("gain", "disabled", "joined"), [(-1e6, (), True), (2.0, (), False), (-1e6, (("sibling-convolutions", ""),), False)])
+def test_siblings(gain: float, disabled: tuple, joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "MIN_GAIN", gain)
+    device, log, data = open_device("cpu"), _Lines(), model(SIBLINGS)
+    engine = builder.build(data, BuildConfig(avg_timing=1, disable_fusion=disabled), device, log=log)
+    names = [layer.name for layer in engine.network.layers]
+    assert ("Conv0 + Relu2 + Conv1 + Relu3" in names) == joined
+    assert any(line.startswith("Measured fusions: 1 sibling-convolutions save") for line in log.lines) == joined
+    assert any("sibling-convolutions: Conv0 + Relu2, Conv1 + Relu3 -> Conv0" in one for one in engine.record["fusions"]) == joined
+    x = np.random.default_rng(0).standard_normal((1, 8, 6, 6)).astype(np.float32)
+    found = engine.create_execution_context(device).execute({"x": x})
+    expected = onnxruntime_outputs(onnx.load_from_string(data), {"x": x})
+    np.testing.assert_allclose(found["y"], expected["y"], rtol=2e-5, atol=2e-5)
+
+
+def test_low_levels_try_nothing() -> None:
+    log = _Lines()
+    builder.build(model(SIBLINGS), BuildConfig(optimization_level=2, avg_timing=1), open_device("cpu"), log=log)
+    assert not any("Measured" in line or "sibling" in line for line in log.lines)
