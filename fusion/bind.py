@@ -51,7 +51,8 @@ def fix_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
     readings = {
         name: replace(one, limit=None if one.limit is None else substitute(one.limit, sizes)) for name, one in network.sizes.items()
     }
-    return replace(network, layers=layers, tensors=tensors, sizes=readings)
+    holds = tuple((substitute(left, sizes), substitute(right, sizes)) for left, right in network.holds)
+    return replace(network, layers=layers, tensors=tensors, sizes=readings, holds=holds)
 
 
 def _fix_op(op: Op, sizes: Mapping[str, int]) -> Op:

@@ -117,6 +117,7 @@ class Network:
         fates: per ONNX node what became of it; complete after import and kept complete by every pass.
         sizes: the named sizes that become known in the middle of an inference, when the layer before has run. (Sizes of the outputs
             of a :class:`ControlFlow` layer are not here: they are known when it has run.)
+        holds: pairs of dimensions that must be equal for the network to mean what the model says.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Network:
     constants: Mapping[str, np.ndarray] = field(default_factory=lambda: _NOTHING)
     fates: Mapping[str, Fate] = field(default_factory=lambda: _NOTHING)
     sizes: Mapping[str, Reading] = field(default_factory=lambda: _NOTHING)
+    holds: tuple[tuple[Dim, Dim], ...] = ()
 
     def producers(self) -> dict[str, Layer]:
         """The layer that writes each tensor."""
@@ -177,6 +179,16 @@ def size_makers(network: Network) -> dict[str, str]:
                     if not isinstance(dim, int) and str(dim) not in given and symbols(dim) == {str(dim)}:
                         found.setdefault(str(dim), name)
     return found
+
+
+def check_holds(network: Network, sizes: Mapping[str, int]) -> None:
+    """Raises ShapeError when ``sizes`` break a pair in ``network.holds``."""
+    for left, right in network.holds:
+        if symbols((left, right)) <= sizes.keys() and bind(left, sizes) != bind(right, sizes):
+            raise ShapeError(
+                f"the model squeezes a dimension only where it is 1, and this network was built for that: {left} is {bind(left, sizes)} "
+                f"and must equal {right}, which is {bind(right, sizes)}; give other input shapes"
+            )
 
 
 def typical_sizes(network: Network, sizes: Mapping[str, int], which: str = "opt") -> dict[str, int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fusion.bind import bind_op
 from fusion.dims import Shape, bind, symbols
-from fusion.network import ControlFlow, Network
+from fusion.network import ControlFlow, Network, check_holds
 
 
 def sizes_of(
@@ -52,6 +52,7 @@ def run(
     ``outer`` are sizes that the network takes from the one around it.
     """
     sizes = {**outer, **sizes_of(network, inputs, outer)}
+    check_holds(network, sizes)
     read: dict[str, list[tuple[str, int]]] = {}
     for size, reading in network.sizes.items():
         read.setdefault(reading.tensor, []).append((size, reading.element))

@@ -77,6 +77,7 @@ def network_to_json(value: network.Network) -> dict[str, Any]:
         "inputs": list(value.inputs),
         "outputs": list(value.outputs),
         "layers": [to_json(layer) for layer in value.layers],
+        "holds": to_json(value.holds),
         **{part: {name: to_json(item) for name, item in getattr(value, part).items()} for part in _PARTS},
     }
 
@@ -96,6 +97,7 @@ def network_from_json(value: dict[str, Any]) -> network.Network:
         inputs=tuple(_is(name, str) for name in _is(value["inputs"], list)),
         outputs=tuple(_is(name, str) for name in _is(value["outputs"], list)),
         layers=tuple(_is(from_json(layer), network.Layer) for layer in _is(value["layers"], list)),
+        holds=tuple((left, right) for left, right in from_json(value.get("holds", []))),
         **parts,
     )
 

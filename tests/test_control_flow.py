@@ -7,13 +7,14 @@ import onnx
 import pytest
 from onnx.parser import parse_model
 
-from fusion.importer import import_onnx
+from fusion.importer import UnsupportedModel, import_onnx
+from fusion.reference import run
 from runtime.cpu import CpuDevice
 from runtime.device import CaptureError
 from runtime.engine import Engine, EngineError
 from runtime.graph import GraphRunner, capture_obstacles, capture_segments, compare_replay
 from runtime.segments import segments_of
-from tests.models import onnxruntime_outputs
+from tests.models import SPEECH_MODELS, onnxruntime_outputs, wheel_model
 from trtcli.builder import build
 from trtcli.config import BuildConfig
 from trtcli.log import Log
@@ -286,6 +287,71 @@ def test_fp16_keeps_control_flow_in_float32(cpu, tmp_path):
     context = made(parse(BRANCH), cpu, tmp_path, config).create_execution_context(cpu)
     x, w = np.float32([[1, -2, 3], [0, 1, 2]]), np.float32([1, 2, 3])
     np.testing.assert_allclose(context.execute({"x": x, "w": w})["y"], -np.exp(x) * w, rtol=4e-3)
+
+
+SQUEEZE = """g (float[n, k] x) => (float[n] y) {
+    s = Shape<start = 1>(x) one = Constant<value_ints = [1]>() c = Equal(s, one) w = Constant<value_ints = [1]>()
+    z = If(c) <then_branch = t () => (float[a] p) { p = Squeeze(x, w) }, else_branch = f () => (float[a, b] q) { q = Identity(x) }>
+    y = Neg(z)
+}"""
+
+
+def test_squeeze_where_the_dimension_is_one(cpu, tmp_path):
+    """Branches of different rank: the one that exporters mean is taken, and shapes that need the other are refused."""
+    config = BuildConfig(optimization_level=0, min_shapes={"x": (1, 1)}, opt_shapes={"x": (4, 1)}, max_shapes={"x": (9, 1)})
+    model = parse(SQUEEZE)
+    assert not any(type(layer.op).__name__ == "If" for layer in import_onnx(model).layers)
+    check(model, cpu, tmp_path, {"x": np.float32([[1], [2], [-3]])}, config=config)
+    with pytest.raises(ValueError, match="squeezes a dimension only where it is 1"):
+        run(import_onnx(model), {"x": np.ones((3, 2), np.float32)})
+    wide = BuildConfig(optimization_level=0, min_shapes={"x": (1, 1)}, opt_shapes={"x": (4, 1)}, max_shapes={"x": (9, 2)})
+    with pytest.raises(ValueError, match="squeezes a dimension only where it is 1"):
+        made(model, cpu, tmp_path, wide).create_execution_context(cpu)
+
+
+def test_branches_of_different_rank_are_refused():
+    text = SQUEEZE.replace("c = Equal(s, one)", "r = ReduceMax<keepdims = 0>(x) c = Cast<to = 9>(r)")
+    with pytest.raises(UnsupportedModel, match="1 dimensions in one branch and 2 in the other"):
+        import_onnx(parse(text))
+
+
+@pytest.mark.parametrize("name", SPEECH_MODELS)
+def test_speech_detector(name, cpu, tmp_path):
+    _speech(name, cpu, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SPEECH_MODELS)
+def test_speech_detector_on_a_gpu(name, tmp_path):
+    from runtime.devices import open_device
+
+    _speech(name, open_device("0"), tmp_path)
+
+
+def _speech(name: str, device, tmp_path) -> None:
+    """silero-vad: a branch per sampling rate, each with nested ones, around an LSTM."""
+    path = wheel_model(name)
+    network = import_onnx(path)
+
+    def shapes(samples):
+        return {"input": (1, samples), "state": (2, 1, 128)}
+
+    config = BuildConfig(optimization_level=0, tf32=False, min_shapes=shapes(288), opt_shapes=shapes(576), max_shapes=shapes(576))
+    build(path, config, device, log=Log(to_stderr=True)).save(tmp_path / "e.engine")
+    context = Engine.load(tmp_path / "e.engine").create_execution_context(device)
+    random = np.random.default_rng(0)
+    for rate, samples in ((16000, 576), (8000, 288), (16000, 576)):
+        inputs = {
+            "input": random.standard_normal((1, samples)).astype(np.float32) * 0.1,
+            "state": random.standard_normal((2, 1, 128)).astype(np.float32) * 0.1,
+            **({"sr": np.array(rate)} if "sr" in network.inputs else {}),
+        }
+        expected = onnxruntime_outputs(path, inputs)
+        found = context.execute(inputs)
+        for output, array in expected.items():
+            assert found[output].shape == array.shape
+            np.testing.assert_allclose(found[output], array, rtol=1e-3, atol=1e-5)
+        assert compare_replay(context, inputs).differing == ()
 
 
 @pytest.mark.gpu

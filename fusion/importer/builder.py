@@ -46,6 +46,7 @@ class Builder:
         self._names: set[str] = set()
         self._read: dict[int, tuple[Value, tuple[Dim, ...]]] = {}
         self.readings: dict[str, Reading] = {}
+        self.holds: list[tuple[Dim, Dim]] = []  # see fusion.network.Network.holds
         self.own_sizes: set[str] = set()  # sizes that exist in this network only
 
     # --- making ------------------------------------------------------------------------------------------------------

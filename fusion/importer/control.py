@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from fusion.dims import Dim, Shape, Sym, symbols
+from fusion.dims import Dim, Shape, Sym, product, symbols
 from fusion.dtypes import DataType
 from fusion.importer import finish
 from fusion.importer.builder import X0, X1, Builder, call
@@ -107,14 +107,23 @@ def import_body(
 # --- If --------------------------------------------------------------------------------------------------------------
 
 
-def import_if(walk: Walk, node: Node, scope: Scope) -> Results:
-    """An If whose condition the inference computes. Sizes in which the branches differ become known when one has run."""
+def import_if(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
+    """An If whose condition the inference computes. Sizes in which the branches differ become known when one has run.
+
+    Where the condition follows from shapes and the branches differ in their number of dimensions, it is how exporters write "squeeze if
+    the dimension is 1": the branch with fewer dimensions is taken, and shapes for which it would not be are refused when they come.
+    """
     b = walk.builder
     condition = node.input(0)
     graphs = [node.required(name) for name in ("then_branch", "else_branch")]
     wanted = [index for index in range(len(node.outputs)) if node.wants(index)]
     parts = ("then", "else")
     bodies = [import_body(walk, node, graph, scope, wanted, lambda *_: {}, part) for graph, part in zip(graphs, parts, strict=True)]
+    pairs = [(one.shape, other.shape) for one, other in zip(bodies[0].outputs, bodies[1].outputs, strict=True)]
+    squeezes = {len(one) < len(other) for one, other in pairs if len(one) != len(other)}
+    if len(squeezes) == 1 and _follows_from_shapes(condition):
+        b.holds += [(product(one), product(other)) for one, other in pairs if len(one) != len(other)]
+        return walk.branch(node, scope, squeezes.pop()), True
     own = bodies[0].builder.own_sizes | bodies[1].builder.own_sizes
     types = [
         _joined(b, one.type, other.type, own, f"output {index}")
@@ -126,7 +135,14 @@ def import_if(walk: Walk, node: Node, scope: Scope) -> Results:
     networks = [body.network(f"{node.name}/{part}", (), body.outputs) for body, part in zip(bodies, parts, strict=True)]
     op = If(networks[0], networks[1], (takes[0], takes[1]), tuple(types))
     made = dict(zip(wanted, b.layers(op, (condition, *inputs)), strict=True))
-    return tuple(made.get(index) for index in range(len(node.outputs)))
+    return tuple(made.get(index) for index in range(len(node.outputs))), False
+
+
+def _follows_from_shapes(value: Value) -> bool:
+    """Whether nothing but shapes and constants is in it."""
+    if value.is_constant or (value.elements is not None and not any(item is None for item in value.elements.reshape(-1))):
+        return True
+    return value.step is not None and all(_follows_from_shapes(one) for one in value.step.inputs)
 
 
 def _joined(b: Builder, one: TensorType, other: TensorType, own: set[str], what: str) -> TensorType:
@@ -145,7 +161,7 @@ def _joined(b: Builder, one: TensorType, other: TensorType, own: set[str], what:
 # --- Loop ------------------------------------------------------------------------------------------------------------
 
 
-def import_loop(walk: Walk, node: Node, scope: Scope) -> Results:
+def import_loop(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
     """A Loop. A trip count from data is read by the host, as sizes are."""
     b = walk.builder
     graph = node.required("body")
@@ -169,7 +185,7 @@ def import_loop(walk: Walk, node: Node, scope: Scope) -> Results:
         return values
 
     initial = [_given(node, 2 + index) for index in range(states)]
-    return _loop(walk, node, scope, graph, initial, prepare, trip, condition, decides=True)
+    return _loop(walk, node, scope, graph, initial, prepare, trip, condition, decides=True), False
 
 
 def _given(node: Node, index: int) -> Value:
@@ -264,10 +280,10 @@ def _outer(b: Builder, shape: Shape, own: set[str], what: str) -> Shape:
 # --- Scan ------------------------------------------------------------------------------------------------------------
 
 
-def import_scan(walk: Walk, node: Node, scope: Scope) -> Results:
+def import_scan(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
     """A Scan is a Loop whose body takes its slice of every scan input."""
     if node.opset >= 9:
-        return _scan(walk, node, scope, list(node.inputs), 0)
+        return _scan(walk, node, scope, list(node.inputs), 0), False
     b = walk.builder
     if node.optional(0) is not None:
         raise Unsupported("sequence_lens is given; Scan of opset 8 is supported with sequences of equal length only")
@@ -287,7 +303,7 @@ def import_scan(walk: Walk, node: Node, scope: Scope) -> Results:
     for index, parts in enumerate(zip(*rows, strict=True)):
         given = [b.reshape(part, (1, *part.shape), f"unsqueeze{index}") for part in parts if part is not None]
         found.append(None if not given else given[0] if batch == 1 else b.layer(Concatenation(0), *given, suffix=f"batch{index}"))
-    return tuple(found)
+    return tuple(found), False
 
 
 def _scan(walk: Walk, node: Node, scope: Scope, inputs: list[Value | None], row: int) -> Results:
@@ -346,4 +362,5 @@ def _dimension(dim: Dim) -> Value:
     return constant(np.asarray(dim, np.int64), "last")
 
 
-IMPORTERS: dict[str, Callable[[Walk, Node, Scope], Results]] = {"If": import_if, "Loop": import_loop, "Scan": import_scan}
+# Results, and whether they come from nodes that have records themselves.
+IMPORTERS: dict[str, Callable[[Walk, Node, Scope], tuple[Results, bool]]] = {"If": import_if, "Loop": import_loop, "Scan": import_scan}

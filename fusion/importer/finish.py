@@ -60,7 +60,7 @@ def network(
         )
         for step in steps
     )
-    return Network(name, tuple(inputs), tuple(outputs), layers, tensors, constants, _fates(steps, records), sizes)
+    return Network(name, tuple(inputs), tuple(outputs), layers, tensors, constants, _fates(steps, records), sizes, tuple(dict.fromkeys(builder.holds)))
 
 
 def _name_outputs(inputs: Mapping[str, Value], outputs: Mapping[str, Value], builder: Builder) -> None:

@@ -177,11 +177,11 @@ class Walk:
             opsets = {("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in local.opset_import}
             return self._body(local, node, Scope(opsets, f"{node.name}/", scope.origin, depth=scope.depth + 1)), True
         if node.op == "If" and not node.domain and node.input(0).is_constant:
-            return self._branch(node, scope), True
+            return self.branch(node, scope, bool(node.input(0).array.reshape(-1)[0])), True
         if node.op in CONTROL and not node.domain:
             from fusion.importer.control import IMPORTERS
 
-            return IMPORTERS[node.op](self, node, scope), False
+            return IMPORTERS[node.op](self, node, scope)
         hints = symbolic.evaluate(node, origin)
         known = tuple(hint for hint in hints or () if isinstance(hint, Value))
         if hints is not None and len(known) == len(hints):
@@ -240,8 +240,9 @@ class Walk:
         self.run(nodes, names, scope, wanted)
         return tuple(scope.values.get(name) for name in body.output)
 
-    def _branch(self, node: Node, scope: Scope) -> tuple[Value | None, ...]:
-        graph = node.required("then_branch" if node.input(0).array.reshape(-1)[0] else "else_branch")
+    def branch(self, node: Node, scope: Scope, chosen: bool) -> tuple[Value | None, ...]:
+        """An If of which one branch is always ``chosen``: its nodes join those around it."""
+        graph = node.required("then_branch" if chosen else "else_branch")
         inner = Scope(scope.opsets, f"{node.name}/", scope.origin, scope, scope.depth + 1, scope.attributes)
         wanted = {output.name for index, output in enumerate(graph.output) if node.wants(index)}
         self.initializers(graph, inner, wanted | {name for proto in graph.node for name in read_names(proto)})
