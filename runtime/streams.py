@@ -24,7 +24,8 @@ from runtime.timer import time_engines
 from tactics.tactic import CpuCall, DeviceSpec, Launch, Plan
 
 EVENT_SECONDS = 1.2e-6  # one edge between streams, where none was measured: about what a dependent tiny kernel costs in a graph on an H100
-MIN_GAIN = 0.02  # share of the latency that streams must save to be used at all
+MIN_GAIN = 0.02  # share of the latency that streams must save in the simulation to be tried
+MIN_MEASURED_GAIN = 0.01  # and on the device to be kept: less is noise, and streams cost memory
 MAX_CHAINS = 64  # the longest chains are tried, the others stay
 NEVER = float("inf")
 DEFAULT_AUX = 3  # auxiliary streams tried when the user leaves it to us
@@ -99,7 +100,7 @@ def with_streams(engine: Engine, device: Device, max_aux: int = -1) -> tuple[Eng
             best = min(range(len(beside)), key=beside.__getitem__)
             found = useful[best]
             record |= {"measuredSerialMs": alone * 1e3, "measuredMs": beside[best] * 1e3}
-            if beside[best] < alone:
+            if beside[best] < alone * (1 - MIN_MEASURED_GAIN):
                 chosen = engines[best]
             else:
                 refusal = f"measured {beside[best] * 1e6:.1f} us with streams, {alone * 1e6:.1f} us on one"

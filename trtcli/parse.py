@@ -338,7 +338,9 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
         found.append("--requestRate and --sweepBatch: give one of them")
     if inference.duration == -1 and (inference.request_rate or inference.sweep_batch):
         found.append("--duration=-1: --requestRate and --sweepBatch need an end")
-    if config.system.limit_sms and config.inference.threads and config.inference.inf_streams > 1:
+    if config.system.limit_sms and inference.request_rate and inference.inf_streams > 1:
+        found.append("--limitSMs with --requestRate and --infStreams: a share of the GPU serves one host thread; leave --infStreams out")
+    elif config.system.limit_sms and inference.threads and inference.inf_streams > 1:
         found.append("--limitSMs with --threads: a share of the GPU serves one host thread; leave --threads out, --infStreams overlap without it")
     return found
 
@@ -347,6 +349,9 @@ _NEEDS_RUN = (
     "dumpOutput", "dumpRawBindingsToFile", "dumpProfile", "exportTimes", "exportOutput", "exportProfile", "exportReport",
     "saveDebugTensors", "saveAllDebugTensors",
 )  # fmt: skip
+
+
+_ONE_BY_ONE = ("exposeDMA", "sleepTime", "idleTime", "threads")  # of queries that follow each other at once
 
 
 def _pointless(command: str, config: Config, given: list[str], options: dict[str, Option]) -> list[str]:
@@ -363,7 +368,8 @@ def _pointless(command: str, config: Config, given: list[str], options: dict[str
         if idle:
             found.append(f"Inference is skipped: no effect of {_flags(idle)}")
     if config.inference.request_rate or config.inference.sweep_batch:
-        idle = [name for name in given if name in _NEEDS_RUN and name != "exportTimes"]
+        unused = (*_NEEDS_RUN, "avgRuns", *(_ONE_BY_ONE if config.inference.request_rate else ()))
+        idle = [name for name in given if name in unused and name != "exportTimes"]
         if idle:
             found.append(f"--requestRate and --sweepBatch report their own figures: no effect of {_flags(idle)}")
     if config.inference.duration == -1:

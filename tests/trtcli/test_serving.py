@@ -35,10 +35,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_requests(model: Path, tmp_path: Path, capsys: Captured) -> None:
     times = tmp_path / "times.json"
-    argv = [f"--onnx={model}", "--requestRate=500", "--maxQueueDelay=5", "--maxBatch=4", f"--exportTimes={times}", *QUICK]
+    argv = [f"--onnx={model}", "--idleTime=3", "--dumpOutput", "--requestRate=500", "--maxQueueDelay=5", "--maxBatch=4", f"--exportTimes={times}", *QUICK]
     assert main(argv) == 0
     out, err = capsys.readouterr()
     assert "Dynamic dimensions required" not in err
+    assert "report their own figures: no effect of --idleTime, --dumpOutput" in err
     for label in ("=== Request summary ===", "Offered: 500 requests/s", "Request Latency: min", "Queue Time: min", "Batch Time: min",
                   "CUDA graphs: 4", "&&&& PASSED"):  # fmt: skip
         assert label in out, label
@@ -82,6 +83,7 @@ def test_an_engine_that_does_not_hold_the_batches(model: Path, tmp_path: Path, c
         (["--sweepBatch=0:2"], "no range of batches"),
         (["--requestRate=0"], "out of range"),
         (["--limitSMs=50%", "--threads", "--infStreams=2"], "leave --threads out"),
+        (["--limitSMs=50%", "--requestRate=5", "--infStreams=2"], "leave --infStreams out"),
     ],
 )
 def test_what_does_not_go_together(model: Path, flags: list[str], complaint: str, capsys: Captured) -> None:
