@@ -19,6 +19,7 @@ from fusion.network import ControlFlow, Layer, Network, Op, TensorType
 from fusion.ops import (
     Convolution,
     Cumulative,
+    Custom,
     Deconvolution,
     Determinant,
     GridSample,
@@ -256,7 +257,7 @@ def _is_delicate(network: Network, layer: Layer) -> bool:
     op = layer.op
     if isinstance(op, Convolution | Deconvolution | MatrixMultiply):
         return network.tensors[layer.inputs[0]].dtype.itemsize == 1
-    if isinstance(op, Range | Cumulative | Determinant | GridSample | Random | Reinterpret | RoiAlign | RoiPool):
+    if isinstance(op, Range | Cumulative | Custom | Determinant | GridSample | Random | Reinterpret | RoiAlign | RoiPool):
         return True
     if isinstance(op, ControlFlow | NonZero | NonMaxSuppression | Unique):
         return True

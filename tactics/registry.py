@@ -26,6 +26,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cpu.resize",
         "tactics.cpu.order",
         "tactics.cpu.fill",
+        "tactics.cpu.plugin",
         "tactics.cpu.reference",
     ),
     "cuda": (
@@ -63,6 +64,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.reinterpret.reinterpret",
         "tactics.cuda.attention.linear_attention",
         "tactics.cuda.plain.products",
+        "tactics.cuda.plugin.plugin",
     ),
 }
 

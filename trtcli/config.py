@@ -88,10 +88,11 @@ class BuildConfig:
 @dataclass(frozen=True)
 class SystemConfig:
     """``device`` is ``auto`` (the first GPU, else the CPU), ``cpu``, or a GPU's number as text; ``limit_sms`` the share of its
-    multiprocessors to keep to (``64``, ``50%``), or empty."""
+    multiprocessors to keep to (``64``, ``50%``), or empty; ``plugins`` the files that describe custom operators."""
 
     device: str = "auto"
     limit_sms: str = ""
+    plugins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

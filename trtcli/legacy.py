@@ -186,7 +186,6 @@ REFUSED: dict[str, Refused] = {
     "std": Refused(_SAFE),
     "remoteAutoTuningConfig": Refused("trtcli times tactics on this machine only"),
     "cpuOnly": Refused("use --device=cpu"),
-    "plugins": Refused(_PLUGIN),
     "staticPlugins": Refused(_PLUGIN),
     "dynamicPlugins": Refused(_PLUGIN),
     "setPluginsToSerialize": Refused(_PLUGIN),

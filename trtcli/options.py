@@ -119,6 +119,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("device", SYSTEM, "system.device", "GPU number, or cpu", Device(), default="first GPU, else cpu"),
     Option("limitSMs", SYSTEM, "system.limit_sms",
         "keep to a share of the GPU's multiprocessors, in build and run", Share(), default="all", since="trtcli"),
+    Option("plugins", SYSTEM, "system.plugins",
+        "Python files that describe custom operators (docs/plugins.md)", Names("FILE.py[,...]"), repeatable=True),
     Option("loadInputs", RUN, "inference.load_inputs",
         "raw input values (numpy.ndarray.tofile)", FileSpec(), default="random"),
     Option("useProfile", RUN, "inference.profile", "optimization profile to run with", Integer(0, 63), default="0"),

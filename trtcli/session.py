@@ -46,7 +46,7 @@ def echo_options(config: Config, log: Log) -> None:
 
 
 def check_files(config: Config) -> None:
-    """Refuse missing inputs and unwritable outputs before any work is done.
+    """Refuse missing inputs and unwritable outputs before any work is done, and load the plugins.
 
     Raises:
         ValueError, OSError: naming the flag and the file.
@@ -70,6 +70,11 @@ def check_files(config: Config) -> None:
             check_writable(flag, path)
     for path in report.save_debug.values():
         check_writable("--saveDebugTensors", path)
+    if config.system.plugins:
+        from trtcli import plugins
+
+        for path in config.system.plugins:
+            plugins.load(path)
 
 
 def open_device(config: Config, log: Log, engine: Engine | None = None) -> Device:

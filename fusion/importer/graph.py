@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusion import plugins
 from fusion.importer import functions, registry, symbolic
 from fusion.importer.builder import Builder
+from fusion.importer.custom import custom
 from fusion.importer.errors import ModelError, Problem, Unsupported
 from fusion.importer.node import Node, decode_attribute
 from fusion.importer.tensors import array_of, external_location, is_external, sparse_array, tensor_type
@@ -163,6 +165,8 @@ class Walk:
 
     def _check_known(self, proto: NodeProto, domain: str, opset: int) -> None:
         """Raises Unsupported when the operator is unknown, whatever its inputs."""
+        if plugins.find(domain, proto.op_type) is not None:
+            return
         if registry.find(domain, proto.op_type, opset) or (not domain and proto.op_type in (*CONTROL, *symbolic.ALWAYS)):
             return
         if (domain, proto.op_type, proto.overload) not in self._functions and not functions.exists(domain, proto.op_type, opset):
@@ -172,6 +176,9 @@ class Walk:
         builder = self.builder
         builder.origin, builder.prefix = origin, node.name
         assert node.proto is not None
+        plugin = plugins.find(node.domain, node.op)
+        if plugin is not None:
+            return custom(builder, node, plugin), False
         local = self._functions.get((node.domain, node.op, node.proto.overload))
         if local is not None:
             opsets = {("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in local.opset_import}

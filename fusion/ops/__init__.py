@@ -3,6 +3,7 @@
 from fusion.ops.attention import Attention
 from fusion.ops.control import If, Loop
 from fusion.ops.convolution import Convolution, Deconvolution
+from fusion.ops.custom import Custom
 from fusion.ops.determinant import Determinant
 from fusion.ops.fill import Fill, Range, ShapeValue
 from fusion.ops.fold import Fold
@@ -33,7 +34,7 @@ OPS = {
         Normalization, Padding, Pointwise, Pooling, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
         ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK, Unique,
         # rare
-        DeformableColumns, Determinant, Fold, GridSample, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,
+        Custom, DeformableColumns, Determinant, Fold, GridSample, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,
     )
 }  # fmt: skip
 

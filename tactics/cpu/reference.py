@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fusion.ops import OPS
+from fusion.ops import OPS, Custom
 from tactics.tactic import Config, CpuCall, DeviceSpec, Plan, Refusal, Tactic, Workload
 
 
@@ -28,7 +28,7 @@ class NumpyReference(Tactic):
 
     id = "cpu.reference.numpy"
     device = "cpu"
-    ops = tuple(OPS.values())
+    ops = tuple(op for op in OPS.values() if op is not Custom)  # see tactics/cpu/plugin.py
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
