@@ -135,6 +135,15 @@ def division_of(workload: Workload, chosen: Config) -> Division:
     return division(operation(workload), values["units"], values["threads"], values["chunk"], values["mma"], size)
 
 
+def groups_of(workload: Workload, one: Division, scope: int, device: DeviceSpec) -> int:
+    """How many parts the batch (of at least one row) has. All blocks of a grid that meets must be on the device at once."""
+    batch = max(1, sizes(workload)[1])
+    groups = ceil_div(batch, one.chunk)
+    if scope == GRID:
+        groups = max(1, min(groups, device.multiprocessors // (one.blocks * len(operation(workload).reverse))))
+    return ceil_div(batch, ceil_div(batch, groups))  # none without rows
+
+
 class Persistent(Tactic):
     """Weights must be known at build; a GRU whose reset gate comes before the product is left to ``cuda.recurrence.rows``."""
 
@@ -195,7 +204,9 @@ class Persistent(Tactic):
                     place = self._place(one, device)
                     if place is None:
                         continue
-                    single = scope in (BLOCK, CLUSTER) or (batch <= chunk and not workload.axis_varies(0, op.input_order.index("b")))
+                    # Groups of varying batches may have to take their rows in several turns.
+                    fixed = scope in (BLOCK, CLUSTER) or not workload.axis_varies(0, op.input_order.index("b"))
+                    single = fixed and ceil_div(batch, groups_of(workload, one, scope, device)) <= chunk
                     values = {"units": units, "threads": threads, "chunk": chunk, "scope": scope, "place": place, "single": single, "mma": mma}
                     found.append(config(**values, tagged=0))
                     if scope == GRID and op.hidden * size % 4 == 0:
@@ -237,7 +248,9 @@ class Persistent(Tactic):
             return Plan(())
         scope, dtype, directions = chosen["scope"], workload.inputs[0].dtype, len(op.reverse)
         one = division_of(workload, config)
-        groups = self._groups(workload, config, device)
+        groups = groups_of(workload, one, scope, device)
+        if chosen["single"] and ceil_div(batch, groups) > one.chunk:
+            raise ValueError(f"{batch} rows in {groups} groups do not fit the configuration, which was chosen for a larger device")
         options = names(workload) | {
             "UNITS": one.units, "THREADS": one.threads, "K_WARPS": one.k_warps, "CHUNK": one.chunk, "TILE": one.tile, "MMA": one.mma,
             "TAGGED": chosen["tagged"],
@@ -267,22 +280,12 @@ class Persistent(Tactic):
             )  # fmt: skip
         return Plan(tuple(steps), counters_space + exchange + cells)
 
-    @staticmethod
-    def _groups(workload: Workload, config: Config, device: DeviceSpec) -> int:
-        """How many parts the batch has. All blocks of a grid that meets must be on the device at once."""
-        op, (_, batch), chosen = operation(workload), sizes(workload), dict(config)
-        groups = ceil_div(batch, chosen["chunk"])
-        if chosen["scope"] == GRID:
-            blocks = ceil_div(op.hidden, chosen["units"]) * len(op.reverse)
-            groups = max(1, min(groups, device.multiprocessors // blocks))
-        return ceil_div(batch, ceil_div(batch, groups))  # none without rows
-
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         op, (time, batch), chosen = operation(workload), sizes(workload), dict(config)
         if not batch:
             return 0.0
         one = division_of(workload, config)
-        groups = self._groups(workload, config, device)
+        groups = groups_of(workload, one, chosen["scope"], device)
         rows = ceil_div(batch, groups)
         waves = ceil(one.blocks * groups * len(op.reverse) / max(1, device.multiprocessors))
         passes = ceil_div(rows, 8 if one.mma else one.tile)
@@ -294,7 +297,8 @@ class Persistent(Tactic):
         # Every block reads the whole state; tags double its bytes.
         state = rows * op.hidden * one.size * (1 + chosen["tagged"]) * one.blocks * groups * len(op.reverse) / 5e12
         meeting = TAGGED if chosen["tagged"] else MEETING[chosen["scope"]]
-        return time * waves * (0.4e-6 + meeting + state * (chosen["scope"] in (GRID, LAUNCHES)) + products + fetched)
+        turns = ceil_div(rows, one.chunk)
+        return time * waves * (0.4e-6 * turns + meeting + state * (chosen["scope"] in (GRID, LAUNCHES)) + products + fetched)
 
 
 TACTICS = (Persistent(),)
