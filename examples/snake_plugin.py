@@ -28,12 +28,12 @@ SOURCE = r"""
 #include <cuda_fp16.h>
 
 // x and out are [rows, inner]; the channel of a row is row % channels. One thread per element.
-extern "C" __global__ void snake(const T* x, const T* alpha, T* out, long long count, int channels, int inner) {
+extern "C" __global__ void snake(const ELEMENT* x, const ELEMENT* alpha, ELEMENT* out, long long count, int channels, int inner) {
     const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const float a = static_cast<float>(alpha[i / inner % channels]), value = static_cast<float>(x[i]);
     const float wave = sinf(a * value);
-    out[i] = static_cast<T>(value + wave * wave / a);
+    out[i] = static_cast<ELEMENT>(value + wave * wave / a);
 }
 """
 TYPES = {DataType.FLOAT: "float", DataType.HALF: "__half"}
@@ -63,7 +63,7 @@ def launch(inputs: Sequence[TensorType], outputs: Sequence[TensorType], attribut
         grid=(ceil_div(count, 256),),
         block=(256,),
         arguments=(Input(0), Input(1), Output(0), Number(count, "i64"), Number(x.shape[1]), Number(product(x.shape[2:]))),
-        defines=(("T", TYPES[x.dtype]),),
+        defines=(("ELEMENT", TYPES[x.dtype]),),
     )
 
 

@@ -10,15 +10,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from fusion.bind import bind_op
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.network import TensorType
 from fusion.ops import Custom
 from fusion.serial import from_json, to_json
 from runtime.devices import open_device
 from runtime.engine import Engine
+from tactics.compiler import compile_cubin, cuda_include_paths
 from tactics.cuda.plugin.plugin import PluginKernel
-from tactics.tactic import Workload
-from tests.harness.fiber import available, check, kernels
+from tactics.tactic import Launch, Workload
+from tests.harness.fiber import H100, available, check, kernels
 from trtcli import plugins
 from trtcli.api import build
 from trtcli.cli import main
@@ -86,10 +88,16 @@ def test_kernel(snake: plugins.Plugin) -> None:
     check(PluginKernel(), workload, [x, alpha], op.evaluate([x, alpha]))
 
 
-def test_one_kernel_for_all_sizes(snake: plugins.Plugin) -> None:
-    from fusion.bind import bind_op
-    from tests.harness.fiber import H100
+@pytest.mark.skipif(not cuda_include_paths(), reason="needs the CUDA headers")
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_the_kernel_compiles_for_the_gpu(snake: plugins.Plugin, dtype: int) -> None:
+    op = custom(import_onnx(model(2, 3, 300, dtype=dtype)))
+    (step,) = PluginKernel().plan(Workload(op, (), op.infer(())), (), H100).steps
+    assert isinstance(step, Launch)
+    assert compile_cubin(step.kernel.source(), step.kernel.defines, "sm_90a").resources.spill_stores == 0
 
+
+def test_one_kernel_for_all_sizes(snake: plugins.Plugin) -> None:
     op = custom(import_onnx(model("n", 3, "t")))
     assert from_json(to_json(op)) == op
     plans = []
