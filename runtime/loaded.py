@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,7 +31,8 @@ class LoadedEngine:
         self.device = device
         self.outlines: tuple[Outline, ...] = tuple(outline(engine, number) for number in range(len(engine.profiles)))
         self.modules = device.load(engine.kernels)
-        self.weights, self._memory = _upload(engine, device)
+        self._uploaded = _uploaded(engine, device)
+        self.weights = self._uploaded.tensors
 
     @property
     def outline(self) -> Outline:
@@ -39,7 +42,17 @@ class LoadedEngine:
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take on the device."""
-        return self._memory.size
+        return self._uploaded.memory.size
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """Weights on a device; ``source`` and ``device`` are kept, so that their ids stay theirs."""
+
+    tensors: Mapping[str, Tensor]
+    memory: Memory
+    source: object
+    device: Device
 
 
 _LOADED: weakref.WeakValueDictionary[tuple[int, int], LoadedEngine] = weakref.WeakValueDictionary()
@@ -84,6 +97,18 @@ def share_mismatch(engine: Engine, device: Device) -> str:
 
 def _what(kind: str) -> str:
     return {"cpu": "the CPU", "cuda": "a GPU"}.get(kind, kind)
+
+
+_UPLOADED: weakref.WeakValueDictionary[tuple[int, int], _Weights] = weakref.WeakValueDictionary()
+
+
+def _uploaded(engine: Engine, device: Device) -> _Weights:
+    """The weights of ``engine`` on ``device``, once for all engines that differ in other things only (in streams, while they are timed)."""
+    key = (id(engine.weights), id(device))
+    found = _UPLOADED.get(key)
+    if found is None:
+        found = _UPLOADED[key] = _Weights(*_upload(engine, device), engine.weights, device)
+    return found
 
 
 def _upload(engine: Engine, device: Device) -> tuple[dict[str, Tensor], Memory]:

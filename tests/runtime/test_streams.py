@@ -204,6 +204,19 @@ def test_the_callers_streams_wait_for_the_main_one_and_it_for_them(forked, cpu):
         context.set_aux_streams([])
 
 
+def test_engines_that_differ_in_streams_share_their_weights(mlp, cpu):
+    from runtime.loaded import load_engine
+
+    build, outputs = mlp
+    engine = build.engine(*outputs, sizes={"batch": (1, 4, 64)})
+    other = replace(engine, layers=tuple(replace(plan, stream=1) for plan in engine.layers))
+    first, second = load_engine(engine, cpu), load_engine(other, cpu)
+    assert first is not second and first.weight_bytes == second.weight_bytes > 0
+    assert {name: one.address for name, one in first.weights.items()} == {name: one.address for name, one in second.weights.items()}
+    third = load_engine(replace(engine, weights=dict(engine.weights)), cpu)
+    assert all(third.weights[name].address != first.weights[name].address for name in first.weights)
+
+
 def test_an_events_cost_is_measured(cpu):
     assert 0 <= event_cost(cpu) < 1e-2 and event_cost(cpu) == event_cost(cpu)
 
