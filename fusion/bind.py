@@ -41,7 +41,7 @@ def fix_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
 
     A network with layers that hold networks of their own (loops, branches) stays as it is.
     """
-    if not sizes or any(isinstance(getattr(layer.op, item.name), Network) for layer in network.layers for item in fields(layer.op)):  # type: ignore[arg-type]
+    if not sizes or any(isinstance(layer.op, ControlFlow) for layer in network.layers):
         return network
     layers = tuple(replace(layer, op=_fix_op(layer.op, sizes)) for layer in network.layers)
     tensors = {

@@ -368,7 +368,7 @@ def _check(engine: Engine) -> None:
         if early := sorted((made - written) & set(layer.inputs)):
             raise ValueError(f"layer {layer.name!r} reads {early[0]!r} before a layer writes it")
         for plan in (plans[number] for plans in (engine.layers, *engine.more_layers)):
-            if missing := [name for name in plan.packed if name not in engine.weights]:
+            if missing := [name for name in plan.packed if name not in engine.weights and not engine.record.get("stripped")]:
                 raise ValueError(f"layer {layer.name!r}: packed weights {missing[0]!r} are not in the file")
             if plan.stream < 0 or plan.stream > len(network.layers):
                 raise ValueError(f"layer {layer.name!r}: stream {plan.stream}")

@@ -26,6 +26,8 @@ class LoadedEngine:
     """
 
     def __init__(self, engine: Engine, device: Device) -> None:
+        if engine.record.get("stripped"):
+            raise EngineError("the engine's weights were stripped: give them back with --refitFromOnnx=MODEL.onnx (trtcli.refit)")
         _check_device(engine, device)
         self.engine = engine
         self.device = device

@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from fusion.dtypes import DataType
     from runtime.context import ExecutionContext
     from runtime.engine import Engine, TensorIOMode, TensorLocation
-    from trtcli.api import build
+    from trtcli.api import build, refit
     from trtcli.config import BuildConfig, ProfileShapes
 
 __all__ = [
     "BuildConfig", "DataType", "Engine", "ExecutionContext", "ProfileShapes", "TensorIOMode", "TensorLocation", "__version__", "build",
+    "refit",
 ]  # fmt: skip
 
 _PLACES = {
     "build": "trtcli.api",
+    "refit": "trtcli.api",
     "BuildConfig": "trtcli.config",
     "DataType": "fusion.dtypes",
     "Engine": "runtime.engine",

@@ -37,8 +37,21 @@ def build(
         ValueError: the model, its shapes or the options do not fit; the text says which.
         runtime.device.DeviceError: there is no such device.
     """
+    return build_engine(_source(model), config or BuildConfig(), open_device(device), log=_Logger())
+
+
+def refit(engine: Engine, model: str | os.PathLike[str] | bytes | ModelProto) -> Engine:
+    """``engine`` with the weights of ``model``, which must be the model that it was built from but for its weights. Nothing is timed.
+
+    Raises:
+        ValueError: the model is another network; the text says where they differ.
+    """
+    from trtcli.refitting import refit as refit_engine
+
+    return refit_engine(engine, _source(model), _Logger())
+
+
+def _source(model: str | os.PathLike[str] | bytes | ModelProto) -> Path | bytes:
     if isinstance(model, str | os.PathLike):
-        source: Path | bytes = Path(model)
-    else:
-        source = model if isinstance(model, bytes) else model.SerializeToString()
-    return build_engine(source, config or BuildConfig(), open_device(device), log=_Logger())
+        return Path(model)
+    return model if isinstance(model, bytes) else model.SerializeToString()

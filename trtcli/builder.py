@@ -114,17 +114,17 @@ def build(
     imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
 
     fusing = time.perf_counter()
-    marked = _marked(imported, config, log)
-    fused = _fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, device, log)
-    fused = replace(fused, network=replace(fused.network, outputs=imported.outputs))
-    network = fused.network
+    marked = marked_tensors(imported, config, log)
+    fused = fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, device.spec.kind, log)
+    network = replace(fused.network, outputs=imported.outputs)
+    fused = replace(fused, network=network)
     saved = _saved_bytes(imported, network, {name: one.opt for name, one in profiles[0].items()})
     log.info(_fused_line(imported, fused, saved, time.perf_counter() - fusing))
     for line in _fusion_lines(fused):
         log.verbose(line)
 
     choices = _choose(network, profiles, config, device, log, progress)
-    fused, choices = _measured_fusions(fused, choices, profiles, config, device, log, progress)
+    fused, choices, optional = _measured_fusions(fused, choices, profiles, config, device, log, progress)
     network = fused.network
     bodies = _bodies(network, profiles[0], {}, config, device, log, progress)
     engine = _assemble(network, choices, profiles, config, device, bodies)
@@ -138,6 +138,7 @@ def build(
         **_record(model, imported, fused, config, device, choices),
         "importedLayers": len(imported.layers),
         "intermediateBytesSaved": saved,
+        "optionalFusions": None if optional is None else {"enabled": list(optional.enabled), "disabled": list(optional.disabled)},
         "streams": streams,
         "debugTensors": [*marked, *(_unfused(imported, network, marked) if config.mark_unfused_debug else ())],
         "buildSeconds": seconds,
@@ -152,7 +153,7 @@ def build(
 # --- network ---------------------------------------------------------------------------------------------------------
 
 
-def _marked(imported: Network, config: BuildConfig, log: Log) -> tuple[str, ...]:
+def marked_tensors(imported: Network, config: BuildConfig, log: Log) -> tuple[str, ...]:
     """The tensors of ``--markDebug``, which no fusion may remove; names that no layer computes are warned about."""
     computed = {name for layer in imported.layers for name in layer.outputs}
     if unknown := [name for name in config.mark_debug if name not in computed]:
@@ -166,10 +167,10 @@ def _unfused(imported: Network, network: Network, marked: Sequence[str]) -> list
     return [name for layer in network.layers for name in layer.outputs if name in known]
 
 
-def _fuse(imported: Network, config: BuildConfig, device: Device, log: Log) -> FusionResult:
+def fuse(imported: Network, config: BuildConfig, device: str, log: Log) -> FusionResult:
     precision = DataType.HALF if config.fp16 else DataType.BF16 if config.bf16 else None
     disabled = tuple(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion)
-    result = optimize(imported, FusionOptions(disabled=disabled, device=device.spec.kind, precision=precision))
+    result = optimize(imported, FusionOptions(disabled=disabled, device=device, precision=precision))
     for text in result.warnings:
         log.warning(text)
     return result
@@ -190,7 +191,7 @@ class _Choices:
     cache: TimingCache = field(default_factory=TimingCache)
 
 
-_VIEW = Decision(VIEW, (), 0.0, (), False, {})  # of a layer whose output is its input's memory
+VIEW_DECISION = Decision(VIEW, (), 0.0, (), False, {})  # of a layer whose output is its input's memory
 _CONTROL = Decision(CONTROL, (), math.nan, (), False, {})  # of a branch or loop: its bodies have decisions of their own
 _HOST = Decision(ON_HOST, (), math.nan, (), False, {})  # of a layer for which the GPU has no kernel
 
@@ -209,7 +210,7 @@ def _given_decisions(network: Network, per_profile: Sequence[Sequence[Workload]]
     views = view_layers(network, host)
     found: list[Decision | None] = []
     for number, layer in enumerate(network.layers):
-        given = _CONTROL if isinstance(layer.op, ControlFlow) else _HOST if number in host else _VIEW if layer.name in views else None
+        given = _CONTROL if isinstance(layer.op, ControlFlow) else _HOST if number in host else VIEW_DECISION if layer.name in views else None
         found.append(given)
     return found
 
@@ -229,7 +230,7 @@ def _choose(
     timings: TimingCache | None = None,
 ) -> _Choices:
     """The tactic of every layer. ``timings`` is the timing cache of an earlier choice of this build, in place of the file's."""
-    per_profile = tuple(_workloads(network, profile, "opt", config, outer) for profile in profiles)
+    per_profile = tuple(workloads_at(network, profile, "opt", config, outer) for profile in profiles)
     limits = [limit for profile in profiles for limit in _extremes(network, profile, config, outer)]
     # From here on one list: all layers of profile 0, then those of profile 1, ...
     layers = network.layers * len(profiles)
@@ -329,24 +330,25 @@ def _measured_fusions(
     device: Device,
     log: Log,
     progress: Callable[[Progress], None],
-) -> tuple[FusionResult, _Choices]:
-    """``fused`` after those optional rules, where they make the layers that they touch faster; and the choices for it.
+) -> tuple[FusionResult, _Choices, FusionOptions | None]:
+    """``fused`` after those optional rules, where they make the layers that they touch faster; the choices for it; and what :func:`with_optional`
+    was told, None when all stayed as it was.
 
     Both forms are timed; what they have in common the timing cache knows already.
     """
     if config.optimization_level < MEASURED_LEVEL or not config.builder_cache:
-        return fused, choices
+        return fused, choices, None
     disabled = tuple(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion)
     options = FusionOptions(disabled=disabled, enabled=tuple(rule.name for rule in OPTIONAL), device=device.spec.kind)
     changed = with_optional(fused, options)
     if changed is fused:
-        return fused, choices
+        return fused, choices, None
     sites = changed.applied[len(fused.applied) :]
     try:
         timed = _choose(changed.network, profiles, config, device, log, progress, timings=choices.cache)
     except BuildError as error:
         log.verbose(f"Optional fusions were not tried: {error}")
-        return fused, choices
+        return fused, choices, None
     misses = choices.misses + timed.misses
     losers = []
     for site in sites:
@@ -356,9 +358,10 @@ def _measured_fusions(
         if after >= before * (1 - MIN_GAIN):
             losers += [f"{site.rule}@{node}" for node in nodes]
     if losers:
-        changed = with_optional(fused, replace(options, disabled=(*disabled, *losers)))
+        options = replace(options, disabled=(*disabled, *losers))
+        changed = with_optional(fused, options)
         if changed is fused:
-            return fused, replace(choices, cache=timed.cache, misses=misses)
+            return fused, replace(choices, cache=timed.cache, misses=misses), None
         timed = _choose(changed.network, profiles, config, device, log, progress, timings=timed.cache)
         misses += timed.misses
     kept = changed.applied[len(fused.applied) :]
@@ -367,7 +370,7 @@ def _measured_fusions(
     log.info(f"Measured fusions: {counts} save {saved * 1e6:.1f} us; {len(sites) - len(kept)} others were no faster")
     for one in kept:
         log.verbose(f"{one.rule}: {', '.join(one.layers)} -> {one.result}")
-    return changed, replace(timed, hits=choices.hits, misses=misses)
+    return changed, replace(timed, hits=choices.hits, misses=misses), options
 
 
 MIN_GAIN = 0.02  # share of the time of the layers at a site that a measured fusion must save
@@ -394,7 +397,7 @@ def _sizes(network: Network, profile: Profile, which: str, outer: Outer) -> dict
     return typical_sizes(network, {**outer.get(which, {}), **given}, which)
 
 
-def _workloads(network: Network, profile: Profile, which: str, config: BuildConfig, outer: Outer) -> tuple[Workload, ...]:
+def workloads_at(network: Network, profile: Profile, which: str, config: BuildConfig, outer: Outer) -> tuple[Workload, ...]:
     """What every layer computes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``."""
     sizes = _sizes(network, profile, which, outer)
     constants, fixed = set(network.constants), fixed_sizes(network, profile)
@@ -403,7 +406,7 @@ def _workloads(network: Network, profile: Profile, which: str, config: BuildConf
 
 def _extremes(network: Network, profile: Profile, config: BuildConfig, outer: Outer) -> list[tuple[Workload, ...]]:
     """Per layer, its workloads at the ends of ``profile`` where they are others than at the optimum; empty outputs need no tactic."""
-    smallest, optimal, largest = (_workloads(network, profile, which, config, outer) for which in ("min", "opt", "max"))
+    smallest, optimal, largest = (workloads_at(network, profile, which, config, outer) for which in ("min", "opt", "max"))
     return [
         tuple(dict.fromkeys(end for end in ends if end != best and all(tensor_bytes(one) > 0 for one in end.outputs)))
         for best, *ends in zip(optimal, smallest, largest, strict=True)
@@ -506,7 +509,7 @@ def _assemble(
     weights: dict[str, np.ndarray] = {}
     packed_names: dict[tuple[Any, ...], tuple[str, ...]] = {}
     first, *more = (
-        tuple(_layer_plans(network, workloads, decisions, config, device, weights, packed_names, bodies))
+        tuple(layer_plans(network, workloads, decisions, config, device.spec, weights, packed_names, bodies))
         for workloads, decisions in zip(choices.workloads, choices.decisions, strict=True)
     )
     for name in network.outputs:  # an output may be a constant itself
@@ -516,12 +519,12 @@ def _assemble(
     return Engine(bare, first, weights, dict(choices.kernels), tuple(profiles), device.spec, {}, config.tf32, tuple(more))
 
 
-def _layer_plans(
+def layer_plans(
     network: Network,
     workloads: Sequence[Workload],
     decisions: Sequence[Decision],
     config: BuildConfig,
-    device: Device,
+    device: DeviceSpec,
     weights: dict[str, np.ndarray],
     packed_names: dict[tuple[Any, ...], tuple[str, ...]],
     bodies: Mapping[str, tuple[Engine, ...]],
@@ -529,7 +532,7 @@ def _layer_plans(
     """The record of one profile's decisions; what they read is added to ``weights`` (packed arrays by ``packed_names``)."""
     layers = []
     for layer, workload, decision in zip(network.layers, workloads, decisions, strict=True):
-        if decision is _VIEW:
+        if decision is VIEW_DECISION:
             layers.append(LayerPlan(VIEW, seconds=0.0))
             weights.update((name, network.constants[name]) for name in layer.inputs if name in network.constants)
             continue
@@ -538,7 +541,7 @@ def _layer_plans(
             layers.append(LayerPlan(decision.tactic, bodies=bodies.get(layer.name, ())))
             continue
         tactic = tactic_by_id(decision.tactic)
-        plan = tactic.plan(workload, decision.config, device.spec)
+        plan = tactic.plan(workload, decision.config, device)
         values = {n: network.constants[name] for n, name in enumerate(layer.inputs) if name in network.constants}
         shared = (decision.tactic, decision.config, workload, tuple(layer.inputs[n] for n in values))
         if shared not in packed_names:
@@ -547,15 +550,15 @@ def _layer_plans(
         for number in _inputs_read(plan, len(layer.inputs)):
             if number in values:
                 weights[layer.inputs[number]] = values[number]
-        floor = floor_seconds(workload, device.spec)
+        floor = floor_seconds(workload, device)
         layers.append(
             LayerPlan(
                 tactic=decision.tactic,
                 config=decision.config,
                 packed=packed_names[shared],
                 seconds=decision.seconds,
-                floor=max(floor, LAUNCH_FLOOR if device.spec.kind == "cuda" and plan.steps else 0.0),
-                bound=_bound(workload, floor, device.spec),
+                floor=max(floor, LAUNCH_FLOOR if device.kind == "cuda" and plan.steps else 0.0),
+                bound=_bound(workload, floor, device),
                 workspace=plan.workspace,
                 cached=decision.cached,
                 alternatives=tuple(

@@ -15,10 +15,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Where the network comes from: exactly one of the two is set."""
+    """Where the network comes from: exactly one of the first two is set. ``refit_onnx`` is a model whose weights replace the engine's."""
 
     onnx: str = ""
     load_engine: str = ""
+    refit_onnx: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class BuildConfig:
         profiling_verbosity: ``none``, ``layer_names_only`` or ``detailed``: what the engine keeps for reports.
         disable_fusion: ``(rule, layer)`` pairs; the rule may be ``all``; an empty layer turns it off everywhere.
         pin_tactic: ``(layer, tactic id)`` pairs.
+        refit: as the flag says; weights can be replaced in every engine. ``strip_weights``: the engine is saved without weights.
         mark_debug: tensors that are kept from being fused away, to be looked at; ``mark_unfused_debug``: all others that are left.
         batch_range: smallest and largest batch, for inputs of dynamic batch whose shapes are not given otherwise (``--sweepBatch``,
             ``--maxBatch``); tactics are then timed at the largest.
@@ -79,6 +81,8 @@ class BuildConfig:
     profiling_verbosity: str = "layer_names_only"
     disable_fusion: tuple[tuple[str, str], ...] = ()
     pin_tactic: tuple[tuple[str, str], ...] = ()
+    refit: bool = False
+    strip_weights: bool = False
     mark_debug: tuple[str, ...] = ()
     mark_unfused_debug: bool = False
     build_budget: float | None = None

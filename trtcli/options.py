@@ -77,6 +77,7 @@ _MS = Number(0, 3.6e6, "MS")
 OPTIONS: tuple[Option, ...] = (
     Option("onnx", MODEL, "model.onnx", "ONNX model to build an engine from", Text()),
     Option("loadEngine", MODEL, "model.load_engine", "engine file to run instead", Text()),
+    Option("refitFromOnnx", MODEL, "model.refit_onnx", "replace the engine's weights by those of this model", Text()),
     Option("minShapes", SHAPES, "build.min_shapes", "smallest input shapes of the optimization profile", ShapeSpec()),
     Option("optShapes", SHAPES, "build.opt_shapes", "shapes that tactics are timed at", ShapeSpec()),
     Option("maxShapes", SHAPES, "build.max_shapes", "largest input shapes", ShapeSpec()),
@@ -106,6 +107,9 @@ OPTIONS: tuple[Option, ...] = (
         "tensors that no fusion may remove, for --saveDebugTensors", Names("TENSOR[,...]"), repeatable=True),
     Option("markUnfusedTensorsAsDebugTensors", BUILD, "build.mark_unfused_debug",
         "all tensors that fusion has left are debug tensors"),
+    Option("refit", BUILD, "build.refit", "weights can be replaced later (in every engine they can)"),
+    Option("stripWeights", BUILD, "build.strip_weights", "save the engine without weights, for --refitFromOnnx"),
+    Option("stripAllWeights", BUILD, "build.strip_weights", "the same"),
     Option("buildBudget", BUILD, "build.build_budget",
         "seconds that timing tactics may take", Number(0.001, 1e6, "SECONDS"), default="none", since="trtcli"),
     Option("timingCacheFile", CACHE, "build.timing_cache_file",

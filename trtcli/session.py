@@ -51,7 +51,7 @@ def check_files(config: Config) -> None:
     Raises:
         ValueError, OSError: naming the flag and the file.
     """
-    for path in (config.model.onnx, config.model.load_engine, *config.inference.load_inputs.values()):
+    for path in (config.model.onnx, config.model.load_engine, config.model.refit_onnx, *config.inference.load_inputs.values()):
         if path and not Path(path).is_file():
             what = "is a folder" if Path(path).is_dir() else "it does not exist"
             raise ValueError(f"Cannot open file {path}: {what}")
@@ -141,6 +141,18 @@ def load_engine(config: Config, log: Log) -> Engine:
         f"Loaded {path} ({size:.1f} MiB, {len(engine.layers)} layers, built for {engine.device.name}) "
         f"in {time.perf_counter() - began:.2f} s"
     )
+    return _refitted(config, engine, log)
+
+
+def _refitted(config: Config, engine: Engine, log: Log) -> Engine:
+    """With the weights of ``--refitFromOnnx``."""
+    if not config.model.refit_onnx:
+        return engine
+    from trtcli.refitting import refit
+
+    began = time.perf_counter()
+    engine = refit(engine, Path(config.model.refit_onnx), log)
+    log.info(f"Refitted with the weights of {config.model.refit_onnx} in {time.perf_counter() - began:.2f} s")
     return engine
 
 
@@ -151,9 +163,13 @@ def build_engine(config: Config, device: Device, log: Log) -> Engine:
 
     with build_progress(log) as progress:
         engine = build(Path(config.model.onnx), config.build, device, log=log, progress=progress)
+    engine = _refitted(config, engine, log)
     if config.build.save_engine:
-        size = engine.save(config.build.save_engine)
-        log.info(f"Saved {config.build.save_engine} ({size / 2**20:.1f} MiB)")
+        from trtcli.refitting import stripped
+
+        size = (stripped(engine) if config.build.strip_weights else engine).save(config.build.save_engine)
+        bare = ", without weights: run it with --refitFromOnnx" if config.build.strip_weights else ""
+        log.info(f"Saved {config.build.save_engine} ({size / 2**20:.1f} MiB{bare})")
     return engine
 
 

@@ -1,0 +1,109 @@
+"""New weights for built engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import trtcli
+from runtime.engine import Engine, EngineError
+from trtcli.cli import main
+
+Captured = pytest.CaptureFixture[str]
+RUN = ("--device=cpu", "--duration=0", "--iterations=1", "--warmUp=0")
+
+
+def network(seed: int, channels: int = 4, factor: float = 0.5) -> ModelProto:
+    """Convolution, batch normalisation (folded), a scalar factor (part of the kernel), pooling, product."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "w": rng.standard_normal((channels, 3, 3, 3)), "scale": rng.uniform(0.5, 2, channels), "shift": rng.standard_normal(channels),
+        "mean": rng.standard_normal(channels), "var": rng.uniform(0.5, 2, channels), "v": rng.standard_normal((channels, 5)),
+        "factor": np.array(factor),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["a"]),
+         helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "var"], ["b"]),
+         helper.make_node("Relu", ["b"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["d"]),
+         helper.make_node("Mul", ["d", "factor"], ["e"]), helper.make_node("Flatten", ["e"], ["f"]),
+         helper.make_node("MatMul", ["f", "v"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+X = np.random.default_rng(9).standard_normal((2, 3, 8, 8)).astype(np.float32)
+PROFILES = tuple(trtcli.ProfileShapes(opt_shapes={"x": (n, 3, 8, 8)}) for n in (2, 16))
+
+
+def wanted(model: ModelProto) -> np.ndarray:
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": X})[0]
+
+
+def check_refit(device: str, **options: object) -> None:
+    old, new = network(0), network(1)
+    engine = trtcli.build(old, trtcli.BuildConfig(profiles=PROFILES, avg_timing=1, **options), device=device)  # type: ignore[arg-type]
+    changed = trtcli.refit(engine, new)
+    assert [plan.tactic for plan in changed.layers] == [plan.tactic for plan in engine.layers]
+    assert set(changed.weights) == set(engine.weights)
+    tolerance = 1e-2 if options.get("fp16") else 1e-4
+    for one, model in ((changed, new), (engine, old)):
+        np.testing.assert_allclose(one.create_execution_context().execute({"x": X})["y"], wanted(model), rtol=tolerance, atol=tolerance)
+    assert np.abs(wanted(old) - wanted(new)).max() > 0.1, "the models do not differ"
+
+
+def test_new_weights() -> None:
+    check_refit("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fp16", [False, True])
+def test_new_weights_on_a_gpu(fp16: bool) -> None:
+    check_refit("0", fp16=fp16, tf32=False, optimization_level=1)
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        (network(1, factor=0.25), "other single numbers"),
+        (network(1, channels=6), r"tensor '\S+' is .*, the engine has"),
+        (helper.make_model(helper.make_graph([helper.make_node("Relu", ["z"], ["y"])], "g",
+            [helper.make_tensor_value_info("z", TensorProto.FLOAT, [1])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])]),
+            opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "it has inputs z and outputs y, the engine x and y"),
+    ],
+)  # fmt: skip
+def test_another_network_is_refused(other: ModelProto, complaint: str) -> None:
+    engine = trtcli.build(network(0), trtcli.BuildConfig(shapes={"x": (2, 3, 8, 8)}, optimization_level=0), device="cpu")
+    with pytest.raises(ValueError, match=f"the model does not fit the engine: .*{complaint}"):
+        trtcli.refit(engine, other)
+
+
+def test_an_engine_without_weights(tmp_path: Path, capsys: Captured) -> None:
+    files = [tmp_path / name for name in ("a.onnx", "b.onnx")]
+    for seed, path in enumerate(files):
+        path.write_bytes(network(seed).SerializeToString())
+    bare, whole = tmp_path / "bare", tmp_path / "whole"
+    argv = [f"--onnx={files[0]}", *RUN, "--shapes=x:2x3x8x8", "--avgTiming=1"]
+    assert main([*argv, "--refit", "--stripWeights", f"--saveEngine={bare}"]) == 0  # runs, and saves without weights
+    assert main([*argv, f"--saveEngine={whole}"]) == 0
+    assert not Engine.load(bare).weights and bare.stat().st_size < whole.stat().st_size
+    with pytest.raises(EngineError, match="weights were stripped: give them back with --refitFromOnnx"):
+        Engine.load(bare).create_execution_context()
+    capsys.readouterr()
+    X.tofile(tmp_path / "x.bin")
+    export = tmp_path / "out.json"
+    again = [f"--loadEngine={bare}", *RUN, f"--loadInputs=x:{tmp_path / 'x.bin'}", f"--exportOutput={export}"]
+    assert main([*again, f"--refitFromOnnx={files[1]}"]) == 0
+    assert "Refitted with the weights of" in capsys.readouterr().out
+    import json
+
+    np.testing.assert_allclose(np.reshape(json.loads(export.read_text())[0]["values"], (2, 5)), wanted(network(1)), rtol=1e-4, atol=1e-4)
+    assert main(again) == 1
+    assert "its weights were stripped" in capsys.readouterr().err.replace("the engine's weights", "its weights")
+    assert main(["verify", str(bare), f"--refitFromOnnx={files[1]}"]) == 0
