@@ -25,6 +25,7 @@ from runtime.graph import GraphRunner
 from runtime.random_data import SEED
 
 PREPARE_SECONDS = 10.0  # batch sizes are prepared ahead as long as this lasts, the others when they are first met
+_SEGMENTED = "The host steps in during an inference: batches run without CUDA graphs."
 _SPIN_SECONDS = 5e-4  # the end of a wait is polled, since sleeping is not exact
 
 
@@ -193,7 +194,7 @@ def serve(
         batches=dict(sorted(batches.items())),
         graphs=servers[0].captured if runner else 0,
         late=sum(server.late for server in servers),
-        warnings=runner.warnings if runner else (),
+        warnings=runner.warnings if runner else (_SEGMENTED,) if options.graph and contexts[0].is_segmented else (),
     )
 
 
@@ -272,10 +273,12 @@ class _Server:
         context.use_own_memory(options.managed)
         for name, array in inputs.items():
             context.write_tensor(name, array)
+        self._open: list[str] = []
         self._stream, self._done = context.device.stream(), context.device.event(spin=options.spin)
         self._inputs, self._outputs = self._host(inputs) if options.transfers else ({}, {})
         sizes = range(low, max(low, most) + 1)
-        self.runner = GraphRunner(context, kept=len(sizes)) if options.graph else None
+        # Where the host steps in, a change of size would capture every segment anew.
+        self.runner = GraphRunner(context, kept=len(sizes)) if options.graph and not context.is_segmented else None
         self._counts: dict[int, dict[str, int]] = {}  # of a batch size that was prepared: elements of each output that is copied
         self._prepare(sizes)
 
@@ -289,10 +292,12 @@ class _Server:
         sources = {name: context.device.host_array(array.shape, array.dtype) for name, array in inputs.items()}
         for name, array in inputs.items():
             np.copyto(sources[name], array)
+        shapes = {name: context.get_tensor_shape(name) for name in context.engine.network.outputs}
+        self._open = [name for name, shape in shapes.items() if min(shape, default=0) < 0]  # as large as the data makes them
         targets = {
-            name: context.device.host_array((prod(context.get_tensor_shape(name)),), context.engine.get_tensor_dtype(name).numpy)
-            for name in context.engine.network.outputs
-        }
+            name: context.device.host_array((prod(shape),), context.engine.get_tensor_dtype(name).numpy)
+            for name, shape in shapes.items() if name not in self._open
+        }  # fmt: skip
         return sources, targets
 
     def _prepare(self, sizes: range) -> None:
@@ -333,3 +338,5 @@ class _Server:
             device.download(array[: self._counts[size][name]], context.get_tensor_address(name), stream)
         self._done.record(stream)
         self._done.synchronize()
+        for name in self._open:
+            context.read_tensor(name)

@@ -97,3 +97,20 @@ def test_batch_sizes_and_the_table() -> None:
     lines = sweep_lines(rows)
     assert [line[0] for line in lines[3:6]] == [" ", " ", "*"] and all(len(line) <= 100 for line in lines)
     assert lines[-1] == "Batch 4 is the fastest: 1920 items/s; 90 % of that from batch 2 on, at 1.1 ms"
+
+
+@pytest.mark.parametrize("transfers", [[], ["--includeDataTransfers"]])
+def test_requests_where_the_host_steps_in(tmp_path: Path, transfers: list[str], capsys: Captured) -> None:
+    """An output as large as the data makes it: no graph holds it, and it is read when its batch is done."""
+    nodes = [helper.make_node("Relu", ["x"], ["r"], "relu"), helper.make_node("NonZero", ["r"], ["y"], "nonzero")]
+    graph = helper.make_graph(
+        nodes, "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [2, "K"])],
+    )  # fmt: skip
+    path = tmp_path / "net.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    assert main([f"--onnx={path}", "--requestRate=400", "--maxBatch=3", *transfers, *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert "Served: " in out and "batches run without CUDA graphs" in err
+    assert main([f"--onnx={path}", "--sweepBatch=1:2", *transfers, *QUICK]) == 0
