@@ -104,7 +104,11 @@ def operand_types(workload: Workload) -> dict[str, str | int | None]:
 
 def sum_types(workload: Workload) -> dict[str, str | int | None]:
     """The defines that say how sums are held and leave."""
-    dtype = workload.inputs[0].dtype
+    return sum_types_of(workload.inputs[0].dtype)
+
+
+def sum_types_of(dtype: DataType) -> dict[str, str | int | None]:
+    """The same for operands of ``dtype``."""
     if dtype in C_TYPES:
         return {}
     return {"TYPED_SUMS": 1, "SUM_T": None if dtype.is_float else "int"}

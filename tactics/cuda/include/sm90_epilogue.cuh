@@ -7,7 +7,7 @@
 #pragma once
 
 #define WGMMA_N BN
-#include "epilogue.cuh"
+#include "sums.cuh"
 
 #ifndef SWAP
 #define SWAP 0
@@ -34,7 +34,7 @@ static_assert(SWAP ? BN % CHUNK == 0 && CHUNK % 8 == 0 : CHUNK == 32 || CHUNK ==
 __device__ __forceinline__ int staged(int row, int at) { return at ^ (2 * (row & 3)) ^ (row & 1) ^ ((at >> 3) & 1); }
 
 // Eight neighbouring results of row m from column n on: epilogue and store what lies inside rows x columns.
-__device__ __forceinline__ void finish(float (&v)[8], OUT_T* out, const EpilogueArgs& args, int m, int n, int rows, int columns,
+__device__ __forceinline__ void finish(const SUM_T (&v)[8], OUT_T* out, const EpilogueArgs& args, int m, int n, int rows, int columns,
                                        long long first_row) {
   if (m >= rows) return;
   long long row = first_row + m;
@@ -42,26 +42,25 @@ __device__ __forceinline__ void finish(float (&v)[8], OUT_T* out, const Epilogue
 #pragma unroll
   for (int i = 0; i < 8; i += VEC)
     if (n + i < columns) {
-      float part[VEC];
+      SUM_T part[VEC];
 #pragma unroll
       for (int k = 0; k < VEC; ++k) part[k] = v[i + k];
-      epilogue<VEC>(part, args, row, n + i, columns);
-      store_vector<VEC>(target + i, part);
+      store_sums<VEC>(target + i, part, args, row, n + i, columns);
     }
 }
 
-// Eight floats of shared memory. Every other group of four lanes reads its halves in the other order: no bank conflicts.
-__device__ __forceinline__ void read_eight(float (&v)[8], const float* from, int lane) {
+// Eight sums of shared memory. Every other group of four lanes reads its halves in the other order: no bank conflicts.
+__device__ __forceinline__ void read_eight(SUM_T (&v)[8], const SUM_T* from, int lane) {
   int late = (lane >> 2) & 1;
-  float4 a = *(const float4*)(from + 4 * late), b = *(const float4*)(from + 4 * (late ^ 1));
-  float4 low = late ? b : a, high = late ? a : b;
+  Sum4 a = *(const Sum4*)(from + 4 * late), b = *(const Sum4*)(from + 4 * (late ^ 1));
+  Sum4 low = late ? b : a, high = late ? a : b;
   v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
 }
 
 // Writes a warp's 16-row slice of one 64-row block: x0 its first row of X, y0 the tile's first row of Y.
 #if DIRECT
 static_assert(!SWAP && BN % 32 == 0 && VEC == 8, "rows of B are permuted within whole groups of 32");
-__device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float*, OUT_T* out, const EpilogueArgs& args, int x0, int y0,
+__device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T*, OUT_T* out, const EpilogueArgs& args, int x0, int y0,
                                             int rows, int columns, long long first_row) {
   constexpr int GROUPS = BN / 32, BATCH = GROUPS_AT_ONCE;
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 8;
@@ -73,25 +72,26 @@ __device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float*, 
 #pragma unroll
   for (int from = 0; from < GROUPS; from += BATCH) {  // groups whose loads all come before the first store, which might alias them
     if (columns <= y0 + 32 * from) break;
-    float v[BATCH][2][8];
+    Finished v[BATCH][2][8];
 #pragma unroll
     for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
+        SUM_T own[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) v[t][h][i] = sum[16 * (from + t) + i / 2 * 4 + 2 * h + i % 2];
+        for (int i = 0; i < 8; ++i) own[i] = sum[16 * (from + t) + i / 2 * 4 + 2 * h + i % 2];
         const int n = y0 + 32 * (from + t);
-        epilogue<8>(v[t][h], args, first_row + m[h], (n < columns ? n : 0) + c, columns);
+        finish_sums<8>(own, v[t][h], args, first_row + m[h], (n < columns ? n : 0) + c, columns);
       }
 #pragma unroll
     for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        if (there[h] && y0 + 32 * (from + t) < columns) store_vector<8>(target[h] + 32 * (from + t), v[t][h]);
+        if (there[h] && y0 + 32 * (from + t) < columns) store_finished<8>(target[h] + 32 * (from + t), v[t][h]);
   }
 }
 #elif SWAP
-__device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float* staging, OUT_T* out, const EpilogueArgs& args, int x0,
+__device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* staging, OUT_T* out, const EpilogueArgs& args, int x0,
                                             int y0, int rows, int columns, long long first_row) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 2;
 #pragma unroll
@@ -99,8 +99,8 @@ __device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float* s
     if (rows <= y0 + from) break;
 #pragma unroll
     for (int j = 0; j < CHUNK / 8; ++j) {
-      const float* d = sum + (from / 8 + j) * 4;
-      float* target = staging + (8 * j + c) * STAGING_ROW + g;
+      const SUM_T* d = sum + (from / 8 + j) * 4;
+      SUM_T* target = staging + (8 * j + c) * STAGING_ROW + g;
       target[0] = d[0], target[STAGING_ROW] = d[1], target[8] = d[2], target[STAGING_ROW + 8] = d[3];
     }
     __syncwarp();
@@ -109,7 +109,7 @@ __device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float* s
       int vector = i * 32 + lane;
       if (2 * CHUNK % 32 == 0 || vector < 2 * CHUNK) {
         int row = vector / 2, column = vector % 2 * 8;
-        float v[8];
+        SUM_T v[8];
         read_eight(v, staging + row * STAGING_ROW + column, lane);
         finish(v, out, args, y0 + from + row, x0 + column, rows, columns, first_row);
       }
@@ -118,15 +118,15 @@ __device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float* s
   }
 }
 #else
-__device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float* staging, OUT_T* out, const EpilogueArgs& args, int x0,
+__device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* staging, OUT_T* out, const EpilogueArgs& args, int x0,
                                             int y0, int rows, int columns, long long first_row) {
   constexpr int WIDE = CHUNK / 8, AT_ONCE = 32 / WIDE, PASSES = 16 / AT_ONCE;  // vectors of a row, rows of a pass, passes
   // Passes whose loads all come before the first store, which might alias them; one where registers are short.
   constexpr int BATCH = MIN_BLOCKS > 1 && BN > 96 ? 1 : PASSES;
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   const int r = lane / WIDE, column = lane % WIDE * 8;
-  float* to = staging + g * CHUNK + (c & 1) * 2;
-  const float *low = staging + r * CHUNK + 4 * staged(r, column / 4), *high = staging + r * CHUNK + 4 * (staged(r, column / 4) ^ 1);
+  SUM_T* to = staging + g * CHUNK + (c & 1) * 2;
+  const SUM_T *low = staging + r * CHUNK + 4 * staged(r, column / 4), *high = staging + r * CHUNK + 4 * (staged(r, column / 4) ^ 1);
   const bool whole = x0 + 16 <= rows;
   const long long row = first_row + x0 + r;
   OUT_T* target = out + row * columns + y0 + column;
@@ -136,32 +136,33 @@ __device__ __forceinline__ void write_slice(const float (&sum)[BN / 2], float* s
 #pragma unroll
     for (int j = 0; j < CHUNK / 8; ++j)
       if (from + 8 * j < BN) {
-        const float* d = sum + (from / 8 + j) * 4;
-        float* place = to + 4 * staged(g, 2 * j + (c >> 1));
-        *(float2*)place = make_float2(d[0], d[1]);
-        *(float2*)(place + 8 * CHUNK) = make_float2(d[2], d[3]);
+        const SUM_T* d = sum + (from / 8 + j) * 4;
+        SUM_T* place = to + 4 * staged(g, 2 * j + (c >> 1));
+        *(Sum2*)place = Sum2{d[0], d[1]};
+        *(Sum2*)(place + 8 * CHUNK) = Sum2{d[2], d[3]};
       }
     __syncwarp();
     if (from + column < BN && y0 + from + column < columns) {
-      auto read = [&](float(&v)[8], int i) {
-        const float4 a = *(const float4*)(low + i * AT_ONCE * CHUNK), b = *(const float4*)(high + i * AT_ONCE * CHUNK);
+      auto read = [&](SUM_T(&v)[8], int i) {
+        const Sum4 a = *(const Sum4*)(low + i * AT_ONCE * CHUNK), b = *(const Sum4*)(high + i * AT_ONCE * CHUNK);
         v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
       };
       if (VEC == 8 && whole) {
 #pragma unroll
         for (int from_pass = 0; from_pass < PASSES; from_pass += BATCH) {
-          float v[BATCH][8];
+          SUM_T own[BATCH][8];
+          Finished v[BATCH][8];
 #pragma unroll
-          for (int i = 0; i < BATCH; ++i) read(v[i], from_pass + i);
+          for (int i = 0; i < BATCH; ++i) read(own[i], from_pass + i);
 #pragma unroll
-          for (int i = 0; i < BATCH; ++i) epilogue<8>(v[i], args, row + (from_pass + i) * AT_ONCE, y0 + from + column, columns);
+          for (int i = 0; i < BATCH; ++i) finish_sums<8>(own[i], v[i], args, row + (from_pass + i) * AT_ONCE, y0 + from + column, columns);
 #pragma unroll
-          for (int i = 0; i < BATCH; ++i) store_vector<8>(target + (long long)((from_pass + i) * AT_ONCE) * columns + from, v[i]);
+          for (int i = 0; i < BATCH; ++i) store_finished<8>(target + (long long)((from_pass + i) * AT_ONCE) * columns + from, v[i]);
         }
       } else {
 #pragma unroll 1
         for (int i = 0; i < PASSES; ++i) {
-          float v[8];
+          SUM_T v[8];
           read(v, i);
           finish(v, out, args, x0 + r + i * AT_ONCE, y0 + from + column, rows, columns, first_row);
         }

@@ -7,7 +7,8 @@
 // SWAP = 1: X = B, Y = A, for few output rows; the result is turned while it goes through shared memory.
 //
 // Defines
-//   IN_T, OUT_T      half, __nv_bfloat16 or float (float inputs multiply as tf32)
+//   IN_T, OUT_T      half, __nv_bfloat16 or float (float inputs multiply as tf32); 8-bit types (of A: B is signed) with SUM_T and
+//                    TYPED_SUMS (sums.cuh)
 //   BM, BN           rows of X and of Y in a tile; BM % 64 == 0, BN % 8 == 0, BN <= 256
 //   SWIZZLE          bytes of K in a stage: 128, 64 or 32
 //   STAGES           stages of the ring
@@ -124,8 +125,14 @@ __device__ __forceinline__ Tile tile_at(int index, int along_x, int along_y) {
   return {first + index % size, index / size, batch};
 }
 
+__device__ __forceinline__ float as_float(float value) { return value; }
+__device__ __forceinline__ float as_float(int value) { return __int_as_float(value); }
+// Stops the compiler from moving uses of a register before the wait for wgmma.
+__device__ __forceinline__ void keep(float& value) { asm volatile("" : "+f"(value)::"memory"); }
+__device__ __forceinline__ void keep(int& value) { asm volatile("" : "+r"(value)::"memory"); }
+
 // Sends a warpgroup's partial sums to the blocks of the cluster that own their rows.
-__device__ __forceinline__ void send_partial(const float (&sum)[BN / 2], u32 partial, int x, u32 rank) {
+__device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], u32 partial, int x, u32 rank) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 2;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -134,7 +141,7 @@ __device__ __forceinline__ void send_partial(const float (&sum)[BN / 2], u32 par
     u32 target = remote_address(partial + 4 * rank * PARTIAL_BLOCK, row / OWNED);
 #pragma unroll
     for (int j = 0; j < BN / 8; ++j) {
-      float a = sum[4 * j + 2 * h], b = sum[4 * j + 2 * h + 1];
+      const float a = as_float(sum[4 * j + 2 * h]), b = as_float(sum[4 * j + 2 * h + 1]);  // bits, whatever they mean
       if constexpr (SWAP) {
         store_remote(target + 4 * ((8 * j + c) * PARTIAL_ROW + local), a);
         store_remote(target + 4 * ((8 * j + c + 1) * PARTIAL_ROW + local), b);
@@ -146,13 +153,13 @@ __device__ __forceinline__ void send_partial(const float (&sum)[BN / 2], u32 par
 }
 
 // Adds the cluster's partial sums of this block's rows in the order of the blocks, and writes them.
-__device__ __forceinline__ void write_owned(const float* partial, OUT_T* out, const EpilogueArgs& args, int x0, int y0, int rows,
+__device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, const EpilogueArgs& args, int x0, int y0, int rows,
                                             int columns, long long first_row) {
   constexpr int WIDE = (SWAP ? OWNED : BN) / 8, COUNT = (SWAP ? BN : OWNED) * WIDE;
   for (int vector = threadIdx.x; vector < COUNT; vector += WARPGROUPS * 128) {
     int row = vector / WIDE, column = vector % WIDE * 8;
-    const float* from = partial + row * PARTIAL_ROW + column;
-    float v[8], part[8];
+    const SUM_T* from = partial + row * PARTIAL_ROW + column;
+    SUM_T v[8], part[8];
     read_eight(v, from, threadIdx.x);
 #pragma unroll
     for (int i = 1; i < SPLIT; ++i) {
@@ -176,7 +183,7 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
   extern __shared__ __align__(1024) char shared[];
   const u32 x_base = shared_address(shared), y_base = x_base + STAGES * X_BYTES;
   const u32 full = x_base + STAGE_BYTES + STAGING_BYTES, empty = full + STAGES * 8;
-  float* staging = (float*)(shared + (OVERLAY ? 0 : STAGE_BYTES));
+  SUM_T* staging = (SUM_T*)(shared + (OVERLAY ? 0 : STAGE_BYTES));
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   const u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
   const u32 rank_x = CLUSTER_X > 1 ? rank : 0, rank_y = CLUSTER_Y > 1 ? rank : 0;
@@ -277,7 +284,7 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
         slot.skip(last - first);
         continue;
       }
-      float sum[MI][BN / 2];
+      SUM_T sum[MI][BN / 2];
       int previous = 0;
       // One warpgroup at a time multiplies. It is not only for speed: a barrier's parity tells a phase from the next one only, so
       // nobody may wait for a tile's stages before all stages of the tile before have been seen full.
@@ -304,12 +311,12 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
 #pragma unroll
       for (int b = 0; b < MI; ++b)
 #pragma unroll
-        for (int k = 0; k < BN / 2; ++k) asm volatile("" : "+f"(sum[b][k])::"memory");
+        for (int k = 0; k < BN / 2; ++k) keep(sum[b][k]);
       if (SPLIT > 1 && first == last) {  // more blocks than stages along K
 #pragma unroll
         for (int b = 0; b < MI; ++b)
 #pragma unroll
-          for (int k = 0; k < BN / 2; ++k) sum[b][k] = 0.f;
+          for (int k = 0; k < BN / 2; ++k) sum[b][k] = SUM_T(0);
       }
 
       Tile tile = tile_at(index, along_x, along_y);

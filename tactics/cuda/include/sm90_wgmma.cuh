@@ -8,8 +8,7 @@
 // Inline assembly wants its operands spelled out, hence the tables below: WG_R_<n> is the register list of the first n
 // accumulators, WG_O_<n> the operand list, WG_0_<n> .. WG_5_<n> the numbers of the operands that follow them.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "vector.cuh"
 
 #define WG_R_8 "%0, %1, %2, %3"
 #define WG_R_16 WG_R_8 ", %4, %5, %6, %7"
@@ -331,5 +330,50 @@ struct Mma<float> {  // tf32: ten mantissa bits, float32 range
     WG_EMIT("k8.f32.tf32.tf32", ", 1, 1");
   }
 };
+// 8 bits: both operands have K contiguous.
+template <>
+struct Mma<fx::e4m3> {
+  typedef float Sum;
+  template <int XT, int YT>
+  __device__ static void step(float (&d)[WGMMA_N / 2], unsigned long long x, unsigned long long y, int accumulate) {
+    static_assert(!XT && !YT, "8-bit operands must have K contiguous");
+    WG_EMIT("k32.f32.e4m3.e4m3", ", 1, 1");
+  }
+};
+template <>
+struct Mma<fx::e5m2> {
+  typedef float Sum;
+  template <int XT, int YT>
+  __device__ static void step(float (&d)[WGMMA_N / 2], unsigned long long x, unsigned long long y, int accumulate) {
+    static_assert(!XT && !YT, "8-bit operands must have K contiguous");
+    WG_EMIT("k32.f32.e5m2.e5m2", ", 1, 1");
+  }
+};
 #undef WG_C
+#if WGMMA_N % 16 == 0 || WGMMA_N == 8 || WGMMA_N == 24  // the widths of integer products
+#define WG_C(v) "+r"(v)
+template <>
+struct Mma<fx::i8> {
+  typedef int Sum;
+  template <int XT, int YT>
+  __device__ static void step(int (&d)[WGMMA_N / 2], unsigned long long x, unsigned long long y, int accumulate) {
+    static_assert(!XT && !YT, "8-bit operands must have K contiguous");
+    WG_EMIT("k32.s32.s8.s8", "");
+  }
+};
+template <>
+struct Mma<fx::u8> {  // A is unsigned, B is not; A is Y with SWAP
+  typedef int Sum;
+  template <int XT, int YT>
+  __device__ static void step(int (&d)[WGMMA_N / 2], unsigned long long x, unsigned long long y, int accumulate) {
+    static_assert(!XT && !YT, "8-bit operands must have K contiguous");
+#if defined(SWAP) && SWAP
+    WG_EMIT("k32.s32.s8.u8", "");
+#else
+    WG_EMIT("k32.s32.u8.s8", "");
+#endif
+  }
+};
+#undef WG_C
+#endif
 

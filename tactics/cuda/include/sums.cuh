@@ -22,20 +22,41 @@ struct alignas(16) Sum4 {
 template <typename T>
 __device__ __forceinline__ SUM_T to_sum(T value) { return static_cast<SUM_T>(fx::widen(value)); }
 
-// Applies the epilogue to V sums at row m, columns n .. n + V - 1 of an output with rows of ld, and stores them at `target`
-// (aligned to V elements, at most 16 bytes).
-template <int V, typename O>
-__device__ __forceinline__ void store_sums(O* target, SUM_T (&value)[V], const EpilogueArgs& args, long long m, int n, int ld) {
-#ifdef TYPED_SUMS
-#ifdef HAS_EPILOGUE
-    FINISHED result[V];
-    finish<V>(value, result, args, m, n, ld);
-    fx::store<V>(target, result);
+// What the epilogue leaves of a sum, before it is rounded to the output's type.
+#if defined(TYPED_SUMS) && defined(HAS_EPILOGUE)
+using Finished = FINISHED;
 #else
-    fx::store<V>(target, value);
+using Finished = SUM_T;
 #endif
+
+// The epilogue of V sums at row m, columns n .. n + V - 1 of an output with rows of ld.
+template <int V>
+__device__ __forceinline__ void finish_sums(const SUM_T (&value)[V], Finished (&result)[V], const EpilogueArgs& args, long long m, int n, int ld) {
+#if defined(TYPED_SUMS) && defined(HAS_EPILOGUE)
+    finish<V>(value, result, args, m, n, ld);
 #else
-    epilogue(value, args, m, n, ld);
+#pragma unroll
+    for (int i = 0; i < V; ++i) result[i] = value[i];
+#ifndef TYPED_SUMS
+    epilogue(result, args, m, n, ld);
+#endif
+#endif
+}
+
+// Rounds and stores V finished values at `target` (aligned to V elements, at most 16 bytes).
+template <int V, typename O>
+__device__ __forceinline__ void store_finished(O* target, const Finished (&value)[V]) {
+#ifdef TYPED_SUMS
+    fx::store<V>(target, value);
+#else
     store_vector(target, value);
 #endif
+}
+
+// Both.
+template <int V, typename O>
+__device__ __forceinline__ void store_sums(O* target, const SUM_T (&value)[V], const EpilogueArgs& args, long long m, int n, int ld) {
+    Finished result[V];
+    finish_sums(value, result, args, m, n, ld);
+    store_finished(target, result);
 }

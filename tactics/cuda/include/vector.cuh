@@ -1,5 +1,5 @@
 // Element types and vector access for generated code and for memory-bound kernels. Everything is in namespace fx, so it
-// stands beside epilogue.cuh. Plain CUDA C++ (no inline PTX), so that it also compiles for the CPU harness.
+// stands beside epilogue.cuh. Plain CUDA C++ but for one guarded instruction, so that it also compiles for the CPU harness.
 //
 // Values are stored as T and computed as Compute<T>: float for float, __half, __nv_bfloat16 and 8-bit floats, else T itself; narrow.cuh has the others.
 #pragma once
@@ -54,6 +54,17 @@ __device__ __forceinline__ unsigned char small_from_float(float value, int manti
         result = static_cast<unsigned>(__float_as_int(__int_as_float(static_cast<int>(magnitude)) +
                                                       __int_as_float((127 + 24 - bias - mantissa) << 23))) & 0xffu;
     return static_cast<unsigned char>(sign | result);
+}
+
+__device__ __forceinline__ unsigned char e4m3_from_float(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890  // one instruction, which would make 448 of all larger numbers
+    unsigned short pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(value));
+    const unsigned bits = static_cast<unsigned>(__float_as_int(value));
+    return static_cast<unsigned char>((bits & 0x7fffffffu) > 0x43e80000u ? (bits >> 24 & 0x80u) | 0x7fu : pair);
+#else
+    return small_from_float(value, 3, 7, 0x43e80000u, 0x7fu);
+#endif
 }
 
 template <typename T>
@@ -153,7 +164,7 @@ __device__ __forceinline__ T narrow(S value) {
         if constexpr (Same<S, double>::value) return __double2bfloat16(value);
         else return __float2bfloat16_rn(static_cast<float>(value));
     } else if constexpr (Same<T, e4m3>::value) {  // 464 is half way between 448 and what is not there: to even
-        return e4m3{small_from_float(static_cast<float>(value), 3, 7, 0x43e80000u, 0x7fu)};
+        return e4m3{e4m3_from_float(static_cast<float>(value))};
     } else if constexpr (Same<T, e5m2>::value) {  // below 61440, half way to infinity
         return e5m2{small_from_float(static_cast<float>(value), 2, 15, 0x476fffffu, 0x7cu)};
     } else if constexpr (IsMini<T>::value) {

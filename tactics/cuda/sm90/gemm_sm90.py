@@ -103,8 +103,8 @@ class Sm90Gemm(Tactic):
         if not product.m * product.n * product.k * product.batch:
             return Refusal("an empty product")
         itemsize = workload.inputs[0].dtype.itemsize
-        if itemsize == 4 and (product.a_km or product.b_kn):
-            return Refusal("TF32 operands multiply only with K contiguous")
+        if itemsize != 2 and (product.a_km or product.b_kn):
+            return Refusal(f"{workload.inputs[0].dtype.label} operands multiply only with K contiguous")
         # TMA strides are multiples of 16 bytes, whatever size a varying axis takes.
         a_inner, b_inner = fixed(workload, 0, -1), product.k if product.packed else fixed(workload, 1, -1)
         for name, inner in (("a", a_inner), ("b", b_inner)):

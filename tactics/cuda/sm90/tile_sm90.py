@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fusion.dtypes import DataType
-from tactics.cuda.gemm.common import C_TYPES, Defines, ceil_div, defines
+from tactics.cuda.gemm.common import EIGHT_BIT_TYPES, STORED_TYPES, Defines, ceil_div, defines, sum_types_of
 from tactics.tactic import Config, DeviceSpec, Refusal, config
 
 SHARED = 227 * 1024  # bytes of shared memory that one block may use on sm_90
@@ -16,7 +16,7 @@ SHARED_SM = 228 * 1024  # of a multiprocessor, of which every block costs SHARED
 SHARED_RESERVED = 1024
 REGISTERS = 65536
 OVERLAY = 24 * 1024
-TYPES = (DataType.HALF, DataType.BF16, DataType.FLOAT)  # what wgmma multiplies here; FLOAT as TF32
+TYPES = (DataType.HALF, DataType.BF16, DataType.FLOAT, *EIGHT_BIT_TYPES)  # what wgmma multiplies here; FLOAT as TF32
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ def illegal(tile: Tile, problem: Problem) -> str:
     width = 64 if tile.bn % 64 == 0 else 32 if tile.bn % 32 == 0 else 16  # rows of Y in one box when its rows are contiguous
     rules = (
         (tile.bm % 64 == 0 and 8 <= tile.bn <= 256 and tile.bn % 8 == 0, "wgmma multiplies 64 rows by 8 to 256 columns in steps of 8"),
+        (problem.dtype.is_float or tile.bn % 16 == 0 or tile.bn in (8, 24), "integers multiply by 8, 24 or a multiple of 16 columns"),
         (tile.row_blocks >= 1 and tile.bm == 64 * tile.row_blocks * (1 if tile.pingpong else tile.warpgroups),
          "consumer warpgroups share a tile's 64-row blocks evenly"),
         (tile.warpgroups in (1, 2, 3) and (not tile.pingpong or tile.warpgroups == 2), "one to three consumer warpgroups, two that take turns"),
@@ -323,5 +324,5 @@ def _cluster_room(cluster: int, device: DeviceSpec) -> int:
 def tile_defines(tile: Tile, dtype: DataType, out: DataType, columns: int, constant_b: bool, pdl: bool) -> Defines:
     """All defines of a kernel of this family but its operands' layouts; ``columns`` is what the output's row length divides by."""
     return defines(
-        **tile.defines(), IN_T=C_TYPES[dtype], OUT_T=C_TYPES[out], VEC=columns, CONSTANT_B=int(constant_b), PDL=1 if pdl else None
+        **tile.defines(), IN_T=STORED_TYPES[dtype], OUT_T=STORED_TYPES[out], **sum_types_of(dtype), VEC=columns, CONSTANT_B=int(constant_b), PDL=1 if pdl else None
     )

@@ -18,6 +18,8 @@ from tactics.cuda.conv.mma_conv import MmaConvolution
 from tactics.cuda.conv.simt_conv import SimtConvolution
 from tactics.cuda.gemm.mma_gemm import MmaGemm
 from tactics.cuda.gemm.simt_gemm import SimtGemm
+from tactics.cuda.sm90.conv_sm90 import Sm90Convolution
+from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
 from tactics.tactic import DeviceSpec, Launch, Refusal, Tactic, Workload
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, H100, available, run_plan
@@ -163,7 +165,7 @@ def test_deconvolution() -> None:
     run(SimtConvolution(), made)
 
 
-FAST = {"sm_75": ("gemm",), "sm_80": ("gemm", "conv", "depthwise"), "sm_89": ("fp8",), "sm_90a": ("conv", "fp8", "depthwise"), "sm_100a": ("gemm", "fp8"), "sm_120a": ("conv",)}
+FAST = {"sm_75": ("gemm",), "sm_80": ("gemm", "conv", "depthwise"), "sm_89": ("fp8",), "sm_90a": ("conv", "fp8", "depthwise", "wgmma", "wgmma fp8", "wgmma conv"), "sm_100a": ("gemm", "fp8"), "sm_120a": ("conv",)}
 
 
 @pytest.mark.parametrize("arch", FAST)
@@ -171,14 +173,17 @@ def test_kernels_compile_without_spills(arch: str) -> None:
     capability = int("".join(letter for letter in arch if letter.isdigit()))
     device = replace(H100, arch=arch, capability=capability, shared_memory=ARCHITECTURES[arch] * 1024)
     served = {"gemm": (MmaGemm(), product(512, 768, 3072)), "fp8": (MmaGemm(), product(512, 768, 3072, FP8, FP8)),
-              "conv": (MmaConvolution(), conv(28, 128, 128)), "depthwise": (Depthwise(), conv(56, 96, 96, groups=96))}  # fmt: skip
+              "conv": (MmaConvolution(), conv(28, 128, 128)), "depthwise": (Depthwise(), conv(56, 96, 96, groups=96)),
+              "wgmma": (Sm90Gemm(), product(4096, 3072, 768)), "wgmma fp8": (Sm90Gemm(), product(512, 768, 768, FP8, FP8)),
+              "wgmma conv": (Sm90Convolution(), conv(28, 128, 128))}  # fmt: skip
     for name in FAST[arch]:
         tactic, (workload, *_) = served[name]
+        # A few loop-invariant words may be parked (wgmma with 96 sums a thread parks five).
         for step in tactic.plan(workload, tactic.configs(workload, device)[0], device).steps:
             assert isinstance(step, Launch)
             used = compile_cubin(step.kernel.source(), step.kernel.defines, arch, step.kernel.file).resources
             assert used.registers * step.block[0] <= 65536
-            assert used.spill_stores <= 16, f"{name} spills {used.spill_stores} bytes for {arch}"
+            assert used.spill_stores <= 24, f"{name} spills {used.spill_stores} bytes for {arch}"
 
 
 ON_GPU = {
@@ -187,6 +192,19 @@ ON_GPU = {
     "float": (MmaGemm(), lambda: product(300, 264, 1000, INT8, FLOAT)), "conv": (MmaConvolution(), lambda: conv(14, 64, 96)),
     "depthwise": (Depthwise(), lambda: conv(14, 32, 32, groups=32)), "depthwise 6": (Depthwise(), lambda: conv(9, 6, 6, groups=6)),
     "planes": (MmaConvolution(), lambda: conv(33, 3, 16, 3, 2, planes=True)), "simt": (SimtConvolution(), lambda: conv(9, 32, 24)),
+}  # fmt: skip
+
+
+def hopper(kind: DataType, out: DataType, m: int = 300):  # noqa: ANN201
+    return lambda: product(m, 256, 1008, kind, out)
+
+
+ON_GPU |= {
+    "wgmma int8": (Sm90Gemm(), hopper(INT8, INT8)), "wgmma uint8": (Sm90Gemm(), hopper(UINT8, UINT8)),
+    "wgmma int32": (Sm90Gemm(), hopper(INT8, INT32)), "wgmma fp8": (Sm90Gemm(), hopper(FP8, FP8)), "wgmma e5m2": (Sm90Gemm(), hopper(E5M2, FLOAT)),
+    "wgmma few rows": (Sm90Gemm(), hopper(INT8, FLOAT, 5)), "wgmma few uint8 rows": (Sm90Gemm(), hopper(UINT8, DataType.HALF, 5)),
+    "wgmma conv": (Sm90Convolution(), lambda: conv(14, 64, 96)), "wgmma strided": (Sm90Convolution(), lambda: conv(15, 32, 40, 3, 2, kind=UINT8, out=UINT8)),
+    "wgmma 1x1": (Sm90Convolution(), lambda: conv(14, 64, 128, window=1, pad=0)),
 }  # fmt: skip
 
 
@@ -201,7 +219,9 @@ def test_on_gpu(name: str) -> None:
     spec = open_device("0").spec
     if tactic.supports(workload, spec) is not None:
         pytest.skip("this GPU has no tensor cores for that type")
-    for one in tactic.configs(workload, spec)[:4]:
+    found = list(tactic.configs(workload, spec))
+    split = [one for one in found if dict(one).get("split", dict(one).get("splits", 1)) > 1]
+    for one in dict.fromkeys((*found[:3], *split[:1])):
         plan = tactic.plan(workload, one, spec)
         (result,) = run_on_gpu(plan, inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
         compare(result, expected[0], f"{tactic.id} {dict(one)}")
