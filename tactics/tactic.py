@@ -337,7 +337,7 @@ def workload_bytes(workload: Workload) -> int:
 
 def workload_flops(workload: Workload) -> float:
     """Floating-point operations of the products in the workload (0 for layers that only move or map data)."""
-    from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply
+    from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply, Recurrence
 
     op = workload.op
     shapes = [[int(dim) for dim in tensor.shape] for tensor in (*workload.inputs, *workload.outputs)]  # type: ignore[arg-type]
@@ -348,6 +348,8 @@ def workload_flops(workload: Workload) -> float:
         return 2.0 * float(np.prod(shapes[0])) * float(np.prod(shapes[1][1:]))
     if isinstance(op, MatrixMultiply):
         return 2.0 * float(np.prod(out)) * shapes[0][-2 if op.transpose_a else -1]
+    if isinstance(op, Recurrence):
+        return 2.0 * float(np.prod(shapes[0])) * op.hidden
     if isinstance(op, Attention):
         q, k = (dict(zip(layout, one.shape, strict=True)) for layout, one in op.unpacked(workload.inputs)[:2])
         return 4.0 * float(np.prod([int(one) for one in (q["b"], q["h"], q["s"], k["s"], q["d"])]))  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ CASES: Mapping[str, tuple[ModuleType, Callable[[], object]]] = {
     "rotary": (microsoft, lambda: microsoft.test_rotary_embedding(1)),
     "grouped heads": (microsoft, lambda: microsoft.test_grouped_attention_of_a_prompt(1, 2)),
     "grouped heads with past": (microsoft, lambda: microsoft.test_grouped_attention_with_past(1)),
+    "caps and sinks": (microsoft, microsoft.test_grouped_attention_with_caps_and_sinks),
     "quantised products": (microsoft, microsoft.test_quantised_products),
     "quantised pointwise": (microsoft, lambda: microsoft.test_quantised_pointwise(np.int8)),
     "split transform": (signal, lambda: signal.test_long_transforms_are_split(1500, 1)),

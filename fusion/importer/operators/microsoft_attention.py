@@ -19,7 +19,18 @@ from fusion.importer.operators.normalization import layer_norm
 from fusion.importer.operators.slicing import cut
 from fusion.importer.registry import MICROSOFT, operator
 from fusion.importer.values import Value
-from fusion.ops import Attention, Concatenation, Gather, MatrixMultiply, Padding, Range, ScatterElements, ShapeValue
+from fusion.ops import (
+    Attention,
+    Concatenation,
+    Fill,
+    Gather,
+    MatrixMultiply,
+    Padding,
+    Range,
+    ScatterElements,
+    ShapeValue,
+    Softmax,
+)
 
 INT64 = DataType.INT64
 
@@ -106,11 +117,11 @@ def group_query_attention(b: Builder, node: Node) -> tuple[Value, ...]:
     """New keys and values go behind each sequence's own past, whose length is ``seqlens_k + 1`` less the new ones."""
     query, key, value = node.input(0), node.optional(1), node.optional(2)
     heads, kv_heads = node.required("num_heads"), node.required("kv_num_heads")
-    refused = {"softcap": 0.0, "smooth_softmax": 0, "sliding_window_cache": 0, "qk_output": 0, "kv_cache_bit_width": 0}
+    refused = {"sliding_window_cache": 0, "qk_output": 0, "kv_cache_bit_width": 0}
     for name, usual in refused.items():
         if node.attr(name, usual) not in (usual, -1):
             raise Unsupported(f"{name} is {node.attr(name)}; only {usual} is supported")
-    for index, name in ((11, "head_sink"), (12, "k_scale"), (13, "v_scale"), (16, "query_seqlens")):
+    for index, name in ((12, "k_scale"), (13, "v_scale"), (16, "query_seqlens")):
         if node.optional(index) is not None:
             raise Unsupported(f"input {name} is not supported")
     node.refuse_outputs(3, what="scores")
@@ -153,9 +164,14 @@ def group_query_attention(b: Builder, node: Node) -> tuple[Value, ...]:
         total = dim_max(have, longest) if not (isinstance(have, int) and isinstance(longest, int)) else max(have, longest)
         keys, values = (_appended(b, past, one, places, total, name) for past, one, name in ((past_k, k, "k"), (past_v, v, "v")))
         layout = "bhsd"
-    mask = _causal_mask(b, node, places, total, lengths, node.optional(10), q.dtype, first_prompt)
-    causal = mask is None and bool(node.attr("causal", 1))
-    out = attend(b, node, q, keys, values, layout, mask, causal)
+    cap, sink = node.attr("softcap", 0.0), node.optional(11)
+    plain = not cap and sink is None and not node.attr("smooth_softmax", 0)
+    mask = _causal_mask(b, node, places, total, lengths, node.optional(10), q.dtype, first_prompt and plain)
+    if plain:
+        out = attend(b, node, q, keys, values, layout, mask, mask is None and bool(node.attr("causal", 1)))
+    else:
+        assert mask is not None
+        out = _in_parts(b, node, q, keys, values, layout, mask, cap, sink)
     present = [
         keys if layout == "bhsd" else b.transpose(keys, (0, 2, 1, 3), "present_key"),
         values if layout == "bhsd" else b.transpose(values, (0, 2, 1, 3), "present_value"),
@@ -226,6 +242,35 @@ def attend(b: Builder, node: Node, q: Value, k: Value, v: Value, layout: str, ma
     op = Attention(scale, causal, mask is not None, ("bshd", layout, layout, "bshd"))
     out = b.layer(op, q, k, v, *([] if mask is None else [mask]))
     return b.reshape(out, (*out.shape[:2], out.shape[2] * out.shape[3]), "merge")
+
+
+def _in_parts(b: Builder, node: Node, q: Value, k: Value, v: Value, layout: str, mask: Value, cap: float, sink: Value | None) -> Value:
+    """Attention with scores capped, ``cap * tanh(scores / cap)``, or with one more score per head (``sink``, or 0) that takes no value."""
+    batch, steps, heads, depth = q.shape
+    if layout == "bshd":
+        k, v = (b.transpose(one, (0, 2, 1, 3), f"{name}_bhsd") for one, name in ((k, "k"), (v, "v")))
+    shared, total = k.shape[1], k.shape[2]
+    group = heads // shared
+    scale = node.attr("scale", 0.0) or 1.0 / math.sqrt(depth)
+    rows = b.reshape(b.transpose(q, (0, 2, 1, 3), "q_bhsd"), (batch, shared, group * steps, depth), "q_groups")
+    scores = b.layer(MatrixMultiply(transpose_b=True), rows, k, suffix="scores")
+    scores = b.reshape(scores, (batch, heads, steps, total), "scores_by_head")
+    value: Expression = call("mul", X0, literal(scale, q.dtype))
+    if cap:
+        value = call("mul", call("tanh", call("div", value, literal(cap, q.dtype))), literal(cap, q.dtype))
+    scores = b.pointwise(call("add", value, X1), scores, mask, suffix="masked")
+    if sink is None and not node.attr("smooth_softmax", 0):
+        weights = b.layer(Softmax(3), scores, suffix="weights")
+    else:
+        if sink is None:
+            column = b.layer(Fill((batch, heads, steps, 1), q.dtype, 0.0), suffix="sink")
+        else:
+            column = expand_to(b, b.reshape(sink, (heads, 1, 1), "sink_heads"), (batch, heads, steps, 1), "sink")
+        joined = b.layer(Concatenation(3), scores, column, suffix="with_sink")
+        weights = cut(b, b.layer(Softmax(3), joined, suffix="weights"), (0,) * 4, (batch, heads, steps, total), (1,) * 4, "without_sink")
+    grouped = b.reshape(weights, (batch, shared, group * steps, total), "weight_groups")
+    out = b.reshape(b.layer(MatrixMultiply(), grouped, v), (batch, heads, steps, v.shape[3]), "out_heads")
+    return b.reshape(b.transpose(out, (0, 2, 1, 3), "out_bshd"), (batch, steps, heads * v.shape[3]), "merge")
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
-from fusion.ops import MatrixMultiply, Recurrence, Slice
+from fusion.ops import Expand, Fill, MatrixMultiply, Padding, Recurrence, Shuffle, Slice, Tile
 from fusion.ops.recurrent import GATES
 
 REVERSE = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
@@ -61,6 +61,7 @@ def build(b: Builder, node: Node, w: Value, r: Value) -> tuple[Value, ...]:
     present = {}
     for name, number in (("initial_h", 5), ("initial_c", 6), ("peephole", 7)):
         value = node.optional(number) if cell == "lstm" or number == 5 else None
+        value = None if value is not None and is_zero(value) else value
         present[name] = value is not None
         if value is not None:
             optional.append(value)
@@ -75,10 +76,19 @@ def build(b: Builder, node: Node, w: Value, r: Value) -> tuple[Value, ...]:
     return b.layers(op, (projected, r, *optional))
 
 
+def is_zero(value: Value) -> bool:
+    """Whether a tensor is known to be all zeros: a constant, or a fill, however it was moved about."""
+    if value.is_constant:
+        return not value.array.any()
+    if value.step is None:
+        return False
+    if isinstance(value.step.op, Fill):
+        return value.step.op.value == 0
+    return isinstance(value.step.op, Expand | Shuffle | Slice | Tile) and is_zero(value.step.inputs[0])
+
+
 def _without_candidate(b: Builder, bias: Value, directions: int, hidden: int) -> Value:
     """The biases ``[D, 3 * H]`` of a GRU's gates, those of its candidate replaced by zero."""
-    from fusion.ops import Padding
-
     kept = b.layer(Slice((0, 0), (directions, 2 * hidden), (1, 1)), bias, suffix="gate_bias")
     return b.layer(Padding((0, 0), (0, hidden)), kept, suffix="gate_bias_padded")
 

@@ -283,11 +283,23 @@ def test_grouped_attention_with_dynamic_past() -> None:
             np.testing.assert_allclose(found[name], value, 2e-5, 2e-5, err_msg=f"{name} {steps} {past} {total}")
 
 
+def test_grouped_attention_with_caps_and_sinks() -> None:
+    given = {"q": floats(2, 5, 64), "k": floats(2, 5, 32, seed=1), "v": floats(2, 5, 32, seed=2)}
+    constants = {"len": np.array([4, 4], np.int32), "total": np.int32(5), "sink": floats(4, seed=3)}
+    check("GroupQueryAttention", given, constants, "q k v - - len total", 3, softcap=0.7, **GROUPED)
+    check("GroupQueryAttention", given, constants, "q k v - - len total", 3, smooth_softmax=1, **GROUPED)
+    check("GroupQueryAttention", given, constants, "q k v - - len total - - - - sink", 3, local_window_size=3, **GROUPED)
+    past = {"pk": floats(2, 2, 6, 16, seed=4), "pv": floats(2, 2, 6, 16, seed=5), "len": np.array([6, 6], np.int32)}
+    step = {name: value[:, :1] for name, value in given.items()}
+    order = "q k v pk pv len total - - - - sink"
+    check("GroupQueryAttention", step | past, {"total": np.int32(7), "sink": constants["sink"]}, order, 3, softcap=0.7, **GROUPED)
+
+
 def test_grouped_attention_refusals() -> None:
     given = {"q": floats(2, 5, 32), "k": floats(2, 5, 16, seed=1), "v": floats(2, 5, 16, seed=2)}
     constants = {"len": np.array([4, 4], np.int32), "total": np.int32(5)}
-    with pytest.raises(UnsupportedModel, match="softcap is 30"):
-        import_onnx(model_of("GroupQueryAttention", given, constants, "q k v - - len total", 1, softcap=30.0, **GROUPED))
+    with pytest.raises(UnsupportedModel, match="kv_cache_bit_width is 8"):
+        import_onnx(model_of("GroupQueryAttention", given, constants, "q k v - - len total", 1, kv_cache_bit_width=8, **GROUPED))
 
 
 # --- quantised -------------------------------------------------------------------------------------------------------

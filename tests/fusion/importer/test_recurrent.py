@@ -121,6 +121,24 @@ def test_batch_first(cell: str) -> None:
         np.testing.assert_allclose(found[name], wanted[name].swapaxes(0, 1), 1e-6, 1e-6)
 
 
+def test_states_that_start_at_zero_are_not_read() -> None:
+    """As PyTorch writes them: zeros of a shape that follows from the input's."""
+    model, inputs = model_of("GRU", initial=True, dynamic=True)
+    graph = model.graph
+    del graph.input[1:]
+    nodes = [helper.make_node("Shape", ["x"], ["sizes"]), helper.make_node("Gather", ["sizes", "second"], ["batch"]),
+             helper.make_node("Concat", ["one", "batch", "six"], ["state"], axis=0), helper.make_node("Expand", ["zero", "state"], ["h0"])]  # fmt: skip
+    graph.initializer.extend([numpy_helper.from_array(np.array(value, dtype), name) for name, value, dtype in (
+        ("second", [1], np.int64), ("one", [1], np.int64), ("six", [6], np.int64), ("zero", 0, np.float32))])  # fmt: skip
+    graph.node.extend([*nodes, graph.node[0]])
+    del graph.node[0]
+    network = import_onnx(model)
+    assert [layer.op.layer_type for layer in network.layers] == ["MatrixMultiply", "Recurrence"]
+    given = {"x": inputs["x"]}
+    for name, value in onnxruntime_outputs(model, given).items():
+        np.testing.assert_allclose(run(network, given)[name], value, 2e-5, 2e-6)
+
+
 def test_refusals_name_what_was_found() -> None:
     with pytest.raises(UnsupportedModel, match="activation 'Cosine'"):
         import_onnx(model_of("RNN", activations=["Cosine"])[0])
