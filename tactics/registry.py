@@ -58,6 +58,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.order.argreduce",
         "tactics.cuda.order.cumulative",
         "tactics.cuda.order.topk",
+        "tactics.cuda.select.nonzero",
+        "tactics.cuda.select.nms",
         "tactics.cuda.sampling.sampling",
         "tactics.cuda.windows.windows",
         "tactics.cuda.determinant.determinant",

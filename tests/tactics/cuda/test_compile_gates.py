@@ -33,6 +33,8 @@ from fusion.ops import (
     LinearAttention,
     LocalResponseNormalization,
     MatrixMultiply,
+    NonMaxSuppression,
+    NonZero,
     Normalization,
     Padding,
     Pointwise,
@@ -129,6 +131,8 @@ def cases() -> tuple[Workload, ...]:
         _case(ScatterND(), (F16, (8, 9)), (I64, (4, 1)), (F16, (4, 9))),
         _case(Resize((1, 64, 64, 32), (1.0, 2.0, 2.0, 1.0), "linear"), (F16, (1, 32, 32, 32))),
         _case(TopK(5, 1), (F32, (8, 1000))), _case(ArgReduce(1, False), (F32, (8, 1000))), _case(Cumulative(1), (F32, (8, 1000))),
+        _case(NonZero(), (F32, (8, 1000))),
+        _case(NonMaxSuppression(100), (F32, (1, 8400, 4)), (F32, (1, 80, 8400)), (I64, (1,)), (F32, (1,)), (F32, (1,))),
         _lstm(F16, 512, 4), _lstm(F32, 128, 1),
         _case(Fill((100,), F32, 1.0)), _case(Range(0, 1, 100, I64)), _case(ShapeValue((3,), (1,), I64)),
     )  # fmt: skip
