@@ -29,6 +29,7 @@ from fusion.rules import (
     dequantize_forward,
     dequantize_quantize,
     epilogue_operand,
+    gather_slice,
     gelu,
     group_normalization,
     hard_swish,
@@ -98,7 +99,7 @@ STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, group_normalizat
 ATTENTION = (attention.RULE, attention_heads.RULE, rotary_shuffle.RULE, attention_layout.RULE, recurrence_layout.RULE)
 READERS = (
     softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
-    reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE,
+    reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE, gather_slice.RULE,
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
 OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE)

@@ -1,4 +1,4 @@
-"""f(Shuffle(x)) -> Shuffle(f(x)), for f of one tensor, where the layer that makes x can compute f in its epilogue."""
+"""f(Shuffle(x)) -> Shuffle(f(x)), for f of one tensor, where the maker of x can compute f, or the next Shuffle undoes this one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fusion.network import Layer
 from fusion.ops import Pointwise, Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._local import EXPRESSION_OPS
+from fusion.rules._shuffles import compose, movement
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -20,6 +21,8 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
     shuffle, layer = match.layers
+    if _undone(graph, shuffle, layer):
+        return None
     maker = graph.producer(shuffle.inputs[0])
     if maker is None or not isinstance(maker.op, EXPRESSION_OPS):
         return Refusal("no gain", f"{shuffle.inputs[0]} is not made by a layer with an epilogue")
@@ -29,6 +32,17 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     if out > graph.type(layer.inputs[0]).dtype.itemsize:
         return Refusal("no gain", f"{layer.name} widens its input, which {shuffle.name} would then have to move")
     return None
+
+
+def _undone(graph: Graph, shuffle: Layer, layer: Layer) -> bool:
+    """Whether the only reader of ``layer`` moves everything back, so that the two shuffles together move nothing."""
+    reader = graph.only_reader(layer.outputs[0])
+    if reader is None or not isinstance(reader.op, Shuffle) or graph.only_reader(shuffle.outputs[0]) is None:
+        return False
+    a = movement(graph.type(shuffle.inputs[0]).shape, shuffle.op)
+    b = movement(graph.type(layer.outputs[0]).shape, reader.op)
+    both = compose(a, b) if a is not None and b is not None and not a.is_view else None
+    return both is not None and both.is_view
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fusion.dims import Shape
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Reduce, Shuffle
@@ -24,25 +25,34 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 def _check(graph: Graph, match: Match) -> Refusal | None:
     shuffle, layer = match.layers
     order, op = match.found["order"], layer.op
-    if op.keep_dims:
-        # The lengths that stay must come out on their old places, or have length 1.
-        shape = graph.type(shuffle.inputs[0]).shape
-        left = [1 if axis in {order[a] for a in op.axes} else dim for axis, dim in enumerate(shape)]
-        if [left[axis] for axis in order] != left or [a for a in order if left[a] != 1] != [
-            a for a in range(len(left)) if left[a] != 1
-        ]:
-            return Refusal("axes", f"{shuffle.name} moves axes that {layer.name} keeps")
-        return None
-    kept = [order[axis] for axis in range(len(order)) if axis not in op.axes]
+    if op.arity < len(layer.inputs) and _result(graph, match) != graph.type(layer.outputs[0]).shape:
+        return Refusal("epilogue", f"the epilogue of {layer.name} reads tensors in its layout")
+    shape = graph.type(shuffle.inputs[0]).shape
+    kept = [order[axis] for axis in range(len(order)) if axis not in op.axes and shape[order[axis]] != 1]
     if kept != sorted(kept):
         return Refusal("axes", f"{shuffle.name} changes the order of the axes {kept} that {layer.name} keeps")
     return None
 
 
+def _result(graph: Graph, match: Match) -> Shape:
+    """The shape of the reduction of what stands before the transpose."""
+    shuffle, layer = match.layers
+    axes = {match.found["order"][axis] for axis in layer.op.axes}
+    shape = graph.type(shuffle.inputs[0]).shape
+    return tuple(1 if axis in axes else dim for axis, dim in enumerate(shape) if layer.op.keep_dims or axis not in axes)
+
+
 def _rewrite(graph: Graph, match: Match) -> Replacement:
     shuffle, layer = match.layers
     axes = tuple(sorted(match.found["order"][axis] for axis in layer.op.axes))
-    return Replacement((Layer("", replace(layer.op, axes=axes), (*shuffle.inputs, *layer.inputs[1:]), layer.outputs),))
+    op, inputs = replace(layer.op, axes=axes), (*shuffle.inputs, *layer.inputs[1:])
+    out = graph.type(layer.outputs[0]).shape
+    if _result(graph, match) == out:
+        return Replacement((Layer("", op, inputs, layer.outputs),))
+    # The axes of length 1 stand in other places: a view.
+    middle = graph.fresh(f"{layer.outputs[0]}.before")
+    view = Layer(f"{layer.name} reshape", Shuffle(reshape=out), (middle,), layer.outputs, layer.origins)
+    return Replacement((Layer("", op, inputs, (middle,)), view))
 
 
 RULE = Rule("shuffle-reduce", __doc__.splitlines()[0], (Reduce,), _match, _rewrite, _check)

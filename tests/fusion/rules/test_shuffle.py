@@ -25,6 +25,7 @@ from fusion.rules import (
     shuffle_weights,
 )
 from fusion.rules._shuffles import Movement, compose, emit, inverse, movement, refine, transpose_of
+from runtime.views import share_memory
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, Build
 
@@ -367,9 +368,15 @@ def test_a_transpose_before_a_reduction_goes(order: tuple, axes: tuple, keep: bo
     assert kinds(network) == ["Reduce"]
 
 
-@pytest.mark.parametrize("order, axes, keep", [((0, 2, 1), (1,), True), ((1, 0, 2), (2,), False)])
+@pytest.mark.parametrize("order, axes, keep", [((1, 0, 2), (2,), True), ((1, 0, 2), (2,), False)])
 def test_a_transpose_of_axes_that_stay_is_needed(order: tuple, axes: tuple, keep: bool) -> None:
     assert refused(reduced(order, axes, keep), shuffle_reduce.RULE).condition == "axes"
+
+
+def test_axes_of_length_one_in_other_places_are_a_view() -> None:
+    network = fuse(reduced((0, 2, 1), (1,), True), shuffle_reduce.RULE)
+    assert kinds(network) == ["Reduce", "Shuffle"]
+    assert share_memory(network).elided == {"reduce reshape"}
 
 
 def test_a_reshape_before_a_reduction_stays() -> None:
