@@ -369,7 +369,7 @@ def _pointless(command: str, config: Config, given: list[str], options: dict[str
             found.append(f"Inference is skipped: no effect of {_flags(idle)}")
     if config.inference.request_rate or config.inference.sweep_batch:
         unused = (*_NEEDS_RUN, "avgRuns", *(_ONE_BY_ONE if config.inference.request_rate else ()))
-        idle = [name for name in given if name in unused and name != "exportTimes"]
+        idle = [name for name in given if name in unused and name not in ("exportTimes", "exportReport")]
         if idle:
             found.append(f"--requestRate and --sweepBatch report their own figures: no effect of {_flags(idle)}")
     if config.inference.duration == -1:

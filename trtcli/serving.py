@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtcli.config import Config
-from trtcli.files import write_json
+from trtcli.files import write_json, write_text
 from trtcli.inputs import make_inputs
 from trtcli.log import Log
 from trtcli.report import requests as report
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[int, ...]]
 
 
-def run_requests(config: Config, contexts: Sequence[ExecutionContext], shapes: Shapes, options: BenchmarkOptions, log: Log) -> None:
+def run_requests(
+    config: Config, contexts: Sequence[ExecutionContext], shapes: Shapes, options: BenchmarkOptions, command_line: str, log: Log
+) -> None:
     """Serve ``--requestRate`` and report latencies against throughput.
 
     Raises:
@@ -34,15 +36,23 @@ def run_requests(config: Config, contexts: Sequence[ExecutionContext], shapes: S
     inputs = _inputs(config, contexts[0], shapes, min(largest, max(smallest, batching.max_batch)))
     result = serve(contexts, inputs, options, batching)
     log.info(f"Warmup completed {result.warm_up_requests} requests over {inference.warm_up:g} ms")
-    for line in report.request_lines(result, batching, config.report.percentiles):
+    lines = report.request_lines(result, batching, config.report.percentiles)
+    for line in lines:
         log.report(line)
     for line in report.request_warnings(result):
         log.warning(line)
     if config.report.export_times:
         write_json(config.report.export_times, report.requests_json(result))
+    if config.report.export_report:
+        from trtcli.report.html import requests_html
+
+        page = requests_html(contexts[0].engine, shapes, command_line, lines, result, config.report.percentiles)
+        write_text(config.report.export_report, page)
 
 
-def run_sweep(config: Config, contexts: Sequence[ExecutionContext], shapes: Shapes, options: BenchmarkOptions, log: Log) -> None:
+def run_sweep(
+    config: Config, contexts: Sequence[ExecutionContext], shapes: Shapes, options: BenchmarkOptions, command_line: str, log: Log
+) -> None:
     """Benchmark the batch sizes of ``--sweepBatch``, one after the other, and print a table.
 
     Raises:
@@ -71,6 +81,10 @@ def run_sweep(config: Config, contexts: Sequence[ExecutionContext], shapes: Shap
         log.report(line)
     if config.report.export_times:
         write_json(config.report.export_times, report.sweep_json(rows))
+    if config.report.export_report:
+        from trtcli.report.html import sweep_html
+
+        write_text(config.report.export_report, sweep_html(contexts[0].engine, shapes, command_line, rows))
 
 
 def batch_sizes(first: int, last: int) -> list[int]:

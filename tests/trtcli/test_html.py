@@ -93,4 +93,4 @@ def test_without_queries_and_times(page: str) -> None:
     empty = Engine(Network("nothing", (), (), (), {}, {}), (), {}, {}, ({},), DeviceSpec("cpu", "Test"))
     found = report_html(empty, {}, "trtcli", measure([], (99.0,)), [], None)
     check(found)
-    assert "No query was measured" in found and "No layer was timed" in found
+    assert "No queries were measured" in found and "No layer was timed" in found

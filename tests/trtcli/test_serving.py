@@ -35,7 +35,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_requests(model: Path, tmp_path: Path, capsys: Captured) -> None:
     times = tmp_path / "times.json"
-    argv = [f"--onnx={model}", "--idleTime=3", "--dumpOutput", "--requestRate=500", "--maxQueueDelay=5", "--maxBatch=4", f"--exportTimes={times}", *QUICK]
+    argv = [f"--onnx={model}", "--idleTime=3", "--dumpOutput", "--requestRate=500", "--maxQueueDelay=5", "--maxBatch=4", f"--exportTimes={times}",
+            f"--exportReport={tmp_path / 'r.html'}", *QUICK]  # fmt: skip
     assert main(argv) == 0
     out, err = capsys.readouterr()
     assert "Dynamic dimensions required" not in err
@@ -47,11 +48,15 @@ def test_requests(model: Path, tmp_path: Path, capsys: Captured) -> None:
     assert rows and {row["batch"] for row in rows} <= {1, 2, 3, 4}
     assert list(rows[0]) == ["arrivalMs", "startMs", "endMs", "queueMs", "computeMs", "latencyMs", "batch"]
     assert all(row["latencyMs"] >= row["computeMs"] > 0 for row in rows)
+    page = (tmp_path / "r.html").read_text()
+    assert f"Latency distribution of {len(rows)} requests" in page and page.count("<svg") == page.count("</svg>") == 2
 
 
 def test_a_sweep(model: Path, tmp_path: Path, capsys: Captured) -> None:
     times = tmp_path / "times.json"
-    assert main([f"--onnx={model}", "--sweepBatch=1:6", f"--exportTimes={times}", *QUICK]) == 0
+    assert main([f"--onnx={model}", "--sweepBatch=1:6", f"--exportTimes={times}", f"--exportReport={tmp_path / 'r.html'}", *QUICK]) == 0
+    page = (tmp_path / "r.html").read_text()
+    assert "Throughput over the batch" in page and page.count("<circle") == 8 and "no effect" not in page
     out = capsys.readouterr().out
     assert "=== Batch sweep ===" in out and "is the fastest" in out
     found = json.loads(times.read_text())

@@ -43,7 +43,7 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
     if config.inference.request_rate or config.inference.sweep_batch:
         from trtcli.serving import run_requests, run_sweep
 
-        (run_requests if config.inference.request_rate else run_sweep)(config, contexts, shapes, options, log)
+        (run_requests if config.inference.request_rate else run_sweep)(config, contexts, shapes, options, command_line, log)
         return PASSED
     result = run_benchmark(contexts, inputs, options)
     if result.graph_nodes:

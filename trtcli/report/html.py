@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from runtime.batching import BatchingResult
 from runtime.benchmark import Query
 from runtime.engine import Engine
 from runtime.profiler import Profile
 from trtcli.report.layers import Shapes, io_tensors, layer_objects
-from trtcli.report.statistics import number
+from trtcli.report.requests import SweepRow
+from trtcli.report.statistics import Summary, number, summarize
 from trtcli.report.summary import Performance
 
 BINS = 48
@@ -43,23 +45,56 @@ def report_html(
 ) -> str:
     """The page: what ran where, its speed and distribution, every layer, and how far each stands from the hardware's limit."""
     layers = _layers(engine, shapes, profile)
-    record = engine.record
-    title = f"{record.get('model', engine.network.name)} on {engine.device.name}"
-    parts = [
-        f"<h1>{escape(str(title))}</h1>",
-        f"<p class=soft><code>{escape(command_line)}</code></p>",
+    return _page(engine, command_line, [
         _facts(engine, shapes),
         "<h2>Performance</h2>",
         _performance(performance),
         *(f"<p>{escape(line.strip())}</p>" for line in warnings),
         "<h2>Latency</h2>",
-        _histogram([one.latency for one in queries], performance),
+        _histogram([one.latency for one in queries], performance.latency, "queries"),
         _trace(queries),
         "<h2>Layers against the hardware's limit</h2>",
         _roofline(layers),
         "<h2>Layers</h2>",
         _layer_table(layers),
+    ])  # fmt: skip
+
+
+def sweep_html(engine: Engine, shapes: Shapes, command_line: str, rows: Sequence[SweepRow]) -> str:
+    """The page of ``--sweepBatch``: throughput and latency over the batch."""
+    cells = [
+        (str(row.batch), number(row.latency), number(row.high), number(row.compute), number(row.throughput), number(row.items))
+        for row in rows
     ]
+    high = f"p{rows[0].percentage:g} ms" if rows else "ms"
+    head = ("Batch", "Latency ms", high, "Compute ms", "Queries/s", "Items/s")
+    return _page(engine, command_line, [
+        _facts(engine, shapes),
+        "<h2>Batch sweep</h2>",
+        _table(head, cells, numbers=range(len(head))),
+        _curve("Throughput over the batch, items/s", [(row.batch, row.items) for row in rows], "batch", "items/s"),
+        _curve("Median latency over the batch, ms", [(row.batch, row.latency) for row in rows], "batch", "ms"),
+    ])  # fmt: skip
+
+
+def requests_html(
+    engine: Engine, shapes: Shapes, command_line: str, lines: Sequence[str], result: BatchingResult, percentages: Sequence[float]
+) -> str:
+    """The page of ``--requestRate``: the summary's lines, the distribution of latencies, how large batches were."""
+    latencies = [one.latency for one in result.requests]
+    batches = [(float(size), float(count)) for size, count in result.batches.items()]
+    return _page(engine, command_line, [
+        _facts(engine, shapes),
+        "<h2>Requests</h2>",
+        *(f"<p>{escape(line)}</p>" for line in lines if line and not line.startswith("===")),
+        _histogram(latencies, summarize(latencies, percentages), "requests"),
+        _curve("Batches by their number of requests", batches, "requests in a batch", "batches"),
+    ])  # fmt: skip
+
+
+def _page(engine: Engine, command_line: str, parts: Sequence[str]) -> str:
+    title = f"{engine.record.get('model', engine.network.name)} on {engine.device.name}"
+    parts = [f"<h1>{escape(str(title))}</h1>", f"<p class=soft><code>{escape(command_line)}</code></p>", *parts]
     return (
         f"<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{escape(str(title))}</title><style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
@@ -158,10 +193,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _histogram(latencies: Sequence[float], performance: Performance) -> str:
+def _histogram(latencies: Sequence[float], summary: Summary, what: str) -> str:
     """How often each latency came, up to the 99.9th percentile, with the percentiles marked."""
     if not latencies:
-        return "<p>No query was measured.</p>"
+        return f"<p>No {what} were measured.</p>"
     ordered = sorted(latencies)
     low, high = ordered[0], ordered[min(len(ordered) - 1, int(len(ordered) * 0.999))]
     width = (high - low) / BINS or 1e-9
@@ -176,11 +211,25 @@ def _histogram(latencies: Sequence[float], performance: Performance) -> str:
         for index, count in enumerate(counts) if count
     )  # fmt: skip
     marks = ""
-    for name, value in (("median", performance.latency.median), *((f"p{p:g}", value) for p, value in performance.latency.percentiles)):
+    for name, value in (("median", summary.median), *((f"p{p:g}", value) for p, value in summary.percentiles)):
         if low <= value <= high:
             x = _LEFT + (value - low) / (BINS * width) * (_WIDTH - _LEFT)
             marks += f"<line class=axis x1={x:.1f} x2={x:.1f} y1=14 y2={_HEIGHT - _BOTTOM} /><text x={x + 2:.1f} y=22>{name}</text>"
-    return _picture(f"Latency distribution of {len(ordered)} queries", bars + marks, (low, low + BINS * width), "ms", f"{most} queries")
+    return _picture(f"Latency distribution of {len(ordered)} {what}", bars + marks, (low, low + BINS * width), "ms", f"{most} {what}")
+
+
+def _curve(title: str, points: Sequence[tuple[float, float]], across: str, up: str) -> str:
+    """Points joined by lines, both axes from zero."""
+    if not points:
+        return ""
+    right, top = max(x for x, _ in points) or 1.0, max(y for _, y in points) or 1.0
+    places = [
+        (_LEFT + x / right * (_WIDTH - _LEFT - 8), _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - 24) * y / top, x, y) for x, y in sorted(points)
+    ]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in places)
+    dots = "".join(f"<circle class=compute cx={x:.1f} cy={y:.1f} r=3><title>{a:g}: {b:.5g}</title></circle>" for x, y, a, b in places)
+    drawn = f"<polyline points='{line}' fill=none stroke='var(--cool)' stroke-width=1 />{dots}"
+    return _picture(title, drawn, (0.0, right), across, f"{top:.5g} {up}")
 
 
 def _tall(count: int, most: int) -> float:
