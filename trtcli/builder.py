@@ -124,7 +124,9 @@ def build(
         log.verbose(line)
 
     choices = _choose(network, profiles, config, device, log, progress)
-    fused, choices, optional = _measured_fusions(fused, choices, profiles, config, device, log, progress)
+    optional = None
+    if not marked:  # an optional rule might take a marked tensor away
+        fused, choices, optional = _measured_fusions(fused, choices, profiles, config, device, log, progress)
     network = fused.network
     bodies = _bodies(network, profiles[0], {}, config, device, log, progress)
     engine = _assemble(network, choices, profiles, config, device, bodies)

@@ -107,3 +107,29 @@ def test_an_engine_without_weights(tmp_path: Path, capsys: Captured) -> None:
     assert main(again) == 1
     assert "its weights were stripped" in capsys.readouterr().err.replace("the engine's weights", "its weights")
     assert main(["verify", str(bare), f"--refitFromOnnx={files[1]}"]) == 0
+
+
+def test_fusions_that_a_measurement_decided_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two products of one input become one: optional, and part of the network that new weights must fit."""
+    monkeypatch.setattr("trtcli.builder.MIN_GAIN", -1e9)  # whatever the clock says
+
+    def parallel(seed: int) -> ModelProto:
+        rng = np.random.default_rng(seed)
+        weights = {name: rng.standard_normal((16, 16)).astype(np.float32) for name in "uv"}
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "u"], ["p"]), helper.make_node("MatMul", ["x", "v"], ["q"]),
+             helper.make_node("Softmax", ["p"], ["a"]), helper.make_node("Softmax", ["q"], ["b"])],
+            "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16])],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 16]) for name in "ab"],
+            [numpy_helper.from_array(value, name) for name, value in weights.items()],
+        )  # fmt: skip
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    engine = trtcli.build(parallel(0), trtcli.BuildConfig(avg_timing=1), device="cpu")
+    assert isinstance(engine.record["optionalFusions"], dict), "the rule found nothing: the test tests nothing"
+    x = np.random.default_rng(2).standard_normal((1, 16)).astype(np.float32)
+    found = trtcli.refit(engine, parallel(1)).create_execution_context().execute({"x": x})
+    weights = {one.name: numpy_helper.to_array(one) for one in parallel(1).graph.initializer}
+    for name, weight in (("a", "u"), ("b", "v")):
+        powers = np.exp(x @ weights[weight])
+        np.testing.assert_allclose(found[name], powers / powers.sum(), rtol=1e-4, atol=1e-5)
