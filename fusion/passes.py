@@ -11,7 +11,7 @@ from fusion.dtypes import DataType
 from fusion.graph import Graph, Limits
 from fusion.layout import to_channels_last
 from fusion.network import ControlFlow, Network
-from fusion.precision import to_half
+from fusion.precision import LayerTypes, to_half
 from fusion.rewrite import ALL, Applied, Miss, Record, Rule, apply_rules, nearest_misses
 from fusion.rules import (
     attention,
@@ -135,6 +135,7 @@ class FusionOptions:
         enabled: optional rules that shall run (names in OPTIONAL).
         device: ``cpu`` or ``cuda``; on ``cuda`` convolutions and pooling become channels-last.
         precision: HALF or BF16 to compute float32 models in that type; None to keep the model's types.
+        layer_types: which layers stay in float32 when ``precision`` is given.
         functions, operands: how large one fused expression may grow (see :class:`fusion.graph.Limits`).
     """
 
@@ -142,6 +143,7 @@ class FusionOptions:
     enabled: tuple[str, ...] = ()
     device: str = "cpu"
     precision: DataType | None = None
+    layer_types: LayerTypes = field(default_factory=LayerTypes)
     functions: int = Limits.functions
     operands: int = Limits.operands
 
@@ -177,7 +179,9 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
     warnings: tuple[str, ...] = ()
     network = _fuse(network, limits, options, record)
     if options.precision is not None:
-        network, warnings = to_half(network, options.precision)
+        unknown = options.layer_types.unknown(network)
+        network, warnings = to_half(network, options.precision, options.layer_types)
+        warnings += tuple(f"--layerPrecisions: no layer or node is named {name!r}" for name in unknown)
         network = _fuse(network, limits, options, record)
     if options.device == "cuda":
         changed = to_channels_last(network, direct_stem=True)

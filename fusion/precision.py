@@ -9,7 +9,8 @@ means would otherwise cancel to nothing. Inside their layers sums and softmax ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -42,24 +43,54 @@ _QUANTIZED = (DataType.FP8, DataType.FP8_E5M2)
 _SUMS = ("sum", "mean")  # the reductions whose results are statistics
 
 
-def to_half(network: Network, dtype: DataType) -> tuple[Network, tuple[str, ...]]:
+@dataclass(frozen=True)
+class LayerTypes:
+    """Which layers are computed in which type: what was asked for by name, and the type of all others.
+
+    Attributes:
+        given: (name, type): a layer, an ONNX node that is in it, or a pattern with ``*``; an exact name wins over a pattern, and of
+            several names in one fused layer FLOAT wins.
+        others: the type of layers that no name fits.
+        obey: whether a layer that cannot have its type is an error, not a warning.
+    """
+
+    given: tuple[tuple[str, DataType], ...] = ()
+    others: DataType | None = None
+    obey: bool = False
+
+    def of(self, layer: Layer) -> DataType | None:
+        """The type that was asked for ``layer`` by name, or None."""
+        names = (layer.name, *layer.origins)
+        exact = [dtype for name, dtype in self.given if name in names]
+        found = exact or [dtype for name, dtype in self.given if "*" in name and any(fnmatchcase(one, name) for one in names)]
+        return _WIDE if _WIDE in found else found[-1] if found else None
+
+    def unknown(self, network: Network) -> list[str]:
+        """The names that fit no layer of ``network``."""
+        names = {one for layer in network.layers for one in (layer.name, *layer.origins)}
+        return [name for name, _ in self.given if name not in names and not ("*" in name and any(fnmatchcase(one, name) for one in names))]
+
+
+def to_half(network: Network, dtype: DataType, types: LayerTypes | None = None) -> tuple[Network, tuple[str, ...]]:
     """``network`` with float32 replaced by ``dtype`` inside, and one warning per kind of value that did not fit.
 
+    ``types`` keeps layers in float32, by name or all that are not named.
+
     Raises:
-        ValueError: ``dtype`` is not HALF or BF16.
+        ValueError: ``dtype`` is not HALF or BF16; or ``types`` must be obeyed and a layer cannot be computed in ``dtype``.
     """
     if dtype not in (DataType.HALF, DataType.BF16):
         raise ValueError(f"a network can be computed in float16 or bfloat16, not in {dtype.value}")
     if not any(kind.dtype is _WIDE for kind in network.tensors.values()):
         return network, ()
-    return _Narrowing(network, dtype).run()
+    return _Narrowing(network, dtype, types or LayerTypes()).run()
 
 
 class _Narrowing:
     """One run of the pass: the layers made so far, and the float32 twins of narrow tensors."""
 
-    def __init__(self, network: Network, dtype: DataType) -> None:
-        self.network, self.dtype = network, dtype
+    def __init__(self, network: Network, dtype: DataType, types: LayerTypes) -> None:
+        self.network, self.dtype, self.types = network, dtype, types
         self.largest = float(np.finfo(np.float16).max) if dtype is DataType.HALF else float("inf")
         self.layers: list[Layer] = []
         self.tensors: dict[str, TensorType] = {}
@@ -70,12 +101,17 @@ class _Narrowing:
 
     def run(self) -> tuple[Network, tuple[str, ...]]:
         network = self.network
+        stubborn: list[str] = []
         for name in network.inputs:
             self.tensors[name] = network.tensors[name]
         for layer in network.layers:
             if not any(network.tensors[name].dtype is _WIDE for name in (*layer.inputs, *layer.outputs)):
                 self._copy(layer)
+            elif self._is_asked_wide(layer):
+                self._keep(layer)
             elif _is_delicate(network, layer):
+                if self.types.of(layer) not in (None, _WIDE):
+                    stubborn.append(layer.name)
                 self._keep(layer)
             elif self._is_statistic(layer):
                 self._copy(layer)
@@ -85,7 +121,13 @@ class _Narrowing:
         for name in network.outputs:
             if name not in self.tensors:  # a float32 result that exists only in its narrow version
                 self._convert(self.narrow[name], name, _WIDE, f"{name} to FP32")
-        warnings = tuple(
+        if stubborn and self.types.obey:
+            raise ValueError(
+                f"--precisionConstraints=obey: {', '.join(stubborn)} cannot be computed in {self.dtype.label}, which would spoil "
+                "exact integers or coordinates; use prefer, or name other layers"
+            )
+        warnings = tuple(f"{name} stays in FP32: {self.dtype.label} would spoil exact integers or coordinates" for name in stubborn)
+        warnings += tuple(
             f"{name}: magnitudes up to {value:.4g} do not fit {self.dtype.value} and became {self.largest:.0f}"
             for name, value in self.clamped.items()
         )
@@ -93,6 +135,9 @@ class _Narrowing:
         return done, warnings
 
     # --- layers ------------------------------------------------------------------------------------------------------
+
+    def _is_asked_wide(self, layer: Layer) -> bool:
+        return (self.types.of(layer) or self.types.others) is _WIDE
 
     def _copy(self, layer: Layer) -> None:
         for name in layer.inputs:

@@ -23,6 +23,7 @@ from fusion.dtypes import DataType
 from fusion.importer import import_onnx
 from fusion.network import ControlFlow, Network, typical_sizes
 from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_optional
+from fusion.precision import LayerTypes
 from runtime.device import Device, DeviceLostError
 from runtime.engine import CONTROL, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
 from runtime.resolution import largest
@@ -169,10 +170,28 @@ def _unfused(imported: Network, network: Network, marked: Sequence[str]) -> list
     return [name for layer in network.layers for name in layer.outputs if name in known]
 
 
+def layer_types(config: BuildConfig) -> tuple[DataType | None, LayerTypes]:
+    """The narrow type that is used at all, and which layers are computed in it.
+
+    Raises:
+        BuildError: two narrow types in one engine.
+    """
+    general = DataType.HALF if config.fp16 else DataType.BF16 if config.bf16 else None
+    if config.precision_constraints == "none" or not config.layer_precisions:
+        return general, LayerTypes()
+    names = {"fp32": DataType.FLOAT, "fp16": DataType.HALF, "bf16": DataType.BF16}
+    given = tuple((layer, names[dtype]) for layer, dtype in config.layer_precisions)
+    narrow = {dtype for _, dtype in given if dtype is not DataType.FLOAT} | ({general} if general else set())
+    if len(narrow) > 1:
+        raise BuildError("--layerPrecisions: FP16 and BF16 in one engine; use one of them beside FP32")
+    others = None if general else DataType.FLOAT
+    return next(iter(narrow), None), LayerTypes(given, others, config.precision_constraints == "obey")
+
+
 def fuse(imported: Network, config: BuildConfig, device: str, log: Log) -> FusionResult:
-    precision = DataType.HALF if config.fp16 else DataType.BF16 if config.bf16 else None
+    precision, types = layer_types(config)
     disabled = tuple(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion)
-    result = optimize(imported, FusionOptions(disabled=disabled, device=device, precision=precision))
+    result = optimize(imported, FusionOptions(disabled=disabled, device=device, precision=precision, layer_types=types))
     for text in result.warnings:
         log.warning(text)
     return result

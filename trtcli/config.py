@@ -51,6 +51,8 @@ class BuildConfig:
         tactic_shared_memory: most bytes of shared memory per block; None: the device's limit.
         tf32: whether float32 products may round their operands to TF32.
         fp16, bf16: whether the builder may use that precision where the model says FP32.
+        layer_precisions: ``(layer or node, fp32 | fp16 | bf16)`` pairs; ``precision_constraints`` is ``none`` (they have no effect),
+            ``prefer`` or ``obey``.
         profiling_verbosity: ``none``, ``layer_names_only`` or ``detailed``: what the engine keeps for reports.
         disable_fusion: ``(rule, layer)`` pairs; the rule may be ``all``; an empty layer turns it off everywhere.
         pin_tactic: ``(layer, tactic id)`` pairs.
@@ -78,6 +80,8 @@ class BuildConfig:
     tf32: bool = True
     fp16: bool = False
     bf16: bool = False
+    layer_precisions: tuple[tuple[str, str], ...] = ()
+    precision_constraints: str = "none"
     profiling_verbosity: str = "layer_names_only"
     disable_fusion: tuple[tuple[str, str], ...] = ()
     pin_tactic: tuple[tuple[str, str], ...] = ()

@@ -115,7 +115,7 @@ _DLA = "needs a DLA core, which trtcli does not use"
 _SAFE = "belongs to the safety runtime, which trtcli does not have"
 _PLUGIN = "loads compiled TensorRT plugins, which trtcli cannot run"
 _QUANTISED = "is not supported: " + _CALIBRATION
-_TYPES = f"{_LATER}: layers have the types of the model, and --fp16/--bf16 apply to all"
+_TYPES = f"{_LATER}: an output has the type that its layer works in (--layerPrecisions)"
 _TUNER = f"(TensorRT's global tuner) {_LATER}; --builderOptimizationLevel=5 searches most"
 
 REFUSED: dict[str, Refused] = {
@@ -126,8 +126,6 @@ REFUSED: dict[str, Refused] = {
     "int8": Refused(_QUANTISED),
     "fp8": Refused(_QUANTISED),
     "int4": Refused(_QUANTISED),
-    "precisionConstraints": Refused(_TYPES, ("none",)),
-    "layerPrecisions": Refused(_TYPES),
     "layerOutputTypes": Refused(_TYPES),
     "timeRefit": Refused(_LATER),
     "dumpRefit": Refused(_LATER),

@@ -361,6 +361,8 @@ def _pointless(command: str, config: Config, given: list[str], options: dict[str
         building = [name for name in given if options[name].target.startswith("build.")]
         if building:
             found.append(f"An engine is loaded, not built: no effect of {_flags(building)}")
+    if config.build.layer_precisions and config.build.precision_constraints == "none":
+        found.append("--layerPrecisions has no effect without --precisionConstraints=prefer or obey")
     if config.build.timing_cache_file and not config.build.builder_cache:
         found.append("--noBuilderCache is given: --timingCacheFile is neither read nor written")
     if config.inference.skip_inference or command in ("build", "inspect"):

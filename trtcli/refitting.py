@@ -65,6 +65,8 @@ def _config(engine: Engine) -> BuildConfig:
         bf16=bool(options.get("bf16")),
         tf32=engine.tf32,
         disable_fusion=tuple((str(rule), str(layer)) for rule, layer in options.get("disable_fusion", ())),
+        layer_precisions=tuple((str(layer), str(dtype)) for layer, dtype in options.get("layer_precisions", ())),
+        precision_constraints=str(options.get("precision_constraints", "none")),
         mark_debug=tuple(map(str, options.get("mark_debug", ()))),
         profiling_verbosity="none",
     )

@@ -285,6 +285,23 @@ class Pins:
 
 
 @dataclass(frozen=True)
+class LayerPrecisions:
+    """``layer:type[,...]``; the layer (or ONNX node, or pattern with ``*``) is what stands before the last colon."""
+
+    metavar: str = "LAYER:TYPE[,...]"
+    allowed: str = "a layer or ONNX node, and fp32, fp16 or bf16"
+
+    def __call__(self, text: str) -> tuple[tuple[str, str], ...]:
+        pairs = []
+        for part in split_quoted(text):
+            layer, _, dtype = part.rpartition(":")
+            if not layer or dtype not in ("fp32", "fp16", "bf16"):
+                raise ValueError(f"{part!r} is not LAYER:TYPE with fp32, fp16 or bf16 (8-bit types come from the model's own Q/DQ nodes)")
+            pairs.append((unquote(layer.strip()), dtype))
+        return tuple(pairs)
+
+
+@dataclass(frozen=True)
 class FusionRules:
     """``rule[@layer][,...]``, as ``(rule, layer)`` pairs; the layer (or ONNX node) is empty when not given."""
 

@@ -7,7 +7,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Convert, Literal, apply
 from fusion.ops import Convolution, Cumulative, Fill, Gather, MatrixMultiply, Range, Reduce, Softmax
 from fusion.passes import FusionOptions, optimize
-from fusion.precision import to_half
+from fusion.precision import LayerTypes, to_half
 from fusion.reference import run
 from fusion.rewrite import validate
 from tests.fusion.networks import X0, X1, Build, assert_same, random_inputs
@@ -214,3 +214,38 @@ def test_the_cast_of_an_input_may_be_a_prologue(dtype: DataType, kind: str) -> N
     result = optimize(network, FusionOptions(precision=dtype)).network
     assert len(result.layers) == 1
     assert_same(network, result, TOLERANCE[dtype])
+
+
+def _types(network, *names: str) -> list[DataType]:
+    """The type that the layer with each node computes in: of its first real input."""
+    by_node = {node: layer for layer in network.layers for node in (layer.name, *layer.origins)}
+    return [network.tensors[by_node[name].inputs[0]].dtype for name in names]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_layers_by_name(device: str) -> None:
+    build = mlp()
+    network = build.network(build.last)  # type: ignore[attr-defined]
+    for types, wanted in (
+        (LayerTypes((("softmax", FLOAT),)), [HALF, FLOAT]),
+        (LayerTypes((("fc*", HALF),), FLOAT), [HALF, FLOAT]),
+        (LayerTypes((("*", FLOAT), ("fc1", HALF))), [HALF, FLOAT]),
+        (LayerTypes((("*", HALF),), FLOAT), [HALF, HALF]),
+    ):
+        result = optimize(network, FusionOptions(precision=HALF, device=device, layer_types=types))
+        validate(result.network)
+        assert _types(result.network, "fc1", "softmax") == wanted, types
+        assert not [text for text in result.warnings if "layerPrecisions" in text]
+        assert_same(network, result.network, TOLERANCE[HALF])
+
+
+def test_names_that_fit_nothing_and_layers_that_cannot() -> None:
+    build = Build()
+    total = build.layer("sum", Cumulative(1), build.input("x", 4, 16))
+    network = build.network(total)
+    result = optimize(network, FusionOptions(precision=HALF, layer_types=LayerTypes((("sum", HALF), ("nobody", FLOAT)))))
+    assert result.warnings == (
+        "sum stays in FP32: FP16 would spoil exact integers or coordinates", "--layerPrecisions: no layer or node is named 'nobody'",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="--precisionConstraints=obey: sum cannot be computed in FP16"):
+        optimize(network, FusionOptions(precision=HALF, layer_types=LayerTypes((("sum", HALF),), obey=True)))

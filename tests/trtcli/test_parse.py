@@ -241,3 +241,12 @@ def test_optimization_profiles() -> None:
 )
 def test_wrong_profiles(flags: tuple[str, ...], complaint: str) -> None:
     assert any(complaint in line for line in complaints("--onnx=m", *flags))
+
+
+def test_layer_precisions() -> None:
+    config = trtexec("--fp16", "--layerPrecisions=soft:fp32,'a:0,b':fp16", "--precisionConstraints=obey").config.build
+    assert config.layer_precisions == (("soft", "fp32"), ("a:0,b", "fp16")) and config.precision_constraints == "obey"
+    parsed = trtexec("--layerPrecisions=soft:fp32")
+    assert "--layerPrecisions has no effect without --precisionConstraints=prefer or obey" in parsed.warnings
+    (complaint,) = complaints("--onnx=m", "--layerPrecisions=soft:int8")
+    assert "8-bit types come from the model's own Q/DQ nodes" in complaint

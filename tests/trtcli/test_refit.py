@@ -133,3 +133,24 @@ def test_fusions_that_a_measurement_decided_for(monkeypatch: pytest.MonkeyPatch)
     for name, weight in (("a", "u"), ("b", "v")):
         powers = np.exp(x @ weights[weight])
         np.testing.assert_allclose(found[name], powers / powers.sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_precisions_by_layer_reach_the_engine() -> None:
+    config = trtcli.BuildConfig(
+        shapes={"x": (2, 3, 8, 8)}, optimization_level=0, layer_precisions=(("*MatMul*", "fp16"),), precision_constraints="obey"
+    )
+    model = network(0)
+    for node in model.graph.node:
+        node.name = f"{node.op_type}_{node.output[0]}"
+    engine = trtcli.build(model, config, device="cpu")
+    used = {layer.name: engine.network.tensors[layer.inputs[0]].dtype.label for layer in engine.network.layers if layer.origins}
+    product = next(name for name in used if "MatMul" in name)
+    assert used[product] == "FP16" and used[next(name for name in used if "Conv" in name)] == "FP32"
+    for one, weights in ((engine, model), (trtcli.refit(engine, _renamed(network(1))), network(1))):
+        np.testing.assert_allclose(one.create_execution_context().execute({"x": X})["y"], wanted(weights), rtol=1e-2, atol=1e-2)
+
+
+def _renamed(model: ModelProto) -> ModelProto:
+    for node in model.graph.node:
+        node.name = f"{node.op_type}_{node.output[0]}"
+    return model
