@@ -186,8 +186,8 @@ def check_holds(network: Network, sizes: Mapping[str, int]) -> None:
     for left, right in network.holds:
         if symbols((left, right)) <= sizes.keys() and bind(left, sizes) != bind(right, sizes):
             raise ShapeError(
-                f"the model squeezes a dimension only where it is 1, and this network was built for that: {left} is {bind(left, sizes)} "
-                f"and must equal {right}, which is {bind(right, sizes)}; give other input shapes"
+                "the model squeezes a dimension only where it is 1, and this network was built for that; here it would be "
+                f"{bind(right, sizes) / max(1, bind(left, sizes)):g}: give other input shapes (or values that choose another branch)"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from runtime.context import ExecutionContext
 from runtime.device import CaptureError, Graph, Stream
 from runtime.engine import Engine
 from runtime.runner import Bound
-from runtime.segments import obstacles_of, segments_of
+from runtime.segments import Part, obstacles_of, segments_of
 
 CAPTURE_FAILED = (
     "The CUDA graph capture on the stream has failed.",
@@ -22,27 +22,34 @@ SEGMENTED = ("The built engine contains operations that are not permitted under 
 _KEPT_GRAPHS = 16
 
 
+def engine_parts(engine: Engine) -> tuple[Part, ...]:
+    """The engine's network and those inside its layers, each with the layers that the host computes."""
+    inner = (part for plan in engine.layers for body in plan.bodies for part in engine_parts(body))
+    return ((engine.network, engine.host_layers), *inner)
+
+
 def capture_obstacles(engine: Engine) -> list[tuple[str, str]]:
     """(layer, reason) for every layer that a CUDA graph cannot hold together with what follows. Static: it needs no GPU."""
-    layers = engine.network.layers
-    return [(layers[one.layer].name, one.reason) for one in obstacles_of(engine.network, engine.host_layers)]
+    return [(network.layers[one.layer].name, one.reason) for network, host in engine_parts(engine) for one in obstacles_of(network, host)]
 
 
 def capture_segments(engine: Engine) -> list[tuple[int, ...]]:
-    """The layers (numbers) of every segment that a graph of its own can hold."""
-    segments = segments_of(engine.network, engine.host_layers)
-    return [one.layers for one in segments if not one.host]
+    """The layers (numbers) of every segment that a graph of its own can hold, those inside branches and loops included."""
+    parts = engine_parts(engine)
+    return [one.layers for network, host in parts for one in segments_of(network, host) if not one.host and one.layers]
 
 
-def segments_line(engine: Engine, segments: Sequence[Sequence[int]]) -> str:
-    """``2 segments (212 layers) captured around nms_0: the host waits for the device once in every inference``"""
-    names = [name for name, _ in capture_obstacles(engine)]
+def segments_line(engine: Engine) -> str:
+    """``2 segments (212 layers) captured around nms_0: the host waits for the device at least once in every inference``"""
+    names, segments = [name for name, _ in capture_obstacles(engine)], capture_segments(engine)
     around = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "sizes that are read"
-    cuts = len(segments_of(engine.network, engine.host_layers)) - 1
-    plural = "s" if len(segments) != 1 else ""
-    times = "once" if cuts <= 1 else f"{cuts} times or more"
+    waits = sum(bool(one.host or one.reads) for one in segments_of(engine.network, engine.host_layers))
+    times = "once" if waits == 1 else f"{waits} times"
     layers = sum(map(len, segments))
-    return f"{len(segments)} segment{plural} ({layers} layers) captured around {around}: the host waits for the device {times} in every inference"
+    return (
+        f"{len(segments)} segment{'s' if len(segments) != 1 else ''} ({layers} layer{'s' if layers != 1 else ''}) captured around {around}: "
+        f"the host waits for the device {times} or more in every inference"
+    )
 
 
 class GraphRunner:
@@ -119,9 +126,7 @@ class GraphRunner:
         self._stream.synchronize()
         self._revision = self.context.revision
         if not self._refused:
-            engine = self.context.engine
-            plain = capture_segments(engine)
-            self.warnings = (*SEGMENTED, segments_line(engine, plain))
+            self.warnings = (*SEGMENTED, segments_line(self.context.engine))
         return bool(self.nodes)
 
     def _launch(self, bound: Bound, stream: Stream) -> None:

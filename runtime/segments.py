@@ -116,6 +116,15 @@ def obstacles_of(network: Network, host: Collection[int] = ()) -> tuple[Obstacle
     return tuple(found)
 
 
+Part = tuple[Network, Collection[int]]  # a network with the layers (numbers) that the host computes
+
+
+def parts_of(network: Network) -> tuple[Part, ...]:
+    """The network and those inside its layers, outermost first."""
+    inner = (part for layer in network.layers if isinstance(layer.op, ControlFlow) for body in layer.op.bodies for part in parts_of(body))
+    return ((network, ()), *inner)
+
+
 def read_inputs(network: Network) -> tuple[str, ...]:
     """The network inputs that the host reads because shapes depend on their values."""
     return tuple(dict.fromkeys(one.tensor for one in network.sizes.values() if one.tensor in network.inputs))

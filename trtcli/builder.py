@@ -27,6 +27,7 @@ from fusion.precision import LayerTypes
 from runtime.device import Device, DeviceLostError
 from runtime.engine import CONTROL, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
 from runtime.resolution import largest
+from runtime.segments import parts_of
 from runtime.streams import with_streams
 from runtime.timer import Bench
 from runtime.views import VIEW, intermediate_bytes, view_layers
@@ -147,7 +148,7 @@ def build(
         "buildSeconds": seconds,
     }
     log.info(
-        f"Built in {seconds:.1f} s: {len(network.layers)} layers, weights {_mebibytes(engine.weights)}, "
+        f"Built in {seconds:.1f} s: {sum(len(part.layers) for part, _ in parts_of(network))} layers, weights {_weights(engine) / 2**20:.1f} MiB, "
         f"{_activations(engine)}, {engine.num_aux_streams + 1} stream{'s' if engine.num_aux_streams else ''}"
     )
     return replace(engine, record=record)
@@ -665,9 +666,11 @@ def _plain(value: Any) -> Any:
 
 def _parsed_line(model: Path | bytes, network: Network, seconds: float) -> str:
     name = model.name if isinstance(model, Path) else network.name
-    count = sum(value.size for value in network.constants.values())
+    parts = [part for part, _ in parts_of(network)]
+    count = sum(value.size for part in parts for value in part.constants.values())
+    nodes = sum(len(part.fates) for part in parts)
     inputs = ", ".join(f"{one} {'x'.join(map(str, network.tensors[one].shape)) or 'scalar'}" for one in network.inputs)
-    return f"Parsed {name} in {seconds:.2f} s: {len(network.fates)} nodes, {count / 1e6:.1f} M weights, input {inputs}"
+    return f"Parsed {name} in {seconds:.2f} s: {nodes} nodes, {count / 1e6:.1f} M weights, input {inputs}"
 
 
 def _saved_bytes(imported: Network, network: Network, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -677,10 +680,12 @@ def _saved_bytes(imported: Network, network: Network, shapes: Mapping[str, tuple
 
 def _fused_line(imported: Network, fused: FusionResult, saved: int, seconds: float) -> str:
     counts = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
-    views = len(view_layers(fused.network))
-    layers = f"{len(fused.network.layers) - views} and {views} views" if views else f"{len(fused.network.layers)}"
+    before = sum(len(part.layers) for part, _ in parts_of(imported))
+    after = [part for part, _ in parts_of(fused.network)]
+    count, views = sum(len(part.layers) for part in after), sum(len(view_layers(part)) for part in after)
+    layers = f"{count - views} and {views} views" if views else f"{count}"
     spared = f", {saved / 1e6:.3g} MB of intermediate tensors saved" if saved > 0 else ""
-    return f"Fused {len(imported.layers)} layers into {layers} in {seconds:.2f} s{spared}: {counts}"
+    return f"Fused {before} layers into {layers} in {seconds:.2f} s{spared}: {counts}"
 
 
 def _fusion_lines(fused: FusionResult) -> list[str]:
@@ -726,5 +731,7 @@ def _activations(engine: Engine) -> str:
     return f"activations {most.size / 2**20:.1f} MiB (lower bound {most.lower_bound / 2**20:.1f})"
 
 
-def _mebibytes(weights: Mapping[str, np.ndarray]) -> str:
-    return f"{sum(array.nbytes for array in weights.values()) / 2**20:.1f} MiB"
+def _weights(engine: Engine) -> int:
+    """Bytes of all weights, those of bodies included."""
+    inner = sum(_weights(body) for plan in engine.layers for body in plan.bodies)
+    return inner + sum(array.nbytes for array in engine.weights.values())

@@ -7,12 +7,11 @@ Source: CUDA Programming Guide, "CUDA Graphs"; TensorRT's documentation names th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusion.importer import Problem
-from fusion.network import Network
-from runtime.segments import obstacles_of, read_inputs, segments_of
+from runtime.segments import Part, obstacles_of, read_inputs, segments_of
 
 _DATA_SHAPE = "its output's shape depends on data"
 _CONTROL = "the host decides what runs next"
@@ -74,20 +73,21 @@ def obstacle_of(problem: Problem) -> Obstacle | None:
     return None if reason is None else Obstacle(problem.operator, problem.node, reason)
 
 
-def verdict_of(network: Network, host: Collection[int] = ()) -> Verdict:
-    """The verdict on a network; ``host`` are layers (numbers) that the host computes."""
-    found = obstacles_of(network, host)
-    layers = network.layers
-    obstacles = tuple(
-        Obstacle(layers[one.layer].op.layer_type or type(layers[one.layer].op).__name__, layers[one.layer].name, one.reason)
-        for one in found
-    )
-    obstacles += tuple(
-        Obstacle("Input", name, "shapes depend on its values: the host reads them") for name in read_inputs(network)
-    )
-    stopped = {one.layer for one in found}
-    segments = (len(set(one.layers) - stopped) for one in segments_of(network, host) if not one.host)
-    return Verdict(len(layers), obstacles, tuple(length for length in segments if length) if obstacles else ())
+def verdict_of(parts: Sequence[Part]) -> Verdict:
+    """The verdict on a network and those inside its layers (see :func:`runtime.segments.parts_of`)."""
+    obstacles: list[Obstacle] = [
+        Obstacle("Input", name, "shapes depend on its values: the host reads them") for name in read_inputs(parts[0][0])
+    ]
+    segments: list[int] = []
+    for network, host in parts:
+        found = obstacles_of(network, host)
+        for one in found:
+            layer = network.layers[one.layer]
+            obstacles.append(Obstacle(layer.op.layer_type or type(layer.op).__name__, layer.name, one.reason))
+        stopped = {one.layer for one in found}
+        lengths = (len(set(one.layers) - stopped) for one in segments_of(network, host) if not one.host)
+        segments += [length for length in lengths if length]
+    return Verdict(sum(len(network.layers) for network, _ in parts), tuple(obstacles), tuple(segments) if obstacles else ())
 
 
 def verdict_of_nodes(names: Sequence[str], obstacles: Sequence[Obstacle]) -> Verdict:

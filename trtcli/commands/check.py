@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.importer.graph import node_names
+from runtime.segments import parts_of
 from trtcli import host, session
 from trtcli.capture import Obstacle, Verdict, obstacle_of, verdict_of, verdict_of_nodes
 from trtcli.config import Config
@@ -37,11 +38,12 @@ def static_verdict(config: Config) -> Verdict:
     """
     if config.model.load_engine:
         from runtime.engine import Engine
+        from runtime.graph import engine_parts
 
         engine = Engine.load(config.model.load_engine)
-        return verdict_of(engine.network, engine.host_layers)
+        return verdict_of(engine_parts(engine))
     try:
-        return verdict_of(import_onnx(Path(config.model.onnx)))
+        return verdict_of(parts_of(import_onnx(Path(config.model.onnx))))
     except UnsupportedModel as error:
         obstacles = [obstacle_of(problem) for problem in error.problems]
         if not all(obstacles):
@@ -54,7 +56,7 @@ def static_verdict(config: Config) -> Verdict:
 
 def measured_verdict(config: Config, log: Log) -> Verdict | None:
     """The verdict of a real capture: build (or load), run plainly, capture, replay, compare. None for a CPU engine."""
-    from runtime.graph import compare_replay
+    from runtime.graph import compare_replay, engine_parts
 
     engine, device = session.obtain_engine(config, log)
     if device.spec.kind != "cuda":
@@ -62,7 +64,7 @@ def measured_verdict(config: Config, log: Log) -> Verdict | None:
     shapes = session.inference_shapes(config, engine, log)
     context = session.make_contexts(config, engine, device, shapes, log)[0]
     replay = compare_replay(context, session.make_inputs(config, engine, shapes, log))
-    static = verdict_of(engine.network, engine.host_layers)
+    static = verdict_of(engine_parts(engine))
     how = f"captured, replayed and compared on {device.spec.name}: {replay.nodes} graph nodes"
     obstacles = static.obstacles
     if not context.is_segmented or not replay.nodes:
@@ -82,8 +84,9 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     lines += [f"  {one.operator:<{width}}  {one.name}  {one.reason}" for one in verdict.obstacles]
     if verdict.segments:
         plural = "s" if len(verdict.segments) != 1 else ""
+        ending = "s" if held != 1 else ""
         verb = "can be" if verdict.how == "static" else "were"
-        lines.append(f"  {len(verdict.segments)} segment{plural} ({held} layers) {verb} captured around {'it' if count == 1 else 'them'}")
+        lines.append(f"  {len(verdict.segments)} segment{plural} ({held} layer{ending}) {verb} captured around {'it' if count == 1 else 'them'}")
     return lines
 
 
