@@ -17,7 +17,7 @@ from math import isnan
 from statistics import median
 from typing import Any
 
-from runtime.device import CaptureError, Device, DeviceMemoryError
+from runtime.device import CaptureError, Device, DeviceError, DeviceLostError
 from runtime.engine import Engine
 from runtime.resolution import outline, resolve
 from runtime.timer import time_engines
@@ -93,7 +93,9 @@ def with_streams(engine: Engine, device: Device, max_aux: int = -1) -> tuple[Eng
         engines = [_on_streams(serial, dict(zip(layers, one.streams, strict=True))) for one in useful]
         try:
             alone, *beside = time_engines(device, (serial, *engines))
-        except DeviceMemoryError as error:
+        except DeviceLostError:
+            raise
+        except DeviceError as error:  # too little memory for both, above all: the engine on one stream is as good as before
             refusal = f"streams could not be timed: {error}"
             found = useful[0]
         else:
