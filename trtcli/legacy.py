@@ -100,6 +100,8 @@ DEPRECATED: dict[str, Deprecated] = {
     "exportTimingCache": Deprecated("--timingCacheFile is read and written", _same("timingCacheFile"), "yes"),
     "saveProfile": Deprecated("use --exportProfile", _same("exportProfile"), "yes"),
     "best": Deprecated("only FP16 and BF16 are tried: use --fp16 --bf16; " + _CALIBRATION, _best),
+    "int8": Deprecated("layers run in INT8 where the model has QuantizeLinear/DequantizeLinear nodes, with or without it"),
+    "fp8": Deprecated("layers run in FP8 where the model has QuantizeLinear/DequantizeLinear nodes, with or without it"),
     "calib": Deprecated(_CALIBRATION, takes_value="maybe"),
     "calibProfile": Deprecated(_CALIBRATION, takes_value="yes"),
     "minShapesCalib": Deprecated(_CALIBRATION, takes_value="yes"),
@@ -114,7 +116,7 @@ _LATER = "is not in this version of trtcli"
 _DLA = "needs a DLA core, which trtcli does not use"
 _SAFE = "belongs to the safety runtime, which trtcli does not have"
 _PLUGIN = "loads compiled TensorRT plugins, which trtcli cannot run"
-_QUANTISED = "is not supported: " + _CALIBRATION
+_QUANTISED = "is not supported: int4 weights are dequantised at build, where the model has DequantizeLinear nodes"
 _TYPES = f"{_LATER}: an output has the type that its layer works in (--layerPrecisions)"
 _TUNER = f"(TensorRT's global tuner) {_LATER}; --builderOptimizationLevel=5 searches most"
 
@@ -123,8 +125,6 @@ REFUSED: dict[str, Refused] = {
     "deploy": Refused("Caffe models are not supported; export the model to ONNX"),
     "model": Refused("Caffe models are not supported; use --onnx=FILE"),
     "output": Refused("outputs are those of the ONNX model"),
-    "int8": Refused(_QUANTISED),
-    "fp8": Refused(_QUANTISED),
     "int4": Refused(_QUANTISED),
     "layerOutputTypes": Refused(_TYPES),
     "timeRefit": Refused(_LATER),

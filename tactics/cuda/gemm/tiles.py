@@ -86,6 +86,8 @@ _SHAPES = (
 )  # fmt: skip
 
 
+_RATES = {DataType.FLOAT: "tf32", DataType.UINT8: "int8", DataType.FP8_E5M2: "float8_e4m3fn"}  # data types that share a rate
+
 # How much slower a stage is when A is a convolution's window: in whole vectors, and element by element.
 GATHER, GATHER_ELEMENTS = 0.26, 1.5
 
@@ -134,7 +136,7 @@ def estimate(
     busy = min(per_sm, ceil_div(blocks, device.multiprocessors))  # blocks that share one multiprocessor
     waves = ceil_div(blocks, device.multiprocessors * busy)
     steps = ceil_div(split_depth(tile, k), tile.bk)
-    name = "tf32" if dtype is DataType.FLOAT else dtype.value
+    name = _RATES.get(dtype, dtype.value)
     peak = (device.flops.get(name) or 1e14) / device.multiprocessors
     share = 0.47 if device.capability in range(90, 110) else 0.75  # of the peak that mma.sync reaches
     depth = tile.bk * itemsize
