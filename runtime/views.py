@@ -9,12 +9,13 @@ is impossible (both ends belong to the caller), the view copies.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fusion.bind import bind_type
 from fusion.dims import Dim, Shape, divisor, product
 from fusion.network import Layer, Network, Op, TensorType, typical_sizes
 from fusion.ops import Concatenation, Shuffle, Slice
+from fusion.rewrite import Miss
 from runtime.segments import segments_of
 from tactics.tactic import tensor_bytes
 
@@ -47,10 +48,12 @@ class Sharing:
         places: of every tensor that a layer reads or writes, and of inputs and outputs. A root holds at most one tensor whose address is
             not ours to choose (network input, network output, constant), and that one is the root.
         copies: per view layer, the pieces that must be copied; where there are none the layer vanishes.
+        refusals: per layer that moves bytes although it changes no element: the rule, the condition that failed, and the values found.
     """
 
     places: Mapping[str, Place]
     copies: Mapping[str, tuple[Piece, ...]]
+    refusals: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
 
     @property
     def views(self) -> frozenset[str]:
@@ -115,7 +118,8 @@ def share_memory(network: Network, host: Collection[int] = ()) -> Sharing:
     """Finds the views of ``network`` and places their tensors.
 
     ``host`` are layers (numbers) that the host computes: like control flow they say themselves where their outputs lie. Where the host
-    steps in, memory that a later segment of the network sizes cannot be written by an earlier one. A Concatenation of which more than one input would have to be copied is no view: one kernel does that at once.
+    steps in, memory that a later segment of the network sizes cannot be written by an earlier one. A Concatenation of which more than
+    one input would have to be copied is no view: one kernel does that at once.
     """
     produced = {name for layer in network.layers for name in layer.outputs}
     read = {name for layer in network.layers for name in layer.inputs}
@@ -124,18 +128,37 @@ def share_memory(network: Network, host: Collection[int] = ()) -> Sharing:
     home = {name: index for index, one in enumerate(segments) for number in one.layers for name in network.layers[number].outputs}
     memory = _Memory(network, {*network.inputs, *network.outputs, *(read - produced), *deciders}, home)
     copies: dict[str, tuple[Piece, ...]] = {}
+    refusals: dict[str, tuple[str, str, str]] = {}
     for layer in network.layers:
         types = [network.tensors[name] for name in layer.inputs]
         pieces = view_pieces(layer.op, types, network.tensors[layer.outputs[0]]) if layer.outputs else None
         if pieces is None:
+            if isinstance(layer.op, Concatenation | Slice):
+                refusals[layer.name] = (_RULES[type(layer.op)], "layout", _apart(layer, types, network.tensors[layer.outputs[0]]))
             continue
         before = dict(memory.parents) if len(pieces) > 1 else {}
-        left = tuple(piece for piece in pieces if not memory.join(layer, piece))
+        reasons = [memory.join(layer, piece) for piece in pieces]
+        left = tuple(piece for piece, reason in zip(pieces, reasons, strict=True) if reason)
+        if left and isinstance(layer.op, Concatenation | Slice):
+            condition, detail = next(reason for reason in reasons if reason is not None)
+            more = f", and {len(left) - 1} more" if len(left) > 1 else ""
+            refusals[layer.name] = (_RULES[type(layer.op)], condition, detail + more)
         if len(left) > 1:
             memory.parents = before
             continue
         copies[layer.name] = left
-    return Sharing({name: memory.find(name) for name in (*network.inputs, *network.outputs, *produced, *read)}, copies)
+    return Sharing({name: memory.find(name) for name in (*network.inputs, *network.outputs, *produced, *read)}, copies, refusals)
+
+
+_RULES: Mapping[type[Op], str] = {Concatenation: "concatenation-view", Slice: "slice-view"}  # as reports call it
+
+
+def _apart(layer: Layer, inputs: Sequence[TensorType], output: TensorType) -> str:
+    """Why the bytes of a concatenation or slice are no runs of memory."""
+    shape = "x".join(map(str, output.shape))
+    if isinstance(layer.op, Concatenation):
+        return f"along axis {layer.op.axis} of {shape} every input lies in several pieces; only the outermost axis longer than 1 is free"
+    return f"the slice {shape} of {'x'.join(map(str, inputs[0].shape))} lies in several pieces of memory"
 
 
 class _Memory:
@@ -154,29 +177,49 @@ class _Memory:
             name, offset = place.root, place.offset + offset
         return Place(name, offset)
 
-    def join(self, layer: Layer, piece: Piece) -> bool:
-        """Puts the input and the output of ``layer`` in one piece of memory, if that can be done."""
+    def join(self, layer: Layer, piece: Piece) -> tuple[str, str] | None:
+        """Puts the input and the output of ``layer`` in one piece of memory; the condition and the values found when that cannot be done."""
         source, target = layer.inputs[piece.input], layer.outputs[0]
         if isinstance(layer.op, Concatenation):
             return self._put(source, target, piece.target)
-        return self._put(target, source, piece.source) or (isinstance(layer.op, Shuffle) and self._put(source, target, 0))
+        reason = self._put(target, source, piece.source)
+        return self._put(source, target, 0) if reason and isinstance(layer.op, Shuffle) else reason
 
-    def _put(self, inner: str, outer: str, offset: Dim) -> bool:
+    def _put(self, inner: str, outer: str, offset: Dim) -> tuple[str, str] | None:
         """Places ``inner``, with all that lies in its memory, ``offset`` elements into ``outer``."""
         a, b = self.find(inner), self.find(outer)
         offset = b.offset + offset
         covers = a.offset == 0 and product(self.types[a.root].shape) == product(self.types[inner].shape)
         aligned = divisor(offset) * self.types[outer].dtype.itemsize % ALIGNMENT == 0
         late = self.home.get(b.root, -1) > self.home.get(a.root, -1)
-        if a.root in self.fixed or a.root == b.root or not covers or not aligned or late:
-            return False
+        if a.root in self.fixed:
+            return "caller's memory", f"{inner} lies in {a.root}, which is a network input, a network output or a constant"
+        if a.root == b.root or not covers:
+            return "two places", f"{inner} lies in {a.root} already"
+        if not aligned:
+            return "alignment", f"{inner} would lie {offset} elements into {b.root}, no multiple of {ALIGNMENT} bytes"
+        if late:
+            return "host", f"{b.root} gets its memory when the host knows its size, after {inner} is written"
         self.parents[a.root] = Place(b.root, offset)
-        return True
+        return None
 
 
 def view_layers(network: Network, host: Collection[int] = ()) -> frozenset[str]:
     """Names of the layers that are views; ``host`` as for :func:`share_memory`."""
     return share_memory(network, host).views
+
+
+def missed_views(network: Network) -> dict[str, Miss]:
+    """Per concatenation and slice that moves bytes, why it is no view."""
+    refusals = share_memory(network).refusals
+    producers = network.producers()
+    found = {}
+    for layer in network.layers:
+        if layer.name in refusals:
+            makers = dict.fromkeys(producers[name].name for name in layer.inputs if name in producers)
+            rule, condition, detail = refusals[layer.name]
+            found[layer.name] = Miss(rule, (*makers, layer.name), condition, detail, layer.outputs)
+    return found
 
 
 def intermediate_bytes(network: Network, sizes: Mapping[str, int]) -> int:

@@ -30,7 +30,7 @@ from runtime.resolution import largest
 from runtime.segments import parts_of
 from runtime.streams import with_streams
 from runtime.timer import Bench
-from runtime.views import VIEW, intermediate_bytes, view_layers
+from runtime.views import VIEW, intermediate_bytes, missed_views, view_layers
 from runtime.workloads import workload_of
 from tactics import cache as timing_cache
 from tactics.cache import CacheError, Entry, TimingCache
@@ -650,7 +650,7 @@ def _record(
         "nodes": len(imported.fates),
         "layers": len(fused.network.layers),
         "fusions": _fusion_lines(fused),
-        "misses": {layer: _plain(asdict(miss)) for layer, miss in fused.misses.items()},  # for --whyNot
+        "misses": {layer: _plain(asdict(miss)) for layer, miss in {**fused.misses, **missed_views(fused.network)}.items()},  # for --whyNot
         "cacheHits": choices.hits,
         "cacheMisses": choices.misses,
     }

@@ -11,7 +11,7 @@ from fusion.dims import symbol
 from fusion.expression import Operand, apply
 from fusion.ops import Concatenation, MatrixMultiply, Pointwise, Reduce, Shuffle, Slice
 from runtime.resolution import outline, resolve
-from runtime.views import Place, intermediate_bytes, share_memory
+from runtime.views import Place, intermediate_bytes, missed_views, share_memory
 from tests.runtime.conftest import ADD, RELU, Graph
 from tests.runtime.test_context import check
 
@@ -160,6 +160,25 @@ def test_a_batch_is_no_outermost_axis_of_length_one(cpu):
     x = build.input("x", (2, 4))
     y = build.layer(Concatenation(1), build.layer(RELU, x), build.layer(NEG, x))
     assert not sharing(build, y).views
+
+
+def test_what_is_no_view_says_why():
+    build = Graph()
+    x, z = build.input("x", (2, 4)), build.input("z", (2, 4))
+    made = build.layer(NEG, z, name="neg")
+    columns = build.layer(Concatenation(1), made, build.layer(RELU, x, name="relu"), name="columns")
+    copied = build.layer(Concatenation(0), x, made, name="copied")
+    part = build.layer(Slice((0, 1), (2, 2), (1, 1)), columns, name="part")
+    twice = build.layer(Concatenation(0), z, made, x, name="twice")
+    found = missed_views(build.network(columns, copied, part, twice))
+    assert {name: (miss.rule, miss.condition) for name, miss in found.items()} == {
+        "columns": ("concatenation-view", "layout"), "copied": ("concatenation-view", "caller's memory"),
+        "part": ("slice-view", "layout"), "twice": ("concatenation-view", "caller's memory"),
+    }  # fmt: skip
+    assert found["columns"].layers == ("neg", "relu", "columns")
+    assert found["columns"].detail.startswith("along axis 1 of 2x8 every input lies in several pieces")
+    assert found["copied"].detail == "x lies in x, which is a network input, a network output or a constant"
+    assert found["twice"].detail.endswith(", and 2 more")
 
 
 def test_intermediate_bytes_count_memory_once():

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper, save
 
+from tests.catalogue import Row
+from tests.catalogue import model as row_model
 from trtcli.cli import main
 from trtcli.options import COMMANDS, OPTIONS
 
@@ -124,6 +126,20 @@ def test_inspect_why_not(plain: Path, capsys: Captured) -> None:
     assert "refused (disabled): switched off by --disableFusion=pointwise" in out
     assert "it would save 48 bytes of traffic" in out
     assert main(["inspect", str(plain), "--whyNot=nope"]) == 1
+
+
+def test_inspect_why_not_of_a_concatenation(tmp_path: Path, capsys: Captured) -> None:
+    row = Row("concat", "a = Relu(x)\nb = Tanh(x)\nc = Concat<axis=1>(a, b)\ny = Softmax<axis=1>(c)", "", inputs={"x": (2, 256)})
+    path = tmp_path / "concat.onnx"
+    path.write_bytes(row_model(row))
+    assert main(["inspect", str(path), "--device=cpu", "--whyNot=Concat2"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Concat2 is a layer of its own.",
+        "  nearest rule: concatenation-view - refused (layout): along axis 1 of 2x512 every input lies in several pieces; "
+        "only the outermost axis longer than 1 is free",
+        "  it would have joined it with Relu0, Tanh1",
+        "  it would save 8.19 kB of traffic",
+    ]
 
 
 def test_an_unknown_fusion_rule_is_refused(plain: Path, capsys: Captured) -> None:
