@@ -38,6 +38,7 @@ def layer_ranges(names: tuple[str, ...]) -> LayerRanges | None:
         return LayerRanges(lambda name: nvtx.push_range(message=name, domain="trtcli"), lambda: nvtx.pop_range(domain="trtcli"), names)
     try:
         from cupy.cuda import nvtx as bundled
-    except ImportError:
+
+        return LayerRanges(bundled.RangePush, bundled.RangePop, names)
+    except (ImportError, AttributeError):  # cupy may have been built without it
         return None
-    return LayerRanges(bundled.RangePush, bundled.RangePop, names)

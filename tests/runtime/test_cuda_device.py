@@ -18,6 +18,7 @@ from runtime.device import Binding, CaptureError, DeviceError, DeviceMemoryError
 from runtime.devices import open_device
 from runtime.engine import LayerPlan
 from runtime.graph import GraphRunner, compare_replay
+from runtime.nvtx import layer_ranges
 from runtime.profiler import profile_layers
 from runtime.streams import event_cost, with_streams
 from runtime.timer import Bench, Candidate
@@ -589,6 +590,16 @@ def test_benchmark(gpu, graph, on_gpu, transfers, threads, use_graph):
         assert query.start_compute >= 5.0 and query.enqueue > 0
     for found in result.outputs.values():
         np.testing.assert_array_equal(found, x["x"].reshape(100, 64))
+
+
+@pytest.mark.gpu
+def test_ranges_can_be_written(gpu, graph, on_gpu):
+    context = on_gpu(branches(graph, False)[0]).create_execution_context(gpu)
+    ranges = layer_ranges(tuple(layer.name for layer in context.engine.network.layers))
+    assert ranges is not None
+    for use_graph in (False, True):
+        result = run_benchmark([context], {"x": np.zeros((64, 100), np.float32)}, BenchmarkOptions(3, 0.0, 0.0, graph=use_graph, ranges=ranges))
+        assert len(result.queries) == 3
 
 
 @pytest.mark.gpu
