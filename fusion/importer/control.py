@@ -16,6 +16,7 @@ from fusion.importer.errors import Unsupported
 from fusion.importer.graph import Scope, names_in, read_names
 from fusion.importer.node import Node
 from fusion.importer.operators.slicing import cut
+from fusion.importer.sequences import EmptyOptional, TensorSequence
 from fusion.importer.values import Value, constant
 from fusion.network import Network, TensorType
 from fusion.ops import Concatenation, Gather, If, Loop
@@ -47,6 +48,10 @@ class BodyScope(Scope):
 
     def enter(self, outer: Value) -> Value:
         """The value inside for a value from around."""
+        if isinstance(outer, TensorSequence):
+            return TensorSequence(tuple(map(self.enter, outer.items)))  # type: ignore[return-value]
+        if isinstance(outer, EmptyOptional):
+            return outer
         if outer.is_constant:
             return outer
         if outer.elements is not None and not any(item is None for item in outer.elements.reshape(-1)):

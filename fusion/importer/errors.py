@@ -21,7 +21,7 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        if self.operator in ("input", "initializer"):
+        if self.operator in ("input", "initializer", "output"):
             return f"{self.operator} {self.node}: {self.reason}"
         return f"{self.node}: {self.operator} ({self.domain or 'ai.onnx'}, opset {self.opset}): {self.reason}"
 

@@ -34,10 +34,24 @@ def exists(domain: str, name: str, opset: int) -> bool:
     return bool(schema.has_function or schema.has_context_dependent_function)
 
 
+# Operators that trtcli refuses for good, by what they work on.
+REFUSED = {
+    **dict.fromkeys(("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"), "texts"),
+    "ImageDecoder": "compressed images",
+}
+REFUSED_DOMAINS = {"ai.onnx.ml": "classical machine learning", "ai.onnx.preview.training": "training", "ai.onnx.training": "training"}
+
+
 def absence(domain: str, name: str, opset: int) -> str:
     """Why an operator without importer and function body cannot be imported."""
+    if not domain and name in REFUSED:
+        return f"it works on {REFUSED[name]}, which trtcli does not run; do that part outside of the model"
+    if domain in REFUSED_DOMAINS:
+        return f"it belongs to {REFUSED_DOMAINS[domain]}, which trtcli does not run; cut it off the model"
     if not domain and opset and _schema(domain, name, opset) is None:
         return "no such operator in this opset"
+    if domain:
+        return "trtcli does not support this operator; --plugins=FILE.py can describe it (docs/plugins.md)"
     return "trtcli does not support this operator"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion import plugins
 from fusion.importer import functions, registry, symbolic
@@ -13,6 +13,7 @@ from fusion.importer.builder import Builder
 from fusion.importer.custom import custom
 from fusion.importer.errors import ModelError, Problem, Unsupported
 from fusion.importer.node import Node, decode_attribute
+from fusion.importer.sequences import SEQUENCE_OPERATORS, TensorSequence, concerns, import_sequence
 from fusion.importer.tensors import array_of, external_location, is_external, sparse_array, tensor_type
 from fusion.importer.values import Value, constant
 
@@ -141,11 +142,11 @@ class Walk:
             result = results[index] if index < len(results) else None
             if output:
                 scope.values[output] = result
-            if result is not None and output and all(result is not value for value in inputs):
+            if isinstance(result, Value) and output and all(result is not value for value in inputs):
                 made_here = result.origin == origin or (record.is_call and result.origin.startswith(f"{name}/"))
                 result.name = f"{scope.prefix}{output}" if made_here else result.name
         if not scope.origin:
-            record.results, record.inputs = tuple(results), inputs
+            record.results, record.inputs = _tensors(results), _tensors(inputs)
             self.records[name] = record
 
     def _inputs(self, proto: NodeProto, name: str, scope: Scope) -> tuple[tuple[Value | None, ...], bool]:
@@ -167,7 +168,7 @@ class Walk:
         """Raises Unsupported when the operator is unknown, whatever its inputs."""
         if plugins.find(domain, proto.op_type) is not None:
             return
-        if registry.find(domain, proto.op_type, opset) or (not domain and proto.op_type in (*CONTROL, *symbolic.ALWAYS)):
+        if registry.find(domain, proto.op_type, opset) or (not domain and proto.op_type in (*CONTROL, *SEQUENCE_OPERATORS, *symbolic.ALWAYS)):
             return
         if (domain, proto.op_type, proto.overload) not in self._functions and not functions.exists(domain, proto.op_type, opset):
             raise Unsupported(functions.absence(domain, proto.op_type, opset))
@@ -185,6 +186,8 @@ class Walk:
             return self._body(local, node, Scope(opsets, f"{node.name}/", scope.origin, depth=scope.depth + 1)), True
         if node.op == "If" and not node.domain and node.input(0).is_constant:
             return self.branch(node, scope, bool(node.input(0).array.reshape(-1)[0])), True
+        if concerns(node):
+            return import_sequence(self, node, scope), True
         if node.op in CONTROL and not node.domain:
             from fusion.importer.control import IMPORTERS
 
@@ -255,6 +258,24 @@ class Walk:
         self.initializers(graph, inner, wanted | {name for proto in graph.node for name in read_names(proto)})
         self.run(graph.node, names_in(graph.node, inner.prefix), inner, wanted)
         return tuple(inner.find(output.name) if output.name in wanted else None for output in graph.output)
+
+
+    def subgraph(self, graph: GraphProto, given: Sequence[Any], scope: Scope, prefix: str) -> tuple[Any, ...]:
+        """The results of a subgraph whose inputs are ``given``: its nodes join those around it."""
+        inner = Scope(scope.opsets, prefix, scope.origin, scope, scope.depth + 1, scope.attributes)
+        inner.values.update(zip((entry.name for entry in graph.input), given, strict=True))
+        wanted = {output.name for output in graph.output}
+        self.initializers(graph, inner, wanted | {name for proto in graph.node for name in read_names(proto)})
+        self.run(graph.node, names_in(graph.node, prefix), inner, wanted)
+        return tuple(inner.find(output.name) for output in graph.output)
+
+
+def _tensors(values: Iterable[Any]) -> tuple[Value | None, ...]:
+    """``values`` with sequences laid open."""
+    found: list[Value | None] = []
+    for value in values:
+        found += value.items if isinstance(value, TensorSequence) else [value] if value is None or isinstance(value, Value) else []
+    return tuple(found)
 
 
 def _with_attributes(proto: NodeProto, scope: Scope) -> NodeProto:

@@ -12,6 +12,7 @@ from fusion.importer import finish
 from fusion.importer.errors import ModelError, Problem, Unsupported, UnsupportedModel
 from fusion.importer.graph import Scope, Walk, node_names, read_names
 from fusion.importer.load import Source, load
+from fusion.importer.sequences import EmptyOptional, TensorSequence
 from fusion.importer.tensors import input_type, tensor_type
 from fusion.importer.values import Value
 from fusion.network import Network
@@ -72,6 +73,10 @@ def _import(source: Source) -> Network:
     inputs = _inputs(graph, walk)
     scope.values.update(inputs)
     walk.run(graph.node, node_names(graph.node), scope, [output.name for output in graph.output])
+    for output in graph.output:
+        if isinstance(scope.values.get(output.name), TensorSequence | EmptyOptional):
+            reason = "it is a sequence or an optional; outputs are tensors: end the model with SequenceAt or ConcatFromSequence"
+            walk.problems.append(Problem(output.name, "output", "", 0, reason))
     if walk.problems:
         raise UnsupportedModel(source.name, walk.problems)
     outputs: dict[str, Value] = {}

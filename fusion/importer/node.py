@@ -112,4 +112,6 @@ def decode_attribute(attribute: AttributeProto) -> Any:
         return sparse_array(attribute.sparse_tensor)
     if kind == AttributeProto.GRAPH:
         return attribute.g
+    if kind == AttributeProto.TYPE_PROTO:
+        return attribute.tp
     raise Unsupported(f"attribute {attribute.name!r} is of kind {AttributeProto.AttributeType.Name(kind)}")

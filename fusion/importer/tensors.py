@@ -17,19 +17,28 @@ if TYPE_CHECKING:
     from onnx import SparseTensorProto, TensorProto, TypeProto
 
 
+_NAMED = {
+    "FLOAT": DataType.FLOAT, "FLOAT16": DataType.HALF, "BFLOAT16": DataType.BF16, "DOUBLE": DataType.DOUBLE,
+    "FLOAT8E4M3FN": DataType.FP8, "FLOAT8E5M2": DataType.FP8_E5M2, "FLOAT8E4M3FNUZ": DataType.FP8_FNUZ,
+    "FLOAT8E5M2FNUZ": DataType.FP8_E5M2_FNUZ, "FLOAT8E8M0": DataType.FP8_E8M0, "FLOAT4E2M1": DataType.FP4,
+    "INT2": DataType.INT2, "INT4": DataType.INT4, "INT8": DataType.INT8, "INT16": DataType.INT16, "INT32": DataType.INT32,
+    "INT64": DataType.INT64, "UINT2": DataType.UINT2, "UINT4": DataType.UINT4, "UINT8": DataType.UINT8, "UINT16": DataType.UINT16,
+    "UINT32": DataType.UINT32, "UINT64": DataType.UINT64, "BOOL": DataType.BOOL,
+}  # fmt: skip
+
+
+def named_types() -> dict[str, DataType]:
+    """Our data types by the names of ONNX's element types; older releases of onnx have fewer."""
+    from onnx import TensorProto as Tensor
+
+    return {name: dtype for name, dtype in _NAMED.items() if hasattr(Tensor, name)}
+
+
 @cache
 def _types() -> dict[int, DataType]:
     from onnx import TensorProto as Tensor
 
-    names = {
-        "FLOAT": DataType.FLOAT, "FLOAT16": DataType.HALF, "BFLOAT16": DataType.BF16, "DOUBLE": DataType.DOUBLE,
-        "FLOAT8E4M3FN": DataType.FP8, "FLOAT8E5M2": DataType.FP8_E5M2, "FLOAT8E4M3FNUZ": DataType.FP8_FNUZ,
-        "FLOAT8E5M2FNUZ": DataType.FP8_E5M2_FNUZ, "FLOAT8E8M0": DataType.FP8_E8M0, "FLOAT4E2M1": DataType.FP4,
-        "INT2": DataType.INT2, "INT4": DataType.INT4, "INT8": DataType.INT8, "INT16": DataType.INT16, "INT32": DataType.INT32,
-        "INT64": DataType.INT64, "UINT2": DataType.UINT2, "UINT4": DataType.UINT4, "UINT8": DataType.UINT8, "UINT16": DataType.UINT16,
-        "UINT32": DataType.UINT32, "UINT64": DataType.UINT64, "BOOL": DataType.BOOL,
-    }  # fmt: skip
-    return {getattr(Tensor, name): dtype for name, dtype in names.items() if hasattr(Tensor, name)}  # older onnx has fewer
+    return {getattr(Tensor, name): dtype for name, dtype in named_types().items()}
 
 
 # Two, or four, of their elements share a byte in a file.
@@ -158,7 +167,8 @@ def input_type(name: str, type_: TypeProto) -> TensorType:
         Unsupported: it is no dense tensor, its type is unknown to trtcli, or its number of dimensions is not given.
     """
     if not type_.HasField("tensor_type"):
-        raise Unsupported(f"it is a {type_.WhichOneof('value') or 'value without a type'}, not a tensor")
+        kind = (type_.WhichOneof("value") or "value without a type").removesuffix("_type")
+        raise Unsupported(f"it is a {kind}, not a tensor; give its tensors as inputs of their own")
     tensor = type_.tensor_type
     if not tensor.HasField("shape"):
         raise Unsupported("its shape is not given, not even the number of dimensions")

@@ -1,0 +1,161 @@
+"""The table of operators in docs/operators.md: ``python -m trtcli.operators > docs/operators.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fusion.importer import functions, registry, symbolic
+from fusion.importer.graph import CONTROL
+from fusion.importer.load import NEWEST_OPSET, OLDEST_OPSET
+from fusion.importer.sequences import SEQUENCE_OPERATORS
+from fusion.importer.tensors import named_types
+
+FLOATS = ("bfloat16", "double", "float", "float16")
+INTEGERS = ("int16", "int32", "int64", "int8", "uint16", "uint32", "uint64", "uint8")
+NARROW = ("float4e2m1", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float8e8m0", "int2", "int4", "uint2", "uint4")
+
+# What an operator does not do, where ONNX would allow it.
+RESTRICTIONS = {
+    "Attention": "forms beyond one plain attention (caches, softcap, windows, scores as output) are composed of several layers",
+    "AveragePool": "1 to 3 spatial axes",
+    "BatchNormalization": "inference only",
+    "Conv": "1 to 3 spatial axes, known window",
+    "ConvInteger": "1 to 3 spatial axes, known window",
+    "ConvTranspose": "1 to 3 spatial axes, known window",
+    "CumProd": "constant axis",
+    "CumSum": "constant axis",
+    "DeformConv": "1 to 3 spatial axes, known window",
+    "GatherND": "known length of the index tuples",
+    "GridSample": "integers and bool with nearest only; on the GPU 1 to 3 spatial axes",
+    "GRU": "known hidden size",
+    "LSTM": "known hidden size",
+    "LinearAttention": "steps run one after another: slow for long sequences",
+    "LpPool": "1 to 3 spatial axes",
+    "MaxPool": "1 to 3 spatial axes",
+    "MaxRoiPool": "two spatial axes",
+    "RNN": "known hidden size",
+    "RandomNormal": "not ONNX Runtime's numbers: Philox, the same on both devices",
+    "RandomUniform": "not ONNX Runtime's numbers: Philox, the same on both devices",
+    "Reshape": "one size of the target may depend on data",
+    "RoiAlign": "two spatial axes",
+    **dict.fromkeys(SEQUENCE_OPERATORS, "known length and positions; never as graph input or output, or carried by a loop"),
+}
+@dataclass(frozen=True)
+class Row:
+    """One operator: opsets in which it exists here, how it is done, the types of its first input, what it does not do."""
+
+    name: str
+    opsets: str
+    how: str
+    types: str
+    restrictions: str
+
+
+def rows(domain: str) -> tuple[list[Row], list[tuple[str, str]]]:
+    """The operators of ``domain`` that trtcli takes, and those that it does not with the reason."""
+    from onnx import defs
+
+    taken, refused = [], []
+    schemas: dict[str, list[Any]] = {}
+    for schema in defs.get_all_schemas_with_history():
+        if schema.domain == domain:
+            schemas.setdefault(schema.name, []).append(schema)
+    names = {*schemas, *registry.operators().get(domain, ()), *(CONTROL if not domain else ())}
+    for name in sorted(names):
+        versions = sorted(schemas.get(name, ()), key=lambda one: one.since_version)
+        newest = versions[-1] if versions else None
+        how = _how(domain, name, newest.since_version if newest is not None and not newest.deprecated else OLDEST_OPSET)
+        if how:
+            first = max(OLDEST_OPSET if not domain else 1, versions[0].since_version) if versions else OLDEST_OPSET if not domain else 1
+            opsets = f"{first} to {newest.since_version - 1}" if newest is not None and newest.deprecated else f"{first}+"
+            if newest is None and not domain:
+                opsets = "6 to 9"  # experimental ones, which left the standard with opset 10
+            taken.append(Row(name, opsets, how, _types(versions), RESTRICTIONS.get(name, "")))
+        elif newest is not None and not newest.deprecated:
+            refused.append((name, functions.absence(domain, name, newest.since_version)))
+    return taken, refused
+
+
+def _how(domain: str, name: str, opset: int) -> str:
+    if not domain and name in (*symbolic.ALWAYS, *SEQUENCE_OPERATORS):
+        return "at import"
+    if not domain and name in CONTROL:
+        return "control flow"
+    if registry.find(domain, name, opset) is not None:
+        return "layers"
+    return "function body" if functions.exists(domain, name, opset) else ""
+
+
+def _types(versions: Iterable[Any]) -> str:
+    """The types of the first input over all versions, those that trtcli has."""
+    known = {name.lower() for name in named_types()}
+    found: set[str] = set()
+    for schema in versions:
+        if schema.inputs:
+            found |= {text.removeprefix("tensor(").removesuffix(")") for text in schema.inputs[0].types if text.startswith("tensor(")}
+    found &= known
+    words = []
+    for title, group in (("floats", FLOATS), ("integers", INTEGERS), ("narrow", NARROW)):
+        if set(group) <= found:
+            words.append(title)
+            found -= set(group)
+    return ", ".join([*words, *sorted(found)])
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    import onnx
+
+    taken, refused = rows("")
+    microsoft, _ = rows(registry.MICROSOFT)
+    parts = [
+        "# Operators",
+        "",
+        f"Made by `python -m trtcli.operators` from the importer's registry and the schemas of onnx {'.'.join(onnx.__version__.split('.')[:2])}; "
+        "a test holds it to be current.",
+        "",
+        f"trtcli reads opset {OLDEST_OPSET} to {NEWEST_OPSET}, as far as the installed onnx knows it. Every operator below runs on both devices, "
+        "the CPU and the GPU, with the types that are listed (of its first input). ONNX's own node tests of all of them run in `make test` (CPU) and "
+        "`pytest -m gpu` (GPU), through `trtcli.onnx_backend`; tests/onnx_cases.txt says which are left out and why.",
+        "",
+        "- *layers*: the operator becomes layers of trtcli's own. *function body*: ONNX defines it by other operators, which are imported in its "
+        "place. *at import*: nothing is left of it in the engine. *control flow*: a layer with networks inside; a constant condition is resolved.",
+        f"- *floats* are {', '.join(FLOATS)}; *integers* are {', '.join(INTEGERS)}; *narrow* are {', '.join(NARROW)}.",
+        "- An input that decides a shape or an attribute (the target of a Reshape, axes, K) must be constant or follow from shapes, unless "
+        "the table of control flow and data-dependent sizes in docs/architecture.md says otherwise.",
+        "- Graph inputs and outputs are tensors; sequences and optionals may stand between nodes where their lengths are known.",
+        "- Functions of the model itself are expanded. Other operators need a plugin (docs/plugins.md). A model with operators that trtcli does "
+        "not take is refused with all such nodes at once.",
+        "",
+        "## ai.onnx",
+        "",
+        *_table(taken),
+        "",
+        "## com.microsoft",
+        "",
+        *_table(microsoft, narrow=True),
+        "",
+        "## Refused",
+        "",
+        "| operator | why |",
+        "|---|---|",
+        *(f"| {name} | {why} |" for name, why in refused),
+        *(f"| {domain}.* | belongs to {what} |" for domain, what in functions.REFUSED_DOMAINS.items()),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _table(found: Iterable[Row], narrow: bool = False) -> list[str]:
+    if narrow:
+        return ["| operator | how |", "|---|---|", *(f"| {row.name} | {row.how} |" for row in found)]
+    return [
+        "| operator | opsets | how | types | restrictions |",
+        "|---|---|---|---|---|",
+        *(f"| {row.name} | {row.opsets} | {row.how} | {row.types} | {row.restrictions} |" for row in found),
+    ]
+
+
+if __name__ == "__main__":
+    print(page(), end="")
