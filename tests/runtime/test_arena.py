@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fusion.expression import Operand, apply
 from fusion.importer import import_onnx
@@ -116,3 +118,25 @@ def test_a_reader_on_another_stream_must_have_ended(graph, cpu, waits: bool) -> 
     offsets = context.resolution().offsets
     if not waits:
         assert offsets["over_out0"] != offsets["a_out0"]  # side may still read a
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.data())
+def test_random_networks_in_place_on_streams(graph, cpu, data) -> None:
+    """Whatever shares memory: every network gives the results of its layers one by one."""
+    graph = type(graph)()
+    values = {graph.input("x", X.shape): X}
+    streams = {}
+    for number in range(data.draw(st.integers(2, 12))):
+        op = data.draw(st.sampled_from((NEG, RELU, ADD)))
+        inputs = [data.draw(st.sampled_from(sorted(values))) for _ in range(2 if op is ADD else 1)]
+        name = f"n{number}"
+        streams[name] = data.draw(st.integers(0, 2))
+        (values[graph.layer(op, *inputs, name=name)],) = op.evaluate([values[one] for one in inputs])
+    last = f"n{len(streams) - 1}_out0"
+    outputs = sorted({last, *data.draw(st.lists(st.sampled_from(sorted(set(values) - {"x"})), max_size=2))})
+    used = sorted({stream for stream in streams.values() if stream})
+    streams = {name: used.index(stream) + 1 if stream else 0 for name, stream in streams.items()}
+    _, found = _run(graph, cpu, *outputs, streams=streams)
+    for name in outputs:
+        np.testing.assert_array_equal(found[name], values[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +111,14 @@ def test_memory_is_shown_per_profile(engine_path: Path, model: Path, capsys: Cap
     engine = Engine.load(engine_path)
     assert engine.device_memory_size == engine.device_memory_size_for_profile(1) > engine.device_memory_size_for_profile(0)
     assert main(["inspect", str(engine_path)]) == 0
-    assert "Memory (profile 1): peak 0.1 MiB, sum 0.1 MiB, lower bound 0.1 MiB" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Memory (profile 1): peak 0.1 MiB, sum 0.1 MiB, lower bound 0.1 MiB" in out
+    assert re.search(r"profile 1: \S+ [um]s; \d layers have another tactic or configuration", out)
     assert main(["inspect", str(engine_path), "--json"]) == 0
-    memory = json.loads(capsys.readouterr().out)["Memory"]
+    found = json.loads(capsys.readouterr().out)
+    memory = found["Memory"]
+    (other,) = found["OtherProfiles"]
+    assert [one["Name"] for one in other["Layers"]] == [one["Name"] for one in found["Layers"]]
     assert [one["Profile"] for one in memory] == [0, 1]
     assert memory[1]["PeakBytes"] == engine.device_memory_size
     assert main(["build", str(model), "--device=cpu", "--avgTiming=1", "--shapes=x:4x4x16"]) == 0

@@ -11,10 +11,10 @@ from typing import Any
 from fusion.importer import ImportReport
 from fusion.network import Network
 from fusion.passes import FusionResult
-from runtime.engine import Engine, EngineError
+from runtime.engine import Engine, EngineError, LayerPlan
 from runtime.memory import MemoryPlan
 from runtime.resolution import largest
-from trtcli.report.layers import SCHEMA, alignment_of, io_tensors, layer_info_json, layer_objects
+from trtcli.report.layers import SCHEMA, alignment_of, io_tensors, layer_info_json, layer_objects, tactic_label
 from trtcli.report.whynot import Missed, megabytes, missed_fusions, missed_in_network, missed_json
 from trtcli.shapes import text
 
@@ -40,7 +40,7 @@ def engine_lines(engine: Engine) -> list[str]:
         ranges = "" if len(set(shapes)) < 2 else f"  min {shapes[0]}, opt {shapes[1]}, max {shapes[2]}"
         lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}")
     lines += ["", *_memory_lines(engine)]
-    lines += ["", *_layer_table(engine, total), *_alignment_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
+    lines += ["", *_layer_table(engine, total), *_profile_lines(engine), *_alignment_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
     return [*lines, *_missed_lines(missed_fusions(engine), total)]
 
 
@@ -107,6 +107,26 @@ def _layer_table(engine: Engine, total: float) -> list[str]:
         )
     lines = _table(_HEAD, rows, stretch=1, right=(4, 5))
     return [*lines, f"     {len(rows)} layers, {_time(total)} (each timed alone, at the optimal shapes)"]
+
+
+def _profile_lines(engine: Engine) -> list[str]:
+    """Where other optimization profiles have another tactic than profile 0, whose tactics the table shows."""
+    lines = []
+    for number in range(1, len(engine.profiles)):
+        plans = engine.decisions(number)
+        others = [(layer, plan) for layer, plan, first in zip(engine.network.layers, plans, engine.layers, strict=True) if _choice(plan) != _choice(first)]
+        total = math.fsum(plan.seconds for plan in plans if not math.isnan(plan.seconds))
+        lines.append(f"     profile {number}: {_time(total)}; {len(others)} layers have another tactic or configuration")
+        for layer, plan in others[:SHOWN]:
+            label = tactic_label(plan.tactic.removeprefix(f"{engine.device.kind}."), plan.config)
+            lines.append(f"       {_cut(layer.name, 40)}  {_cut(label, WIDTH - 49)}")
+        if len(others) > SHOWN:
+            lines.append(f"       and {len(others) - SHOWN} more (--json shows all)")
+    return lines
+
+
+def _choice(plan: LayerPlan) -> tuple[object, ...]:
+    return plan.tactic, plan.config
 
 
 SHOWN = 10  # missed fusions on the page; JSON has them all
@@ -179,6 +199,20 @@ def engine_json(engine: Engine) -> dict[str, Any]:
         "Memory": [
             {"Profile": number, "PeakBytes": plan.size, "SumBytes": plan.total, "LowerBoundBytes": plan.lower_bound}
             for number, plan in enumerate(_memory_plans(engine))
+        ],
+        "OtherProfiles": [
+            {
+                "Profile": number,
+                "Layers": [
+                    {
+                        "Name": layer.name,
+                        "TacticName": tactic_label(plan.tactic, plan.config),
+                        "TimeMs": None if math.isnan(plan.seconds) else plan.seconds * 1e3,
+                    }
+                    for layer, plan in zip(engine.network.layers, engine.decisions(number), strict=True)
+                ],
+            }
+            for number in range(1, len(engine.profiles))
         ],
         "WeightBytes": sum(array.nbytes for array in engine.weights.values()),
         "KernelBytes": sum(map(len, engine.kernels.values())),
