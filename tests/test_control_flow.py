@@ -16,7 +16,7 @@ from runtime.graph import GraphRunner, capture_obstacles, capture_segments, comp
 from runtime.segments import segments_of
 from tests.models import SPEECH_MODELS, onnxruntime_outputs, wheel_model
 from trtcli.builder import build
-from trtcli.config import BuildConfig
+from trtcli.config import BuildConfig, ProfileShapes
 from trtcli.log import Log
 
 
@@ -287,6 +287,20 @@ def test_fp16_keeps_control_flow_in_float32(cpu, tmp_path):
     context = made(parse(BRANCH), cpu, tmp_path, config).create_execution_context(cpu)
     x, w = np.float32([[1, -2, 3], [0, 1, 2]]), np.float32([1, 2, 3])
     np.testing.assert_allclose(context.execute({"x": x, "w": w})["y"], -np.exp(x) * w, rtol=4e-3)
+
+
+def test_bodies_are_legal_for_every_profile(cpu, tmp_path):
+    """A size that each profile fixes, but not all at the same number, varies inside a body."""
+    model = parse("""g (float[n, 4] x, bool c) => (float[n, 4] y) {
+        y = If(c) <then_branch = t () => (float[n, 4] a) { a = Exp(x) }, else_branch = f () => (float[n, 4] b) { b = Neg(x) }> }""")
+    profiles = tuple(ProfileShapes({"x": (n, 4)}, {"x": (n, 4)}, {"x": (n, 4)}) for n in (2, 5))
+    engine = made(model, cpu, tmp_path, BuildConfig(optimization_level=0, profiles=profiles))
+    (plan,) = (plan for plan in engine.layers if plan.bodies)
+    assert [(one.min, one.opt, one.max) for one in plan.bodies[0].profiles[0].values()] == [((2, 4), (2, 4), (5, 4))]
+    for number, rows in enumerate((2, 5)):
+        context = engine.create_execution_context(cpu, number)
+        x = np.ones((rows, 4), np.float32)
+        np.testing.assert_allclose(context.execute({"x": x, "c": np.array(True)})["y"], np.exp(x), rtol=1e-6)
 
 
 SQUEEZE = """g (float[n, k] x) => (float[n] y) {

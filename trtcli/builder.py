@@ -21,7 +21,7 @@ from fusion.bind import fix_sizes
 from fusion.dims import bind, symbols
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx
-from fusion.network import ControlFlow, Network, typical_sizes
+from fusion.network import ControlFlow, Network, size_makers, typical_sizes
 from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_optional
 from fusion.precision import LayerTypes
 from runtime.device import Device, DeviceLostError
@@ -130,7 +130,7 @@ def build(
     if not marked:  # an optional rule might take a marked tensor away
         fused, choices, optional = _measured_fusions(fused, choices, profiles, config, device, log, progress)
     network = fused.network
-    bodies = _bodies(network, profiles[0], {}, config, device, log, progress)
+    bodies = _bodies(network, profiles, {}, config, device, log, progress)
     engine = _assemble(network, choices, profiles, config, device, bodies)
     for line in _host_lines(engine):
         log.warning(line)
@@ -488,15 +488,16 @@ def _versions(device: Device) -> dict[str, str]:
 
 def _bodies(
     network: Network,
-    profile: Profile,
+    profiles: Sequence[Profile],
     outer: Outer,
     config: BuildConfig,
     device: Device,
     log: Log,
     progress: Callable[[Progress], None],
 ) -> dict[str, tuple[Engine, ...]]:
-    """Per control-flow layer, an engine for each network in it, with tactics chosen as for any other."""
-    around = {which: _sizes(network, profile, which, outer) for which in ("min", "opt", "max")}
+    """Per control-flow layer, an engine for each network in it, with tactics chosen as for any other: at the optimal shapes of the first
+    profile, legal over the range of all."""
+    around = _ranges(network, profiles, outer)
     found = {}
     for layer in network.layers:
         if isinstance(layer.op, ControlFlow):
@@ -504,10 +505,21 @@ def _bodies(
             for body in layer.op.bodies:
                 ranges = {name: _body_range(body, name, around) for name in body.inputs}
                 choices = _choose(body, (ranges,), config, device, log, progress, around)
-                inner = _bodies(body, ranges, around, config, device, log, progress)
+                inner = _bodies(body, (ranges,), around, config, device, log, progress)
                 engines.append(_assemble(body, choices, (ranges,), config, device, inner))
             found[layer.name] = tuple(engines)
     return found
+
+
+def _ranges(network: Network, profiles: Sequence[Profile], outer: Outer) -> dict[str, dict[str, int]]:
+    """The least, usual and greatest value of every named size over all profiles; sizes of which nothing is known get a range, too."""
+    found = {which: [_sizes(network, profile, which, outer) for profile in profiles] for which in ("min", "opt", "max")}
+    least = {name: min(sizes[name] for sizes in found["min"]) for name in found["min"][0]}
+    most = {name: max(sizes[name] for sizes in found["max"]) for name in found["max"][0]}
+    for name in size_makers(network):
+        if least[name] == most[name]:
+            least[name], most[name] = min(1, least[name]), max(8, 2 * most[name])
+    return {"min": least, "opt": found["opt"][0], "max": most}
 
 
 def _body_range(body: Network, name: str, around: Outer) -> InputRange:
