@@ -43,6 +43,7 @@ from fusion.rules import (
     no_op,
     normalization_cast,
     normalization_pointwise,
+    normalization_sum,
     packed_attention,
     padding_convolution,
     padding_pooling,
@@ -121,8 +122,10 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     # Last: what splits packed products apart must have ended, or the two would undo each other for ever.
     ("packed", (packed_attention.RULE,)),
 )
+# After precision and layout are chosen: nothing looks into what these make.
+FINAL: tuple[Rule, ...] = (normalization_sum.RULE,)
 RULES: Mapping[str, Rule] = MappingProxyType(
-    {rule.name: rule for _, rules in (*PASSES, ("optional", OPTIONAL)) for rule in rules}
+    {rule.name: rule for _, rules in (*PASSES, ("final", FINAL), ("optional", OPTIONAL)) for rule in rules}
 )
 
 
@@ -187,7 +190,9 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
         changed = to_channels_last(network, direct_stem=True)
         if changed is not network:
             network = _fuse(changed, limits, options, record)
-    network, inner = _optimize_bodies(network, options)
+    graph = Graph(network, limits)
+    apply_rules(graph, FINAL, options.disabled, record)
+    network, inner = _optimize_bodies(graph.rebuild(), options)
     reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL)
     misses = nearest_misses(Graph(network, limits), reported, options.disabled)
     counts = Counter(record.counts())

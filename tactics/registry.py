@@ -47,6 +47,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.reduce.reduce",
         "tactics.cuda.softmax.softmax",
         "tactics.cuda.normalization.normalization",
+        "tactics.cuda.normalization.sum",
         "tactics.cuda.shuffle.shuffle",
         "tactics.cuda.shuffle.moves",
         "tactics.cuda.pooling.pooling",

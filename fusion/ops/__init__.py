@@ -10,7 +10,7 @@ from fusion.ops.fold import Fold
 from fusion.ops.gather import Gather, GatherElements, GatherND, ScatterElements, ScatterND
 from fusion.ops.linear_attention import LinearAttention
 from fusion.ops.matmul import MatrixMultiply
-from fusion.ops.normalization import GroupNormalization, LocalResponseNormalization, Normalization
+from fusion.ops.normalization import GroupNormalization, LocalResponseNormalization, Normalization, SumNormalization
 from fusion.ops.order import ArgReduce, Cumulative, TopK
 from fusion.ops.pointwise import Pointwise
 from fusion.ops.pooling import Pooling
@@ -32,7 +32,7 @@ OPS = {
         ArgReduce, Attention, Concatenation, Convolution, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, If, LocalResponseNormalization, Loop, MatrixMultiply, NonMaxSuppression, NonZero,
         Normalization, Padding, Pointwise, Pooling, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
-        ScatterND, ShapeValue, Shuffle, Slice, Softmax, Tile, TopK, Unique,
+        ScatterND, ShapeValue, Shuffle, Slice, Softmax, SumNormalization, Tile, TopK, Unique,
         # rare
         Custom, DeformableColumns, Determinant, Fold, GridSample, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,
     )

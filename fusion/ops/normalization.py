@@ -11,7 +11,7 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.expression import Expression
-from fusion.network import Op, TensorType
+from fusion.network import Op, ShapeError, TensorType
 from fusion.ops.epilogue import IDENTITY, apply_epilogue, epilogue_type, widen
 from fusion.ops.windows import channels_back, channels_first
 
@@ -38,6 +38,35 @@ class Normalization(Op):
         x, *extras = inputs
         result = normalize(widen(x), self.axes, self.epsilon, self.center)
         return (apply_epilogue(self.epilogue, DataType(x.dtype.name), result, extras),)
+
+
+@dataclass(frozen=True)
+class SumNormalization(Op):
+    """Inputs: x, y of one type. As Normalization of ``x + y`` over the last axes from ``axis`` on; with ``keep_sum`` the sum, in the type
+    of x, is a second output."""
+
+    axis: int
+    epsilon: float
+    center: bool = True
+    keep_sum: bool = False
+    epilogue: Expression = IDENTITY
+
+    layer_type: ClassVar[str] = "Normalization"
+    arity: ClassVar[int] = 2
+
+    def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        x, y, *extras = inputs
+        if x != y:
+            raise ShapeError(f"a sum of {x} and {y}; they must have one type")
+        result = epilogue_type(self.epilogue, x.dtype, x.shape, extras)
+        return (result, x) if self.keep_sum else (result,)
+
+    def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        x, y, *extras = inputs
+        total = widen(x) + widen(y)
+        result = normalize(total, tuple(range(self.axis, x.ndim)), self.epsilon, self.center)
+        normalized = apply_epilogue(self.epilogue, DataType(x.dtype.name), result, extras)
+        return (normalized, total.astype(x.dtype, copy=False)) if self.keep_sum else (normalized,)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from fusion.dtypes import DataType
 from fusion.expression import Operand, apply
 from fusion.network import Op, TensorType
-from fusion.ops import GroupNormalization, Normalization
+from fusion.ops import GroupNormalization, Normalization, SumNormalization
+from tactics.compiler import compile_cubin
 from tactics.cuda.normalization.normalization import (
     LongNormalization,
     RowNormalization,
     SplitNormalization,
     StridedNormalization,
 )
+from tactics.cuda.normalization.sum import SumRows
 from tactics.tactic import Refusal, Workload
-from tests.harness.fiber import A100, H100, available, check
+from tests.harness.fiber import A100, H100, available, check, kernels
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 X = Operand(0)
@@ -92,3 +94,20 @@ def test_legality_over_varying_axes() -> None:
     assert all(dict(config)["v"] == 1 for config in LongNormalization().configs(at(False, False, True), A100))
     integers = (TensorType(DataType.INT32, (4, 8)),)
     assert isinstance(StridedNormalization().supports(Workload(Normalization((1,), 1e-5), integers, integers), A100), Refusal)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("dtype", "n"), [(DataType.HALF, 768), (DataType.FLOAT, 49)])
+def test_sums(dtype: DataType, n: int, keep: bool) -> None:
+    run(SumRows(), SumNormalization(1, 1e-5, keep, keep, SCALE_BIAS), (5, n), dtype, ((5, n), (n,), (n,)), configs=3)
+    run(SumRows(), SumNormalization(1, 1e-5, not keep, keep), (3, 2, 20), dtype, ((3, 2, 20),), configs=1)
+
+
+@pytest.mark.parametrize(("arch", "device"), [("sm_75", A100), ("sm_90a", H100)])
+def test_sums_compile(arch: str, device) -> None:  # noqa: ANN001
+    types = tuple(TensorType(DataType.HALF, shape) for shape in ((64, 1024), (64, 1024), (1024,), (1024,)))
+    op = SumNormalization(1, 1e-5, True, True, SCALE_BIAS)
+    one = Workload(op, types, op.infer(types))
+    for chosen in SumRows().configs(one, device)[:2]:
+        for kernel in kernels(SumRows().plan(one, chosen, device)):
+            assert compile_cubin(kernel.source(), kernel.defines, arch).resources.spill_stores == 0
