@@ -65,10 +65,11 @@ template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const E
 #define HAS_EPILOGUE 1
 struct EpilogueArgs { const void* operand[1]; };
 #include "epilogue.cuh"
+#include "functions.cuh"
 template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V];
   load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
-  for (int i = 0; i < V; ++i) { float x = v[i] + b[i]; v[i] = 0.5f * x * (1.f + erff(x * 0.70710678f)); }
+  for (int i = 0; i < V; ++i) v[i] = fx::fast::gelu(v[i] + b[i]);
 }
 """,
     "bias_residual": """
@@ -139,6 +140,8 @@ def name(c):
         text += f".sw{c['SWIZZLE']}"
     if c["GROUP"] != 8:
         text += f".g{c['GROUP']}"
+    if c.get("PROMOTION"):
+        text += f".p{c['PROMOTION']}"
     for key in ("B_KN", "A_KM", "MN_FLIP", "DIRECT"):
         if c.get(key):
             text += f".{key.lower()}"
@@ -168,6 +171,7 @@ def stem_name(c):
 def unit(kind, c, epilogue="", in_type="f16", out_type="f16", vec=8, debug=0, constant=1):
     """(file, defines, prelude) of a translation unit."""
     defines = {**c, "IN_T": C_TYPE[in_type], "OUT_T": C_TYPE[out_type], "VEC": vec, "DEBUG_TIMEOUT": debug, "CONSTANT_B": constant}
+    defines.pop("PROMOTION", None)
     return f"sm90/{kind}_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), EPILOGUES[epilogue]
 
 
@@ -262,6 +266,17 @@ def check_gemm_cases():
     yield "direct cluster x", make(192, 192, 3, clx=2, direct=1, pdl=1), (1, 1111, 1184, 520), residual
     yield "direct cluster y", make(192, 192, 3, cly=2, direct=1, pdl=1), (1, 1111, 1184, 520), residual
     yield "direct pingpong cluster", make(128, 192, 2, 1, clx=2, direct=1, pdl=1), (1, 5000, 1184, 520), {"debug": 0, **residual}
+    yield "cluster 2x2", make(128, 192, clx=2, cly=2, direct=1, pdl=1), (1, 1111, 1184, 520), residual
+    yield "cluster 2x2 pingpong", make(128, 128, pp=1, clx=2, cly=2, direct=1, pdl=1), (1, 5000, 1184, 520), residual
+    yield "cluster 4x1", make(128, 128, clx=4, pdl=1), (1, 1111, 1184, 520), residual
+    yield "cluster 1x4", make(128, 128, cly=4, pdl=1), (1, 1111, 1184, 520), residual
+    yield "cluster 2x4", make(64, 64, clx=2, cly=4, pdl=1), (1, 1111, 1184, 520), residual
+    yield "cluster x and split", make(128, 128, clx=2, split=2, pdl=1), (1, 1111, 1184, 1032), residual
+    yield "cluster y and split", make(128, 64, cly=2, split=2, pdl=1), (1, 1111, 1184, 1032), residual
+    yield "cluster x and split 4", make(64, 64, clx=2, split=4, pdl=1), (1, 333, 392, 2056), residual
+    yield "cluster 2x2 and split, bf16", make(64, 96, clx=2, cly=2, split=2, pdl=1), (1, 333, 392, 2056), {"in_type": "bf16", "out_type": "bf16", **residual}
+    yield "cluster y, small", make(64, 96, cly=2, pdl=1), (1, 1111, 1184, 1032), residual
+    yield "cluster x, small", make(64, 104, clx=2, pdl=1), (1, 1111, 1184, 1032), residual
     yield "direct f32 out", make(128, 128, direct=1), big[:2] + (352, 200), {"out_type": "f32"}
     yield "direct tf32", make(128, 64, direct=1), big[:2] + (352, 200), {"in_type": "f32", "out_type": "f32", "epilogue": "bias_residual_relu"}
     yield "direct bf16, two blocks", make(128, 128, blocks=2, direct=1, pdl=1), (1, 3333, 2080, 136), {"in_type": "bf16", "out_type": "bf16", **residual}
@@ -291,6 +306,9 @@ def check_conv_cases():
     yield "columns 80", make(256, 80, cly=2, pdl=1), (9, 28, 28, 64, 264, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
     for bm, bn, wg, pp in ((128, 64, 2, 0), (128, 128, 2, 1), (192, 192, 3, 0), (64, 64, 1, 0)):
         yield f"direct {bm}x{bn}", make(bm, bn, wg, pp, direct=1, pdl=1), (9, 28, 28, 64, 288, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
+    yield "cluster 2x2", make(128, 128, clx=2, cly=2, direct=1, pdl=1), (5, 27, 28, 64, 288, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)), {}
+    yield "cluster x and split", make(128, 64, clx=2, split=2, pdl=1), (5, 14, 14, 256, 160, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)), {}
+    yield "cluster y and split", make(64, 64, cly=2, split=2, pdl=1), (5, 14, 14, 256, 160, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
     yield "direct cluster", make(128, 128, clx=2, direct=1, pdl=1), (5, 27, 28, 64, 160, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)), {}
     yield "overlaid partial sums", make(128, 160, split=4, pdl=1), (3, 14, 14, 512, 264, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
     yield "coop 256", make(128, 256), (9, 28, 28, 64, 264, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
@@ -332,6 +350,57 @@ EPILOGUE_SHAPES = [(4096, 3072, 768, "bias_gelu"), (6304, 3072, 768, "bias_gelu"
                    (4096, 768, 768, "bias_residual"), (6304, 768, 768, "bias_residual")]
 LATER_GEMM_SHAPES = [(4096, 3072, 768), (4096, 768, 768), (6304, 2304, 768), (6304, 768, 3072), (2048, 2048, 2048), (128, 768, 3072), (128, 2304, 768),
                      (32, 1000, 2048), (1, 1000, 2048), (128, 768, 768), (128, 3072, 768), (197, 768, 768)]
+
+
+SWEEP_GEMM = {
+    (4096, 768, 3072): "128x192c2x1 192x128w3c1x2 192x128w3c2x1", (6304, 768, 3072): "192x192w3 192x192w3c1x2 192x192w3c2x1 192x96w3c1x2",
+    (4096, 2304, 768): "128x192p1c2x1 192x192w3c1x2", (6304, 3072, 768): "128x128p1c1x2 192x192w3c2x1", (4096, 4096, 4096): "128x256c2x1 256x128c1x2",
+    (1568, 512, 2048): "128x128k2 64x128c2x1 64x128c1x2", (6272, 512, 1024): "192x128w3c1x2 128x192c2x1", (6272, 256, 1024): "128x128c2x1 128x96c1x2",
+    (1024, 768, 3072): "128x96k2 64x96c1x2 64x96c2x1", (6304, 768, 768): "128x160p1c2x1 192x192w3c1x2", (6304, 2304, 768): "128x128p1c1x2",
+}
+CLUSTERED = {
+    (4096, 768, 3072): "128x192c2x2 128x96c2x2 192x128w3c2x2 128x192p1c2x2", (6304, 768, 3072): "128x192c2x2 192x192w3c2x2 192x96w3c2x2 192x96w3c1x4 128x160c2x2 192x192w3c4x1",
+    (4096, 2304, 768): "128x192p1c2x2 128x128p1c2x2", (6304, 3072, 768): "128x192p1c2x2 128x128p1c2x2", (4096, 4096, 4096): "128x256c2x2 128x192p1c2x2 128x256c4x1",
+    (1568, 512, 2048): "128x128c2x1k2 128x128c1x2k2 64x104c2x1 64x104c1x2 128x64c2x1 128x64c1x2 64x128c2x2 64x64c2x2 128x128c2x2k2 64x128c2x1k2",
+    (6272, 512, 1024): "128x128c2x2 128x192c2x2 128x128p1c2x2", (6272, 256, 1024): "128x128c2x2 128x64c2x2 192x128w3c2x1 128x96c2x1",
+    (1024, 768, 3072): "128x128c2x1k2 128x128c1x2k2 64x96c2x2 128x64c1x2 128x64c2x1 128x96c2x1k2 128x96c1x2k2 64x96c1x4 128x64c2x2 128x192c2x1k2 128x128c2x1k4",
+    (6304, 768, 768): "128x160p1c2x2 128x128p1c2x2", (6304, 2304, 768): "128x128p1c2x2 128x192p1c2x2",
+}
+SWEEP_CONV = {
+    (32, 512, 14, 14, 512, 3, 2): "128x128k2 128x128c2x1k2 128x128c1x2k2 128x64c2x1 128x64c1x2 64x104c2x1 64x128c2x1 64x128c1x2 64x128c2x1k2 128x128c2x2k2 128x64c2x2",
+    (32, 512, 7, 7, 512, 3, 1): "128x128k2 128x128c2x1k2 128x128c1x2k2 128x64c2x1 128x64c1x2 64x104c2x1 64x128c2x1 64x128c1x2 64x128c2x1k2 128x128c2x2k2 128x64c2x2",
+    (32, 256, 28, 28, 256, 3, 2): "128x128p1c2x1 128x128c2x1 128x128c2x2 128x64c2x2",
+    (32, 256, 14, 14, 256, 3, 1): "128x128p1c1x2 128x128c2x2",
+}
+
+
+def written(text, problem):
+    """A tile from 'BMxBN[wWARPGROUPS][pPINGPONG][cXxY][kSPLIT]', direct where that is legal."""
+    bm, bn, wg, pp, cx, cy, split = re.fullmatch(r"(\d+)x(\d+)(?:w(\d))?(?:p(\d))?(?:c(\d)x(\d))?(?:k(\d))?", text).groups()
+    shape = Tile(int(bm), int(bn), int(wg or (1 if bm == "64" else 2)), 2, int(pp or 0), cluster_x=int(cx or 1), cluster_y=int(cy or 1), split=int(split or 1))
+    direct = replace(shape, direct=1)
+    return tile_sm90.with_stages(shape if tile_sm90.illegal(direct, problem) else direct, problem)
+
+
+def swept(kind, shape):
+    """Configurations of the groups time-sweep: the order of tiles and L2's promotion for known tiles, and larger clusters."""
+    problem = (gemm_problem if kind == "gemm" else conv_problem)(*shape)
+    table = SWEEP_GEMM if kind == "gemm" else SWEEP_CONV
+    found = []
+    for text in table[shape].split():
+        for group, promotion in ((8, 256), (8, 128), (8, 0), (1, 128), (2, 128), (4, 128), (16, 128), (64, 128)):
+            found.append(from_tile(written(text, problem), GROUP=group, PROMOTION=promotion))
+            if kind == "conv" and group == 2:
+                break
+    for text in CLUSTERED.get(shape, "").split() if kind == "gemm" else ():
+        found += [from_tile(written(text, problem), GROUP=group, PROMOTION=128) for group in (2, 8)]
+    if kind == "gemm" and shape[2] * shape[1] > 2000 * 1000:
+        found += [from_tile(written(f"{text}c{x}x{y}", problem), GROUP=group, PROMOTION=128) for group in (2, 8)
+                  for x, y in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4))
+                  for text in ("128x192p1", "128x128p1", "192x192w3", "192x128w3", "192x96w3", "128x192", "128x256", "256x128")]
+    found = list({name(c): c for c in found if not tile_sm90.illegal(tile_of(c), problem)}.values())
+    guess = {name(c): tile_sm90.estimate(tile_of(c), problem, H200) for c in found}
+    return [c for c in found if guess[name(c)] < 1.7 * min(guess.values())]
 
 
 def offered(problem, top, extra):
@@ -449,6 +518,9 @@ def units_of(group, only):
                 result.append(short_unit(d, -(-s_k // 16) * 16, causal, kind, mask, 1))
     if group == "time-short":
         result += [short_unit(d, -(-s // 16) * 16, 0, "f16", mask) for *_, s, d, mask in SHORT_SHAPES]
+    if group == "time-sweep":
+        result += [unit("gemm", c, "bias") for shape in SWEEP_GEMM for c in swept("gemm", shape)]
+        result += [unit("conv", c, "bias_relu") for shape in SWEEP_CONV for c in swept("conv", shape)]
     if group == "time-epilogue":
         for *shape, epilogue in EPILOGUE_SHAPES:
             result += [unit("gemm", c, epilogue) for c in gemm_candidates(*shape)]
@@ -552,7 +624,7 @@ class Gpu:
         self.torch, self.driver = torch, driver
         torch.cuda.init()
         torch.zeros(1, device="cuda")
-        self.functions = {}
+        self.functions, self.promoted = {}, 128
         self.multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
 
     def ok(self, result):
@@ -591,9 +663,15 @@ class Gpu:
         made = self.ok(d.cuTensorMapEncodeTiled(
             kinds[in_type], len(dims), pointer, [d.cuuint64_t(v) for v in dims], [d.cuuint64_t(v) for v in strides],
             [d.cuuint32_t(v) for v in box], [d.cuuint32_t(1)] * len(dims), d.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            modes[swizzle], d.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            modes[swizzle], self.promotion(),
             d.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
         return ctypes.string_at(made.getPtr(), 128)
+
+    def promotion(self):
+        """How many bytes around what a box asks for L2 fetches."""
+        kinds = self.driver.CUtensorMapL2promotion
+        return {0: kinds.CU_TENSOR_MAP_L2_PROMOTION_NONE, 64: kinds.CU_TENSOR_MAP_L2_PROMOTION_L2_64B, 128: kinds.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                256: kinds.CU_TENSOR_MAP_L2_PROMOTION_L2_256B}[self.promoted]
 
     def im2col(self, pointer, in_type, dims, strides, lower, upper, channels, pixels, steps, swizzle):
         d = self.driver
@@ -605,7 +683,7 @@ class Gpu:
             kinds[in_type], len(dims), pointer, [d.cuuint64_t(v) for v in dims], [d.cuuint64_t(v) for v in strides],
             list(lower), list(upper), channels, pixels, [d.cuuint32_t(v) for v in steps],
             d.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE, modes[swizzle],
-            d.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B, d.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
+            self.promotion(), d.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
         return ctypes.string_at(made.getPtr(), 128)
 
     def launcher(self, function, grid, block, shared, arguments, pdl=False):
@@ -647,6 +725,7 @@ class Gpu:
     def gemm(self, c, a, b, out, operands, in_type, out_type, epilogue, vec, debug=0, constant=1):
         """Launcher of out[batch, m, n] from a [batch, m, k] (or [batch, k, m]) and b [batch or 1, n, k] (or [.., k, n])."""
         es = SIZE[in_type]
+        self.promoted = c.get("PROMOTION", 128)
         one = unit("gemm", c, epilogue, in_type, out_type, vec, debug, constant)
         shared = shared_bytes(c)
         function = self.function(one, "gemm", shared)
@@ -679,6 +758,7 @@ class Gpu:
     def conv(self, c, image, weight, out, operands, stride, pads, dilation, in_type, out_type, epilogue, vec, corner="wh", debug=0):
         """Launcher of an NHWC convolution; weight is [o, r, s, c], pads (top, left, bottom, right)."""
         es = SIZE[in_type]
+        self.promoted = c.get("PROMOTION", 128)
         one = unit("conv", c, epilogue, in_type, out_type, vec, debug)
         shared = shared_bytes(c)
         function = self.function(one, "convolution", shared)
@@ -802,7 +882,7 @@ def poisoned(torch, shape, dtype):
     return whole[margin : margin + count].view(shape), lambda: bool((whole[:margin] == 7).all() and (whole[-margin:] == 7).all())
 
 
-def time_gemm(gpu, attempt, shape_label, shape, epilogue="bias"):
+def time_gemm(gpu, attempt, shape_label, shape, epilogue="bias", candidates=None):
     torch = gpu.torch
     m, n, k = shape
     sets = max(2, min(24, int(200e6 / (2 * (m * k + n * k + m * n)))))
@@ -821,7 +901,7 @@ def time_gemm(gpu, attempt, shape_label, shape, epilogue="bias"):
         seconds_ = gpu.graph_time(linear, *effort(flops))
         return {"shape": shape_label, "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "torch"}
     attempt(f"{shape_label} torch", baseline)
-    for c in gemm_candidates(m, n, k):
+    for c in candidates or gemm_candidates(m, n, k):
         def one(c=c):
             launches = [gpu.gemm(c, a[i], b[i], outs[i], operands, "f16", "f16", epilogue, 8) for i in range(sets)]
             outs[0].fill_(float("nan"))
@@ -834,7 +914,7 @@ def time_gemm(gpu, attempt, shape_label, shape, epilogue="bias"):
         attempt(f"{shape_label} {name(c)}", one)
 
 
-def time_conv(gpu, attempt, shape_label, shape):
+def time_conv(gpu, attempt, shape_label, shape, candidates=None):
     torch = gpu.torch
     n, ch, h, w, o, f, stride = shape
     p = -(-h // stride)
@@ -853,7 +933,7 @@ def time_conv(gpu, attempt, shape_label, shape):
         seconds_ = gpu.graph_time(library, *effort(flops))
         return {"shape": shape_label, "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "torch"}
     attempt(f"{shape_label} torch", baseline)
-    for c in conv_candidates(*shape):
+    for c in candidates or conv_candidates(*shape):
         def one(c=c):
             if kernel_of("conv", shape) == "gemm":
                 launches = [gpu.gemm(c, images[i].view(1, -1, ch), weights[i].view(1, o, ch), outs[i].view(1, -1, o), [bias], "f16", "f16",
@@ -1084,6 +1164,11 @@ def run_group(gpu, group, only, skip, deadline, emit):
                 return {"shape": label, "config": "short", "ok": error < 2e-3, "relative": error, "us": seconds_ * 1e6,
                         "tflops": flops / seconds_ * 1e-12, "who": "ours"}
             attempt(f"{label} short", one)
+    if group == "time-sweep":
+        for shape in SWEEP_GEMM:
+            time_gemm(gpu, attempt, "x".join(map(str, shape)) + " sweep", shape, "bias", swept("gemm", shape))
+        for shape in SWEEP_CONV:
+            time_conv(gpu, attempt, conv_label(shape) + " sweep", shape, swept("conv", shape))
     if group == "time-epilogue":
         for m, n, k, epilogue in EPILOGUE_SHAPES:
             if time.monotonic() < deadline:

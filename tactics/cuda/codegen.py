@@ -44,7 +44,7 @@ _NAMES = {"and": "logical_and", "or": "logical_or", "xor": "logical_xor", "not":
 
 # With a version in fx::fast.
 FAST_FUNCTIONS = frozenset(
-    ("exp", "sigmoid", "tanh", "softplus", "softsign", "elu", "selu", "celu", "swish", "mish", "gelu_tanh")
+    ("exp", "sigmoid", "tanh", "softplus", "softsign", "elu", "selu", "celu", "swish", "mish", "gelu", "gelu_tanh")
 )
 
 # Defined for real numbers only: integers go through double.

@@ -16,8 +16,8 @@
 //   PINGPONG         0: the warpgroups share a tile's rows; 1: two warpgroups take turns at tiles, so that one writes while the other
 //                    multiplies
 //   X_MN, Y_MN       1: that operand's rows, not its K, are contiguous in memory (two-byte types)
-//   CLUSTER_X / _Y   blocks of a cluster side by side along X (they share Y by multicast) or along Y (they share X)
-//   SPLIT            blocks of a cluster that share one tile's K; partial sums meet in distributed shared memory, in a fixed order
+//   CLUSTER_X / _Y   blocks of a cluster side by side along X (they share Y by multicast) and along Y (they share X)
+//   SPLIT            such groups of a cluster that share one tile's K; partial sums meet in distributed shared memory, in a fixed order
 //   CHUNK            columns a warp writes at a time (sm90_epilogue.cuh)
 //   DIRECT           1: rows of B come in the order that lets a thread write its sums without a turn through shared memory
 //                    (sm90_epilogue.cuh); not with SPLIT or SWAP
@@ -66,7 +66,7 @@
 #define MIN_BLOCKS 1
 #endif
 
-constexpr int CLUSTER = CLUSTER_X * CLUSTER_Y * SPLIT;
+constexpr int SHARING = CLUSTER_X * CLUSTER_Y, CLUSTER = SHARING * SPLIT;
 constexpr int BK = SWIZZLE / (int)sizeof(IN_T);           // values of K in a stage
 constexpr int STEPS = SWIZZLE / 32;                       // wgmma instructions along K in a stage
 constexpr int MI = BM / 64 / (PINGPONG ? 1 : WARPGROUPS);  // 64-row blocks a warpgroup owns
@@ -74,8 +74,8 @@ constexpr int SUMS = MI * BN / 2;  // registers a thread holds for them
 // Consumers need more than the even share of 168 registers (of 128, when they are three warpgroups).
 constexpr bool REBALANCE = (WARPGROUPS == 2 && SUMS > 96) || (WARPGROUPS == 3 && SUMS > 64);
 constexpr int THREADS = WARPGROUPS * 128 + (REBALANCE ? 128 : 32);  // setmaxnreg moves registers between whole warpgroups
-constexpr int CONSUMER_REGISTERS = WARPGROUPS == 3 ? 160 : SUMS > 160 ? 240 : 232;
-constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : SUMS > 160 ? 24 : 40;
+constexpr int CONSUMER_REGISTERS = WARPGROUPS == 3 ? 160 : 232;
+constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : 40;
 constexpr int PRODUCER = WARPGROUPS * 4;  // its warp
 constexpr int X_BYTES = BM * SWIZZLE;
 constexpr int Y_BYTES = BN * SWIZZLE;
@@ -90,7 +90,7 @@ constexpr int STAGE_BYTES = STAGES * (X_BYTES + Y_BYTES) > PARTIAL_BYTES || !OVE
 constexpr int SHARED_BYTES = STAGE_BYTES + STAGING_BYTES + STAGES * 16;
 
 static_assert(BM % 64 == 0 && MI >= 1 && (PINGPONG || MI * 64 * WARPGROUPS == BM), "BM is 64-row blocks, shared evenly");
-static_assert((CLUSTER_X > 1) + (CLUSTER_Y > 1) + (SPLIT > 1) <= 1, "a cluster has one purpose");
+static_assert(CLUSTER <= 8, "portable clusters");
 static_assert(SPLIT == 1 || (!PINGPONG && OWNED % 8 == 0), "a split block owns whole groups of 8 rows");
 static_assert(!PINGPONG || WARPGROUPS == 2, "two warpgroups take turns");
 static_assert(!DIRECT || SPLIT == 1, "partial sums go through shared memory");
@@ -115,6 +115,13 @@ struct Tile {
   int x, y, batch;
 };
 
+// A block's share of the operands that its cluster multicasts: it loads part_x of CLUSTER_Y parts of X for the blocks of mask_x, and
+// part_y of CLUSTER_X parts of Y for those of mask_y.
+struct Share {
+  u32 part_x, part_y;
+  unsigned short mask_x, mask_y;
+};
+
 // Tiles in groups of GROUP along X, so that the blocks running at one time share both operands in L2.
 __device__ __forceinline__ Tile tile_at(int index, int along_x, int along_y) {
   int batch = index / (along_x * along_y);
@@ -131,14 +138,15 @@ __device__ __forceinline__ float as_float(int value) { return __int_as_float(val
 __device__ __forceinline__ void keep(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 __device__ __forceinline__ void keep(int& value) { asm volatile("" : "+r"(value)::"memory"); }
 
-// Sends a warpgroup's partial sums to the blocks of the cluster that own their rows.
-__device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], u32 partial, int x, u32 rank) {
+// Sends a warpgroup's partial sums over slice `slice` of K to the blocks of the cluster that own their rows; `place` is the block's
+// among those that share operands.
+__device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], u32 partial, int x, u32 slice, u32 place) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 2;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     int row = x + 8 * h;  // of the tile; a multiple of 8, as OWNED is
     int local = row % OWNED + g;
-    u32 target = remote_address(partial + 4 * rank * PARTIAL_BLOCK, row / OWNED);
+    u32 target = remote_address(partial + 4 * slice * PARTIAL_BLOCK, row / OWNED * SHARING + place);
 #pragma unroll
     for (int j = 0; j < BN / 8; ++j) {
       const float a = as_float(sum[4 * j + 2 * h]), b = as_float(sum[4 * j + 2 * h + 1]);  // bits, whatever they mean
@@ -175,7 +183,7 @@ __device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, co
 // The kernel's body. A Problem says how many tiles there are and how their operands are loaded:
 //   rows, columns          of one batch of the output; columns is also its row length
 //   batches, iterations    of the tile grid; stages along K in all
-//   start(Tile, part)      remembers a tile; `part` is the share of a multicast operand that this block loads
+//   start(Tile, Share)     remembers a tile, and what this block loads of it
 //   Cursor at(i), next()   the place of stage i along K
 //   load_x / load_y(target, barrier, cursor), prefetch_x / prefetch_y(cursor) to L2 (of the operand that is B)
 template <class Problem>
@@ -186,13 +194,13 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
   SUM_T* staging = (SUM_T*)(shared + (OVERLAY ? 0 : STAGE_BYTES));
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   const u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
-  const u32 rank_x = CLUSTER_X > 1 ? rank : 0, rank_y = CLUSTER_Y > 1 ? rank : 0;
+  const u32 rank_x = rank % CLUSTER_X, rank_y = rank / CLUSTER_X % CLUSTER_Y, slice = rank / SHARING;
 
   const int x_size = SWAP ? problem.columns : problem.rows, y_size = SWAP ? problem.rows : problem.columns;
   const int along_x = (x_size + BM * CLUSTER_X - 1) / (BM * CLUSTER_X), along_y = (y_size + BN * CLUSTER_Y - 1) / (BN * CLUSTER_Y);
   const int tiles = along_x * along_y * problem.batches, step = gridDim.x / CLUSTER;
-  const int first = SPLIT > 1 ? problem.iterations * (int)rank / SPLIT : 0;
-  const int last = SPLIT > 1 ? problem.iterations * (int)(rank + 1) / SPLIT : problem.iterations;
+  const int first = SPLIT > 1 ? problem.iterations * (int)slice / SPLIT : 0;
+  const int last = SPLIT > 1 ? problem.iterations * (int)(slice + 1) / SPLIT : problem.iterations;
 
   if (warp >= PRODUCER) {
     if constexpr (REBALANCE) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
@@ -201,21 +209,25 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       problem.prefetch();
       for (int i = 0; i < STAGES; ++i) {
         barrier_init(full + 8 * i, 1);
-        barrier_init(empty + 8 * i, (PINGPONG ? 1 : WARPGROUPS) * 4 * (CLUSTER_X * CLUSTER_Y));
+        barrier_init(empty + 8 * i, (PINGPONG ? 1 : WARPGROUPS) * 4 * (CLUSTER_X + CLUSTER_Y - 1));
       }
-      barrier_init_fence<(CLUSTER_X * CLUSTER_Y > 1)>();
+      barrier_init_fence<(SHARING > 1)>();
     }
     __syncwarp();
     named_arrive<1>(WARPGROUPS * 128 + 32);
     if constexpr (CLUSTER > 1) cluster_arrive_relaxed();
-    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_wait();
+    if constexpr (SHARING > 1) cluster_wait();
+    if constexpr (SHARING > 1 && SPLIT > 1) cluster_arrive_relaxed();
     if (lane == 0) {
+      Share share = {rank_y, rank_x, 0, (unsigned short)(((1 << CLUSTER_X) - 1) << (slice * SHARING + rank_y * CLUSTER_X))};
+#pragma unroll
+      for (int y = 0; y < CLUSTER_Y; ++y) share.mask_x |= 1 << (slice * SHARING + y * CLUSTER_X + rank_x);
       Slot slot;
       bool waited = false;
       for (int index = blockIdx.x / CLUSTER; index < tiles; index += step) {
         Tile tile = tile_at(index, along_x, along_y);
         tile.x = tile.x * CLUSTER_X + rank_x, tile.y = tile.y * CLUSTER_Y + rank_y;
-        problem.start(tile, rank);
+        problem.start(tile, share);
         typename Problem::Cursor cursor = problem.at(first);
         int i = first;
         if (!waited) {
@@ -254,12 +266,12 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
     }
     __syncwarp();
     if constexpr (SPLIT > 1) cluster_wait();
-    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
+    if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
   } else {
     if constexpr (REBALANCE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     named_sync<1>(WARPGROUPS * 128 + 32);
-    if constexpr (CLUSTER > 1 && !OVERLAY) cluster_arrive_relaxed();
-    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_wait();
+    if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();
+    if constexpr (SPLIT > 1 && !OVERLAY) cluster_arrive_relaxed();
     const int group = warp / 4;
     Slot slot;
     const u64 x_constant = X_MN ? matrix_descriptor<128>(0, 1024) : matrix_descriptor<SWIZZLE>(16, 8 * SWIZZLE);
@@ -272,8 +284,11 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
     constexpr int X_STEP = X_MN ? 16 * 128 : 32, Y_STEP = Y_MN ? 16 * Y_SWIZZLE : 32;  // bytes along K
     const int block = PINGPONG ? 0 : group * MI;
     auto release = [&](int index) {
-      if constexpr (CLUSTER_X * CLUSTER_Y > 1) {
-        if (lane < CLUSTER_X * CLUSTER_Y) barrier_arrive_remote(empty + 8 * index, lane);
+      if constexpr (SHARING > 1) {  // to every block that loads part of this one's stages: its neighbours along X, then along Y
+        const u32 y = lane - CLUSTER_X + (lane - CLUSTER_X >= rank_y);
+        if (lane < CLUSTER_X + CLUSTER_Y - 1)
+          barrier_arrive_remote(empty + 8 * index,
+                                slice * SHARING + (lane < CLUSTER_X ? rank_y * CLUSTER_X + lane : y * CLUSTER_X + rank_x));
       } else {
         if (lane == 0) barrier_arrive(empty + 8 * index);
       }
@@ -327,10 +342,10 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
         if constexpr (OVERLAY) cluster_arrive_relaxed();
         cluster_wait();  // every block of the cluster has started, and with OVERLAY has read its last stage
 #pragma unroll
-        for (int b = 0; b < MI; ++b) send_partial(sum[b], shared_address(staging), (block + b) * 64 + warp % 4 * 16, rank);
+        for (int b = 0; b < MI; ++b) send_partial(sum[b], shared_address(staging), (block + b) * 64 + warp % 4 * 16, slice, rank % SHARING);
         cluster_arrive();
         cluster_wait();
-        write_owned(staging, out, args, x0 + rank * OWNED, y0, problem.rows, problem.columns, first_row);
+        write_owned(staging, out, args, x0 + slice * OWNED, y0, problem.rows, problem.columns, first_row);
         break;
       } else {
 #pragma unroll
@@ -339,6 +354,6 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
                       problem.rows, problem.columns, first_row);
       }
     }
-    if constexpr (CLUSTER_X * CLUSTER_Y > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
+    if constexpr (SHARING > 1 && SPLIT == 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
   }
 }

@@ -19,18 +19,18 @@ struct Convolution {
   int rows, columns, batches, iterations;
   int channels, filter_w, height, width, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;  // height, width: of the output
   int pixel_w, pixel_h, pixel_n, column;
-  u32 part;
+  Share share;
 
   __device__ __forceinline__ void prefetch() {
     tensormap_prefetch(image);
     tensormap_prefetch(weight);
   }
-  __device__ __forceinline__ void start(Tile tile, u32 rank) {
-    part = rank;
-    int pixel = tile.x * BM + (CLUSTER_Y > 1 ? (int)part * (BM / CLUSTER_Y) : 0);
+  __device__ __forceinline__ void start(Tile tile, Share own) {
+    share = own;
+    int pixel = tile.x * BM + (int)share.part_x * (BM / CLUSTER_Y);
     int line = pixel / width, n = line / height;
     pixel_w = (pixel - line * width) * stride_w - pad_w, pixel_h = (line - n * height) * stride_h - pad_h, pixel_n = n;
-    column = tile.y * BN + (CLUSTER_X > 1 ? (int)part * (BN / CLUSTER_X) : 0);
+    column = tile.y * BN + (int)share.part_y * (BN / CLUSTER_X);
   }
   __device__ __forceinline__ Cursor at(int i) {
     const int blocks = (channels + BK - 1) / BK, tap = i / blocks;
@@ -45,8 +45,8 @@ struct Convolution {
   __device__ __forceinline__ void load_x(u32 target, u32 barrier, Cursor at) {
     const unsigned short offset_w = at.s * dilation_w, offset_h = at.r * dilation_h;
     if constexpr (CLUSTER_Y > 1)
-      tma_load_im2col_multicast(target + part * (X_BYTES / CLUSTER_Y), image, barrier, at.c, pixel_w, pixel_h, pixel_n, offset_w,
-                                offset_h, (1 << CLUSTER_Y) - 1);
+      tma_load_im2col_multicast(target + share.part_x * (X_BYTES / CLUSTER_Y), image, barrier, at.c, pixel_w, pixel_h, pixel_n, offset_w,
+                                offset_h, share.mask_x);
     else tma_load_im2col(target, image, barrier, at.c, pixel_w, pixel_h, pixel_n, offset_w, offset_h);
   }
   __device__ __forceinline__ void prefetch_x(Cursor) {}
@@ -54,7 +54,7 @@ struct Convolution {
   __device__ __forceinline__ void load_y(u32 target, u32 barrier, Cursor at) {
     const int tap = at.r * filter_w + at.s;
     if constexpr (CLUSTER_X > 1)
-      tma_load_multicast(target + part * (Y_BYTES / CLUSTER_X), weight, barrier, at.c, tap, column, (1 << CLUSTER_X) - 1);
+      tma_load_multicast(target + share.part_y * (Y_BYTES / CLUSTER_X), weight, barrier, at.c, tap, column, share.mask_y);
     else tma_load(target, weight, barrier, at.c, tap, column);
   }
 };

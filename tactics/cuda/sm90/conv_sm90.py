@@ -169,12 +169,12 @@ def _launch(workload: Workload, device: DeviceSpec, tile: Tile, window: Window, 
     image = TensorMap(
         Buffer("input", 0), dtype, (channels, width, height, window.batch), (row, row * width, row * width * height),
         element_strides=(1, window.stride[2], window.stride[1], 1), swizzle=tile.swizzle,
-        im2col=Im2col(lower, upper, depth, tile.bm // tile.cluster_y), l2_promotion=256, tf32=dtype is DataType.FLOAT,
+        im2col=Im2col(lower, upper, depth, tile.bm // tile.cluster_y), tf32=dtype is DataType.FLOAT,
     )  # fmt: skip
     taps = window.taps[1] * window.taps[2]
     weight = TensorMap(
         Buffer("packed", 0), dtype, (channels, taps, window.out_channels), (row, row * taps), (depth, 1, tile.bn // tile.cluster_x),
-        swizzle=tile.swizzle, l2_promotion=256, tf32=dtype is DataType.FLOAT,
+        swizzle=tile.swizzle, tf32=dtype is DataType.FLOAT,
     )  # fmt: skip
     columns = vector_columns(window.out_channels)
     defines = tile_defines(tile, dtype, workload.outputs[0].dtype, columns, True, pdl(device))

@@ -26,21 +26,22 @@ struct Gemm {
   const TensorMap *x_map, *y_map;
   int rows, columns, batches, iterations, x_batch, y_batch;
   int x_row, x_z, y_row, y_z;
-  u32 part;
+  Share share;
 
   __device__ __forceinline__ void prefetch() {
     tensormap_prefetch(x_map);
     tensormap_prefetch(y_map);
   }
-  __device__ __forceinline__ void start(Tile tile, u32 rank) {
-    x_row = tile.x * BM, x_z = tile.batch * x_batch, y_row = tile.y * BN, y_z = tile.batch * y_batch, part = rank;
+  __device__ __forceinline__ void start(Tile tile, Share own) {
+    x_row = tile.x * BM, x_z = tile.batch * x_batch, y_row = tile.y * BN, y_z = tile.batch * y_batch, share = own;
   }
   __device__ __forceinline__ Cursor at(int i) { return {i * BK}; }
   __device__ __forceinline__ void next(Cursor& cursor) { cursor.k += BK; }
 
-  // One operand's stage: ROWS rows, of which PARTS blocks of the cluster load one part each and give it to all.
+  // One operand's stage: ROWS rows, of which PARTS blocks of the cluster load one part each and give it to those of `mask`.
   template <int ROWS, int MN, int WIDTH, int PARTS>
-  __device__ __forceinline__ void load(u32 target, const TensorMap* map, u32 barrier, int k, int row, int z) {
+  __device__ __forceinline__ void load(u32 target, const TensorMap* map, u32 barrier, int k, int row, int z, u32 part,
+                                       unsigned short mask) {
     constexpr int BOX = MN ? WIDTH / (int)sizeof(IN_T) : ROWS / PARTS;  // rows in one box
     constexpr int BOXES = ROWS / PARTS / BOX;
     constexpr int BYTES = BOX * BK * (int)sizeof(IN_T);
@@ -49,7 +50,7 @@ struct Gemm {
     for (int i = 0; i < BOXES; ++i) {
       const int box = (PARTS > 1 ? (int)part * BOXES : 0) + i;
       const int x = MN ? row + box * BOX : k, y = MN ? k : row + box * BOX;
-      if constexpr (PARTS > 1) tma_load_multicast(target + box * BYTES, map, barrier, x, y, z, (1 << PARTS) - 1);
+      if constexpr (PARTS > 1) tma_load_multicast(target + box * BYTES, map, barrier, x, y, z, mask);
       else tma_load(target + box * BYTES, map, barrier, x, y, z);
     }
   }
@@ -61,13 +62,13 @@ struct Gemm {
   }
   __device__ __forceinline__ void prefetch_x(Cursor cursor) { fetch<BM / CLUSTER_Y, X_MN, 128>(x_map, cursor.k, x_row + x_part(), x_z); }
   __device__ __forceinline__ void prefetch_y(Cursor cursor) { fetch<BN / CLUSTER_X, Y_MN, Y_SWIZZLE>(y_map, cursor.k, y_row + y_part(), y_z); }
-  __device__ __forceinline__ int x_part() { return CLUSTER_Y > 1 ? (int)part * (BM / CLUSTER_Y) : 0; }
-  __device__ __forceinline__ int y_part() { return CLUSTER_X > 1 ? (int)part * (BN / CLUSTER_X) : 0; }
+  __device__ __forceinline__ int x_part() { return (int)share.part_x * (BM / CLUSTER_Y); }
+  __device__ __forceinline__ int y_part() { return (int)share.part_y * (BN / CLUSTER_X); }
   __device__ __forceinline__ void load_x(u32 target, u32 barrier, Cursor cursor) {
-    load<BM, X_MN, 128, CLUSTER_Y>(target, x_map, barrier, cursor.k, x_row, x_z);
+    load<BM, X_MN, 128, CLUSTER_Y>(target, x_map, barrier, cursor.k, x_row, x_z, share.part_x, share.mask_x);
   }
   __device__ __forceinline__ void load_y(u32 target, u32 barrier, Cursor cursor) {
-    load<BN, Y_MN, Y_SWIZZLE, CLUSTER_X>(target, y_map, barrier, cursor.k, y_row, y_z);
+    load<BN, Y_MN, Y_SWIZZLE, CLUSTER_X>(target, y_map, barrier, cursor.k, y_row, y_z, share.part_y, share.mask_y);
   }
 };
 

@@ -182,9 +182,9 @@ def _operand_map(
     tf32 = dtype is DataType.FLOAT
     if rows_contiguous:
         width = 64 if on_x or tile.bn % 64 == 0 else 32 if tile.bn % 32 == 0 else 16
-        return TensorMap(buffer, dtype, (rows, k, batch), strides, (width, depth, 1), swizzle=width * size, l2_promotion=256, tf32=tf32)
+        return TensorMap(buffer, dtype, (rows, k, batch), strides, (width, depth, 1), swizzle=width * size, tf32=tf32)
     box = tile.bm // tile.cluster_y if on_x else tile.bn // tile.cluster_x
-    return TensorMap(buffer, dtype, (k, rows, batch), strides, (depth, box, 1), swizzle=tile.swizzle, l2_promotion=256, tf32=tf32)
+    return TensorMap(buffer, dtype, (k, rows, batch), strides, (depth, box, 1), swizzle=tile.swizzle, tf32=tf32)
 
 
 def _show(shape: tuple[int, ...]) -> str:

@@ -147,7 +147,6 @@ def illegal(tile: Tile, problem: Problem) -> str:
         (tile.bn % tile.cluster_x == 0 and y_box % (width if y_mn else 8) == 0, "each block of a cluster loads whole parts of Y"),
         (not y_mn or tile.bn % 16 == 0, "rows of Y that are contiguous come 16 at a time"),
         (not (x_mn or y_mn) or (problem.dtype.itemsize == 2 and tile.swizzle == 128), "only two-byte operands multiply with contiguous rows"),
-        (sum(size > 1 for size in (tile.cluster_x, tile.cluster_y, tile.split)) <= 1, "a cluster has one purpose"),
         (tile.cluster <= 8, "portable clusters have at most 8 blocks"),
         (tile.split == 1 or (not tile.pingpong and tile.bm % (8 * tile.split) == 0), "each block of a split owns whole groups of 8 rows"),
         (not tile.swap or problem.may_swap, "the operands cannot change sides"),
@@ -223,6 +222,12 @@ def shapes(problem: Problem) -> Iterator[Tile]:
                 (128, 64, 2, 1), (128, 96, 2, 1), (128, 128, 2, 1), (128, 160, 2, 1), (128, 192, 2, 1), (64, 192, 2, 1), (64, 256, 2, 1),
             ):  # fmt: skip
                 yield Tile(bm, bn, warpgroups, pingpong=pingpong, cluster_x=cluster_x, cluster_y=cluster_y, swizzle=swizzle)
+        for cluster_x, cluster_y in ((2, 1), (1, 2), (2, 2)):
+            for bm, bn in ((64, 64), (64, 96), (64, 128), (128, 64), (128, 96)):
+                yield Tile(bm, bn, bm // 64, cluster_x=cluster_x, cluster_y=cluster_y, swizzle=swizzle)
+            yield Tile(128, 128, 2, split=2, cluster_x=cluster_x, cluster_y=cluster_y, swizzle=swizzle)
+        for bm, bn, warpgroups in ((128, 128, 2), (128, 192, 2), (192, 128, 3), (128, 256, 2)):
+            yield Tile(bm, bn, warpgroups, cluster_x=2, cluster_y=2, swizzle=swizzle)
         for bm, bn, pingpong in ((128, 64, 0), (128, 128, 0), (128, 64, 1), (128, 128, 1)):
             yield Tile(bm, bn, 2, pingpong=pingpong, swizzle=swizzle, chunk=64)
 
@@ -242,7 +247,7 @@ def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Ti
             continue
         if (tile.cluster_x > 1 and x <= tile.bm) or (tile.cluster_y > 1 and y <= tile.bn):  # nobody to share with
             continue
-        if tile.cluster_x * tile.cluster_y > 1 and (tile.bm * tile.bn < 128 * 128 or problem.iterations(tile) < 4):  # nothing to gain
+        if tile.cluster_x * tile.cluster_y > 1 and problem.iterations(tile) < 4:  # nothing to gain
             continue
         if tile.swap and problem.m > 64:
             continue
