@@ -138,7 +138,7 @@ def test_illegal_tiles_say_why():
     problem = Problem(4096, 4096, 1, 1, 4096, HALF, 1e6)
     assert illegal(Tile(128, 128, 2, 4), problem) == ""
     assert "evenly" in illegal(Tile(192, 128, 2, 4), problem)
-    assert "one purpose" in illegal(Tile(128, 128, 2, 4, cluster_x=2, split=2), problem)
+    assert "8 blocks" in illegal(Tile(128, 128, 2, 2, cluster_x=4, split=4), problem)
     assert "shared memory" in illegal(Tile(128, 256, 2, 5), problem)
     assert "8 rows" in illegal(Tile(128, 128, 2, 4, pingpong=1, split=2), problem)
     assert "take turns" in illegal(Tile(192, 64, 3, 4, pingpong=1), problem)
