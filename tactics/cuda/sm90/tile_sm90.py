@@ -152,12 +152,18 @@ def illegal(tile: Tile, problem: Problem) -> str:
         (not tile.swap or problem.may_swap, "the operands cannot change sides"),
         (not tile.direct or (problem.permutable and tile.bn % 32 == problem.n % 32 == 0 and tile.split == 1 and not tile.swap),
          "rows of a constant B are permuted within whole groups of 32"),
-        (tile.accumulators <= (160 if tile.warpgroups == 1 else 192 if tile.pingpong else 128 if tile.warpgroups == 2 else 96),
-         "the sums fit in registers"),
+        (tile.accumulators <= most_sums(tile, problem.dtype), "the sums fit in registers"),
         (tile.blocks == 1 or register_limit(tile.threads, tile.blocks) >= tile.accumulators + 32, "the blocks' registers fit"),
         (tile.shared_bytes <= SHARED and tile.blocks * (tile.shared_bytes + SHARED_RESERVED) <= SHARED_SM, "the stages fit in shared memory"),
     )  # fmt: skip
     return next((reason for holds, reason in rules if not holds), "")
+
+
+def most_sums(tile: Tile, dtype: DataType) -> int:
+    """Sums that a thread can hold without spills; the epilogue of 8-bit products wants more registers beside them."""
+    if tile.warpgroups == 2:
+        return 192 if tile.pingpong and dtype.itemsize > 1 else 128
+    return 160 if tile.warpgroups == 1 else 96 if dtype.itemsize > 1 else 64
 
 
 def permute_rows(b: np.ndarray) -> np.ndarray:
