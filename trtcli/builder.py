@@ -56,6 +56,7 @@ from tactics.tactic import (
 )
 from trtcli.config import BuildConfig
 from trtcli.shapes import optimization_profiles, shared_sizes
+from trtcli.shapes import text as shape_text
 from trtcli.version import __version__
 
 LAUNCH_FLOOR = 1e-6  # seconds that a launch costs inside a CUDA graph, whatever it does
@@ -114,6 +115,8 @@ def build(
     log.info(_parsed_line(model, imported, time.perf_counter() - began))
     profiles = optimization_profiles(imported, config, log)
     imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
+    for line in _profile_lines(imported, profiles):
+        log.info(line)
 
     fusing = time.perf_counter()
     marked = marked_tensors(imported, config, log)
@@ -688,6 +691,16 @@ def _parsed_line(model: Path | bytes, network: Network, seconds: float) -> str:
 def _saved_bytes(imported: Network, network: Network, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Bytes of tensors between layers that fusion has no need of, at the optimal shapes."""
     return intermediate_bytes(imported, sizes_of(imported, shapes)) - intermediate_bytes(network, sizes_of(network, shapes))
+
+
+def _profile_lines(network: Network, profiles: Sequence[Profile]) -> list[str]:
+    return [
+        f"Set shape of input tensor {name} for optimization profile {number} to: "
+        f"MIN={shape_text(one.min)} OPT={shape_text(one.opt)} MAX={shape_text(one.max)}"
+        for number, profile in enumerate(profiles)
+        for name, one in profile.items()
+        if not network.tensors[name].is_static
+    ]
 
 
 def _fused_line(imported: Network, fused: FusionResult, saved: int, seconds: float) -> str:

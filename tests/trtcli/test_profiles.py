@@ -100,6 +100,9 @@ def test_allocation_strategies(engine_path: Path, strategy: str, smaller: bool) 
 
 
 def test_a_wrong_profile_is_named(model: Path, capsys: Captured) -> None:
+    assert main(["build", str(model), "--device=cpu", "--avgTiming=1", "--minShapes=x:1x4x16", "--maxShapes=x:2x4x16"]) == 0
+    line = "Set shape of input tensor x for optimization profile 0 to: MIN=1x4x16 OPT=2x4x16 MAX=2x4x16"
+    assert line in capsys.readouterr().out
     argv = ["build", str(model), "--device=cpu", "--profile=0", "--minShapes=x:4x4x16", "--maxShapes=x:2x4x16"]
     assert main(argv) == 1
     assert "profile 0: input 'x', dimension 0: min 4, opt 2, max 2" in capsys.readouterr().err
@@ -123,3 +126,35 @@ def test_memory_is_shown_per_profile(engine_path: Path, model: Path, capsys: Cap
     assert memory[1]["PeakBytes"] == engine.device_memory_size
     assert main(["build", str(model), "--device=cpu", "--avgTiming=1", "--shapes=x:4x4x16"]) == 0
     assert "activations 0.0 MiB (lower bound 0.0)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device_name", ["cpu", pytest.param("0", marks=pytest.mark.gpu)])
+def test_graphs_of_several_profiles(model: Path, device_name: str) -> None:
+    """The same shape in two profiles is two graphs: their tactics differ."""
+    import trtcli
+    from runtime.devices import open_device
+    from runtime.graph import GraphRunner
+
+    config = trtcli.BuildConfig(
+        profiles=(
+            trtcli.ProfileShapes(min_shapes={"x": (1, 4, 16)}, max_shapes={"x": (1, 4, 16)}),
+            trtcli.ProfileShapes(min_shapes={"x": (1, 4, 16)}, opt_shapes={"x": (64, 4, 16)}, max_shapes={"x": (128, 4, 16)}),
+        ),
+        avg_timing=1, tf32=False,
+    )  # fmt: skip
+    engine = trtcli.build(model, config, device=device_name)
+    device = open_device(device_name)
+    context = engine.create_execution_context(device)
+    runner, stream = GraphRunner(context), device.stream()
+    rng = np.random.default_rng(3)
+    for profile, batch in ((0, 1), (1, 1), (1, 100), (0, 1), (1, 100)):
+        x = rng.standard_normal((batch, 4, 16)).astype(np.float32)
+        context.set_optimization_profile(profile)
+        context.set_input_shape("x", x.shape)
+        context.use_own_memory()
+        context.write_tensor("x", x)
+        runner.enqueue(stream)
+        stream.synchronize()
+        np.testing.assert_allclose(context.read_tensor("y"), softmax(x @ W), atol=1e-5)
+        assert runner.nodes
+    assert len(runner._graphs) >= 3
