@@ -1,4 +1,4 @@
-// Runs a CUDA kernel on the CPU: every thread of a block is a fiber (ucontext), blocks run one after another.
+// Runs a CUDA kernel on the CPU: every thread of a block is a fiber (ucontext), blocks run one after another, those of a cluster together.
 //
 // Enough of CUDA for kernels without inline PTX: thread indices, static and dynamic shared memory, __syncthreads, __syncwarp,
 // shuffles, votes, atomics, and the fast intrinsics (as their exact functions). A barrier that not all threads reach is
@@ -44,7 +44,8 @@ constexpr int warpSize = 32;
 namespace fiber {
 
 constexpr size_t STACK = 128 * 1024;
-alignas(1024) static char dynamic_shared[256 * 1024];
+constexpr size_t SHARED = 256 * 1024;
+alignas(1024) static char dynamic_shared[SHARED];
 
 struct Barrier {
     int arrived = 0;
@@ -57,14 +58,20 @@ struct Warp {
 struct Fiber {
     ucontext_t context;
     uint3 index;
+    uint3 block;
+    int in_cluster;
     bool done;
+    long cluster_phase;
 };
 
 static ucontext_t scheduler;
 static std::vector<Fiber> fibers;
 static std::vector<char*> stacks;
 static std::vector<Warp> warps;
-static Barrier block_barrier;
+static std::vector<Barrier> block_barriers;  // of the blocks that run together
+static Barrier cluster_barrier;
+static unsigned cluster_size = 1;
+static std::vector<char*> more_shared;  // of the second block of a cluster and those behind it
 static int current;
 static long events;
 static const std::function<void()>* body;
@@ -82,6 +89,8 @@ static void wait(Barrier& barrier, int count) {
     }
 }
 
+static char* shared_of(int block) { return block ? more_shared[block - 1] : dynamic_shared; }
+static char* shared() { return shared_of(fibers[current].in_cluster); }
 static int lane() { return current % 32; }
 static Warp& warp() { return warps[current / 32]; }
 static void wait_warp(unsigned mask) {
@@ -101,20 +110,24 @@ static void entry() {
 static int run(const unsigned* grid, const unsigned* block, size_t shared, const std::function<void()>& kernel) {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
-    const int threads = block[0] * block[1] * block[2];
+    const int each = block[0] * block[1] * block[2], threads = each * cluster_size;
+    if (cluster_size > 1 && (each % 32 || grid[0] % cluster_size)) return 3;
+    while (more_shared.size() + 1 < cluster_size) more_shared.push_back(static_cast<char*>(aligned_alloc(1024, SHARED)));
     body = &kernel;
     while (static_cast<int>(stacks.size()) < threads) stacks.push_back(static_cast<char*>(malloc(STACK)));
     for (unsigned z = 0; z < grid[2]; ++z)
         for (unsigned y = 0; y < grid[1]; ++y)
-            for (unsigned x = 0; x < grid[0]; ++x) {
-                blockIdx = {x, y, z};
-                memset(dynamic_shared, 0xff, std::min(shared, sizeof dynamic_shared));
+            for (unsigned x = 0; x < grid[0]; x += cluster_size) {
+                for (unsigned one = 0; one < cluster_size; ++one) memset(shared_of(one), 0xff, std::min(shared, SHARED));
                 fibers.resize(threads);
                 warps.assign((threads + 31) / 32, Warp{});
-                block_barrier = Barrier{};
+                block_barriers.assign(cluster_size, Barrier{});
+                cluster_barrier = Barrier{};
                 for (int i = 0; i < threads; ++i) {
                     Fiber& f = fibers[i];
-                    const unsigned u = i;
+                    const unsigned u = i % each;
+                    f.in_cluster = i / each;
+                    f.block = {x + f.in_cluster, y, z};
                     f.index = {u % block[0], u / block[0] % block[1], u / block[0] / block[1]};
                     f.done = false;
                     getcontext(&f.context);
@@ -129,6 +142,7 @@ static int run(const unsigned* grid, const unsigned* block, size_t shared, const
                     for (current = 0; current < threads; ++current) {
                         if (fibers[current].done) continue;
                         threadIdx = fibers[current].index;
+                        blockIdx = fibers[current].block;
                         swapcontext(&scheduler, &fibers[current].context);
                         left += !fibers[current].done;
                     }
@@ -152,7 +166,34 @@ static int launch(void (*kernel)(A...), void** arguments, const unsigned* grid, 
 }  // namespace fiber
 
 // --- barriers, shuffles, votes
-static inline void __syncthreads() { fiber::wait(fiber::block_barrier, static_cast<int>(fiber::fibers.size())); }
+static inline void __syncthreads() {
+    fiber::wait(fiber::block_barriers[fiber::fibers[fiber::current].in_cluster], static_cast<int>(fiber::fibers.size() / fiber::cluster_size));
+}
+
+// A fiber that waits for memory to change lets the others run.
+static inline void __nanosleep(unsigned) {
+    ++fiber::events;
+    fiber::yield();
+}
+
+// --- clusters (the functions of include/cluster.cuh)
+static inline void cluster_arrive() {
+    fiber::Barrier& barrier = fiber::cluster_barrier;
+    fiber::fibers[fiber::current].cluster_phase = barrier.generation;
+    ++fiber::events;
+    if (++barrier.arrived == static_cast<int>(fiber::fibers.size())) {
+        barrier.arrived = 0;
+        ++barrier.generation;
+    }
+}
+static inline void cluster_wait() {
+    while (fiber::cluster_barrier.generation == fiber::fibers[fiber::current].cluster_phase) fiber::yield();
+}
+static inline void store_cluster_shared(void* target, unsigned rank, unsigned bits) {
+    const size_t offset = static_cast<char*>(target) - fiber::shared();
+    if (offset + 4 > fiber::SHARED || offset % 4 || rank >= fiber::cluster_size) abort();
+    memcpy(fiber::shared_of(rank) + offset, &bits, 4);
+}
 static inline void __syncwarp(unsigned mask = 0xffffffffu) { fiber::wait_warp(mask); }
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}

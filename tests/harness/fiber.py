@@ -5,7 +5,7 @@
 
 What it checks besides the result: outputs and workspace start poisoned (NaN bytes), every buffer stands between guard zones
 that must stay untouched, inputs must stay unchanged, and barriers must be reached by all threads of the block.
-Not possible: inline PTX, tensor maps, clusters. ``__CUDA_ARCH__`` is not defined, so guard PTX fast paths with it.
+Not possible: inline PTX, tensor maps. Clusters run along x, with what ``include/cluster.cuh`` has. ``__CUDA_ARCH__`` is not defined, so guard PTX fast paths with it.
 Compiled kernels are kept in the temporary folder by the hash of their source, so a test pays about 1 s per new kernel.
 """
 
@@ -126,15 +126,18 @@ def _headers_text(source: str) -> str:
 
 
 @cache
-def load(source: str, defines: tuple[tuple[str, str], ...], entry: str) -> ctypes.CDLL:
+def load(source: str, defines: tuple[tuple[str, str], ...], entry: str, cluster: bool = False) -> ctypes.CDLL:
     """The kernel ``entry`` of ``source`` as a library with ``int launch(void** arguments, grid, block, shared, count)``."""
-    source = re.sub(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+|alignas\(\d+\)\s+)?([\w:]+)\s+(\w+)\[\]",
-                    r"\1* const \2 = reinterpret_cast<\1*>(fiber::dynamic_shared)", source)  # fmt: skip
+    # Blocks of a cluster have a shared memory each; others share one, which is a plain pointer.
+    own = r"static char unused_\2\n#define \2 (reinterpret_cast<\1*>(fiber::shared()))\n"
+    source = re.sub(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+|alignas\(\d+\)\s+)?([\w:]+)\s+(\w+)\[\];",
+                    own.replace(r"\2\n#", r"\2;\n#") if cluster else r"\1* const \2 = reinterpret_cast<\1*>(fiber::dynamic_shared);", source)  # fmt: skip
     macros = "".join(f"#define {name} {value}\n" for name, value in defines)
     text = (
         f'#include "fiber.h"\n{macros}{source}\n'
         'extern "C" int fiber_launch(void** arguments, const unsigned* grid, const unsigned* block, size_t shared, int count) {\n'
         f"    return fiber::launch({entry}, arguments, grid, block, shared, count);\n}}\n"
+        'extern "C" void fiber_cluster(unsigned blocks) { fiber::cluster_size = blocks; }\n'
     )
     header = _header()
     digest = hashlib.sha256(f"{text}{_headers_text(source)}{header}".encode()).hexdigest()[:24]
@@ -215,14 +218,15 @@ def _name(step: object) -> str:
 
 
 def _launch(step: Launch, at) -> None:  # noqa: ANN001
-    if step.cluster != (1, 1, 1):
-        raise HarnessError(f"{_name(step)} needs a cluster")
+    if step.cluster[1:] != (1, 1):
+        raise HarnessError(f"{_name(step)} needs a cluster of {step.cluster}")
     limits = (2**31 - 1, 65535, 65535)
     if any(not 0 < size <= limit for size, limit in zip(step.grid, limits, strict=True)):
         raise HarnessError(f"{_name(step)}: grid {step.grid} is outside 1..{limits}")
     if not 0 < int(np.prod(step.block)) <= 1024:
         raise HarnessError(f"{_name(step)}: block {step.block}")
-    library = load(step.kernel.source(), step.kernel.defines, step.kernel.entry)
+    library = load(step.kernel.source(), step.kernel.defines, step.kernel.entry, step.cluster[0] > 1)
+    library.fiber_cluster(step.cluster[0])
     values = [_encode(argument, at) for argument in step.arguments]
     buffers = [ctypes.create_string_buffer(value, max(1, len(value))) for value in values]
     pointers = (ctypes.c_void_p * max(1, len(buffers)))(*(ctypes.addressof(buffer) for buffer in buffers))

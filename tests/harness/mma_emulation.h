@@ -4,9 +4,9 @@
 #include <type_traits>
 
 static inline unsigned shared_address(const void* pointer) {
-    return static_cast<unsigned>(static_cast<const char*>(pointer) - fiber::dynamic_shared);
+    return static_cast<unsigned>(static_cast<const char*>(pointer) - fiber::shared());
 }
-static inline char* emulated_shared(unsigned address) { return fiber::dynamic_shared + address; }
+static inline char* emulated_shared(unsigned address) { return fiber::shared() + address; }
 
 static inline void store_shared_16(unsigned target, unsigned a, unsigned b, unsigned c, unsigned d) {
     const unsigned words[4] = {a, b, c, d};

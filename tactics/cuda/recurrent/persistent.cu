@@ -6,7 +6,8 @@
 // Stashing Recurrent Weights On-Chip" (ICML 2016).
 //
 // PLACE of a thread's weights: 0 registers, 1 shared memory, 2 global memory (read at every step).
-// SCOPE of a group: 0 one block, h never leaves shared memory; 1 a cluster, which meets at its hardware barrier; 2 any number of blocks that
+// SCOPE of a group: 0 one block, h never leaves shared memory; 1 a cluster: h goes straight into the shared memory of all its
+// blocks, which meet at its hardware barrier; 2 any number of blocks that
 // are all on the device at once (a cooperative launch), which meet at a counter that starts at zero; 3 one launch per step.
 // TAGGED=1 (with scope 2 or 3): nobody meets, h goes out in 64-bit words that say which step they belong to (the upper half; zero at the start),
 // and who needs them reads until they are there. Twice the bytes, but one way through memory instead of three: the LL protocol of NCCL.
@@ -16,6 +17,7 @@
 #if MMA
 #include "mma.cuh"
 #endif
+#include "cluster.cuh"
 #include "pdl.cuh"
 #include "recurrent.cuh"
 
@@ -33,6 +35,7 @@ using Held = float;
 constexpr int ROWS_EACH = (GATES * UNITS + ROW_WARPS * ROW_STEP - 1) / (ROW_WARPS * ROW_STEP), ROWS = ROWS_EACH * ROW_WARPS * ROW_STEP;
 constexpr int PIECES = (HIDDEN + K_WARPS * K_STEP - 1) / (K_WARPS * K_STEP), WIDTH = PIECES * K_WARPS * K_STEP, PITCH = WIDTH + PAD;
 constexpr int WEIGHTS = PIECES * ROWS_EACH;  // pieces of a thread
+constexpr int BUFFERS = SCOPE == 1 ? 2 : 1;  // of h: a block of a cluster may still read one while others write the next
 constexpr int CELLS_EACH = (UNITS * CHUNK + THREADS - 1) / THREADS;
 
 using Piece = fx::Vec<IN_T, PIECE>;
@@ -53,25 +56,34 @@ __device__ __forceinline__ bool count_try(int& tries) {
 }
 __device__ __forceinline__ void arrive(unsigned* counter) {
 #if SCOPE == 1
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    cluster_arrive();
 #elif SCOPE == 2 && !TAGGED
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
+#ifdef __CUDA_ARCH__
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+#else
+        atomicAdd(counter, 1u);
+#endif
     }
 #endif
 }
 __device__ __forceinline__ void meet(unsigned* counter, unsigned arrivals) {
 #if SCOPE == 1
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    cluster_wait();
 #elif SCOPE == 2 && !TAGGED
     if (threadIdx.x == 0) {
         unsigned seen;
         int tries = 0;
-        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-        while (seen < arrivals && count_try(tries));
+        do {
+#ifdef __CUDA_ARCH__
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+#else
+            __nanosleep(0);
+            seen = *counter;
+#endif
+        } while (seen < arrivals && count_try(tries));
     }
     __syncthreads();
 #else
@@ -88,6 +100,7 @@ __device__ __forceinline__ fx::u64 load_word(const fx::u64* source) {
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(source) : "memory");
     return word;
 #else
+    __nanosleep(0);
     return *source;
 #endif
 }
@@ -185,17 +198,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Piece weights[WEIGHTS];
 #pragma unroll
     for (int i = 0; i < WEIGHTS; ++i) weights[i] = given[i * THREADS + threadIdx.x];
-    Held* h = reinterpret_cast<Held*>(memory);
+    Held* states = reinterpret_cast<Held*>(memory);
 #elif PLACE == 1
     Piece* weights = reinterpret_cast<Piece*>(memory);
     for (int i = threadIdx.x; i < WEIGHTS * THREADS; i += THREADS) weights[i] = given[i];
-    Held* h = reinterpret_cast<Held*>(memory + sizeof(Piece) * WEIGHTS * THREADS);
+    Held* states = reinterpret_cast<Held*>(memory + sizeof(Piece) * WEIGHTS * THREADS);
 #else
     const Piece* weights = given;
-    Held* h = reinterpret_cast<Held*>(memory);
+    Held* states = reinterpret_cast<Held*>(memory);
 #endif
-    float* parts = reinterpret_cast<float*>(h + HELD_ROWS * PITCH);
-    for (int i = threadIdx.x; i < HELD_ROWS * PITCH; i += THREADS) h[i] = fx::narrow<Held>(0.0f);
+    float* parts = reinterpret_cast<float*>(states + BUFFERS * HELD_ROWS * PITCH);
+    for (int i = threadIdx.x; i < BUFFERS * HELD_ROWS * PITCH; i += THREADS) states[i] = fx::narrow<Held>(0.0f);
+    if (SCOPE == 1) {  // every block runs and has its zeros before another writes to it
+        arrive(counter);
+        meet(counter, 0);
+    }
     pdl_wait();  // the weights are nobody's result
     if (SCOPE == 3) pdl_launch_next();
 
@@ -221,6 +238,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (int step = begin; step < end; ++step) {
         const IN_T* before = exchange + static_cast<long long>(step & 1) * DIRECTIONS * batch * HIDDEN;
         IN_T* after = exchange + static_cast<long long>((step + 1) & 1) * DIRECTIONS * batch * HIDDEN;
+        Held* h = states + (BUFFERS == 2 ? (step & 1) * HELD_ROWS * PITCH : 0);
         for (int chunk = 0; chunk < rows; chunk += CHUNK) {
             const int count = min(CHUNK, rows - chunk);
             if (SINGLE) {
@@ -248,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 receive(h, words + static_cast<long long>(first_row + chunk) * WORDS, count, step);
 #endif
                 __syncthreads();
-            } else if (SCOPE != 0 || step == begin) {
+            } else if (SCOPE > 1 || step == begin) {
                 using Pack = fx::Vec<IN_T, VECTOR>;
                 for (int i = threadIdx.x; i < count * (HIDDEN / VECTOR); i += THREADS) {
                     const int b = i / (HIDDEN / VECTOR), k = i % (HIDDEN / VECTOR) * VECTOR;
@@ -363,7 +381,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     rounded = fx::narrow<IN_T>(alive ? fresh.h : held);
                     if (alive) c[i] = fresh.c;
                 }
-#if TAGGED
+#if SCOPE == 1
+                unsigned bits;
+                if constexpr (sizeof(Held) == 2) {  // neighbouring lanes have neighbouring cells
+                    bits = *reinterpret_cast<const unsigned short*>(&rounded);
+                    bits |= __shfl_down_sync(0xffffffffu, bits, 1) << 16;
+                } else {
+                    bits = __float_as_uint(fx::widen(rounded));
+                }
+                const bool sends = at.exists && (sizeof(Held) == 4 || at.unit % 2 == 0) && step + 1 < end;
+                Held* target = states + ((step + 1) & 1) * HELD_ROWS * PITCH + at.row * PITCH + unit;
+                for (unsigned rank = 0; sends && rank < gridDim.x; ++rank) store_cluster_shared(target, rank, bits);
+#elif TAGGED
                 // Before anything else: others wait for it. Neighbouring lanes have neighbouring cells.
                 unsigned bits;
                 if constexpr (WORD == 2) {
@@ -379,7 +408,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 tensors.y[place_of(step, at.length, direction) * strides.y_time + direction * strides.y_direction + row * strides.y_batch + unit] =
                     alive ? rounded : fx::narrow<IN_T>(0.0f);
                 if (SCOPE == 0) h[at.row * PITCH + unit] = fx::narrow<Held>(fx::widen(rounded));
-                else if (!TAGGED) after[(static_cast<long long>(direction) * batch + row) * HIDDEN + unit] = rounded;
+                else if (SCOPE > 1 && !TAGGED) after[(static_cast<long long>(direction) * batch + row) * HIDDEN + unit] = rounded;
                 const long long in_state = row * strides.state_batch + direction * strides.state_direction + unit;
                 if (step + 1 == time) tensors.last_h[in_state] = rounded;
                 if (CELL == 2 && step + 1 == time) tensors.last_c[in_state] = fx::narrow<IN_T>(c[i]);

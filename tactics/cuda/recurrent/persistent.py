@@ -32,7 +32,7 @@ from tactics.tactic import (
 FILE = "recurrent/persistent.cu"
 REGISTERS, SHARED, MEMORY = range(3)  # where weights are
 BLOCK, CLUSTER, GRID, LAUNCHES = range(4)  # who meets
-MEETING = {BLOCK: 0.1e-6, CLUSTER: 0.6e-6, GRID: 1.6e-6, LAUNCHES: 2.5e-6}  # seconds, of the way of h too
+MEETING = {BLOCK: 0.1e-6, CLUSTER: 0.4e-6, GRID: 1.6e-6, LAUNCHES: 2.5e-6}  # seconds, of the way of h too
 TAGGED = 0.8e-6  # the same, where h says itself that it is there
 COUNTER = 128  # bytes: a line of the cache for each
 MOST_OF_EACH = 3  # configurations with the same way to meet
@@ -53,6 +53,7 @@ class Division:
     tile: int
     mma: int
     size: int  # bytes of an element
+    buffers: int  # of the state
 
     @property
     def blocks(self) -> int:
@@ -110,15 +111,15 @@ class Division:
         """Shared memory for h and the parts of the products."""
         rows = ceil_div(self.chunk, 8) * 8 if self.mma else self.chunk
         held = rows * (self.width + 16 // self.size) * self.size if self.mma else rows * self.width * 4
-        return held + 4 * self.k_warps * rows * self.rows
+        return self.buffers * held + 4 * self.k_warps * rows * self.rows
 
 
-def division(op: Recurrence, units: int, threads: int, chunk: int, mma: int, size: int) -> Division:
+def division(op: Recurrence, units: int, threads: int, chunk: int, mma: int, size: int, scope: int) -> Division:
     """The division with the least padding; among equals the one with about 8 rows (one tile) for a thread."""
     found = []
     k_warps = 1
     while k_warps <= threads // 32:
-        one = Division(op.hidden, op.gates, units, threads, k_warps, chunk, 1, mma, size)
+        one = Division(op.hidden, op.gates, units, threads, k_warps, chunk, 1, mma, size, 2 if scope == CLUSTER else 1)
         tile = 1
         while not mma and tile * 2 <= min(chunk, 4) and one.rows_each * tile * 2 <= 32:
             tile *= 2
@@ -132,7 +133,7 @@ def division_of(workload: Workload, chosen: Config) -> Division:
     """The division of a configuration."""
     values = dict(chosen)
     size = workload.inputs[0].dtype.itemsize
-    return division(operation(workload), values["units"], values["threads"], values["chunk"], values["mma"], size)
+    return division(operation(workload), values["units"], values["threads"], values["chunk"], values["mma"], size, values["scope"])
 
 
 def groups_of(workload: Workload, one: Division, scope: int, device: DeviceSpec) -> int:
@@ -198,7 +199,7 @@ class Persistent(Tactic):
                 continue
             for threads, mma in product((256, 512), kinds):
                 for chunk in chunks[-2:] if scope in (GRID, LAUNCHES) else chunks:
-                    one = division(op, units, threads, chunk, mma, size)
+                    one = division(op, units, threads, chunk, mma, size, scope)
                     if one.rows_each > (16 if mma else 64) or units * chunk > 4 * threads:
                         continue
                     place = self._place(one, device)
@@ -261,7 +262,8 @@ class Persistent(Tactic):
             found = tuple(pair for pair in found if pair[0] != "PDL")
         kernel = Kernel(FILE, "recurrence_persistent", found, prelude(workload))
         counters = directions * groups * COUNTER if scope == GRID and not chosen["tagged"] else 0
-        exchange = ceil_div(2 * directions * batch * op.hidden * dtype.itemsize * (1 + chosen["tagged"]), 256) * 256 if scope != BLOCK else 0
+        words = 2 * directions * batch * op.hidden * dtype.itemsize * (1 + chosen["tagged"])
+        exchange = ceil_div(words, 256) * 256 if scope in (GRID, LAUNCHES) else 0
         cells = directions * batch * op.hidden * 4
         counters_space = ceil_div(counters, 256) * 256
         shared = one.state_bytes + (one.weight_bytes if chosen["place"] == SHARED else 0)

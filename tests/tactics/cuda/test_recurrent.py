@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -45,8 +46,7 @@ def workload_of(op: Recurrence, inputs: list[np.ndarray], tf32: bool = False) ->
 
 @pytest.mark.parametrize(
     ("cell", "reset_after", "dtype"),
-    [("rnn", False, np.float32), ("gru", False, np.float32), ("gru", True, np.float16), ("lstm", False, np.float64),
-     ("lstm", False, ml_dtypes.bfloat16)],
+    [("rnn", False, ml_dtypes.bfloat16), ("gru", False, np.float32), ("gru", True, np.float16), ("lstm", False, np.float64)],
 )  # fmt: skip
 def test_rows(cell: str, reset_after: bool, dtype: Any) -> None:
     op, inputs = recurrence(cell, (False, True), 4, 3, 37, dtype, reset_after=reset_after, **ALL)  # type: ignore[arg-type]
@@ -61,13 +61,13 @@ def test_rows_batch_first() -> None:
 @pytest.mark.parametrize(
     ("cell", "scope", "hidden", "units", "chunk", "batch", "dtype", "place"),
     [("lstm", BLOCK, 20, 20, 4, 5, np.float32, REGISTERS), ("lstm", LAUNCHES, 40, 12, 2, 3, np.float16, SHARED),
-     ("lstm", LAUNCHES, 40, 8, 4, 3, np.float16, REGISTERS), ("gru", LAUNCHES, 33, 8, 4, 3, np.float32, MEMORY),
-     ("gru", BLOCK, 16, 16, 1, 2, np.float32, SHARED), ("rnn", LAUNCHES, 24, 8, 2, 1, ml_dtypes.bfloat16, MEMORY)],
+     ("gru", LAUNCHES, 33, 8, 4, 3, np.float32, MEMORY), ("gru", CLUSTER, 30, 8, 2, 3, np.float32, REGISTERS),
+     ("rnn", LAUNCHES, 24, 8, 2, 1, ml_dtypes.bfloat16, MEMORY)],
 )  # fmt: skip
 def test_persistent(cell: str, scope: int, hidden: int, units: int, chunk: int, batch: int, dtype: Any, place: int) -> None:
     op, inputs = recurrence(cell, (False, True), 4, batch, hidden, dtype, **ALL)  # type: ignore[arg-type]
     one = workload_of(op, inputs)
-    single = scope == BLOCK or batch <= chunk
+    single = scope in (BLOCK, CLUSTER) or batch <= chunk
     chosen = config(units=units, threads=64, chunk=chunk, scope=scope, place=place, single=single, mma=0, tagged=0)
     plan = PERSISTENT.plan(one, chosen, A100)
     assert len(plan.steps) == (4 if scope == LAUNCHES else 1)
@@ -79,6 +79,7 @@ def test_persistent(cell: str, scope: int, hidden: int, units: int, chunk: int, 
 @pytest.mark.parametrize(
     ("cell", "scope", "hidden", "units", "threads", "chunk", "batch", "dtype", "place", "tagged"),
     [("lstm", BLOCK, 20, 20, 64, 4, 5, np.float16, REGISTERS, 0), ("lstm", LAUNCHES, 40, 12, 128, 16, 11, np.float16, SHARED, 1),
+     ("lstm", CLUSTER, 40, 12, 64, 4, 6, np.float16, SHARED, 0), ("lstm", CLUSTER, 33, 20, 64, 8, 3, np.float16, REGISTERS, 0),
      ("gru", LAUNCHES, 72, 16, 128, 8, 20, ml_dtypes.bfloat16, REGISTERS, 0), ("gru", LAUNCHES, 33, 8, 64, 1, 2, np.float32, MEMORY, 1)],
 )  # fmt: skip
 def test_persistent_on_tensor_cores(
@@ -86,12 +87,26 @@ def test_persistent_on_tensor_cores(
 ) -> None:
     op, inputs = recurrence(cell, (False, True), 3, batch, hidden, dtype, **ALL)  # type: ignore[arg-type]
     one = workload_of(op, inputs)
-    single = scope == BLOCK or batch <= chunk
+    single = scope in (BLOCK, CLUSTER) or batch <= chunk
     chosen = config(units=units, threads=threads, chunk=chunk, scope=scope, place=place, single=single, mma=1, tagged=tagged)
     plan = emulated(PERSISTENT.plan(one, chosen, A100))
     results = run_plan(plan, inputs, one.outputs, PERSISTENT.prepare(one, chosen, {1: inputs[1]}))
     for index, (result, truth) in enumerate(zip(results, op.evaluate(inputs), strict=True)):
         close(result, truth, f"output {index}", HALF | {"float32": 2e-3})
+
+
+@pytest.mark.parametrize(("dtype", "batch", "single", "tagged"), [(np.float32, 5, 0, 0), (np.float16, 4, 1, 1)])
+def test_blocks_of_a_grid_that_wait_for_each_other(dtype: Any, batch: int, single: int, tagged: int) -> None:
+    """The harness runs blocks of a cluster together, so the grid is given as one."""
+    op, inputs = recurrence("lstm", (False, True), 6, batch, 24, dtype, initial=True, lengths=True)
+    one = workload_of(op, inputs)
+    chosen = config(units=8, threads=64, chunk=4, scope=GRID, place=SHARED, single=single, mma=0, tagged=tagged)
+    plan = PERSISTENT.plan(one, chosen, replace(A100, multiprocessors=6))
+    steps = tuple(replace(step, cluster=(step.grid[0], 1, 1)) if isinstance(step, Launch) else step for step in plan.steps)
+    assert any(isinstance(step, Launch) and step.cooperative and step.grid == (3, 1, 2) for step in steps)
+    results = run_plan(replace(plan, steps=steps), inputs, one.outputs, PERSISTENT.prepare(one, chosen, {1: inputs[1]}))
+    for index, (result, truth) in enumerate(zip(results, op.evaluate(inputs), strict=True)):
+        close(result, truth, f"output {index}", HALF)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
