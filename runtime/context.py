@@ -20,7 +20,7 @@ from fusion.bind import bind_type
 from fusion.dims import substitute
 from fusion.network import TensorType
 from runtime.debugging import Listener, completed_by, show_tensor
-from runtime.device import Binding, Device, DeviceMemoryError, Event, Memory, Program, Stream, Tensor
+from runtime.device import Binding, CaptureError, Device, DeviceMemoryError, Event, Memory, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange, sizes_of
 from runtime.exclusive import Guarded, exclusive
 from runtime.interop import foreign, stream_handle
@@ -386,6 +386,11 @@ class ExecutionContext(Guarded):
             as :meth:`prepare`; CaptureError: the stream is being captured.
         """
         assert self._runner is not None
+        if stream.capturing:
+            raise CaptureError(
+                "no CUDA graph can hold this network: the host steps in during an inference (branches, loops or shapes from data); "
+                "run it without capture, or with trtcli's own runner, which captures the segments between (trtcli check names them)"
+            )
         self._found = self._runner.run(
             self._inputs(), lambda name, kind: self._place(name, kind, stream), stream, launch=launch, observe=observe, show=show
         )
@@ -573,10 +578,11 @@ class ExecutionContext(Guarded):
             given = allocator.reallocate_output_async(name, self._addresses.get(name, 0), size, self.device.alignment, stream.handle)
         else:
             given = allocator(name, size, shape)
-        if given is None or (size and not given):
+        memory = None if given is None else foreign(given)
+        if memory is None or (size and not memory.address):
             raise EngineError(f"tensor {name!r}: its output allocator gave no memory ({size} bytes were asked for)")
-        self._keep[name] = given
-        return foreign(given).address
+        self._keep[name] = memory.owner
+        return memory.address
 
     def _changed(self) -> None:
         self._found = {}
