@@ -80,6 +80,30 @@ def transformer() -> ModelProto:
     return g.model(SHAPES["transformer"], g.node("Add", g.dense(wide, 64, 32), x))
 
 
+def fp8() -> ModelProto:
+    """Two layers of a perceptron whose operands are quantised to float8 e4m3."""
+    random = np.random.default_rng(4)
+    nodes, weights = [], [helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0])]
+    x = "x"
+    for number, (k, n) in enumerate(((32, 48), (48, 16))):
+        name = f"w{number}"
+        values = (random.standard_normal((k, n)) * 3).astype(np.float32)
+        weights.append(helper.make_tensor(name, TensorProto.FLOAT8E4M3FN, [k, n], values.reshape(-1).tolist()))
+        weights += [numpy_helper.from_array(np.float32(0.05 / k**0.5), f"{name}_s"), numpy_helper.from_array(np.float32(0.04), f"s{number}")]
+        weights.append(numpy_helper.from_array(random.standard_normal(n).astype(np.float32), f"b{number}"))
+        nodes += [
+            helper.make_node("QuantizeLinear", [x, f"s{number}", "zero"], [f"q{number}"], name=f"q{number}"),
+            helper.make_node("DequantizeLinear", [f"q{number}", f"s{number}", "zero"], [f"dq{number}"], name=f"dq{number}"),
+            helper.make_node("DequantizeLinear", [name, f"{name}_s", "zero"], [f"{name}_dq"], name=f"{name}_dq"),
+            helper.make_node("MatMul", [f"dq{number}", f"{name}_dq"], [f"m{number}"], name=f"m{number}"),
+            helper.make_node("Add", [f"m{number}", f"b{number}"], [f"a{number}"], name=f"a{number}"),
+        ]
+        x = f"a{number}"
+    graph = helper.make_graph(nodes, "fp8", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [24, 32])],
+                              [helper.make_tensor_value_info(x, TensorProto.FLOAT, [24, 16])], weights)  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
 class _Batches(CalibrationDataReader):
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
         self._left = iter([{name: np.random.default_rng(seed).standard_normal(shape).astype(np.float32)} for seed in range(3)])

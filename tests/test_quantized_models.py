@@ -14,9 +14,10 @@ from fusion.passes import FusionOptions, optimize
 from runtime.devices import open_device
 from runtime.engine import Engine
 from tests.models import light, onnxruntime_outputs
-from tests.quantized import SHAPES, last_scale, prepared, quantized, small
+from tests.quantized import SHAPES, fp8, last_scale, prepared, quantized, small
 from trtcli.builder import build
 from trtcli.config import BuildConfig
+from trtcli.report.layers import layer_objects
 
 DEVICES = ["cpu", pytest.param("0", marks=pytest.mark.gpu)]
 # Products of the small models, and how many of them run on 8 bits. Of the others, two multiply activations with zero points.
@@ -59,9 +60,26 @@ def test_small_models(name: str, kind: str, device_name: str, tmp_path: Path) ->
     build(model.SerializeToString(), config, device, log=_Silent()).save(tmp_path / "model.engine")
     engine = Engine.load(tmp_path / "model.engine")
     assert (len(products(engine.network)), sum(products(engine.network))) == PRODUCTS[name, kind]
+    shown = [one["Precision"] for one in layer_objects(engine) if one["LayerType"] in ("Convolution", "MatrixMultiply")]
+    assert sum(one in ("INT8", "UINT8") for one in shown) == PRODUCTS[name, kind][1]
     inputs = {"x": np.random.default_rng(5).standard_normal(SHAPES[name]).astype(np.float32)}
     found = engine.create_execution_context(device).execute(inputs)
     compare(found, onnxruntime_outputs(model, inputs), last_scale(model))
+
+
+@pytest.mark.parametrize("device_name", DEVICES)
+def test_8_bit_floats(device_name: str, tmp_path: Path) -> None:
+    device = open_device(device_name)
+    config = BuildConfig(timing_cache_file=str(tmp_path / "timings.json"), optimization_level=1, tf32=False)
+    build(fp8().SerializeToString(), config, device, log=_Silent()).save(tmp_path / "model.engine")
+    engine = Engine.load(tmp_path / "model.engine")
+    assert products(engine.network) == [True, True]
+    assert [one["Precision"] for one in layer_objects(engine) if one["LayerType"] == "MatrixMultiply"] == ["FP8", "FP8"]
+    inputs = {"x": np.random.default_rng(5).standard_normal((24, 32)).astype(np.float32)}
+    found = engine.create_execution_context(device).execute(inputs)
+    for name, wanted in onnxruntime_outputs(fp8(), inputs).items():
+        # Sums in another order may fall to the next of the 8-bit numbers in between, 1/16 away.
+        assert np.linalg.norm(found[name] - wanted) < 0.01 * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
