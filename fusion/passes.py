@@ -79,7 +79,6 @@ from fusion.rules import (
     softplus,
     swish,
 )
-from fusion.rules._quantized import QUANTIZED
 
 # Within a group, rules that stand earlier are tried first at each layer; groups run one after the other, each until
 # nothing changes.
@@ -257,7 +256,7 @@ def check_rules(options: FusionOptions) -> None:
 def _fuse(network: Network, limits: Limits, options: FusionOptions, record: Record) -> Network:
     graph = Graph(network, limits)
     graph.prune()
-    quantized = any(kind.dtype in QUANTIZED for kind in network.tensors.values())
+    quantized = any(kind.dtype.itemsize == 1 and kind.dtype is not DataType.BOOL for kind in network.tensors.values())
     for name, rules in PASSES:
         if name == "quantization" and not quantized:
             continue

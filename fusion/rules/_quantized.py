@@ -25,7 +25,8 @@ from fusion.ops import (
 )
 from fusion.rules._expressions import value_of
 
-QUANTIZED = (DataType.INT8, DataType.UINT8, DataType.FP8, DataType.FP8_E5M2)
+QUANTIZED = (DataType.INT8, DataType.UINT8, DataType.FP8, DataType.FP8_E5M2)  # what products multiply
+NARROW_INTEGERS = (DataType.INT4, DataType.UINT4, DataType.INT2, DataType.UINT2)  # of weights only, which become int8
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Scaling:
 
 
 def dequantized(graph: Graph, layer: Layer | None) -> Scaling | None:
-    """The scaling of a layer that dequantises an 8-bit tensor by known scales, else None."""
+    """The scaling of a layer that dequantises a tensor of at most 8 bits by known scales, else None."""
     if layer is None or not isinstance(layer.op, Pointwise):
         return None
     expression, types = layer.op.expression, [graph.type(name).dtype for name in layer.inputs]
@@ -76,7 +77,7 @@ def dequantized(graph: Graph, layer: Layer | None) -> Scaling | None:
         expression, offset = expression.arguments
         zero = _known(graph, layer, offset)
     source = _converted(expression)
-    if source is None or scale is None or zero is None or types[source] not in QUANTIZED or not real.is_float:
+    if source is None or scale is None or zero is None or types[source] not in (*QUANTIZED, *NARROW_INTEGERS) or not real.is_float:
         return None
     if graph.type(layer.inputs[source]).shape != graph.type(layer.outputs[0]).shape:
         return None
@@ -160,6 +161,8 @@ def constant_weights(graph: Graph, tensor: str) -> Weights | None:
     values = graph.constant(scaling.tensor)
     if values is None:
         return None
+    if scaling.quantized in NARROW_INTEGERS:
+        values = values.astype(np.int8)
     scale, zero = (np.broadcast_to(one, values.shape) for one in (scaling.scale, scaling.zero))
     for shuffle in reversed(shuffles):
         (values,), (scale,), (zero,) = (shuffle.op.evaluate([array]) for array in (values, scale, zero))

@@ -11,7 +11,7 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Concatenation, Expand, Gather, Padding, Pointwise, Pooling, Resize, Shuffle, Slice, Tile
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._quantized import Scaling, dequantized, keeps_order, moves_data
+from fusion.rules._quantized import QUANTIZED, Scaling, dequantized, keeps_order, moves_data
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -24,7 +24,7 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     count = len(layer.inputs) if isinstance(op, Concatenation) else 1
     makers = [graph.producer(name) for name in layer.inputs[:count]]
     scalings = [dequantized(graph, maker) for maker in makers]
-    if any(one is None for one in scalings):
+    if any(one is None or one.quantized not in QUANTIZED for one in scalings):
         return None
     constant = [graph.constant(one.tensor) is not None for one in scalings if one is not None]
     if any(constant) and not isinstance(op, Gather):

@@ -22,7 +22,7 @@ from fusion.ops.epilogue import product_type
 from fusion.quantization import at_border, correction, shifted_weights
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import number, show
-from fusion.rules._quantized import Scaling, Weights, constant_weights, dequantized
+from fusion.rules._quantized import QUANTIZED, Scaling, Weights, constant_weights, dequantized
 
 _LONGEST = 2**31 // (255 * 128)  # products of 8 bits that an int32 holds in any case
 
@@ -48,6 +48,8 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     if x is None:
         return Refusal("activations", f"{a} is {graph.type(a).dtype.value}, not dequantised by a known scale: only the "
                                       f"weights are quantised")  # fmt: skip
+    if x.quantized not in QUANTIZED:
+        return Refusal("data type", f"{x.tensor} is {x.quantized.value}; activations of {', '.join(one.value for one in QUANTIZED)} are multiplied")
     if weights is None and w is None:
         return Refusal("weights", f"{b} is {graph.type(b).dtype.value}, not dequantised by a known scale")
     if not x.uniform:
@@ -58,6 +60,8 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     if x.real is DataType.DOUBLE:
         return Refusal("data type", f"{a} is float64")
     if weights is None:
+        if w.quantized not in QUANTIZED:
+            return Refusal("data type", f"{w.tensor} is {w.quantized.value} and not constant")
         if not isinstance(layer.op, MatrixMultiply):
             return Refusal("weights", f"{w.tensor} is not constant")
         if not w.uniform or w.zero.any() or x.zero.any() or w.quantized is DataType.UINT8:

@@ -187,6 +187,23 @@ def test_weights_of_uint8_lose_their_zero_point() -> None:
     assert result.tensors[only(result, Convolution).inputs[1]].dtype is INT8
 
 
+def test_weights_of_4_bits_become_int8() -> None:
+    build = Build()
+    x = activation(build, 3, 8)
+    w = build.constant("w", build.random.integers(-8, 8, (8, 4)).astype(ml_dtypes.int4))
+    y = build.layer("product", MatrixMultiply(), x, dequantize(build, "w_dq", w, 0.1))
+    result = fuse(build.network(y), quantized_matmul.RULE, tolerance=EXACT)
+    assert [result.tensors[name].dtype for name in only(result, MatrixMultiply).inputs] == [INT8, INT8]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.int4])
+def test_nothing_is_dequantised_at_run_time_with_all_rules_off(dtype) -> None:  # noqa: ANN001
+    build = Build()
+    w = build.constant("w", build.random.integers(-8, 8, (8, 4)).astype(dtype))
+    network = build.network(build.layer("product", MatrixMultiply(), build.input("x", 3, 8), dequantize(build, "w_dq", w, 0.1)))
+    assert kinds(optimize(network, FusionOptions(disabled=("all",))).network) == ["MatrixMultiply"]
+
+
 def near_misses() -> dict[str, tuple[Network, str]]:
     found = {}
 
