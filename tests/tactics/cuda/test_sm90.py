@@ -442,3 +442,44 @@ def test_short_attention_kernels_compile_without_spills(name):
     tactic = Sm90ShortAttention()
     for config in tactic.configs(SHORT_ATTENTIONS[name], H200)[:2]:
         compiled(one_launch(tactic, SHORT_ATTENTIONS[name], config))
+
+
+# ------------------------------------------------------------------------------------------------------------ on the GPU
+def _cluster(config) -> tuple[int, int, int]:
+    chosen = dict(config)
+    return chosen["cluster_x"], chosen["cluster_y"], chosen["split"]
+
+
+ON_GPU = {
+    "deep product": (Sm90Gemm(), gemm((2, 200, 1032), (1032, 392), constant=True, bias=True)),
+    "wide product": (Sm90Gemm(), gemm((1000, 520), (520, 1184), constant=True, bias=True)),
+    "odd columns": (Sm90Gemm(), GEMMS["odd columns"]),
+    "convolution": (Sm90Convolution(), conv((5, 14, 14, 256), (288, 256, 3, 3), (1, 1), (1, 1, 1, 1))),
+    "strided convolution": (Sm90Convolution(), conv((5, 15, 14, 128), (160, 128, 3, 3), (2, 2), (1, 1, 1, 1))),
+    **{f"attention, {name}": (Sm90Attention(), workload) for name, workload in ATTENTIONS.items()},
+    **{f"short attention, {name}": (Sm90ShortAttention(), workload) for name, workload in SHORT_ATTENTIONS.items()},
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ON_GPU)
+def test_on_gpu(name: str) -> None:
+    """The first configurations, the first of every shape of cluster, and clusters that also split K."""
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    tactic, workload = ON_GPU[name]
+    spec = open_device("0").spec
+    if tactic.supports(workload, spec) is not None:
+        pytest.skip("needs Hopper")
+    inputs = values(workload)
+    expected = workload.op.evaluate(inputs)[0].astype(np.float64)
+    found = list(tactic.configs(workload, spec))
+    clustered = {_cluster(one): one for one in reversed(found)} if not isinstance(workload.op, Attention) else {}
+    shared = [Tile(128, 128, 2, 3, split=2, cluster_x=x, cluster_y=y).config() for x, y in ((2, 1), (1, 2), (2, 2))]
+    for config in dict.fromkeys((*found[:3], *clustered.values(), *(shared if clustered and name != "odd columns" else ()))):
+        plan = tactic.plan(workload, config, spec)
+        constants = {index: inputs[index] for index, constant in enumerate(workload.constant) if constant}
+        (result,) = run_on_gpu(plan, inputs, workload.outputs, tactic.prepare(workload, config, constants))
+        error = np.linalg.norm(result.astype(np.float64) - expected) / np.linalg.norm(expected)
+        assert error < (1e-2 if workload.outputs[0].dtype is DataType.BF16 else 2e-3), (dict(config), error)
