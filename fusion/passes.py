@@ -29,6 +29,7 @@ from fusion.rules import (
     dequantize_forward,
     dequantize_quantize,
     epilogue_operand,
+    expand_operand,
     gather_slice,
     gelu,
     group_normalization,
@@ -48,6 +49,7 @@ from fusion.rules import (
     padding_convolution,
     padding_pooling,
     pointwise,
+    pointwise_expand,
     pointwise_shuffle,
     pooling_pointwise,
     power,
@@ -84,7 +86,7 @@ from fusion.rules import (
 # nothing changes.
 CLEAN = (
     no_op.RULE, constant_fold.RULE, constant_operand.RULE, neutral_element.RULE, power.RULE, cast_chain.RULE,
-    relu_relu.RULE, common_subexpression.RULE, shuffle_reshape.RULE, shuffle_shuffle.RULE,
+    relu_relu.RULE, common_subexpression.RULE, shuffle_reshape.RULE, shuffle_shuffle.RULE, pointwise_expand.RULE, expand_operand.RULE,
 )  # fmt: skip
 IDIOMS = (sigmoid.RULE, softplus.RULE, gelu.RULE, swish.RULE, hard_swish.RULE, mish.RULE)
 PADDING = (padding_convolution.RULE, padding_pooling.RULE)

@@ -190,6 +190,15 @@ CATALOGUE: Sequence[Row] = (
         near_values={"cos": (2, 2, 5, 8), "sin": (2, 2, 5, 8)}),
     Row("attention with a mask", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nt = Mul(s, c)\nu = Add(t, m)\n"
         "p = Softmax<axis=-1>(u)\ny = MatMul(p, v)", "attention", inputs={**HEADS, "m": (2, 1, 1, 5)}, values={"c": 0.35}, near_output="p"),
+    Row("an operand that is expanded", "t = Expand(z, shape)\ny = Mul(x, t)", "expand-operand", inputs={"x": (6, 16), "z": (1, 16)},
+        values={"shape": np.array([6, 16])}, near=(("Mul(x, t)", "Concat<axis=0>(x, t)"),)),
+    Row("a function of what is expanded", "t = Expand(z, shape)\nu = Sin(t)\ny = Softmax(u)", "pointwise-expand", layers=3, inputs={"z": (6, 1)},
+        values={"shape": np.array([6, 16])}, near_output="t"),
+    Row("attention with an expanded mask", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nb = Cast<to=9>(m)\ne = Expand(b, shape)\n"
+        "w = Where(e, zero, low)\nu = Add(s, w)\np = Softmax<axis=-1>(u)\ny = MatMul(p, v)", "expand-operand", layers=2,
+        inputs={**HEADS, "m": (2, 1, 1, 5)}, values={"shape": np.array([2, 1, 5, 5]), "zero": 0.0, "low": -1e4},
+        near=(("y = MatMul(p, v)", "pe = Identity(p)\ny = Sum(e2, pe)"), ("e = Expand(b, shape)", "e2 = Expand(q1, four)\ne = Identity(b)")),
+        near_values={"q1": 1.0, "four": np.array([3, 2, 2, 5, 5])}),
     Row("matrix product + bias + activation", "t = MatMul(x, w)\nu = Add(t, b)\ny = Relu(u)", "matmul-pointwise", inputs=ROWS_2D,
         values={"w": (16, 12), "b": (12,)}, near_output="t"),
     Row("matrix product + scale", "t = MatMul(x, w)\ny = Mul(t, s)", "matmul-scale", inputs=ROWS_2D,
