@@ -36,10 +36,23 @@ RESTRICTIONS = {
     "MaxPool": "1 to 3 spatial axes",
     "MaxRoiPool": "two spatial axes",
     "RNN": "known hidden size",
-    "RandomNormal": "not ONNX Runtime's numbers: Philox, the same on both devices",
-    "RandomUniform": "not ONNX Runtime's numbers: Philox, the same on both devices",
     "Reshape": "one size of the target may depend on data",
     "RoiAlign": "two spatial axes",
+    **dict.fromkeys(
+        ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"), "not ONNX Runtime's numbers: Philox, the same on both devices"
+    ),
+    "DFT": "known length of inverse and of longer than 1024 points",
+    "Dropout": "known ratio and training_mode",
+    "MelWeightMatrix": "constant inputs",
+    "STFT": "constant step",
+    "com.microsoft.Attention": "no rotary embedding inside, no buffer shared by past and present",
+    "com.microsoft.DynamicQuantizeLSTM": "weights are dequantised; inputs and states are not rounded to 8 bits, so results are closer to the float model's",
+    "com.microsoft.GatherBlockQuantized": "constant uint8 table of two dimensions, dequantised at build",
+    "com.microsoft.GroupQueryAttention": "no quantised or windowed cache, no padded chunks of queries",
+    "com.microsoft.MatMulNBits": "constant weights, dequantised at build; 2, 4 or 8 bits, no g_idx",
+    "com.microsoft.MultiHeadAttention": "no buffer shared by past and present, no beams, no scores as output",
+    "com.microsoft.QAttention": "input and weights are dequantised; as Attention",
+    "com.microsoft.RotaryEmbedding": "no scale, no packed batches",
     **dict.fromkeys(SEQUENCE_OPERATORS, "known length and positions; never as graph input or output, or carried by a loop"),
 }
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ def rows(domain: str) -> tuple[list[Row], list[tuple[str, str]]]:
             opsets = f"{first} to {newest.since_version - 1}" if newest is not None and newest.deprecated else f"{first}+"
             if newest is None and not domain:
                 opsets = "6 to 9"  # experimental ones, which left the standard with opset 10
-            taken.append(Row(name, opsets, how, _types(versions), RESTRICTIONS.get(name, "")))
+            taken.append(Row(name, opsets, how, _types(versions), RESTRICTIONS.get(f"{domain}.{name}" if domain else name, "")))
         elif newest is not None and not newest.deprecated:
             refused.append((name, functions.absence(domain, name, newest.since_version)))
     return taken, refused
@@ -149,7 +162,7 @@ def page() -> str:
 
 def _table(found: Iterable[Row], narrow: bool = False) -> list[str]:
     if narrow:
-        return ["| operator | how |", "|---|---|", *(f"| {row.name} | {row.how} |" for row in found)]
+        return ["| operator | how | restrictions |", "|---|---|---|", *(f"| {row.name} | {row.how} | {row.restrictions} |" for row in found)]
     return [
         "| operator | opsets | how | types | restrictions |",
         "|---|---|---|---|---|",
