@@ -189,8 +189,8 @@ def test_kernels_compile_without_spills(arch: str) -> None:
 ON_GPU = {
     "int8": (MmaGemm(), lambda: product(300, 264, 1000)), "uint8": (MmaGemm(), lambda: product(65, 48, 128, UINT8, UINT8)),
     "int32": (MmaGemm(), lambda: product(300, 264, 1000, INT8, INT32)), "fp8": (MmaGemm(), lambda: product(300, 256, 992, FP8, FP8)),
-    "float": (MmaGemm(), lambda: product(300, 264, 1000, INT8, FLOAT)), "conv": (MmaConvolution(), lambda: conv(14, 64, 96)),
-    "depthwise": (Depthwise(), lambda: conv(14, 32, 32, groups=32)), "depthwise 6": (Depthwise(), lambda: conv(9, 6, 6, groups=6)),
+    "conv": (MmaConvolution(), lambda: conv(14, 64, 96)),
+    "depthwise": (Depthwise(), lambda: conv(14, 32, 32, groups=32)),
     "planes": (MmaConvolution(), lambda: conv(33, 3, 16, 3, 2, planes=True)), "simt": (SimtConvolution(), lambda: conv(9, 32, 24)),
 }  # fmt: skip
 
@@ -201,7 +201,7 @@ def hopper(kind: DataType, out: DataType, m: int = 300):  # noqa: ANN201
 
 ON_GPU |= {
     "wgmma int8": (Sm90Gemm(), hopper(INT8, INT8)), "wgmma uint8": (Sm90Gemm(), hopper(UINT8, UINT8)),
-    "wgmma int32": (Sm90Gemm(), hopper(INT8, INT32)), "wgmma fp8": (Sm90Gemm(), hopper(FP8, FP8)), "wgmma e5m2": (Sm90Gemm(), hopper(E5M2, FLOAT)),
+    "wgmma int32": (Sm90Gemm(), hopper(INT8, INT32)), "wgmma fp8": (Sm90Gemm(), hopper(FP8, FP8)),
     "wgmma few rows": (Sm90Gemm(), hopper(INT8, FLOAT, 5)), "wgmma few uint8 rows": (Sm90Gemm(), hopper(UINT8, DataType.HALF, 5)),
     "wgmma conv": (Sm90Convolution(), lambda: conv(14, 64, 96)), "wgmma strided": (Sm90Convolution(), lambda: conv(15, 32, 40, 3, 2, kind=UINT8, out=UINT8)),
     "wgmma 1x1": (Sm90Convolution(), lambda: conv(14, 64, 128, window=1, pad=0)),
@@ -221,7 +221,7 @@ def test_on_gpu(name: str) -> None:
         pytest.skip("this GPU has no tensor cores for that type")
     found = list(tactic.configs(workload, spec))
     split = [one for one in found if dict(one).get("split", dict(one).get("splits", 1)) > 1]
-    for one in dict.fromkeys((*found[:3], *split[:1])):
+    for one in dict.fromkeys((*found[:1], *split[:1])):
         plan = tactic.plan(workload, one, spec)
         (result,) = run_on_gpu(plan, inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
         compare(result, expected[0], f"{tactic.id} {dict(one)}")
