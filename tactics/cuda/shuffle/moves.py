@@ -61,6 +61,19 @@ def movement(workload: Workload) -> tuple[tuple[Axis, ...], int]:
     return axes_of(sizes, varies, moved, row_major(sizes, varies), merge=merge), 0
 
 
+def _sure_base(workload: Workload) -> int:
+    """What surely divides the input's first element: where a size of the axis varies, the start may be any number."""
+    op = workload.op
+    if not isinstance(op, Slice):
+        return ANY
+    x, out = dims(workload.inputs[0]), dims(workload.outputs[0])
+    in_varies, out_varies = _varies(workload, 0, len(x)), _varies(workload, 1, len(out))
+    steps = row_major(x, in_varies)
+    open_ = [before or after for before, after in zip(in_varies, out_varies, strict=True)]
+    parts = [sure if free else int(start) * sure for start, (_, sure), free in zip(op.starts, steps, open_, strict=True)]  # type: ignore[arg-type]
+    return gcd(*parts) or ANY
+
+
 class Movement(Tactic):
     """Slice, Expand and Tile as one strided copy."""
 
@@ -73,8 +86,8 @@ class Movement(Tactic):
         return refuse_large(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        axes, base = movement(workload)
-        widest = widest_vector(axes, workload.inputs[0].dtype.itemsize, base)
+        axes, _ = movement(workload)
+        widest = widest_vector(axes, workload.inputs[0].dtype.itemsize, _sure_base(workload))
         return [config(v=v, items=items) for v, items in copy_choices(widest, count(workload.outputs[0]), device)]
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
