@@ -1,7 +1,7 @@
 """trtcli as an ONNX backend (``onnx.backend.base``): ``prepare``, ``run_model``, ``run_node`` for the devices CPU and CUDA.
 
-A prepared model builds one engine per set of input shapes. Inputs whose *values* decide a shape or an attribute (the target of a
-Reshape, K of a TopK) and that the importer cannot leave to run time are read when they come, and an engine is built for those values.
+A prepared model builds one engine per set of input shapes. Small inputs whose *values* the importer must know (the axis of a CumSum, say)
+are read when they come, and an engine is built for those values.
 """
 
 from __future__ import annotations

@@ -36,7 +36,6 @@ RESTRICTIONS = {
     "MaxPool": "1 to 3 spatial axes",
     "MaxRoiPool": "two spatial axes",
     "RNN": "known hidden size",
-    "Reshape": "one size of the target may depend on data",
     "RoiAlign": "two spatial axes",
     **dict.fromkeys(
         ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"), "not ONNX Runtime's numbers: Philox, the same on both devices"
@@ -136,8 +135,9 @@ def page() -> str:
         "- *layers*: the operator becomes layers of trtcli's own. *function body*: ONNX defines it by other operators, which are imported in its "
         "place. *at import*: nothing is left of it in the engine. *control flow*: a layer with networks inside; a constant condition is resolved.",
         f"- *floats* are {', '.join(FLOATS)}; *integers* are {', '.join(INTEGERS)}; *narrow* are {', '.join(NARROW)}.",
-        "- An input that decides a shape or an attribute (the target of a Reshape, axes, K) must be constant or follow from shapes, unless "
-        "the table of control flow and data-dependent sizes in docs/architecture.md says otherwise.",
+        "- A size that the model computes (the target of a Reshape, K of a TopK, the count of a NonZero) is read by the host between two parts of "
+        "the network (docs/architecture.md, \"Where the host steps in\"), unless it follows from the inputs' shapes: then it costs nothing. Axes must "
+        "be constant.",
         "- Graph inputs and outputs are tensors; sequences and optionals may stand between nodes where their lengths are known.",
         "- Functions of the model itself are expanded. Other operators need a plugin (docs/plugins.md). A model with operators that trtcli does "
         "not take is refused with all such nodes at once.",
