@@ -62,7 +62,7 @@ class GridSample(Op):
         if self.mode == "nearest":
             place = np.rint(place)
         low, high = (0.0, size - 1.0) if self.align_corners else (-0.5, size - 0.5)
-        if self.padding == "border":
+        if self.padding == "border" and self.mode != "cubic":  # there each neighbour is clamped, as PyTorch and ONNX Runtime do
             place = np.where((place < low) | (place > high), np.clip(place, 0, size - 1), place)
         elif self.padding == "reflection":
             place = reflect(place, low, high)

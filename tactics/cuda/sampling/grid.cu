@@ -125,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #if MODE == 0
         at = fx::round(at);
 #endif
-#if PADDING == 1
+#if PADDING == 1 && MODE != 2  // cubic: each neighbour is clamped, as PyTorch and ONNX Runtime do
         if (at < low || at > high) at = at < POS(0) ? POS(0) : at > POS(size - 1) ? POS(size - 1) : at;
 #elif PADDING == 2
         at = mirrored(at, low, high);
