@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fusion.dtypes import DataType
+from fusion.importer import import_onnx
+from fusion.ops import Recurrence
+from fusion.passes import FusionOptions, optimize
+from fusion.reference import run
 from runtime.devices import open_device
 from runtime.engine import Engine
 from tests.models import onnxruntime_outputs
@@ -70,3 +75,17 @@ def test_speech_model(device_name: str, tmp_path: Path) -> None:
         for name, wanted in onnxruntime_outputs(onnx.load_from_string(model), inputs).items():
             assert found[name].shape == wanted.shape
             np.testing.assert_allclose(found[name], wanted, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(DataType.HALF, 2e-3), (DataType.BF16, 1e-2)])
+def test_speech_model_in_narrow_types(dtype: DataType, limit: float) -> None:
+    """Weights, gates and states become narrow; activations and sums stay float32."""
+    network = import_onnx(speech_model())
+    inputs = {"x": np.random.default_rng(0).standard_normal((3, 20, 20)).astype(np.float32)}
+    narrow = optimize(network, FusionOptions(device="cuda", precision=dtype)).network
+    assert all(
+        narrow.tensors[name].dtype is dtype for layer in narrow.layers if isinstance(layer.op, Recurrence) for name in (*layer.inputs, *layer.outputs)
+    )
+    wanted, found = run(network, inputs), run(narrow, inputs)
+    for name, value in wanted.items():
+        assert np.linalg.norm(found[name] - value) <= limit * np.linalg.norm(value)
