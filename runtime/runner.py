@@ -255,7 +255,11 @@ class Runner:
         start = bind(place.offset, sizes) * kind.dtype.itemsize
         if place.root in tensors:
             return Tensor(tensors[place.root].address + start, kind)
-        return Tensor(self._loaded.weights[place.root].address + start if place.root in self._loaded.weights else 0, kind)
+        if place.root in self._loaded.weights:
+            return Tensor(self._loaded.weights[place.root].address + start, kind)
+        if tensor_bytes(kind):
+            raise EngineError(f"tensor {name!r} is read before it is computed")
+        return Tensor(0, kind)
 
     def _root(self, name: str) -> str:
         return self._outline.places[name].root if name in self._outline.places else name

@@ -12,7 +12,7 @@ from fusion.reference import run
 from runtime.cpu import CpuDevice
 from runtime.device import CaptureError
 from runtime.engine import Engine, EngineError
-from runtime.graph import GraphRunner, capture_obstacles, capture_segments, compare_replay
+from runtime.graph import GraphRunner, capture_obstacles, capture_segments, compare_replay, segments_line
 from runtime.segments import segments_of
 from tests.models import SPEECH_MODELS, onnxruntime_outputs, wheel_model
 from trtcli.builder import build
@@ -303,6 +303,32 @@ def test_bodies_are_legal_for_every_profile(cpu, tmp_path):
         np.testing.assert_allclose(context.execute({"x": x, "c": np.array(True)})["y"], np.exp(x), rtol=1e-6)
 
 
+DEEP = """g (float[8] x, int64 n, bool p) => (float[k] y, float[m, 8] rows, float last) <bool yes = {1}, float half = {0.5}, int64[1] all = {-1}> {
+    y, rows = Loop(n, yes, x) <body = b (int64 i, bool c, float[j] s) => (bool d, float[q] t, float[8] o) {
+        d = Identity(c)
+        g = Greater(s, half)
+        t = If(p) <
+            then_branch = tt () => (float[a] u) { u = Compress(s, g) },
+            else_branch = ff () => (float[e] v) {
+                z = NonZero(g) f = Reshape(z, all) w = Gather(s, f) v = Concat<axis = 0>(w, x) }>
+        f2 = Cast<to = 1>(i) o = Add(x, f2) }>
+    zero = Constant<value_float = 0.0>()
+    last = Loop(n, yes, zero) <body = h (int64 i, bool c, float s) => (bool d, float t) {
+        d = Identity(c)
+        inner = Loop(i, c, s) <body = hh (int64 j, bool cc, float ss) => (bool dd, float tt) {
+            dd = Identity(cc) one = Constant<value_float = 1.0>() tt = Add(ss, one) }>
+        t = Add(inner, half) }>
+}"""
+
+
+def test_data_dependent_shapes_inside_branches_inside_loops(cpu, tmp_path):
+    x = np.float32([0.1, 0.9, 0.6, -1, 2, 0.5, 0.7, 0.2])
+    cases = [{"x": x, "n": np.array(count), "p": np.array(flag)} for flag in (True, False) for count in (3, 0, 1)]
+    context = check(parse(DEEP), cpu, tmp_path, *cases)
+    assert len(capture_obstacles(context.engine)) >= 5
+    assert "in every inference" in segments_line(context.engine)
+
+
 SQUEEZE = """g (float[n, k] x) => (float[n] y) {
     s = Shape<start = 1>(x) one = Constant<value_ints = [1]>() c = Equal(s, one) w = Constant<value_ints = [1]>()
     z = If(c) <then_branch = t () => (float[a] p) { p = Squeeze(x, w) }, else_branch = f () => (float[a, b] q) { q = Identity(x) }>
@@ -369,7 +395,7 @@ def _speech(name: str, device, tmp_path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("text", [BRANCH, LOOP, GROWING, SCAN], ids=["branch", "loop", "growing", "scan"])
+@pytest.mark.parametrize("text", [BRANCH, LOOP, GROWING, SCAN, DEEP], ids=["branch", "loop", "growing", "scan", "deep"])
 def test_control_flow_on_a_gpu(text, tmp_path):
     _on_a_gpu(parse(text), tmp_path)
 

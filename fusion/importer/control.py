@@ -235,7 +235,8 @@ def _loop(
         goes_on = None
     if trip is None and goes_on is None:
         raise Unsupported("it would never end: it has neither a trip count nor a condition that its body computes")
-    counted = any(value is counter for step in body.builder.steps for value in step.inputs)
+    used = [*(value for step in body.builder.steps for value in step.inputs), *(one.tensor for one in body.builder.readings.values())]
+    counted = any(value is counter for value in used)
     kept = [results[index] for index in types]
     outputs = [*([goes_on] if goes_on is not None else []), *kept, *body.outputs[first + states :]]
     network = body.network(f"{node.name}/{part}body", [*([counter] if counted else []), *(carried[index] for index in types)], outputs)
