@@ -437,7 +437,7 @@ def test_attention_kernels_compile_without_spills(name):
         compiled(one_launch(tactic, ATTENTIONS[name], config))
 
 
-@pytest.mark.parametrize("name", list(SHORT_ATTENTIONS))
+@pytest.mark.parametrize("name", ["plain", "key padding", "position bias"])
 def test_short_attention_kernels_compile_without_spills(name):
     tactic = Sm90ShortAttention()
     for config in tactic.configs(SHORT_ATTENTIONS[name], H200)[:2]:
