@@ -138,6 +138,10 @@ def symbols(value: object) -> frozenset[str]:
 
 def is_static(value: object) -> bool:
     """Whether ``value`` (a dimension or a nest of tuples of them) holds no symbol."""
+    if isinstance(value, int):  # nearly always: a shape change asks this some thousand times
+        return True
+    if isinstance(value, tuple | list):
+        return all(map(is_static, value))
     return not any(True for _ in _names(value))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import cached_property
 
 import ml_dtypes
 import numpy as np
@@ -38,12 +39,12 @@ class DataType(str, Enum):
     UINT64 = "uint64"
     BOOL = "bool"
 
-    @property
+    @cached_property
     def numpy(self) -> np.dtype:
         """The NumPy data type."""
         return np.dtype(getattr(ml_dtypes, self.value, self.value))
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes of one element."""
         return self.numpy.itemsize

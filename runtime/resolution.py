@@ -19,7 +19,7 @@ from runtime.segments import Segment, segments_of
 from runtime.views import VIEW, Piece, Place, share_memory
 from runtime.workloads import workload_of
 from tactics import registry
-from tactics.tactic import Buffer, Copy, DeviceSpec, Plan, Tactic, tensor_bytes
+from tactics.tactic import Buffer, Config, Copy, DeviceSpec, Plan, Tactic, Workload, tensor_bytes
 
 HOST_TACTIC = "cpu.reference.numpy"  # computes on the host what a GPU has no kernel for
 
@@ -168,11 +168,12 @@ def _resolved(
     network = engine.network
     starts = {name: bind(fixed.places[name].offset, sizes) * types[name].dtype.itemsize for name in types if name in fixed.places}
     plans: list[tuple[int, Plan]] = []
+    known: dict[tuple[str, Config, Workload], Plan] = {}  # networks repeat themselves
     for number in layers:
         layer = network.layers[number]
         if layer.name in fixed.elided or not any(tensor_bytes(types[name]) for name in layer.outputs):
             continue
-        plans.append((number, _plan(engine, fixed, number, sizes, types, device)))
+        plans.append((number, _plan(engine, fixed, number, sizes, types, device, known)))
     steps, streams = _schedule(engine, fixed, plans, types, starts)
     order = layer_order(streams, [step.waits for step in steps])
     blocks, block_of = _blocks(engine, fixed, plans, types, order, frozenset(fixed.places[name].root for name in kept if name in fixed.places))
@@ -202,6 +203,7 @@ def _plan(
     sizes: Mapping[str, int],
     types: Mapping[str, TensorType],
     device: DeviceSpec,
+    known: dict[tuple[str, Config, Workload], Plan],
 ) -> Plan:
     layer, decision, tactic = engine.network.layers[number], fixed.decisions[number], fixed.tactics[number]
     if layer.name in fixed.views:
@@ -209,7 +211,10 @@ def _plan(
     assert tactic is not None
     try:
         workload = workload_of(engine.network, layer, sizes, fixed.constants, engine.tf32, fixed.fixed)
-        return tactic.plan(workload, decision.config, device)
+        key = (decision.tactic, decision.config, workload)
+        if key not in known:
+            known[key] = tactic.plan(workload, decision.config, device)
+        return known[key]
     # A tactic is foreign code to this function; whatever it says, the user needs the layer and the shapes with it.
     except Exception as error:
         shapes = ", ".join("x".join(map(str, types[name].shape)) for name in layer.inputs)

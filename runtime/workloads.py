@@ -35,6 +35,6 @@ def workload_of(
         inputs=tuple(bind_type(tensor, sizes) for tensor in inputs),
         outputs=tuple(bind_type(tensor, sizes) for tensor in outputs),
         constant=tuple(name in constant_names for name in layer.inputs),
-        varies=tuple(tuple(bool(symbols(dim) - known) for dim in tensor.shape) for tensor in (*inputs, *outputs)),
+        varies=tuple(tuple(not isinstance(dim, int) and not symbols(dim) <= known for dim in tensor.shape) for tensor in (*inputs, *outputs)),
         tf32=tf32,
     )
