@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from fusion.dims import Shape
+from fusion.dtypes import DataType
+from fusion.expression import Apply, Convert, Expression, Operand
 from fusion.network import Op
 from fusion.ops import Convolution, Deconvolution, MatrixMultiply
 from fusion.ops.epilogue import IDENTITY
@@ -23,6 +25,20 @@ def shifted_weights(values: np.ndarray, zero: np.ndarray) -> np.ndarray | str:
     if low < -128 or high > 127:
         return f"without their zero points the weights go from {low} to {high}, which int8 does not hold"
     return moved.astype(np.int8)
+
+
+def on_float_sums(expression: Expression, real: Expression = IDENTITY) -> Expression:
+    """An epilogue of int32 sums for sums that are held, exactly, in floating point: ``real`` (operand 0 as float32) where they are converted
+    anyway, int32 of them elsewhere."""
+    if expression == Convert(DataType.FLOAT, Operand(0)):
+        return real
+    if expression == Operand(0):
+        return Convert(DataType.INT32, Operand(0))
+    if isinstance(expression, Convert):
+        return Convert(expression.dtype, on_float_sums(expression.argument, real))
+    if isinstance(expression, Apply):
+        return Apply(expression.function, tuple(on_float_sums(child, real) for child in expression.arguments))
+    return expression
 
 
 def at_border(op: Op) -> bool:

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from fusion.dtypes import DataType
-from fusion.expression import Apply, Convert, Expression, Operand
+from fusion.expression import Convert, Expression, Operand
 from fusion.network import TensorType
 from fusion.ops import Convolution, MatrixMultiply
+from fusion.quantization import on_float_sums
 from tactics.cpu.epilogue import Epilogue, make_epilogue
 from tactics.cpu.steps import Arrays, Call, Scratch, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel, stages
@@ -122,20 +123,8 @@ def product_epilogue(workload: Workload) -> Epilogue:
     if not workload.inputs[0].dtype.is_float:
         held = DataType(total.name)
         real = Operand(0) if held is DataType.FLOAT else Convert(DataType.FLOAT, Operand(0))
-        expression = _floating(expression, real)
+        expression = on_float_sums(expression, real)
     return make_epilogue(expression, total, workload.inputs[2:], workload.outputs[0])
-
-
-def _floating(expression: Expression, real: Expression) -> Expression:
-    if expression == Convert(DataType.FLOAT, Operand(0)):
-        return real
-    if expression == Operand(0):
-        return Convert(DataType.INT32, Operand(0))
-    if isinstance(expression, Convert):
-        return Convert(expression.dtype, _floating(expression.argument, real))
-    if isinstance(expression, Apply):
-        return Apply(expression.function, tuple(_floating(child, real) for child in expression.arguments))
-    return expression
 
 
 def wide(*tensors: TensorType) -> np.dtype:

@@ -123,10 +123,45 @@ class _Writer:
         return self.names[expression]
 
     def convert(self, expression: Convert) -> str:
+        quantised = self.quantised(expression)
+        if quantised:
+            return quantised
         source = self.value(expression.argument)
         if compute_type(expression.dtype) is not expression.dtype:
             return f"fx::widen(fx::narrow<{storage_type(expression.dtype)}>({source}))"
         return f"fx::cast<{computed_type(expression.dtype)}>({source})"
+
+    def quantised(self, expression: Convert) -> str:
+        """``int8(clip(round(x / s) + z, low, high))`` in a few instructions, or an empty text for anything else.
+
+        A known scale divides as its reciprocal: a quotient within an ulp of half way between two steps may round to the other one."""
+        clip, zero = expression.argument, 0
+        if expression.dtype not in (DataType.INT8, DataType.UINT8) or not isinstance(clip, Apply) or clip.function != "clip":
+            return ""
+        inner, *limits = clip.arguments
+        low, high = (one.value if isinstance(one, Literal) else None for one in limits)
+        if isinstance(inner, Apply) and inner.function == "add":
+            inner, offset = inner.arguments
+            offset = offset.argument if isinstance(offset, Convert) else offset
+            if not isinstance(offset, Literal) or offset.value != int(offset.value) or abs(offset.value) > 255:
+                return ""
+            zero = int(offset.value)
+        least, most = (-128, 127) if expression.dtype is DataType.INT8 else (0, 255)
+        if not isinstance(inner, Apply) or inner.function != "round" or low is None or high is None:
+            return ""
+        if not (least <= low <= high <= most and low == int(low) and high == int(high)):
+            return ""
+        value = inner.arguments[0]
+        if compute_type(type_of(value, self.types)) is not DataType.FLOAT:
+            return ""
+        code = ""
+        if isinstance(value, Apply) and value.function == "div" and isinstance(value.arguments[1], Literal):
+            scale = np.float32(value.arguments[1].value)
+            if 1e-30 < abs(scale) < 1e30 and compute_type(type_of(value.arguments[0], self.types)) is DataType.FLOAT:
+                code = f"{self.value(value.arguments[0])} * {literal(float(np.float32(1.0) / scale), DataType.FLOAT)}"
+        code = code or self.value(value)
+        bounds = ", ".join(literal(float(one - zero), DataType.FLOAT) for one in (low, high))
+        return f"fx::quantize<{storage_type(expression.dtype)}>({code}, {bounds}, {zero})"
 
     def call(self, expression: Apply) -> str:
         name, arguments = expression.function, expression.arguments
@@ -162,12 +197,13 @@ def is_fast(expression: Expression, types: Sequence[DataType]) -> bool:
     return bool(real) and all(dtype in _NARROW for dtype in real)
 
 
-def device_function(name: str, expression: Expression, types: Sequence[DataType], fast: bool | None = None) -> str:
+def device_function(name: str, expression: Expression, types: Sequence[DataType], fast: bool | None = None, stored: bool = False) -> str:
     """A device function ``name(x0, x1, ...)`` from the computed values of all operands to that of ``expression``.
 
     Args:
         types: the data type of every operand.
         fast: whether the approximations in ``fx::fast`` may be used; by default when :func:`is_fast` allows it.
+        stored: whether the caller does nothing with the value but round and store it; then it need not be rounded here too.
 
     Raises:
         Unsupported: a data type or function has no CUDA code.
@@ -178,10 +214,12 @@ def device_function(name: str, expression: Expression, types: Sequence[DataType]
     if unknown:
         raise Unsupported(f"no CUDA code for function {unknown[0]!r}")
     writer = _Writer(types, is_fast(expression, types) if fast is None else fast)
+    returned = computed_type(type_of(expression, types))
+    if stored and isinstance(expression, Convert) and expression.dtype in _NARROW and compute_type(type_of(expression.argument, types)) is DataType.FLOAT:
+        expression = expression.argument
     result = writer.value(expression)
     parameters = ", ".join(f"{computed_type(dtype)} x{index}" for index, dtype in enumerate(types))
     body = "".join(f"    {line}\n" for line in (*writer.lines, f"return {result};"))
-    returned = computed_type(type_of(expression, types))
     return f"__device__ __forceinline__ {returned} {name}({parameters}) {{\n{body}}}\n"
 
 

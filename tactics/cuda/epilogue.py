@@ -142,7 +142,7 @@ def _code(
         '#include "functions.cuh"\n'
         f"struct EpilogueArgs {{\n    const void* operand[{max(1, len(used))}];\n{size_fields}}};\n"
         + f"using FINISHED = {stored};\n"
-        + device_function("epilogue_value", dense, dense_types)
+        + device_function("epilogue_value", dense, dense_types, stored=True)
         + "template <int V>\n__device__ __forceinline__ void finish("
         f"const {accumulator} (&v)[V], {stored} (&result)[V], const EpilogueArgs& args, long long m, int n, int ld) {{\n"
         + ("    const unsigned row = static_cast<unsigned>(m);  // fewer than 2^32 rows\n" if sizes else "")

@@ -136,13 +136,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
             const int m = (image * out_y + y0 + ty) * out_x + x0;
             OUT_T* to = out + (m * channels + c);
 #ifdef TYPED_SUMS
+            Finished done[TILE_X][VECTOR];
 #pragma unroll
-            for (int tx = 0; tx < TILE_X; ++tx) {
-                SUM_T total[VECTOR];
+            for (int tx = 0; tx < TILE_X; ++tx) finish_sums(sum[ty][tx], done[tx], args, m + min(tx, out_x - 1 - x0), c, channels);
 #pragma unroll
-                for (int e = 0; e < VECTOR; ++e) total[e] = static_cast<SUM_T>(sum[ty][tx][e]);
-                if (x0 + tx < out_x) store_sums(to + tx * channels, total, args, m + tx, c, channels);
-            }
+            for (int tx = 0; tx < TILE_X; ++tx)
+                if (x0 + tx < out_x) store_finished(to + tx * channels, done[tx]);
 #else
 #pragma unroll
             for (int tx = 0; tx < TILE_X; ++tx)  // all before the first store, so that a bias is read once

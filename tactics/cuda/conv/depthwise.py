@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, gcd, prod
 
 import numpy as np
 
+from fusion.dtypes import DataType
 from fusion.ops import Convolution
+from fusion.quantization import on_float_sums
 from tactics.cuda.conv.common import Window, window_of
+from tactics.cuda.epilogue import epilogue_argument, finish_code
 from tactics.cuda.gemm.common import (
     C_TYPES,
     EIGHT_BIT_TYPES,
@@ -137,7 +140,7 @@ class Depthwise(Tactic):
             return Refusal(f"{window.pixels} output pixels of {window.in_channels} channels")
         if workload.axis_varies(0, -1):
             return Refusal("the number of channels may vary; it is compiled into this kernel")
-        epilogue = epilogue_of(workload)
+        epilogue = _epilogue(workload)
         return epilogue if isinstance(epilogue, Refusal) else None
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
@@ -183,11 +186,11 @@ class Depthwise(Tactic):
         return (np.ascontiguousarray(weights.reshape(weights.shape[0], -1).T.astype(np.float32)),)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        window, epilogue = window_of(workload), epilogue_of(workload)
+        window, epilogue = window_of(workload), _epilogue(workload)
         assert isinstance(window, Window) and isinstance(epilogue, Epilogue)
         tile = _tile(window, workload.inputs[0].dtype.itemsize, config)
         kernel = Kernel("conv/depthwise.cu", "depthwise", (*defines(
-            IN_T=STORED_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], **sum_types(workload), CHANNELS=window.in_channels,
+            IN_T=STORED_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], TYPED_SUMS=sum_types(workload).get("TYPED_SUMS"), CHANNELS=window.in_channels,
             VECTOR=tile.vector, TILE_Y=tile.tile_y, TILE_X=tile.tile_x, AHEAD=tile.ahead, HOLD=tile.hold, TAPS_Y=window.taps[1],
             TAPS_X=window.taps[2], STRIDE_Y=window.stride[1], STRIDE_X=window.stride[2], DILATION_Y=window.dilation[1],
             DILATION_X=window.dilation[2], PDL=1 if pdl(device) else None, BLOCK=BLOCK, MIN_BLOCKS=tile.blocks,
@@ -197,6 +200,17 @@ class Depthwise(Tactic):
             *map(Scalar, (window.batch, *window.input[1:], *window.output[1:], *window.pad[1:])), epilogue.argument,
         )  # fmt: skip
         return Plan((Launch(kernel, (ceil_div(tile.threads, BLOCK), 1, 1), (BLOCK, 1, 1), arguments, dependent=pdl(device)),))
+
+
+def _epilogue(workload: Workload) -> Epilogue | Refusal:
+    """The epilogue, on float32 sums: they hold those of 8-bit integers exactly."""
+    dtype = workload.inputs[0].dtype
+    if dtype.is_float:
+        return epilogue_of(workload)
+    op = workload.op
+    assert isinstance(op, Convolution)
+    code = finish_code(replace(workload, op=replace(op, epilogue=on_float_sums(op.epilogue))), DataType.FLOAT)
+    return code if isinstance(code, Refusal) else Epilogue(code.prelude, code.defines, epilogue_argument(code))
 
 
 TACTICS = (Depthwise(),)

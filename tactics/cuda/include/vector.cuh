@@ -150,8 +150,15 @@ template <typename T, typename S>
 __device__ __forceinline__ T cast(S value) {
     if constexpr (Same<T, S>::value) return value;
     else if constexpr (Same<T, bool>::value) return value != S(0);
-    else if constexpr (IsFloat<S>::value && !IsFloat<T>::value && sizeof(T) < 4) return static_cast<T>(static_cast<i64>(value));
+    else if constexpr (IsFloat<S>::value && !IsFloat<T>::value && sizeof(T) < 4) return static_cast<T>(static_cast<i32>(value));
     else return static_cast<T>(value);
+}
+
+// `value` limited to [low, high] and rounded, half to even, plus `zero`: an 8-bit integer without a conversion. Beside 1.5 * 2^23 the last
+// bits of a float count ones. NaN becomes `low`.
+template <typename T>
+__device__ __forceinline__ T quantize(float value, float low, float high, int zero) {
+    return static_cast<T>(__float_as_int(fminf(fmaxf(value, low), high) + 12582912.0f) + zero);
 }
 
 // Rounds a computed value to the stored type T.

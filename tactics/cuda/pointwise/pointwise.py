@@ -114,7 +114,7 @@ def code(workload: Workload, vector: Sequence[bool], flat: bool) -> str:
         '#include "functions.cuh"\n'
         f"using RESULT = {result};\n"
         f"struct Args {{\n    const void* operand[{max(1, len(used))}];\n}};\n"
-        + device_function("value", dense, types)
+        + device_function("value", dense, types, stored=True)
         + f"template <int N>\nstruct Loaded {{\n{fields}}};\n"
         f"template <int N>\n__device__ __forceinline__ void load_operands(Loaded<N>& to, const Args& args, {offset}) {{\n{loads}}}\n"
         f"template <int N>\n__device__ __forceinline__ void compute(const Loaded<N>& from, RESULT (&result)[N]) {{\n"
