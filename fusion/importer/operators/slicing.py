@@ -22,13 +22,14 @@ def slice_by_attributes(b: Builder, node: Node) -> Value:
 
 @operator("Slice", since=10)
 def slice_by_inputs(b: Builder, node: Node) -> Value:
-    starts, ends = b.dims(node.input(1), "starts"), b.dims(node.input(2), "ends")
     axes, steps = node.optional(3), node.optional(4)
-    return _slice(
-        b, node, starts, ends,
-        None if axes is None else b.ints(axes, "axes"),
-        None if steps is None else b.ints(steps, "steps"),
-    )  # fmt: skip
+    strides = None if steps is None else b.ints(steps, "steps")
+    count = len(b.items(node.input(1), "starts"))
+    forward = [step > 0 for step in strides or (1,) * count]
+    # Bounds from data are guessed to keep all: tactics are chosen for that.
+    starts = b.dims(node.input(1), "starts", guesses=[0 if ahead else FAR for ahead in forward])
+    ends = b.dims(node.input(2), "ends", guesses=[FAR if ahead else -FAR for ahead in forward])
+    return _slice(b, node, starts, ends, None if axes is None else b.ints(axes, "axes"), strides)
 
 
 def _slice(
