@@ -17,22 +17,52 @@ Atom: TypeAlias = "str | Call"
 Monomial: TypeAlias = tuple[tuple["Atom", int], ...]  # ((atom, power), ...), sorted
 
 
+class _Kept:
+    """Text and hash are computed once: dimensions hold dimensions, many levels deep, and both are asked for all the time."""
+
+    def __str__(self) -> str:
+        text = self.__dict__.get("_text")
+        if text is None:
+            text = self.__dict__["_text"] = self._spell()
+        return text
+
+    def __hash__(self) -> int:
+        number = self.__dict__.get("_hash")
+        if number is None:
+            number = self.__dict__["_hash"] = hash(self._key())
+        return number
+
+    def _spell(self) -> str:
+        raise NotImplementedError
+
+    def _key(self) -> tuple:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Call:
+class Call(_Kept):
     """A function of dimensions that a polynomial cannot express."""
 
     function: str  # floordiv | mod | min | max
     arguments: tuple[Dim, ...]
 
-    def __str__(self) -> str:
+    __hash__ = _Kept.__hash__
+
+    def _spell(self) -> str:
         return f"{self.function}({', '.join(str(argument) for argument in self.arguments)})"
 
+    def _key(self) -> tuple:
+        return self.function, self.arguments
 
-@dataclass(frozen=True)
-class Sym:
+
+@dataclass(frozen=True, repr=False)
+class Sym(_Kept):
     """A symbolic dimension: ``terms`` maps monomials to non-zero coefficients, in a canonical order."""
 
     terms: tuple[tuple[Monomial, int], ...]
+
+    __hash__ = _Kept.__hash__
+    __repr__ = _Kept.__str__
 
     def __add__(self, other: Dim) -> Dim:
         return _make(_sum(_terms(self), _terms(other)))
@@ -86,7 +116,10 @@ class Sym:
     def __rmod__(self, other: int) -> Dim:
         return 0 if other == 0 else _call("mod", other, self)
 
-    def __str__(self) -> str:
+    def _key(self) -> tuple:
+        return self.terms
+
+    def _spell(self) -> str:
         text = ""
         for monomial, coefficient in self.terms:
             factors = [str(atom) for atom, power in monomial for _ in range(power)]
@@ -95,8 +128,6 @@ class Sym:
             sign = "-" if coefficient < 0 else "+"
             text += f" {sign} {'*'.join(factors)}" if text else ("-" if sign == "-" else "") + "*".join(factors)
         return text
-
-    __repr__ = __str__
 
 
 Dim: TypeAlias = "int | Sym"
