@@ -124,7 +124,8 @@ class Record:
 
     applied: list[Applied] = field(default_factory=list)
     misses: dict[str, tuple[int, Miss]] = field(default_factory=dict)  # per layer: how near, and the miss
-    settled: dict[tuple[str, int], Layer] = field(default_factory=dict)  # local rules that do not fit (by identity)
+    # By identity of a layer: the layer (kept, so that its identity stays its own), and the local rules that do not fit it.
+    settled: dict[int, tuple[Layer, set[str]]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """How often each rule was applied."""
@@ -181,7 +182,10 @@ def _sweep(
         layer = graph.layers.get(name)
         if layer is None:
             continue
+        _, settled = record.settled.setdefault(id(layer), (layer, set()))
         for rule in by_op.get(type(layer.op), ()):
+            if rule.name in settled:
+                continue
             touched = _attempt(graph, rule, layer, disabled, record)
             if touched is not None:
                 done += 1
@@ -199,12 +203,10 @@ def _sweep(
 
 
 def _attempt(graph: Graph, rule: Rule, layer: Layer, disabled: frozenset[str], record: Record) -> list[str] | None:
-    if rule.local and (rule.name, id(layer)) in record.settled:
-        return None
     match = rule.match(graph, layer)
     if match is None:
         if rule.local:
-            record.settled[(rule.name, id(layer))] = layer  # kept, so that its identity stays its own
+            record.settled[id(layer)][1].add(rule.name)
         return None
     replacement = _judge(graph, rule, match, disabled, record)
     if replacement is None:

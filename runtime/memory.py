@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ALIGNMENT = 256  # bytes; what kernels may assume of a base pointer
+ALIGNMENT = 256  # bytes: where blocks begin (views within a block begin at multiples of 16)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from fusion.rules._epilogue import check as epilogue_check
 from fusion.rules._expressions import join, number, pointwise_reader
 
 _SCALES = frozenset({"mul", "div", "sub", "neg"})
+_BIAS = apply("add", Operand(0), Operand(1))
 
 
 def _channel_axis(graph: Graph, layer: Layer) -> tuple[int, int]:
@@ -44,15 +45,15 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
         return None  # quantised weights cannot take a scale; their epilogue has it
     rank, axis = _channel_axis(graph, layer)
     result, extras = layer.outputs[0], layer.inputs[layer.op.arity :]
-    own = (
-        None
-        if layer.op.epilogue == IDENTITY
-        else leading_affine(layer.op.epilogue, channel_constants(graph, (result, *extras), rank, axis))
-    )
-    if own is not None and (own.steps > 1 or not np.all(own.scale == 1)):
-        return Match((layer,))
-    if layer.op.epilogue != IDENTITY and (own is None or own.rest != IDENTITY):
-        return None  # something that is not affine stands between
+    if layer.op.epilogue == _BIAS:  # by far the most common one: no scale in it, and no need to look at the values
+        if 1 not in channel_constants(graph, (result, *extras), rank, axis):
+            return None
+    elif layer.op.epilogue != IDENTITY:
+        own = leading_affine(layer.op.epilogue, channel_constants(graph, (result, *extras), rank, axis))
+        if own is not None and (own.steps > 1 or not np.all(own.scale == 1)):
+            return Match((layer,))
+        if own is None or own.rest != IDENTITY:
+            return None  # something that is not affine stands between
     reader = pointwise_reader(graph, layer)
     if reader is None or not _SCALES.intersection(functions(reader.op.expression)):
         return None
