@@ -52,7 +52,7 @@ class Rotary(Tactic):
         v, threads, (*outer, width) = chosen["v"], chosen["threads"], dims(x)
         half = width // 2
         count = prod(outer) * half // v
-        if not count:
+        if not count and workload.is_static:
             return Plan(())
         outer = outer or [1]
         names = defines(device, IN_T=storage_type(x.dtype), VEC=v, THREADS=threads, AXES=len(outer),

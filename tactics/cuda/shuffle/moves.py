@@ -91,8 +91,8 @@ class Movement(Tactic):
         return [config(v=v, items=items) for v, items in copy_choices(widest, count(workload.outputs[0]), device)]
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        if not count(workload.outputs[0]):
-            return Plan(())
+        if not count(workload.outputs[0]) and workload.is_static:
+            return Plan(())  # where sizes vary, the kernel is wanted for the next inference
         axes, base = movement(workload)
         chosen = dict(config)
         return Plan((copy_launch(axes, workload.inputs[0].dtype.itemsize, chosen["v"], chosen["items"], device, in_base=base),))

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.parser import parse_model
 
+from fusion.bind import bind_type
 from fusion.dims import Sym, bind, symbol
 from fusion.importer import import_onnx, ratio
-from fusion.network import Network
+from fusion.network import Network, typical_sizes
 from fusion.reference import run
+from tests.catalogue import Row
+from tests.catalogue import model as row_model
 from tests.models import onnxruntime_outputs
 
 
@@ -203,3 +206,13 @@ def test_floats_round_trip(number: float) -> None:
 def test_simplest_fraction() -> None:
     assert ratio.floor(ratio.mul(10, ratio.from_float(np.float32(0.7)))) == 7
     assert ratio.from_float(np.float32(np.inf)) is None
+
+
+def test_bounds_that_data_tell_are_guessed_to_keep_the_axis() -> None:
+    """Tactics are chosen, and kernels compiled, for what is guessed."""
+    for step, name in ((1, "one"), (-1, "back")):
+        text = f"m0 = Cast<to=7>(s)\nm1 = Cast<to=7>(e)\ny = Slice(x, m0, m1, axes, {name})"
+        row = Row("slice", text, "", inputs={"x": (6, 8), "s": (1,), "e": (1,)}, values={"axes": np.array([1]), name: np.array([step])})
+        network = import_onnx(row_model(row))
+        (output,) = network.outputs
+        assert bind_type(network.tensors[output], typical_sizes(network, {})).shape == (6, 8)

@@ -15,7 +15,7 @@ from fusion.ops import Concatenation, Expand, Padding, Shuffle, Slice, Tile
 from tactics.cuda.shuffle.moves import Concatenate, Movement, Pad
 from tactics.cuda.shuffle.shuffle import CopyShuffle, StridedShuffle, TiledShuffle, passes
 from tactics.tactic import Copy, Refusal, Workload
-from tests.harness.fiber import A100, H100, available, check
+from tests.harness.fiber import A100, H100, available, check, kernels
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 
@@ -182,3 +182,13 @@ def test_padding(mode: str, dtype: DataType) -> None:
     run(Pad(), op, [(2, 5, 6)], dtype)
     run(Pad(), Padding((0, 1, 1, 0), (0, 2, 1, 0), mode, -1.0 if dtype is DataType.HALF else 3), [(2, 5, 6, 16)], dtype, configs=2)
     run(Pad(), Padding((-1, 9), (2, -2), mode, 7.0), [(4, 6)], dtype, configs=1)
+
+
+def test_an_empty_slice_of_sizes_that_vary_still_names_its_kernel() -> None:
+    """Bounds that data tell may coincide in the guess that a build is made for, and not in the next inference."""
+    flags = ((False, False), (True, True))
+    of_size = [workload(Slice((0, 0), size, (1, 1)), ((20, 10),), varies=flags) for size in ((0, 0), (4, 3))]
+    chosen = Movement().configs(of_size[0], H100)[0]
+    empty, some = (Movement().plan(one, chosen, H100) for one in of_size)
+    assert kernels(empty) == kernels(some) != ()
+    assert Movement().plan(workload(Slice((0, 0), (0, 3), (1, 1)), ((20, 10),)), chosen, H100).steps == ()
