@@ -11,11 +11,11 @@ from fusion.importer import UnsupportedModel, import_onnx
 from fusion.reference import run
 from runtime.cpu import CpuDevice
 from runtime.device import CaptureError
-from runtime.engine import Engine, EngineError
+from runtime.engine import Engine, EngineError, InputRange
 from runtime.graph import GraphRunner, capture_obstacles, capture_segments, compare_replay, segments_line
 from runtime.segments import segments_of
 from tests.models import SPEECH_MODELS, onnxruntime_outputs, wheel_model
-from trtcli.builder import build
+from trtcli.builder import build, workloads_at
 from trtcli.config import BuildConfig, ProfileShapes
 from trtcli.log import Log
 
@@ -327,6 +327,14 @@ def test_data_dependent_shapes_inside_branches_inside_loops(cpu, tmp_path):
     context = check(parse(DEEP), cpu, tmp_path, *cases)
     assert len(capture_obstacles(context.engine)) >= 5
     assert "in every inference" in segments_line(context.engine)
+
+
+def test_layers_that_make_nothing_at_the_optimal_shapes_get_their_tactic_at_the_largest(cpu, tmp_path):
+    model = parse("g (float[n] x) => (float[m] y) <int64[1] two = {2}, int64[1] far = {9999}> { y = Slice(x, two, far) }")
+    config = BuildConfig(optimization_level=0, min_shapes={"x": (1,)}, opt_shapes={"x": (2,)}, max_shapes={"x": (8,)})
+    (workload,) = workloads_at(import_onnx(model), {"x": InputRange((1,), (2,), (8,))}, "opt", config, {})
+    assert workload.outputs[0].shape == (6,)
+    check(model, cpu, tmp_path, *({"x": np.arange(size, dtype=np.float32)} for size in (2, 7)), config=config)
 
 
 SQUEEZE = """g (float[n, k] x) => (float[n] y) {

@@ -423,10 +423,19 @@ def _sizes(network: Network, profile: Profile, which: str, outer: Outer) -> dict
 
 
 def workloads_at(network: Network, profile: Profile, which: str, config: BuildConfig, outer: Outer) -> tuple[Workload, ...]:
-    """What every layer computes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``."""
+    """What every layer computes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``.
+
+    A layer that makes nothing at the optimal shapes stands there at the largest: it needs kernels for other sizes.
+    """
     sizes = _sizes(network, profile, which, outer)
     constants, fixed = set(network.constants), fixed_sizes(network, profile)
-    return tuple(workload_of(network, layer, sizes, constants, config.tf32, fixed) for layer in network.layers)
+    found = [workload_of(network, layer, sizes, constants, config.tf32, fixed) for layer in network.layers]
+    empty = [number for number, one in enumerate(found) if which == "opt" and not one.is_static and not any(map(tensor_bytes, one.outputs))]
+    if empty:
+        sizes = _sizes(network, profile, "max", outer)
+        for number in empty:
+            found[number] = workload_of(network, network.layers[number], sizes, constants, config.tf32, fixed)
+    return tuple(found)
 
 
 def _extremes(network: Network, profile: Profile, config: BuildConfig, outer: Outer) -> list[tuple[Workload, ...]]:
@@ -573,7 +582,7 @@ def layer_plans(
             layers.append(LayerPlan(VIEW, seconds=0.0))
             weights.update((name, network.constants[name]) for name in layer.inputs if name in network.constants)
             continue
-        if decision is _CONTROL or decision is _HOST:
+        if decision.tactic in (CONTROL, ON_HOST):
             weights.update({name: network.constants[name] for name in layer.inputs if name in network.constants})
             layers.append(LayerPlan(decision.tactic, bodies=bodies.get(layer.name, ())))
             continue
