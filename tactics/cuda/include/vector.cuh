@@ -60,8 +60,7 @@ __device__ __forceinline__ unsigned char e4m3_from_float(float value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890  // one instruction, which would make 448 of all larger numbers
     unsigned short pair;
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(value));
-    const unsigned bits = static_cast<unsigned>(__float_as_int(value));
-    return static_cast<unsigned char>((bits & 0x7fffffffu) > 0x43e80000u ? (bits >> 24 & 0x80u) | 0x7fu : pair);
+    return static_cast<unsigned char>(fabsf(value) > 464.0f ? pair | 0x7f : pair);
 #else
     return small_from_float(value, 3, 7, 0x43e80000u, 0x7fu);
 #endif
