@@ -165,8 +165,14 @@ class _Writer:
         value = _by_reciprocal(inner.arguments[0], self.types)
         if compute_type(type_of(value, self.types)) is not DataType.FLOAT:
             return ""
+        bottom, top = low - zero, high - zero
+        if isinstance(value, Apply) and value.function == "mul":
+            rectified, factor = value.arguments
+            positive = isinstance(factor, Literal) and factor.value > 0 and top >= 0
+            if positive and isinstance(rectified, Apply) and rectified.function == "relu":
+                value, bottom = apply("mul", rectified.arguments[0], factor), max(bottom, 0)  # one limit serves for both
         code = self.value(value)
-        bounds = ", ".join(literal(float(one - zero), DataType.FLOAT) for one in (low, high))
+        bounds = ", ".join(literal(float(one), DataType.FLOAT) for one in (bottom, top))
         return f"fx::quantize<{storage_type(expression.dtype)}>({code}, {bounds}, {zero})"
 
     def call(self, expression: Apply) -> str:
