@@ -167,6 +167,21 @@ def test_check_says_no_with_reasons_and_segments(nonzero: Path, capsys: Captured
     }  # fmt: skip
 
 
+def test_check_names_inputs_whose_values_decide_shapes(tmp_path: Path, capsys: Captured) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Reshape", ["r", "t"], ["y"])]
+    target = helper.make_tensor_value_info("t", TensorProto.INT64, [2])
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])
+    graph = helper.make_graph(nodes, "g", [given, target], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", "b"])])
+    path = tmp_path / "t.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    assert main(["check", str(path)]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "not capturable: shapes depend on the values of inputs (answer is static: no GPU here)",
+        "  Input  t  shapes depend on its values: the host reads them",
+        "  1 segment (2 layers) can be captured around it",
+    ]
+
+
 def test_check_has_no_answer_for_unknown_operators(tmp_path: Path, capsys: Captured) -> None:
     nodes = [helper.make_node("Mystery", ["x"], ["y"], "m", domain="custom")]
     path = model(tmp_path / "m.onnx", nodes, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])])

@@ -79,7 +79,9 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     if verdict.capturable:
         return [f"capturable: all {verdict.layers} layers ({source})"]
     count, held = len(verdict.obstacles), sum(verdict.segments)
-    lines = [f"not capturable: {count} of {verdict.layers} layers ({source})"]
+    layers = sum(one.operator != "Input" for one in verdict.obstacles)
+    what = f"{layers} of {verdict.layers} layers" if layers else "shapes depend on the values of inputs"
+    lines = [f"not capturable: {what} ({source})"]
     width = max(len(one.operator) for one in verdict.obstacles)
     lines += [f"  {one.operator:<{width}}  {one.name}  {one.reason}" for one in verdict.obstacles]
     if verdict.segments:
