@@ -52,6 +52,7 @@ from fusion.ops import (
     Shuffle,
     Slice,
     Softmax,
+    SumNormalization,
     Tile,
     TopK,
 )
@@ -134,6 +135,7 @@ def cases() -> tuple[Workload, ...]:
         _case(TopK(5, 1), (F32, (8, 1000))), _case(ArgReduce(1, False), (F32, (8, 1000))), _case(Cumulative(1), (F32, (8, 1000))),
         _case(NonZero(), (F32, (8, 1000))),
         _case(NonMaxSuppression(100), (F32, (1, 8400, 4)), (F32, (1, 80, 8400)), (I64, (1,)), (F32, (1,)), (F32, (1,))),
+        _case(SumNormalization(1, 1e-5, True, True, SCALE_BIAS), (F16, (128, 768)), (F16, (128, 768)), (F16, (768,)), (F16, (768,))),
         _case(RotaryEmbedding(), (F16, (2, 12, 128, 64)), (F16, (128, 64)), (F16, (128, 64))),
         _lstm(F16, 512, 4), _lstm(F32, 128, 1),
         _case(Fill((100,), F32, 1.0)), _case(Range(0, 1, 100, I64)), _case(ShapeValue((3,), (1,), I64)),
