@@ -340,6 +340,8 @@ def _cluster_room(cluster: int, device: DeviceSpec) -> int:
 
 def tile_defines(tile: Tile, dtype: DataType, out: DataType, columns: int, constant_b: bool, pdl: bool) -> Defines:
     """All defines of a kernel of this family but its operands' layouts; ``columns`` is what the output's row length divides by."""
+    # The operands of a requantisation (scales, biases) want registers of their own where several blocks share them.
+    at_once = {"GROUPS_AT_ONCE": 1} if dtype in EIGHT_BIT_TYPES and tile.blocks > 1 else {}
     return defines(
-        **tile.defines(), IN_T=STORED_TYPES[dtype], OUT_T=STORED_TYPES[out], **sum_types_of(dtype), VEC=columns, CONSTANT_B=int(constant_b), PDL=1 if pdl else None
+        **tile.defines() | at_once, IN_T=STORED_TYPES[dtype], OUT_T=STORED_TYPES[out], **sum_types_of(dtype), VEC=columns, CONSTANT_B=int(constant_b), PDL=1 if pdl else None
     )
