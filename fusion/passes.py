@@ -24,6 +24,7 @@ from fusion.rules import (
     convolution_activation,
     convolution_concatenation,
     convolution_pointwise,
+    convolution_pooling,
     convolution_scale,
     convolution_sum,
     dequantize_forward,
@@ -104,7 +105,7 @@ READERS = (
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE, gather_slice.RULE,
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
-OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE)
+OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE, convolution_pooling.RULE)
 
 # Before anything else wants the dequantisations, which are pointwise layers; weights stay as they are stored so long.
 QUANTIZATION = (

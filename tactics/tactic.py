@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, TypeAlias
@@ -337,13 +337,15 @@ def workload_bytes(workload: Workload) -> int:
 
 def workload_flops(workload: Workload) -> float:
     """Floating-point operations of the products in the workload (0 for layers that only move or map data)."""
-    from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply, Recurrence
+    from fusion.ops import Attention, Convolution, ConvolutionPooling, Deconvolution, MatrixMultiply, Recurrence
 
     op = workload.op
     shapes = [[int(dim) for dim in tensor.shape] for tensor in (*workload.inputs, *workload.outputs)]  # type: ignore[arg-type]
     out = shapes[len(workload.inputs)] if workload.outputs else []
     if isinstance(op, Convolution):
         return 2.0 * float(np.prod(out)) * float(np.prod(shapes[1][1:]))
+    if isinstance(op, ConvolutionPooling):
+        return workload_flops(replace(workload, op=op.convolution, outputs=op.convolution.infer(workload.inputs)))
     if isinstance(op, Deconvolution):
         return 2.0 * float(np.prod(shapes[0])) * float(np.prod(shapes[1][1:]))
     if isinstance(op, MatrixMultiply):

@@ -26,6 +26,7 @@ class Row:
         near: text to replace in ``nodes`` so that the pattern no longer holds (pairs old, new).
         near_output: tensors (a space between two) which, being network outputs as well, must keep the rule away.
         device: where the rule works, when only one of them has it.
+        measured: the rule is one that the builder keeps only where a measurement says so.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     near_values: Mapping[str, Value] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     device: str = ""
+    measured: bool = False
     opset: int = 18
 
 
@@ -102,6 +104,10 @@ CATALOGUE: Sequence[Row] = (
         inputs={**IMAGE, "z": (1, 8, 6, 6)}, near_output="t"),
     Row("convolution + min", CONV + "y = Min(t, z)", "convolution-sum", inputs=_pairs("x", "z"), values=W, near_output="t"),
     Row("convolution + max", CONV + "y = Max(t, z)", "convolution-sum", inputs=_pairs("x", "z"), values=W, near_output="t"),
+    Row("convolution + pooling", CONV + "u = Relu(t)\ny = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(u)", "convolution-pooling",
+        values=W, near_output="u", measured=True),
+    Row("convolution + average pooling", CONV + "y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(t)", "convolution-pooling", values=W,
+        near=(("strides=[2,2]", "strides=[1,1]"),), measured=True),
     Row("padding + convolution", "t = Pad(x, pads)\ny = Conv(t, w)", "padding-convolution",
         values={**W, "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}, near_values={"pads": np.array([0, 0, -1, 1, 0, 0, 1, 1])}),
     Row("padding + deconvolution", "t = Pad(x, pads)\ny = ConvTranspose<pads=[2,2,2,2]>(t, w)", "padding-convolution",

@@ -35,10 +35,14 @@ def _working(network: Network) -> list[str]:
     return [layer.name for layer in network.layers if layer.name not in views and "reformat" not in layer.fusions]
 
 
+def _options(row: Row, device: str) -> FusionOptions:
+    return FusionOptions(device=device, enabled=(row.rule,) if row.measured else ())
+
+
 @pytest.mark.parametrize("row", CATALOGUE, ids=IDS)
 def test_the_pattern_fuses(row: Row) -> None:
     for device in (row.device,) if row.device else ("cpu", "cuda"):
-        result = optimize(import_onnx(model(row)), FusionOptions(device=device))
+        result = optimize(import_onnx(model(row)), _options(row, device))
         validate(result.network)
         assert not row.rule or row.rule in result.counts, dict(result.counts)
         assert len(_working(result.network)) == row.layers, _working(result.network)
@@ -49,7 +53,7 @@ def test_the_near_miss_does_not(row: Row) -> None:
     assert row.near or row.near_output or row.near_values, "a row without a near miss"
     for device in (row.device,) if row.device else ("cpu", "cuda"):
         network = import_onnx(model(row, near=True))
-        result = optimize(network, FusionOptions(device=device))
+        result = optimize(network, _options(row, device))
         validate(result.network)
         assert row.rule not in result.counts, dict(result.counts)
         assert row.rule or len(_working(result.network)) > row.layers

@@ -3,6 +3,7 @@
 from fusion.ops.attention import Attention
 from fusion.ops.control import If, Loop
 from fusion.ops.convolution import Convolution, Deconvolution
+from fusion.ops.convolution_pooling import ConvolutionPooling
 from fusion.ops.custom import Custom
 from fusion.ops.determinant import Determinant
 from fusion.ops.fill import Fill, Range, ShapeValue
@@ -29,7 +30,7 @@ from fusion.ops.softmax import Softmax
 OPS = {
     op.__name__: op
     for op in (
-        ArgReduce, Attention, Concatenation, Convolution, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
+        ArgReduce, Attention, Concatenation, Convolution, ConvolutionPooling, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, If, LocalResponseNormalization, Loop, MatrixMultiply, NonMaxSuppression, NonZero,
         Normalization, Padding, Pointwise, Pooling, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
         ScatterND, ShapeValue, Shuffle, Slice, Softmax, SumNormalization, Tile, TopK, Unique,

@@ -257,7 +257,7 @@ class _Product(Tactic):
             if not known:
                 calls.append(parallel([[pack_action(matrix, inputs[1], shape.groups)]], 1))
             spare = ([slot.view(workspace) for slot in slots] for slots in (temps, padded))
-            maker = _Tiles(shape, direct, matrix, epilogue, inputs, outputs[0], *spare)
+            maker = Tiles(shape, direct, matrix, epilogue, inputs, outputs[0], *spare)
             spaces = [(c.view(workspace), r.view(workspace)) for c, r in zip(columns, results, strict=True)]
             tiles = [
                 (n, low, min(low + rows, shape.out[0]))
@@ -279,7 +279,7 @@ class _Product(Tactic):
 
 
 @dataclass(frozen=True)
-class _Tiles:
+class Tiles:
     """Makes the calls for tiles (image, first row, last row) of one convolution on bound arrays."""
 
     shape: Geometry

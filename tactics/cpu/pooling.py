@@ -39,7 +39,7 @@ class PoolSeparable(Tactic):
         return None
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        shape, threads = _pool_geometry(workload), threads_of(device)
+        shape, threads = pool_geometry(workload), threads_of(device)
         planes = shape.n * shape.groups
         size = math.prod(shape.spatial)
         cached = max(1, min(planes, _CACHE // max(size, 1)))
@@ -51,7 +51,7 @@ class PoolSeparable(Tactic):
         return tuple(dict.fromkeys(found))
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        op, values, shape = workload.op, dict(config), _pool_geometry(workload)
+        op, values, shape = workload.op, dict(config), pool_geometry(workload)
         assert isinstance(op, Pooling)
         source = workload.inputs[0].dtype
         total = wide(workload.inputs[0]) if source.is_float else source.numpy
@@ -94,13 +94,13 @@ class PoolSeparable(Tactic):
                     rows = slice(n * shape.groups + c0, n * shape.groups + c1)
                     here, target = image[rows], out[rows]
                     if source.numpy != total:
-                        converted = _first(copy.view(workspace), here.shape)
+                        converted = first_of(copy.view(workspace), here.shape)
                         job.append(partial(np.copyto, converted, here, casting="unsafe"))
                         here = converted
                     for axis in range(rank):
                         last = axis == rank - 1 and epilogue.in_place
-                        result = target if last else _first(middle[axis].view(workspace), (c1 - c0, *sizes[axis + 1]))
-                        job += _along(op.kind, here, result, shape, axis)
+                        result = target if last else first_of(middle[axis].view(workspace), (c1 - c0, *sizes[axis + 1]))
+                        job += pool_along(op.kind, here, result, shape, axis)
                         here = result
                     if scale is not None:
                         job.append(partial(np.multiply, here, scale, out=here))
@@ -112,7 +112,7 @@ class PoolSeparable(Tactic):
         return one_step(bind, self.id, scratch.size)
 
 
-def _pool_geometry(workload: Workload) -> Geometry:
+def pool_geometry(workload: Workload) -> Geometry:
     """Pooling as a depthwise window."""
     op = workload.op
     assert isinstance(op, Pooling)
@@ -125,11 +125,11 @@ def _pool_geometry(workload: Workload) -> Geometry:
     return Geometry(n, channels, 1, 1, tuple(spatial), out, window, stride, pad, op.dilation)
 
 
-def _first(memory: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def first_of(memory: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return memory[: math.prod(shape)].reshape(shape)
 
 
-def _along(kind: str, here: np.ndarray, result: np.ndarray, shape: Geometry, axis: int) -> list[Action]:
+def pool_along(kind: str, here: np.ndarray, result: np.ndarray, shape: Geometry, axis: int) -> list[Action]:
     """Pool ``here`` along spatial ``axis`` into ``result``: combine what each window position reads inside the image."""
     combine: np.ufunc = np.maximum if kind == "max" else np.add
     size, count = shape.spatial[axis], shape.out[axis]
@@ -170,7 +170,7 @@ class PoolWhole(Tactic):
     ops = (Pooling,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        op, shape = workload.op, _pool_geometry(workload)
+        op, shape = workload.op, pool_geometry(workload)
         assert isinstance(op, Pooling)
         if op.channels_last or op.kind != "average" or workload.inputs[0].dtype.numpy != wide(workload.inputs[0]):
             return Refusal("only averages of float32 and float64 images in [N, C, spatial] are a matrix product")
@@ -179,7 +179,7 @@ class PoolWhole(Tactic):
         return None
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        op, shape = workload.op, _pool_geometry(workload)
+        op, shape = workload.op, pool_geometry(workload)
         assert isinstance(op, Pooling)
         total = wide(workload.inputs[0])
         epilogue = make_epilogue(op.epilogue, total, workload.inputs[1:], workload.outputs[0])

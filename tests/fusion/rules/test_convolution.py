@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 from fusion.dims import symbol
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Literal, apply, functions
+from fusion.graph import Limits
 from fusion.network import Fate
-from fusion.ops import Concatenation, Convolution, Deconvolution, Padding, Pooling
+from fusion.ops import Concatenation, Convolution, ConvolutionPooling, Deconvolution, Padding, Pooling
 from fusion.ops.epilogue import IDENTITY
 from fusion.passes import FusionOptions, optimize
 from fusion.rewrite import validate
@@ -20,6 +23,7 @@ from fusion.rules import (
     convolution_activation,
     convolution_concatenation,
     convolution_pointwise,
+    convolution_pooling,
     convolution_scale,
     convolution_sum,
     epilogue_operand,
@@ -27,6 +31,7 @@ from fusion.rules import (
     padding_pooling,
     pooling_pointwise,
 )
+from fusion.serial import from_json, to_json
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, X2, Build, assert_same
 
@@ -413,3 +418,60 @@ def test_it_runs_only_when_asked_for(device: str) -> None:
     validate(result)
     assert_same(network, result, 1e-4)
     assert "Concatenation" not in kinds(result)
+
+
+# --- pooling of the result ---------------------------------------------------------------------------------------------
+
+
+def pooled(pooling: Pooling, conv: Convolution | None = None, rank: int = 2, batch: object = 2, dtype: DataType = FLOAT):  # type: ignore[no-untyped-def]
+    build = Convs()
+    x = build.input("x", batch, 4, *(8, 9, 5)[:rank], dtype=dtype)
+    conv = conv or Convolution((1,) * rank, (1,) * rank, (1,) * rank, (1,) * rank)
+    y = build.layer("conv", conv, x, build.constant("w", build.random.standard_normal((6, 4, *(3,) * rank)).astype(dtype.numpy)))
+    if rank == 2:
+        y = build.pointwise("bias", "add", y, build.constant("b", build.random.standard_normal((6, 1, 1)).astype(dtype.numpy)))
+        y = build.pointwise("relu", "relu", y)
+    return build.network(build.layer("pool", pooling, y))
+
+
+STEM = Pooling("max", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1))
+HALVES = Pooling("average", (2, 2), (2, 2), (0, 0), (0, 0), (1, 1), True, True)
+
+
+@pytest.mark.parametrize("pooling", [STEM, HALVES])
+def test_a_convolution_may_be_pooled_where_it_is_made(pooling: Pooling) -> None:
+    (layer,) = fuse(pooled(pooling, batch=symbol("n")), *EPILOGUES, convolution_pooling.RULE, sizes={"n": 2}).layers
+    assert layer.name == "conv + bias + relu + pool"
+    assert isinstance(layer.op, ConvolutionPooling) and layer.op.convolution.epilogue != IDENTITY
+    assert from_json(to_json(layer)) == layer
+
+
+@pytest.mark.parametrize(
+    "pooling, options, condition",
+    [
+        (replace(STEM, stride=(1, 1)), {}, "overlap"),
+        (replace(STEM, dilation=(4, 1), window=(2, 3)), {}, ""),
+        (replace(HALVES, window=(9, 9), stride=(9, 9), pre_padding=(1, 0)), {}, "window"),
+        (replace(STEM, kind="lp"), {}, "kind"),
+        (replace(STEM, epilogue=apply("exp", X0)), {}, "epilogue"),
+        (Pooling("max", (2,) * 3, (2,) * 3, (0,) * 3, (0,) * 3, (1,) * 3), {"rank": 3}, "dimensions"),
+        (STEM, {"dtype": DataType.DOUBLE}, "precision"),
+        (replace(STEM, pre_padding=(symbol("n"), 1)), {"batch": symbol("n")}, "dynamic"),
+    ],
+)
+def test_other_pooling_stays_a_layer(pooling: Pooling, options: dict, condition: str) -> None:
+    sizes = {"n": 1} if condition == "dynamic" else None
+    network = fuse(pooled(pooling, **options), *EPILOGUES, sizes=sizes)
+    if not condition:
+        assert kinds(fuse(network, convolution_pooling.RULE)) == ["ConvolutionPooling"]
+    else:
+        assert refused(network, convolution_pooling.RULE, sizes=sizes).condition == condition
+
+
+def test_pooling_on_a_gpu_joins_channels_last_only() -> None:
+    network = fuse(pooled(STEM), *EPILOGUES)
+    assert refused(network, convolution_pooling.RULE, limits=Limits("cuda")).condition == "layout"
+    result = optimize(network, FusionOptions(device="cuda", enabled=("convolution-pooling",))).network
+    joined = only(result, ConvolutionPooling).op
+    assert isinstance(joined, ConvolutionPooling) and joined.convolution.channels_last and joined.pooling.channels_last
+    assert_same(network, result, 1e-4)

@@ -81,7 +81,7 @@ def check_all(
 
 def _gone(op: Op, number: int, packed: Sequence[np.ndarray]) -> bool:
     """Weights of windowed layers are always packed; matrices only when they are converted."""
-    return type(op).__name__ in ("Convolution", "Deconvolution") and number == 1
+    return type(op).__name__ in ("Convolution", "ConvolutionPooling", "Deconvolution") and number == 1
 
 
 def compare(got: np.ndarray, expected: np.ndarray, label: str) -> None:
