@@ -12,14 +12,16 @@ from fusion.dtypes import DataType
 from fusion.expression import Operand, apply
 from fusion.network import TensorType
 from fusion.ops import Convolution, ConvolutionPooling, Pooling
-from tactics.cuda.conv.pooled_conv import PooledConvolution
-from tactics.tactic import Refusal, Workload
-from tests.harness.fiber import A100, available, check, close
+from tactics.cuda.conv.pooled_conv import PooledConvolution, PooledMma
+from tactics.tactic import Refusal, Tactic, Workload
+from tests.harness.emulated import emulated
+from tests.harness.fiber import A100, available, check, close, run_plan
 
 harness = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 BIAS_RESIDUAL_RELU = apply("relu", apply("add", apply("add", Operand(0), Operand(1)), Operand(2)))
 BIAS_RELU = apply("relu", apply("add", Operand(0), Operand(1)))
 MAX = Pooling("max", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1), channels_last=True)
+LIMITS = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1e-3}  # fp32 products on tensor cores round both operands to 10 bits
 CASES = {
     "stem": (Convolution((2, 2), (3, 3), (3, 3), (1, 1), 1, True, BIAS_RELU, False), MAX, (2, 3, 23, 19), 24, 7, DataType.HALF),
     "vgg": (Convolution((1, 1), (1, 1), (1, 1), (1, 1), 1, True, BIAS_RELU),
@@ -61,6 +63,19 @@ def test_it_convolves_and_pools(name: str) -> None:
 
 
 @harness
+@pytest.mark.parametrize("name", CASES)
+def test_it_multiplies_on_tensor_cores(name: str) -> None:
+    workload, inputs, expected = case(name)
+    tactic = PooledMma()
+    assert tactic.supports(workload, A100) is None
+    configs = tactic.configs(workload, A100)
+    for one in (configs[0], configs[-1]) if name == "stem" else configs[:1]:
+        plan = emulated(tactic.plan(workload, one, A100))
+        (result,) = run_plan(plan, inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
+        close(result, expected[0], str(dict(one)), LIMITS)
+
+
+@harness
 def test_nan_wins_a_maximum() -> None:
     workload, inputs, expected = case("vgg", poison=True)
     assert np.isnan(expected[0]).any() and not np.isnan(expected[0]).all()
@@ -82,14 +97,15 @@ def test_it_refuses_what_it_does_not_compute() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("tactic", [PooledConvolution(), PooledMma()], ids=lambda one: one.id)
 @pytest.mark.parametrize("name", CASES)
-def test_on_the_gpu(name: str) -> None:
+def test_on_the_gpu(name: str, tactic: Tactic) -> None:
     from runtime.devices import open_device
     from tests.harness.gpu import run_on_gpu
 
     workload, inputs, expected = case(name)
-    tactic, device = PooledConvolution(), open_device("0").spec
+    device = open_device("0").spec
     for one in tactic.configs(workload, device):
         packed = tactic.prepare(workload, one, {1: inputs[1]})
         (result,) = run_on_gpu(tactic.plan(workload, one, device), inputs, workload.outputs, packed)
-        close(result, expected[0], str(dict(one)))
+        close(result, expected[0], str(dict(one)), LIMITS if tactic.id.endswith("mma") else None)
