@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -241,6 +243,23 @@ def test_fast_functions_stay_under_half_rounding() -> None:
         truth = evaluate(expression, [x.astype(np.float64)])
         error = np.abs(result - truth) / np.maximum(np.abs(truth), 6e-8)
         assert error.max() < 2.0**-12, (name, x[error.argmax()], error.max())
+
+
+@needs_compiler
+def test_fast_gelu_over_all_of_float16() -> None:
+    """Every float16 against float64: 2^-14 of the result before it is rounded, and what is stored is one of the two nearest values."""
+    x = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    x = x[np.isfinite(x)].astype(np.float32)
+    truth = np.array([0.5 * value * math.erfc(-value * math.sqrt(0.5)) for value in x.astype(np.float64)])
+    (result,) = run_all([apply("gelu", X)], [x], fast=True)
+    assert np.max(np.abs(result - truth) / np.maximum(np.abs(truth), 6e-8)) < 2.0**-14
+    stored = result.astype(np.float16)
+    with np.errstate(over="ignore"):
+        below, above = (np.nextafter(stored, np.float16(end)) for end in (-np.inf, np.inf))
+    assert np.all((below <= truth) & (truth <= above))
+    edges = run_all([apply("gelu", X)], [np.array([np.inf, -np.inf, np.nan, 3e38, -3e38], np.float32)], fast=True)[0]
+    np.testing.assert_array_equal(edges[:4], np.array([np.inf, np.nan, np.nan, 3e38], np.float32))
+    assert abs(edges[4]) < 1e-13
 
 
 def test_every_function_compiles_for_the_gpu() -> None:
