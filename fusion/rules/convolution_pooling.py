@@ -13,10 +13,11 @@ from fusion.dtypes import DataType
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Convolution, ConvolutionPooling, Pooling
+from fusion.ops.convolution import split_channels
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 
-READS = 2.5  # how many windows may read each result: 3x3 with stride 2 has 2.25
+READS = 2.5  # how many windows may read each result: 3x3 with stride 2 has 2.25, a mean of the whole image 1
 POSITIONS = 64  # of a window, whose results one block of a kernel holds
 TYPES = (DataType.FLOAT, DataType.HALF, DataType.BF16)
 
@@ -51,11 +52,21 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     extents = [gap * (int(k) - 1) + 1 for gap, k in zip(pooling.dilation, pooling.window, strict=True)]  # type: ignore[arg-type]
     if math.prod(extents) > POSITIONS:
         return Refusal("window", f"{layer.name} has windows over {math.prod(extents)} positions; {POSITIONS} are allowed")
-    windows, steps = ([int(one) for one in sizes] for sizes in (pooling.window, pooling.stride))  # type: ignore[arg-type]
-    reads = math.prod(windows) / math.prod(steps)
+    reads = math.prod(_reads(graph, layer))
     if reads > READS:
         return Refusal("overlap", f"{reads:.3g} windows of {layer.name} read each result of {first.name}; {READS} are allowed")
     return None
+
+
+def _reads(graph: Graph, layer: Layer) -> list[float]:
+    """How many windows read each result, along each axis; where the whole image is one window, just that one."""
+    pooling = layer.op
+    assert isinstance(pooling, Pooling)
+    counts = split_channels(graph.type(layer.outputs[0]).shape, pooling.channels_last)[2]
+    return [
+        min(int(k) / int(step), count if isinstance(count, int) else math.inf)  # type: ignore[arg-type]
+        for k, step, count in zip(pooling.window, pooling.stride, counts, strict=True)
+    ]
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:

@@ -451,6 +451,8 @@ def test_a_convolution_may_be_pooled_where_it_is_made(pooling: Pooling) -> None:
     [
         (replace(STEM, stride=(1, 1)), {}, "overlap"),
         (replace(STEM, dilation=(4, 1), window=(2, 3)), {}, ""),
+        (Pooling("average", (3, 8), (1, 1), (0, 0), (0, 0), (1, 1)), {}, "overlap"),
+        (Pooling("max", (8, 8), (1, 2), (0, 0), (0, 0), (1, 1)), {}, ""),
         (replace(HALVES, window=(9, 9), stride=(9, 9), pre_padding=(1, 0)), {}, "window"),
         (replace(STEM, kind="lp"), {}, "kind"),
         (replace(STEM, epilogue=apply("exp", X0)), {}, "epilogue"),

@@ -29,6 +29,8 @@ CASES = {
     "residual": (Convolution((1, 2), (0, 1), (1, 0), (2, 1), 1, True, BIAS_RESIDUAL_RELU), MAX, (2, 12, 15, 5), 7, 3, DataType.BF16),
     "average": (Convolution((1, 1), (1, 1), (1, 1), (1, 1), 3, True, BIAS_RELU),
                 Pooling("average", (3, 2), (2, 1), (1, 0), (0, 1), (1, 2), True, channels_last=True), (1, 8, 9, 12), 18, 3, DataType.FLOAT),
+    "whole image": (Convolution((1, 1), (0, 0), (0, 0), (1, 1), 1, True, BIAS_RESIDUAL_RELU),
+                    Pooling("average", (5, 7), (1, 1), (0, 0), (0, 0), (1, 1), channels_last=True), (3, 5, 7, 24), 40, 1, DataType.HALF),
     "padding counts": (Convolution((1, 1), (0, 0), (0, 0), (1, 1), 1, True),
                        Pooling("average", (3, 3), (2, 3), (1, 1), (1, 0), (1, 1), True, True, channels_last=True), (2, 7, 8, 4), 65, 1,
                        DataType.HALF),
