@@ -47,3 +47,23 @@ def test_low_levels_try_nothing() -> None:
     log = _Lines()
     builder.build(model(SIBLINGS), BuildConfig(optimization_level=2, avg_timing=1), open_device("cpu"), log=log)
     assert not any("Measured" in line or "sibling" in line for line in log.lines)
+
+
+STEM = Row(
+    "stem", "a = Conv<strides=[2,2], pads=[3,3,3,3]>(x, w1, b1)\nb = Relu(a)\nc = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(b)\n"
+    "d = Conv<pads=[1,1,1,1]>(c, w2)\ne = Add(d, c)\nf = Relu(e)\ny = GlobalAveragePool(f)", "",
+    inputs={"x": (2, 3, 27, 30)}, values={"w1": (24, 3, 7, 7), "b1": (24,), "w2": (24, 24, 3, 3)},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("device_name", ["cpu", pytest.param("0", marks=pytest.mark.gpu)])
+def test_convolution_and_pooling(device_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "MIN_GAIN", -1e6)
+    device, log, data = open_device(device_name), _Lines(), model(STEM)
+    engine = builder.build(data, BuildConfig(avg_timing=1, tf32=False), device, log=log)
+    joined = [layer.name for layer in engine.network.layers if layer.op.layer_type == "ConvolutionPooling"]
+    last = ["Conv3 + Add4 + Relu5 + GlobalAveragePool6"] if device.spec.kind == "cuda" else []  # a reduction on the CPU
+    assert joined == ["Conv0 + Relu1 + MaxPool2", *last]
+    x = np.random.default_rng(0).standard_normal((2, 3, 27, 30)).astype(np.float32)
+    found = engine.create_execution_context(device).execute({"x": x})
+    np.testing.assert_allclose(found["y"], onnxruntime_outputs(onnx.load_from_string(data), {"x": x})["y"], rtol=1e-4, atol=1e-4)
