@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx.parser import parse_model
 
+from fusion.dtypes import DataType
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.reference import run
 from runtime.cpu import CpuDevice
@@ -430,7 +431,8 @@ def _on_a_gpu(model: onnx.ModelProto, tmp_path) -> None:
         for name in engine.network.inputs:
             kind = engine.network.tensors[name]
             shape = shapes.get(name, tuple(int(dim) for dim in kind.shape) if name not in shapes else ())
-            inputs[name] = np.array(3) if kind.dtype.is_integer else sign * (random.random(shape).astype(np.float32) - 0.3)
+            values = np.array(3) if kind.dtype.is_integer else sign * (random.random(shape) - 0.3)
+            inputs[name] = np.asarray(values > 0 if kind.dtype is DataType.BOOL else values, kind.dtype.numpy)
         expected = onnxruntime_outputs(model, inputs)
         found = context.execute(inputs)
         for name, array in expected.items():
