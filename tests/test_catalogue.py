@@ -14,19 +14,12 @@ from runtime.devices import open_device
 from runtime.views import view_layers
 from tests.catalogue import CATALOGUE, Row, model
 from tests.models import onnxruntime_outputs, random_inputs
+from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
 
 DEVICES = ["cpu", pytest.param("0", marks=pytest.mark.gpu)]
 IDS = [row.name.replace(" ", "-") for row in CATALOGUE]
-
-
-class _Silent:
-    def info(self, text: str) -> None: ...
-
-    def verbose(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None: ...
 
 
 def _working(network: Network) -> list[str]:
@@ -73,7 +66,7 @@ def test_it_runs(row: Row, device_name: str, cache: str) -> None:
     expected = onnxruntime_outputs(onnx.load_from_string(data), inputs)
     for disabled in ((), (("all", ""),)):
         config = BuildConfig(timing_cache_file=cache, optimization_level=1, tf32=False, disable_fusion=disabled)
-        found = build(data, config, device, log=_Silent()).create_execution_context(device).execute(inputs)
+        found = build(data, config, device, log=Silent()).create_execution_context(device).execute(inputs)
         for name, wanted in expected.items():
             assert found[name].dtype == wanted.dtype
             np.testing.assert_allclose(found[name], wanted, rtol=2e-5, atol=2e-5, equal_nan=True, err_msg=name)

@@ -11,6 +11,7 @@ from runtime.device import Device
 from runtime.devices import open_device
 from runtime.engine import Engine
 from tests.models import WHEEL_MODELS, light, onnxruntime_outputs, wheel_model
+from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
 from trtcli.zoo import LIGHT_MODELS
@@ -28,21 +29,13 @@ SHAPES = {
 DEVICES = ["cpu", pytest.param("0", marks=pytest.mark.gpu)]
 
 
-class _Silent:
-    def info(self, text: str) -> None: ...
-
-    def verbose(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("cache") / "timings.json")
 
 
 def _engine(model: Path | bytes, config: BuildConfig, device: Device, folder: Path) -> Engine:
-    build(model, config, device, log=_Silent()).save(folder / "model.engine")
+    build(model, config, device, log=Silent()).save(folder / "model.engine")
     return Engine.load(folder / "model.engine")
 
 

@@ -17,6 +17,7 @@ from tests.fusion.importer import test_microsoft as microsoft
 from tests.fusion.importer import test_recurrent as recurrent
 from tests.fusion.importer import test_signal as signal
 from tests.fusion.ops import test_random as random
+from tests.silence import Silent
 from trtcli import onnx_backend
 from trtcli.builder import build
 from trtcli.config import BuildConfig
@@ -48,14 +49,6 @@ CASES: Mapping[str, tuple[ModuleType, Callable[[], object]]] = {
 }
 
 
-class _Silent:
-    def info(self, text: str) -> None: ...
-
-    def verbose(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None: ...
-
-
 def on_device(monkeypatch: pytest.MonkeyPatch, module: ModuleType, device: str) -> None:
     """Lets ``module`` run the model that it imported last on ``device``."""
     models: dict[int, onnx.ModelProto] = {}
@@ -70,7 +63,7 @@ def on_device(monkeypatch: pytest.MonkeyPatch, module: ModuleType, device: str) 
 
     def running(network: Network, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         shapes = {name: inputs[name].shape for name in network.inputs if not network.tensors[name].is_static}
-        engine = build(models[id(network)].SerializeToString(), replace(CONFIG, shapes=shapes), open_device(device), log=_Silent())
+        engine = build(models[id(network)].SerializeToString(), replace(CONFIG, shapes=shapes), open_device(device), log=Silent())
         context = engine.create_execution_context(open_device(device))
         for name, shape in shapes.items():
             context.set_input_shape(name, shape)

@@ -15,6 +15,7 @@ from runtime.devices import open_device
 from runtime.engine import Engine
 from tests.models import light, onnxruntime_outputs
 from tests.quantized import SHAPES, fp8, last_scale, prepared, quantized, small
+from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
 from trtcli.report.layers import layer_objects
@@ -25,14 +26,6 @@ PRODUCTS = {
     ("residual", "int8"): (6, 6), ("residual", "uint8"): (6, 6), ("residual", "operators"): (6, 6), ("residual", "dynamic"): (6, 6),
     ("transformer", "int8"): (8, 8), ("transformer", "uint8"): (8, 6), ("transformer", "operators"): (8, 6),
 }  # fmt: skip
-
-
-class _Silent:
-    def info(self, text: str) -> None: ...
-
-    def verbose(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None: ...
 
 
 def products(network: Network) -> list[bool]:
@@ -57,7 +50,7 @@ def test_small_models(name: str, kind: str, device_name: str, tmp_path: Path) ->
     device = open_device(device_name)
     model = small(name, kind)
     config = BuildConfig(timing_cache_file=str(tmp_path / "timings.json"), optimization_level=1, tf32=False)
-    build(model.SerializeToString(), config, device, log=_Silent()).save(tmp_path / "model.engine")
+    build(model.SerializeToString(), config, device, log=Silent()).save(tmp_path / "model.engine")
     engine = Engine.load(tmp_path / "model.engine")
     assert (len(products(engine.network)), sum(products(engine.network))) == PRODUCTS[name, kind]
     shown = [one["Precision"] for one in layer_objects(engine) if one["LayerType"] in ("Convolution", "MatrixMultiply")]
@@ -71,7 +64,7 @@ def test_small_models(name: str, kind: str, device_name: str, tmp_path: Path) ->
 def test_8_bit_floats(device_name: str, tmp_path: Path) -> None:
     device = open_device(device_name)
     config = BuildConfig(timing_cache_file=str(tmp_path / "timings.json"), optimization_level=1, tf32=False)
-    build(fp8().SerializeToString(), config, device, log=_Silent()).save(tmp_path / "model.engine")
+    build(fp8().SerializeToString(), config, device, log=Silent()).save(tmp_path / "model.engine")
     engine = Engine.load(tmp_path / "model.engine")
     assert products(engine.network) == [True, True]
     assert [one["Precision"] for one in layer_objects(engine) if one["LayerType"] == "MatrixMultiply"] == ["FP8", "FP8"]
@@ -97,7 +90,7 @@ def test_resnet50(device_name: str, tmp_path: Path) -> None:
     shape = (1, 3, 224, 224)
     model = quantized(prepared(light("resnet50")), shape, "int8")
     config = BuildConfig(timing_cache_file=str(tmp_path / "timings.json"), optimization_level=1, tf32=False)
-    build(model.SerializeToString(), config, device, log=_Silent()).save(tmp_path / "model.engine")
+    build(model.SerializeToString(), config, device, log=Silent()).save(tmp_path / "model.engine")
     engine = Engine.load(tmp_path / "model.engine")
     assert products(engine.network) == [True] * 54
     assert len(engine.network.layers) <= 59

@@ -16,18 +16,11 @@ from fusion.reference import run
 from runtime.devices import open_device
 from runtime.engine import Engine
 from tests.models import onnxruntime_outputs
+from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
 
 DEVICES = ["cpu", pytest.param("0", marks=pytest.mark.gpu)]
-
-
-class _Silent:
-    def info(self, text: str) -> None: ...
-
-    def verbose(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None: ...
 
 
 def speech_model() -> bytes:
@@ -65,7 +58,7 @@ def test_speech_model(device_name: str, tmp_path: Path) -> None:
     config = BuildConfig(
         tf32=False, optimization_level=1, min_shapes={"x": (1, 1, 20)}, opt_shapes={"x": (2, 30, 20)}, max_shapes={"x": (8, 100, 20)}
     )
-    build(model, config, device, log=_Silent()).save(tmp_path / "speech.engine")
+    build(model, config, device, log=Silent()).save(tmp_path / "speech.engine")
     engine = Engine.load(tmp_path / "speech.engine")
     context = engine.create_execution_context(device)
     for shape in ((2, 30, 20), (3, 7, 20), (1, 1, 20), (8, 100, 20)):

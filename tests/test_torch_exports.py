@@ -14,6 +14,7 @@ from fusion.passes import FusionOptions, optimize
 from runtime.devices import open_device
 from runtime.graph import GraphRunner
 from runtime.views import view_layers
+from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
 
@@ -22,14 +23,6 @@ torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 EXPORTED = ("bert_base", "vit_b_16", "mobilenet_v2", "efficientnet_b0", "unet")
 SLACK = 2.0  # our error against fp32 may be this many times that of torch's own fp16 run
-
-
-class _Silent:
-    def info(self, text: str) -> None: ...
-
-    def verbose(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None: ...
 
 
 @pytest.mark.parametrize(("name", "most"), [("resnet50", 57), ("bert_base", 90)])
@@ -56,7 +49,7 @@ def test_dynamic_batch(name: str, tmp_path: Path) -> None:
     low, opt, high = ranges
     config = BuildConfig(min_shapes=low, opt_shapes=opt, max_shapes=high, optimization_level=1)
     device = open_device("0")
-    engine = build(tmp_path / "model.onnx", config, device, log=_Silent())
+    engine = build(tmp_path / "model.onnx", config, device, log=Silent())
     context = engine.create_execution_context(device)
     half, full = narrow.module.cuda(), wide.module.cuda()
     runner = GraphRunner(context)
