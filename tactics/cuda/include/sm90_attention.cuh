@@ -1,0 +1,43 @@
+// What both attention kernels for sm_90a are made of: the product of probabilities in registers with values in shared memory, their
+// conversion, the exponential, the 4-D copy. Defines: WGMMA_N (keys of a product of scores, set before sm90_wgmma.cuh), HEAD.
+#pragma once
+#undef WGMMA_N
+#define WGMMA_N HEAD
+#define WG_C(v) "+f"(v)
+
+// d += x * y, x 64 x 16 in registers, y 16 x HEAD with its columns contiguous in shared memory.
+template <class T>
+__device__ __forceinline__ void weigh(float (&d)[HEAD / 2], const u32 (&x)[4], u64 y, int accumulate);
+template <>
+__device__ __forceinline__ void weigh<half>(float (&d)[HEAD / 2], const u32 (&x)[4], u64 y, int accumulate) {
+  WG_EMIT_REGISTERS("k16.f32.f16.f16", ", 1, 1, 1");
+}
+template <>
+__device__ __forceinline__ void weigh<__nv_bfloat16>(float (&d)[HEAD / 2], const u32 (&x)[4], u64 y, int accumulate) {
+  WG_EMIT_REGISTERS("k16.f32.bf16.bf16", ", 1, 1, 1");
+}
+#undef WG_C
+
+__device__ __forceinline__ u32 pack(half, float a, float b) {
+  const __half2 both = __floats2half2_rn(a, b);
+  return *(const u32*)&both;
+}
+__device__ __forceinline__ u32 pack(__nv_bfloat16, float a, float b) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
+  return *(const u32*)&both;
+}
+__device__ __forceinline__ float exponential(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ void tma_load(u32 target, const TensorMap* map, u32 barrier, int x, int y, int z, int w) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(target),
+      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
+
+struct Strides {  // of batch, head and position, in elements
+  long long b, h, s;
+};
