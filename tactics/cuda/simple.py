@@ -9,7 +9,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Expression, type_of
 from fusion.network import TensorType
 from fusion.ops.epilogue import IDENTITY
-from tactics.cuda.codegen import Unsupported, computed_type, device_function, storage_type
+from tactics.cuda.codegen import STORAGE_TYPES, Unsupported, computed_type, device_function, storage_type
 from tactics.cuda.epilogue import EpilogueCode, finish_code
 from tactics.tactic import Argument, Buffer, DeviceSpec, Kernel, Launch, Refusal, Scalar, Workload
 
@@ -85,6 +85,14 @@ def refuse_large(workload: Workload) -> Refusal | None:
         if count(tensor) >= LIMIT:
             return Refusal(f"a tensor has {count(tensor)} elements; this kernel counts to {LIMIT - 1}")
     return None
+
+
+def refuse_input(workload: Workload) -> Refusal | None:
+    """A refusal when generated code cannot read input 0, or a tensor has 2^31 elements or more."""
+    dtype = workload.inputs[0].dtype
+    if dtype not in STORAGE_TYPES:
+        return Refusal(f"x is {dtype.value}; this kernel does not read it")
+    return refuse_large(workload)
 
 
 def contiguous(axes: Sequence[int]) -> bool:

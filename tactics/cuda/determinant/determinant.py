@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fusion.expression import compute_type
 from fusion.ops import Determinant
-from tactics.cuda.codegen import STORAGE_TYPES, storage_type
-from tactics.cuda.simple import OUT, count, defines, dims, launch, refuse_large
+from tactics.cuda.codegen import storage_type
+from tactics.cuda.simple import OUT, count, defines, dims, launch, refuse_input
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Tactic, Workload
 
 THREADS = 128
@@ -20,9 +20,7 @@ class Elimination(Tactic):
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if workload.inputs[0].dtype not in STORAGE_TYPES:
-            return Refusal(f"x is {workload.inputs[0].dtype.value}; this kernel does not read it")
-        return refuse_large(workload)
+        return refuse_input(workload)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         x, total = workload.inputs[0], count(workload.outputs[0])

@@ -46,6 +46,11 @@ def _epilogue(workload: Workload) -> EpilogueCode | Refusal:
     return finish_code(workload, product_type(workload.inputs[0].dtype))
 
 
+def _product_refusal(workload: Workload) -> Refusal | None:
+    code = _epilogue(workload)
+    return _refusal(workload, 2) or (code if isinstance(code, Refusal) else None)
+
+
 class PlainMatmul(Tactic):
     """Matrix products."""
 
@@ -55,8 +60,7 @@ class PlainMatmul(Tactic):
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        code = _epilogue(workload)
-        return _refusal(workload, 2) or (code if isinstance(code, Refusal) else None)
+        return _product_refusal(workload)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, (a, b, *_), out = workload.op, map(dims, workload.inputs), dims(workload.outputs[0])
@@ -94,8 +98,7 @@ class PlainConvolution(Tactic):
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        code = _epilogue(workload)
-        return _refusal(workload, 2) or (code if isinstance(code, Refusal) else None)
+        return _product_refusal(workload)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, (x, weights, *_), out = workload.op, map(dims, workload.inputs), dims(workload.outputs[0])

@@ -6,8 +6,8 @@ from math import prod
 
 from fusion.expression import compute_type
 from fusion.ops import Fold, PoolingIndices
-from tactics.cuda.codegen import STORAGE_TYPES, storage_type
-from tactics.cuda.simple import OUT, ceil_div, count, defines, dims, divider, launch, refuse_large
+from tactics.cuda.codegen import storage_type
+from tactics.cuda.simple import OUT, ceil_div, count, defines, dims, divider, launch, refuse_input
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload
 
 THREADS = 128
@@ -27,9 +27,7 @@ class FoldGather(Tactic):
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if workload.inputs[0].dtype not in STORAGE_TYPES:
-            return Refusal(f"x is {workload.inputs[0].dtype.value}; this kernel does not read it")
-        return refuse_large(workload)
+        return refuse_input(workload)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, x, total = workload.op, workload.inputs[0], count(workload.outputs[0])
@@ -55,9 +53,7 @@ class PoolingArgmax(Tactic):
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if workload.inputs[0].dtype not in STORAGE_TYPES:
-            return Refusal(f"x is {workload.inputs[0].dtype.value}; this kernel does not read it")
-        return refuse_large(workload)
+        return refuse_input(workload)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, x, total = workload.op, workload.inputs[0], count(workload.outputs[0])
