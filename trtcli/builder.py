@@ -26,11 +26,10 @@ from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_
 from fusion.precision import LayerTypes
 from runtime.device import Device, DeviceLostError
 from runtime.engine import CONTROL, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
-from runtime.resolution import largest
 from runtime.segments import parts_of
 from runtime.streams import with_streams
 from runtime.timer import Bench
-from runtime.views import VIEW, intermediate_bytes, missed_views, view_layers
+from runtime.views import VIEW, missed_views, view_layers
 from runtime.workloads import workload_of
 from tactics import cache as timing_cache
 from tactics.cache import CacheError, Entry, TimingCache
@@ -55,8 +54,19 @@ from tactics.tactic import (
     workload_flops,
 )
 from trtcli.config import BuildConfig
+from trtcli.report.building import (
+    activations,
+    fused_line,
+    fusion_lines,
+    host_lines,
+    parsed_line,
+    profile_lines,
+    saved_bytes,
+    stream_lines,
+    timing_line,
+    weight_bytes,
+)
 from trtcli.shapes import optimization_profiles, shared_sizes
-from trtcli.shapes import text as shape_text
 from trtcli.version import __version__
 
 LAUNCH_FLOOR = 1e-6  # seconds that a launch costs inside a CUDA graph, whatever it does
@@ -112,10 +122,10 @@ def build(
     """
     began = time.perf_counter()
     imported = import_onnx(model)
-    log.info(_parsed_line(model, imported, time.perf_counter() - began))
+    log.info(parsed_line(model, imported, time.perf_counter() - began))
     profiles = optimization_profiles(imported, config, log)
     imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
-    for line in _profile_lines(imported, profiles):
+    for line in profile_lines(imported, profiles):
         log.info(line)
 
     fusing = time.perf_counter()
@@ -123,9 +133,9 @@ def build(
     fused = fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, device.spec.kind, log)
     network = replace(fused.network, outputs=imported.outputs)
     fused = replace(fused, network=network)
-    saved = _saved_bytes(imported, network, {name: one.opt for name, one in profiles[0].items()})
-    log.info(_fused_line(imported, fused, saved, time.perf_counter() - fusing))
-    for line in _fusion_lines(fused):
+    saved = saved_bytes(imported, network, {name: one.opt for name, one in profiles[0].items()})
+    log.info(fused_line(imported, fused, saved, time.perf_counter() - fusing))
+    for line in fusion_lines(fused):
         log.verbose(line)
 
     choices = _choose(network, profiles, config, device, log, progress)
@@ -135,10 +145,10 @@ def build(
     network = fused.network
     bodies = _bodies(network, profiles, {}, config, device, log, progress)
     engine = _assemble(network, choices, profiles, config, device, bodies)
-    for line in _host_lines(engine):
+    for line in host_lines(engine):
         log.warning(line)
     engine, streams = with_streams(engine, device, -1 if config.max_aux_streams is None else config.max_aux_streams)
-    for line in _stream_lines(streams, log.verbose):
+    for line in stream_lines(streams, log.verbose):
         log.info(line)
     seconds = time.perf_counter() - began
     record = {
@@ -151,8 +161,8 @@ def build(
         "buildSeconds": seconds,
     }
     log.info(
-        f"Built in {seconds:.1f} s: {sum(len(part.layers) for part, _ in parts_of(network))} layers, weights {_weights(engine) / 2**20:.1f} MiB, "
-        f"{_activations(engine)}, {engine.num_aux_streams + 1} stream{'s' if engine.num_aux_streams else ''}"
+        f"Built in {seconds:.1f} s: {sum(len(part.layers) for part, _ in parts_of(network))} layers, weights {weight_bytes(engine) / 2**20:.1f} MiB, "
+        f"{activations(engine)}, {engine.num_aux_streams + 1} stream{'s' if engine.num_aux_streams else ''}"
     )
     return replace(engine, record=record)
 
@@ -315,7 +325,7 @@ def _choose(
             decision = _named(layer.name, finish, search, values, device.spec, option, bench, compilers)
             decided[key] = decision
             for timing in decision.timings:
-                log.verbose(_timing_line(layer.name, timing, decision))
+                log.verbose(timing_line(layer.name, timing, decision))
             if option.level:
                 cache = cache.with_entry(Entry(questions[key], decision.timings, option.level), decision.kernels)
             counted = sum(timing.seconds is not None for timing in decision.timings)
@@ -673,7 +683,7 @@ def _record(
         "versions": _versions(device),
         "nodes": len(imported.fates),
         "layers": len(fused.network.layers),
-        "fusions": _fusion_lines(fused),
+        "fusions": fusion_lines(fused),
         "misses": {layer: _plain(asdict(miss)) for layer, miss in {**fused.misses, **missed_views(fused.network)}.items()},  # for --whyNot
         "cacheHits": choices.hits,
         "cacheMisses": choices.misses,
@@ -686,86 +696,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
-
-
-def _parsed_line(model: Path | bytes, network: Network, seconds: float) -> str:
-    name = model.name if isinstance(model, Path) else network.name
-    parts = [part for part, _ in parts_of(network)]
-    count = sum(value.size for part in parts for value in part.constants.values())
-    nodes = sum(len(part.fates) for part in parts)
-    inputs = ", ".join(f"{one} {'x'.join(map(str, network.tensors[one].shape)) or 'scalar'}" for one in network.inputs)
-    return f"Parsed {name} in {seconds:.2f} s: {nodes} nodes, {count / 1e6:.1f} M weights, input {inputs}"
-
-
-def _saved_bytes(imported: Network, network: Network, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Bytes of tensors between layers that fusion has no need of, at the optimal shapes."""
-    return intermediate_bytes(imported, sizes_of(imported, shapes)) - intermediate_bytes(network, sizes_of(network, shapes))
-
-
-def _profile_lines(network: Network, profiles: Sequence[Profile]) -> list[str]:
-    return [
-        f"Set shape of input tensor {name} for optimization profile {number} to: "
-        f"MIN={shape_text(one.min)} OPT={shape_text(one.opt)} MAX={shape_text(one.max)}"
-        for number, profile in enumerate(profiles)
-        for name, one in profile.items()
-        if not network.tensors[name].is_static
-    ]
-
-
-def _fused_line(imported: Network, fused: FusionResult, saved: int, seconds: float) -> str:
-    counts = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
-    before = sum(len(part.layers) for part, _ in parts_of(imported))
-    after = [part for part, _ in parts_of(fused.network)]
-    count, views = sum(len(part.layers) for part in after), sum(len(view_layers(part)) for part in after)
-    layers = f"{count - views} and {views} views" if views else f"{count}"
-    spared = f", {saved / 1e6:.3g} MB of intermediate tensors saved" if saved > 0 else ""
-    return f"Fused {before} layers into {layers} in {seconds:.2f} s{spared}: {counts}"
-
-
-def _fusion_lines(fused: FusionResult) -> list[str]:
-    return [f"{one.rule}: {', '.join(one.layers)}" + (f" -> {one.result}" if one.result else "") for one in fused.applied]
-
-
-def _host_lines(engine: Engine) -> list[str]:
-    """What the user should know of layers that a GPU's host computes."""
-    inner = [line for plan in engine.layers for body in plan.bodies for line in _host_lines(body)]
-    names = [engine.network.layers[number].name for number in sorted(engine.host_layers)]
-    if not names:
-        return inner
-    what = "layers have" if len(names) > 1 else "layer has"
-    return [f"{len(names)} {what} no kernel for this GPU and will be computed on the host: {', '.join(names)}", *inner]
-
-
-def _stream_lines(streams: Mapping[str, Any], verbose: Callable[[str], None]) -> list[str]:
-    """What the choice of streams came to, when it was measured; every branch that stayed on the main stream goes to ``verbose``."""
-    for branch in streams.get("branches", ()):
-        if not branch["stream"]:
-            verbose(f"Stays on the main stream: {', '.join(branch['layers'])}: {branch['reason']}")
-    if "measuredMs" not in streams:
-        return []
-    beside, alone = streams["measuredMs"] * 1e3, streams["measuredSerialMs"] * 1e3
-    count = streams["used"]
-    what = f"{count} used" if count else "none used"
-    return [f"Auxiliary streams: {what}: {beside:.1f} us with them, {alone:.1f} us on one stream (measured)"]
-
-
-def _timing_line(layer: str, timing: timing_cache.Timing, decision: Decision) -> str:
-    settings = ",".join(f"{name}={value}" for name, value in timing.config)
-    if timing.seconds is None:
-        return f"  {layer}: {timing.tactic}[{settings}]: {timing.reason}"
-    ratio = timing.seconds / decision.seconds if decision.seconds else 1.0
-    return f"  {layer}: {timing.tactic}[{settings}]: {timing.seconds * 1e6:.2f} us ({ratio:.2f}x)"
-
-
-def _activations(engine: Engine) -> str:
-    if engine.is_segmented:
-        return "activations as large as the data makes them"
-    plans = [largest(engine, number).memory for number in range(len(engine.profiles))]
-    most = max(plans, key=lambda plan: plan.size)
-    return f"activations {most.size / 2**20:.1f} MiB (lower bound {most.lower_bound / 2**20:.1f})"
-
-
-def _weights(engine: Engine) -> int:
-    """Bytes of all weights, those of bodies included."""
-    inner = sum(_weights(body) for plan in engine.layers for body in plan.bodies)
-    return inner + sum(array.nbytes for array in engine.weights.values())

@@ -1,0 +1,106 @@
+"""What a build tells while it goes on: the lines of its log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusion.network import Network
+from fusion.passes import FusionResult
+from runtime.engine import Engine, InputRange, sizes_of
+from runtime.resolution import largest
+from runtime.segments import parts_of
+from runtime.views import intermediate_bytes, view_layers
+from tactics.cache import Timing
+from tactics.select import Decision
+from trtcli.shapes import text as shape_text
+
+
+def parsed_line(model: Path | bytes, network: Network, seconds: float) -> str:
+    """What was read: nodes, weights, inputs."""
+    name = model.name if isinstance(model, Path) else network.name
+    parts = [part for part, _ in parts_of(network)]
+    count = sum(value.size for part in parts for value in part.constants.values())
+    nodes = sum(len(part.fates) for part in parts)
+    inputs = ", ".join(f"{one} {'x'.join(map(str, network.tensors[one].shape)) or 'scalar'}" for one in network.inputs)
+    return f"Parsed {name} in {seconds:.2f} s: {nodes} nodes, {count / 1e6:.1f} M weights, input {inputs}"
+
+
+def saved_bytes(imported: Network, network: Network, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of tensors between layers that fusion has no need of, at the optimal shapes."""
+    return intermediate_bytes(imported, sizes_of(imported, shapes)) - intermediate_bytes(network, sizes_of(network, shapes))
+
+
+def profile_lines(network: Network, profiles: Sequence[Mapping[str, InputRange]]) -> list[str]:
+    """A line per dynamic input and optimization profile."""
+    return [
+        f"Set shape of input tensor {name} for optimization profile {number} to: "
+        f"MIN={shape_text(one.min)} OPT={shape_text(one.opt)} MAX={shape_text(one.max)}"
+        for number, profile in enumerate(profiles)
+        for name, one in profile.items()
+        if not network.tensors[name].is_static
+    ]
+
+
+def fused_line(imported: Network, fused: FusionResult, saved: int, seconds: float) -> str:
+    """How many layers became how many, what that saved, and by which rules most."""
+    counts = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
+    before = sum(len(part.layers) for part, _ in parts_of(imported))
+    after = [part for part, _ in parts_of(fused.network)]
+    count, views = sum(len(part.layers) for part in after), sum(len(view_layers(part)) for part in after)
+    layers = f"{count - views} and {views} views" if views else f"{count}"
+    spared = f", {saved / 1e6:.3g} MB of intermediate tensors saved" if saved > 0 else ""
+    return f"Fused {before} layers into {layers} in {seconds:.2f} s{spared}: {counts}"
+
+
+def fusion_lines(fused: FusionResult) -> list[str]:
+    """A line per fusion, in order."""
+    return [f"{one.rule}: {', '.join(one.layers)}" + (f" -> {one.result}" if one.result else "") for one in fused.applied]
+
+
+def host_lines(engine: Engine) -> list[str]:
+    """What the user should know of layers that a GPU's host computes."""
+    inner = [line for plan in engine.layers for body in plan.bodies for line in host_lines(body)]
+    names = [engine.network.layers[number].name for number in sorted(engine.host_layers)]
+    if not names:
+        return inner
+    what = "layers have" if len(names) > 1 else "layer has"
+    return [f"{len(names)} {what} no kernel for this GPU and will be computed on the host: {', '.join(names)}", *inner]
+
+
+def stream_lines(streams: Mapping[str, Any], verbose: Callable[[str], None]) -> list[str]:
+    """What the choice of streams came to, when it was measured; every branch that stayed on the main stream goes to ``verbose``."""
+    for branch in streams.get("branches", ()):
+        if not branch["stream"]:
+            verbose(f"Stays on the main stream: {', '.join(branch['layers'])}: {branch['reason']}")
+    if "measuredMs" not in streams:
+        return []
+    beside, alone = streams["measuredMs"] * 1e3, streams["measuredSerialMs"] * 1e3
+    count = streams["used"]
+    what = f"{count} used" if count else "none used"
+    return [f"Auxiliary streams: {what}: {beside:.1f} us with them, {alone:.1f} us on one stream (measured)"]
+
+
+def timing_line(layer: str, timing: Timing, decision: Decision) -> str:
+    """One row of the decision: a tactic with its time, or why it was not timed."""
+    settings = ",".join(f"{name}={value}" for name, value in timing.config)
+    if timing.seconds is None:
+        return f"  {layer}: {timing.tactic}[{settings}]: {timing.reason}"
+    ratio = timing.seconds / decision.seconds if decision.seconds else 1.0
+    return f"  {layer}: {timing.tactic}[{settings}]: {timing.seconds * 1e6:.2f} us ({ratio:.2f}x)"
+
+
+def activations(engine: Engine) -> str:
+    """The largest arena over all profiles, beside what no plan can do without."""
+    if engine.is_segmented:
+        return "activations as large as the data makes them"
+    plans = [largest(engine, number).memory for number in range(len(engine.profiles))]
+    most = max(plans, key=lambda plan: plan.size)
+    return f"activations {most.size / 2**20:.1f} MiB (lower bound {most.lower_bound / 2**20:.1f})"
+
+
+def weight_bytes(engine: Engine) -> int:
+    """Bytes of all weights, those of bodies included."""
+    inner = sum(weight_bytes(body) for plan in engine.layers for body in plan.bodies)
+    return inner + sum(array.nbytes for array in engine.weights.values())
