@@ -294,6 +294,7 @@ class ExecutionContext(Guarded):
 
         Raises:
             ValueError: it is misaligned, on another device, or an address without a size.
+            EngineError: the host steps in while the network runs, so that its memory grows.
             runtime.device.DeviceMemoryError: at the next enqueue, when it is too small for the shapes.
         """
         given = foreign(memory)

@@ -13,7 +13,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +146,7 @@ def main() -> None:
     about = {"device": device.spec.name, "driver": str(device.properties().get("driver", ""))}
     deadline, results = time.monotonic() + given.seconds, []
 
-    def add(workload: str, ours: list[float], peer: list[float] = (), peer_name: str = "", note: str = "") -> Result:  # type: ignore[assignment]
+    def add(workload: str, ours: list[float], peer: Sequence[float] = (), peer_name: str = "", note: str = "") -> Result:
         found = compare(workload, [1e6 * one for one in ours], "us", [1e6 * one for one in peer], peer_name, note=note, **about)
         results.append(found)
         print(f"{workload}: {found.ours:.1f} us" + (f" ({peer_name}: {found.peer:.1f})" if found.peer else ""), flush=True)
