@@ -3,19 +3,22 @@
     python benchmarks/race.py resnet50:1 bert_base:1,32 --peers eager,inductor --results benchmarks/results/race.jsonl
 
 For every model and batch: export from torch in fp16, build an engine, compare its outputs with torch in float32, time both. Times are
-medians of event pairs around single graph replays, the peers' and ours alternating in blocks.
+medians of event pairs around single graph replays, the peers' and ours alternating in blocks. Each has a process of its own: they export and let
+torch compile side by side, which needs cores; then one after the other has the GPU alone: to build, to let cuDNN choose its algorithms, and to time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from multiprocessing.synchronize import Event as Signal
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.runner import Result, compare
+from benchmarks.runner import compare
 
 
 def _driver() -> str:
@@ -127,14 +130,14 @@ def _layers(engine: Any, count: int = 12) -> None:
         )
 
 
-def race(name: str, batch: int, peers: list[str], given: argparse.Namespace) -> list[Result]:
-    """One model at one batch: a result for every peer."""
+def race(name: str, batch: int, given: argparse.Namespace, ready: Signal, turn: Signal) -> None:
+    """One model at one batch: a result for every peer. Sets ``ready`` when it is prepared, and begins to measure at ``turn``."""
     import torch
+    import torch._inductor.config as inductor
 
     from benchmarks import models
 
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.benchmark_limit = 5  # algorithms tried per layer; all of them take minutes for depthwise networks
+    peers = given.peers.split(",")
     path = Path(given.folder) / f"{name}_b{batch}{'_dyn' if given.dynamic else ''}.onnx"
     if not path.exists():
         models.export(models.half(models.source(name)), path, batch, given.dynamic)
@@ -147,6 +150,18 @@ def race(name: str, batch: int, peers: list[str], given: argparse.Namespace) -> 
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         expected = wide(*(one.float() if one.is_floating_point() else one for one in sample)).float()
     del wide
+    module, arranged = _memory_format(module, sample)
+    inductor.freezing = True
+    compiled = torch.compile(module, mode="default") if "inductor" in peers else None
+    if compiled is not None:
+        with torch.inference_mode():
+            compiled(*arranged)
+    torch.cuda.synchronize()
+    ready.set()
+    turn.wait()
+
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = 5  # algorithms tried per layer; all of them take minutes for depthwise networks
     began = time.perf_counter()
     replay, outputs, (engine, *_kept) = _ours(
         path, dict(zip(made.input_names, sample, strict=True)), given.level, given.cache, given.verbose
@@ -157,19 +172,14 @@ def race(name: str, batch: int, peers: list[str], given: argparse.Namespace) -> 
     result = next(iter(outputs.values())).float()
     error = float((result - expected).norm() / expected.norm())
     runs: dict[str, Callable[[], None]] = {"trtcli": replay}
-    module, sample = _memory_format(module, sample)
     torch_error = float("nan")
     if "eager" in peers:
-        runs["eager"], out = _torch_graph(module, sample)
+        runs["eager"], out = _torch_graph(module, arranged)
         runs["eager"]()
         torch.cuda.synchronize()
         torch_error = float((out.float() - expected).norm() / expected.norm())
-    if "inductor" in peers:
-        import torch._inductor.config as inductor
-
-        inductor.freezing = True
-        compiled = torch.compile(module, mode="default")
-        runs["inductor"], _ = _torch_graph(compiled, sample)
+    if compiled is not None:
+        runs["inductor"], _ = _torch_graph(compiled, arranged)
     samples: dict[str, list[float]] = {who: [] for who in runs}
     for _ in range(3):
         for who, run in runs.items():
@@ -192,22 +202,9 @@ def race(name: str, batch: int, peers: list[str], given: argparse.Namespace) -> 
     ]  # fmt: skip
     for one in results:
         print(f"  RESULT {one.workload}: {one.ours:.4f} ms, {one.peer_name} {one.peer:.4f} ms, {one.ratio:.2f}x faster; {note}", flush=True)
-    return results
-
-
-def warm(name: str, batch: int) -> None:
-    """Let torch compile a model once, so that its caches on disk serve the race: compiling side by side spends cores, not GPU time."""
-    import torch
-    import torch._inductor.config as inductor
-
-    from benchmarks import models
-
-    inductor.freezing = True
-    made = models.half(models.source(name))
-    module, sample = _memory_format(made.module.cuda(), tuple(one.cuda() for one in made.inputs(batch)))
-    with torch.inference_mode():
-        torch.compile(module, mode="default")(*sample)
-    torch.cuda.synchronize()
+    if given.results:
+        with Path(given.results).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(one)) + "\n" for one in results)
 
 
 def _memory_format(module: Any, sample: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
@@ -223,7 +220,7 @@ def _memory_format(module: Any, sample: tuple[Any, ...]) -> tuple[Any, tuple[Any
 
 
 def main() -> None:
-    """Run the races given on the command line, each in a process of its own."""
+    """Run the races given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", help="name:batch[,batch]")
     parser.add_argument("--peers", default="eager", help="eager,inductor")
@@ -236,53 +233,28 @@ def main() -> None:
     parser.add_argument("--results", default="")
     parser.add_argument("--driver", default=_driver())
     parser.add_argument("--seconds", type=float, default=500)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.warm:
-        warm(given.models[0].split(":")[0], int(given.models[0].split(":")[1]))
-        return
-    if given.child:
-        name, batch = given.models[0].split(":")
-        found = race(name, int(batch), given.peers.split(","), given)
-        if given.results:
-            with Path(given.results).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(one)) + "\n" for one in found)
-        return
-    jobs = [f"{item.split(':')[0]}:{batch}" for item in given.models for batch in item.split(":")[1].split(",")]
-    suffix = "_dyn" if given.dynamic else ""
-    exports = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "models.py"), job.split(":")[0],
-             f"{given.folder}/{job.replace(':', '_b')}{suffix}.onnx", f"--batch={job.split(':')[1]}",
-             *(["--dynamicBatch"] if given.dynamic else [])],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        for job in jobs
-        if not Path(f"{given.folder}/{job.replace(':', '_b')}{suffix}.onnx").exists()
-    ]  # fmt: skip
-    if "inductor" in given.peers:
-        exports += [
-            subprocess.Popen([sys.executable, __file__, job, "--warm"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            for job in jobs
-        ]
-    for one in exports:
-        one.wait()
+    processes = multiprocessing.get_context("spawn")
     deadline = time.monotonic() + given.seconds
-    flags = [
-        f"--{name}={value}" for name, value in vars(given).items()
-        if name in ("peers", "folder", "cache", "level", "layers", "results", "driver") and value != ""
-    ]  # fmt: skip
-    flags += [f"--{name}" for name in ("dynamic", "verbose") if getattr(given, name)]
-    for job in jobs:
+    racers = []
+    for item in given.models:
+        name, _, batches = item.partition(":")
+        for batch in batches.split(","):
+            ready, turn = processes.Event(), processes.Event()
+            process = processes.Process(target=race, args=(name, int(batch), given, ready, turn), daemon=False)
+            process.start()
+            racers.append((f"{name}:{batch}", process, ready, turn))
+    for _, process, ready, _ in racers:
+        while process.is_alive() and time.monotonic() < deadline and not ready.wait(0.2):
+            pass
+    for job, process, _, turn in racers:
         left = deadline - time.monotonic()
         print(f"== {job} ({left:.0f} s left)", flush=True)
-        if left < 10:
-            continue
-        try:
-            subprocess.run([sys.executable, __file__, job, "--child", *flags], timeout=left, check=False)
-        except subprocess.TimeoutExpired:
+        turn.set()
+        process.join(max(0.0, left))
+        if process.is_alive():
             print("  out of time", flush=True)
+            process.kill()
 
 
 if __name__ == "__main__":
