@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+KEPT = 1024  # cubins (of 5 to 200 KB each) that a process does not compile again
 INCLUDE = Path(__file__).parent / "cuda" / "include"
 
 
@@ -70,8 +71,11 @@ def cuda_include_paths() -> tuple[str, ...]:
     return tuple(str(path) for path in found if (path / "cuda_fp16.h").is_file())[:1]
 
 
+@lru_cache(maxsize=KEPT)
 def compile_cubin(source: str, defines: tuple[tuple[str, str], ...], arch: str, name: str = "kernel.cu") -> Cubin:
     """Compile ``source`` with ``-DNAME=value`` for ``arch`` (``"sm_75"`` .. ``"sm_120a"``) and return its cubin.
+
+    The last ``KEPT`` are kept: builds of one process share their kernels, also those that no timing cache holds.
 
     Raises:
         CompileError: NVRTC refused the source, or wgmma was serialised (ptxas C7510, C7512), which is a performance bug.

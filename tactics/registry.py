@@ -63,6 +63,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.order.topk",
         "tactics.cuda.select.nonzero",
         "tactics.cuda.select.nms",
+        "tactics.cuda.select.unique",
         "tactics.cuda.sampling.sampling",
         "tactics.cuda.windows.windows",
         "tactics.cuda.determinant.determinant",

@@ -4,7 +4,7 @@
 
 Every network is first compared with ONNX Runtime (plainly, and by replayed segments), then timed: wall time of one inference with its waits, median
 of --rounds, launched layer by layer and with its segments captured. silero-vad with its branches stands beside the same network without
-them; a loop of 1, 11 and 101 iterations gives the cost of one; NonZero and NonMaxSuppression stand beside torch and torchvision where these are.
+them; a loop of 1, 11 and 101 iterations gives the cost of one; NonZero, Unique and NonMaxSuppression stand beside torch and torchvision where these are.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ LOOP = """g (float[256, 256] x, int64 n, float[256, 256] w) => (float[256, 256] 
         d = Identity(c) u = Tanh(s) t = MatMul(u, w) }>
 }"""
 NON_ZERO = "g (float[1024, 1024] x) => (int64[2, k] y) { y = NonZero(x) }"
+UNIQUE = "g (int64[1048576] x) => (int64[k] y, int64[k] i, int64[1048576] j, int64[k] c) { y, i, j, c = Unique(x) }"
 NMS = """g (float[1, 8400, 4] boxes, float[1, 80, 8400] scores) => (int64[k, 3] y)
     <int64 most = {100}, float overlap = {0.5}, float least = {0.6}> { y = NonMaxSuppression(boxes, scores, most, overlap, least) }"""
 
@@ -117,6 +118,14 @@ def peer_of(name: str, inputs: Inputs, rounds: int) -> tuple[list[float], str]:
         if name == "NonZero":
             x = torch.from_numpy(inputs["x"]).cuda()
             return seconds(lambda: (torch.nonzero(x), torch.cuda.synchronize())[1], rounds), f"torch {torch.__version__} nonzero"
+        if name == "Unique":
+            x = torch.from_numpy(inputs["x"]).cuda()
+
+            def distinct() -> None:
+                torch.unique(x, return_inverse=True, return_counts=True)
+                torch.cuda.synchronize()
+
+            return seconds(distinct, rounds), f"torch {torch.__version__} unique (no first indices)"
         from torchvision.ops import batched_nms
 
         classes = torch.arange(80).repeat_interleave(8400).cuda()
@@ -176,6 +185,7 @@ def main() -> None:
         each = (statistics.median(loops[101]) - statistics.median(loops[11])) / 90
         add("Loop, one more iteration (tanh, matmul 256)", [each])
     case("NonZero", lambda: parse(NON_ZERO), {"x": np.maximum(random.standard_normal((1024, 1024)), 0).astype(np.float32)}, peer=True)
+    case("Unique", lambda: parse(UNIQUE), {"x": random.integers(0, 100_000, 1 << 20)}, peer=True)
     case("NonMaxSuppression 80 x 8400", lambda: parse(NMS), detections(), peer=True)
     if results and not given.no_record:
         print(f"written to {record('control-flow', results)}")

@@ -111,7 +111,8 @@ class Unique(Op):
     """Input: x. What distinguishes the slices of x along ``axis`` (of x flattened, when None), n of them.
 
     Outputs, int64: where each distinct slice stands first (n), for each slice the number of its value (n), how often each stands (n),
-    and how many there are. ``sorted``: distinct slices stand in ascending order, else in that of their first place.
+    and how many there are. ``sorted``: distinct slices stand in ascending order, else in that of their first place. NaN is equal to itself, and
+    above all numbers.
     """
 
     axis: int | None = None
@@ -126,7 +127,7 @@ class Unique(Op):
         return count, count, count, COUNT
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        found = np.unique(inputs[0], return_index=True, return_inverse=True, return_counts=True, axis=self.axis)
+        found = np.unique(_keys(inputs[0]), return_index=True, return_inverse=True, return_counts=True, axis=self.axis)
         first, inverse, counts = found[1], found[2].reshape(-1), found[3]
         if not self.sorted:
             order = np.argsort(first)
@@ -138,3 +139,13 @@ class Unique(Op):
         for table, values in zip(tables, (first, counts), strict=True):
             table[: len(values)] = values
         return tables[0], inverse.astype(np.int64), tables[1], np.array([len(first)], np.int64)
+
+
+def _keys(x: np.ndarray) -> np.ndarray:
+    """Integers in the order of the elements of ``x``: equal for zeros of either sign, and for all NaNs, which are the greatest."""
+    if DataType(x.dtype.name).is_float:
+        wide = x.astype(np.float64)
+        wide = np.where(np.isnan(wide), np.nan, wide + 0.0)
+        bits = wide.view(np.int64)
+        return np.where(bits < 0, -(bits & np.iinfo(np.int64).max), bits)
+    return x

@@ -11,8 +11,9 @@ from fusion.dtypes import DataType
 from fusion.expression import Operand, apply
 from fusion.network import TensorType
 from fusion.ops import Pointwise
-from tactics import select
+from tactics import compiler, select
 from tactics.cache import Entry, Timing, key_of
+from tactics.compiler import cuda_include_paths
 from tactics.select import (
     Candidate,
     Compilers,
@@ -24,7 +25,7 @@ from tactics.select import (
     question,
     start,
 )
-from tactics.tactic import Config, CpuCall, DeviceSpec, Plan, Refusal, Tactic, Workload, config
+from tactics.tactic import Buffer, Config, CpuCall, DeviceSpec, Kernel, Launch, Plan, Refusal, Tactic, Workload, config
 
 DEVICE = DeviceSpec("cpu", "test")
 TENSOR = TensorType(DataType.FLOAT, (4, 4))
@@ -178,3 +179,17 @@ def test_a_share_of_the_device_is_another_question() -> None:
     ]
     assert len({key_of(one) for one in asked}) == 3
     assert asked[0]["device"] == ["cuda", "X", "", 132]
+
+
+@pytest.mark.skipif(not cuda_include_paths(), reason="needs the CUDA headers")
+def test_a_process_compiles_a_kernel_once() -> None:
+    """Builds without a timing cache (level 0) share kernels, too: what the compiler gave for a source is kept."""
+    compiler.compile_cubin.cache_clear()
+    kernel = Kernel("", "once", (("WHAT", "1"),), 'extern "C" __global__ void once(int* p) { *p = WHAT; }')
+    plan = Plan((Launch(kernel, (1, 1, 1), (1, 1, 1), (Buffer("output"),)),))
+    for _ in range(2):
+        build = Compilers("sm_80", 1, {})
+        (image,) = build.images(plan).values()
+        build.close()
+        assert image.startswith(b"\x7fELF")
+    assert (compiler.compile_cubin.cache_info().misses, compiler.compile_cubin.cache_info().hits) == (1, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import onnx
@@ -13,7 +12,6 @@ from onnx import TensorProto, helper
 from onnx.backend.test.case.test_case import TestCase
 
 from runtime.devices import open_device
-from tactics.compiler import compile_cubin
 from tests.onnx_cases import cases, check, entries, left_out, value
 from trtcli import onnx_backend
 from trtcli.config import BuildConfig
@@ -69,10 +67,8 @@ def test_list_is_sorted_and_current() -> None:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_node_cases_on_the_gpu(shard: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builds run in threads: NVRTC releases the interpreter while it compiles, which is nearly all of the time. Most cases share their
-    kernels with others: each is compiled once a process."""
-    monkeypatch.setattr("tactics.select.compile_cubin", cache(compile_cubin))
+def test_node_cases_on_the_gpu(shard: int) -> None:
+    """Builds run in threads: NVRTC releases the interpreter while it compiles, which is nearly all of the time."""
     chosen = [case for case in cases()[shard::SHARDS] if not left_out(case)]
     open_device("0")
     with ThreadPoolExecutor(os.cpu_count()) as pool:

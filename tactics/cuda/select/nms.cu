@@ -1,6 +1,8 @@
-// Non-maximum suppression. A block per (batch, class): candidates above the least score are gathered, then the best one is taken and in the
-// same pass over the rest those are dropped that overlap it and the next best is found, until none is left or enough are taken.
+// Non-maximum suppression, a line per (batch, class). Candidates above the least score are gathered and sorted by falling score (sort.cu); then a
+// block takes THREADS of them at a time, each thread one: those that overlap a box taken before are dropped, the others settle among themselves by
+// bit masks of whom they overlap: who overlaps one that is taken drops out, who overlaps none that is still open is taken, until all are settled.
 // Products, sums and quotients round as in the host's float32 arithmetic, so that a box at the limit falls on the same side.
+#include "entry.cuh"
 #include "pdl.cuh"
 
 struct Box {
@@ -28,68 +30,89 @@ __device__ __forceinline__ bool overlap(const Box& a, const Box& b, float most) 
 }
 
 #if STEP == 0
+// Candidates of a line in any order, and how many. The key falls with the score; NaN comes last.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    take_boxes(const float* __restrict__ boxes, const float* __restrict__ scores, const long long* __restrict__ most,
-               const float* __restrict__ overlaps, const float* __restrict__ least, float* __restrict__ candidate_scores,
-               int* __restrict__ candidates, int* __restrict__ taken, unsigned* __restrict__ counts, unsigned n, unsigned classes, unsigned room) {
+    gather_candidates(const float* __restrict__ scores, const float* __restrict__ least, Entry* __restrict__ candidates,
+                      unsigned* __restrict__ counts, unsigned n) {
     __shared__ unsigned gathered;
-    __shared__ float warp_score[THREADS / 32];
-    __shared__ int warp_box[THREADS / 32], warp_place[THREADS / 32];
     pdl_wait();
     pdl_launch_next();
     const long long line = static_cast<long long>(blockIdx.x) * n;
-    const long long first_box = static_cast<long long>(blockIdx.x / classes) * n;
     if (threadIdx.x == 0) gathered = 0;
     __syncthreads();
-    const float limit = LIMITED ? *least : 0.0f, allowed = *overlaps;
+    const float limit = LIMITED ? *least : 0.0f;
     for (unsigned box = threadIdx.x; box < n; box += THREADS) {
         const float score = scores[line + box];
         if (LIMITED && !(score > limit)) continue;
-        const unsigned place = atomicAdd(&gathered, 1u);
-        candidate_scores[line + place] = score;
-        candidates[line + place] = box;
+        candidates[line + atomicAdd(&gathered, 1u)] = entry_of(fx::order_key(-score), box);
     }
     __syncthreads();
-    const unsigned count = gathered;
-    const long long wanted = *most < room ? *most : room;
+    if (threadIdx.x == 0) counts[blockIdx.x] = gathered;
+}
+#elif STEP == 1
+// `counts` holds the candidates of each line and gets how many are taken. Sorted lines are in `first`, or after an odd number of merges in `second`.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    take_boxes(const float* __restrict__ boxes, const long long* __restrict__ most, const float* __restrict__ overlaps,
+               const Entry* __restrict__ first, const Entry* __restrict__ second, int* __restrict__ taken, unsigned* __restrict__ counts, unsigned n,
+               unsigned classes, unsigned room) {
+    constexpr unsigned WARPS = THREADS / 32;
+    __shared__ Box own[THREADS], kept[KEPT];  // kept: the first that are taken; those after them are read again
+    __shared__ unsigned open[WARPS], chosen[WARPS];
+    pdl_wait();
+    pdl_launch_next();
+    const unsigned count = counts[blockIdx.x], lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const long long first_box = static_cast<long long>(blockIdx.x / classes) * n, row = static_cast<long long>(blockIdx.x) * room;
+    const Entry* candidates = first + static_cast<long long>(blockIdx.x) * n;
+    for (unsigned run = TILE, other = 1; run < count; run *= 2, other ^= 1)
+        candidates = (other ? second : first) + static_cast<long long>(blockIdx.x) * n;
+    const float allowed = *overlaps;
+    const long long limit = *most < room ? *most : room;
+    const unsigned wanted = limit > 0 ? static_cast<unsigned>(limit) : 0;
     unsigned done = 0;
-    Box last = {};
-    while (done < wanted) {
-        float best = 0.0f;
-        int box = -1, place = -1;
-        for (unsigned k = threadIdx.x; k < count; k += THREADS) {
-            const int other = candidates[line + k];
-            if (other < 0) continue;
-            if (done && overlap(last, load_box(boxes, first_box + other), allowed)) {
-                candidates[line + k] = -1;
-                continue;
-            }
-            const float score = candidate_scores[line + k];
-            if (box < 0 || score > best || (score == best && other < box)) best = score, box = other, place = k;
-        }
-#pragma unroll
-        for (int lanes = 16; lanes; lanes /= 2) {
-            const float score = __shfl_xor_sync(0xffffffffu, best, lanes);
-            const int other = __shfl_xor_sync(0xffffffffu, box, lanes), at = __shfl_xor_sync(0xffffffffu, place, lanes);
-            if (other >= 0 && (box < 0 || score > best || (score == best && other < box))) best = score, box = other, place = at;
-        }
-        __syncthreads();  // the pass before may still be reading
-        if (threadIdx.x % 32 == 0) warp_score[threadIdx.x / 32] = best, warp_box[threadIdx.x / 32] = box, warp_place[threadIdx.x / 32] = place;
+    for (unsigned start = 0; start < count && done < wanted; start += THREADS) {
+        bool undecided = start + threadIdx.x < count;
+        const unsigned index = undecided ? candidates[start + threadIdx.x].index : 0;
+        const Box box = load_box(boxes, first_box + index);
+        for (unsigned k = 0; undecided && k < done; ++k)
+            undecided = !overlap(k < KEPT ? kept[k] : load_box(boxes, first_box + taken[row + k]), box, allowed);
+        own[threadIdx.x] = box;
+        const unsigned left = __ballot_sync(0xffffffffu, undecided);
+        if (lane == 0) open[warp] = left, chosen[warp] = 0;
         __syncthreads();
-        box = -1;
+        unsigned conflicts[WARPS];
 #pragma unroll
-        for (int warp = 0; warp < THREADS / 32; ++warp) {
-            const int other = warp_box[warp];
-            if (other >= 0 && (box < 0 || warp_score[warp] > best || (warp_score[warp] == best && other < box)))
-                best = warp_score[warp], box = other, place = warp_place[warp];
+        for (unsigned w = 0; w < WARPS; ++w) {
+            conflicts[w] = 0;
+            if (!undecided || w > warp) continue;
+            unsigned others = open[w] & (w < warp ? 0xffffffffu : (1u << lane) - 1);
+            for (; others; others &= others - 1) {
+                const unsigned bit = __ffs(others) - 1;
+                if (overlap(own[w * 32 + bit], box, allowed)) conflicts[w] |= 1u << bit;
+            }
         }
-        if (box < 0) break;
-        if (threadIdx.x == 0) {
-            taken[static_cast<long long>(blockIdx.x) * room + done] = box;
-            candidates[line + place] = -1;
+        bool take = false;
+        while (__syncthreads_or(undecided)) {
+            unsigned with_taken = 0, with_open = 0;
+#pragma unroll
+            for (unsigned w = 0; w < WARPS; ++w) with_taken |= conflicts[w] & chosen[w], with_open |= conflicts[w] & open[w];
+            const bool now = undecided && !with_taken && !with_open;
+            take |= now;
+            undecided = undecided && !with_taken && with_open;
+            const unsigned more = __ballot_sync(0xffffffffu, now), still = __ballot_sync(0xffffffffu, undecided);
+            __syncthreads();  // all have read
+            if (lane == 0) chosen[warp] |= more, open[warp] = still;
         }
-        last = load_box(boxes, first_box + box);
-        ++done;
+        unsigned place = done + __popc(chosen[warp] & ((1u << lane) - 1)), total = 0;
+#pragma unroll
+        for (unsigned w = 0; w < WARPS; ++w) {
+            if (w < warp) place += __popc(chosen[w]);
+            total += __popc(chosen[w]);
+        }
+        if (take && place < wanted) {
+            taken[row + place] = index;
+            if (place < KEPT) kept[place] = box;
+        }
+        done = done + total < wanted ? done + total : wanted;
         __syncthreads();
     }
     if (threadIdx.x == 0) counts[blockIdx.x] = done;

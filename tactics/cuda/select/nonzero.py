@@ -9,11 +9,30 @@ from fusion.expression import compute_type
 from fusion.ops import NonZero
 from tactics.cuda.codegen import STORAGE_TYPES
 from tactics.cuda.simple import ceil_div, count, defines, dims, launch, refuse_large
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Memset, Plan, Refusal, Scalar, Struct, Tactic, Workload
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Memset,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+)
 
 FILE = "select/nonzero.cu"
 PRELUDE = '#include "vector.cuh"\n'
 THREADS, ITEMS = 256, 8
+
+
+def scan_tiles(device: DeviceSpec, counts: Buffer, found: Buffer, tiles: int) -> Launch:
+    """Turns the counts (uint32) of ``tiles`` tiles into the sums of those before each; ``found`` (int64) gets the sum of all."""
+    kernel = Kernel("select/scan.cu", "scan_tiles", defines(device, THREADS=THREADS))
+    return launch(kernel, 1, THREADS, (counts, found, Scalar(tiles, "u32")))
 
 
 class Compaction(Tactic):
@@ -45,8 +64,8 @@ class Compaction(Tactic):
         shape = Struct(tuple(Scalar(size, "u32") for size in sizes))
         steps = (
             launch(kernel(0, "count_tiles"), tiles, THREADS, (Buffer("input"), counts, Scalar(elements, "u32"))),
-            launch(kernel(1, "scan_tiles"), 1, THREADS, (counts, found, Scalar(tiles, "u32"))),
-            launch(kernel(2, "write_rows", RANK=len(sizes)), tiles, THREADS,
+            scan_tiles(device, counts, found, tiles),
+            launch(kernel(1, "write_rows", RANK=len(sizes)), tiles, THREADS,
                    (Buffer("input"), counts, Buffer("output"), Scalar(elements, "u32"), shape)),
         )  # fmt: skip
         return Plan(steps, 4 * tiles)

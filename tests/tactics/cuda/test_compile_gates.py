@@ -56,6 +56,7 @@ from fusion.ops import (
     SumNormalization,
     Tile,
     TopK,
+    Unique,
 )
 from tactics.compiler import compile_cubin, cuda_include_paths
 from tactics.registry import tactics
@@ -137,7 +138,7 @@ def cases() -> tuple[Workload, ...]:
         _case(ScatterND(), (F16, (8, 9)), (I64, (4, 1)), (F16, (4, 9))),
         _case(Resize((1, 64, 64, 32), (1.0, 2.0, 2.0, 1.0), "linear"), (F16, (1, 32, 32, 32))),
         _case(TopK(5, 1), (F32, (8, 1000))), _case(ArgReduce(1, False), (F32, (8, 1000))), _case(Cumulative(1), (F32, (8, 1000))),
-        _case(NonZero(), (F32, (8, 1000))),
+        _case(NonZero(), (F32, (8, 1000))), _case(Unique(1, False), (F32, (8, 5000))),
         _case(NonMaxSuppression(100), (F32, (1, 8400, 4)), (F32, (1, 80, 8400)), (I64, (1,)), (F32, (1,)), (F32, (1,))),
         _case(SumNormalization(1, 1e-5, True, True, SCALE_BIAS), (F16, (128, 768)), (F16, (128, 768)), (F16, (768,)), (F16, (768,))),
         _case(RotaryEmbedding(), (F16, (2, 12, 128, 64)), (F16, (128, 64)), (F16, (128, 64))),
