@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,20 +18,20 @@ import numpy as np
 from fusion.bind import bind_type
 from fusion.dims import substitute
 from fusion.network import TensorType
+from runtime.addresses import Addresses, check_memory, shape_text
+from runtime.arena import Arena
 from runtime.debugging import Listener, completed_by, show_tensor
-from runtime.device import Binding, CaptureError, Device, DeviceMemoryError, Event, Memory, Program, Stream, Tensor
+from runtime.device import Binding, CaptureError, Device, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange, sizes_of
+from runtime.enqueue import Action, bind_step, locate, schedule
 from runtime.exclusive import Guarded, exclusive
 from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
-from runtime.memory import ALIGNMENT
-from runtime.resolution import Resolution, Step, resolve
+from runtime.resolution import Resolution, resolve
 from runtime.runner import Launch, Observe, Runner, Show, unknown_outputs
 from tactics.tactic import Buffer, Copy, Plan, tensor_bytes
 
 _KEPT_RESOLUTIONS = 16
-
-Action = tuple[Callable[[Stream], None], int, int]  # (what to do with the stream, stream number, layer number or -1)
 
 
 class ExecutionContext(Guarded):
@@ -55,10 +54,7 @@ class ExecutionContext(Guarded):
         self.loaded: LoadedEngine = load_engine(engine, device)
         self._allocation = allocation
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
-        self._keep: dict[str, object] = {}  # owners of memory that others gave us
-        self._own: dict[str, Memory] = {}  # I/O memory of execute()
-        self._room: dict[str, int] = {}  # bytes that others' memory holds, where it says so
+        self._addresses = Addresses(device)
         self._captured = False  # a graph of the caller's holds an enqueue of this context
         self.name = ""
         self._listener: Listener | None = None
@@ -67,7 +63,7 @@ class ExecutionContext(Guarded):
         self._resolution: Resolution | None = None
         self._programs: list[Program | None] = []
         self._actions: list[Action] | None = None
-        self._arena = Memory(0, 0)
+        self._arena = Arena(device, given=allocation == "user")
         self._aux: list[Stream] = []
         self._external: dict[int, Stream] = {}
         self._stream: Stream | None = None
@@ -75,7 +71,6 @@ class ExecutionContext(Guarded):
         self.revision = 0  # grows whenever a shape, an address or a stream changes
         self._touched = self._layers_by_io()
         self._runner: Runner | None = None  # of a network in which the host steps in
-        self._allocators: dict[str, Any] = {}
         self._found: dict[str, Tensor] = {}  # outputs of the last inference of such a network
         self._open = frozenset(unknown_outputs(engine.network))
         self.set_optimization_profile(profile)
@@ -141,7 +136,7 @@ class ExecutionContext(Guarded):
         )
         if not inside:
             raise ValueError(
-                f"input {name!r}: shape {_text(given)} is outside of profile {self.profile} ({_text(allowed.min)} to {_text(allowed.max)})"
+                f"input {name!r}: shape {shape_text(given)} is outside of profile {self.profile} ({shape_text(allowed.min)} to {shape_text(allowed.max)})"
             )
         self._may_change()
         self._shapes[name] = given
@@ -219,39 +214,17 @@ class ExecutionContext(Guarded):
         network = self.engine.network
         if name not in network.inputs and name not in network.outputs:
             raise ValueError(f"no input or output is named {name!r}")
-        given = foreign(value)
-        declared = network.tensors[name]
-        if given.kind is not None and given.kind != self.device.spec.kind:
-            raise ValueError(
-                f"tensor {name!r}: the memory is on {given.kind}, the engine runs on {self.device.spec.kind}"
-            )
-        if given.dtype is not None and given.dtype is not declared.dtype:
-            raise ValueError(
-                f"tensor {name!r}: the memory holds {given.dtype.value}, the engine wants {declared.dtype.value}"
-            )
-        known = self.all_shapes_set and name not in self._open
-        if given.shape is not None and known and given.shape != (wanted := self.get_tensor_shape(name)):
-            raise ValueError(
-                f"tensor {name!r}: the memory has shape {_text(given.shape)}, the engine wants {_text(wanted)}"
-            )
-        if name in network.outputs and not given.writable:
-            raise ValueError(f"tensor {name!r}: the memory is read-only, but an output is written")
-        if given.address % self.device.alignment:
-            wanted_alignment = f"a multiple of {self.device.alignment}"
-            raise ValueError(f"tensor {name!r}: address {given.address:#x} is not {wanted_alignment}")
-        if self._addresses.get(name) != given.address:
+        given, declared = foreign(value), network.tensors[name]
+        known = given.shape is not None and self.all_shapes_set and name not in self._open
+        check_memory(name, given, declared, self.get_tensor_shape(name) if known else None, self.device, name in network.outputs)
+        if self._addresses[name] != given.address:
             self._may_change()
-        self._keep[name] = given.owner
-        self._room.pop(name, None)
-        if given.shape is not None:
-            self._room[name] = prod(given.shape) * declared.dtype.itemsize
-        if self._addresses.get(name) != given.address:
-            self._addresses[name] = given.address
+        if self._addresses.set(name, given):
             self._forget(name)
 
     def get_tensor_address(self, name: str) -> int:
         """The address set for input or output ``name``, 0 when none is."""
-        return self._found[name].address if name in self._found else self._addresses.get(name, 0)
+        return self._found[name].address if name in self._found else self._addresses[name]
 
     @exclusive
     def set_output_allocator(self, name: str, allocator: Any) -> None:
@@ -265,9 +238,9 @@ class ExecutionContext(Guarded):
         """
         if name not in self.engine.network.outputs:
             raise ValueError(f"no output is named {name!r}: the outputs are {', '.join(self.engine.network.outputs)}")
-        self._allocators.pop(name, None)
+        self._addresses.allocators.pop(name, None)
         if allocator is not None:
-            self._allocators[name] = allocator
+            self._addresses.allocators[name] = allocator
         self._changed()
 
     @exclusive
@@ -288,7 +261,8 @@ class ExecutionContext(Guarded):
 
     @exclusive
     def set_device_memory(self, memory: Any, size: int | None = None) -> None:
-        """Activations and workspaces lie in ``memory`` from now on: an address (256-byte aligned) of ``size`` bytes, or a tensor of any library.
+        """Activations and workspaces lie in ``memory`` from now on: an address (256-byte aligned) of ``size`` bytes, memory of
+        the device's own (``device.allocate``), or a tensor of any library.
 
         Contexts that never run at the same time may share it; ``engine.device_memory_size`` bytes hold any inference.
 
@@ -300,17 +274,14 @@ class ExecutionContext(Guarded):
         given = foreign(memory)
         if given.kind is not None and given.kind != self.device.spec.kind:
             raise ValueError(f"device memory: it is on {given.kind}, the engine runs on {self.device.spec.kind}")
-        if given.shape is not None and given.dtype is not None:
-            size = prod(given.shape) * given.dtype.itemsize
+        size = size if given.bytes is None else given.bytes
         if size is None:
             raise ValueError("device memory: give the size in bytes with an address")
-        if given.address % ALIGNMENT:
-            raise ValueError(f"device memory: address {given.address:#x} is not a multiple of {ALIGNMENT}")
         if self._runner is not None:
             raise EngineError("the host steps in while this network runs, and its memory grows as it runs: it cannot lie in memory from outside")
         self._may_change()
         self._allocation = "user"
-        self._arena = Memory(given.address, size, given.owner)
+        self._arena.lie_in(given, size)
         self._programs = []
         self._changed()
 
@@ -393,7 +364,12 @@ class ExecutionContext(Guarded):
                 "run it without capture, or with trtcli's own runner, which captures the segments between (trtcli check names them)"
             )
         self._found = self._runner.run(
-            self._inputs(), lambda name, kind: self._place(name, kind, stream), stream, launch=launch, observe=observe, show=show
+            self._inputs(),
+            lambda name, kind: self._addresses.placed(name, kind, name in self._open, stream),
+            stream,
+            launch=launch,
+            observe=observe,
+            show=show,
         )
 
     @exclusive
@@ -447,13 +423,9 @@ class ExecutionContext(Guarded):
         """Give every input and output memory of the context's own, large enough for the present shapes."""
         for name in dict.fromkeys((*self.engine.network.inputs, *self.engine.network.outputs)):
             if name in self._open:
-                self._addresses.pop(name, None)  # placed when its size is known
+                self._addresses.forget(name)  # placed when its size is known
                 continue
-            size = tensor_bytes(self._type(name))
-            if name not in self._own or self._own[name].size < size:
-                self._own[name] = self.device.allocate(max(size, 1), managed)
-            self.set_tensor_address(name, self._own[name].address)
-            self._room[name] = self._own[name].size
+            self.set_tensor_address(name, self._addresses.own(name, tensor_bytes(self._type(name)), managed))
 
     def read_tensor(self, name: str) -> np.ndarray:
         """A copy of input or output ``name`` as it is now on the device; wait for the stream before."""
@@ -553,37 +525,8 @@ class ExecutionContext(Guarded):
             if name not in self._shapes:
                 raise ValueError(f"input {name!r} has no shape: call set_input_shape")
             kind = TensorType(network.tensors[name].dtype, self._shapes[name])
-            if not self._addresses.get(name) and tensor_bytes(kind):
-                raise EngineError(f"tensor {name!r} has no address: call set_tensor_address")
-            found[name] = Tensor(self._addresses.get(name, 0), kind)
+            found[name] = Tensor(self._addresses.checked(name, kind), kind)
         return found
-
-    def _place(self, name: str, kind: TensorType, stream: Stream) -> int:
-        """Where an output shall lie: where its allocator says, at its address, or in memory of the context's own."""
-        size = tensor_bytes(kind)
-        if name in self._allocators:
-            return self._allocated(name, size, _shape(kind), stream)
-        if self._addresses.get(name) or (not size and name not in self._open):
-            return self._addresses.get(name, 0)
-        if name not in self._open:
-            raise EngineError(f"tensor {name!r} has no address: call set_tensor_address")
-        if name not in self._own or self._own[name].size < size:
-            stream.synchronize()
-            self._own[name] = self.device.allocate(max(size, 1))
-        return self._own[name].address
-
-    def _allocated(self, name: str, size: int, shape: tuple[int, ...], stream: Stream) -> int:
-        allocator = self._allocators[name]
-        if hasattr(allocator, "reallocate_output_async"):
-            allocator.notify_shape(name, shape)
-            given = allocator.reallocate_output_async(name, self._addresses.get(name, 0), size, self.device.alignment, stream.handle)
-        else:
-            given = allocator(name, size, shape)
-        memory = None if given is None else foreign(given)
-        if memory is None or (size and not memory.address):
-            raise EngineError(f"tensor {name!r}: its output allocator gave no memory ({size} bytes were asked for)")
-        self._keep[name] = memory.owner
-        return memory.address
 
     def _changed(self) -> None:
         self._found = {}
@@ -592,7 +535,7 @@ class ExecutionContext(Guarded):
 
     def state(self) -> tuple[object, ...]:
         """All that a captured graph depends on: profile, shapes, addresses, arena. Equal states run the same work on the same memory."""
-        return self.profile, tuple(sorted(self._shapes.items())), tuple(sorted(self._addresses.items())), self._arena.address
+        return self.profile, tuple(sorted(self._shapes.items())), self._addresses.items(), self._arena.address
 
     def _as_stream(self, stream: Any) -> Stream:
         if isinstance(stream, Stream):
@@ -612,22 +555,8 @@ class ExecutionContext(Guarded):
         return self._lookup({name: ranges[name].max for name in self.engine.network.inputs}, profile)
 
     def _grow(self, size: int) -> None:
-        if size > self._arena.size and self._allocation == "user":
-            raise DeviceMemoryError(
-                f"activations need {size} bytes at these shapes, set_device_memory gave {self._arena.size}: "
-                f"engine.device_memory_size ({self.engine.device_memory_size}) bytes are enough for all"
-            )
-        if size > self._arena.size:
+        if self._arena.hold(size, lambda: self.engine.device_memory_size):
             self._programs = []
-            self._arena = Memory(0, 0)  # first give back, then ask
-            try:
-                self._arena = self.device.allocate(size)
-            except DeviceMemoryError as error:
-                raise DeviceMemoryError(
-                    f"activations and workspaces need {size / 2**20:.1f} MiB, {self.device.free_memory() / 2**20:.1f} MiB are free on device "
-                    f"{self.device.name}: smaller --maxShapes, fewer --infStreams, --memPoolSize=workspace:SIZE or --allocationStrategy=runtime "
-                    "need less"
-                ) from error
 
     def _lookup(self, shapes: Mapping[str, tuple[int, ...]], profile: int) -> Resolution:
         key = (profile, *(shapes[name] for name in self.engine.network.inputs))
@@ -669,100 +598,45 @@ class ExecutionContext(Guarded):
 
     def _bind(self) -> None:
         resolution = self._resolve()
-        for name in self._allocators:
-            kind = resolution.types[name]
-            address = self._allocated(name, tensor_bytes(kind), _shape(kind), self._stream or self.device.stream())
-            if self._addresses.get(name) != address:
-                self._addresses[name] = address
+        for name in self._addresses.allocators:
+            address = self._addresses.allocated(name, resolution.types[name], self._stream or self.device.stream())
+            if self._addresses.move(name, address):
                 self._forget(name)
         self._grow(resolution.memory.size)
         if not self._programs:
             self._programs = [None] * len(resolution.steps)
-        for index, step in enumerate(resolution.steps):
-            if self._programs[index] is None:
-                self._programs[index] = self._program(resolution, step)
-        self._actions = self._schedule(resolution)
+        programs = [
+            bound or bind_step(self.loaded, resolution, step, self._arena.address, self._around(resolution))
+            for bound, step in zip(self._programs, resolution.steps, strict=True)
+        ]
+        self._programs = list(programs)
+        constants = [name for name in self.engine.network.outputs if name in self.loaded.outline.constants]
+        copies: list[Action] = [(self._constant_output(resolution, name).run, 0, -1) for name in constants]
+        self._actions = copies + schedule(self.device, resolution.steps, programs)
+        used = max((step.stream for step in resolution.steps), default=0)
+        while len(self._aux) < used:
+            self._aux.append(self.device.stream(concurrent=True))
         self.binding_version += 1
 
-    def _program(self, resolution: Resolution, step: Step) -> Program:
-        layer = self.engine.network.layers[step.layer]
-        packed = tuple(self.loaded.weights[name] for name in resolution.decisions[step.layer].packed)
-        binding = Binding(
-            inputs=tuple(self._tensor(resolution, name) for name in layer.inputs),
-            outputs=tuple(self._tensor(resolution, name) for name in layer.outputs),
-            packed=packed,
-            workspace=self._arena.address + step.workspace if step.plan.workspace else 0,
-            workspace_size=step.plan.workspace,
-        )
-        return self.device.program(step.plan, binding, self.loaded.modules)
+    def _around(self, resolution: Resolution) -> Callable[[str], int | None]:
+        """The addresses of inputs and outputs, checked."""
+        network, constants = self.engine.network, self.loaded.outline.constants
+        placed = {*network.inputs, *network.outputs} - constants
+
+        def address(root: str) -> int | None:
+            return self._addresses.checked(root, resolution.types[root]) if root in placed else None
+
+        return address
 
     def _tensor(self, resolution: Resolution, name: str) -> Tensor:
-        kind = resolution.types[name]
-        place = self.loaded.outline.places.get(name)
-        root, start = (place.root, resolution.starts[name]) if place is not None else (name, 0)
-        if root in resolution.offsets:
-            return Tensor(self._arena.address + resolution.offsets[root] + start, kind)
-        network = self.engine.network
-        if root in network.inputs or (root in network.outputs and root not in self.loaded.outline.constants):
-            address = self._addresses.get(root, 0)
-            if not address and tensor_bytes(kind):
-                raise EngineError(f"tensor {root!r} has no address: call set_tensor_address")
-            if self._room.get(root, tensor_bytes(resolution.types[root])) < tensor_bytes(resolution.types[root]):
-                raise EngineError(
-                    f"tensor {root!r}: the memory given holds {self._room[root]} bytes, shape {_text(_shape(resolution.types[root]))} "
-                    f"needs {tensor_bytes(resolution.types[root])}: call set_tensor_address with a larger one"
-                )
-            return Tensor(address + start, kind)
-        if root in self.loaded.weights:
-            return Tensor(self.loaded.weights[root].address + start, kind)
-        return Tensor(0, kind)  # a constant that was packed: no plan reads it
-
-    def _schedule(self, resolution: Resolution) -> list[Action]:
-        """All that one inference enqueues, in order: constant outputs, layers, and the events between streams."""
-        actions: list[Action] = []
-        for name in self.engine.network.outputs:
-            if name in self.loaded.outline.constants:
-                actions.append((self._constant_output(resolution, name).run, 0, -1))
-        used = sorted({step.stream for step in resolution.steps} - {0})
-        while len(self._aux) < max(used, default=0):
-            self._aux.append(self.device.stream(concurrent=True))
-        if used:
-            start = self.device.event(timing=False)
-            actions.append((start.record, 0, -1))
-            actions += [(_waiter(start), number, -1) for number in used]
-        awaited = {other for step in resolution.steps for other in step.waits}
-        awaited |= {max(i for i, step in enumerate(resolution.steps) if step.stream == number) for number in used}
-        ended: dict[int, Event] = {}
-        for index, step in enumerate(resolution.steps):
-            actions += [(_waiter(ended[other]), step.stream, -1) for other in step.waits]
-            program = self._programs[index]
-            assert program is not None
-            actions.append((program.run, step.stream, step.layer))
-            if index in awaited:
-                ended[index] = self.device.event(timing=False)
-                actions.append((ended[index].record, step.stream, -1))
-        for number in used:
-            last = max(i for i, step in enumerate(resolution.steps) if step.stream == number)
-            actions.append((_waiter(ended[last]), 0, -1))
-        return actions
+        return locate(self.loaded, resolution, name, self._arena.address, self._around(resolution))
 
     def _constant_output(self, resolution: Resolution, name: str) -> Program:
         kind = resolution.types[name]
-        address = self._addresses.get(name, 0)
-        if not address and tensor_bytes(kind):
-            raise EngineError(f"tensor {name!r} has no address: call set_tensor_address")
         plan = Plan((Copy(Buffer("input"), Buffer("output"), tensor_bytes(kind)),))
-        binding = Binding((self.loaded.weights[name],), (Tensor(address, kind),))
+        binding = Binding((self.loaded.weights[name],), (Tensor(self._addresses.checked(name, kind), kind),))
         return self.device.program(plan, binding, self.loaded.modules)
-
-
-def _waiter(event: Event) -> Callable[[Stream], None]:
-    return lambda stream: stream.wait(event)
 
 
 def _shape(kind: TensorType) -> tuple[int, ...]:
     return tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
-
-
-def _text(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from fusion.dtypes import DataType, data_type
+from runtime.device import Memory
 
 
 @dataclass(frozen=True)
 class Foreign:
     """A tensor that someone else holds. ``kind`` is ``cpu`` or ``cuda``; ``shape`` and ``dtype`` are None for a bare address.
 
-    ``writable`` is False where the owner says that it must not be written.
+    ``writable`` is False where the owner says that it must not be written; ``size`` is in bytes, of memory without a type.
     """
 
     address: int
@@ -28,6 +30,14 @@ class Foreign:
     dtype: DataType | None = None
     owner: object = None
     writable: bool = True
+    size: int | None = None
+
+    @property
+    def bytes(self) -> int | None:
+        """How many bytes it holds, None when only its address is known."""
+        if self.size is not None or self.shape is None or self.dtype is None:
+            return self.size
+        return prod(self.shape) * self.dtype.itemsize
 
 
 class _DLTensor(ctypes.Structure):
@@ -55,7 +65,7 @@ _DLPACK_TYPES = {  # (code, bits)
 
 
 def foreign(value: Any) -> Foreign:
-    """Where ``value`` lies: an address, a NumPy array, a tensor of any library with a CUDA array interface or DLPack, or an object with
+    """Where ``value`` lies: an address, memory of the device's own, a NumPy array, a tensor of any library with a CUDA array interface or DLPack, or an object with
     Python's buffer protocol (``bytearray``, ``array.array``, ``memoryview``, ``mmap``).
 
     Raises:
@@ -64,6 +74,8 @@ def foreign(value: Any) -> Foreign:
     """
     if isinstance(value, int | np.integer):
         return Foreign(int(value))
+    if isinstance(value, Memory):
+        return Foreign(value.address, owner=value, size=value.size)
     if isinstance(value, np.ndarray):
         if not value.flags.c_contiguous:
             raise ValueError("the array is not contiguous (row-major): pass numpy.ascontiguousarray(x)")

@@ -8,7 +8,7 @@ addresses again only enqueues.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -19,10 +19,11 @@ from fusion.dims import bind, symbols
 from fusion.network import ControlFlow, Network, TensorType, check_holds
 from fusion.reference import decided_sizes
 from runtime.control import Call, HostLayer, Slot, host_layer
-from runtime.device import Binding, Graph, Program, Stream, Tensor
+from runtime.device import Graph, Program, Stream, Tensor
 from runtime.engine import EngineError, sizes_of
+from runtime.enqueue import bind_step, locate
 from runtime.loaded import LoadedEngine
-from runtime.resolution import Resolution, Step, resolve_segment
+from runtime.resolution import Resolution, resolve_segment
 from runtime.segments import Segment, segments_of
 from runtime.views import Place
 from tactics.tactic import tensor_bytes
@@ -205,14 +206,18 @@ class Runner:
         bound = bindings.get(key)
         if bound is None:
             known = {**tensors, **placed}
-            bound = bindings[key] = Bound([(self._program(resolution, step, known, arena), step.layer) for step in resolution.steps])
-            shared = dict.fromkeys((*segment.outside, *map(self._root, segment.outside)))
-            bound.located = {
-                name: self._locate(resolution, name, known, arena) for name in shared if name in resolution.types
-            }
-            bound.tensors = {
-                name: self._locate(resolution, name, known, arena) for name in self._made[index] if name in resolution.types
-            }
+
+            def address(root: str) -> int | None:
+                return known[root].address if root in known else None
+
+            def located(names: Iterable[str]) -> dict[str, Tensor]:
+                return {name: locate(self._loaded, resolution, name, arena, address) for name in names if name in resolution.types}
+
+            bound = bindings[key] = Bound(
+                [(bind_step(self._loaded, resolution, step, arena, address), step.layer) for step in resolution.steps],
+                located((*segment.outside, *map(self._root, segment.outside))),
+                located(self._made[index]),
+            )
             if len(bindings) > _KEPT:
                 bindings.popitem(last=False)
         bindings.move_to_end(key)
@@ -226,25 +231,6 @@ class Runner:
                 kept.popitem(last=False)
         kept.move_to_end(values)
         return kept[values]
-
-    def _program(self, resolution: Resolution, step: Step, known: Mapping[str, Tensor], arena: int) -> Program:
-        layer = self._network.layers[step.layer]
-        binding = Binding(
-            inputs=tuple(self._locate(resolution, name, known, arena) for name in layer.inputs),
-            outputs=tuple(self._locate(resolution, name, known, arena) for name in layer.outputs),
-            packed=tuple(self._loaded.weights[name] for name in resolution.decisions[step.layer].packed),
-            workspace=arena + step.workspace if step.plan.workspace else 0,
-            workspace_size=step.plan.workspace,
-        )
-        return self._device.program(step.plan, binding, self._loaded.modules)
-
-    def _locate(self, resolution: Resolution, name: str, known: Mapping[str, Tensor], arena: int) -> Tensor:
-        root, kind, start = self._root(name), resolution.types[name], resolution.starts.get(name, 0)
-        if root in resolution.offsets:
-            return Tensor(arena + resolution.offsets[root] + start, kind)
-        if root in known:
-            return Tensor(known[root].address + start, kind)
-        return Tensor(self._loaded.weights[root].address + start if root in self._loaded.weights else 0, kind)
 
     def _tensor(self, name: str, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:
         """A tensor that is there already."""

@@ -1,0 +1,140 @@
+"""Where the inputs and outputs of a context lie: in memory of the caller's, of an output allocator's, or of the context's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fusion.network import TensorType
+from runtime.device import Device, Memory, Stream
+from runtime.engine import EngineError
+from runtime.interop import Foreign, foreign
+from tactics.tactic import tensor_bytes
+
+
+class Addresses:
+    """The addresses of a context's inputs and outputs, by name."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._at: dict[str, int] = {}
+        self._keep: dict[str, object] = {}  # owners of memory that others gave us
+        self._own: dict[str, Memory] = {}
+        self._room: dict[str, int] = {}  # bytes that others' memory holds, where it says so
+        self.allocators: dict[str, Any] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self._at.get(name))
+
+    def __getitem__(self, name: str) -> int:
+        """The address of ``name``, 0 when none is set."""
+        return self._at.get(name, 0)
+
+    def items(self) -> tuple[tuple[str, int], ...]:
+        """All of them, in the order of their names."""
+        return tuple(sorted(self._at.items()))
+
+    def set(self, name: str, given: Foreign) -> bool:
+        """``name`` lies in ``given``; whether that is another address than before."""
+        changed = self._at.get(name) != given.address
+        self._at[name] = given.address
+        self._keep[name] = given.owner
+        self._room.pop(name, None)
+        if given.bytes is not None:
+            self._room[name] = given.bytes
+        return changed
+
+    def forget(self, name: str) -> None:
+        """``name`` has no address any more."""
+        self._at.pop(name, None)
+
+    def checked(self, name: str, kind: TensorType) -> int:
+        """The address of ``name``, of type ``kind``.
+
+        Raises:
+            EngineError: there is none, or the memory there is too small.
+        """
+        size, room = tensor_bytes(kind), self._room.get(name)
+        if size and not self._at.get(name):
+            raise EngineError(f"tensor {name!r} has no address: call set_tensor_address")
+        if room is not None and room < size:
+            raise EngineError(
+                f"tensor {name!r}: the memory given holds {room} bytes, shape {shape_text(kind.shape)} needs {size}: "
+                "call set_tensor_address with a larger one"
+            )
+        return self._at.get(name, 0)
+
+    def own(self, name: str, size: int, managed: bool = False) -> Memory:
+        """Memory of the context's own for ``name``, at least ``size`` bytes; the same as before where that is large enough."""
+        if name not in self._own or self._own[name].size < size:
+            self._own[name] = self._device.allocate(max(size, 1), managed)
+        return self._own[name]
+
+    def owns(self, name: str, size: int) -> bool:
+        """Whether :meth:`own` would allocate nothing."""
+        return name in self._own and self._own[name].size >= size
+
+    def placed(self, name: str, kind: TensorType, is_open: bool, stream: Stream) -> int:
+        """Where output ``name`` of type ``kind`` shall lie: where its allocator says, at its address, or, when ``is_open`` (its size
+        was unknown until now), in memory of the context's own.
+
+        Raises:
+            EngineError: there is no such place.
+        """
+        size = tensor_bytes(kind)
+        if name in self.allocators:
+            return self.allocated(name, kind, stream)
+        if name in self or not is_open:
+            return self.checked(name, kind)
+        if not self.owns(name, size):
+            stream.synchronize()
+        return self.own(name, size).address
+
+    def allocated(self, name: str, kind: TensorType, stream: Stream) -> int:
+        """Where the output allocator of ``name`` puts it.
+
+        Raises:
+            EngineError: it gave no memory.
+        """
+        allocator, size = self.allocators[name], tensor_bytes(kind)
+        shape = tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
+        if hasattr(allocator, "reallocate_output_async"):
+            allocator.notify_shape(name, shape)
+            given = allocator.reallocate_output_async(name, self[name], size, self._device.alignment, stream.handle)
+        else:
+            given = allocator(name, size, shape)
+        memory = None if given is None else foreign(given)
+        if memory is None or (size and not memory.address):
+            raise EngineError(f"tensor {name!r}: its output allocator gave no memory ({size} bytes were asked for)")
+        self._keep[name] = memory.owner
+        return memory.address
+
+    def move(self, name: str, address: int) -> bool:
+        """``name`` lies at ``address``, in memory of which nothing else is known; whether that is another one than before."""
+        changed = self._at.get(name) != address
+        self._at[name] = address
+        self._room.pop(name, None)
+        return changed
+
+
+def check_memory(name: str, given: Foreign, declared: TensorType, shape: tuple[int, ...] | None, device: Device, written: bool) -> None:
+    """Refuse memory that cannot hold tensor ``name``; ``shape`` is what the engine wants now, None when that is not known yet.
+
+    Raises:
+        ValueError: a wrong data type, shape, device or alignment, or read-only memory for what is ``written``.
+    """
+    if given.kind is not None and given.kind != device.spec.kind:
+        raise ValueError(f"tensor {name!r}: the memory is on {given.kind}, the engine runs on {device.spec.kind}")
+    if given.dtype is not None and given.dtype is not declared.dtype:
+        raise ValueError(f"tensor {name!r}: the memory holds {given.dtype.value}, the engine wants {declared.dtype.value}")
+    if given.shape is not None and shape is not None and given.shape != shape:
+        raise ValueError(f"tensor {name!r}: the memory has shape {shape_text(given.shape)}, the engine wants {shape_text(shape)}")
+    if written and not given.writable:
+        raise ValueError(f"tensor {name!r}: the memory is read-only, but an output is written")
+    if given.address % device.alignment:
+        raise ValueError(f"tensor {name!r}: address {given.address:#x} is not a multiple of {device.alignment}")
+
+
+def shape_text(shape: Sequence[object]) -> str:
+    """``4x3x32x32``"""
+    return "x".join(map(str, shape)) or "scalar"
