@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime import cuda_driver
+from runtime import cuda_driver, libraries
 from runtime.cuda_driver import LaunchConfig, failure
 from runtime.cuda_green import GreenContext, green_context
 from runtime.cuda_launch import launch_config, pack_arguments
@@ -30,7 +30,7 @@ from runtime.device import (
     Stream,
 )  # fmt: skip
 from runtime.tensor_map import encode
-from tactics.tactic import Copy, DeviceSpec, Launch, Memset, Plan
+from tactics.tactic import Copy, DeviceSpec, Launch, LibraryCall, Memset, Plan
 
 # CUfunction_attribute numbers (cuda.h)
 _MAX_DYNAMIC_SHARED, _REQUIRED_CLUSTER, _NON_PORTABLE_CLUSTER = 8, (11, 12, 13), 14
@@ -166,6 +166,15 @@ class CudaProgram(Program):
         """Add a copy within the device."""
         copy = cuda_driver.library().cuMemcpyDtoDAsync_v2
         self._add(partial(copy, ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size), self._stream), "copy")
+
+    def library(self, step: LibraryCall, binding: Binding, library: libraries.Binding) -> None:
+        """Add a call of a vendor's library.
+
+        Raises:
+            DeviceError: the library cannot compute the step.
+        """
+        self._keep.append(library)
+        self._add(library.prepared(step, binding.address, self._stream), f"a call of {step.library}")
 
     def _add(self, call: Enqueue, name: str) -> None:
         self._calls.append(call)
@@ -308,6 +317,7 @@ class CudaDevice(Device):
             self.activate()
         self.spec = _shared(self.spec, self._green, mps)
         self._copies = CudaStream(cupy.cuda.Stream(non_blocking=True))
+        self._libraries: dict[str, libraries.Binding] = {}
 
     def activate(self) -> None:
         with _translated(f"selecting GPU {self.number}"):
@@ -380,6 +390,17 @@ class CudaDevice(Device):
     def load(self, kernels: Mapping[str, bytes]) -> CudaModules:
         return CudaModules(kernels, self.spec.arch)
 
+    def library(self, name: str) -> libraries.Binding:
+        """A vendor's library (a tactic source) on this GPU, opened when it is first asked for.
+
+        Raises:
+            DeviceError: it is not installed, or does not start.
+        """
+        if name not in self._libraries:
+            self.activate()
+            self._libraries[name] = libraries.open_library(name)
+        return self._libraries[name]
+
     def program(self, plan: Plan, binding: Binding, modules: Any) -> CudaProgram:
         program = CudaProgram()
         for step in plan.steps:
@@ -392,6 +413,8 @@ class CudaDevice(Device):
             elif isinstance(step, Copy):
                 if step.size:
                     program.copy(binding.address(step.target), binding.address(step.source), step.size)
+            elif isinstance(step, LibraryCall):
+                program.library(step, binding, self.library(step.library))
             else:
                 raise DeviceError(f"a GPU cannot run a {type(step).__name__} step: the engine is for another device")
         return program

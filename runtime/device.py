@@ -225,6 +225,14 @@ class Device(ABC):
     def free_memory(self) -> int:
         """Bytes that could be allocated now."""
 
+    def library(self, name: str) -> Any:
+        """A vendor's library (a tactic source) on this device; see :class:`runtime.libraries.Binding`.
+
+        Raises:
+            DeviceError: it is not installed, or not for this kind of device.
+        """
+        raise DeviceError(f"--tacticSources=+{name}: it is for GPUs, the device is the {self.spec.kind.upper()}")
+
     def profiler(self, start: bool) -> None:
         """Tell an attached external profiler that the interesting part starts or stops."""
         del start

@@ -69,6 +69,7 @@ class LayerPlan:
         workspace: bytes of scratch at the optimal shapes.
         cached: whether the decision came from the timing cache.
         alternatives: all that was tried, the fastest first, refusals last.
+        sources: where libraries competed (``--tacticSources``): the best time of each source, the fastest first; ``own`` are our kernels.
         stream: 0 is the caller's stream, ``k`` the auxiliary stream ``k``.
         bodies: of a control-flow layer, an engine per network in it (``ControlFlow.bodies``).
     """
@@ -82,6 +83,7 @@ class LayerPlan:
     workspace: int = 0
     cached: bool = False
     alternatives: tuple[Alternative, ...] = ()
+    sources: tuple[tuple[str, float], ...] = ()
     stream: int = 0
     bodies: tuple[Engine, ...] = ()
 

@@ -331,6 +331,7 @@ def _layer_plan(value: dict[str, Any]) -> LayerPlan:
         workspace=_is(value.get("workspace", 0), int),
         cached=_is(value.get("cached", False), bool),
         alternatives=tuple(_alternative(one) for one in value.get("alternatives", [])),
+        sources=tuple((_is(name, str), _number(seconds)) for name, seconds in value.get("sources", [])),
         stream=_is(value.get("stream", 0), int),
     )
 

@@ -71,6 +71,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.attention.linear_attention",
         "tactics.cuda.plain.products",
         "tactics.cuda.plugin.plugin",
+        "tactics.cuda.libraries.cublas_lt",
+        "tactics.cuda.libraries.cudnn",
     ),
 }
 
@@ -79,6 +81,14 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 def tactics(device: str) -> tuple[Tactic, ...]:
     """All tactics of a device kind (``cuda`` or ``cpu``), in the order of FAMILIES."""
     return tuple(tactic for module in FAMILIES[device] for tactic in import_module(module).TACTICS)
+
+
+def source_of(tactic_id: str) -> str:
+    """The library behind a tactic (``Tactic.source``); empty for kernels of our own and ids that this version does not have."""
+    try:
+        return tactic(tactic_id).source
+    except (KeyError, ModuleNotFoundError):
+        return ""
 
 
 @cache

@@ -69,6 +69,7 @@ class SelectOptions:
     max_tactics: int | None = None
     pinned: str = ""  # a tactic id (or a prefix of one) that must be used
     rounds: int = 8  # how many timings a finalist's time is the median of
+    sources: tuple[str, ...] = ()  # libraries that compete with our own kernels (Tactic.source)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def question(
         "versions": dict(sorted(versions.items())),
         "limits": [options.workspace_limit, options.shared_memory_limit],
         "pinned": options.pinned,
+        **({"sources": sorted(options.sources)} if options.sources else {}),
     }
 
 
@@ -118,7 +120,7 @@ def candidates(
     found: list[tuple[float, Tactic, tuple[Config, ...]]] = []
     refused: list[Timing] = []
     for tactic in tactics(device.kind):
-        if not isinstance(workload.op, tactic.ops):
+        if not isinstance(workload.op, tactic.ops) or not _may_serve(tactic, options):
             continue
         refusal = tactic.supports(workload, device)
         if refusal is not None:
@@ -139,13 +141,19 @@ def candidates(
     # The plainest come last: their estimate is the floor of the workload, which they are the furthest from.
     found.sort(key=lambda item: (item[1].reference, item[0], item[1].id))
     width, depth = _BREADTH[max(0, min(5, options.level))]
+    own = [item for item in found if not item[1].source][:width]
+    found = [item for item in found if item[1].source or item in own]  # a library that is asked for takes no kernel's place
     ranks = range(max((len(configs[:depth]) for _, _, configs in found), default=0))
     chosen = [
-        (tactic, configs[rank]) for rank in ranks for _, tactic, configs in found[:width] if rank < len(configs[:depth])
+        (tactic, configs[rank]) for rank in ranks for _, tactic, configs in found if rank < len(configs[:depth])
     ]
     if options.max_tactics:
         chosen = chosen[: options.max_tactics]
     return chosen, refused
+
+
+def _may_serve(tactic: Tactic, options: SelectOptions) -> bool:
+    return not tactic.source or tactic.source in options.sources
 
 
 def kernels_of(plan: Plan) -> tuple[Kernel, ...]:
@@ -214,7 +222,7 @@ def decide_from(
     if winner is None:
         return None
     tactic = next((one for one in tactics(device.kind) if one.id == winner.tactic), None)
-    if tactic is None or tactic.supports(workload, device) is not None:
+    if tactic is None or not _may_serve(tactic, options or SelectOptions()) or tactic.supports(workload, device) is not None:
         return None
     try:
         plan = tactic.plan(workload, winner.config, device)

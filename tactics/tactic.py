@@ -252,7 +252,19 @@ class CpuCall:
         return lambda: self.function(inputs, outputs, packed, workspace)
 
 
-Step: TypeAlias = "Launch | Memset | Copy | CpuCall"
+@dataclass(frozen=True)
+class LibraryCall:
+    """One call of a vendor's library. ``problem`` is a frozen description that the runtime's binding of ``library`` (a tactic
+    source: ``CUBLAS_LT``, ``CUDNN``) understands; ``buffers`` say by role what it reads and writes; it may use ``workspace`` bytes at the
+    buffer of that role."""
+
+    library: str
+    problem: object
+    buffers: tuple[tuple[str, Buffer], ...]
+    workspace: int = 0
+
+
+Step: TypeAlias = "Launch | Memset | Copy | CpuCall | LibraryCall"
 
 
 @dataclass(frozen=True)
@@ -271,13 +283,15 @@ class Tactic:
     """Base of all tactics. ``id`` is stable for ever (people's timing caches hold it), e.g. ``cuda.gemm.sm90``.
 
     ``device`` is ``cuda`` or ``cpu``; ``ops`` are the operations it may serve. ``reference`` marks the plainest one of
-    its family: its result is what others are checked against on the device.
+    its family: its result is what others are checked against on the device. ``source`` is empty for our own kernels, else the
+    library behind it, which competes only where it is asked for (``--tacticSources``).
     """
 
     id: ClassVar[str] = ""
     device: ClassVar[str] = ""
     ops: ClassVar[tuple[type[Op], ...]] = ()
     reference: ClassVar[bool] = False
+    source: ClassVar[str] = ""
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         """None, or why this tactic cannot serve the workload at all."""

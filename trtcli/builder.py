@@ -24,7 +24,7 @@ from fusion.importer import import_onnx
 from fusion.network import ControlFlow, Network, size_makers, typical_sizes
 from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_optional
 from fusion.precision import LayerTypes
-from runtime.device import Device, DeviceLostError
+from runtime.device import Device, DeviceError, DeviceLostError
 from runtime.engine import CONTROL, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
 from runtime.segments import parts_of
 from runtime.streams import with_streams
@@ -34,8 +34,8 @@ from runtime.workloads import workload_of
 from tactics import cache as timing_cache
 from tactics.cache import CacheError, Entry, TimingCache
 from tactics.compiler import nvrtc_version
+from tactics.registry import source_of, tactics
 from tactics.registry import tactic as tactic_by_id
-from tactics.registry import tactics
 from tactics.select import Compilers, Decision, NoTacticError, SelectOptions, decide_from, finish, question, start
 from tactics.tactic import (
     Argument,
@@ -127,6 +127,7 @@ def build(
     imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
     for line in profile_lines(imported, profiles):
         log.info(line)
+    config = replace(config, tactic_sources=available_sources(config.tactic_sources, device, log))
 
     fusing = time.perf_counter()
     marked = marked_tensors(imported, config, log)
@@ -285,7 +286,7 @@ def _choose(
     try:
         searches = {}
         questions: dict[tuple[Any, ...], dict[str, Any]] = {}
-        versions = _versions(device)
+        versions = _versions(device, config.tactic_sources)
         for key, index in first.items():
             asked = questions[key] = question(workloads[index], device.spec, options[index], versions)
             level = options[index].level
@@ -457,10 +458,24 @@ def _extremes(network: Network, profile: Profile, config: BuildConfig, outer: Ou
     ]
 
 
+def available_sources(wanted: Sequence[str], device: Device, log: Log) -> tuple[str, ...]:
+    """The libraries of ``--tacticSources`` that are there for ``device``; of each other one a warning says why it is skipped."""
+    found = []
+    for name in wanted:
+        try:
+            device.library(name)
+        except DeviceError as error:
+            log.warning(f"{error}; building without it")
+            continue
+        found.append(name)
+    return tuple(found)
+
+
 def _select_options(config: BuildConfig, layer: str) -> SelectOptions:
     pinned = next((tactic for name, tactic in config.pin_tactic if name == layer), "")
     return SelectOptions(
-        config.optimization_level, config.workspace, config.tactic_shared_memory, pinned=pinned, rounds=config.avg_timing
+        config.optimization_level, config.workspace, config.tactic_shared_memory, pinned=pinned, rounds=config.avg_timing,
+        sources=config.tactic_sources,
     )
 
 
@@ -498,10 +513,11 @@ def _save_cache(config: BuildConfig, cache: TimingCache, log: Log) -> None:
     log.verbose(f"Saved timing cache {config.timing_cache_file}: {len(saved.entries)} entries")
 
 
-def _versions(device: Device) -> dict[str, str]:
-    """What measured times depend on beside the device: our own kernels are covered by fingerprints."""
+def _versions(device: Device, sources: Sequence[str]) -> dict[str, str]:
+    """What measured times depend on beside the device: our own kernels are covered by fingerprints, libraries (``sources``) are not."""
     if device.spec.kind == "cuda":
-        return {"nvrtc": ".".join(map(str, nvrtc_version())), "driver": str(device.properties().get("driver", ""))}
+        known = {"nvrtc": ".".join(map(str, nvrtc_version())), "driver": str(device.properties().get("driver", ""))}
+        return known | {name: str(device.library(name).version) for name in sources}
     return {"numpy": np.__version__}
 
 
@@ -617,6 +633,7 @@ def layer_plans(
                 bound=_bound(workload, floor, device),
                 workspace=plan.workspace,
                 cached=decision.cached,
+                sources=_sources(decision),
                 alternatives=tuple(
                     Alternative(t.tactic, t.config, t.seconds, t.reason)
                     for t in (decision.timings if config.profiling_verbosity == "detailed" else ())
@@ -624,6 +641,16 @@ def layer_plans(
             )
         )
     return layers
+
+
+def _sources(decision: Decision) -> tuple[tuple[str, float], ...]:
+    """The best time of our own kernels and of each library that competed, the fastest first; empty without libraries."""
+    best: dict[str, float] = {}
+    for timing in decision.timings:
+        if timing.seconds is not None:
+            name = source_of(timing.tactic) or "own"
+            best[name] = min(timing.seconds, best.get(name, math.inf))
+    return tuple(sorted(best.items(), key=lambda item: item[1])) if set(best) - {"own"} else ()
 
 
 def _store(weights: dict[str, np.ndarray], name: str, array: np.ndarray) -> str:
@@ -680,7 +707,7 @@ def _record(
         "model": str(model) if isinstance(model, Path) else imported.name,
         "modelSha256": hashlib.sha256(data).hexdigest(),
         "options": _plain(asdict(config)),
-        "versions": _versions(device),
+        "versions": _versions(device, config.tactic_sources),
         "nodes": len(imported.fates),
         "layers": len(fused.network.layers),
         "fusions": fusion_lines(fused),

@@ -55,6 +55,7 @@ class BuildConfig:
             ``prefer`` or ``obey``.
         profiling_verbosity: ``none``, ``layer_names_only`` or ``detailed``: what the engine keeps for reports.
         disable_fusion: ``(rule, layer)`` pairs; the rule may be ``all``; an empty layer turns it off everywhere.
+        tactic_sources: libraries that compete with our own kernels, by the names of ``--tacticSources``.
         pin_tactic: ``(layer, tactic id)`` pairs.
         refit: as the flag says; weights can be replaced in every engine. ``strip_weights``: the engine is saved without weights.
         mark_debug: tensors that are kept from being fused away, to be looked at; ``mark_unfused_debug``: all others that are left.
@@ -85,6 +86,7 @@ class BuildConfig:
     profiling_verbosity: str = "layer_names_only"
     disable_fusion: tuple[tuple[str, str], ...] = ()
     pin_tactic: tuple[tuple[str, str], ...] = ()
+    tactic_sources: tuple[str, ...] = ()
     refit: bool = False
     strip_weights: bool = False
     mark_debug: tuple[str, ...] = ()

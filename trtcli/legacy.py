@@ -6,7 +6,6 @@ asked for is the default now; a refused flag stops the run, unless its value ask
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,13 +69,6 @@ def _io_formats(value: str | None) -> Today:
     return []
 
 
-def _tactic_sources(value: str | None) -> Today:
-    for source in (value or "").split(","):
-        if not re.fullmatch(r"[+-]\w+", source):
-            raise ValueError(f"{source!r} must be +NAME or -NAME")
-    return []
-
-
 def _best(value: str | None) -> Today:
     return [("fp16", None), ("bf16", None)]
 
@@ -109,7 +101,6 @@ DEPRECATED: dict[str, Deprecated] = {
     "maxShapesCalib": Deprecated(_CALIBRATION, takes_value="yes"),
     "inputIOFormats": Deprecated("inputs have the data types of the model, in linear layout", _io_formats, "yes"),
     "outputIOFormats": Deprecated("outputs have the data types of the model, in linear layout", _io_formats, "yes"),
-    "tacticSources": Deprecated("libraries are not installed as tactic sources; skipped", _tactic_sources, "yes"),
 }
 
 _LATER = "is not in this version of trtcli"

@@ -26,6 +26,7 @@ from trtcli.values import (
     Pins,
     ShapeSpec,
     Share,
+    TacticSources,
     Text,
 )  # fmt: skip
 
@@ -123,6 +124,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("errorOnTimingCacheMiss", CACHE, "build.error_on_timing_cache_miss",
         "fail when a tactic would have to be timed"),
     Option("avgTiming", CACHE, "build.avg_timing", "timings per tactic", Integer(1, 1000), default="8"),
+    Option("tacticSources", CACHE, "build.tactic_sources",
+        "libraries beside our own kernels (CUBLAS_LT, CUDNN), off at first", TacticSources(), default="none"),
     Option("pinTactic", CACHE, "build.pin_tactic",
         "use this tactic (or prefix of its id) for a layer", Pins(), since="trtcli", repeatable=True),
     Option("device", SYSTEM, "system.device", "GPU number, or cpu", Device(), default="first GPU, else cpu"),

@@ -284,6 +284,29 @@ class Pins:
         return tuple(pairs)
 
 
+TACTIC_SOURCES = ("CUBLAS_LT", "CUDNN", "CUBLAS", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+
+
+@dataclass(frozen=True)
+class TacticSources:
+    """``+NAME,-NAME,...``: the names that are turned on. All are off at first, and case does not matter."""
+
+    metavar: str = "+NAME|-NAME[,...]"
+    allowed: str = f"each name with + or -: {', '.join(TACTIC_SOURCES)}"
+
+    def __call__(self, text: str) -> tuple[str, ...]:
+        signs: dict[str, str] = {}
+        for part in text.split(","):
+            sign, name = part.strip()[:1], part.strip()[1:].upper()
+            if sign not in ("+", "-"):
+                raise ValueError(f"a tactic source must be prefixed with + or -, found {part.strip()!r}")
+            if name not in TACTIC_SOURCES:
+                raise ValueError(f"unknown tactic source {part.strip()[1:]!r}; there are {', '.join(TACTIC_SOURCES)}")
+            if signs.setdefault(name, sign) != sign:
+                raise ValueError(f"cannot enable and disable {name}")
+        return tuple(name for name in TACTIC_SOURCES if signs.get(name) == "+")
+
+
 @dataclass(frozen=True)
 class LayerPrecisions:
     """``layer:type[,...]``; the layer (or ONNX node, or pattern with ``*``) is what stands before the last colon."""

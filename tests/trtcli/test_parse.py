@@ -129,7 +129,7 @@ def test_old_flags_mean_todays(old: str, new: str) -> None:
     "flag",
     ["--explicitBatch", "--batch=1", "--useCudaGraph", "--noDataTransfers", "--separateProfileRun", "--stronglyTyped",
      "--minTiming=2", "--calib=cache", "--calib", "--inputIOFormats=fp16:chw", "--outputIOFormats=chw,fp32:chw+fp16:chw",
-     "--tacticSources=-CUDNN,+CUBLAS_LT", "--minShapesCalib=a:1"],
+     "--minShapesCalib=a:1"],
 )  # fmt: skip
 def test_old_flags_that_ask_for_the_default(flag: str) -> None:
     parsed = trtexec(flag)
@@ -139,11 +139,22 @@ def test_old_flags_that_ask_for_the_default(flag: str) -> None:
 
 @pytest.mark.parametrize(
     "flag",
-    ["--batch=8", "--inputIOFormats=fp16:hwc8", "--inputIOFormats=fp17:chw", "--tacticSources=CUDNN", "--workspace=x",
+    ["--batch=8", "--inputIOFormats=fp16:hwc8", "--inputIOFormats=fp17:chw", "--workspace=x",
      "--workspace", "--nvtxMode=all"],
 )  # fmt: skip
 def test_old_flags_that_cannot_be_obeyed(flag: str) -> None:
     assert len(complaints("--onnx=m", flag)) == 1
+
+
+def test_tactic_sources() -> None:
+    assert trtexec().config.build.tactic_sources == ()
+    assert trtexec("--tacticSources=-CUDNN,+cublas_lt").config.build.tactic_sources == ("CUBLAS_LT",)
+    (complaint,) = complaints("--onnx=m", "--tacticSources=CUDNN")
+    assert "must be prefixed with + or -" in complaint
+    (complaint,) = complaints("--onnx=m", "--tacticSources=+CUTLASS")
+    assert "unknown tactic source 'CUTLASS'" in complaint and "CUBLAS_LT" in complaint
+    (complaint,) = complaints("--onnx=m", "--tacticSources=+CUDNN,-CUDNN")
+    assert "cannot enable and disable CUDNN" in complaint
 
 
 def test_old_and_new_name_of_the_same_flag() -> None:

@@ -40,7 +40,7 @@ def engine_lines(engine: Engine) -> list[str]:
         ranges = "" if len(set(shapes)) < 2 else f"  min {shapes[0]}, opt {shapes[1]}, max {shapes[2]}"
         lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}")
     lines += ["", *_memory_lines(engine)]
-    lines += ["", *_layer_table(engine, total), *_profile_lines(engine), *_alignment_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
+    lines += ["", *_layer_table(engine, total), *_profile_lines(engine), *_alignment_lines(engine), *_source_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
     return [*lines, *_missed_lines(missed_fusions(engine), total)]
 
 
@@ -82,6 +82,18 @@ def _alignment_lines(engine: Engine) -> list[str]:
     if len(found) > _MOST_NOTES:
         lines.append(f"     and {len(found) - _MOST_NOTES} more such dimensions (--json shows all)")
     return lines
+
+
+def _source_lines(engine: Engine) -> list[str]:
+    """Which source won the layers that libraries competed for, and what each would take for all of them."""
+    contested = [dict(plan.sources) for plan in engine.layers if len(plan.sources) > 1]
+    if not contested:
+        return []
+    won = Counter(next(iter(one)) for one in contested)
+    best = sum(min(one.values()) for one in contested)
+    own = sum(one["own"] for one in contested if "own" in one)
+    parts = ", ".join(f"{count} by {'kernels of our own' if name == 'own' else name}" for name, count in won.most_common())
+    return [f"     libraries competed for {len(contested)} layers: {parts}; {_time(best)}, {_time(own)} without libraries"]
 
 
 _MOST_NOTES = 6

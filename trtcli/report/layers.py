@@ -166,6 +166,7 @@ def _object(
         "WorkspaceBytes": plan.workspace,
         "Alignment": list(alignment_of(engine, layer, sizes)),
         "Cached": plan.cached,
+        **({"Sources": [{"Source": name, "TimeMs": seconds * 1e3} for name, seconds in plan.sources]} if plan.sources else {}),
         "Alternatives": [
             {
                 "TacticName": tactic_label(one.tactic, one.config),
@@ -233,4 +234,13 @@ def _line(layer: Mapping[str, Any]) -> str:
         f"Outputs: {listed(layer['Outputs'])}, TacticName: {layer['TacticName']}, StreamId: {layer['StreamId']}, "
         f"Metadata: {' '.join(f'[ONNX Layer: {one}]' for one in layer['Origins'])}"
         + (f", Host: {layer['Host']}" if "Host" in layer else "")
+        + (f", Source: {source_text(layer['Sources'])}" if "Sources" in layer else "")
     )
+
+
+def source_text(sources: Sequence[Mapping[str, Any]]) -> str:
+    """Which source won and by how much: ``CUBLAS_LT (1.19x faster than own)``."""
+    first, *others = sources
+    if not others:
+        return f"{first['Source']} (no other)"
+    return f"{first['Source']} ({others[0]['TimeMs'] / first['TimeMs']:.2f}x faster than {others[0]['Source']})"

@@ -1,0 +1,115 @@
+"""Our own kernels beside those of cuBLASLt and cuDNN as tactic sources, each layer through the same tactic selection.
+
+    python benchmarks/gpu/sources_check.py [--seconds 40] [--level 3] [--only gemm] [--results FILE]
+
+Per workload one line: the best time of each source, as the builder would find them (checked against the reference tactic, interleaved).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.runner import compare, record  # noqa: E402
+from fusion.dtypes import DataType  # noqa: E402
+from fusion.expression import Expression, Operand, apply  # noqa: E402
+from fusion.network import Op, TensorType  # noqa: E402
+from fusion.ops import Convolution, MatrixMultiply  # noqa: E402
+from runtime.device import Device, DeviceError  # noqa: E402
+from runtime.devices import open_device  # noqa: E402
+from runtime.timer import Bench  # noqa: E402
+from tactics.registry import source_of  # noqa: E402
+from tactics.select import Compilers, SelectOptions, finish, start  # noqa: E402
+from tactics.tactic import Workload  # noqa: E402
+
+BIAS = apply("add", Operand(0), Operand(1))
+SUM = apply("add", BIAS, Operand(2))
+EPILOGUES: dict[str, Expression] = {
+    "bias": BIAS, "relu": apply("relu", BIAS), "gelu": apply("gelu", BIAS), "gelu_tanh": apply("gelu_tanh", BIAS), "sum": SUM,
+    "sum relu": apply("relu", SUM),
+}  # fmt: skip
+
+
+def gemm(m: int, n: int, k: int, epilogue: str) -> tuple[str, Op, list[tuple[int, ...]]]:
+    """A product with constant weights."""
+    shapes = [(m, k), (k, n), (n,), *([(m, n)] if "sum" in epilogue else [])]
+    return f"gemm {m}x{n}x{k} {epilogue}", MatrixMultiply(epilogue=EPILOGUES[epilogue]), shapes
+
+
+def conv(batch: int, size: int, channels: int, out: int, taps: int, stride: int, epilogue: str) -> tuple[str, Op, list[tuple[int, ...]]]:
+    """A square convolution, channels-last."""
+    pad = (taps // 2,) * 2
+    op = Convolution((stride,) * 2, pad, pad, (1, 1), 1, True, EPILOGUES[epilogue])
+    last = (batch, -(-size // stride), -(-size // stride), out)
+    shapes = [(batch, size, size, channels), (out, channels, taps, taps), (out,), *([last] if "sum" in epilogue else [])]
+    return f"conv b{batch} {size}x{size}x{channels}->{out} {taps}x{taps}/{stride} {epilogue}", op, shapes
+
+
+CASES = [
+    gemm(128, 768, 768, "bias"), gemm(128, 3072, 768, "gelu"), gemm(128, 3072, 768, "gelu_tanh"), gemm(128, 768, 3072, "sum"),
+    gemm(4096, 3072, 768, "gelu_tanh"), gemm(4096, 768, 3072, "sum"), gemm(4096, 4096, 4096, "bias"), gemm(1, 4096, 4096, "bias"),
+    conv(1, 56, 64, 64, 3, 1, "relu"), conv(1, 14, 256, 256, 3, 1, "relu"), conv(1, 7, 512, 2048, 1, 1, "sum relu"),
+    conv(32, 56, 64, 64, 3, 1, "relu"), conv(32, 28, 512, 128, 1, 1, "relu"), conv(32, 14, 1024, 2048, 1, 2, "bias"),
+]  # fmt: skip
+
+
+def measured(cases: list[tuple[str, Op, list[tuple[int, ...]]]], device: Device, sources: tuple[str, ...], level: int) -> Iterator[tuple[str, dict[str, float], str]]:
+    """Per case its best seconds by source, and the winner."""
+    generator = np.random.default_rng(1)
+    compilers = Compilers(device.spec.arch, 16, {})
+    options = SelectOptions(level=level, sources=sources)
+    searches = []
+    for name, op, shapes in cases:
+        types = tuple(TensorType(DataType.HALF, shape) for shape in shapes)
+        workload = Workload(op, types, op.infer(types), tuple(n in (1, 2) for n in range(len(shapes))))
+        searches.append((name, shapes, start(workload, device.spec, options, compilers)))
+    for name, shapes, search in searches:
+        values = {n: (generator.normal(size=shapes[n]) * 0.05).astype(np.float16) for n in (1, 2)}
+        decision = finish(search, values, device.spec, options, partial(Bench, device, search.workload, values), compilers)
+        best: dict[str, float] = {}
+        for row in decision.timings:
+            if row.seconds is not None:
+                source = source_of(row.tactic) or "own"
+                best[source] = min(row.seconds, best.get(source, row.seconds))
+            elif source_of(row.tactic):
+                print(f"    {row.tactic} {dict(row.config)}: {row.reason[:110]}")
+        yield name, best, decision.tactic
+    compilers.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=40, help="begin no workload after so long")
+    parser.add_argument("--level", type=int, default=3)
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--results", default="sources")
+    arguments = parser.parse_args()
+    device, sources = open_device("0"), []
+    for name in ("CUBLAS_LT", "CUDNN"):
+        try:
+            print(f"{name} {device.library(name).version}")
+            sources.append(name)
+        except DeviceError as error:
+            print(error)
+    began = time.perf_counter()
+    for name, best, winner in measured([one for one in CASES if arguments.only in one[0]], device, tuple(sources), arguments.level):
+        library = min((source for source in best if source != "own"), key=lambda source: best[source], default="")
+        peer = [best[library] * 1e6] if library else []
+        result = compare(f"{name} float16", [best["own"] * 1e6], "us", peer, library, note=f"winner {winner}")
+        record(arguments.results, [result])
+        print(f"{name}: " + ", ".join(f"{source} {seconds * 1e6:.1f}" for source, seconds in sorted(best.items())) + f" us; {winner}")
+        if time.perf_counter() - began > arguments.seconds:
+            break
+
+
+if __name__ == "__main__":
+    main()
