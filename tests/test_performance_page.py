@@ -15,7 +15,7 @@ from trtcli.options import COMMANDS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "performance.md").read_text(encoding="utf-8")
 LINES = [match[1] for match in re.finditer(r"^ +\$ (.+)$", PAGE, re.MULTILINE)]
-ELSEWHERE = ("nvidia-smi", "nvidia-cuda-mps-control", "nsys", "echo", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=50")  # need a GPU
+ELSEWHERE = ("pip", "nvidia-smi", "nvidia-cuda-mps-control", "nsys", "echo", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=50")  # need a GPU
 BRIEF = {"device": "cpu", "duration": "0.02", "warmUp": "0", "iterations": "3", "avgTiming": "2", "timingCacheFile": "shared.cache"}
 Captured = pytest.CaptureFixture[str]
 
@@ -58,5 +58,5 @@ def test_the_page_covers_the_topics() -> None:
     titles = re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
     assert titles == [
         "Measure first", "Batching", "CUDA graphs", "Several streams", "Limiting compute resources", "Layer fusion", "Single layers",
-        "Changes of shape", "Deterministic choice of tactics", "Python", "Accuracy against speed", "Shorter builds",
+        "Changes of shape", "Libraries as tactic sources", "Deterministic choice of tactics", "Python", "Accuracy against speed", "Shorter builds",
     ]  # fmt: skip

@@ -100,11 +100,11 @@ def main() -> None:
             sources.append(name)
         except DeviceError as error:
             print(error)
-    began = time.perf_counter()
+    began, driver = time.perf_counter(), str(device.properties().get("driver", ""))
     for name, best, winner in measured([one for one in CASES if arguments.only in one[0]], device, tuple(sources), arguments.level):
         library = min((source for source in best if source != "own"), key=lambda source: best[source], default="")
         peer = [best[library] * 1e6] if library else []
-        result = compare(f"{name} float16", [best["own"] * 1e6], "us", peer, library, note=f"winner {winner}")
+        result = compare(f"{name} float16", [best["own"] * 1e6], "us", peer, library, device=device.spec.name, driver=driver, note=f"winner {winner}")
         record(arguments.results, [result])
         print(f"{name}: " + ", ".join(f"{source} {seconds * 1e6:.1f}" for source, seconds in sorted(best.items())) + f" us; {winner}")
         if time.perf_counter() - began > arguments.seconds:

@@ -59,6 +59,7 @@ def examine() -> list[Finding]:
         *_packages(("cuda-bindings",), install),
         _nvrtc(install),
         _headers(install),
+        *_sources(driver),
     ]
 
 
@@ -125,6 +126,19 @@ def _nvrtc(advice: str) -> Finding:
     except (ImportError, RuntimeError, CompileError) as error:
         return Finding("NVRTC", False, str(error).split("\n")[0], advice)
     return Finding("NVRTC", True, f"{major}.{minor}, compiles")
+
+
+def _sources(driver: int) -> list[Finding]:
+    """The libraries that ``--tacticSources`` may turn on. None of them is needed."""
+    from runtime.libraries import SOURCES, find
+
+    if not driver:
+        return []
+    files = {name: find(name) for name in SOURCES}
+    return [
+        Finding(f"{name} (optional)", bool(file), file or "not installed", "" if file else f"pip install 'trtcli[{SOURCES[name].extra}]'")
+        for name, file in files.items()
+    ]
 
 
 def _headers(advice: str) -> Finding:
