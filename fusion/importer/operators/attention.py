@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from fusion.dims import Dim
+from fusion.dtypes import DataType
 from fusion.importer.builder import Builder
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
@@ -24,6 +26,11 @@ def attention(b: Builder, node: Node) -> Value:
         raise Unsupported("softcap is set")
     if node.attr("left_window_size", -1) >= 0 or node.attr("right_window_size", -1) >= 0:
         raise Unsupported("a window is set")
+    dtype = q.dtype
+    wide = _common([q.dtype, k.dtype, v.dtype])
+    q, k, v = (b.convert(x, wide, f"{name}_type") for x, name in ((q, "q"), (k, "k"), (v, "v")))
+    if mask is not None and not (mask.dtype.is_float and mask.dtype.itemsize <= wide.itemsize or mask.dtype is DataType.BOOL):
+        mask = b.convert(mask, DataType.DOUBLE if wide is DataType.DOUBLE else DataType.FLOAT, "mask_type")
     heads_last = q.rank == 3
     if heads_last:
         heads, kv_heads = node.required("q_num_heads"), node.required("kv_num_heads")
@@ -45,11 +52,18 @@ def attention(b: Builder, node: Node) -> Value:
         _check_mask(mask, (sizes_q["b"], sizes_q["h"], sizes_q["s"], sizes_k["s"]))
         inputs.append(mask)
     scale = node.attr("scale", 1.0 / math.sqrt(depth))
-    out = b.layer(Attention(scale, causal, mask is not None, (layout, layout, layout, layout)), *inputs)
+    out = b.convert(b.layer(Attention(scale, causal, mask is not None, (layout, layout, layout, layout)), *inputs), dtype, "type")
     if not heads_last:
         return out
     batch, length, heads_out, width = out.shape
     return b.reshape(out, (batch, length, heads_out * width), "merge")
+
+
+def _common(dtypes: Sequence[DataType]) -> DataType:
+    """The type that holds all values of these floating-point types (values and masks need not have the type of queries and keys)."""
+    if len(set(dtypes)) == 1:
+        return dtypes[0]
+    return DataType.DOUBLE if DataType.DOUBLE in dtypes else DataType.FLOAT
 
 
 def _split_heads(b: Builder, x: Value, heads: int, name: str) -> Value:

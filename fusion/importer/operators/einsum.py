@@ -111,7 +111,10 @@ def _contract(b: Builder, left: Term, right: Term, needed: str, suffix: str) -> 
     batch_shape = broadcast([_shape(left, batch), _shape(right, batch)])
     a, transpose_a = _matrix(b, left, batch, rows, summed, f"{suffix}_left")
     c, transpose_c = _matrix(b, right, batch, summed, columns, f"{suffix}_right")
-    result = b.layer(MatrixMultiply(transpose_a, transpose_c), a, c, suffix=suffix)
+    dtype = left.value.dtype
+    if dtype.is_integer and dtype.itemsize < 4:  # a product of these would stay int32
+        a, c = (b.convert(one, DataType.INT32, f"{suffix}_{name}_wide") for one, name in ((a, "left"), (c, "right")))
+    result = b.convert(b.layer(MatrixMultiply(transpose_a, transpose_c), a, c, suffix=suffix), dtype, f"{suffix}_narrow")
     shape = (*batch_shape, *(sizes[letter] for letter in rows), *(sizes[letter] for letter in columns))
     return Term(b.reshape(result, shape, f"{suffix}_shape"), "".join(batch + rows + columns))
 

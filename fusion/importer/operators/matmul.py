@@ -31,7 +31,9 @@ def product_of(b: Builder, left: Value, right: Value, op: MatrixMultiply | None 
 
 @operator("MatMul")
 def matmul(b: Builder, node: Node) -> Value:
-    return product_of(b, node.input(0), node.input(1))
+    """Function bodies multiply types that differ (Attention's probabilities and values): the first is that of the result."""
+    left, right = node.input(0), node.input(1)
+    return product_of(b, left, b.convert(right, left.dtype, "type"))
 
 
 @operator("Gemm")

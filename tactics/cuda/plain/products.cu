@@ -1,5 +1,6 @@
 // Products of types that neither tensor cores nor the tiled kernels multiply (float64, wide integers): one thread per output element,
-// summed in SUM in the order of the reduction, handed on as RESULT. KIND 0: matrices, 1: convolution, 2: attention.
+// summed in SUM in the order of the reduction, handed on as RESULT. KIND 0: matrices, 1: convolution, 2: attention,
+// 3: transposed convolution.
 #include "division.cuh"
 #include "finish.cuh"
 #include "functions.cuh"
@@ -34,8 +35,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const RESULT value[1] = {static_cast<RESULT>(total)};
     finish_store_flat<1>(out, value, args, index, static_cast<int>(columns.divisor));
 }
-#elif KIND == 1
-// Strides in elements; axes outermost first. Weights are [O, channels of a group, *window]. Grid: ceil(count / THREADS).
+#elif KIND == 1 || KIND == 3
+// Strides in elements; axes outermost first. Grid: ceil(count / THREADS).
 struct Axis {
     Divider out;
     int size, window, stride, padding, dilation, step;
@@ -43,6 +44,8 @@ struct Axis {
 struct Axes {
     Axis axis[RANK];
 };
+#if KIND == 1
+// Weights are [O, channels of a group, *window].
 extern "C" __global__ void __launch_bounds__(THREADS)
     plain_convolution(const IN_T* __restrict__ x, const IN_T* __restrict__ weights, OUT_T* __restrict__ out, unsigned count, int last,
                       int channels, int channel_step, int taps, long long image_step, const Divider out_channels, const Divider per_group,
@@ -85,6 +88,54 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const RESULT value[1] = {static_cast<RESULT>(total)};
     finish_store_flat<1>(out, value, args, index, last);
 }
+#else
+// Weights are [C, outputs of a group, *window]; `channels` are those of a group. An output element is the sum over the taps that reach it.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    plain_deconvolution(const IN_T* __restrict__ x, const IN_T* __restrict__ weights, OUT_T* __restrict__ out, unsigned count, int last,
+                        int channels, int channel_step, int taps, long long image_step, const Divider out_channels, const Divider per_group,
+                        const Axes axes, const EpilogueArgs args) {
+    pdl_wait();
+    pdl_launch_next();
+    const unsigned index = blockIdx.x * THREADS + threadIdx.x;
+    if (index >= count) return;
+    unsigned image = index;
+    int place[RANK];
+#if CHANNELS_LAST
+    unsigned channel = out_channels.split(image);
+#endif
+#pragma unroll
+    for (int r = RANK - 1; r >= 0; --r) place[r] = static_cast<int>(axes.axis[r].out.split(image)) + axes.axis[r].padding;
+#if !CHANNELS_LAST
+    unsigned channel = out_channels.split(image);
+#endif
+    unsigned group = channel;
+    channel = per_group.split(group);
+    const long long first = static_cast<long long>(group) * channels;
+    const IN_T* source = x + image * image_step + first * channel_step;
+    const IN_T* w = weights + (first * per_group.divisor + channel) * taps;
+    const long long weight_step = static_cast<long long>(per_group.divisor) * taps;
+    SUM total = SUM(0);
+    for (int tap = 0; tap < taps; ++tap) {
+        int rest = tap;
+        long long offset = 0;
+        bool reaches = true;
+#pragma unroll
+        for (int r = RANK - 1; r >= 0; --r) {
+            const Axis& axis = axes.axis[r];
+            const int from = place[r] - rest % axis.window * axis.dilation, at = from / axis.stride;
+            rest /= axis.window;
+            reaches = reaches && from >= 0 && at * axis.stride == from && at < axis.size;
+            offset += static_cast<long long>(at) * axis.step;
+        }
+        if (!reaches) continue;
+        for (int c = 0; c < channels; ++c)
+            total += static_cast<SUM>(fx::widen(source[offset + static_cast<long long>(c) * channel_step])) *
+                     static_cast<SUM>(fx::widen(w[c * weight_step + tap]));
+    }
+    const RESULT value[1] = {static_cast<RESULT>(total)};
+    finish_store_flat<1>(out, value, args, index, last);
+}
+#endif
 #else
 // One block per row of the scores, which lie in `scratch`. Strides of batch, head, row, column. Grid: batch * heads * rows.
 struct Strides {

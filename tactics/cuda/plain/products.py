@@ -12,7 +12,7 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.expression import compute_type
 from fusion.network import TensorType
-from fusion.ops import Attention, Convolution, MatrixMultiply
+from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply
 from fusion.ops.epilogue import product_type
 from tactics.cuda.codegen import STORAGE_TYPES, storage_type
 from tactics.cuda.epilogue import EpilogueCode, epilogue_argument, finish_code
@@ -89,6 +89,32 @@ class PlainMatmul(Tactic):
         return Plan((launch(kernel, ceil_div(total, THREADS), THREADS, arguments),))
 
 
+def _windowed(workload: Workload, device: DeviceSpec, kind: int, entry: str, reads_last: bool, channels: int, per_group: int) -> Plan:
+    """A convolution (``kind`` 1) or transposed convolution (3); ``channels`` are those that an output element sums."""
+    op, (x, weights, *_), out = workload.op, map(dims, workload.inputs), dims(workload.outputs[0])
+    code = _epilogue(workload)
+    assert isinstance(op, Convolution | Deconvolution) and isinstance(code, EpilogueCode)
+    total, window = prod(out), weights[2:]
+    if not total:
+        return Plan(())
+    spatial = x[1:-1] if reads_last else x[2:]
+    places = out[1:-1] if op.channels_last else out[2:]
+    inner = x[-1] if reads_last else 1
+    axes: list[Scalar | Buffer] = []
+    for axis, size in enumerate(spatial):
+        axes += [*divider(places[axis]), Scalar(size), Scalar(window[axis]), Scalar(op.stride[axis]),
+                 Scalar(int(op.pre_padding[axis])), Scalar(op.dilation[axis]), Scalar(prod(spatial[axis + 1 :]) * inner)]  # type: ignore[arg-type] # fmt: skip
+    names = defines(device, KIND=kind, RANK=len(spatial), CHANNELS_LAST=op.channels_last,
+                    **_types(workload.inputs[0].dtype, workload.outputs[0].dtype))  # fmt: skip
+    arguments: tuple[Argument, ...] = (
+        A, B, OUT, Scalar(total, "u32"), Scalar(out[-1]), Scalar(channels), Scalar(1 if reads_last else prod(spatial)),
+        Scalar(prod(window)), Scalar(prod(x[1:]), "i64"), Struct(divider(per_group * op.groups)), Struct(divider(per_group)),
+        Struct(tuple(axes)), epilogue_argument(code),
+    )  # fmt: skip
+    kernel = Kernel(FILE, entry, (*names, *code.defines), code.prelude)
+    return Plan((launch(kernel, ceil_div(total, THREADS), THREADS, arguments),))
+
+
 class PlainConvolution(Tactic):
     """Convolutions of one to three spatial axes, in any layout."""
 
@@ -101,28 +127,26 @@ class PlainConvolution(Tactic):
         return _product_refusal(workload)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        op, (x, weights, *_), out = workload.op, map(dims, workload.inputs), dims(workload.outputs[0])
-        code = _epilogue(workload)
-        assert isinstance(op, Convolution) and isinstance(code, EpilogueCode)
-        total, (outputs, channels, *window) = prod(out), weights
-        if not total:
-            return Plan(())
-        spatial = x[1:-1] if op.reads_channels_last else x[2:]
-        places = out[1:-1] if op.channels_last else out[2:]
-        inner = x[-1] if op.reads_channels_last else 1
-        axes: list[Scalar | Buffer] = []
-        for axis, size in enumerate(spatial):
-            axes += [*divider(places[axis]), Scalar(size), Scalar(window[axis]), Scalar(op.stride[axis]),
-                     Scalar(int(op.pre_padding[axis])), Scalar(op.dilation[axis]), Scalar(prod(spatial[axis + 1 :]) * inner)]  # type: ignore[arg-type] # fmt: skip
-        names = defines(device, KIND=1, RANK=len(spatial), CHANNELS_LAST=op.channels_last,
-                        **_types(workload.inputs[0].dtype, workload.outputs[0].dtype))  # fmt: skip
-        arguments: tuple[Argument, ...] = (
-            A, B, OUT, Scalar(total, "u32"), Scalar(out[-1]), Scalar(channels), Scalar(1 if op.reads_channels_last else prod(spatial)),
-            Scalar(prod(window)), Scalar(prod(x[1:]), "i64"), Struct(divider(outputs)), Struct(divider(outputs // op.groups)),
-            Struct(tuple(axes)), epilogue_argument(code),
-        )  # fmt: skip
-        kernel = Kernel(FILE, "plain_convolution", (*names, *code.defines), code.prelude)
-        return Plan((launch(kernel, ceil_div(total, THREADS), THREADS, arguments),))
+        op, (outputs, channels, *_) = workload.op, dims(workload.inputs[1])
+        assert isinstance(op, Convolution)
+        return _windowed(workload, device, 1, "plain_convolution", op.reads_channels_last, channels, outputs // op.groups)
+
+
+class PlainDeconvolution(Tactic):
+    """Transposed convolutions of one to three spatial axes, in any layout."""
+
+    id = "cuda.plain.deconvolution"
+    device = "cuda"
+    ops = (Deconvolution,)
+    reference = True
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        return _product_refusal(workload)
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        op, (channels, per_group, *_) = workload.op, dims(workload.inputs[1])
+        assert isinstance(op, Deconvolution)
+        return _windowed(workload, device, 3, "plain_deconvolution", op.channels_last, channels // op.groups, per_group)
 
 
 class PlainAttention(Tactic):
@@ -177,4 +201,4 @@ class PlainAttention(Tactic):
         return [prod(shape[axis + 1 :]) if shape[axis] > 1 else 0 for axis in range(4)]
 
 
-TACTICS = (PlainMatmul(), PlainConvolution(), PlainAttention())
+TACTICS = (PlainMatmul(), PlainConvolution(), PlainDeconvolution(), PlainAttention())

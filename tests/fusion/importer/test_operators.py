@@ -177,6 +177,15 @@ def test_einsum(equation: str, shapes: list[tuple[int, ...]]) -> None:
     check("Einsum", inputs, equation=equation, dynamic=False)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_einsum_of_small_integers_stays_small(dtype: type) -> None:
+    """Sums wrap as NumPy's do."""
+    x, y = (np.random.default_rng(seed).integers(0, 100, (3, 3)).astype(dtype) for seed in (0, 1))
+    (found,) = run(import_onnx(node_model("Einsum", {"x": x, "y": y}, {}, opset=17, dynamic=False, equation="ij,jk->ik")), {"x": x, "y": y}).values()
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, np.einsum("ij,jk->ik", x, y))
+
+
 # --- normalisation, reduction, softmax -------------------------------------------------------------------------------
 
 
@@ -450,6 +459,18 @@ def test_attention() -> None:
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     wanted = np.einsum("bhqk,bhkd->bhqd", weights / weights.sum(-1, keepdims=True), v)
     np.testing.assert_allclose(run(network, {"q": q, "k": k, "v": v})["y0"], wanted, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])  # one layer, and the ONNX function
+def test_attention_over_values_and_masks_of_other_types(softcap: float) -> None:
+    q, k, v = (floats(1, 2, 4, 8, seed=index, dtype=dtype) for index, dtype in enumerate((np.float16, np.float16, np.float32)))
+    inputs = {"q": q, "k": k, "v": v, "mask": np.array([[0, -5, 3, 1]] * 4, np.int32)}
+    (found,) = run(import_onnx(node_model("Attention", inputs, {}, opset=23, dynamic=False, softcap=softcap)), inputs).values()
+    scores = q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2) / np.sqrt(8)
+    scores = (softcap * np.tanh(scores / softcap) if softcap else scores) + inputs["mask"]
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, weights / weights.sum(-1, keepdims=True) @ v, 6e-3, 3e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])

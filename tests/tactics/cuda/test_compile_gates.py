@@ -105,6 +105,7 @@ def cases() -> tuple[Workload, ...]:
         _case(PoolingIndices(*two, (1, 1), (1, 1)), (F16, (2, 64, 32, 32))),
         _case(product, (F64, (64, 32)), (F64, (32, 48)), (F64, (48,))),
         _case(Convolution((1, 1), (1, 1), (1, 1), (1, 1)), (F64, (1, 4, 16, 16)), (F64, (8, 4, 3, 3))),
+        _case(Deconvolution((2, 2), (0, 0), (0, 0), (1, 1), (0, 0)), (F64, (1, 4, 16, 16)), (F64, (4, 8, 3, 3))),
         _case(Attention(0.125), *[(F64, (1, 2, 16, 64))] * 3),
         _case(Determinant(), (F32, (8, 16, 16))),
         _case(LinearAttention(8, 4, True, True), *[(F16, (2, 16, width)) for width in (512, 256, 256, 256, 4)]),

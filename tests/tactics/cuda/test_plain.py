@@ -8,8 +8,8 @@ import pytest
 from fusion.dtypes import DataType
 from fusion.expression import Operand, apply
 from fusion.network import Op, TensorType
-from fusion.ops import Attention, Convolution, MatrixMultiply
-from tactics.cuda.plain.products import PlainAttention, PlainConvolution, PlainMatmul
+from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply
+from tactics.cuda.plain.products import PlainAttention, PlainConvolution, PlainDeconvolution, PlainMatmul
 from tactics.tactic import Tactic, Workload
 from tests.harness.fiber import available, check
 
@@ -52,6 +52,16 @@ def test_convolution(last: bool) -> None:
 
 def test_convolution_of_integers() -> None:
     run(PlainConvolution(), Convolution((1,), (1,), (1,), (1,)), integers(1, 2, 6), integers(3, 2, 3, seed=1))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_transposed_convolution(last: bool) -> None:
+    op = Deconvolution((2, 1), (1, 0), (0, 1), (1, 2), (1, 0), 2, last, BIAS_RELU)
+    x = normal(2, 5, 6, 4) if last else normal(2, 4, 5, 6)
+    bias = normal(6, seed=2) if last else normal(6, 1, 1, seed=2)
+    run(PlainDeconvolution(), op, x, normal(4, 3, 3, 2, seed=1), bias)
+    if not last:
+        run(PlainDeconvolution(), Deconvolution((3,), (0,), (0,), (1,), (0,)), integers(1, 2, 6), integers(2, 3, 2, seed=1))
 
 
 @pytest.mark.parametrize(
