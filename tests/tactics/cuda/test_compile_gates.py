@@ -164,7 +164,7 @@ def _served(tactic: Tactic, device: DeviceSpec) -> Workload | None:
 
 
 TACTICS = {tactic.id: tactic for tactic in tactics("cuda")}
-WITHOUT_KERNEL = {"cuda.plugin.kernel", "cuda.reinterpret.copy", "cuda.shuffle.copy"}
+WITHOUT_KERNEL = {"cuda.cublas_lt", "cuda.cudnn", "cuda.plugin.kernel", "cuda.reinterpret.copy", "cuda.shuffle.copy"}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
