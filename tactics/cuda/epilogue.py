@@ -128,7 +128,7 @@ def _code(
     narrow = type_of(dense, dense_types)
     result_cast = "" if compute_type(narrow) is compute_type(output.dtype) else f"fx::cast<{stored}>"
 
-    loads, sizes, size_fields = "", [], ""
+    loads, sizes, size_fields, constants = "", [], "", ""
     for index, position in numbers.items():
         access = _access(workload, arity + index - 1)
         if isinstance(access, Refusal):
@@ -137,6 +137,9 @@ def _code(
         sizes += values
         size_fields += fields
         loads += _load(access, position, types[index], row)
+        if not access.groups and arity + index - 1 < len(workload.constant) and workload.constant[arity + index - 1]:
+            size = f"{'ld * ' if access.columns else ''}{types[index].itemsize}"
+            constants += f"    pdl_prefetch(args.operand[{position - 1}], {size}, thread, threads);\n"
     arguments = ", ".join(["v[i]", *(f"o{position}[i]" for position in numbers.values())])
     prelude = (
         '#include "functions.cuh"\n'
@@ -151,8 +154,15 @@ def _code(
         f"    for (int i = 0; i < V; ++i) result[i] = {result_cast}(epilogue_value({arguments}));\n"
         "}\n"
     )
+    found: tuple[tuple[str, str], ...] = (("HAS_EPILOGUE", "1"),)
+    if constants:
+        found = (("EPILOGUE_CONSTANTS", "1"), *found)
+        prelude += (
+            '#include "pdl.cuh"\n__device__ __forceinline__ void prefetch_constants('
+            f"const EpilogueArgs& args, int ld, int thread, int threads) {{\n{constants}}}\n"
+        )
     buffers = tuple(Buffer("input", arity + index - 1) for index in used)
-    return EpilogueCode(prelude, (("HAS_EPILOGUE", "1"),), buffers, tuple(sizes))
+    return EpilogueCode(prelude, found, buffers, tuple(sizes))
 
 
 def _access(workload: Workload, index: int) -> _Access | Refusal:

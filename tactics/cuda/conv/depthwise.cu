@@ -78,6 +78,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
 #pragma unroll
         for (int tap = 0; tap < TAPS_Y; ++tap) load_weights(tap, held[HOLD ? tap : 0]);
     }
+    pdl_prefetch_constants(args, channels);
     pdl_wait();
     pdl_launch_next();
 

@@ -173,6 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     SUM_T sum[MI][NI][4];
     const int length = max(0, k_end - k_begin);
+    pdl_prefetch_constants(args, channels);
     multiply_tile(shared_address(memory), (length + BK - 1) / BK, load_a, load_b, sum);
 
 #ifdef PARTIAL

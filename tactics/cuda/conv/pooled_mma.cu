@@ -70,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         };
         LoadB<16> load_b(w, w_row, n0, GROUP_OUT, 0, K);
         float sum[MI][NI][4];
+        pdl_prefetch_constants(args, channels);
         multiply_tile(shared_address(memory), (K + BK - 1) / BK, load_a, load_b, sum);
 
         const int lane = threadIdx.x % 32;

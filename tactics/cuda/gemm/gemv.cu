@@ -29,6 +29,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
             }
     };
     int first = warp % SPLIT * 32 + lane;
+    pdl_prefetch_constants(args, n);
 #ifdef B_CONSTANT
     fetch(first);
     pdl_wait();

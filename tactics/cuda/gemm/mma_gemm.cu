@@ -47,6 +47,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     SUM_T sum[MI][NI][4];
     const int depth = max(0, k_end - k_begin);
+    pdl_prefetch_constants(args, n);
     multiply_tile(shared_address(memory), (depth + BK - 1) / BK, load_a, load_b, sum);
 
 #ifdef PARTIAL

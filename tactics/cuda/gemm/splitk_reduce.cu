@@ -5,6 +5,7 @@
 //   partial: [splits][rows][ld]. One thread per VEC_C columns (VEC_C divides ld); grid: ceil(rows * ld / VEC_C / 256), block 256.
 extern "C" __global__ void __launch_bounds__(256)
     splitk_reduce(const SUM_T* __restrict__ partial, OUT_T* __restrict__ out, long long rows, int ld, int splits, EpilogueArgs args) {
+    pdl_prefetch_constants(args, ld);
     pdl_wait();
     pdl_launch_next();
     const long long index = (static_cast<long long>(blockIdx.x) * 256 + threadIdx.x) * VEC_C;

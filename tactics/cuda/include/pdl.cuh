@@ -1,6 +1,6 @@
 // Programmatic dependent launch for kernels without inline PTX elsewhere: with PDL=1 (sm_90 and later) a kernel may start
-// while its predecessor ends, so it waits before its first read of global memory. Empty otherwise.
-// Source: PTX ISA, "griddepcontrol".
+// while its predecessor ends, so it waits before its first read of what a predecessor may have written. Empty otherwise.
+// Source: PTX ISA, "griddepcontrol", "prefetch".
 #pragma once
 
 #if defined(PDL) && PDL
@@ -10,3 +10,20 @@ __device__ __forceinline__ void pdl_launch_next() { asm volatile("griddepcontrol
 __device__ __forceinline__ void pdl_wait() {}
 __device__ __forceinline__ void pdl_launch_next() {}
 #endif
+
+// Brings `size` bytes that no kernel writes to L2, one line of 128 a thread.
+__device__ __forceinline__ void pdl_prefetch(const void* from, int size, int thread, int threads) {
+#if defined(PDL) && PDL
+    for (int at = thread * 128; at < size; at += threads * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(from) + at) : "memory");
+#endif
+}
+
+// What the epilogue reads for every row (a bias, a scale) on its way to L2 before the kernel waits: it is read at the end of a block, and
+// would come from memory then. One block asks for all. `ld` is the row length of the output.
+template <typename Args>
+__device__ __forceinline__ void pdl_prefetch_constants(const Args& args, int ld) {
+#ifdef EPILOGUE_CONSTANTS  // prefetch_constants is generated with the epilogue
+    if (blockIdx.x + blockIdx.y + blockIdx.z == 0) prefetch_constants(args, ld, threadIdx.x, blockDim.x);
+#endif
+}

@@ -31,6 +31,7 @@
 // warp-specialised schedules.
 #pragma once
 
+#include "pdl.cuh"
 #include "sm90.cuh"
 #include "sm90_epilogue.cuh"
 #include "sm90_wgmma.cuh"
@@ -269,6 +270,7 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
     if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
   } else {
     if constexpr (REBALANCE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
+    pdl_prefetch_constants(args, problem.columns);
     named_sync<1>(WARPGROUPS * 128 + 32);
     if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();
     if constexpr (SPLIT > 1 && !OVERLAY) cluster_arrive_relaxed();

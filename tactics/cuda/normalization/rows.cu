@@ -15,6 +15,7 @@ struct Add {
 // Grid: ceil(rows / (THREADS / GROUP)).
 extern "C" __global__ void __launch_bounds__(THREADS)
     normalize_row(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int rows, int n, int last, float epsilon, const EpilogueArgs args) {
+    pdl_prefetch_constants(args, last);
     pdl_wait();
     pdl_launch_next();
     const long long row = static_cast<long long>(blockIdx.x) * (THREADS / GROUP) + threadIdx.x / GROUP;
@@ -62,6 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // One block per row of any length: three reads, two of them mostly from L2.
 extern "C" __global__ void __launch_bounds__(THREADS)
     normalize_long(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int rows, int n, int last, float epsilon, const EpilogueArgs args) {
+    pdl_prefetch_constants(args, last);
     pdl_wait();
     pdl_launch_next();
     const long long base = static_cast<long long>(blockIdx.x) * n;

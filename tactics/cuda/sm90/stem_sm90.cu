@@ -12,6 +12,7 @@
 // outputs zero (wgmma's layout without swizzle). Limits: h, w, pixels < 2^31; an infinite pixel also spoils its neighbours to the left,
 // within ceil(FILTER_W / 4) * 4 - FILTER_W columns (an absent tap multiplies it by zero).
 // Source: PTX ISA, "wgmma, register fragments" and "matrix descriptor".
+#include "pdl.cuh"
 #include "sm90.cuh"
 #include "sm90_epilogue.cuh"
 #include "sm90_wgmma.cuh"
@@ -58,6 +59,7 @@ convolution_stem(const IMAGE_T* __restrict__ image, const IN_T* __restrict__ wei
     barrier_expect(ready, WEIGHT_BYTES);
     bulk_load(weights, (const char*)weight + (long long)blockIdx.y * WEIGHT_BYTES, WEIGHT_BYTES, ready);
   }
+  pdl_prefetch_constants(epilogue_args, outputs);
   dependency_wait();
 
   Pixel next[PIXELS];
