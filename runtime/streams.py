@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import isnan
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 from runtime.device import CaptureError, Device, DeviceError, DeviceLostError
 from runtime.engine import Engine
@@ -64,9 +64,33 @@ class Schedule:
     branches: tuple[Branch, ...]
 
 
-def with_streams(engine: Engine, device: Device, max_aux: int = -1) -> tuple[Engine, dict[str, Any]]:
+class Timings(Protocol):
+    """Where the measured seconds come from: the device, or an earlier build that asked the same (a timing cache)."""
+
+    def event(self, device: Device) -> float:
+        """What an edge between streams costs, as :func:`event_cost`."""
+        ...
+
+    def engines(self, device: Device, engines: Sequence[Engine]) -> list[float]:
+        """One inference of each engine, as :func:`runtime.timer.time_engines`."""
+        ...
+
+
+class Measured:
+    """Seconds measured now."""
+
+    def event(self, device: Device) -> float:
+        """See :class:`Timings`."""
+        return event_cost(device)
+
+    def engines(self, device: Device, engines: Sequence[Engine]) -> list[float]:
+        """See :class:`Timings`."""
+        return time_engines(device, engines)
+
+
+def with_streams(engine: Engine, device: Device, max_aux: int = -1, timings: Timings | None = None) -> tuple[Engine, dict[str, Any]]:
     """``engine`` with the stream of every layer chosen from the layers' measured times at the optimal shapes of profile 0, and what was
-    found (JSON): the event's cost, simulated and measured latencies in ms, and every branch with its reason.
+    found (JSON): the event's cost, simulated and measured latencies in ms, and every branch with its reason. ``timings`` are measured unless given.
 
     ``max_aux`` is the most auxiliary streams (``--maxAuxStreams``); -1 leaves it to us: none on the CPU, up to 3 on a GPU.
 
@@ -85,14 +109,15 @@ def with_streams(engine: Engine, device: Device, max_aux: int = -1) -> tuple[Eng
     work, layers = workload_graph(serial, device.spec)
     if len(_chains(work)) < 2:  # one path: nothing to ask the device
         return serial, {**record, "branches": []}
-    event_seconds = event_cost(device)
+    timings = timings or Measured()
+    event_seconds = timings.event(device)
     tried = [schedule([replace(one, occupancy=min(1.0, fills(one))) for one in work], max_aux, event_seconds) for fills in _GUESSES]
     useful = list({found.streams: found for found in tried if any(found.streams)}.values())
     refusal, chosen, found = "", serial, tried[0]
     if useful:
         engines = [_on_streams(serial, dict(zip(layers, one.streams, strict=True))) for one in useful]
         try:
-            alone, *beside = time_engines(device, (serial, *engines))
+            alone, *beside = timings.engines(device, (serial, *engines))
         except DeviceLostError:
             raise
         except DeviceError as error:  # too little memory for both, above all: the engine on one stream is as good as before

@@ -21,6 +21,7 @@ from typing import Any
 from fusion.files import replacing
 
 SCHEMA = 1
+ENGINE, STREAM_EVENT = "engine", "stream-event"  # in place of a tactic: the latency of a whole engine, the cost of an edge between streams
 DEEPEST = 5  # the level of a complete search, and of a choice made by hand
 
 

@@ -92,6 +92,11 @@ class NoTacticError(RuntimeError):
 _BREADTH = {0: (1, 1), 1: (3, 1), 2: (4, 2), 3: (6, 10), 4: (8, 24), 5: (99, 999)}
 
 
+def identity(device: DeviceSpec) -> list[Any]:
+    """The part of a question that says which device, or share of one, was measured."""
+    return [device.kind, device.name, device.arch, device.multiprocessors, *([device.share] if device.share else [])]
+
+
 def question(
     workload: Workload, device: DeviceSpec, options: SelectOptions, versions: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def question(
             "varies": [list(axes) for axes in workload.varies],
             "tf32": workload.tf32,
         },
-        "device": [device.kind, device.name, device.arch, device.multiprocessors, *([device.share] if device.share else [])],
+        "device": identity(device),
         "versions": dict(sorted(versions.items())),
         "limits": [options.workspace_limit, options.shared_memory_limit],
         "pinned": options.pinned,

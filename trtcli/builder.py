@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -67,6 +67,7 @@ from trtcli.report.building import (
     weight_bytes,
 )
 from trtcli.shapes import optimization_profiles, shared_sizes
+from trtcli.stream_timings import CachedTimings, NotCachedError, code_of
 from trtcli.version import __version__
 
 LAUNCH_FLOOR = 1e-6  # seconds that a launch costs inside a CUDA graph, whatever it does
@@ -148,7 +149,7 @@ def build(
     engine = _assemble(network, choices, profiles, config, device, bodies)
     for line in host_lines(engine):
         log.warning(line)
-    engine, streams = with_streams(engine, device, -1 if config.max_aux_streams is None else config.max_aux_streams)
+    engine, streams = _with_streams(engine, choices, config, device, log)
     for line in stream_lines(streams, log.verbose):
         log.info(line)
     seconds = time.perf_counter() - began
@@ -166,6 +167,34 @@ def build(
         f"{activations(engine)}, {engine.num_aux_streams + 1} stream{'s' if engine.num_aux_streams else ''}"
     )
     return replace(engine, record=record)
+
+
+def _with_streams(engine: Engine, choices: _Choices, config: BuildConfig, device: Device, log: Log) -> tuple[Engine, dict[str, Any]]:
+    """:func:`runtime.streams.with_streams`, what it measures kept in the timing cache."""
+    versions = _versions(device)
+
+    @cache
+    def code() -> str:
+        asked = [
+            question(workload, device.spec, _select_options(config, layer.name), versions)
+            for workloads in choices.workloads
+            for layer, workload in zip(engine.network.layers, workloads, strict=True)
+        ]
+        return code_of(engine, asked, [one for decisions in choices.decisions for one in decisions])
+
+    # Without timings (level 0) or with --noBuilderCache nothing is looked up, and nothing kept.
+    usable = config.builder_cache and config.optimization_level > 0
+    kept = choices.cache if usable else TimingCache()
+    timings = CachedTimings(kept, code, versions, config.optimization_level, config.error_on_timing_cache_miss)
+    try:
+        found, record = with_streams(engine, device, -1 if config.max_aux_streams is None else config.max_aux_streams, timings)
+    except NotCachedError:
+        raise BuildError(
+            "the latency with auxiliary streams is not in the timing cache and --errorOnTimingCacheMiss is set; --maxAuxStreams=0 needs none"
+        ) from None
+    if usable and timings.misses:
+        _save_cache(config, timings.cache, log)
+    return found, {**record, "timingCacheMisses": timings.misses}
 
 
 # --- network ---------------------------------------------------------------------------------------------------------

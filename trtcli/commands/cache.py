@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tactics import cache as timing_cache
-from tactics.cache import DEEPEST, Entry, Timing, TimingCache
+from tactics.cache import DEEPEST, ENGINE, STREAM_EVENT, Entry, Timing, TimingCache
 from trtcli.errors import PASSED
 from trtcli.files import json_text
 from trtcli.log import Log
@@ -120,7 +120,7 @@ def _prune(path: str) -> Answer:
     """Drop entries whose winner no longer exists here, and kernels: a build compiles those that it needs again."""
     from tactics.registry import tactics
 
-    known = {tactic.id for kind in ("cuda", "cpu") for tactic in tactics(kind)}
+    known = {tactic.id for kind in ("cuda", "cpu") for tactic in tactics(kind)} | {ENGINE, STREAM_EVENT}
     before = _open(path)
 
     def usable(entry: Entry) -> bool:

@@ -79,7 +79,8 @@ def stream_lines(streams: Mapping[str, Any], verbose: Callable[[str], None]) -> 
     beside, alone = streams["measuredMs"] * 1e3, streams["measuredSerialMs"] * 1e3
     count = streams["used"]
     what = f"{count} used" if count else "none used"
-    return [f"Auxiliary streams: {what}: {beside:.1f} us with them, {alone:.1f} us on one stream (measured)"]
+    how = "measured" if streams.get("timingCacheMisses", 1) else "from the timing cache"
+    return [f"Auxiliary streams: {what}: {beside:.1f} us with them, {alone:.1f} us on one stream ({how})"]
 
 
 def timing_line(layer: str, timing: Timing, decision: Decision) -> str:
