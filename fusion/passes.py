@@ -186,7 +186,8 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
     if options.precision is not None:
         unknown = options.layer_types.unknown(network)
         network, warnings = to_half(network, options.precision, options.layer_types)
-        warnings += tuple(f"--layerPrecisions: no layer or node is named {name!r}" for name in unknown)
+        for flag, names in zip(("--layerPrecisions", "--layerOutputTypes"), unknown, strict=True):
+            warnings += tuple(f"{flag}: no layer or node is named {name!r}" for name in names)
         network = _fuse(network, limits, options, record)
     if options.device == "cuda":
         changed = to_channels_last(network, direct_stem=True)

@@ -52,23 +52,37 @@ class LayerTypes:
             several names in one fused layer FLOAT wins.
         others: the type of layers that no name fits.
         obey: whether a layer that cannot have its type is an error, not a warning.
+        outputs: as ``given``: the type in which a layer's results are stored, whatever it is computed in.
     """
 
     given: tuple[tuple[str, DataType], ...] = ()
     others: DataType | None = None
     obey: bool = False
+    outputs: tuple[tuple[str, DataType], ...] = ()
 
     def of(self, layer: Layer) -> DataType | None:
         """The type that was asked for ``layer`` by name, or None."""
-        names = (layer.name, *layer.origins)
-        exact = [dtype for name, dtype in self.given if name in names]
-        found = exact or [dtype for name, dtype in self.given if "*" in name and any(fnmatchcase(one, name) for one in names)]
-        return _WIDE if _WIDE in found else found[-1] if found else None
+        return _named(self.given, layer)
 
-    def unknown(self, network: Network) -> list[str]:
-        """The names that fit no layer of ``network``."""
+    def of_outputs(self, layer: Layer) -> DataType | None:
+        """The type that was asked for the results of ``layer`` by name, or None."""
+        return _named(self.outputs, layer)
+
+    def unknown(self, network: Network) -> tuple[list[str], list[str]]:
+        """The names that fit no layer of ``network``, in ``given`` and in ``outputs``."""
         names = {one for layer in network.layers for one in (layer.name, *layer.origins)}
-        return [name for name, _ in self.given if name not in names and not ("*" in name and any(fnmatchcase(one, name) for one in names))]
+
+        def missing(pairs: Sequence[tuple[str, DataType]]) -> list[str]:
+            return [name for name, _ in pairs if name not in names and not ("*" in name and any(fnmatchcase(one, name) for one in names))]
+
+        return missing(self.given), missing(self.outputs)
+
+
+def _named(pairs: Sequence[tuple[str, DataType]], layer: Layer) -> DataType | None:
+    names = (layer.name, *layer.origins)
+    exact = [dtype for name, dtype in pairs if name in names]
+    found = exact or [dtype for name, dtype in pairs if "*" in name and any(fnmatchcase(one, name) for one in names)]
+    return _WIDE if _WIDE in found else found[-1] if found else None
 
 
 def to_half(network: Network, dtype: DataType, types: LayerTypes | None = None) -> tuple[Network, tuple[str, ...]]:
@@ -102,6 +116,11 @@ class _Narrowing:
     def run(self) -> tuple[Network, tuple[str, ...]]:
         network = self.network
         stubborn: list[str] = []
+        other = [
+            layer.name
+            for layer in network.layers
+            if self.types.of_outputs(layer) and not any(network.tensors[name].dtype is _WIDE for name in layer.outputs)
+        ]
         for name in network.inputs:
             self.tensors[name] = network.tensors[name]
         for layer in network.layers:
@@ -113,7 +132,7 @@ class _Narrowing:
                 if self.types.of(layer) not in (None, _WIDE):
                     stubborn.append(layer.name)
                 self._keep(layer)
-            elif self._is_statistic(layer):
+            elif self._is_statistic(layer) and self.types.of_outputs(layer) is not self.dtype:
                 self._copy(layer)
                 self.statistics.update(layer.outputs)
             else:
@@ -121,12 +140,15 @@ class _Narrowing:
         for name in network.outputs:
             if name not in self.tensors:  # a float32 result that exists only in its narrow version
                 self._convert(self.narrow[name], name, _WIDE, f"{name} to FP32")
+        if other and self.types.obey:
+            raise ValueError(f"--precisionConstraints=obey: results of {', '.join(other)} are not FP32 in the model: --layerOutputTypes cannot change them")
         if stubborn and self.types.obey:
             raise ValueError(
                 f"--precisionConstraints=obey: {', '.join(stubborn)} cannot be computed in {self.dtype.label}, which would spoil "
                 "exact integers or coordinates; use prefer, or name other layers"
             )
         warnings = tuple(f"{name} stays in FP32: {self.dtype.label} would spoil exact integers or coordinates" for name in stubborn)
+        warnings += tuple(f"--layerOutputTypes: the results of {name} are not FP32 in the model and stay as they are" for name in other)
         warnings += tuple(
             f"{name}: magnitudes up to {value:.4g} do not fit {self.dtype.value} and became {self.largest:.0f}"
             for name, value in self.clamped.items()
@@ -147,6 +169,13 @@ class _Narrowing:
     def _keep(self, layer: Layer) -> None:
         """The layer as it is; its float32 inputs are widened again where only narrow versions exist."""
         inputs = tuple(self._wide(name) for name in layer.inputs)
+        if self.types.of_outputs(layer) is self.dtype:  # readers get its results rounded
+            raw = {name: f"{name}.unrounded" for name in layer.outputs if self.network.tensors[name].dtype is _WIDE}
+            self._add(replace(layer, inputs=inputs, outputs=tuple(raw.get(name, name) for name in layer.outputs)))
+            for name, unrounded in raw.items():
+                self.narrow[name] = self._twin(name)
+                self._convert(unrounded, self.narrow[name], self.dtype, f"{name} to {self.dtype.label}")
+            return
         self._add(replace(layer, inputs=inputs))
         for name in layer.outputs:
             if self.network.tensors[name].dtype is _WIDE:
@@ -176,10 +205,13 @@ class _Narrowing:
             for index, name in enumerate(layer.inputs)
         )
         new = [self.tensors[name].dtype for name in inputs]
-        op = self._narrow_op(layer, old, new)
+        stored = self.types.of_outputs(layer)
+        op = self._narrow_op(layer, old, new, stored)
         outputs = []
-        for name in layer.outputs:
-            if self.network.tensors[name].dtype is _WIDE and isinstance(op, Reduce) and op.kind in _SUMS:
+        for name, kind in zip(layer.outputs, op.infer([self.tensors[name] for name in inputs]), strict=True):
+            if stored is _WIDE and kind.dtype is _WIDE:
+                outputs.append(name)  # narrow readers round it themselves
+            elif kind.dtype is _WIDE and isinstance(op, Reduce) and op.kind in _SUMS:
                 self.statistics.add(name)
                 outputs.append(name)
             elif self.network.tensors[name].dtype is _WIDE:
@@ -251,7 +283,8 @@ class _Narrowing:
 
     # --- operations --------------------------------------------------------------------------------------------------
 
-    def _narrow_op(self, layer: Layer, old: Sequence[DataType], new: Sequence[DataType]) -> Op:
+    def _narrow_op(self, layer: Layer, old: Sequence[DataType], new: Sequence[DataType], stored: DataType | None) -> Op:
+        """The operation of ``layer`` on its narrow inputs; ``stored`` is the type that was asked for its results, if any was."""
         op = layer.op
         assert is_dataclass(op)
         changes: dict[str, object] = {}
@@ -260,7 +293,7 @@ class _Narrowing:
             if value is _WIDE:
                 changes[item.name] = self.dtype
         if isinstance(op, Pointwise):
-            changes["expression"] = self._result(op.expression, old, new)
+            changes["expression"] = self._result(op.expression, old, new, stored)
             return replace(op, **changes)
         if hasattr(op, "epilogue"):
             before = after = None
@@ -269,14 +302,16 @@ class _Narrowing:
                 before, after = type_of(op.prologue, old[:1]), type_of(changes["prologue"], new[:1])
             before, after = before or old[0], after or new[0]
             types = [before, *old[op.arity :]], [after, *new[op.arity :]]
-            changes["epilogue"] = self._result(op.epilogue, *types)
-            if isinstance(op, Reduce) and op.kind in _SUMS and type_of(op.epilogue, types[0]) is _WIDE:
+            changes["epilogue"] = self._result(op.epilogue, *types, stored)
+            if isinstance(op, Reduce) and op.kind in _SUMS and type_of(op.epilogue, types[0]) is _WIDE and stored is not self.dtype:
                 changes["epilogue"] = Convert(_WIDE, self._expression(op.epilogue, *types))
         return replace(op, **changes) if changes else op
 
-    def _result(self, expression: Expression, old: Sequence[DataType], new: Sequence[DataType]) -> Expression:
-        """The expression of a whole layer, whose result is narrow even where statistics come first in it."""
+    def _result(self, expression: Expression, old: Sequence[DataType], new: Sequence[DataType], stored: DataType | None) -> Expression:
+        """The expression of a whole layer, whose result is narrow even where statistics come first in it, unless it is ``stored`` wide."""
         changed = self._expression(expression, old, new)
+        if stored is _WIDE and type_of(expression, old) is _WIDE:
+            return changed if type_of(changed, new) is _WIDE else Convert(_WIDE, changed)
         return Convert(self.dtype, changed) if type_of(changed, new) is _WIDE else changed
 
     def _expression(self, expression: Expression, old: Sequence[DataType], new: Sequence[DataType]) -> Expression:

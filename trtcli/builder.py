@@ -221,15 +221,17 @@ def layer_types(config: BuildConfig) -> tuple[DataType | None, LayerTypes]:
         BuildError: two narrow types in one engine.
     """
     general = DataType.HALF if config.fp16 else DataType.BF16 if config.bf16 else None
-    if config.precision_constraints == "none" or not config.layer_precisions:
+    if config.precision_constraints == "none":
         return general, LayerTypes()
     names = {"fp32": DataType.FLOAT, "fp16": DataType.HALF, "bf16": DataType.BF16}
-    given = tuple((layer, names[dtype]) for layer, dtype in config.layer_precisions)
-    narrow = {dtype for _, dtype in given if dtype is not DataType.FLOAT} | ({general} if general else set())
+    given, outputs = (
+        tuple((layer, names[dtype]) for layer, dtype in pairs) for pairs in (config.layer_precisions, config.layer_output_types)
+    )
+    narrow = {dtype for _, dtype in (*given, *outputs) if dtype is not DataType.FLOAT} | ({general} if general else set())
     if len(narrow) > 1:
-        raise BuildError("--layerPrecisions: FP16 and BF16 in one engine; use one of them beside FP32")
+        raise BuildError("--layerPrecisions, --layerOutputTypes: FP16 and BF16 in one engine; use one of them beside FP32")
     others = None if general else DataType.FLOAT
-    return next(iter(narrow), None), LayerTypes(given, others, config.precision_constraints == "obey")
+    return next(iter(narrow), None), LayerTypes(given, others, config.precision_constraints == "obey", outputs)
 
 
 def fuse(imported: Network, config: BuildConfig, device: str, log: Log) -> FusionResult:

@@ -108,7 +108,6 @@ _DLA = "needs a DLA core, which trtcli does not use"
 _SAFE = "belongs to the safety runtime, which trtcli does not have"
 _PLUGIN = "loads compiled TensorRT plugins, which trtcli cannot run"
 _QUANTISED = "is not supported: int4 weights are dequantised at build, where the model has DequantizeLinear nodes"
-_TYPES = f"{_LATER}: an output has the type that its layer works in (--layerPrecisions)"
 _TUNER = f"(TensorRT's global tuner) {_LATER}; --builderOptimizationLevel=5 searches most"
 
 REFUSED: dict[str, Refused] = {
@@ -117,7 +116,6 @@ REFUSED: dict[str, Refused] = {
     "model": Refused("Caffe models are not supported; use --onnx=FILE"),
     "output": Refused("outputs are those of the ONNX model"),
     "int4": Refused(_QUANTISED),
-    "layerOutputTypes": Refused(_TYPES),
     "timeRefit": Refused(_LATER),
     "dumpRefit": Refused(_LATER),
     "sparsity": Refused(f"{_LATER}: weights are dense", ("disable",)),

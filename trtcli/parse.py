@@ -361,8 +361,9 @@ def _pointless(command: str, config: Config, given: list[str], options: dict[str
         building = [name for name in given if options[name].target.startswith("build.")]
         if building:
             found.append(f"An engine is loaded, not built: no effect of {_flags(building)}")
-    if config.build.layer_precisions and config.build.precision_constraints == "none":
-        found.append("--layerPrecisions has no effect without --precisionConstraints=prefer or obey")
+    if config.build.precision_constraints == "none":
+        named = [name for name in ("layerPrecisions", "layerOutputTypes") if name in given]
+        found += [f"--{name} has no effect without --precisionConstraints=prefer or obey" for name in named]
     if config.build.timing_cache_file and not config.build.builder_cache:
         found.append("--noBuilderCache is given: --timingCacheFile is neither read nor written")
     if config.inference.skip_inference or command in ("build", "inspect"):

@@ -66,6 +66,7 @@ def _config(engine: Engine) -> BuildConfig:
         tf32=engine.tf32,
         disable_fusion=tuple((str(rule), str(layer)) for rule, layer in options.get("disable_fusion", ())),
         layer_precisions=tuple((str(layer), str(dtype)) for layer, dtype in options.get("layer_precisions", ())),
+        layer_output_types=tuple((str(layer), str(dtype)) for layer, dtype in options.get("layer_output_types", ())),
         precision_constraints=str(options.get("precision_constraints", "none")),
         mark_debug=tuple(map(str, options.get("mark_debug", ()))),
         profiling_verbosity="none",

@@ -249,3 +249,56 @@ def test_names_that_fit_nothing_and_layers_that_cannot() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="--precisionConstraints=obey: sum cannot be computed in FP16"):
         optimize(network, FusionOptions(precision=HALF, layer_types=LayerTypes((("sum", HALF),), obey=True)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [HALF, BF16])
+def test_results_stored_in_another_type(device: str, dtype: DataType) -> None:
+    build = mlp()
+    network = build.network(build.layer("most", Reduce("max", (0,), False), build.last))  # type: ignore[attr-defined]
+
+    def types(found) -> dict[str, tuple[DataType, DataType]]:
+        by_node = {node: layer for layer in found.layers for node in (layer.name, *layer.origins)}
+        return {one: tuple(found.tensors[name[0]].dtype for name in (by_node[one].inputs, by_node[one].outputs)) for one in ("fc1", "softmax")}
+
+    # A narrow product whose result is kept wide, for a softmax that is computed wide; and a wide softmax stored narrow.
+    wide = LayerTypes((("softmax", FLOAT),), outputs=(("fc1", FLOAT),))
+    result = optimize(network, FusionOptions(precision=dtype, device=device, layer_types=wide))
+    validate(result.network)
+    assert types(result.network) == {"fc1": (dtype, FLOAT), "softmax": (FLOAT, dtype)}  # the reduction reads it narrow
+    assert_same(network, result.network, TOLERANCE[dtype])
+
+    narrow = LayerTypes(others=FLOAT, outputs=(("fc1", dtype),))
+    result = optimize(network, FusionOptions(precision=dtype, device=device, layer_types=narrow))
+    validate(result.network)
+    inputs = random_inputs(network)
+    exact, rounded = (run(one, inputs)[network.outputs[0]] for one in (network, result.network))
+    error = np.abs(exact - rounded).max()
+    assert 0 < error < TOLERANCE[dtype]  # one rounding, of what lies between the two layers
+    assert all(kind.dtype in (FLOAT, dtype) for kind in result.network.tensors.values())
+
+
+def test_every_reader_sees_the_rounded_result() -> None:
+    build = Build()
+    x = build.pointwise("scale", apply("mul", X0, number(1 / 3)), build.input("x", 5, 7))
+    network = build.network(x, build.layer("soft", Softmax(1), x))
+    types = LayerTypes(others=FLOAT, outputs=(("scale", HALF),))
+    narrowed, warnings = to_half(network, HALF, types)
+    validate(narrowed)
+    assert not warnings
+    inputs = random_inputs(network)
+    found = run(narrowed, inputs)[network.outputs[0]]
+    third = (np.asarray(inputs["x"]) * np.float32(1 / 3)).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(found, third)
+
+
+def test_output_types_that_cannot_be() -> None:
+    build = Build()
+    index = build.pointwise("index", Convert(INT64, X0), build.input("x", 4))
+    network = build.network(index)
+    types = LayerTypes(outputs=(("index", HALF), ("nobody", FLOAT)))
+    warnings = optimize(network, FusionOptions(precision=HALF, layer_types=types)).warnings
+    assert "--layerOutputTypes: the results of index are not FP32 in the model and stay as they are" in warnings
+    assert "--layerOutputTypes: no layer or node is named 'nobody'" in warnings
+    with pytest.raises(ValueError, match="results of index are not FP32 in the model"):
+        optimize(network, FusionOptions(precision=HALF, layer_types=LayerTypes(outputs=(("index", HALF),), obey=True)))

@@ -259,5 +259,8 @@ def test_layer_precisions() -> None:
     assert config.layer_precisions == (("soft", "fp32"), ("a:0,b", "fp16")) and config.precision_constraints == "obey"
     parsed = trtexec("--layerPrecisions=soft:fp32")
     assert "--layerPrecisions has no effect without --precisionConstraints=prefer or obey" in parsed.warnings
+    parsed = trtexec("--layerOutputTypes=soft:fp16")
+    assert parsed.config.build.layer_output_types == (("soft", "fp16"),)
+    assert "--layerOutputTypes has no effect without --precisionConstraints=prefer or obey" in parsed.warnings
     (complaint,) = complaints("--onnx=m", "--layerPrecisions=soft:int8")
     assert "8-bit types come from the model's own Q/DQ nodes" in complaint
