@@ -52,7 +52,7 @@ class LayerTypes:
             several names in one fused layer FLOAT wins.
         others: the type of layers that no name fits.
         obey: whether a layer that cannot have its type is an error, not a warning.
-        outputs: as ``given``: the type in which a layer's results are stored, whatever it is computed in.
+        outputs: as ``given``: the type that a layer's results are rounded to, whatever it is computed in.
     """
 
     given: tuple[tuple[str, DataType], ...] = ()

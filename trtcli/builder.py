@@ -171,7 +171,7 @@ def build(
 
 def _with_streams(engine: Engine, choices: _Choices, config: BuildConfig, device: Device, log: Log) -> tuple[Engine, dict[str, Any]]:
     """:func:`runtime.streams.with_streams`, what it measures kept in the timing cache."""
-    versions = _versions(device)
+    versions = _versions(device, config.tactic_sources)
 
     @cache
     def code() -> str:

@@ -52,7 +52,7 @@ class BuildConfig:
         tf32: whether float32 products may round their operands to TF32.
         fp16, bf16: whether the builder may use that precision where the model says FP32.
         layer_precisions: ``(layer or node, fp32 | fp16 | bf16)`` pairs; ``precision_constraints`` is ``none`` (they have no effect),
-            ``prefer`` or ``obey``; ``layer_output_types``: such pairs for the type in which a layer's results are stored.
+            ``prefer`` or ``obey``; ``layer_output_types``: such pairs for the type that a layer's results are rounded to.
         profiling_verbosity: ``none``, ``layer_names_only`` or ``detailed``: what the engine keeps for reports.
         disable_fusion: ``(rule, layer)`` pairs; the rule may be ``all``; an empty layer turns it off everywhere.
         tactic_sources: libraries that compete with our own kernels, by the names of ``--tacticSources``.

@@ -151,13 +151,13 @@ def test_precisions_by_layer_reach_the_engine() -> None:
 
 
 def test_output_types_by_layer_reach_the_engine() -> None:
-    """The convolution's result is stored in half precision between two layers that compute in float32."""
+    """The convolution's result is rounded to half precision between two layers that compute in float32."""
     config = trtcli.BuildConfig(
         shapes={"x": (2, 3, 8, 8)}, optimization_level=0, layer_output_types=(("*Conv*", "fp16"),), precision_constraints="obey"
     )
     engine = trtcli.build(_renamed(network(0)), config, device="cpu")
-    types = {name: engine.network.tensors[name].dtype.label for layer in engine.network.layers for name in (*layer.inputs, *layer.outputs)}
-    assert "FP16" in types.values() and types["x"] == types["y"] == "FP32"
+    exact = wanted(network(0))
+    assert np.abs(engine.create_execution_context().execute({"x": X})["y"] - exact).max() > 1e-6 * np.abs(exact).max()
     for one, weights in ((engine, network(0)), (trtcli.refit(engine, _renamed(network(1))), network(1))):
         np.testing.assert_allclose(one.create_execution_context().execute({"x": X})["y"], wanted(weights), rtol=1e-2, atol=1e-2)
 
