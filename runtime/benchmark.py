@@ -309,7 +309,7 @@ class _Lane:
     def _launch(self, stream: Stream) -> None:
         ranges = self.options.ranges
         if ranges is not None and not (self.runner and self.runner.nodes):
-            self.context.enqueue_observed(stream, ranges.before, ranges.after)
+            self.context.enqueue_watched(stream, ranges)
             return
         if ranges is not None:
             ranges.push(ranges.inference)

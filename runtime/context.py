@@ -20,15 +20,18 @@ from fusion.dims import substitute
 from fusion.network import TensorType
 from runtime.addresses import Addresses, check_memory, shape_text
 from runtime.arena import Arena
-from runtime.debugging import Listener, completed_by, show_tensor
+from runtime.debugging import Listener, Shown
 from runtime.device import Binding, CaptureError, Device, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange, sizes_of
 from runtime.enqueue import Action, bind_step, locate, schedule
 from runtime.exclusive import Guarded, exclusive
+from runtime.heap import Heap
 from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
 from runtime.resolution import Resolution, resolve
-from runtime.runner import Launch, Observe, Runner, Show, unknown_outputs
+from runtime.runner import Launch, Run, Runner, unknown_outputs
+from runtime.segments import parts_of
+from runtime.watch import Watch
 from tactics.tactic import Buffer, Copy, Plan, tensor_bytes
 
 _KEPT_RESOLUTIONS = 16
@@ -71,6 +74,7 @@ class ExecutionContext(Guarded):
         self.revision = 0  # grows whenever a shape, an address or a stream changes
         self._touched = self._layers_by_io()
         self._runner: Runner | None = None  # of a network in which the host steps in
+        self._heap = Heap(device, given=allocation == "user")  # its activations
         self._found: dict[str, Tensor] = {}  # outputs of the last inference of such a network
         self._open = frozenset(unknown_outputs(engine.network))
         self.set_optimization_profile(profile)
@@ -178,7 +182,7 @@ class ExecutionContext(Guarded):
     @property
     def device_memory_size(self) -> int:
         """Bytes of device memory for activations and workspaces."""
-        return self._arena.size + (self._runner.memory_size if self._runner is not None else 0)
+        return self._arena.size + self._heap.size + (self._runner.memory_size if self._runner is not None else 0)
 
     @property
     def is_segmented(self) -> bool:
@@ -268,7 +272,6 @@ class ExecutionContext(Guarded):
 
         Raises:
             ValueError: it is misaligned, on another device, or an address without a size.
-            EngineError: the host steps in while the network runs, so that its memory grows.
             runtime.device.DeviceMemoryError: at the next enqueue, when it is too small for the shapes.
         """
         given = foreign(memory)
@@ -277,11 +280,9 @@ class ExecutionContext(Guarded):
         size = size if given.bytes is None else given.bytes
         if size is None:
             raise ValueError("device memory: give the size in bytes with an address")
-        if self._runner is not None:
-            raise EngineError("the host steps in while this network runs, and its memory grows as it runs: it cannot lie in memory from outside")
         self._may_change()
         self._allocation = "user"
-        self._arena.lie_in(given, size)
+        (self._arena if self._runner is None else self._heap).lie_in(given, size)
         self._programs = []
         self._changed()
 
@@ -309,7 +310,7 @@ class ExecutionContext(Guarded):
         """
         main = self._as_stream(stream)
         if self._runner is not None:
-            self.run_segments(main, show=self._shower(main))
+            self.run_segments(main, watch=self._shower())
             return
         if main is not stream and main.capturing:  # the caller's own graph
             if self._actions is None:
@@ -321,7 +322,7 @@ class ExecutionContext(Guarded):
             self._bind()
         assert self._actions is not None
         if self._listener is not None and self._shown and not main.capturing:
-            self._enqueue_shown(main)
+            self.enqueue_watched(main, self._shower() or Watch())
             return
         if not self._aux:
             for action, _, _ in self._actions:
@@ -332,27 +333,23 @@ class ExecutionContext(Guarded):
             action(streams[number])
 
     @exclusive
-    def enqueue_observed(
-        self, stream: Any, before: Callable[[int, Stream], None], after: Callable[[int, Stream], None]
-    ) -> None:
-        """As :meth:`execute_async_v3`, calling ``before(layer number, its stream)`` and ``after(...)`` around each layer that runs."""
+    def enqueue_watched(self, stream: Any, watch: Watch) -> None:
+        """As :meth:`execute_async_v3`, shown to ``watch`` layer by layer."""
         self.prepare()
         if self._runner is not None:
-            self.run_segments(self._as_stream(stream), observe=(before, after))
+            self.run_segments(self._as_stream(stream), watch=watch)
             return
-        streams = (self._as_stream(stream), *self._aux)
+        resolution, streams = self._resolve(), (self._as_stream(stream), *self._aux)
         for action, number, layer in self._actions or ():
             if layer >= 0:
-                before(layer, streams[number])
+                watch.before(layer, streams[number])
             action(streams[number])
             if layer >= 0:
-                after(layer, streams[number])
+                watch.after(layer, streams[number], lambda name: self._tensor(resolution, name))
 
     @exclusive
-    def run_segments(
-        self, stream: Stream, launch: Launch | None = None, observe: Observe | None = None, show: Show | None = None
-    ) -> None:
-        """An inference of a network in which the host steps in (see :meth:`runtime.runner.Runner.run`).
+    def run_segments(self, stream: Stream, launch: Launch | None = None, watch: Watch | None = None) -> None:
+        """An inference of a network in which the host steps in (see :class:`runtime.runner.Run`).
 
         Raises:
             as :meth:`prepare`; CaptureError: the stream is being captured.
@@ -363,14 +360,11 @@ class ExecutionContext(Guarded):
                 "no CUDA graph can hold this network: the host steps in during an inference (branches, loops or shapes from data); "
                 "run it without capture, or with trtcli's own runner, which captures the segments between (trtcli check names them)"
             )
-        self._found = self._runner.run(
-            self._inputs(),
-            lambda name, kind: self._addresses.placed(name, kind, name in self._open, stream),
-            stream,
-            launch=launch,
-            observe=observe,
-            show=show,
-        )
+        self._provide_streams()
+        inputs = self._inputs()
+        self._heap.begin(stream)
+        how = Run((stream, *self._aux), self._heap, launch, watch)
+        self._found = self._runner.run(inputs, lambda name, kind: self._addresses.placed(name, kind, name in self._open, stream), how)
 
     @exclusive
     def execute(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -460,12 +454,13 @@ class ExecutionContext(Guarded):
 
     @exclusive
     def set_tensor_debug_state(self, name: str, state: bool) -> None:
-        """Whether tensor ``name`` is shown to the debug listener. Any tensor that a layer of the engine writes can be.
+        """Whether tensor ``name`` is shown to the debug listener. Any tensor that a layer of the engine writes can be, inside of branches and loops too
+        (there in every iteration, as ``name[0]``, ``name[1]`` ...).
 
         Raises:
             ValueError: no layer writes it: it was fused away (build with --markDebug=name), or there is no such tensor.
         """
-        if name not in {one for layer in self.engine.network.layers for one in layer.outputs}:
+        if name not in {one for network, _ in parts_of(self.engine.network) for layer in network.layers for one in layer.outputs}:
             raise ValueError(f"debug tensor {name!r}: no layer writes it; it was fused away (build with --markDebug={name}), or does not exist")
         others = tuple(one for one in self._shown if one != name)
         self._shown = (*others, name) if state else others
@@ -479,30 +474,11 @@ class ExecutionContext(Guarded):
         """Whether tensor ``name`` is shown to the debug listener."""
         return name in self._shown
 
-    def _enqueue_shown(self, main: Stream) -> None:
-        resolution, listener = self._resolve(), self._listener
-        whole = completed_by(self.engine.network, self._shown, {step.layer for step in resolution.steps})
-
-        def after(layer: int, stream: Stream) -> None:
-            for name in whole.get(layer, ()):
-                show_tensor(listener, name, self._tensor(resolution, name), self.device, stream)
-
-        self.enqueue_observed(main, lambda *_: None, after)
-
-    def _shower(self, stream: Stream) -> Show | None:
-        """What shows debug tensors of a network in which the host steps in."""
+    def _shower(self) -> Shown | None:
+        """Who shows debug tensors, if any are to be shown."""
         if self._listener is None or not self._shown:
             return None
-        network, elided = self.engine.network, self.loaded.outline.elided
-        running = {number for number, layer in enumerate(network.layers) if layer.name not in elided}
-        whole, listener = completed_by(network, self._shown, running), self._listener
-
-        def after(layer: int, tensors: Mapping[str, Tensor]) -> None:
-            for name in whole.get(layer, ()):
-                if name in tensors:
-                    show_tensor(listener, name, tensors[name], self.device, stream)
-
-        return after
+        return Shown(self._listener, self._shown, self.loaded, self.profile)
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -613,10 +589,12 @@ class ExecutionContext(Guarded):
         constants = [name for name in self.engine.network.outputs if name in self.loaded.outline.constants]
         copies: list[Action] = [(self._constant_output(resolution, name).run, 0, -1) for name in constants]
         self._actions = copies + schedule(self.device, resolution.steps, programs)
-        used = max((step.stream for step in resolution.steps), default=0)
-        while len(self._aux) < used:
-            self._aux.append(self.device.stream(concurrent=True))
+        self._provide_streams()
         self.binding_version += 1
+
+    def _provide_streams(self) -> None:
+        while len(self._aux) < self.engine.num_aux_streams:
+            self._aux.append(self.device.stream(concurrent=True))
 
     def _around(self, resolution: Resolution) -> Callable[[str], int | None]:
         """The addresses of inputs and outputs, checked."""

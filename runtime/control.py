@@ -20,12 +20,13 @@ from fusion.network import TensorType
 from fusion.ops import If, Loop
 from runtime.device import Device, Memory, Stream, Tensor
 from runtime.engine import EngineError
+from runtime.heap import Heap
 from runtime.loaded import LoadedEngine, load_engine
 from runtime.workloads import workload_of
 from tactics.tactic import CpuCall, tensor_bytes
 
 if TYPE_CHECKING:
-    from runtime.runner import Launch, Runner
+    from runtime.runner import Run, Runner
 
 _COUNTERS = 1024  # iteration numbers that are on the device at a time
 
@@ -35,19 +36,25 @@ class Call:
     """One run of a layer on the host.
 
     Attributes:
+        layer: its number in the network.
         inputs: where they are.
         sizes: all named sizes known so far.
         put: where output ``n`` of a type shall lie.
-        wanted: per output, whether it must lie where ``put`` says; else the layer may leave it where it is.
-        stream: of the inference; ``launch`` enqueues bound segments (see :meth:`runtime.runner.Runner.run`).
+        wanted: per output, whether it must lie where ``put`` says; else the layer may leave it where it is, held once more on the heap.
+        how: the streams and the heap of the inference.
     """
 
+    layer: int
     inputs: tuple[Tensor, ...]
     sizes: Mapping[str, int]
     put: Callable[[int, TensorType], int]
     wanted: tuple[bool, ...]
-    stream: Stream
-    launch: Launch | None = None
+    how: Run
+
+    @property
+    def stream(self) -> Stream:
+        """The main stream of the inference."""
+        return self.how.stream
 
 
 class HostLayer(ABC):
@@ -58,28 +65,6 @@ class HostLayer(ABC):
     @abstractmethod
     def run(self, call: Call) -> Sequence[Tensor]:
         """Run it; returns the outputs."""
-
-
-class Slot:
-    """A piece of device memory that grows. What it held is lost when it does."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._memory = Memory(0, 0)
-
-    def address(self, size: int, stream: Stream) -> int:
-        """Where ``size`` bytes lie. Waits for ``stream`` before memory is given back."""
-        if size > self._memory.size:
-            if self._memory.size:
-                stream.synchronize()
-            self._memory = Memory(0, 0)
-            self._memory = self._device.allocate(size)
-        return self._memory.address
-
-    @property
-    def size(self) -> int:
-        """Bytes held."""
-        return self._memory.size
 
 
 def host_layer(loaded: LoadedEngine, number: int, profile: int, runner: Callable[[LoadedEngine], Runner]) -> HostLayer:
@@ -108,64 +93,68 @@ class Branch(HostLayer):
         body = self._op.bodies[chosen]
         given = {name: call.inputs[number] for name, number in zip(body.inputs, self._op.takes[chosen], strict=True)}
         place = {name: index for index, name in enumerate(body.outputs)}
-        found = self._bodies[chosen].run(
-            given, lambda name, kind: call.put(place[name], kind), call.stream, call.sizes, call.launch
-        )
-        return [found[name] for name in body.outputs]
+        made: dict[str, int] = {}
+
+        def put(name: str, kind: TensorType) -> int:
+            made[name] = call.put(place[name], kind)
+            return made[name]
+
+        found = self._bodies[chosen].run(given, put, call.how.inside(call.layer, chosen), call.sizes)
+        return [found[name] if name in made else self._passed(index, found[name], call) for index, name in enumerate(body.outputs)]
+
+    def _passed(self, index: int, tensor: Tensor, call: Call) -> Tensor:
+        """An input that the branch returns as it is."""
+        call.how.heap.share(tensor.address)
+        return delivered(self._device, index, tensor, call)
 
 
 class Repeat(HostLayer):
-    """A Loop."""
+    """A Loop. Tensors of an iteration are held by the loop until the next one has been enqueued."""
 
     def __init__(self, op: Loop, body: Runner, device: Device) -> None:
         self._op, self._body, self._device = op, body, device
-        self._go_on = Slot(device)
-        self._carried = [(Slot(device), Slot(device)) for _ in range(op.carried)]
-        self._slices = [_Stack(device) for _ in op.types[op.carried :]]
-        self._counter, self._numbers, self._first = Slot(device), Memory(0, 0), -1
+        self._counter, self._numbers, self._first = Memory(0, 0), Memory(0, 0), -1
 
     @property
     def memory_size(self) -> int:  # type: ignore[override]
-        slots = (self._go_on, *(slot for pair in self._carried for slot in pair))
-        return self._body.memory_size + sum(slot.size for slot in slots) + sum(stack.size for stack in self._slices)
+        return self._body.memory_size + self._counter.size + self._numbers.size
 
     def run(self, call: Call) -> Sequence[Tensor]:
-        op, stream = self._op, call.stream
+        op, stream, heap = self._op, call.stream, call.how.heap
         first = int(op.conditional)
         state, taken = list(call.inputs[first : op.arity]), call.inputs[op.arity :]
+        for tensor in state:
+            heap.share(tensor.address)
+        stacks = [_Stack(heap, self._device) for _ in op.types[op.carried :]]
         trip = None if op.trip is None else bind(op.trip, call.sizes)
         goes_on = not first or bool(read(self._device, call.inputs[0], stream).any())
-        for stack in self._slices:
-            stack.clear()
         number = 0
         while goes_on and (trip is None or number < trip):
             given = ([self._number(number, stream)] if op.counted else []) + [*state, *taken]
-            results = self._iterate(dict(zip(op.body.inputs, given, strict=True)), number, call)
+            results, blocks = self._iterate(dict(zip(op.body.inputs, given, strict=True)), number, call)
             if op.decides:
                 goes_on = bool(read(self._device, results.pop(0), stream).any())
-            state = results[: op.carried]
+            old, state = state, results[: op.carried]
+            for tensor in state:
+                heap.share(tensor.address)
             number += 1
-            for stack, value in zip(self._slices, results[op.carried :], strict=True):
+            for stack, value in zip(stacks, results[op.carried :], strict=True):
                 stack.push(value, trip or 0, stream)
-        outputs = [self._delivered(index, tensor, call) for index, tensor in enumerate(state)]
-        for index, (stack, kind) in enumerate(zip(self._slices, op.types[op.carried :], strict=True), op.carried):
-            outputs.append(self._delivered(index, stack.tensor(kind, call.sizes), call))
-        return outputs
+            for address in (*blocks, *(tensor.address for tensor in old)):
+                heap.drop(address)
+        found = [*state, *(stack.tensor(kind, call.sizes) for stack, kind in zip(stacks, op.types[op.carried :], strict=True))]
+        return [delivered(self._device, index, tensor, call) for index, tensor in enumerate(found)]
 
-    def _iterate(self, given: Mapping[str, Tensor], number: int, call: Call) -> list[Tensor]:
-        names = self._op.body.outputs
-        place = {name: index - int(self._op.decides) for index, name in enumerate(names)}
+    def _iterate(self, given: Mapping[str, Tensor], number: int, call: Call) -> tuple[list[Tensor], list[int]]:
+        """The body's outputs, and the blocks that were taken for them."""
+        blocks: list[int] = []
 
         def put(name: str, kind: TensorType) -> int:
-            index, size = place[name], tensor_bytes(kind)
-            if index < 0:
-                return self._go_on.address(size, call.stream)
-            if index < self._op.carried:
-                return self._carried[index][number % 2].address(size, call.stream)
-            return self._slices[index - self._op.carried].slice.address(size, call.stream)
+            blocks.append(call.how.heap.take(tensor_bytes(kind)))
+            return blocks[-1]
 
-        found = self._body.run(given, put, call.stream, call.sizes, call.launch)
-        return [found[name] for name in names]
+        found = self._body.run(given, put, call.how.inside(call.layer, 0, number), call.sizes)
+        return [found[name] for name in self._op.body.outputs], blocks
 
     def _number(self, number: int, stream: Stream) -> Tensor:
         """The iteration's number on the device, always at the same address, so that programs stay bound."""
@@ -173,39 +162,32 @@ class Repeat(HostLayer):
         if chunk != self._first:
             stream.synchronize()
             if not self._numbers.size:
-                self._numbers = self._device.allocate(8 * _COUNTERS)
+                self._numbers, self._counter = self._device.allocate(8 * _COUNTERS), self._device.allocate(8)
             self._device.upload(self._numbers.address, np.arange(chunk * _COUNTERS, (chunk + 1) * _COUNTERS, dtype=np.int64))
             self._first = chunk
-        address = self._counter.address(8, stream)
+        address = self._counter.address
         self._device.copy(address, self._numbers.address + 8 * (number % _COUNTERS), 8, stream)
         return Tensor(address, TensorType(DataType.INT64, ()))
 
-    def _delivered(self, index: int, tensor: Tensor, call: Call) -> Tensor:
-        if not call.wanted[index]:
-            return tensor
-        target = Tensor(call.put(index, tensor.type), tensor.type)
-        self._device.copy(target.address, tensor.address, tensor_bytes(tensor.type), call.stream)
-        return target
+
+def delivered(device: Device, index: int, tensor: Tensor, call: Call) -> Tensor:
+    """Output ``index``, which is held: where it is, or a copy where it must lie."""
+    if not call.wanted[index]:
+        return tensor
+    target = Tensor(call.put(index, tensor.type), tensor.type)
+    device.copy(target.address, tensor.address, tensor_bytes(tensor.type), call.stream)
+    call.how.heap.drop(tensor.address)
+    return target
 
 
 class _Stack:
     """A scan output in the making: slices of equal shape, one after the other."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self.slice = Slot(device)
+    def __init__(self, heap: Heap, device: Device) -> None:
+        self._heap, self._device = heap, device
         self._memory = Memory(0, 0)
         self._kind: TensorType | None = None
         self._count = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes held."""
-        return self._memory.size + self.slice.size
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self._kind, self._count = None, 0
 
     def push(self, value: Tensor, expected: int, stream: Stream) -> None:
         """Add ``value``; ``expected`` slices are likely to come, 0 when nobody knows."""
@@ -216,9 +198,10 @@ class _Stack:
         size = tensor_bytes(value.type)
         needed = (self._count + 1) * size
         if needed > self._memory.size:
-            larger = self._device.allocate(max(needed, 2 * self._memory.size, min(expected, 1 << 16) * size))
+            wanted = max(needed, 2 * self._memory.size, min(expected, 1 << 16) * size)
+            larger = Memory(self._heap.take(wanted), wanted)
             self._device.copy(larger.address, self._memory.address, self._count * size, stream)
-            stream.synchronize()
+            self._heap.drop(self._memory.address)
             self._memory = larger
         self._device.copy(self._memory.address + self._count * size, value.address, size, stream)
         self._count += 1

@@ -12,8 +12,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fusion.network import Network
+from fusion.ops import Loop
 from runtime.device import Device, Stream, Tensor
 from runtime.engine import TensorLocation
+from runtime.loaded import LoadedEngine, load_engine
+from runtime.segments import parts_of
+from runtime.watch import Watch, Where
 
 Listener: TypeAlias = Any  # a function of (name, array), or an object with TensorRT's process_debug_tensor
 
@@ -35,6 +39,31 @@ def completed_by(network: Network, names: Collection[str], running: Collection[i
     return found
 
 
+class Shown(Watch):
+    """Gives tensors to a listener when they are whole.
+
+    Tensors inside of a loop are shown in every iteration: as ``name[2]`` in the third one, ``name[2][0]`` where loops are nested.
+    """
+
+    def __init__(self, listener: Listener, names: Collection[str], loaded: LoadedEngine, profile: int = 0, iterations: str = "") -> None:
+        network, elided = loaded.engine.network, loaded.outlines[profile].elided
+        running = {number for number, layer in enumerate(network.layers) if layer.name not in elided}
+        self._listener, self._names, self._loaded, self._profile, self._iterations = listener, names, loaded, profile, iterations
+        self._whole = completed_by(network, names, running)
+
+    def after(self, layer: int, stream: Stream, where: Where) -> None:
+        for name in self._whole.get(layer, ()):
+            tensor = where(name)
+            if tensor is not None:
+                show_tensor(self._listener, name + self._iterations, tensor, self._loaded.device, stream)
+
+    def inside(self, layer: int, body: int, iteration: int) -> Shown:
+        engine = self._loaded.engine
+        part = load_engine(engine.decisions(self._profile)[layer].bodies[body], self._loaded.device)
+        number = f"[{iteration}]" if isinstance(engine.network.layers[layer].op, Loop) else ""
+        return Shown(self._listener, self._names, part, iterations=self._iterations + number)
+
+
 def show_tensor(listener: Listener, name: str, tensor: Tensor, device: Device, stream: Stream) -> None:
     """Give ``tensor`` to the listener: a function gets a copy on the host (``stream`` is waited for), an object the address."""
     process = getattr(listener, "process_debug_tensor", None)
@@ -50,4 +79,5 @@ def show_tensor(listener: Listener, name: str, tensor: Tensor, device: Device, s
 def debug_tensors(network: Network, record: Mapping[str, object]) -> tuple[str, ...]:
     """The debug tensors that the build declared (``--markDebug``, ``--markUnfusedTensorsAsDebugTensors``)."""
     names = record.get("debugTensors", ())
-    return tuple(name for name in names if name in network.tensors) if isinstance(names, list | tuple) else ()
+    known = {name for part, _ in parts_of(network) for name in part.tensors}
+    return tuple(name for name in names if name in known) if isinstance(names, list | tuple) else ()

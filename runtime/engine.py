@@ -288,10 +288,14 @@ class Engine:
         return self.network.tensors[name]
 
     def device_memory_size_for_profile(self, profile: int) -> int:
-        """Bytes of device memory that a context needs for activations and workspaces, whatever shapes of ``profile`` it runs."""
-        from runtime.resolution import largest
+        """Bytes of device memory that a context needs for activations and workspaces, whatever shapes of ``profile`` it runs.
 
-        return largest(self, profile).memory.size
+        Raises:
+            EngineError: nobody knows: the network has loops, or sizes that the data decides without a limit.
+        """
+        from runtime.most_memory import most_memory
+
+        return most_memory(self, profile)
 
     @property
     def device_memory_size(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from runtime.context import ExecutionContext
 from runtime.device import CaptureError, Graph, Stream
 from runtime.engine import Engine
-from runtime.runner import Bound
+from runtime.runner import Bound, Streams
 from runtime.segments import Part, obstacles_of, segments_of
 
 CAPTURE_FAILED = (
@@ -129,17 +129,17 @@ class GraphRunner:
             self.warnings = (*SEGMENTED, segments_line(self.context.engine))
         return bool(self.nodes)
 
-    def _launch(self, bound: Bound, stream: Stream) -> None:
+    def _launch(self, bound: Bound, streams: Streams, enqueue: Callable[[Streams], None]) -> None:
         bound.runs += 1
         if bound.graph is not None:
             self.hits += 1
-        elif bound.runs > 1 and bound.programs and not self._refused:
-            bound.graph = self._capture(lambda: bound.enqueue(self._stream))
+        elif bound.runs > 1 and bound.actions and not self._refused:
+            bound.graph = self._capture(lambda: enqueue((self._stream, *streams[1:])))
         if bound.graph is None:
-            bound.enqueue(stream)
+            enqueue(streams)
             return
         self._parts.append(bound.graph)
-        bound.graph.launch(stream)
+        bound.graph.launch(streams[0])
 
     def _capture(self, enqueue: Callable[[], None]) -> Graph | None:
         try:

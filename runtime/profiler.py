@@ -3,19 +3,24 @@
 On a GPU the events are nodes of the captured graph, so that launching costs no time between layers; what an event itself costs is
 measured in the same graph (two events with nothing between) and taken off each layer. What is left of a layer includes the gap to its
 predecessor, so the sum comes close to the latency, a little above it; layers that run beside each other on several streams are counted in full.
+Layers inside of branches and loops have rows of their own, with the time of all iterations; what is left to the branch or loop is the host's part.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from runtime.benchmark import BenchmarkOptions
 from runtime.context import ExecutionContext
-from runtime.device import CaptureError, Event, Stream
+from runtime.device import CaptureError, Device, Event, Stream
+from runtime.engine import Engine
+from runtime.runner import Bound, Streams
+from runtime.watch import Watch, Where
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,9 @@ class Profile:
     """Times of all layers over ``count`` iterations.
 
     Attributes:
-        layers: in the network's order.
+        layers: in the network's order, those inside of a branch or loop after it.
         event_overhead: what an event costs, in ms (median); it was taken off each sample.
-        in_graph: whether the layers ran as a CUDA graph.
+        in_graph: whether the layers ran in CUDA graphs.
         aux_streams: how many streams ran beside the main one; then the sum is more than the latency.
     """
 
@@ -82,64 +87,153 @@ def profile_layers(context: ExecutionContext, inputs: Mapping[str, np.ndarray], 
     context.use_own_memory(options.managed)
     for name, array in inputs.items():
         context.write_tensor(name, array)
-    device, stream = context.device, context.device.stream()
-    observer = _Observer(context)
-    context.execute_async_v3(stream)
-    stream.synchronize()
-    graph = None
-    if options.graph and not context.is_segmented:
-        try:
-            graph = device.capture(stream, lambda: observer.enqueue(stream))
-        except CaptureError:
-            graph = None  # the benchmark has already said so
-
-    rows: list[list[float]] = []
+    stream = context.device.stream()
+    recorder = _Recorder(context.device)
+    once = _in_graphs(context, recorder, stream) if options.graph else None
+    in_graph = once is not None
+    once = once or partial(context.enqueue_watched, stream, _Observer(recorder))
+    rows: list[dict[_Path, tuple[float, int]]] = []
     begin = time.perf_counter()
     while True:
-        if graph is not None:
-            graph.launch(stream)
-        else:
-            observer.enqueue(stream)
+        recorder.empty(stream)
+        once()
         stream.synchronize()
+        found = recorder.collect()
         elapsed = time.perf_counter() - begin
         if elapsed * 1e3 >= options.warm_up:
-            rows.append(observer.seconds())
+            rows.append(found)
             if len(rows) >= options.iterations and elapsed >= options.warm_up * 1e-3 + max(0.0, options.duration):
                 break
-    table = np.asarray(rows) * 1e3
-    overhead = float(np.median(table[:, -1]))
-    names = [layer.name for layer in context.engine.network.layers]
-    samples = {number: np.maximum(table[:, column] - overhead, 0.0) for column, number in enumerate(observer.layers)}
-    layers = tuple(LayerTime(name, samples.get(number, np.empty(0))) for number, name in enumerate(names))
-    return Profile(len(rows), layers, overhead, graph is not None, context.engine.num_aux_streams)
+    overhead = float(np.median([row[()][0] for row in rows]))
+    layers = tuple(_layer_times(context.engine, rows, overhead))
+    return Profile(len(rows), layers, overhead * 1e3, in_graph, context.engine.num_aux_streams)
 
 
-class _Observer:
-    """Events around each layer of an enqueue."""
+def _layer_times(engine: Engine, rows: Sequence[Mapping[_Path, tuple[float, int]]], overhead: float, around: _Path = ()) -> Iterator[LayerTime]:
+    """The layers of ``engine`` (the body at path ``around``), each followed by those of the networks in it, whose time is not its own."""
+    for number, (layer, plan) in enumerate(zip(engine.network.layers, engine.layers, strict=True)):
+        path = (*around, number)
+        inner = [one for index, body in enumerate(plan.bodies) for one in _layer_times(body, rows, overhead, (*path, index))]
+        samples = np.empty(0)
+        if any(path in row for row in rows):
+            times = [row.get(path, (0.0, 0)) for row in rows]
+            samples = np.array([1e3 * max(0.0, seconds - count * overhead) for seconds, count in times])
+            samples = np.maximum(samples - sum(one.samples for one in inner if one.samples.size), 0.0)
+        yield LayerTime(layer.name, samples)
+        yield from inner
 
-    def __init__(self, context: ExecutionContext) -> None:
-        self._context = context
-        context.prepare()
-        self.layers = context.layers()
-        self._ran: set[int] = set()
-        event = context.device.event
-        self._before = {number: event() for number in self.layers}
-        self._after = {number: event() for number in self.layers}
-        self._empty = (event(), event())
 
-    def enqueue(self, stream: Stream) -> None:
-        """One inference with events."""
-        for mark in self._empty:
-            mark.mark(stream)
-        self._ran.clear()
-        self._context.enqueue_observed(stream, self._start, lambda number, where: self._after[number].mark(where))
+_Path = tuple[int, ...]  # a layer's number, for one in a body after those of the layer and the body around it; () is an empty span
 
-    def _start(self, number: int, stream: Stream) -> None:
-        self._ran.add(number)
-        self._before[number].mark(stream)
 
-    def seconds(self) -> list[float]:
-        """Per layer that runs, its time; last the time between two events with nothing between."""
-        pairs: list[tuple[Event, Event]] = [(self._before[number], self._after[number]) for number in self.layers]
-        times = [after.seconds_since(before) if number in self._ran else 0.0 for number, (before, after) in zip(self.layers, pairs, strict=True)]
-        return [*times, self._empty[1].seconds_since(self._empty[0])]
+class _Recorder:
+    """Events around layers; a layer that runs several times in an inference has its times added up."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._marks: dict[_Path, tuple[Event, Event]] = {}
+        self._pending: dict[_Path, None] = {}  # whose events are not read yet
+        self._times: dict[_Path, tuple[float, int]] = {}
+        self._captured: dict[_Path, None] | None = None  # while a graph is made: whose events it holds
+
+    def empty(self, stream: Stream) -> None:
+        """A span of nothing: what events cost."""
+        self.start((), stream)
+        self.stop((), stream)
+
+    def start(self, path: _Path, stream: Stream) -> None:
+        """Layer ``path`` begins."""
+        if self._captured is None:
+            self._settle(path)
+            self._pending[path] = None
+        else:
+            self._captured[path] = None
+        if path not in self._marks:
+            self._marks[path] = (self._device.event(), self._device.event())
+        self._marks[path][0].mark(stream)
+
+    def stop(self, path: _Path, stream: Stream) -> None:
+        """It ends."""
+        self._marks[path][1].mark(stream)
+
+    def capture(self, stream: Stream, enqueue: Callable[[], None]) -> Callable[[Stream], None]:
+        """A graph of what ``enqueue`` puts on ``stream``, with its events; to be launched on any stream.
+
+        Raises:
+            CaptureError: it cannot be captured.
+        """
+        self._captured = {}
+        try:
+            graph, paths = self._device.capture(stream, enqueue), self._captured
+        finally:
+            self._captured = None
+
+        def launch(target: Stream) -> None:
+            for path in paths:
+                self._settle(path)
+            self._pending.update(paths)
+            graph.launch(target)
+
+        return launch
+
+    def collect(self) -> dict[_Path, tuple[float, int]]:
+        """Seconds, and how often it ran, of every layer that ran since the last call; the device has ended."""
+        for path in list(self._pending):
+            self._settle(path)
+        found, self._times = self._times, {}
+        return found
+
+    def _settle(self, path: _Path) -> None:
+        if path in self._pending:
+            before, after = self._marks[path]
+            after.synchronize()
+            seconds, count = self._times.get(path, (0.0, 0))
+            self._times[path] = seconds + after.seconds_since(before), count + 1
+            del self._pending[path]
+
+
+class _Observer(Watch):
+    """Has a recorder time every layer."""
+
+    def __init__(self, recorder: _Recorder, around: _Path = ()) -> None:
+        self._recorder, self._around = recorder, around
+
+    def before(self, layer: int, stream: Stream) -> None:
+        self._recorder.start((*self._around, layer), stream)
+
+    def after(self, layer: int, stream: Stream, where: Where) -> None:
+        self._recorder.stop((*self._around, layer), stream)
+
+    def inside(self, layer: int, body: int, iteration: int) -> _Observer:
+        return _Observer(self._recorder, (*self._around, layer, body))
+
+
+def _in_graphs(context: ExecutionContext, recorder: _Recorder, stream: Stream) -> Callable[[], None] | None:
+    """An inference whose layers run in CUDA graphs, one for all or one per segment; None where nothing can be captured."""
+    observer = _Observer(recorder)
+    context.execute_async_v3(stream)
+    stream.synchronize()
+    if not context.is_segmented:
+        try:
+            return partial(recorder.capture(stream, lambda: context.enqueue_watched(stream, observer)), stream)
+        except CaptureError:
+            return None  # the benchmark has already said so
+    graphs: dict[int, tuple[Bound, Callable[[Stream], None]]] = {}  # by identity of what was captured, which is kept for that
+    origin = context.device.stream()
+
+    def launch(bound: Bound, streams: Streams, enqueue: Callable[[Streams], None]) -> None:
+        if not bound.actions:
+            return
+        if id(bound) not in graphs:
+            graphs[id(bound)] = bound, recorder.capture(origin, lambda: enqueue((origin, *streams[1:])))
+        graphs[id(bound)][1](streams[0])
+
+    once = partial(context.run_segments, stream, launch, observer)
+    try:
+        once()
+    except CaptureError:
+        return None
+    finally:
+        stream.synchronize()
+        recorder.collect()
+    return once

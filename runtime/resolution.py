@@ -140,7 +140,7 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
 def resolve_segment(
     engine: Engine, fixed: Outline, segment: Segment, sizes: Mapping[str, int], device: DeviceSpec
 ) -> Resolution:
-    """One segment of ``engine`` at these named ``sizes``; tensors that others read live until its end.
+    """One segment of ``engine`` at these named ``sizes``; tensors that others read have places of their own, outside of its arena.
 
     Raises:
         EngineError: a layer cannot run at these sizes.
@@ -191,7 +191,7 @@ def largest(engine: Engine, profile: int = 0) -> Resolution:
         EngineError: a layer cannot run at these shapes, this version lacks its tactic, or shapes depend on data.
     """
     if engine.is_segmented:
-        raise EngineError("shapes inside this network depend on data, and so does the memory that it needs: it grows as it runs")
+        raise EngineError("the host steps in while this network runs: its segments are resolved one by one")
     shapes = {name: item.max for name, item in engine.profiles[profile].items()}
     return resolve(engine, outline(engine, profile), shapes, engine.device)
 
@@ -286,11 +286,11 @@ def _blocks(
     """Blocks of the arena, those of tensors first, then one workspace per step; and the block (number) of every root tensor.
 
     An output shares the block of an input of its layer where the plan may work in place and nobody reads the input later. Roots that
-    are ``kept`` live until the end; those that none of these layers writes lie elsewhere.
+    are ``kept``, and those that none of these layers writes, lie elsewhere.
     """
     network = engine.network
     made = {fixed.places[name].root for number, _ in plans for name in network.layers[number].outputs}
-    outside = {*network.inputs, *network.outputs, *fixed.constants}
+    outside = {*network.inputs, *network.outputs, *fixed.constants, *kept}
     uses: dict[str, list[int]] = {}
     writers: dict[str, list[int]] = {}
     for step, (number, _) in enumerate(plans):
@@ -301,9 +301,6 @@ def _blocks(
                 uses.setdefault(root, []).append(step)
         for name in layer.outputs:
             writers.setdefault(fixed.places[name].root, []).append(step)
-    for root in kept & uses.keys():
-        if uses[root][-1] != len(plans) - 1:
-            uses[root].append(len(plans) - 1)
     taken: dict[str, str] = {}  # root -> the root whose block it took
     for step, (number, plan) in enumerate(plans):
         if not plan.in_place:
@@ -319,7 +316,6 @@ def _blocks(
             if (
                 root in uses
                 and root != target
-                and root not in kept
                 and readers <= set(plan.in_place)
                 and tensor_bytes(types[root]) == size
                 and uses[root][-1] == step

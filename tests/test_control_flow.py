@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import onnx
 import pytest
@@ -10,10 +12,13 @@ from onnx.parser import parse_model
 from fusion.dtypes import DataType
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.reference import run
+from runtime.benchmark import BenchmarkOptions
 from runtime.cpu import CpuDevice
-from runtime.device import CaptureError
+from runtime.device import CaptureError, DeviceMemoryError
 from runtime.engine import Engine, EngineError, InputRange
 from runtime.graph import GraphRunner, capture_obstacles, capture_segments, compare_replay, segments_line
+from runtime.heap import Heap
+from runtime.profiler import profile_layers
 from runtime.segments import segments_of
 from tests.models import SPEECH_MODELS, onnxruntime_outputs, wheel_model
 from trtcli.builder import build, workloads_at
@@ -24,6 +29,28 @@ from trtcli.log import Log
 @pytest.fixture(scope="module")
 def cpu():
     return CpuDevice()
+
+
+@pytest.fixture(autouse=True)
+def what_is_free_is_overwritten(monkeypatch, request):
+    """On the CPU device work runs when it is enqueued: memory that is given back before its last reader ran shows as wrong results."""
+    if request.node.get_closest_marker("gpu"):
+        return
+    take, drop = Heap.take, Heap.drop
+
+    def taken(heap, size):
+        address = take(heap, size)
+        ctypes.memset(address, 0xFF, size)  # NaN, and large negative numbers
+        return address
+
+    def dropped(heap, address):
+        block = heap._at(address)
+        drop(heap, address)
+        if block is not None and not block.holders:
+            ctypes.memset(block.start, 0xFF, block.end - block.start)
+
+    monkeypatch.setattr(Heap, "take", taken)
+    monkeypatch.setattr(Heap, "drop", dropped)
 
 
 QUICK = BuildConfig(optimization_level=0)
@@ -281,6 +308,83 @@ def test_segments_are_captured_and_their_graphs_kept(cpu, tmp_path):
     np.testing.assert_array_equal(context.read_tensor("y"), x[[0, 2]])
     with pytest.raises(CaptureError, match="the host steps in"):
         cpu.capture(stream, lambda: context.execute_async_v3(stream))
+
+
+PASSING = """g (float[2, 3] x, bool c, int64 n) => (float[2, 3] y, float[2, 3] a, float[2, 3] b) <bool yes = {1}> {
+    h = Exp(x)
+    y = If(c) <then_branch = t () => (float[2, 3] p) { p = Identity(h) }, else_branch = f () => (float[2, 3] q) { q = Identity(x) }>
+    a, b = Loop(n, yes, h, x) <body = l (int64 i, bool d, float[2, 3] s, float[2, 3] u) => (bool e, float[2, 3] v, float[2, 3] w) {
+        e = Identity(d) v = Identity(u) w = Identity(s) }>
+}"""
+
+
+def test_tensors_that_pass_through_bodies(cpu, tmp_path):
+    """A branch and a loop that return their inputs, swapped or never run: one memory under several names."""
+    x = np.float32([[1, -2, 3], [0, 1, 2]])
+    check(parse(PASSING), cpu, tmp_path, *({"x": x, "c": np.array(c), "n": np.array(n)} for c in (True, False) for n in (0, 1, 2, 3)))
+
+
+STEPS = """g (float[64, 64] x) => (float[k] y) {
+    a = Softmax(x) b = MatMul(a, x) m = Greater(b, x) i = NonZero(m) j = Transpose<perm = [1, 0]>(i)
+    v = GatherND(b, j) n = Greater(v, zero) p = NonZero(n) q = Transpose<perm = [1, 0]>(p) y = GatherND(v, q)
+}""".replace("(float[k] y)", "(float[k] y) <float zero = {0.0}>")
+
+
+def test_segments_share_memory(cpu, tmp_path):
+    """All segments lie in one piece of memory, which may come from outside and serve several contexts."""
+    model, x = parse(STEPS), np.random.default_rng(5).standard_normal((64, 64)).astype(np.float32)
+    context = check(model, cpu, tmp_path, {"x": x})
+    engine, (expected,) = context.engine, onnxruntime_outputs(model, {"x": x}).values()
+    heap, need = context._heap, engine.device_memory_size
+    assert len(heap._pieces) == 1 and heap.peak <= heap.size and heap.peak <= need and context.device_memory_size == heap.size
+    first, second = (engine.create_execution_context_without_device_memory(cpu) for _ in range(2))
+    with pytest.raises(DeviceMemoryError, match="set_device_memory gave 0"):
+        first.execute({"x": x})
+    memory = cpu.allocate(need)
+    for one in (first, second, first):
+        one.set_device_memory(memory)
+        np.testing.assert_allclose(one.execute({"x": x})["y"], expected, rtol=1e-5, atol=1e-6)
+        assert one.device_memory_size == need
+    first.set_device_memory(cpu.allocate(1024))
+    with pytest.raises(DeviceMemoryError, match="beside the"):
+        first.execute({"x": x})
+
+
+def test_debug_tensors_inside_of_loops_and_branches(cpu, tmp_path):
+    context = made(parse(LOOP), cpu, tmp_path).create_execution_context(cpu)
+    (loop,) = (layer.op for layer in context.engine.network.layers if layer.op.layer_type == "Loop")
+    seen = {}
+    context.set_debug_listener(lambda name, array: seen.update({name: array}))
+    inner, outer = loop.body.outputs[0], loop.body.outputs[-1]
+    for name in (inner, outer, "last"):
+        context.set_tensor_debug_state(name, True)
+    x, w = np.float32([1, 2]), np.float32([0.5, -0.5])
+    found = context.execute({"x": x, "n": np.array(3), "w": w})
+    assert list(seen) == [f"{name}[{number}]" for number in range(3) for name in (inner, outer)] + ["last"]
+    states = [x]
+    for number in range(3):
+        states.append(states[-1] * w + np.float32(number))
+        np.testing.assert_allclose(seen[f"{inner}[{number}]"], states[-1])
+        np.testing.assert_allclose(seen[f"{outer}[{number}]"], -states[-1])
+    np.testing.assert_array_equal(seen["last"], found["last"])
+    with pytest.raises(ValueError, match="no layer writes it"):
+        context.set_tensor_debug_state("nothing", True)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_layers_of_bodies_are_timed(graph, cpu, tmp_path):
+    engine = made(parse(LOOP), cpu, tmp_path)
+    context = engine.create_execution_context(cpu)
+    inputs = {"x": np.float32([1, 2]), "n": np.array(5), "w": np.float32([0.5, -0.5])}
+    profile = profile_layers(context, inputs, BenchmarkOptions(4, 0.0, 0.0, graph=graph))
+    (plan,) = (plan for plan in engine.layers if plan.bodies)
+    inner = [layer.name for layer in plan.bodies[0].network.layers]
+    names = [layer.name for layer in profile.layers]
+    assert profile.in_graph is graph and profile.count == 4 and set(inner) <= set(names)
+    loop = names.index(engine.network.layers[engine.layers.index(plan)].name)
+    assert names[loop + 1 : loop + 1 + len(inner)] == inner
+    assert all(layer.samples.size == 4 and layer.total > 0 for layer in profile.layers[loop : loop + 1 + len(inner)])
+    np.testing.assert_allclose(context.read_tensor("last"), onnxruntime_outputs(parse(LOOP), inputs)["last"], rtol=1e-6)
 
 
 def test_fp16_keeps_control_flow_in_float32(cpu, tmp_path):

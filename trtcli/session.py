@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runtime.context import ExecutionContext
     from runtime.device import Device
     from runtime.engine import Engine
-    from runtime.nvtx import LayerRanges
+    from runtime.nvtx import LayerRanges, Names
     from runtime.profiler import Profile
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -248,10 +248,14 @@ def layer_ranges(config: Config, engine: Engine, log: Log) -> LayerRanges | None
     if level == "none":
         log.verbose("NVTX: the engine was built with --profilingVerbosity=none and names no layers")
         return None
-    names = [layer.name for layer in engine.network.layers]
-    if level == "detailed":
-        names = [f"{name} [{tactic_label(plan.tactic, plan.config)}]" for name, plan in zip(names, engine.layers, strict=True)]
-    found = ranges_of(tuple(names))
+
+    def names_of(part: Engine) -> Names:
+        rows = list(zip(part.network.layers, part.layers, strict=True))
+        labels = (f" [{tactic_label(plan.tactic, plan.config)}]" if level == "detailed" else "" for _, plan in rows)
+        names = tuple(layer.name + label for (layer, _), label in zip(rows, labels, strict=True))
+        return names, {number: tuple(map(names_of, plan.bodies)) for number, (_, plan) in enumerate(rows) if plan.bodies}
+
+    found = ranges_of(*names_of(engine))
     if found is None:
         log.verbose("NVTX: neither nvtx nor cupy is installed, no ranges are written (pip install nvtx)")
     elif config.inference.cuda_graph:

@@ -116,7 +116,7 @@ def test_ranges_come_from_nvtx_or_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvtx", fake)
     found = layer_ranges(("a", "b"))
     found.before(1, None)
-    found.after(1, None)
+    found.after(1, None, None)
     assert calls == [("b", "trtcli"), "trtcli"]
 
 

@@ -11,6 +11,7 @@ from fusion.dtypes import DataType
 from runtime.cpu import CpuDevice
 from runtime.device import DeviceMemoryError
 from runtime.engine import Engine, EngineError, TensorIOMode, TensorLocation
+from runtime.watch import Watch
 
 X = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
 
@@ -78,8 +79,13 @@ def test_two_threads_in_one_context_are_refused(engine, cpu):
     context.execute({"x": X})
     inside, leave, said = threading.Event(), threading.Event(), []
 
+    class Slow(Watch):
+        def before(self, layer, stream):
+            inside.set()
+            leave.wait(10)
+
     def first() -> None:
-        context.enqueue_observed(cpu.stream(), lambda *_: (inside.set(), leave.wait(10)), lambda *_: None)
+        context.enqueue_watched(cpu.stream(), Slow())
 
     thread = threading.Thread(target=first)
     thread.start()

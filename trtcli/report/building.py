@@ -8,7 +8,7 @@ from typing import Any
 
 from fusion.network import Network
 from fusion.passes import FusionResult
-from runtime.engine import Engine, InputRange, sizes_of
+from runtime.engine import Engine, EngineError, InputRange, sizes_of
 from runtime.resolution import largest
 from runtime.segments import parts_of
 from runtime.views import intermediate_bytes, view_layers
@@ -95,7 +95,10 @@ def timing_line(layer: str, timing: Timing, decision: Decision) -> str:
 def activations(engine: Engine) -> str:
     """The largest arena over all profiles, beside what no plan can do without."""
     if engine.is_segmented:
-        return "activations as large as the data makes them"
+        try:
+            return f"activations up to {engine.device_memory_size / 2**20:.1f} MiB"
+        except EngineError:
+            return "activations as large as the data makes them"
     plans = [largest(engine, number).memory for number in range(len(engine.profiles))]
     most = max(plans, key=lambda plan: plan.size)
     return f"activations {most.size / 2**20:.1f} MiB (lower bound {most.lower_bound / 2**20:.1f})"

@@ -14,6 +14,7 @@ from fusion.passes import FusionResult
 from runtime.engine import Engine, EngineError, LayerPlan
 from runtime.memory import MemoryPlan
 from runtime.resolution import largest
+from trtcli.report.building import activations
 from trtcli.report.layers import SCHEMA, alignment_of, io_tensors, layer_info_json, layer_objects, tactic_label
 from trtcli.report.whynot import Missed, megabytes, missed_fusions, missed_in_network, missed_json
 from trtcli.shapes import text
@@ -47,6 +48,8 @@ def engine_lines(engine: Engine) -> list[str]:
 def _memory_lines(engine: Engine) -> list[str]:
     """What activations and workspaces need at the largest shapes: the arena, all without sharing, and the largest live set."""
     several = len(engine.profiles) > 1
+    if engine.is_segmented:
+        return [f"Memory: {activations(engine)}"]
     return [
         f"Memory{f' (profile {number})' if several else ''}: peak {_mebibytes(plan.size)}, sum {_mebibytes(plan.total)}, "
         f"lower bound {_mebibytes(plan.lower_bound)}"

@@ -1,0 +1,130 @@
+"""Memory for an inference whose sizes only the inference tells: handed out and taken back as it goes.
+
+All work of an inference is in the order of one stream (auxiliary streams join it at the end of every segment), so what is taken back may be
+handed out at once: whoever writes there next is enqueued later. A place is the first that is large enough, so that an inference with the sizes of
+an earlier one finds all its tensors where they were, and programs and graphs stay bound. Tensors may be known under several names (a loop that never ran returns
+its inputs), so holders are counted.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from dataclasses import dataclass
+
+from runtime.device import Device, DeviceMemoryError, Memory, Stream
+from runtime.interop import Foreign
+from runtime.memory import ALIGNMENT
+
+
+@dataclass
+class _Block:
+    """Bytes ``start`` to ``end`` of a piece of memory, with so many holders."""
+
+    start: int
+    end: int
+    holders: int = 1
+
+    def __lt__(self, other: _Block) -> bool:
+        return self.start < other.start
+
+
+class Heap:
+    """Pieces of device memory: one, but for the inference in which more was needed than ever before."""
+
+    def __init__(self, device: Device, given: bool = False) -> None:
+        """``given``: it never allocates, :meth:`lie_in` says where it is."""
+        self._device, self._given = device, given
+        self._pieces: list[Memory] = []
+        self._blocks: list[_Block] = []  # held now, by their addresses
+        self._used = 0  # bytes held now
+        self.peak = 0  # the most that were held at a time
+
+    @property
+    def size(self) -> int:
+        """Bytes of device memory."""
+        return sum(piece.size for piece in self._pieces)
+
+    def lie_in(self, memory: Foreign, size: int) -> None:
+        """Use ``size`` bytes of the caller's from now on.
+
+        Raises:
+            ValueError: they do not begin at a multiple of 256 bytes.
+        """
+        if memory.address % ALIGNMENT:
+            raise ValueError(f"device memory: address {memory.address:#x} is not a multiple of {ALIGNMENT}")
+        self._given = True
+        self._pieces, self._blocks, self._used = [Memory(memory.address, size, memory.owner)], [], 0
+
+    def begin(self, stream: Stream) -> None:
+        """An inference begins: nothing is held. Several pieces become one; that waits for ``stream``."""
+        self._blocks, self._used = [], 0
+        if len(self._pieces) > 1:
+            stream.synchronize()
+            size = self.size
+            self._pieces = []  # first give back, then ask
+            self._pieces = [self._device.allocate(size)]
+
+    def take(self, size: int) -> int:
+        """The address of ``size`` bytes, held once; 0 for none.
+
+        Raises:
+            DeviceMemoryError: there are not that many, on the device or in what the caller gave.
+        """
+        if not size:
+            return 0
+        size = -(-size // ALIGNMENT) * ALIGNMENT
+        start = self._hole(size)
+        if start is None:
+            start = self._more(size)
+        insort(self._blocks, _Block(start, start + size))
+        self._used += size
+        self.peak = max(self.peak, self._used)
+        return start
+
+    def share(self, address: int) -> None:
+        """One holder more for what lies at ``address``; nothing happens where that is no memory of the heap's."""
+        block = self._at(address)
+        if block is not None:
+            block.holders += 1
+
+    def drop(self, address: int) -> None:
+        """One holder less; after the last one the memory is free."""
+        block = self._at(address)
+        if block is None:
+            return
+        block.holders -= 1
+        if not block.holders:
+            self._blocks.remove(block)
+            self._used -= block.end - block.start
+
+    def _at(self, address: int) -> _Block | None:
+        index = bisect_right(self._blocks, address, key=lambda block: block.start) - 1
+        return self._blocks[index] if index >= 0 and address < self._blocks[index].end else None
+
+    def _hole(self, size: int) -> int | None:
+        for piece in self._pieces:
+            start, end = piece.address, piece.address + piece.size
+            for block in self._blocks[bisect_right(self._blocks, start - 1, key=lambda block: block.start) :]:
+                if block.start >= end or block.start - start >= size:
+                    break
+                start = block.end
+            if end - start >= size:
+                return start
+        return None
+
+    def _more(self, size: int) -> int:
+        if self._given:
+            held = self.size
+            raise DeviceMemoryError(
+                f"activations need {size} bytes beside the {self._used} that are in use, set_device_memory gave {held}: give more "
+                "(engine.device_memory_size where sizes are bounded, else what device_memory_size of a context with memory of its own came to)"
+            )
+        try:
+            piece = self._device.allocate(size)
+        except DeviceMemoryError as error:
+            raise DeviceMemoryError(
+                f"activations and workspaces need {size / 2**20:.1f} MiB more, {self._device.free_memory() / 2**20:.1f} MiB are free on device "
+                f"{self._device.name}: smaller --maxShapes, fewer --infStreams or --memPoolSize=workspace:SIZE need less"
+            ) from error
+        self._pieces.append(piece)
+        return piece.address
