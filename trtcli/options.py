@@ -101,7 +101,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("layerPrecisions", BUILD, "build.layer_precisions",
         "types of single layers or ONNX nodes: fp32, fp16, bf16", LayerPrecisions(), since="8-10", repeatable=True),
     Option("layerOutputTypes", BUILD, "build.layer_output_types",
-        "types that results of layers are rounded to, whatever they are computed in", LayerPrecisions(), since="8-10", repeatable=True),
+        "types that results of layers are rounded to", LayerPrecisions(), since="8-10", repeatable=True),
     Option("precisionConstraints", BUILD, "build.precision_constraints",
         "what --layerPrecisions and --layerOutputTypes are worth", Choice(("none", "prefer", "obey")), default="none", since="8-10"),
     Option("profilingVerbosity", BUILD, "build.profiling_verbosity",
