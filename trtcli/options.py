@@ -103,7 +103,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("layerOutputTypes", BUILD, "build.layer_output_types",
         "types that results of layers are rounded to", LayerPrecisions(), since="8-10", repeatable=True),
     Option("precisionConstraints", BUILD, "build.precision_constraints",
-        "what --layerPrecisions and --layerOutputTypes are worth", Choice(("none", "prefer", "obey")), default="none", since="8-10"),
+        "what the two flags above are worth", Choice(("none", "prefer", "obey")), default="none", since="8-10"),
     Option("profilingVerbosity", BUILD, "build.profiling_verbosity",
         "layer information kept",
         Choice(("none", "layer_names_only", "detailed"), old=(("default", "layer_names_only"), ("verbose", "detailed"))),

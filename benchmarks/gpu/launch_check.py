@@ -55,6 +55,9 @@ def bert(path: Path, layers: int = 12, length: int = 128, hidden: int = 768, hea
         weights.append(numpy_helper.from_array(value, name))
         return name
 
+    def small(count: int) -> np.ndarray:  # not zero: a neutral bias would be fused away
+        return (0.05 * random.standard_normal(count, np.float32)).astype(np.float16)
+
     def node(kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(kind, list(inputs), [f"{name}_out"], name, **attributes))
         return f"{name}_out"
@@ -62,11 +65,11 @@ def bert(path: Path, layers: int = 12, length: int = 128, hidden: int = 768, hea
     def linear(x: str, name: str, columns: int, rows: int = hidden) -> str:
         matrix = random.standard_normal((rows, columns), np.float32) / np.sqrt(rows)
         product = node("MatMul", [x, weight(f"{name}.w", matrix.astype(np.float16))], name)
-        return node("Add", [product, weight(f"{name}.b", np.zeros(columns, np.float16))], f"{name}_bias")
+        return node("Add", [product, weight(f"{name}.b", small(columns))], f"{name}_bias")
 
     def norm(x: str, name: str) -> str:
-        ones, zeros = np.ones(hidden, np.float16), np.zeros(hidden, np.float16)
-        return node("LayerNormalization", [x, weight(f"{name}.g", ones), weight(f"{name}.b", zeros)], name, axis=-1)
+        scale = (1 + small(hidden)).astype(np.float16)
+        return node("LayerNormalization", [x, weight(f"{name}.g", scale), weight(f"{name}.b", small(hidden))], name, axis=-1)
 
     split = weight("split", np.array([1, length, heads, hidden // heads], np.int64))
     joined = weight("joined", np.array([1, length, hidden], np.int64))
