@@ -314,8 +314,9 @@ class Engine:
 
     @property
     def num_aux_streams(self) -> int:
-        """How many auxiliary streams one inference uses."""
-        return max((layer.stream for plans in (self.layers, *self.more_layers) for layer in plans), default=0)
+        """How many auxiliary streams one inference uses, branches and loops included."""
+        plans = [plan for plans in (self.layers, *self.more_layers) for plan in plans]
+        return max((max(plan.stream, *(body.num_aux_streams for body in plan.bodies), 0) for plan in plans), default=0)
 
     @property
     def num_io_tensors(self) -> int:

@@ -11,16 +11,17 @@ fastest of all is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import isnan
 from statistics import median
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from runtime.device import CaptureError, Device, DeviceError, DeviceLostError
 from runtime.engine import Engine
-from runtime.resolution import outline, resolve
-from runtime.timer import time_engines
+from runtime.parts import Part, parts_at_optimum
+from runtime.timer import time_parts
 from tactics.tactic import CpuCall, DeviceSpec, Launch, Plan
 
 EVENT_SECONDS = 1.2e-6  # one edge between streams, where none was measured: about what a dependent tiny kernel costs in a graph on an H100
@@ -71,8 +72,8 @@ class Timings(Protocol):
         """What an edge between streams costs, as :func:`event_cost`."""
         ...
 
-    def engines(self, device: Device, engines: Sequence[Engine]) -> list[float]:
-        """One inference of each engine, as :func:`runtime.timer.time_engines`."""
+    def parts(self, device: Device, parts: Sequence[Part]) -> list[float]:
+        """One run of each part, as :func:`runtime.timer.time_parts`."""
         ...
 
 
@@ -83,14 +84,24 @@ class Measured:
         """See :class:`Timings`."""
         return event_cost(device)
 
-    def engines(self, device: Device, engines: Sequence[Engine]) -> list[float]:
+    def parts(self, device: Device, parts: Sequence[Part]) -> list[float]:
         """See :class:`Timings`."""
-        return time_engines(device, engines)
+        return time_parts(device, parts)
 
 
-def with_streams(engine: Engine, device: Device, max_aux: int = -1, timings: Timings | None = None) -> tuple[Engine, dict[str, Any]]:
-    """``engine`` with the stream of every layer chosen from the layers' measured times at the optimal shapes of profile 0, and what was
-    found (JSON): the event's cost, simulated and measured latencies in ms, and every branch with its reason. ``timings`` are measured unless given.
+def with_streams(
+    engine: Engine,
+    device: Device,
+    max_aux: int = -1,
+    timings: Timings | None = None,
+    around: Mapping[str, int] = MappingProxyType({}),
+) -> tuple[Engine, dict[str, Any]]:
+    """``engine`` with the stream of every layer chosen from the layers' measured times at the optimal shapes of each profile, and what was
+    found (JSON): the event's cost, simulated and measured latencies in ms, and every branch with its reason; for profile 0, and where there are
+    several, for each in ``profiles``. ``timings`` are measured unless given.
+
+    Where the host steps in, each segment is a part of its own; latencies are sums over those parts. Bodies are engines of their own: theirs are
+    chosen apart, with the sizes ``around`` them.
 
     ``max_aux`` is the most auxiliary streams (``--maxAuxStreams``); -1 leaves it to us: none on the CPU, up to 3 on a GPU.
 
@@ -100,74 +111,110 @@ def with_streams(engine: Engine, device: Device, max_aux: int = -1, timings: Tim
     """
     if max_aux < 0:
         max_aux = DEFAULT_AUX if engine.device.kind == "cuda" else 0
-    serial = _on_streams(engine, {})
+    serial = _on_streams(engine, [{} for _ in engine.profiles])
     record: dict[str, Any] = {"maxAuxStreams": max_aux, "used": 0}
     if not max_aux:
         return serial, record
-    if engine.is_segmented:
-        return serial, {**record, "branches": [], "reason": "the host steps in during an inference: its segments run on one stream"}
+    timings = timings or Measured()
+    streams: list[dict[int, int]] = []
+    summaries: list[dict[str, Any]] = []
+    for profile in range(len(engine.profiles)):
+        found = [_choose(part, device, max_aux, timings) for part in parts_at_optimum(serial, profile, around)]
+        streams.append({layer: stream for choice in found for layer, stream in choice.streams.items()})
+        summaries.append({"used": max(streams[-1].values(), default=0), **_summary(engine, found)})
+    chosen = _on_streams(serial, streams) if any(map(any, (one.values() for one in streams))) else serial
+    record |= summaries[0]
+    record["used"] = max(one["used"] for one in summaries)
+    if len(summaries) > 1:
+        record["profiles"] = summaries
+    return chosen, record
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What was found for a part: per layer (number in the network) its stream where that is not 0; latencies in seconds, and every branch."""
+
+    streams: Mapping[int, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    branches: tuple[Branch, ...] = ()
+
+
+def _choose(serial: Part, device: Device, max_aux: int, timings: Timings) -> _Choice:
     work, layers = workload_graph(serial, device.spec)
     if len(_chains(work)) < 2:  # one path: nothing to ask the device
-        return serial, {**record, "branches": []}
-    timings = timings or Measured()
+        return _Choice()
     event_seconds = timings.event(device)
     tried = [schedule([replace(one, occupancy=min(1.0, fills(one))) for one in work], max_aux, event_seconds) for fills in _GUESSES]
     useful = list({found.streams: found for found in tried if any(found.streams)}.values())
-    refusal, chosen, found = "", serial, tried[0]
+    refusal, kept, found, seconds = "", False, tried[0], {}
     if useful:
-        engines = [_on_streams(serial, dict(zip(layers, one.streams, strict=True))) for one in useful]
+        parts = [_part_on_streams(serial, dict(zip(layers, one.streams, strict=True))) for one in useful]
         try:
-            alone, *beside = timings.engines(device, (serial, *engines))
+            alone, *beside = timings.parts(device, (serial, *parts))
         except DeviceLostError:
             raise
-        except DeviceError as error:  # too little memory for both, above all: the engine on one stream is as good as before
+        except DeviceError as error:  # too little memory for both, above all: the part on one stream is as good as before
             refusal = f"streams could not be timed: {error}"
             found = useful[0]
         else:
             best = min(range(len(beside)), key=beside.__getitem__)
             found = useful[best]
-            record |= {"measuredSerialMs": alone * 1e3, "measuredMs": beside[best] * 1e3}
-            if beside[best] < alone * (1 - MIN_MEASURED_GAIN):
-                chosen = engines[best]
-            else:
+            seconds = {"measuredSerialMs": alone, "measuredMs": beside[best]}
+            kept = beside[best] < alone * (1 - MIN_MEASURED_GAIN)
+            if not kept:
                 refusal = f"measured {beside[best] * 1e6:.1f} us with streams, {alone * 1e6:.1f} us on one"
-    record |= {
-        "eventMs": event_seconds * 1e3, "simulatedSerialMs": found.alone * 1e3, "simulatedMs": found.latency * 1e3,
-    }  # fmt: skip
-    names = [layer.name for layer in engine.network.layers]
-    record["used"] = chosen.num_aux_streams
-    record["branches"] = [
-        {
-            "layers": [names[layers[number]] for number in branch.layers],
-            "stream": branch.stream if chosen is not serial else 0,
-            "reason": refusal if branch.stream and chosen is serial else branch.reason,
-        }
+    streams = {layer: stream for layer, stream in zip(layers, found.streams, strict=True) if kept and stream}
+    branches = tuple(
+        Branch(
+            tuple(layers[number] for number in branch.layers),
+            branch.stream if kept else 0,
+            refusal if branch.stream and not kept else branch.reason,
+        )
         for branch in found.branches
+    )
+    seconds |= {"simulatedSerialMs": found.alone, "simulatedMs": found.latency, "eventMs": event_seconds}
+    return _Choice(streams, seconds, branches)
+
+
+def _summary(engine: Engine, choices: Sequence[_Choice]) -> dict[str, Any]:
+    """The parts of a profile together, as the record has it."""
+    names = [layer.name for layer in engine.network.layers]
+    summary: dict[str, Any] = {}
+    for choice in choices:
+        for what, seconds in choice.seconds.items():
+            summary[what] = seconds * 1e3 + (summary.get(what, 0.0) if what != "eventMs" else 0.0)
+    summary["branches"] = [
+        {"layers": [names[number] for number in branch.layers], "stream": branch.stream, "reason": branch.reason}
+        for choice in choices
+        for branch in choice.branches
     ]
-    return chosen, record
+    return summary
 
 
-def workload_graph(engine: Engine, device: DeviceSpec) -> tuple[list[Work], list[int]]:
-    """The layers that run at the optimal shapes of profile 0, as work to schedule, and their numbers in the network."""
-    fixed = outline(engine)
-    shapes = {name: item.opt for name, item in engine.profiles[0].items()}
-    steps = resolve(engine, fixed, shapes, device).steps
+def workload_graph(part: Part, device: DeviceSpec) -> tuple[list[Work], list[int]]:
+    """The layers of ``part`` that run, as work to schedule, and their numbers in the network."""
+    steps, decisions = part.resolution(device).steps, part.engine.decisions(part.profile)
     work = []
     for step in steps:
-        decision = engine.layers[step.layer]
+        decision = decisions[step.layer]
         seconds = 0.0 if isnan(decision.seconds) else decision.seconds
         used = decision.floor / seconds if seconds else 0.0
         work.append(Work(seconds, step.needs, occupancy(step.plan, device), max(used, occupancy(step.plan, device, resident=True))))
     return work, [step.layer for step in steps]
 
 
-def _on_streams(engine: Engine, of_layer: Mapping[int, int]) -> Engine:
-    """``engine`` with layer ``n`` on stream ``of_layer[n]`` (0 where it is not named), in all profiles."""
+def _part_on_streams(part: Part, of_layer: Mapping[int, int]) -> Part:
+    others = [of_layer if number == part.profile else {} for number in range(len(part.engine.profiles))]
+    return replace(part, engine=_on_streams(part.engine, others))
+
+
+def _on_streams(engine: Engine, of_layer: Sequence[Mapping[int, int]]) -> Engine:
+    """``engine`` with layer ``n`` on stream ``of_layer[profile][n]`` (0 where it is not named)."""
     first, *more = (
-        tuple(replace(plan, stream=of_layer.get(number, 0)) for number, plan in enumerate(plans))
-        for plans in (engine.layers, *engine.more_layers)
+        tuple(replace(plan, stream=streams.get(number, 0)) for number, plan in enumerate(engine.decisions(profile)))
+        for profile, streams in enumerate(of_layer)
     )
-    return replace(engine, layers=first, more_layers=tuple(more))
+    return replace(engine, layers=first, more_layers=tuple(more) if engine.more_layers or any(of_layer) else ())
 
 
 def occupancy(plan: Plan, device: DeviceSpec, resident: bool = False) -> float:

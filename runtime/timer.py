@@ -34,11 +34,12 @@ from runtime.device import (
     Tensor,
 )  # fmt: skip
 from runtime.memory import ALIGNMENT
-from runtime.random_data import SEED, network_inputs, workload_inputs
+from runtime.parts import BoundPart, Part
+from runtime.random_data import SEED, workload_inputs
 from tactics.tactic import Plan, Workload, tensor_bytes
 
 if TYPE_CHECKING:
-    from runtime.engine import Engine
+    pass
 
 GRAPH_SECONDS = 1e-3  # a measured graph lasts at least about this
 MAX_LAUNCHES = 256  # launches of the candidate in one graph
@@ -347,30 +348,23 @@ def measure(
     return Bench(device, workload, constants).time(candidates, rounds)
 
 
-def time_engines(device: Device, engines: Sequence[Engine], rounds: int = 9) -> list[float]:
-    """Seconds of one inference of each engine at the optimal shapes of its first profile: random inputs, replays of a graph (plain
-    enqueues where none can be captured), in turns; the median.
+def time_parts(device: Device, parts: Sequence[Part], rounds: int = 9) -> list[float]:
+    """Seconds of one run of each part: random inputs, replays of a graph (plain enqueues where none can be captured), in turns; the median.
 
     Raises:
-        EngineError: an engine cannot run here.
+        EngineError: a part cannot run here.
         DeviceError: memory is short, or the device fails.
     """
-    from runtime.context import ExecutionContext
-
     stream = device.stream(concurrent=True)
+    aux: list[Stream] = []
     runs: list[Callable[[], None]] = []
-    for engine in engines:
-        context = ExecutionContext(engine, device, allocation="runtime")
-        for name, extents in engine.profiles[0].items():
-            context.set_input_shape(name, extents.opt)
-        context.use_own_memory()
-        for name, array in network_inputs(engine.network, context.resolution().types).items():
-            context.write_tensor(name, array)
-        enqueue = partial(context.execute_async_v3, stream)
+    for part in parts:
+        bound = BoundPart(part, device, aux)
+        enqueue = partial(bound.enqueue, stream)
         enqueue()
         stream.synchronize()
         try:
-            runs.append(partial(_launch_kept, device.capture(stream, enqueue), stream, context))
+            runs.append(partial(_launch_kept, device.capture(stream, enqueue), stream, bound))
         except CaptureError:
             runs.append(enqueue)
     samples: list[list[float]] = [[] for _ in runs]
@@ -391,8 +385,8 @@ def time_engines(device: Device, engines: Sequence[Engine], rounds: int = 9) -> 
     return [median(one) for one in samples]
 
 
-def _launch_kept(graph: Graph, stream: Stream, _context: object) -> None:
-    """Launch ``graph``, whose context (memory, programs) lives as long as whoever holds this call."""
+def _launch_kept(graph: Graph, stream: Stream, _part: object) -> None:
+    """Launch ``graph``, whose part (memory, programs) lives as long as whoever holds this call."""
     graph.launch(stream)
 
 
@@ -415,4 +409,4 @@ def _shape(tensor: TensorType) -> tuple[int, ...]:
     return tuple(int(dim) for dim in tensor.shape)  # type: ignore[arg-type]
 
 
-__all__ = ["Bench", "Candidate", "DeviceError", "measure", "time_engines"]
+__all__ = ["Bench", "Candidate", "DeviceError", "measure", "time_parts"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import random
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,12 +17,15 @@ from fusion.reference import run
 from runtime.benchmark import BenchmarkOptions
 from runtime.cpu import CpuDevice
 from runtime.device import CaptureError, DeviceMemoryError
-from runtime.engine import Engine, EngineError, InputRange
+from runtime.engine import Engine, EngineError, InputRange, sizes_of
 from runtime.graph import GraphRunner, capture_obstacles, capture_segments, compare_replay, segments_line
 from runtime.heap import Heap
+from runtime.parts import parts_at_optimum
 from runtime.profiler import profile_layers
 from runtime.segments import segments_of
+from runtime.timer import time_parts
 from tests.models import SPEECH_MODELS, onnxruntime_outputs, wheel_model
+from tests.runtime.test_streams import LazyDevice
 from trtcli.builder import build, workloads_at
 from trtcli.config import BuildConfig, ProfileShapes
 from trtcli.log import Log
@@ -34,7 +39,8 @@ def cpu():
 @pytest.fixture(autouse=True)
 def what_is_free_is_overwritten(monkeypatch, request):
     """On the CPU device work runs when it is enqueued: memory that is given back before its last reader ran shows as wrong results."""
-    if request.node.get_closest_marker("gpu"):
+    later = (test_segments_on_streams_in_any_order_that_events_allow, test_streams_are_chosen_per_segment_and_body)
+    if request.node.get_closest_marker("gpu") or request.function in later:
         return
     take, drop = Heap.take, Heap.drop
 
@@ -543,3 +549,82 @@ def _on_a_gpu(model: onnx.ModelProto, tmp_path) -> None:
             assert found[name].shape == array.shape
             np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5)
         assert compare_replay(context, inputs).differing == ()
+FORKED = """g (float[n, 8] x, int64 steps) => (float[k, 8] y, float[n, 8] s) <bool yes = {1}, int64[1] axes = {1}, float zero = {0.0}> {
+    a = Sin(x) b = Softmax(a) c = Cos(x) d = Softmax(c) e = Add(b, d)
+    m = ReduceMax<keepdims = 0>(x, axes) g = Greater(m, zero) p = NonZero(g) q = Transpose<perm = [1, 0]>(p)
+    v = GatherND(e, q) f = Softmax(v) h = Sin(v) i = Softmax(h) o = Transpose(i) r = MatMul(f, o) y = MatMul(r, v)
+    s = Loop(steps, yes, e) <body = l (int64 j, bool c1, float[n, 8] t) => (bool c2, float[n, 8] u) {
+        c2 = Identity(c1) t1 = Sin(t) t2 = Softmax(t1) t3 = Cos(t) t4 = Softmax(t3) t5 = Transpose(t4) t6 = MatMul(t2, t5) u = MatMul(t6, t) }>
+}"""
+FORKED_SHAPES = BuildConfig(optimization_level=0, min_shapes={"x": (1, 8)}, opt_shapes={"x": (16, 8)}, max_shapes={"x": (64, 8)})
+
+
+def on_streams(engine: Engine, draw: random.Random) -> Engine:
+    """``engine``, bodies included, with every layer on some stream."""
+    plans = (
+        replace(plan, stream=draw.randint(0, 2), bodies=tuple(on_streams(body, draw) for body in plan.bodies)) for plan in engine.layers
+    )
+    return replace(engine, layers=tuple(plans))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_segments_on_streams_in_any_order_that_events_allow(seed, cpu, tmp_path):
+    """The shared memory of segments holds for every order in which streams may run, over several inferences and sizes."""
+    engine = made(parse(FORKED), cpu, tmp_path, FORKED_SHAPES)
+    device = LazyDevice(seed)
+    context = on_streams(engine, random.Random(seed)).create_execution_context(device)
+    assert context.engine.num_aux_streams == 2
+    stream, plain = device.stream(), engine.create_execution_context(cpu)
+    for rows in (16, 5, 16):
+        x = np.random.default_rng(rows).standard_normal((rows, 8)).astype(np.float32)
+        wanted = plain.execute({"x": x, "steps": np.array(3)})
+        context.set_input_shape("x", x.shape)
+        context.use_own_memory()
+        for name, array in (("x", x), ("steps", np.array(3))):
+            context.write_tensor(name, array)
+        context.execute_async_v3(stream)
+        context.execute_async_v3(stream)  # a second inference queued behind the first
+        stream.synchronize()
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(context.read_tensor(name), array)
+
+
+def test_streams_are_chosen_per_segment_and_body(cpu, tmp_path, monkeypatch):
+    timed = []
+
+    def time_parts(device, parts):
+        timed.append([[part.engine.decisions(part.profile)[number].stream for number in part.segment.layers] for part in parts])
+        return [2e-3, *(1e-3 for _ in parts[1:])]
+
+    monkeypatch.setattr("runtime.streams.time_parts", time_parts)
+    monkeypatch.setattr("runtime.streams.event_cost", lambda device: 0.0)
+    monkeypatch.setattr("runtime.streams.occupancy", lambda plan, device, resident=False: 0.2)
+    config = replace(FORKED_SHAPES, optimization_level=1, max_aux_streams=2)
+    engine = made(parse(FORKED), cpu, tmp_path, config)
+    (body,) = (body for plan in engine.layers for body in plan.bodies)
+    assert len(timed) == 3 and all(not any(first) and all(map(any, others)) for first, *others in timed)
+    assert body.num_aux_streams >= 1 and body.record["streams"]["used"] >= 1
+    assert engine.num_aux_streams == max(engine.record["streams"]["used"], body.num_aux_streams)
+    streams = {layer.name: plan.stream for layer, plan in zip(engine.network.layers, engine.layers, strict=True)}
+    assert {name for branch in engine.record["streams"]["branches"] for name in branch["layers"]} <= set(streams)
+    assert sum(map(bool, streams.values())) >= 2
+    x = np.random.default_rng(1).standard_normal((16, 8)).astype(np.float32)
+    inputs = {"x": x, "steps": np.array(3)}
+    context, wanted = engine.create_execution_context(cpu), onnxruntime_outputs(parse(FORKED), inputs)
+    for name, array in context.execute(inputs).items():
+        np.testing.assert_allclose(array, wanted[name], rtol=1e-5, atol=1e-6)
+    assert compare_replay(context, inputs).differing == ()
+    aux = [cpu.stream(concurrent=True) for _ in range(engine.num_aux_streams)]
+    context.set_aux_streams(aux)
+    for name, array in context.execute(inputs).items():
+        np.testing.assert_allclose(array, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_parts_are_really_timed(cpu, tmp_path):
+    """Every segment and body runs alone on made-up values, whatever reads its results."""
+    engine = made(parse(FORKED), cpu, tmp_path, FORKED_SHAPES)
+    bodies = [body for plan in engine.layers for body in plan.bodies]
+    around = sizes_of(engine.network, {"x": (16, 8), "steps": ()})
+    for one, sizes in ((engine, {}), *((body, around) for body in bodies)):
+        parts = parts_at_optimum(one, 0, sizes)
+        assert parts and all(0 < seconds < 1 for seconds in time_parts(cpu, parts, rounds=1))

@@ -26,6 +26,7 @@ from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_
 from fusion.precision import LayerTypes
 from runtime.device import Device, DeviceError, DeviceLostError
 from runtime.engine import CONTROL, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
+from runtime.parts import Part
 from runtime.segments import parts_of
 from runtime.streams import with_streams
 from runtime.timer import Bench
@@ -150,8 +151,6 @@ def build(
     for line in host_lines(engine):
         log.warning(line)
     engine, streams = _with_streams(engine, choices, config, device, log)
-    for line in stream_lines(streams, log.verbose):
-        log.info(line)
     seconds = time.perf_counter() - began
     record = {
         **_record(model, imported, fused, config, device, choices),
@@ -169,32 +168,37 @@ def build(
     return replace(engine, record=record)
 
 
-def _with_streams(engine: Engine, choices: _Choices, config: BuildConfig, device: Device, log: Log) -> tuple[Engine, dict[str, Any]]:
-    """:func:`runtime.streams.with_streams`, what it measures kept in the timing cache."""
+def _with_streams(
+    engine: Engine, choices: _Choices, config: BuildConfig, device: Device, log: Log, outer: Outer = MappingProxyType({})
+) -> tuple[Engine, dict[str, Any]]:
+    """:func:`runtime.streams.with_streams`, what it measures kept in the timing cache. ``engine`` is a body where there are ``outer`` sizes."""
     versions = _versions(device, config.tactic_sources)
 
     @cache
-    def code() -> str:
-        asked = [
-            question(workload, device.spec, _select_options(config, layer.name), versions)
-            for workloads in choices.workloads
-            for layer, workload in zip(engine.network.layers, workloads, strict=True)
-        ]
-        return code_of(engine, asked, [one for decisions in choices.decisions for one in decisions])
+    def asked(profile: int) -> list[dict[str, Any]]:
+        layers = zip(engine.network.layers, choices.workloads[profile], strict=True)
+        return [question(workload, device.spec, _select_options(config, layer.name), versions) for layer, workload in layers]
+
+    def code(part: Part) -> str:
+        return code_of(part, asked(part.profile), choices.decisions[part.profile])
 
     # Without timings (level 0) or with --noBuilderCache nothing is looked up, and nothing kept.
     usable = config.builder_cache and config.optimization_level > 0
     kept = choices.cache if usable else TimingCache()
     timings = CachedTimings(kept, code, versions, config.optimization_level, config.error_on_timing_cache_miss)
     try:
-        found, record = with_streams(engine, device, -1 if config.max_aux_streams is None else config.max_aux_streams, timings)
+        most = -1 if config.max_aux_streams is None else config.max_aux_streams
+        found, record = with_streams(engine, device, most, timings, outer.get("opt", {}))
     except NotCachedError:
         raise BuildError(
             "the latency with auxiliary streams is not in the timing cache and --errorOnTimingCacheMiss is set; --maxAuxStreams=0 needs none"
         ) from None
     if usable and timings.misses:
         _save_cache(config, timings.cache, log)
-    return found, {**record, "timingCacheMisses": timings.misses}
+    record = {**record, "timingCacheMisses": timings.misses}
+    for line in stream_lines(record, log.verbose):
+        log.info(line)
+    return found, record
 
 
 # --- network ---------------------------------------------------------------------------------------------------------
@@ -575,7 +579,8 @@ def _bodies(
                 ranges = {name: _body_range(body, name, around) for name in body.inputs}
                 choices = _choose(body, (ranges,), config, device, log, progress, around)
                 inner = _bodies(body, (ranges,), around, config, device, log, progress)
-                engines.append(_assemble(body, choices, (ranges,), config, device, inner))
+                engine, streams = _with_streams(_assemble(body, choices, (ranges,), config, device, inner), choices, config, device, log, around)
+                engines.append(replace(engine, record={"streams": streams}))
             found[layer.name] = tuple(engines)
     return found
 

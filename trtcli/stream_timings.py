@@ -1,4 +1,4 @@
-"""Measured latencies of whole engines in the timing cache, so that a second build chooses its auxiliary streams without measuring."""
+"""Measured latencies of engines and their segments in the timing cache, so that a second build chooses its auxiliary streams without measuring."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusion.bind import bind_type
 from fusion.serial import to_json
 from runtime.device import Device
-from runtime.engine import Engine
+from runtime.parts import Part
 from runtime.streams import Measured, Timings
 from tactics.cache import ENGINE, STREAM_EVENT, Entry, Timing, TimingCache, key_of
 from tactics.select import Decision, identity
@@ -23,7 +24,7 @@ class CachedTimings:
     """``measured`` behind a timing cache: what was asked before is answered from it, the rest is measured and added to ``cache``.
 
     Attributes:
-        code: says what the layers run, for the keys: see :func:`code_of`.
+        code: says what the layers of a part run, for the keys: see :func:`code_of`.
         versions: what times depend on beside the code and the device.
         level: the builder optimisation level of this build.
         forbidden: a miss raises :class:`NotCachedError` instead of measuring.
@@ -31,7 +32,7 @@ class CachedTimings:
     """
 
     cache: TimingCache
-    code: Callable[[], str]
+    code: Callable[[Part], str]
     versions: Mapping[str, str]
     level: int
     forbidden: bool = False
@@ -42,9 +43,9 @@ class CachedTimings:
         """See :class:`runtime.streams.Timings`."""
         return self._find(device, [{"op": {"is": "StreamEvent"}}], STREAM_EVENT, lambda: [self.measured.event(device)])[0]
 
-    def engines(self, device: Device, engines: Sequence[Engine]) -> list[float]:
+    def parts(self, device: Device, parts: Sequence[Part]) -> list[float]:
         """See :class:`runtime.streams.Timings`; all are measured when one is unknown, for only times taken in turns compare."""
-        return self._find(device, [self._workload(one) for one in engines], ENGINE, lambda: self.measured.engines(device, engines))
+        return self._find(device, [self._workload(one) for one in parts], ENGINE, lambda: self.measured.parts(device, parts))
 
     def _find(self, device: Device, workloads: Sequence[Mapping[str, Any]], what: str, measure: Callable[[], Sequence[float]]) -> list[float]:
         asked = [{"workload": one, "device": identity(device.spec), "versions": dict(sorted(self.versions.items()))} for one in workloads]
@@ -60,24 +61,35 @@ class CachedTimings:
             self.cache = self.cache.with_entry(Entry(one, (Timing(what, (), seconds),), self.level), {})
         return found
 
-    def _workload(self, engine: Engine) -> dict[str, Any]:
-        network, ranges = engine.network, engine.profiles[0]
+    def _workload(self, part: Part) -> dict[str, Any]:
+        tensors, plans = part.engine.network.tensors, part.engine.decisions(part.profile)
+        given, made = ends_of(part)
         return {
             "op": {"is": "Engine"},
-            "inputs": [{**to_json(network.tensors[name]), "shape": list(ranges[name].opt)} for name in network.inputs],
-            "outputs": [to_json(network.tensors[name]) for name in network.outputs],
-            "code": self.code(),
-            "streams": [[plan.stream for plan in plans] for plans in (engine.layers, *engine.more_layers)],
+            "inputs": [to_json(bind_type(tensors[name], part.sizes)) for name in given],
+            "outputs": [to_json(bind_type(tensors[name], part.sizes)) for name in made],
+            "code": self.code(part),
+            "streams": [plans[number].stream for number in part.segment.layers],
         }
 
 
-def code_of(engine: Engine, questions: Sequence[Mapping[str, Any]], decisions: Sequence[Decision]) -> str:
-    """A digest of the layers that run, how they are joined, and the code of their tactics; names do not count."""
+def ends_of(part: Part) -> tuple[list[str], list[str]]:
+    """The tensors that a part reads and no layer of it writes, constants left out; and those that it writes for others."""
+    network = part.engine.network
+    layers = [network.layers[number] for number in part.segment.layers]
+    made = {name for layer in layers for name in layer.outputs}
+    known = {*network.inputs, *(name for layer in network.layers for name in layer.outputs)}
+    read = dict.fromkeys((*(name for name in part.segment.outside if name in network.inputs), *(name for layer in layers for name in layer.inputs)))
+    return [name for name in read if name in known - made], [name for name in part.segment.outside if name in made]
+
+
+def code_of(part: Part, questions: Sequence[Mapping[str, Any]], decisions: Sequence[Decision]) -> str:
+    """A digest of the layers that run, how they are joined, and the code of their tactics; names do not count. There is a question and a
+    decision per layer of the network."""
     numbers: dict[str, int] = {}
-    wiring = [
-        [[numbers.setdefault(name, len(numbers)) for name in names] for names in (layer.inputs, layer.outputs)]
-        for layer in engine.network.layers
-    ]
-    ends = [[numbers.get(name, -1) for name in names] for names in (engine.network.inputs, engine.network.outputs)]
-    code = [[one.tactic, list(one.config), one.timings[0].fingerprint if one.timings else ""] for one in decisions]
-    return key_of({"wiring": wiring, "ends": ends, "questions": list(questions), "code": code})
+    layers = [part.engine.network.layers[number] for number in part.segment.layers]
+    wiring = [[[numbers.setdefault(name, len(numbers)) for name in names] for names in (layer.inputs, layer.outputs)] for layer in layers]
+    ends = [[numbers.get(name, -1) for name in names] for names in ends_of(part)]
+    own = [decisions[number] for number in part.segment.layers]
+    code = [[one.tactic, list(one.config), one.timings[0].fingerprint if one.timings else ""] for one in own]
+    return key_of({"wiring": wiring, "ends": ends, "questions": [questions[number] for number in part.segment.layers], "code": code})

@@ -109,7 +109,7 @@ def test_streams_are_kept_when_the_measured_latency_falls(forked, cpu, monkeypat
         engine, record = with_streams(forked, cpu, most)
         assert engine.num_aux_streams == wanted == record["used"] and "measuredMs" not in record
     for measured, kept in (((2e-3, 1e-3), True), ((1e-3, 2e-3), False)):
-        monkeypatch.setattr("runtime.streams.time_engines", lambda device, engines, measured=measured: list(measured))
+        monkeypatch.setattr("runtime.streams.time_parts", lambda device, engines, measured=measured: list(measured))
         engine, record = with_streams(forked, cpu, 3)
         found = streams_of(engine)
         assert (record["measuredSerialMs"], record["measuredMs"]) == tuple(1e3 * one for one in measured)
@@ -125,12 +125,37 @@ def test_streams_are_kept_when_the_measured_latency_falls(forked, cpu, monkeypat
     assert set(streams_of(engine).values()) == {0} and "fills 100%" in record["branches"][0]["reason"]
 
 
+def test_each_profile_gets_streams_of_its_own(forked, cpu, monkeypatch):
+    """Side by side in the second profile only: there streams are faster."""
+    monkeypatch.setattr(cpu, "spec", replace(cpu.spec, multiprocessors=4))
+    timed = []
+
+    def time_parts(device, parts):
+        timed.append(parts[0].profile)
+        return [1e-3, *((2e-3, 5e-4)[part.profile] for part in parts[1:])]
+
+    monkeypatch.setattr("runtime.streams.time_parts", time_parts)
+    two = replace(forked, profiles=forked.profiles * 2)
+    for engine in (two, replace(two, more_layers=(two.layers,))):
+        timed.clear()
+        found, record = with_streams(engine, cpu, 3)
+        assert timed == [0, 1] and found.num_aux_streams == record["used"] == 1
+        assert {plan.stream for plan in found.decisions(0)} == {0} and {plan.stream for plan in found.decisions(1)} == {0, 1}
+        assert [one["used"] for one in record["profiles"]] == [0, 1]
+        assert (record["measuredMs"], record["profiles"][1]["measuredMs"]) == (2.0, 0.5)
+        x = {"x": np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)}
+        for profile in (0, 1):
+            (result,) = found.create_execution_context(cpu, profile).execute(x).values()
+            np.testing.assert_array_equal(result, 2 * x["x"])
+    assert with_streams(two, cpu, 0)[0].more_layers == ()
+
+
 def test_kernels_that_wait_leave_room_for_others(forked, cpu, monkeypatch):
     """Layers whose blocks fill the device but which stand far from its limit: the second guess tries them side by side."""
     monkeypatch.setattr(cpu, "spec", replace(cpu.spec, multiprocessors=4))
     monkeypatch.setattr("runtime.streams.occupancy", lambda plan, device, resident=False: 0.2 if resident else 1.0)
     seen = []
-    monkeypatch.setattr("runtime.streams.time_engines", lambda device, engines: seen.append(len(engines)) or [2e-3, 1e-3])
+    monkeypatch.setattr("runtime.streams.time_parts", lambda device, engines: seen.append(len(engines)) or [2e-3, 1e-3])
     idle = replace(forked, layers=tuple(replace(plan, floor=1e-4) for plan in forked.layers))
     assert with_streams(idle, cpu, 3)[1]["used"] == 1 and seen == [2]
     full = replace(forked, layers=tuple(replace(plan, floor=1e-3) for plan in forked.layers))
@@ -142,7 +167,7 @@ def test_no_memory_to_measure_in_means_one_stream(forked, cpu, monkeypatch):
         raise DeviceMemoryError("cannot allocate")
 
     monkeypatch.setattr(cpu, "spec", replace(cpu.spec, multiprocessors=4))
-    monkeypatch.setattr("runtime.streams.time_engines", refuse)
+    monkeypatch.setattr("runtime.streams.time_parts", refuse)
     engine, record = with_streams(forked, cpu, 3)
     assert engine.num_aux_streams == 0 and "cannot allocate" in record["branches"][0]["reason"]
 

@@ -40,7 +40,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> CpuDevice:
     found = CpuDevice()
     found.spec = replace(found.spec, multiprocessors=8)
     monkeypatch.setattr(streams, "event_cost", lambda _: 1e-9)
-    monkeypatch.setattr(streams, "time_engines", lambda _, engines: [2e-3, *(1e-3 for _ in engines[1:])])
+    monkeypatch.setattr(streams, "time_parts", lambda _, engines: [2e-3, *(1e-3 for _ in engines[1:])])
     monkeypatch.setattr(builder, "MIN_GAIN", -1e6)  # optional fusions are taken, so that their search is part of the build
     return found
 
@@ -58,7 +58,7 @@ def test_nothing_is_measured_twice(device: CpuDevice, tmp_path: Path, monkeypatc
     assert kinds.count(STREAM_EVENT) == 1 and kinds.count(ENGINE) >= 2
 
     monkeypatch.setattr(streams, "event_cost", forbidden)
-    monkeypatch.setattr(streams, "time_engines", forbidden)
+    monkeypatch.setattr(streams, "time_parts", forbidden)
     monkeypatch.setattr(builder, "Bench", forbidden)
     log = Lines()
     again = builder.build(model(BRANCHES), replace(config, error_on_timing_cache_miss=True), device, log=log)

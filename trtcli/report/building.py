@@ -70,17 +70,19 @@ def host_lines(engine: Engine) -> list[str]:
 
 
 def stream_lines(streams: Mapping[str, Any], verbose: Callable[[str], None]) -> list[str]:
-    """What the choice of streams came to, when it was measured; every branch that stayed on the main stream goes to ``verbose``."""
-    for branch in streams.get("branches", ()):
-        if not branch["stream"]:
-            verbose(f"Stays on the main stream: {', '.join(branch['layers'])}: {branch['reason']}")
-    if "measuredMs" not in streams:
-        return []
-    beside, alone = streams["measuredMs"] * 1e3, streams["measuredSerialMs"] * 1e3
-    count = streams["used"]
-    what = f"{count} used" if count else "none used"
+    """What the choice of streams came to, where it was measured; every branch that stayed on the main stream goes to ``verbose``."""
     how = "measured" if streams.get("timingCacheMisses", 1) else "from the timing cache"
-    return [f"Auxiliary streams: {what}: {beside:.1f} us with them, {alone:.1f} us on one stream ({how})"]
+    lines = []
+    for number, found in enumerate(streams.get("profiles", (streams,))):
+        where = f" (profile {number})" if "profiles" in streams else ""
+        for branch in found.get("branches", ()):
+            if not branch["stream"]:
+                verbose(f"Stays on the main stream{where}: {', '.join(branch['layers'])}: {branch['reason']}")
+        if "measuredMs" in found:
+            beside, alone = found["measuredMs"] * 1e3, found["measuredSerialMs"] * 1e3
+            what = f"{found['used']} used" if found["used"] else "none used"
+            lines.append(f"Auxiliary streams{where}: {what}: {beside:.1f} us with them, {alone:.1f} us on one stream ({how})")
+    return lines
 
 
 def timing_line(layer: str, timing: Timing, decision: Decision) -> str:
