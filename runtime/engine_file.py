@@ -119,6 +119,27 @@ def load(path: str | os.PathLike[str]) -> Engine:
     return parse(data, str(path))
 
 
+def versions_of(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The trtcli version that built the engine in ``path``, and the version of the file's format; neither need be this one's.
+
+    Raises:
+        EngineError: it is no engine file.
+    """
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length < HEADER_LIMIT else {}
+        meta = header["__metadata__"]
+        if meta["format"] != FORMAT:
+            raise KeyError("format")
+        record = json.loads(meta["engine"]).get("record", {})
+    except OSError as error:
+        raise EngineError(f"cannot open engine file {str(path)!r}: {error.strerror or error}") from error
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(f"{str(path)!r} is not an engine file: build one with --onnx=model.onnx --saveEngine={path}") from error
+    return str(record.get("trtcli", "unknown")), str(meta.get("version"))
+
+
 def parse(data: bytes | mmap.mmap, path: str = "bytes") -> Engine:
     """The engine in the bytes of an engine file; ``path`` is for messages.
 

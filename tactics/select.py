@@ -112,7 +112,7 @@ def question(
         },
         "device": identity(device),
         "versions": dict(sorted(versions.items())),
-        "limits": [options.workspace_limit, options.shared_memory_limit],
+        "limits": [options.workspace_limit, options.shared_memory_limit, *([options.max_tactics] if options.max_tactics else [])],
         "pinned": options.pinned,
         **({"sources": sorted(options.sources)} if options.sources else {}),
     }

@@ -509,7 +509,7 @@ def available_sources(wanted: Sequence[str], device: Device, log: Log) -> tuple[
 def _select_options(config: BuildConfig, layer: str) -> SelectOptions:
     pinned = next((tactic for name, tactic in config.pin_tactic if name == layer), "")
     return SelectOptions(
-        config.optimization_level, config.workspace, config.tactic_shared_memory, pinned=pinned, rounds=config.avg_timing,
+        config.optimization_level, config.workspace, config.tactic_shared_memory, config.max_tactics, pinned, config.avg_timing,
         sources=config.tactic_sources,
     )
 
@@ -541,7 +541,7 @@ def _save_cache(config: BuildConfig, cache: TimingCache, log: Log) -> None:
     if not config.timing_cache_file or not config.builder_cache or not cache.entries:
         return
     try:
-        saved = timing_cache.save(Path(config.timing_cache_file), cache)
+        saved = timing_cache.save(Path(config.timing_cache_file), cache if config.compilation_cache else replace(cache, kernels={}))
     except OSError as error:
         log.warning(f"--timingCacheFile={config.timing_cache_file}: cannot write it ({error.strerror or error})")
         return

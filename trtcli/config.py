@@ -15,11 +15,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Where the network comes from: exactly one of the first two is set. ``refit_onnx`` is a model whose weights replace the engine's."""
+    """Where the network comes from: exactly one of the first two is set. ``refit_onnx`` is a model whose weights replace the engine's.
+    ``version_only`` and ``time_deserialize`` ask about the engine's file alone."""
 
     onnx: str = ""
     load_engine: str = ""
     refit_onnx: str = ""
+    version_only: bool = False
+    time_deserialize: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class BuildConfig:
         timing_cache_file: file to read and to merge back into, or empty (then decisions live for this build only).
         builder_cache: False times every layer on its own, without any cache.
         error_on_timing_cache_miss: fail instead of timing.
-        avg_timing: how many timings a tactic's time is the median of.
+        avg_timing: how many timings a tactic's time is the median of; ``max_tactics``: how many are timed for a layer at most.
+        compilation_cache: whether compiled kernels are kept in the timing cache.
         workspace: most bytes of scratch memory per layer; None: the device's memory.
         tactic_shared_memory: most bytes of shared memory per block; None: the device's limit.
         tf32: whether float32 products may round their operands to TF32.
@@ -57,7 +61,7 @@ class BuildConfig:
         disable_fusion: ``(rule, layer)`` pairs; the rule may be ``all``; an empty layer turns it off everywhere.
         tactic_sources: libraries that compete with our own kernels, by the names of ``--tacticSources``.
         pin_tactic: ``(layer, tactic id)`` pairs.
-        refit: as the flag says; weights can be replaced in every engine. ``strip_weights``: the engine is saved without weights.
+        refit: as the flag says; weights can be replaced in every engine. ``time_refit``: that is timed. ``strip_weights``: the engine is saved without weights.
         mark_debug: tensors that are kept from being fused away, to be looked at; ``mark_unfused_debug``: all others that are left.
         batch_range: smallest and largest batch, for inputs of dynamic batch whose shapes are not given otherwise (``--sweepBatch``,
             ``--maxBatch``); tactics are then timed at the largest.
@@ -76,6 +80,8 @@ class BuildConfig:
     builder_cache: bool = True
     error_on_timing_cache_miss: bool = False
     avg_timing: int = 8
+    max_tactics: int | None = None
+    compilation_cache: bool = True
     workspace: int | None = None
     tactic_shared_memory: int | None = None
     tf32: bool = True
@@ -89,6 +95,7 @@ class BuildConfig:
     pin_tactic: tuple[tuple[str, str], ...] = ()
     tactic_sources: tuple[str, ...] = ()
     refit: bool = False
+    time_refit: bool = False
     strip_weights: bool = False
     mark_debug: tuple[str, ...] = ()
     mark_unfused_debug: bool = False
@@ -128,6 +135,8 @@ class InferenceConfig:
         sweep_batch: smallest and largest batch of a sweep, or None.
         managed_memory: inputs and outputs in memory that host and device share.
         skip_inference: stop after the build.
+        ref_outputs: output name to a file of raw values that it is compared with, by ``accuracy_algorithm`` (see :mod:`trtcli.accuracy`); the
+            run fails from a loss of ``accuracy_threshold`` on. ``atol``, ``rtol``: the errors that ``l0`` allows.
     """
 
     shapes: Shapes = field(default_factory=dict)
@@ -149,6 +158,11 @@ class InferenceConfig:
     max_batch: int | None = None
     sweep_batch: tuple[int, int] | None = None
     skip_inference: bool = False
+    ref_outputs: Mapping[str, str] = field(default_factory=dict)
+    accuracy_algorithm: str = "l0"
+    accuracy_threshold: float = 0.0
+    atol: float = 1e-5
+    rtol: float = 1e-5
     profile: int | None = None
     allocation: str = "static"
 
@@ -166,6 +180,7 @@ class ReportConfig:
     save_all_debug: tuple[str, ...] = ()
     dump_profile: bool = False
     dump_layer_info: bool = False
+    dump_refit: bool = False
     dump_optimization_profile: bool = False
     export_times: str = ""
     export_output: str = ""

@@ -303,7 +303,8 @@ def _with_words(config: Config, command: str, words: Sequence[str]) -> Config:
     field = "onnx" if command == "build" or path.lower().endswith(".onnx") else "load_engine"
     if getattr(config.model, field):
         raise UsageError([f"{path}: a model is given twice"])
-    return replace(config, model=replace(config.model, **{field: path}))
+    file: dict[str, Any] = {field: path}
+    return replace(config, model=replace(config.model, **file))
 
 
 def _batch_range(config: Config) -> tuple[int, int] | None:
@@ -331,6 +332,11 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
     if build.error_on_timing_cache_miss and not (build.timing_cache_file and build.builder_cache):
         found.append("--errorOnTimingCacheMiss: needs a cache, --timingCacheFile=FILE without --noBuilderCache")
     inference = config.inference
+    found += [f"--{name}: goes with --loadEngine=FILE only" for name in ("getPlanVersionOnly", "timeDeserialize") if name in given and not model.load_engine]
+    if build.time_refit and not (model.onnx or model.refit_onnx):
+        found.append("--timeRefit: needs a model to take weights from, --refitFromOnnx=FILE")
+    if command in ("trtexec", "profile"):
+        found += _accuracy_complaints(config, given)
     if not inference.request_rate:
         advice = {"maxBatch": "; for the batch of the model's shapes use --maxShapes", "maxQueueDelay": ""}
         found += [f"--{name}: goes with --requestRate only{more}" for name, more in advice.items() if name in given]
@@ -342,6 +348,23 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
         found.append("--limitSMs with --requestRate and --infStreams: a share of the GPU serves one host thread; leave --infStreams out")
     elif config.system.limit_sms and inference.threads and inference.inf_streams > 1:
         found.append("--limitSMs with --threads: a share of the GPU serves one host thread; leave --threads out, --infStreams overlap without it")
+    return found
+
+
+def _accuracy_complaints(config: Config, given: list[str]) -> list[str]:
+    inference = config.inference
+    if not inference.ref_outputs:
+        named = [name for name in ("accuracyAlgorithm", "accuracyThreshold", "atol", "rtol") if name in given]
+        return [f"--{name}: goes with --loadRefOutputs only" for name in named]
+    found = []
+    if not inference.load_inputs:
+        found.append("--loadRefOutputs requires --loadInputs to be specified.")
+    if not inference.accuracy_threshold:
+        found.append("--loadRefOutputs: needs --accuracyThreshold above 0, the loss from which on the run fails")
+    if inference.skip_inference or inference.request_rate or inference.sweep_batch or inference.duration == -1:
+        found.append("--loadRefOutputs: compares the outputs of a plain run; leave out --skipInference, --requestRate, --sweepBatch and --duration=-1")
+    if inference.accuracy_algorithm != "l0":
+        found += [f"--{name} is only valid for L0 accuracy algorithm." for name in ("atol", "rtol") if name in given]
     return found
 
 
@@ -358,7 +381,7 @@ def _pointless(command: str, config: Config, given: list[str], options: dict[str
     """Warnings about flags that have no effect beside others."""
     found = []
     if config.model.load_engine:
-        building = [name for name in given if options[name].target.startswith("build.")]
+        building = [name for name in given if options[name].target.startswith("build.") and name != "timeRefit"]
         if building:
             found.append(f"An engine is loaded, not built: no effect of {_flags(building)}")
     if config.build.precision_constraints == "none":

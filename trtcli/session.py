@@ -14,6 +14,7 @@ import numpy as np
 from fusion.files import replacing
 from trtcli import host
 from trtcli.config import Config
+from trtcli.errors import FAILED, PASSED
 from trtcli.files import check_writable, write_json, write_text
 from trtcli.log import Log
 
@@ -51,7 +52,9 @@ def check_files(config: Config) -> None:
     Raises:
         ValueError, OSError: naming the flag and the file.
     """
-    for path in (config.model.onnx, config.model.load_engine, config.model.refit_onnx, *config.inference.load_inputs.values()):
+    inference = config.inference
+    given = (config.model.onnx, config.model.load_engine, config.model.refit_onnx, *inference.load_inputs.values(), *inference.ref_outputs.values())
+    for path in given:
         if path and not Path(path).is_file():
             what = "is a folder" if Path(path).is_dir() else "it does not exist"
             raise ValueError(f"Cannot open file {path}: {what}")
@@ -117,6 +120,22 @@ def device_line(device: Device) -> str:
     )
 
 
+def engine_file_alone(config: Config, log: Log) -> int:
+    """``--getPlanVersionOnly`` and ``--timeDeserialize``: what concerns the file of ``--loadEngine``; the exit code."""
+    path = config.model.load_engine
+    if config.model.version_only:
+        from runtime.engine_file import versions_of
+
+        version, form = versions_of(path)
+        log.report(f"{path}: built by trtcli {version}, engine format {form}")
+    if not config.model.time_deserialize:
+        return PASSED
+    from runtime.engine import Engine
+    from trtcli.repeated import time_loading
+
+    return PASSED if time_loading(path, open_device(config, log, Engine.load(path)), log) else FAILED
+
+
 # --- the engine ------------------------------------------------------------------------------------------------------
 
 
@@ -124,9 +143,15 @@ def obtain_engine(config: Config, log: Log) -> tuple[Engine, Device]:
     """The engine (loaded, or built and saved) and the device to run it on."""
     if config.model.load_engine:
         engine = load_engine(config, log)
-        return engine, open_device(config, log, engine)
-    device = open_device(config, log)
-    return build_engine(config, device, log), device
+        device = open_device(config, log, engine)
+    else:
+        device = open_device(config, log)
+        engine = build_engine(config, device, log)
+    if config.build.time_refit:
+        from trtcli.repeated import time_refits
+
+        time_refits(engine, config.model.refit_onnx or config.model.onnx, log)
+    return engine, device
 
 
 def load_engine(config: Config, log: Log) -> Engine:
@@ -334,7 +359,7 @@ def report_page(
 
 
 def report_layers(config: Config, engine: Engine, shapes: Shapes | None, log: Log) -> None:
-    """``--dumpLayerInfo``, ``--exportLayerInfo``, ``--dumpOptimizationProfile`` and ``--whyNot``."""
+    """``--dumpLayerInfo``, ``--dumpRefit``, ``--exportLayerInfo``, ``--dumpOptimizationProfile`` and ``--whyNot``."""
     from trtcli.report import layers, whynot
     from trtcli.shapes import text
 
@@ -350,6 +375,9 @@ def report_layers(config: Config, engine: Engine, shapes: Shapes | None, log: Lo
         if not lines:
             log.warning("--dumpLayerInfo: the engine was built with --profilingVerbosity=none and keeps no layer information")
         for line in lines:
+            log.report(line)
+    if report.dump_refit:
+        for line in layers.refit_lines(engine):
             log.report(line)
     if report.export_layer_info:
         write_json(report.export_layer_info, layers.layer_info_json(engine, shapes))
@@ -400,6 +428,15 @@ def save_debug_tensors(
         log.warning("--saveAllDebugTensors: the engine has no debug tensors; build it with --markDebug or --markUnfusedTensorsAsDebugTensors")
     elif "summary" in formats:
         log.info(f"Saved the summary of {len(saver.written)} debug tensors to {SUMMARY_FILE}")
+
+
+def compare_outputs(config: Config, outputs: Mapping[str, np.ndarray], log: Log) -> bool:
+    """``--loadRefOutputs``: whether the outputs are near enough to their references."""
+    if not config.inference.ref_outputs:
+        return True
+    from trtcli.accuracy import outputs_agree
+
+    return outputs_agree(config.inference, outputs, log)
 
 
 def report_outputs(

@@ -12,20 +12,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Integer:
-    """A whole number in ``low .. high``."""
+    """A whole number in ``low .. high``; the value ``none`` stands for no number."""
 
     low: int
     high: int
     metavar: str = "N"
+    none: int | None = None
 
     @property
     def allowed(self) -> str:
-        return f"{self.low}..{self.high}"
+        return f"{self.low}..{self.high}" + (f", or {self.none}" if self.none is not None else "")
 
-    def __call__(self, text: str) -> int:
+    def __call__(self, text: str) -> int | None:
         if not re.fullmatch(r"[+-]?\d+", text.strip()):
             raise ValueError(f"{text!r} is not a whole number ({self.allowed})")
         value = int(text)
+        if value == self.none:
+            return None
         if not self.low <= value <= self.high:
             raise ValueError(f"{text} is out of range ({self.allowed})")
         return value

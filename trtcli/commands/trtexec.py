@@ -26,6 +26,8 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
     """The run itself, top to bottom; ``command_line`` is for reports."""
     session.echo_options(config, log)
     session.check_files(config)
+    if config.model.version_only or config.model.time_deserialize:
+        return session.engine_file_alone(config, log)
     engine, device = session.obtain_engine(config, log)
     if config.inference.skip_inference:
         session.report_layers(config, engine, None, log)
@@ -59,6 +61,7 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
         )
     session.report_performance(config, result, device.spec.kind == "cuda", log)
     session.report_outputs(config, inputs, result.outputs, log)
+    agree = session.compare_outputs(config, result.outputs, log)
     session.save_debug_tensors(config, contexts[0], inputs, command_line, log)
     report = config.report
     if report.dump_profile or report.export_profile or report.export_report:
@@ -68,4 +71,4 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
         session.report_profile(config, profile, log)
         if report.export_report:
             session.report_page(config, engine, shapes, result, profile, command_line, log)
-    return PASSED
+    return PASSED if agree else FAILED

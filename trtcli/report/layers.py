@@ -210,6 +210,19 @@ def _milliseconds(seconds: float) -> float | None:
     return None if math.isnan(seconds) else seconds * 1e3
 
 
+def refit_lines(engine: Engine) -> list[str]:
+    """``--dumpRefit``: per layer the weights that a refit replaces, as the engine holds them."""
+    lines = []
+    for layer, plan in zip(engine.network.layers, engine.layers, strict=True):
+        held = [name for name in dict.fromkeys((*layer.inputs, *plan.packed)) if name in engine.weights]
+        arrays = ", ".join(f"{name} ({engine.weights[name].dtype} {'x'.join(map(str, engine.weights[name].shape)) or 'scalar'})" for name in held)
+        if held:
+            lines.append(f"{layer.name}: {arrays}")
+        for body in plan.bodies:
+            lines += [f"{layer.name} / {line}" for line in refit_lines(body)]
+    return lines or ["No layer has weights"]
+
+
 def tactic_label(tactic: str, config: Config) -> str:
     """``id[name=value,...]``"""
     return tactic + (f"[{','.join(f'{name}={value}' for name, value in config)}]" if config else "")
