@@ -549,6 +549,8 @@ def _on_a_gpu(model: onnx.ModelProto, tmp_path) -> None:
             assert found[name].shape == array.shape
             np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5)
         assert compare_replay(context, inputs).differing == ()
+
+
 FORKED = """g (float[n, 8] x, int64 steps) => (float[k, 8] y, float[n, 8] s) <bool yes = {1}, int64[1] axes = {1}, float zero = {0.0}> {
     a = Sin(x) b = Softmax(a) c = Cos(x) d = Softmax(c) e = Add(b, d)
     m = ReduceMax<keepdims = 0>(x, axes) g = Greater(m, zero) p = NonZero(g) q = Transpose<perm = [1, 0]>(p)
@@ -628,3 +630,33 @@ def test_parts_are_really_timed(cpu, tmp_path):
     for one, sizes in ((engine, {}), *((body, around) for body in bodies)):
         parts = parts_at_optimum(one, 0, sizes)
         assert parts and all(0 < seconds < 1 for seconds in time_parts(cpu, parts, rounds=1))
+
+
+@pytest.mark.gpu
+def test_streams_in_segments_and_bodies_on_a_gpu(tmp_path):
+    """Plainly and as graphs, with sizes that change; then its layers are timed in graphs and shown as debug tensors."""
+    from runtime.devices import open_device
+
+    device = open_device("0")
+    built = made(parse(FORKED), device, tmp_path, replace(FORKED_SHAPES, optimization_level=1, tf32=False, max_aux_streams=2))
+    for engine in (built, on_streams(built, random.Random(4))):
+        context = engine.create_execution_context(device)
+        for rows in (16, 5, 16):
+            inputs = {"x": np.random.default_rng(rows).standard_normal((rows, 8)).astype(np.float32), "steps": np.array(3)}
+            wanted = onnxruntime_outputs(parse(FORKED), inputs)
+            for name, array in context.execute(inputs).items():
+                np.testing.assert_allclose(array, wanted[name], rtol=1e-4, atol=1e-5)
+            assert compare_replay(context, inputs).differing == ()
+    seen = []
+    context.set_debug_listener(lambda name, array: seen.append((name, bool(np.isfinite(array).all()))))
+    (inner,) = {body.network.outputs[0] for plan in engine.layers for body in plan.bodies}
+    context.set_tensor_debug_state(inner, True)
+    context.execute(inputs)
+    assert seen == [(f"{inner}[{number}]", True) for number in range(3)]
+    context.set_tensor_debug_state(inner, False)
+    profile = profile_layers(context, inputs, BenchmarkOptions(20, 0.0, 5.0))
+    assert profile.in_graph
+    times = {layer.name: layer.median for layer in profile.layers}
+    for plan in engine.layers:
+        for body in plan.bodies:
+            assert all(0 < times[layer.name] < 1 for layer, one in zip(body.network.layers, body.layers, strict=True) if one.tactic != "view")
