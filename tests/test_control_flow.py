@@ -218,6 +218,18 @@ GROWING = """g (float[1, 2] x, int64 n) => (float[k, 2] y) <bool yes = {1}> {
 }"""
 
 
+def test_slices_of_growing_tensors_begin_beyond_their_ends(cpu, tmp_path):
+    """At every size that is guessed for the carried tensor the slice is empty; later it is not."""
+    text = GROWING.replace("t = Concat<axis = 0>(s, e)", "p = Slice(s, far, end, axis) q = Exp(p) t = Concat<axis = 0>(s, e, q)")
+    text = text.replace("<bool yes = {1}>", "<bool yes = {1}, int64[1] far = {20}, int64[1] end = {9999}, int64[1] axis = {0}>")
+    context = check(parse(text), cpu, tmp_path, *({"x": np.float32([[0.1, -0.2]]), "n": np.array(count)} for count in (0, 2, 6)))
+    (loop,) = (plan for plan in context.engine.layers if plan.bodies)
+    body = loop.bodies[0]
+    profile = body.profiles[0]
+    for workload in workloads_at(body.network, profile, "opt", QUICK, {}):
+        assert all(dim > 0 for tensor in workload.outputs for dim in tensor.shape)
+
+
 def test_carried_tensor_that_grows(cpu, tmp_path):
     x = np.float32([[1, -2]])
     check(parse(GROWING), cpu, tmp_path, *({"x": x, "n": np.array(count)} for count in (0, 1, 4)))

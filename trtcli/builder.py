@@ -71,6 +71,7 @@ from trtcli.shapes import optimization_profiles, shared_sizes
 from trtcli.stream_timings import CachedTimings, NotCachedError, code_of
 from trtcli.version import __version__
 
+DOUBLINGS = 12  # how often sizes are guessed twice as large as the largest, until a layer makes something
 LAUNCH_FLOOR = 1e-6  # seconds that a launch costs inside a CUDA graph, whatever it does
 
 
@@ -471,17 +472,26 @@ def _sizes(network: Network, profile: Profile, which: str, outer: Outer) -> dict
 def workloads_at(network: Network, profile: Profile, which: str, config: BuildConfig, outer: Outer) -> tuple[Workload, ...]:
     """What every layer computes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``.
 
-    A layer that makes nothing at the optimal shapes stands there at the largest: it needs kernels for other sizes.
+    A layer that makes nothing at the optimal shapes stands there at the largest, the smallest, or (sizes that an inference tells have no end)
+    the first of doubled sizes at which it makes something: it needs kernels for other sizes.
     """
     sizes = _sizes(network, profile, which, outer)
     constants, fixed = set(network.constants), fixed_sizes(network, profile)
     found = [workload_of(network, layer, sizes, constants, config.tf32, fixed) for layer in network.layers]
-    empty = [number for number, one in enumerate(found) if which == "opt" and not one.is_static and not any(map(tensor_bytes, one.outputs))]
+    empty = [number for number, one in enumerate(found) if which == "opt" and not one.is_static and _makes_nothing(one)]
     if empty:
-        sizes = _sizes(network, profile, "max", outer)
-        for number in empty:
-            found[number] = workload_of(network, network.layers[number], sizes, constants, config.tf32, fixed)
+        largest = _sizes(network, profile, "max", outer)
+        doubled = ({name: size if name in fixed else size << times for name, size in largest.items()} for times in range(1, DOUBLINGS))
+        for sizes in (largest, _sizes(network, profile, "min", outer), *doubled):
+            for number in empty:
+                other = workload_of(network, network.layers[number], sizes, constants, config.tf32, fixed)
+                found[number] = found[number] if _makes_nothing(other) else other
+            empty = [number for number in empty if _makes_nothing(found[number])]
     return tuple(found)
+
+
+def _makes_nothing(workload: Workload) -> bool:
+    return not any(min(one.shape, default=1) > 0 for one in workload.outputs)  # type: ignore[type-var]
 
 
 def _extremes(network: Network, profile: Profile, config: BuildConfig, outer: Outer) -> list[tuple[Workload, ...]]:

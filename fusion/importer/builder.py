@@ -37,9 +37,11 @@ class Reading:
 
 
 class Builder:
-    """The layers made so far. ``origin`` (an ONNX node) and ``prefix`` (a name) belong to the node being imported."""
+    """The layers made so far. ``origin`` (an ONNX node) and ``prefix`` (a name) belong to the node being imported; ``outer`` builds the
+    network around this one, if any."""
 
-    def __init__(self) -> None:
+    def __init__(self, outer: Builder | None = None) -> None:
+        self._outer = outer
         self.steps: list[Step] = []
         self.origin = ""
         self.prefix = ""
@@ -176,6 +178,10 @@ class Builder:
     def is_read(dim: object) -> bool:
         """Whether ``dim`` is a number read during the inference, of any sign."""
         return isinstance(dim, Sym) and any(name.endswith(SIGNED) for name in symbols(dim))
+
+    def is_told(self, dim: Dim) -> bool:
+        """Whether ``dim`` is known in the middle of an inference only: it does not follow from the shapes of the inputs alone."""
+        return bool(symbols(dim) & self.own_sizes) or (self._outer is not None and self._outer.is_told(dim))
 
     def items(self, value: Value, what: str) -> tuple:
         """Like :meth:`dims`, but elements may be ratios, or None when they depend on data."""

@@ -93,7 +93,7 @@ def import_body(
     prefix = f"{node.name}/{part}/" if part else f"{node.name}/"
     inner = BodyScope(scope.opsets, prefix, scope.origin, scope, scope.depth + 1, scope.attributes)
     before, problems = (walk.builder, walk.records), len(walk.problems)
-    builder = walk.builder = Builder()
+    builder = walk.builder = Builder(walk.builder)
     walk.records = {}
     try:
         builder.origin, builder.prefix = scope.origin, f"{prefix}inputs"

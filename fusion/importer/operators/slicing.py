@@ -47,7 +47,7 @@ def _slice(
         axis = node.axis(given, x.rank)
         if step == 0:
             raise Unsupported("a step of 0")
-        first[axis], sizes[axis] = bounds(x.shape[axis], start, end, step)
+        first[axis], sizes[axis] = bounds(x.shape[axis], start, end, step, b.is_told(x.shape[axis]))
         strides[axis] = step
     return cut(b, x, tuple(first), tuple(sizes), tuple(strides))
 
@@ -59,14 +59,15 @@ def cut(b: Builder, x: Value, starts: Shape, sizes: Shape, steps: tuple[int, ...
     return b.layer(Slice(starts, sizes, steps), x, suffix=suffix)
 
 
-def bounds(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
+def bounds(size: Dim, start: Dim, end: Dim, step: int, told: bool = False) -> tuple[Dim, Dim]:
     """(start, element count) of a slice along an axis of ``size``, by ONNX's rules of clamping.
 
-    With symbolic sizes, starts are taken to lie inside the axis (a model whose start lies outside slices nothing).
+    Sizes that follow from the inputs' shapes are taken to hold the start (a model whose start lies outside slices nothing), so that they
+    stay simple; sizes that an inference tells (``told``) may be any.
     """
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return _known_bounds(size, start, end, step)
-    if Builder.is_read(start) or Builder.is_read(end):
+    if told or Builder.is_read(start) or Builder.is_read(end):
         return _read_bounds(size, start, end, step)
     if step > 0:
         low, high = _place(size, start), _end(size, end)
@@ -82,6 +83,10 @@ def _read_bounds(size: Dim, start: Dim, end: Dim, step: int) -> tuple[Dim, Dim]:
     """As :func:`_known_bounds`, for numbers that are known during the inference only."""
 
     def place(position: Dim, least: Dim, most: Dim) -> Dim:
+        if isinstance(position, int) and position >= FAR:
+            return most
+        if position == 0 and step > 0:
+            return 0
         negative = dim_min(dim_max(position * -1, 0), 1)
         return dim_max(dim_min(position + size * negative, most), least)
 
