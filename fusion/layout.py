@@ -317,9 +317,14 @@ def _reorder(values: Shape, order: Sequence[int]) -> tuple:
 
 def _resize(op: Op, order: Sequence[int]) -> dict[str, object]:
     assert isinstance(op, Resize)
-    half = len(op.roi) // 2
-    roi = (*_reorder(op.roi[:half], order), *_reorder(op.roi[half:], order)) if op.roi else ()
-    return {"shape": _reorder(op.shape, order), "scales": _reorder(op.scales, order), "roi": roi}
+    half = len(op.shape)
+
+    def both(ends: tuple) -> tuple:
+        return (*_reorder(ends[:half], order), *_reorder(ends[half:], order)) if ends else ()
+
+    told = _reorder(op.told_scales, order) if op.told_scales else ()  # type: ignore[arg-type]
+    scales = _reorder(op.scales, order)  # type: ignore[arg-type]
+    return {"shape": _reorder(op.shape, order), "scales": scales, "roi": both(op.roi), "told_scales": told, "told_roi": both(op.told_roi)}
 
 
 _CHANGES: Mapping[type[Op], Callable[[Op, Sequence[int]], dict[str, object]]] = {

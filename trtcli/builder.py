@@ -491,7 +491,7 @@ def workloads_at(network: Network, profile: Profile, which: str, config: BuildCo
 
 
 def _makes_nothing(workload: Workload) -> bool:
-    return not any(min(one.shape, default=1) > 0 for one in workload.outputs)  # type: ignore[type-var]
+    return not any(all(int(dim) > 0 for dim in one.shape) for one in workload.outputs)  # type: ignore[arg-type]
 
 
 def _extremes(network: Network, profile: Profile, config: BuildConfig, outer: Outer) -> list[tuple[Workload, ...]]:

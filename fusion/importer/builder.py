@@ -16,7 +16,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, operands, substitute
 from fusion.importer.errors import Unsupported
 from fusion.importer.ratio import Ratio
-from fusion.importer.values import Step, Value, constant, elements_of
+from fusion.importer.values import Step, Value, constant, elements_of, from_elements
 from fusion.network import ControlFlow, Op, ShapeError, TensorType
 from fusion.ops import Fill, Pointwise, Random, Range, ShapeValue, Shuffle
 
@@ -134,6 +134,12 @@ class Builder:
         value.step = step
         self.steps.append(step)
         return value
+
+    def lengths(self, dims: Sequence[Dim]) -> Value:
+        """Dimensions as a tensor (int64, one-dimensional), for arithmetic on the device."""
+        elements = np.empty(len(dims), object)
+        elements[:] = dims
+        return self.data(from_elements(elements, DataType.INT64, self.origin))
 
     # --- asking ------------------------------------------------------------------------------------------------------
 

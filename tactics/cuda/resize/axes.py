@@ -185,7 +185,7 @@ def _table_launch(workload: Workload, device: DeviceSpec, work: DataType, varyin
         EXCLUDE_OUTSIDE=op.exclude_outside,
         CROP=op.coordinates == "tf_crop_and_resize",
     )
-    numbers = [coordinate_numbers(op, axis, len(x), x[axis], out[axis]) for axis in varying]
+    numbers = [coordinate_numbers(op, axis, x[axis], out[axis]) for axis in varying]
     fields: list[Buffer | Scalar] = [places[axis][0] for axis in varying]
     fields += [places[axis][1] for axis in varying]
     fields += [Scalar(one[name], "f64") for name in ("scale", "base", "first", "second", "over") for one in numbers]

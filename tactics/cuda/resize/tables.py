@@ -46,7 +46,8 @@ def resized_axes(workload: Workload) -> tuple[int, ...]:
     found = []
     for axis, tap in enumerate(fixed_taps(workload)):
         if axis_varies(workload, axis):
-            same = bool(op.scales) and op.scales[axis] == 1.0 and op.coordinates != "tf_crop_and_resize"
+            told = bool(op.told_scales) and op.told_scales[axis] is not None
+            same = not told and bool(op.scales) and op.scales[axis] == 1.0 and op.coordinates != "tf_crop_and_resize"
             if not same:
                 found.append(axis)
         elif tap is not None:
@@ -85,12 +86,12 @@ def table(taps: AxisTaps | None, out: int, work: np.dtype) -> tuple[np.ndarray, 
     return np.ascontiguousarray(indices), np.ascontiguousarray(taps.weights.astype(work))
 
 
-def coordinate_numbers(op: Resize, axis: int, rank: int, size: int, out: int) -> dict[str, float | int]:
+def coordinate_numbers(op: Resize, axis: int, size: int, out: int) -> dict[str, float | int]:
     """The numbers with which ``resize_taps`` computes an axis' coordinates: as ``_source`` in fusion/ops/interpolation.py."""
-    scale = op.scales[axis] if op.scales else None
+    scale = op.ratio(axis)
     ratio = out / size if scale is None else scale
     length, name = ratio * size, op.coordinates
-    start, end = (op.roi[axis], op.roi[axis + rank]) if op.roi else (0.0, 1.0)
+    start, end = op.region(axis)
     base = {"half_pixel_symmetric": size / 2 * (1 - out / length), "tf_crop_and_resize": start * (size - 1)}.get(name, 0.0)
     fixed = (name == "pytorch_half_pixel" and out <= 1) or (COORDINATES[name] == 1 and length == 1)
     if fixed and name == "tf_crop_and_resize":
