@@ -8,7 +8,7 @@ A symbolic dimension is a polynomial with integer coefficients over atoms; an at
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 from typing import TypeAlias
@@ -18,7 +18,7 @@ Monomial: TypeAlias = tuple[tuple["Atom", int], ...]  # ((atom, power), ...), so
 
 
 class _Kept:
-    """Text and hash are computed once: dimensions hold dimensions, many levels deep, and both are asked for all the time."""
+    """Text, hash and names are computed once: dimensions hold dimensions, many levels deep, and all are asked for all the time."""
 
     def __str__(self) -> str:
         text = self.__dict__.get("_text")
@@ -163,8 +163,17 @@ def product(dims: Shape) -> Dim:
 
 
 def symbols(value: object) -> frozenset[str]:
-    """The names that ``value`` (a dimension or a nest of tuples of them) depends on."""
-    return frozenset(_names(value))
+    """The names that ``value`` (a dimension or a nest of tuples of them) depends on. Those of a dimension are found once."""
+    if isinstance(value, tuple | list):
+        return frozenset().union(*map(symbols, value))
+    if not isinstance(value, Sym):
+        return frozenset()
+    found = value.__dict__.get("_symbols")
+    if found is None:
+        atoms = [atom for monomial, _ in value.terms for atom, _ in monomial]
+        inner = (frozenset((atom,)) if isinstance(atom, str) else symbols(atom.arguments) for atom in atoms)
+        found = value.__dict__["_symbols"] = frozenset().union(*inner)
+    return found
 
 
 def is_static(value: object) -> bool:
@@ -173,7 +182,7 @@ def is_static(value: object) -> bool:
         return True
     if isinstance(value, tuple | list):
         return all(map(is_static, value))
-    return not any(True for _ in _names(value))
+    return not symbols(value)
 
 
 def bind(dim: Dim, sizes: Mapping[str, int]) -> int:
@@ -282,19 +291,6 @@ def _extreme(function: str, dims: tuple[Dim, ...]) -> Dim:
     if numbers:
         others.append(min(numbers) if function == "min" else max(numbers))
     return others[0] if len(others) == 1 else _call(function, *others)
-
-
-def _names(value: object) -> Iterator[str]:
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _names(item)
-    elif isinstance(value, Sym):
-        for monomial, _ in value.terms:
-            for atom, _ in monomial:
-                if isinstance(atom, str):
-                    yield atom
-                else:
-                    yield from _names(atom.arguments)
 
 
 def divisor(dim: Dim) -> int:

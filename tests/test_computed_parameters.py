@@ -48,6 +48,22 @@ CASES = {
     "not larger": case(
         "int64[2] s", f'y = Resize(x, , , s) <{LINEAR}, axes = [2, 3], keep_aspect_ratio_policy = "not_larger">', {"s": ints(12, 20)}, {"s": ints(9, 3)},
     ),
+    "reduced axis": case("int64[1] a", "y = ReduceSum <keepdims = 0> (x, a)", {"a": ints(1)}, {"a": ints(-1)}, {"a": ints(0)}, output="a, b, c"),
+    "two axes": case("int64[2] a", "y = ReduceLogSumExp(x, a)", {"a": ints(1, -1)}, {"a": ints(3, 0)}, {"a": ints(2, 1)}),
+    "running sum": case("int64 a", "y = CumSum <reverse = 1> (x, a)", {"a": np.array(2)}, {"a": np.array(-4)}),
+    "squeezed": case("int64[1] a", "z = ReduceMax(x, a) y = Squeeze(z, a)", {"a": ints(1)}, {"a": ints(-1)}, output="a, b, c"),
+    "unsqueezed": case("int64[2] a", "y = Unsqueeze(x, a)", {"a": ints(0, -1)}, {"a": ints(3, 1)}, output="a, b, c, d, e, f"),
+    "sliced axes": case(
+        "int64[2] a", "y = Slice(x, s, e, a)", {"a": ints(2, -1)}, {"a": ints(1, 2)},
+        constants="int64[2] s = {1, 0}, int64[2] e = {9, 3}",
+    ),
+    "steps": case(
+        "int64[2] a, int64[2] s", "y = Slice(x, a, e, i, s)", {"a": ints(1, 9), "s": ints(2, -3)}, {"a": ints(-9, -2), "s": ints(1, -1)},
+        {"a": ints(5, 0), "s": ints(-2, 2)}, constants="int64[2] e = {-1, -9}, int64[2] i = {2, 3}",
+    ),
+    "padded axes": case("int64[1] a", "y = Pad(x, p, , a)", {"a": ints(1)}, {"a": ints(-1)}, constants="int64[2] p = {1, 2}"),
+    "pad value": case("float v", "y = Pad(x, p, v)", {"v": np.array(3, np.float32)}, constants="int64[8] p = {0, 1, 2, 0, 1, 0, -1, 3}"),
+    "diagonal": case("int64 k", "y = Trilu(x, k)", {"k": np.array(1)}, {"k": np.array(-2)}),
 }  # fmt: skip
 
 

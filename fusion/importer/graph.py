@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion import plugins
-from fusion.importer import functions, registry, symbolic
+from fusion.importer import computed, functions, registry, symbolic
 from fusion.importer.builder import Builder
 from fusion.importer.custom import custom
 from fusion.importer.errors import ModelError, Problem, Unsupported
@@ -219,7 +219,7 @@ class Walk:
         folded = functions.folded(node, origin)
         if folded is not None:
             return folded
-        body = functions.body(node)
+        body = computed.body(node) or functions.body(node)
         if body is None:
             raise error
         opsets = {**scope.opsets, **{entry.domain: entry.version for entry in body.opset_import}}

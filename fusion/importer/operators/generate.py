@@ -90,11 +90,11 @@ def _rows_and_columns(b: Builder, x: Value) -> tuple[Value, Value]:
 def trilu(b: Builder, node: Node) -> Value:
     """Keeps the elements on or above (below) the diagonal ``k``, zero elsewhere."""
     x, k = node.input(0), node.optional(1)
-    (offset,) = (0,) if k is None else b.ints(k, "k")
     rows, columns = _rows_and_columns(b, x)
-    diagonal = call("add", X0, literal(offset, DataType.INT64))
+    diagonal = X0 if k is None else call("add", X0, X2)
     inside = call("greater_or_equal" if node.attr("upper", 1) else "less_or_equal", X1, diagonal)
-    mask = b.pointwise(inside, rows, columns, suffix="mask")
+    offset = () if k is None else (b.reshape(k, (1,), "k"),)
+    mask = b.pointwise(inside, rows, columns, *offset, suffix="mask")
     return b.pointwise(call("where", X1, X0, literal(0, x.dtype)), x, mask)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusion.dims import Dim, Shape, dim_max, dim_min, product
-from fusion.importer.builder import Builder
+from fusion.dtypes import DataType
+from fusion.importer.builder import X0, X1, X2, Builder, call
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
 from fusion.importer.ratio import Ratio
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
 from fusion.network import ShapeError, broadcast
-from fusion.ops import Concatenation, Expand, Padding, Shuffle, Tile
+from fusion.ops import Concatenation, Expand, Fill, Padding, Shuffle, Tile
 
 
 @operator("Reshape")
@@ -174,9 +175,9 @@ def pad(b: Builder, node: Node) -> Value:
     x = node.input(0)
     amounts: Shape = node.attributes["pads"] if "pads" in node.attributes else b.dims(node.input(1), "pads")
     value = node.attr("value", 0.0)
-    given = node.optional(2)
-    if given is not None and node.attr("mode", "constant") == "constant":
-        value = b.scalar(given, "constant_value")
+    given = node.optional(2) if node.attr("mode", "constant") == "constant" else None
+    if given is not None and given.is_constant:
+        value, given = b.scalar(given, "constant_value"), None
     axes = axes_of(b, node, 3)
     axes = tuple(range(x.rank)) if axes is None else tuple(node.axis(axis, x.rank) for axis in axes)
     if len(amounts) != 2 * len(axes):
@@ -187,7 +188,12 @@ def pad(b: Builder, node: Node) -> Value:
         pre[axis], post[axis] = amounts[position], amounts[position + len(axes)]
     if not any(dim != 0 for dim in (*pre, *post)):
         return x
-    return b.layer(Padding(tuple(pre), tuple(post), node.attr("mode", "constant"), value), x)
+    padding = Padding(tuple(pre), tuple(post), node.attr("mode", "constant"), value)
+    if given is None:
+        return b.layer(padding, x)
+    inside = b.layer(Fill(x.shape, DataType.BOOL, True), suffix="inside", fold=False)
+    outside = b.reshape(given, (1,), "value")
+    return b.pointwise(call("where", X1, X0, X2), b.layer(padding, x, suffix="padded"), b.layer(padding, inside, suffix="mask"), outside)
 
 
 @operator("DepthToSpace")

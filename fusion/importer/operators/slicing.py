@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from fusion.dims import Dim, Shape, Sym, ceil_div, dim_max, dim_min
-from fusion.importer.builder import Builder
+from fusion.dtypes import DataType
+from fusion.expression import Expression
+from fusion.importer.builder import GUESS, X0, X1, X2, Builder, call, literal
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
 from fusion.importer.ratio import at_least, minimum
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
-from fusion.ops import Slice
+from fusion.ops import Gather, Range, Slice
 
 FAR = 2**31 - 1  # models write "to the end" as this or more
 
@@ -23,6 +25,8 @@ def slice_by_attributes(b: Builder, node: Node) -> Value:
 @operator("Slice", since=10)
 def slice_by_inputs(b: Builder, node: Node) -> Value:
     axes, steps = node.optional(3), node.optional(4)
+    if steps is not None and None in b.items(steps, "steps"):
+        return _by_computed_steps(b, node, steps)
     strides = None if steps is None else b.ints(steps, "steps")
     count = len(b.items(node.input(1), "starts"))
     forward = [step > 0 for step in strides or (1,) * count]
@@ -50,6 +54,37 @@ def _slice(
         first[axis], sizes[axis] = bounds(x.shape[axis], start, end, step, b.is_told(x.shape[axis]))
         strides[axis] = step
     return cut(b, x, tuple(first), tuple(sizes), tuple(strides))
+
+
+def _by_computed_steps(b: Builder, node: Node, steps: Value) -> Value:
+    """Elements gathered at ``start + n * step``: how many, and where they begin, is computed on the device."""
+    x, axes = node.input(0), node.optional(3)
+    count = len(b.items(steps, "steps"))
+    places = [node.axis(axis, x.rank) for axis in (range(count) if axes is None else b.ints(axes, "axes"))]
+    lengths = b.lengths([x.shape[axis] for axis in places])
+    start, end, step = (b.convert(b.data(one), DataType.INT64, name) for one, name in
+                        ((node.input(1), "starts"), (node.input(2), "ends"), (steps, "steps")))  # fmt: skip
+    zero, one = literal(0, DataType.INT64), literal(1, DataType.INT64)
+    back = call("less", X2, zero)
+
+    def clamped(least: Expression) -> Expression:
+        """Operand 0 counted from the front of operand 1, between ``least`` and the last place (that behind it, going forward)."""
+        placed = call("where", call("less", X0, zero), call("add", X0, X1), X0)
+        return call("max", call("min", placed, call("where", back, call("sub", X1, one), X1)), least)
+
+    first = b.pointwise(clamped(zero), start, lengths, step, suffix="first")
+    last = b.pointwise(clamped(call("where", back, literal(-1, DataType.INT64), zero)), end, lengths, step, suffix="last")
+    span, size = call("where", back, call("sub", X0, X1), call("sub", X1, X0)), call("abs", X2)
+    number = call("max", call("div", call("sub", call("add", span, size), one), size), zero)
+    numbers = b.pointwise(number, first, last, step, suffix="numbers")
+    counts = b.dims(numbers, "count", guesses=[dim if isinstance(dim := x.shape[axis], int) else GUESS for axis in places])
+    for place, (axis, length) in enumerate(zip(places, counts, strict=True)):
+        positions = b.layer(Range(0, 1, length, DataType.INT64), suffix=f"positions{axis}")
+        begin, each = (b.layer(Slice((place,), (1,), (1,)), one, suffix=f"{name}{axis}") if count > 1 else one
+                       for one, name in ((first, "first"), (step, "step")))  # fmt: skip
+        indices = b.pointwise(call("add", call("mul", X0, X1), X2), positions, each, begin, suffix=f"indices{axis}")
+        x = b.layer(Gather(axis), x, indices, suffix="" if place == count - 1 else f"axis{axis}")
+    return x
 
 
 def cut(b: Builder, x: Value, starts: Shape, sizes: Shape, steps: tuple[int, ...], suffix: str = "") -> Value:
