@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 
 from runtime.devices import open_device
@@ -90,20 +90,22 @@ def _model(*shape: int | str) -> onnx.ModelProto:
     return helper.make_model(helper.make_graph(nodes, "reshape", [entry, target], [result]), opset_imports=[helper.make_opsetid("", 17)])
 
 
-def _sums() -> onnx.ModelProto:
-    """Running sums along an axis that is an input."""
-    infos = [("x", TensorProto.FLOAT, [3, "n"]), ("axis", TensorProto.INT64, []), ("y", TensorProto.FLOAT, [3, "n"])]
-    x, axis, y = (helper.make_tensor_value_info(*one) for one in infos)
-    graph = helper.make_graph([helper.make_node("CumSum", ["x", "axis"], ["y"])], "sums", [x, axis], [y])
+def _frames() -> onnx.ModelProto:
+    """Spectra of frames whose step is an input."""
+    infos = [("x", TensorProto.FLOAT, [1, "n", 1]), ("step", TensorProto.INT64, []), ("y", TensorProto.FLOAT, [1, "m", 5, 2])]
+    x, step, y = (helper.make_tensor_value_info(*one) for one in infos)
+    length = numpy_helper.from_array(np.array(8), "length")
+    graph = helper.make_graph([helper.make_node("STFT", ["x", "step", "", "length"], ["y"])], "frames", [x, step], [y], [length])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
 
 
 def test_attributes_that_are_inputs_are_read_when_they_come() -> None:
-    prepared = onnx_backend.prepare(_sums(), "CPU", config=CONFIG)
-    x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
-    for axis in (0, 1, 0):
-        (found,) = prepared.run([x, np.int64(axis)])
-        np.testing.assert_allclose(found, np.cumsum(x, axis), 1e-6)
+    prepared = onnx_backend.prepare(_frames(), "CPU", config=CONFIG)
+    x = np.random.default_rng(0).standard_normal((1, 32, 1)).astype(np.float32)
+    for step in (4, 8, 4):
+        (found,) = prepared.run([x, np.int64(step)])
+        wanted = np.stack([np.fft.rfft(x[0, start : start + 8, 0]) for start in range(0, 25, step)])
+        np.testing.assert_allclose(found[0, ..., 0] + 1j * found[0, ..., 1], wanted, 1e-4, 1e-5)
 
 
 def test_values_that_decide_shapes_are_read_when_they_come() -> None:
@@ -133,4 +135,4 @@ def test_devices_and_compatibility() -> None:
     model = helper.make_model(helper.make_graph([node], "strings", [info[0]], [info[1]]))
     assert not onnx_backend.is_compatible(model)
     assert onnx_backend.is_compatible(_model(3, 4))
-    assert not onnx_backend.is_compatible(_sums())  # as it stands: the axis is not known
+    assert not onnx_backend.is_compatible(_frames())  # as it stands: the step is not known

@@ -146,11 +146,11 @@ def test_unsupported_nodes_are_all_listed() -> None:
     assert "Frobnicate_1: Frobnicate (com.example, opset 1)" in text
 
 
-def test_axes_from_data_are_refused_by_name() -> None:
-    nodes = [helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64), helper.make_node("ReduceMax", ["i"], ["m"], keepdims=0),
-             helper.make_node("Unsqueeze", ["m", "one"], ["a"]), helper.make_node("ReduceSum", ["x", "a"], ["y"], name="sum")]  # fmt: skip
-    weights = {"one": np.array([0], np.int64)}
-    assert "sum: ReduceSum (ai.onnx, opset 18): its axes depends on data" in message(model_of(*nodes, weights=weights))
+def test_axes_of_which_not_even_the_number_is_known_are_refused_by_name() -> None:
+    nodes = [helper.make_node("NonZero", ["x"], ["i"]), helper.make_node("Reshape", ["i", "flat"], ["a"]),
+             helper.make_node("ReduceSum", ["x", "a"], ["y"], name="sum")]  # fmt: skip
+    weights = {"flat": np.array([-1], np.int64)}
+    assert "sum: ReduceSum (ai.onnx, opset 18): its axes are computed, and so is how many there are" in message(model_of(*nodes, weights=weights))
 
 
 def test_input_of_a_type_that_we_lack() -> None:
