@@ -22,10 +22,15 @@ _NOTHING: Mapping = MappingProxyType({})
 
 @dataclass(frozen=True)
 class TensorType:
-    """Data type and shape of a tensor; dimensions are integers or symbolic."""
+    """Data type and shape of a tensor; dimensions are integers or symbolic.
+
+    ``pitch`` is 0 in a network. In a workload it may say that the tensor is some columns of a wider one: elements between neighbouring
+    rows (of the last axis).
+    """
 
     dtype: DataType
     shape: Shape
+    pitch: int = 0
 
     @property
     def is_static(self) -> bool:

@@ -21,6 +21,7 @@ from fusion.ops import Pointwise
 
 _NOTHING: Mapping = MappingProxyType({})
 
+VIEW_RULES = ("concatenation-view", "slice-view", "shuffle-view")  # layers that cost nothing where they lie in others' memory
 ALL = "all"  # in FusionOptions.disabled: every rule
 
 

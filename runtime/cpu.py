@@ -375,6 +375,11 @@ def _view(tensor: Tensor, writable: bool = True) -> np.ndarray:
     count = int(np.prod(shape, dtype=np.int64))
     if not count or not tensor.address:  # a constant that was packed away has no memory
         return np.empty(shape if not count else (0,), kind.dtype.numpy)
+    if kind.pitch:
+        rows, itemsize = count // shape[-1], kind.dtype.itemsize
+        memory = _bytes(tensor.address, ((rows - 1) * kind.pitch + shape[-1]) * itemsize).view(kind.dtype.numpy)
+        steps = [int(np.prod(shape[axis + 1 : -1], dtype=np.int64)) * kind.pitch * itemsize for axis in range(len(shape) - 1)]
+        return np.lib.stride_tricks.as_strided(memory, shape, (*steps, itemsize), writeable=writable)
     array = _bytes(tensor.address, count * kind.dtype.itemsize).view(kind.dtype.numpy).reshape(shape)
     array.flags.writeable = writable
     return array

@@ -6,20 +6,19 @@ Pure: it reads the engine and gives a value. The context binds it to addresses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fusion.bind import bind_type
 from fusion.dims import bind
 from fusion.network import ControlFlow, Layer, TensorType, check_holds
 from runtime.engine import ON_HOST, Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
 from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
 from runtime.segments import Segment, segments_of
 from runtime.views import VIEW, Piece, Place, share_memory
-from runtime.workloads import workload_of
+from runtime.workloads import placed_type, workload_of
 from tactics import registry
-from tactics.tactic import Buffer, Config, Copy, DeviceSpec, Plan, Tactic, Workload, tensor_bytes
+from tactics.tactic import Buffer, Config, Copy, DeviceSpec, Plan, Tactic, Workload, extent_bytes, tensor_bytes
 
 HOST_TACTIC = "cpu.reference.numpy"  # computes on the host what a GPU has no kernel for
 
@@ -36,6 +35,7 @@ class Outline:
         constants: tensors whose values are known at build: read, but neither inputs nor written by a layer.
         fixed: the named sizes that the profile leaves no choice.
         segments: the network cut where the host steps in; one segment for most.
+        pitches: of the tensors that are columns of others.
     """
 
     decisions: tuple[LayerPlan, ...]
@@ -46,6 +46,7 @@ class Outline:
     constants: frozenset[str]
     fixed: frozenset[str] = frozenset()
     segments: tuple[Segment, ...] = ()
+    pitches: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ def outline(engine: Engine, profile: int = 0) -> Outline:
     produced = {name for layer in network.layers for name in layer.outputs}
     read = {name for layer in network.layers for name in layer.inputs} | set(network.outputs)
     constants = frozenset(read - produced - set(network.inputs))
-    sharing = share_memory(network, engine.host_layers)
     decisions = engine.decisions(profile)
+    sharing = share_memory(network, engine.host_layers, views={layer.name for layer, plan in zip(network.layers, decisions, strict=True) if plan.tactic == VIEW})
     tactics = tuple(_tactic(layer, plan, sharing.copies) for layer, plan in zip(network.layers, decisions, strict=True))
     fixed = frozenset(fixed_sizes(network, engine.profiles[profile]))
     segments = segments_of(network, engine.host_layers) if engine.is_segmented else ()
-    return Outline(decisions, tactics, sharing.copies, sharing.elided, sharing.places, constants, fixed, segments)
+    return Outline(decisions, tactics, sharing.copies, sharing.elided, sharing.places, constants, fixed, segments, sharing.pitches)
 
 
 def _tactic(layer: Layer, plan: LayerPlan, views: Mapping[str, tuple[Piece, ...]]) -> Tactic | None:
@@ -124,9 +125,9 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
     sizes = sizes_of(network, shapes)
     check_holds(network, sizes)
     types: dict[str, TensorType] = {}
-    for name, tensor in network.tensors.items():
+    for name in network.tensors:
         try:
-            types[name] = bind_type(tensor, sizes)
+            types[name] = placed_type(network, name, sizes, fixed.pitches)
         except KeyError as error:
             raise EngineError(
                 f"tensor {name!r}: its dimension {error} does not follow from the input shapes"
@@ -149,7 +150,7 @@ def resolve_segment(
     layers = [network.layers[number] for number in segment.layers]
     types = {}
     for name in dict.fromkeys(name for layer in layers for name in (*layer.inputs, *layer.outputs)):
-        types[name] = bind_type(network.tensors[name], sizes)
+        types[name] = placed_type(network, name, sizes, fixed.pitches)
         if any(dim < 0 for dim in types[name].shape):  # type: ignore[operator]
             raise EngineError(f"tensor {name!r} would have shape {types[name].shape}: a size that was computed does not fit")
     return _resolved(engine, fixed, segment.layers, sizes, types, device, {}, segment.outside)
@@ -210,7 +211,7 @@ def _plan(
         return _copies(layer, fixed.views[layer.name], sizes, types)
     assert tactic is not None
     try:
-        workload = workload_of(engine.network, layer, sizes, fixed.constants, engine.tf32, fixed.fixed)
+        workload = workload_of(engine.network, layer, sizes, fixed.constants, engine.tf32, fixed.fixed, fixed.pitches)
         key = (decision.tactic, decision.config, workload)
         if key not in known:
             known[key] = tactic.plan(workload, decision.config, device)
@@ -245,7 +246,7 @@ def _schedule(
 ) -> tuple[list[Step], list[int]]:
     """Steps with the waits that carry data between streams, without those that follow from others."""
     network = engine.network
-    writers: dict[str, list[tuple[int, int, int]]] = {}  # root -> (first byte, byte after the last, step) of each tensor written there
+    writers: dict[str, list[tuple[str, int]]] = {}  # root -> (tensor, step) of what is written there
     known: list[dict[int, int]] = []  # per step: per stream, the last step certain to have ended before it
     last: dict[int, int] = {}
     steps: list[Step] = []
@@ -255,10 +256,8 @@ def _schedule(
         waits = []
         needs: set[int] = set()
         for name in layer.inputs:
-            low = starts[name]
-            high = low + tensor_bytes(types[name])
             written = writers.get(fixed.places[name].root, ())
-            needs.update(other for begin, end, other in written if begin < high and low < end)
+            needs.update(other for tensor, other in written if _overlap(name, tensor, types, starts))
         for other in sorted(needs, reverse=True):
             there = steps[other].stream
             if there == stream or ended.get(there, -1) >= other:
@@ -267,12 +266,23 @@ def _schedule(
             for key, value in {**known[other], there: other}.items():
                 ended[key] = max(ended.get(key, -1), value)
         for name in layer.outputs:
-            place = (starts[name], starts[name] + tensor_bytes(types[name]), step)
-            writers.setdefault(fixed.places[name].root, []).append(place)
+            writers.setdefault(fixed.places[name].root, []).append((name, step))
         steps.append(Step(number, plan, stream, tuple(sorted(waits)), 0, tuple(sorted(needs))))
         known.append(ended)
         last[stream] = step
     return steps, [step.stream for step in steps]
+
+
+def _overlap(a: str, b: str, types: Mapping[str, TensorType], starts: Mapping[str, int]) -> bool:
+    """Whether two tensors of one piece of memory may have bytes in common."""
+    low, other = types[a], types[b]
+    if not (starts[a] < starts[b] + extent_bytes(other) and starts[b] < starts[a] + extent_bytes(low)):
+        return False
+    if not low.pitch or low.pitch != other.pitch or low.dtype.itemsize != other.dtype.itemsize:
+        return True
+    pitch = low.pitch * low.dtype.itemsize  # both are columns of rows of one length
+    (first, end), (begin, last) = ((starts[name] % pitch, starts[name] % pitch + int(types[name].shape[-1]) * low.dtype.itemsize) for name in (a, b))  # type: ignore[arg-type]
+    return first < last and begin < end
 
 
 def _blocks(

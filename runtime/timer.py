@@ -36,7 +36,7 @@ from runtime.device import (
 from runtime.memory import ALIGNMENT
 from runtime.parts import BoundPart, Part
 from runtime.random_data import SEED, workload_inputs
-from tactics.tactic import Plan, Workload, tensor_bytes
+from tactics.tactic import Plan, Workload, extent_bytes
 
 if TYPE_CHECKING:
     pass
@@ -97,7 +97,7 @@ class Bench:
         self._stream = device.stream()
         self._warm = False
         types = (*workload.inputs, *workload.outputs)
-        self._offsets, self._bytes = _layout([tensor_bytes(tensor) for tensor in types])
+        self._offsets, self._bytes = _layout([extent_bytes(tensor) for tensor in types])
         self._copies = 0
         self._memory = Memory(0, 0)
         self._host = self._inputs(positive=False)
@@ -156,15 +156,17 @@ class Bench:
         """
         run = _Run(self, candidate)
         for number, tensor in enumerate(self.workload.outputs, len(self.workload.inputs)):
-            self.device.fill(self._address(0, number), POISON, tensor_bytes(tensor), self._stream)
+            self.device.fill(self._address(0, number), POISON, extent_bytes(tensor), self._stream)
         run.poison()
         run.programs()[0].run(self._stream)
         self._stream.synchronize()
         arrays = []
         for number, tensor in enumerate(self.workload.outputs, len(self.workload.inputs)):
-            array = np.empty(_shape(tensor), tensor.dtype.numpy)
-            self.device.download(array, self._address(0, number))
-            arrays.append(array)
+            memory = np.empty(_rows(tensor) or _shape(tensor), tensor.dtype.numpy)
+            self.device.download(memory, self._address(0, number))
+            if tensor.pitch and (np.ascontiguousarray(memory[:, tensor.shape[-1] :]).view(np.uint8) != POISON).any():  # type: ignore[misc]
+                raise DeviceError(f"output {number - len(self.workload.inputs)}: writes beside its columns of a wider tensor")
+            arrays.append(np.ascontiguousarray(memory[:, : tensor.shape[-1]]).reshape(_shape(tensor)) if tensor.pitch else memory)  # type: ignore[misc]
         return arrays
 
     def reference(self, candidate: Runnable) -> list[np.ndarray]:
@@ -207,7 +209,7 @@ class Bench:
         arrays = workload_inputs(self.workload, self._seed, positive)
         for number, value in self._constants.items():
             arrays[number] = value
-        return [np.ascontiguousarray(array) for array in arrays]
+        return [_in_memory(array, tensor) for array, tensor in zip(arrays, self.workload.inputs, strict=True)]
 
     def _provide(self, copies: int) -> None:
         """Have ``copies`` copies of all tensors on the device."""
@@ -403,6 +405,21 @@ def _layout(sizes: Sequence[int]) -> tuple[list[int], int]:
         offsets.append(end)
         end += -(-size // ALIGNMENT) * ALIGNMENT
     return offsets, end
+
+
+def _rows(tensor: TensorType) -> tuple[int, ...]:
+    """The memory of a tensor with a pitch: rows x pitch."""
+    return (int(np.prod(_shape(tensor)[:-1], dtype=np.int64)), tensor.pitch) if tensor.pitch else ()
+
+
+def _in_memory(array: np.ndarray, tensor: TensorType) -> np.ndarray:
+    """A tensor's values as they lie in memory: where it has a pitch, with poison beside its columns."""
+    if not tensor.pitch:
+        return np.ascontiguousarray(array)
+    memory = np.empty(_rows(tensor), array.dtype)
+    memory.view(np.uint8)[:] = POISON
+    memory[:, : array.shape[-1]] = array.reshape(-1, array.shape[-1])
+    return memory
 
 
 def _shape(tensor: TensorType) -> tuple[int, ...]:

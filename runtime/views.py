@@ -1,21 +1,26 @@
-"""Layers that need no work: their output holds bytes of their inputs in the same order, so both can be one piece of memory.
+"""Layers that need no work: their output holds elements of their inputs, and both can be one piece of memory.
 
-A Shuffle that moves nothing is its input under another shape; a Slice of whole rows is a part of its input; the inputs of a Concatenation
-along the outermost axis (of those longer than 1) are parts of its output: producers write, and readers read, in place. Such a view
-has no tactic: the builder records :data:`VIEW` for it, and the context gives its tensors addresses within one piece of memory. Where that
-is impossible (both ends belong to the caller), the view copies.
+Two kinds of place make that possible. A part may be a *run of bytes*: a Shuffle that moves nothing is its input under another shape; a
+Slice of whole rows is a part of its input; the inputs of a Concatenation along the outermost axis (of those longer than 1) are parts of its
+output. Or it may be *columns* of a wider tensor: the inputs of a Concatenation along the last axis (the channels of a channels-last image), a
+Slice of it. Rows of such a part stand ``pitch`` elements apart, and whoever writes or reads it must know: the part is given its place only
+when every layer that touches it has a tactic for that (``Ask``, :func:`tactics.tactic.refusal`).
+
+Producers write, and readers read, in place. Such a view has no tactic: the builder records :data:`VIEW` for it, and the context gives its
+tensors addresses within one piece of memory. Where a run of bytes cannot be shared (both ends belong to the caller), the view copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from fusion.bind import bind_type
 from fusion.dims import Dim, Shape, divisor, product
 from fusion.network import Layer, Network, Op, TensorType, typical_sizes
 from fusion.ops import Concatenation, Shuffle, Slice
-from fusion.rewrite import Miss
+from fusion.rewrite import VIEW_RULES, Miss, is_disabled
 from runtime.segments import segments_of
 from tactics.tactic import tensor_bytes
 
@@ -23,21 +28,32 @@ VIEW = "view"  # LayerPlan.tactic of such a layer
 ALIGNMENT = 16  # bytes: what kernels may assume of any tensor's address (the caller's tensors have no more either)
 
 
+# (number of a layer, pitch of each of its tensors that is columns of another) -> why it cannot run so, or nothing
+Ask: TypeAlias = "Callable[[int, Mapping[str, int]], str]"
+
+
 @dataclass(frozen=True)
 class Piece:
-    """Input ``input`` and the output share memory: ``source`` elements into the one is ``target`` elements into the other."""
+    """Input ``input`` and the output share memory: ``source`` elements into the one is ``target`` elements into the other.
+
+    ``columns``: the smaller of the two is some columns of the larger one; the offset counts columns.
+    """
 
     input: int = 0
     source: Dim = 0
     target: Dim = 0
+    columns: bool = False
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: ``offset`` elements into the memory of tensor ``root``."""
+    """Where a tensor lies: ``offset`` elements into the memory of tensor ``root``; with a ``pitch``, in rows of ``width`` elements (its
+    last axis) that begin ``pitch`` elements apart."""
 
     root: str
     offset: Dim = 0
+    pitch: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,11 @@ class Sharing:
     places: Mapping[str, Place]
     copies: Mapping[str, tuple[Piece, ...]]
     refusals: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+
+    @property
+    def pitches(self) -> dict[str, int]:
+        """The pitch of every tensor that is columns of another."""
+        return {name: place.pitch for name, place in self.places.items() if place.pitch}
 
     @property
     def views(self) -> frozenset[str]:
@@ -73,17 +94,26 @@ def view_pieces(op: Op, inputs: Sequence[TensorType], output: TensorType) -> tup
         return (Piece(),) if _moves_nothing(op, shape) else None
     if isinstance(op, Slice):
         offset = _slice_offset(op, shape)
-        return None if offset is None else (Piece(source=offset),)
+        if offset is not None:
+            return (Piece(source=offset),)
+        return (Piece(source=op.starts[-1], columns=True),) if _cuts_columns(op, shape) else None
     if isinstance(op, Concatenation):
-        if any(dim != 1 for dim in output.shape[: op.axis]):
+        columns = any(dim != 1 for dim in output.shape[: op.axis])
+        if columns and op.axis != len(output.shape) - 1:
             return None
         pieces = []
         offset = 0
         for number, tensor in enumerate(inputs):
-            pieces.append(Piece(number, target=offset))
-            offset = offset + product(tensor.shape)
+            pieces.append(Piece(number, target=offset, columns=columns))
+            offset = offset + (tensor.shape[-1] if columns else product(tensor.shape))
         return tuple(pieces)
     return None
+
+
+def _cuts_columns(op: Slice, shape: Shape) -> bool:
+    """Whether the slice takes neighbours along the last axis and everything along the others."""
+    whole = all((start, size, step) == (0, dim, 1) for start, size, step, dim in zip(op.starts[:-1], op.sizes, op.steps, shape[:-1], strict=False))
+    return whole and op.steps[-1] == 1
 
 
 def _moves_nothing(op: Shuffle, shape: Shape) -> bool:
@@ -114,94 +144,198 @@ def _slice_offset(op: Slice, shape: Shape) -> Dim | None:
     return offset
 
 
-def share_memory(network: Network, host: Collection[int] = ()) -> Sharing:
+def share_memory(
+    network: Network,
+    host: Collection[int] = (),
+    *,
+    ask: Ask | None = None,
+    disabled: Collection[str] = (),
+    dense: Collection[str] = (),
+    views: Collection[str] | None = None,
+) -> Sharing:
     """Finds the views of ``network`` and places their tensors.
 
     ``host`` are layers (numbers) that the host computes: like control flow they say themselves where their outputs lie. Where the host
     steps in, memory that a later segment of the network sizes cannot be written by an earlier one. A Concatenation of which more than
     one input would have to be copied is no view: one kernel does that at once.
+
+    ``ask`` tells which layers can work with columns of a wider tensor; without it none can. ``disabled`` are rules that must not run, as in
+    ``FusionOptions``; ``dense`` are tensors that somebody reads outside the network. When a network was built, ``views`` are the layers that
+    became views: then nothing is asked, and the answer is the one of the build.
     """
     produced = {name for layer in network.layers for name in layer.outputs}
     read = {name for layer in network.layers for name in layer.inputs}
     segments = segments_of(network, host)
     deciders = {name for one in segments if one.host for name in network.layers[one.layers[0]].outputs}
     home = {name: index for index, one in enumerate(segments) for number in one.layers for name in network.layers[number].outputs}
-    memory = _Memory(network, {*network.inputs, *network.outputs, *(read - produced), *deciders}, home)
-    copies: dict[str, tuple[Piece, ...]] = {}
+    fixed = {*network.inputs, *network.outputs, *(read - produced), *deciders}
+    read_by_host = {reading.tensor for reading in network.sizes.values()}
+    memory = _Memory(network, fixed, {*dense, *read_by_host}, home, _anything if views is not None else ask)
+    switched_off = frozenset(disabled)
+    copies = memory.copies
     refusals: dict[str, tuple[str, str, str]] = {}
-    for layer in network.layers:
+    for number, layer in enumerate(network.layers):
+        if views is not None and layer.name not in views:
+            continue
         types = [network.tensors[name] for name in layer.inputs]
         pieces = view_pieces(layer.op, types, network.tensors[layer.outputs[0]]) if layer.outputs else None
         if pieces is None:
             if isinstance(layer.op, Concatenation | Slice):
-                refusals[layer.name] = (_RULES[type(layer.op)], "layout", _apart(layer, types, network.tensors[layer.outputs[0]]))
+                refusals[layer.name] = (_rule(layer), "layout", _apart(layer, types, network.tensors[layer.outputs[0]]))
             continue
-        before = dict(memory.parents) if len(pieces) > 1 else {}
-        reasons = [memory.join(layer, piece) for piece in pieces]
+        if is_disabled(_rule(layer), (layer,), switched_off):
+            refusals[layer.name] = (_rule(layer), "disabled", f"switched off by --disableFusion={_rule(layer)}")
+            continue
+        before = memory.state()
+        reasons = [memory.join(number, piece) for piece in pieces]
         left = tuple(piece for piece, reason in zip(pieces, reasons, strict=True) if reason)
         if left and isinstance(layer.op, Concatenation | Slice):
             condition, detail = next(reason for reason in reasons if reason is not None)
             more = f", and {len(left) - 1} more" if len(left) > 1 else ""
-            refusals[layer.name] = (_RULES[type(layer.op)], condition, detail + more)
-        if len(left) > 1:
-            memory.parents = before
+            refusals[layer.name] = (_rule(layer), condition, detail + more)
+        # What lies in columns is not copied as bytes, and what a tactic refused another may do: such a layer runs as a kernel.
+        wide = any(piece.columns for piece in pieces) or any(memory.find(name).pitch for name in (*layer.inputs, *layer.outputs))
+        if len(left) > 1 or (left and (wide or any(reason and reason[0] in _TACTICS for reason in reasons))):
+            memory.reset(before)
             continue
         copies[layer.name] = left
     return Sharing({name: memory.find(name) for name in (*network.inputs, *network.outputs, *produced, *read)}, copies, refusals)
 
 
-_RULES: Mapping[type[Op], str] = {Concatenation: "concatenation-view", Slice: "slice-view"}  # as reports call it
+def _anything(number: int, pitches: Mapping[str, int]) -> str:
+    return ""
+
+
+_RULES: Mapping[type[Op], str] = dict(zip((Concatenation, Slice, Shuffle), VIEW_RULES, strict=True))
+_TACTICS = ("kernel", "rows")  # conditions that depend on who writes and reads
+
+
+def _rule(layer: Layer) -> str:
+    return _RULES[type(layer.op)]
 
 
 def _apart(layer: Layer, inputs: Sequence[TensorType], output: TensorType) -> str:
     """Why the bytes of a concatenation or slice are no runs of memory."""
     shape = "x".join(map(str, output.shape))
     if isinstance(layer.op, Concatenation):
-        return f"along axis {layer.op.axis} of {shape} every input lies in several pieces; only the outermost axis longer than 1 is free"
+        return f"along axis {layer.op.axis} of {shape} every input lies in several pieces; only the outermost axis longer than 1 and the last one are free"
     return f"the slice {shape} of {'x'.join(map(str, inputs[0].shape))} lies in several pieces of memory"
 
 
 class _Memory:
-    """A forest of tensors: each lies within its parent, at an offset."""
+    """A forest of tensors: each lies within its parent, as a run of elements or as columns."""
 
-    def __init__(self, network: Network, fixed: set[str], home: Mapping[str, int]) -> None:
+    def __init__(self, network: Network, fixed: set[str], dense: set[str], home: Mapping[str, int], ask: Ask | None) -> None:
+        self.network = network
         self.types = network.tensors
         self.fixed = fixed
+        self.dense = dense
         self.home = home
+        self.ask = ask
         self.parents: dict[str, Place] = {}
+        self.members: dict[str, tuple[str, ...]] = {}  # of a root: all tensors in its memory, where there are several
+        self.copies: dict[str, tuple[Piece, ...]] = {}  # of the layers that are views so far
+        self.touched: dict[str, list[int]] = {}
+        for number, layer in enumerate(network.layers):
+            for name in dict.fromkeys((*layer.inputs, *layer.outputs)):
+                self.touched.setdefault(name, []).append(number)
+
+    def state(self) -> tuple[dict[str, Place], dict[str, tuple[str, ...]]]:
+        """What :meth:`reset` takes back to."""
+        return dict(self.parents), dict(self.members)
+
+    def reset(self, state: tuple[dict[str, Place], dict[str, tuple[str, ...]]]) -> None:
+        """Forget what was joined since."""
+        self.parents, self.members = state
 
     def find(self, name: str) -> Place:
-        offset: Dim = 0
-        while name in self.parents:
-            place = self.parents[name]
-            name, offset = place.root, place.offset + offset
-        return Place(name, offset)
+        """Where ``name`` lies."""
+        place = self._find(name)
+        assert place is not None, f"{name} has no place"
+        return place
 
-    def join(self, layer: Layer, piece: Piece) -> tuple[str, str] | None:
-        """Puts the input and the output of ``layer`` in one piece of memory; the condition and the values found when that cannot be done."""
+    def _find(self, name: str) -> Place | None:
+        place: Place | None = Place(name)
+        last = self.types[name].shape[-1:]
+        while place is not None and place.root in self.parents:
+            place = _compose(place, last, self.parents[place.root])
+        return place
+
+    def join(self, number: int, piece: Piece) -> tuple[str, str] | None:
+        """Puts the input and the output of layer ``number`` in one piece of memory; the condition and the values found when that cannot be."""
+        layer = self.network.layers[number]
         source, target = layer.inputs[piece.input], layer.outputs[0]
         if isinstance(layer.op, Concatenation):
-            return self._put(source, target, piece.target)
-        reason = self._put(target, source, piece.source)
-        return self._put(source, target, 0) if reason and isinstance(layer.op, Shuffle) else reason
+            return self._put(number, source, target, piece.target, piece.columns)
+        reason = self._put(number, target, source, piece.source, piece.columns)
+        return self._put(number, source, target, 0, False) if reason and isinstance(layer.op, Shuffle) else reason
 
-    def _put(self, inner: str, outer: str, offset: Dim) -> tuple[str, str] | None:
+    def _put(self, number: int, inner: str, outer: str, offset: Dim, columns: bool) -> tuple[str, str] | None:
         """Places ``inner``, with all that lies in its memory, ``offset`` elements into ``outer``."""
         a, b = self.find(inner), self.find(outer)
-        offset = b.offset + offset
-        covers = a.offset == 0 and product(self.types[a.root].shape) == product(self.types[inner].shape)
-        aligned = divisor(offset) * self.types[outer].dtype.itemsize % ALIGNMENT == 0
+        shape, whole = self.types[inner].shape, self.types[outer].shape
+        within = Place(outer, offset)
+        if columns:
+            if not (isinstance(offset, int) and isinstance(shape[-1], int) and isinstance(whole[-1], int)):
+                return "dynamic", f"how many channels {outer} or its parts have is known at run time only"
+            within = Place(outer, offset, whole[-1], shape[-1])
+        place = _compose(within, shape[-1:], b)
+        covers = a.offset == 0 and not a.pitch and product(self.types[a.root].shape) == product(shape)
         late = self.home.get(b.root, -1) > self.home.get(a.root, -1)
         if a.root in self.fixed:
             return "caller's memory", f"{inner} lies in {a.root}, which is a network input, a network output or a constant"
         if a.root == b.root or not covers:
             return "two places", f"{inner} lies in {a.root} already"
-        if not aligned:
-            return "alignment", f"{inner} would lie {offset} elements into {b.root}, no multiple of {ALIGNMENT} bytes"
+        if place is None:
+            return "rows", f"{inner} is no run of whole rows of {b.root}, where {outer} lies in columns"
+        itemsize = self.types[outer].dtype.itemsize
+        if divisor(place.offset) * itemsize % ALIGNMENT or place.pitch * itemsize % ALIGNMENT:
+            if not place.pitch:
+                return "alignment", f"{inner} would lie {place.offset} elements into {b.root}, no multiple of {ALIGNMENT} bytes"
+            return "alignment", f"{inner} would be columns from {offset} on of rows of {place.pitch}; both must be multiples of {ALIGNMENT // itemsize}"
         if late:
             return "host", f"{b.root} gets its memory when the host knows its size, after {inner} is written"
-        self.parents[a.root] = Place(b.root, offset)
+        before = self.state()
+        self.parents[a.root] = place
+        moved = self.members.get(a.root, (a.root,))
+        self.members[b.root] = (*self.members.get(b.root, (b.root,)), *moved)
+        reason = self._refused(number, moved) if place.pitch else None
+        if reason:
+            self.reset(before)
+        return reason
+
+    def _refused(self, number: int, moved: Sequence[str]) -> tuple[str, str] | None:
+        """Why the tensors ``moved`` cannot lie as they would now; layer ``number`` becomes the view."""
+        if self.ask is None:
+            return "kernel", "which layers can write and read columns of a wider tensor is known for a device only"
+        for name in moved:
+            if self._find(name) is None:
+                return "rows", f"{name}, in the same memory, is no run of whole rows"
+            if name in self.dense:
+                return "read", f"{name} is read by the host"
+        for other in dict.fromkeys(other for name in moved for other in self.touched.get(name, ())):
+            layer = self.network.layers[other]
+            if other == number or self.copies.get(layer.name) == ():
+                continue
+            pitches = {name: self.find(name).pitch for name in (*layer.inputs, *layer.outputs)}
+            reason = f"{layer.name} copies bytes" if layer.name in self.copies else self.ask(other, {name: pitch for name, pitch in pitches.items() if pitch})
+            if reason:
+                return "kernel", reason
         return None
+
+
+def _compose(inner: Place, last: Shape, outer: Place) -> Place | None:
+    """A place within ``inner.root`` as one within ``outer.root``, where that lies in ``outer``; None when its elements would be no rows
+    with one pitch. ``last`` is the last axis (or nothing) of the tensor that lies there."""
+    if not outer.pitch:
+        return Place(outer.root, outer.offset + inner.offset, inner.pitch, inner.width)
+    if not isinstance(inner.offset, int):
+        return None
+    row, column = divmod(inner.offset, outer.width)
+    if inner.pitch:
+        fits = inner.pitch == outer.width and column + inner.width <= outer.width
+        return Place(outer.root, outer.offset + row * outer.pitch + column, outer.pitch, inner.width) if fits else None
+    return Place(outer.root, outer.offset + row * outer.pitch, outer.pitch, outer.width) if not column and last == (outer.width,) else None
 
 
 def view_layers(network: Network, host: Collection[int] = ()) -> frozenset[str]:
@@ -209,9 +343,9 @@ def view_layers(network: Network, host: Collection[int] = ()) -> frozenset[str]:
     return share_memory(network, host).views
 
 
-def missed_views(network: Network) -> dict[str, Miss]:
+def missed_views(network: Network, sharing: Sharing | None = None) -> dict[str, Miss]:
     """Per concatenation and slice that moves bytes, why it is no view."""
-    refusals = share_memory(network).refusals
+    refusals = (sharing or share_memory(network)).refusals
     producers = network.producers()
     found = {}
     for layer in network.layers:
@@ -222,9 +356,9 @@ def missed_views(network: Network) -> dict[str, Miss]:
     return found
 
 
-def intermediate_bytes(network: Network, sizes: Mapping[str, int]) -> int:
+def intermediate_bytes(network: Network, sizes: Mapping[str, int], sharing: Sharing | None = None) -> int:
     """Bytes of all tensors between layers at the named ``sizes``: what is written, and neither a view nor a network output."""
-    sharing, sizes = share_memory(network), typical_sizes(network, sizes)
+    sharing, sizes = sharing or share_memory(network), typical_sizes(network, sizes)
     written = {sharing.places[name].root for layer in network.layers for name in layer.outputs}
     between = written - {*network.inputs, *network.outputs}
     return sum(tensor_bytes(bind_type(network.tensors[name], sizes)) for name in between)

@@ -20,7 +20,7 @@ from fusion.serial import to_json
 from tactics.cache import Entry, Timing
 from tactics.compiler import CompileError, compile_cubin
 from tactics.registry import tactics
-from tactics.tactic import Config, DeviceSpec, Kernel, Launch, Plan, Tactic, Workload, floor_seconds
+from tactics.tactic import Config, DeviceSpec, Kernel, Launch, Plan, Tactic, Workload, floor_seconds, refusal
 
 BATCH = 8  # candidates timed against each other, interleaved
 NEAR_FLOOR = 1.05  # a winner this close to its floor ends the search
@@ -127,9 +127,9 @@ def candidates(
     for tactic in tactics(device.kind):
         if not isinstance(workload.op, tactic.ops) or not _may_serve(tactic, options):
             continue
-        refusal = tactic.supports(workload, device)
-        if refusal is not None:
-            refused.append(Timing(tactic.id, (), None, refusal.reason))
+        reason = refusal(tactic, workload, device)
+        if reason is not None:
+            refused.append(Timing(tactic.id, (), None, reason.reason))
             continue
         configs = tuple(tactic.configs(workload, device))
         if configs:
@@ -227,7 +227,7 @@ def decide_from(
     if winner is None:
         return None
     tactic = next((one for one in tactics(device.kind) if one.id == winner.tactic), None)
-    if tactic is None or not _may_serve(tactic, options or SelectOptions()) or tactic.supports(workload, device) is not None:
+    if tactic is None or not _may_serve(tactic, options or SelectOptions()) or refusal(tactic, workload, device) is not None:
         return None
     try:
         plan = tactic.plan(workload, winner.config, device)
@@ -294,7 +294,7 @@ def _plainest(workload: Workload, device: DeviceSpec) -> list[tuple[Tactic, Conf
     return [
         (tactic, config)
         for tactic in tactics(device.kind)
-        if tactic.reference and isinstance(workload.op, tactic.ops) and tactic.supports(workload, device) is None
+        if tactic.reference and refusal(tactic, workload, device) is None
         for config in tuple(tactic.configs(workload, device))[:1]
     ]
 
@@ -369,9 +369,9 @@ def _out_of_range(
         shapes = ", ".join("x".join(map(str, tensor.shape)) or "scalar" for tensor in other.inputs)
         where = f"at {shapes}, within the optimization profile"
         try:
-            refusal = tactic.supports(other, device)
-            if refusal is not None:
-                return f"{where}: {refusal.reason}"
+            reason = refusal(tactic, other, device)
+            if reason is not None:
+                return f"{where}: {reason.reason}"
             there = tactic.plan(other, config, device)
         except (ValueError, AssertionError, KeyError, ArithmeticError) as error:
             return f"{where}: no plan: {type(error).__name__}: {error}"

@@ -7,7 +7,7 @@ Tactics only describe; the runtime executes. A tactic is a set of pure functions
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -45,7 +45,7 @@ class Workload:
 
     Attributes:
         op: the operation; every dimension in it is a number.
-        inputs, outputs: concrete types, row-major and dense.
+        inputs, outputs: concrete types, row-major; dense, or with a pitch where a tensor is some columns of a wider one in memory.
         constant: per input, whether its value is known at build (then ``prepare`` may repack it).
         varies: per input, then per output: per axis, whether its size may differ at another inference. A kernel's source,
             defines and configuration must be legal for every size of such an axis; sizes that vary are launch arguments.
@@ -297,6 +297,10 @@ class Tactic:
         """None, or why this tactic cannot serve the workload at all."""
         raise NotImplementedError
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        """The tensors (inputs first, then outputs) that may be columns of a wider tensor (``TensorType.pitch``); by default none."""
+        return ()
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         """The legal configurations, the most promising first (by an analytic estimate). At least one."""
         return ((),)
@@ -325,6 +329,34 @@ class Tactic:
         return 2e-3 if workload.tf32 and self.device == "cuda" else 1e-4
 
 
+def refusal(tactic: Tactic, workload: Workload, device: DeviceSpec) -> Refusal | None:
+    """None, or why ``tactic`` cannot serve ``workload``: another operation, a tensor that lies in a wider one, or what it says itself."""
+    if not isinstance(workload.op, tactic.ops):
+        return Refusal(f"it does not compute {type(workload.op).__name__}")
+    wide = [number for number, tensor in enumerate((*workload.inputs, *workload.outputs)) if tensor.pitch]
+    if wide:
+        able = tactic.pitched(workload)
+        for number in wide:
+            if number not in able:
+                count = len(workload.inputs)
+                which = f"input {number}" if number < count else f"output {number - count}"
+                return Refusal(f"{which} is columns of a wider tensor in memory; this tactic wants it dense")
+            tensor = (*workload.inputs, *workload.outputs)[number]
+            if extent_bytes(tensor) >= LARGEST * tensor.dtype.itemsize:
+                return Refusal("the wider tensor has 2^31 elements or more; offsets in columns have 32 bits")
+            if tensor.pitch * tensor.dtype.itemsize % 16:
+                return Refusal(f"rows {tensor.pitch} elements apart do not begin at multiples of 16 bytes")
+    return tactic.supports(workload, device)
+
+
+LARGEST = 2**31  # elements of a tensor of which others are columns
+
+
+def every_tensor(workload: Workload) -> range:
+    """The numbers of all tensors, as :meth:`Tactic.pitched` gives them."""
+    return range(len(workload.inputs) + len(workload.outputs))
+
+
 def tensor_bytes(tensor: TensorType) -> int:
     """Bytes of a tensor with a concrete shape."""
     count = tensor.dtype.itemsize
@@ -334,13 +366,20 @@ def tensor_bytes(tensor: TensorType) -> int:
     return count
 
 
+def extent_bytes(tensor: TensorType) -> int:
+    """Bytes from a tensor's first element to its last one (and to the end of its row): more than its own where it has a pitch."""
+    return tensor_bytes(tensor) // int(tensor.shape[-1] or 1) * tensor.pitch if tensor.pitch else tensor_bytes(tensor)  # type: ignore[arg-type]
+
+
 def aligned_inputs(workload: Workload) -> tuple[int, ...]:
     """Inputs of output 0's shape and element size: element n of one lies where element n of the other would."""
     out = workload.outputs[0]
+    if out.pitch:
+        return ()
     return tuple(
         number
         for number, tensor in enumerate(workload.inputs)
-        if tensor.shape == out.shape and tensor.dtype.itemsize == out.dtype.itemsize
+        if tensor.shape == out.shape and tensor.dtype.itemsize == out.dtype.itemsize and not tensor.pitch
     )
 
 

@@ -24,13 +24,14 @@ from fusion.importer import import_onnx
 from fusion.network import ControlFlow, Network, size_makers, typical_sizes
 from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_optional
 from fusion.precision import LayerTypes
+from runtime.columns import ask_tactics
 from runtime.device import Device, DeviceError, DeviceLostError
 from runtime.engine import CONTROL, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
 from runtime.parts import Part
 from runtime.segments import parts_of
 from runtime.streams import with_streams
 from runtime.timer import Bench
-from runtime.views import VIEW, missed_views, view_layers
+from runtime.views import VIEW, Sharing, missed_views, share_memory, view_layers
 from runtime.workloads import workload_of
 from tactics import cache as timing_cache
 from tactics.cache import CacheError, Entry, TimingCache
@@ -50,6 +51,7 @@ from tactics.tactic import (
     TensorMap,
     Workload,
     floor_seconds,
+    refusal,
     tensor_bytes,
     workload_bytes,
     workload_flops,
@@ -137,8 +139,9 @@ def build(
     fused = fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, device.spec.kind, log)
     network = replace(fused.network, outputs=imported.outputs)
     fused = replace(fused, network=network)
-    saved = saved_bytes(imported, network, {name: one.opt for name, one in profiles[0].items()})
-    log.info(fused_line(imported, fused, saved, time.perf_counter() - fusing))
+    optimum = {name: one.opt for name, one in profiles[0].items()}
+    sharing, _ = shared_memory(network, profiles, config, device)
+    log.info(fused_line(imported, fused, sharing, saved_bytes(imported, network, sharing, optimum), time.perf_counter() - fusing))
     for line in fusion_lines(fused):
         log.verbose(line)
 
@@ -147,6 +150,7 @@ def build(
     if not marked:  # an optional rule might take a marked tensor away
         fused, choices, optional = _measured_fusions(fused, choices, profiles, config, device, log, progress)
     network = fused.network
+    saved = saved_bytes(imported, network, choices.sharing, optimum)
     bodies = _bodies(network, profiles, {}, config, device, log, progress)
     engine = _assemble(network, choices, profiles, config, device, bodies)
     for line in host_lines(engine):
@@ -261,6 +265,7 @@ class _Choices:
     hits: int = 0
     misses: int = 0
     cache: TimingCache = field(default_factory=TimingCache)
+    sharing: Sharing = field(default_factory=lambda: Sharing({}, {}))
 
 
 VIEW_DECISION = Decision(VIEW, (), 0.0, (), False, {})  # of a layer whose output is its input's memory
@@ -268,8 +273,11 @@ _CONTROL = Decision(CONTROL, (), math.nan, (), False, {})  # of a branch or loop
 _HOST = Decision(ON_HOST, (), math.nan, (), False, {})  # of a layer for which the GPU has no kernel
 
 
-def _given_decisions(network: Network, per_profile: Sequence[Sequence[Workload]], device: Device) -> list[Decision | None]:
-    """Per layer the decision where there is nothing to choose. A layer without a kernel in any profile is computed on the host."""
+def shared_memory(
+    network: Network, profiles: Sequence[Profile], config: BuildConfig, device: Device, outer: Outer = MappingProxyType({})
+) -> tuple[Sharing, tuple[int, ...]]:
+    """Which tensors are one piece of memory, and the layers (numbers) that the host computes: on a GPU those without a kernel in any profile."""
+    per_profile = [workloads_at(network, profile, "opt", config, outer) for profile in profiles]
     plain = view_layers(network)
     host = [
         number
@@ -279,16 +287,27 @@ def _given_decisions(network: Network, per_profile: Sequence[Sequence[Workload]]
         and layer.name not in plain
         and not all(_has_kernel(workloads[number], device) for workloads in per_profile)
     ]
-    views = view_layers(network, host)
+    sharing = share_memory(
+        network,
+        host,
+        ask=ask_tactics(network, per_profile, device.spec),
+        disabled=tuple(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion),
+        dense=network.tensors if config.mark_unfused_debug else config.mark_debug,
+    )
+    return sharing, tuple(host)
+
+
+def _given_decisions(network: Network, sharing: Sharing, host: Sequence[int]) -> list[Decision | None]:
+    """Per layer the decision where there is nothing to choose."""
     found: list[Decision | None] = []
     for number, layer in enumerate(network.layers):
-        given = _CONTROL if isinstance(layer.op, ControlFlow) else _HOST if number in host else VIEW_DECISION if layer.name in views else None
+        given = _CONTROL if isinstance(layer.op, ControlFlow) else _HOST if number in host else VIEW_DECISION if layer.name in sharing.views else None
         found.append(given)
     return found
 
 
 def _has_kernel(workload: Workload, device: Device) -> bool:
-    return any(isinstance(workload.op, one.ops) and one.supports(workload, device.spec) is None for one in tactics("cuda"))
+    return any(refusal(one, workload, device.spec) is None for one in tactics("cuda"))
 
 
 def _choose(
@@ -302,8 +321,9 @@ def _choose(
     timings: TimingCache | None = None,
 ) -> _Choices:
     """The tactic of every layer. ``timings`` is the timing cache of an earlier choice of this build, in place of the file's."""
-    per_profile = tuple(workloads_at(network, profile, "opt", config, outer) for profile in profiles)
-    limits = [limit for profile in profiles for limit in _extremes(network, profile, config, outer)]
+    sharing, host = shared_memory(network, profiles, config, device, outer)
+    per_profile = tuple(workloads_at(network, profile, "opt", config, outer, sharing.pitches) for profile in profiles)
+    limits = [limit for profile in profiles for limit in _extremes(network, profile, config, outer, sharing.pitches)]
     # From here on one list: all layers of profile 0, then those of profile 1, ...
     layers = network.layers * len(profiles)
     workloads = [workload for one in per_profile for workload in one]
@@ -316,7 +336,7 @@ def _choose(
         (workload, limit, option) if config.builder_cache else (index, workload, limit, option)
         for index, (workload, limit, option) in enumerate(zip(workloads, limits, options, strict=True))
     ]
-    given = _given_decisions(network, per_profile, device) * len(profiles)
+    given = _given_decisions(network, sharing, host) * len(profiles)
     first = {key: index for index, key in reversed(list(enumerate(keys))) if given[index] is None}
     state = Progress(total=len(first))
     try:
@@ -386,7 +406,7 @@ def _choose(
     kernels = {key: image for decision in decisions for key, image in decision.kernels.items()}
     count = len(network.layers)
     by_profile = tuple(tuple(decisions[n * count : (n + 1) * count]) for n in range(len(profiles)))
-    return _Choices(per_profile, by_profile, kernels, state.cached, misses, cache)
+    return _Choices(per_profile, by_profile, kernels, state.cached, misses, cache, sharing)
 
 
 # --- fusions that a measurement decides ------------------------------------------------------------------------------
@@ -469,22 +489,25 @@ def _sizes(network: Network, profile: Profile, which: str, outer: Outer) -> dict
     return typical_sizes(network, {**outer.get(which, {}), **given}, which)
 
 
-def workloads_at(network: Network, profile: Profile, which: str, config: BuildConfig, outer: Outer) -> tuple[Workload, ...]:
-    """What every layer computes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``.
+def workloads_at(
+    network: Network, profile: Profile, which: str, config: BuildConfig, outer: Outer, pitches: Mapping[str, int] = MappingProxyType({})
+) -> tuple[Workload, ...]:
+    """What every layer computes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``; ``pitches`` are
+    those of tensors that lie in wider ones.
 
     A layer that makes nothing at the optimal shapes stands there at the largest, the smallest, or (sizes that an inference tells have no end)
     the first of doubled sizes at which it makes something: it needs kernels for other sizes.
     """
     sizes = _sizes(network, profile, which, outer)
     constants, fixed = set(network.constants), fixed_sizes(network, profile)
-    found = [workload_of(network, layer, sizes, constants, config.tf32, fixed) for layer in network.layers]
+    found = [workload_of(network, layer, sizes, constants, config.tf32, fixed, pitches) for layer in network.layers]
     empty = [number for number, one in enumerate(found) if which == "opt" and not one.is_static and _makes_nothing(one)]
     if empty:
         largest = _sizes(network, profile, "max", outer)
         doubled = ({name: size if name in fixed else size << times for name, size in largest.items()} for times in range(1, DOUBLINGS))
         for sizes in (largest, _sizes(network, profile, "min", outer), *doubled):
             for number in empty:
-                other = workload_of(network, network.layers[number], sizes, constants, config.tf32, fixed)
+                other = workload_of(network, network.layers[number], sizes, constants, config.tf32, fixed, pitches)
                 found[number] = found[number] if _makes_nothing(other) else other
             empty = [number for number in empty if _makes_nothing(found[number])]
     return tuple(found)
@@ -494,9 +517,11 @@ def _makes_nothing(workload: Workload) -> bool:
     return not any(all(int(dim) > 0 for dim in one.shape) for one in workload.outputs)  # type: ignore[arg-type]
 
 
-def _extremes(network: Network, profile: Profile, config: BuildConfig, outer: Outer) -> list[tuple[Workload, ...]]:
+def _extremes(
+    network: Network, profile: Profile, config: BuildConfig, outer: Outer, pitches: Mapping[str, int]
+) -> list[tuple[Workload, ...]]:
     """Per layer, its workloads at the ends of ``profile`` where they are others than at the optimum; empty outputs need no tactic."""
-    smallest, optimal, largest = (workloads_at(network, profile, which, config, outer) for which in ("min", "opt", "max"))
+    smallest, optimal, largest = (workloads_at(network, profile, which, config, outer, pitches) for which in ("min", "opt", "max"))
     return [
         tuple(dict.fromkeys(end for end in ends if end != best and all(tensor_bytes(one) > 0 for one in end.outputs)))
         for best, *ends in zip(optimal, smallest, largest, strict=True)
@@ -757,7 +782,7 @@ def _record(
         "nodes": len(imported.fates),
         "layers": len(fused.network.layers),
         "fusions": fusion_lines(fused),
-        "misses": {layer: _plain(asdict(miss)) for layer, miss in {**fused.misses, **missed_views(fused.network)}.items()},  # for --whyNot
+        "misses": {layer: _plain(asdict(miss)) for layer, miss in {**fused.misses, **missed_views(fused.network, choices.sharing)}.items()},  # for --whyNot
         "cacheHits": choices.hits,
         "cacheMisses": choices.misses,
     }

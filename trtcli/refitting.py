@@ -16,6 +16,7 @@ from fusion.importer import import_onnx
 from fusion.network import ControlFlow, Network
 from fusion.passes import FusionOptions, with_optional
 from runtime.engine import Engine, LayerPlan
+from runtime.resolution import outline
 from runtime.views import VIEW
 from tactics.select import Decision
 from trtcli.builder import VIEW_DECISION, BuildError, Log, fuse, layer_plans, marked_tensors, workloads_at
@@ -44,8 +45,8 @@ def refit(engine: Engine, model: Path | bytes, log: Log) -> Engine:
     names: dict[tuple[Any, ...], tuple[str, ...]] = {}
     plans = []
     for number, profile in enumerate(engine.profiles):
-        old = engine.decisions(number)
-        workloads = workloads_at(network, profile, "opt", config, {})
+        old, pitches = engine.decisions(number), outline(engine, number).pitches
+        workloads = workloads_at(network, profile, "opt", config, {}, pitches)
         new = layer_plans(network, workloads, [_decision(plan) for plan in old], config, engine.device, weights, names, {})
         plans.append(tuple(replace(a, packed=b.packed) for a, b in zip(old, new, strict=True)))
     weights.update({name: network.constants[name] for name in network.outputs if name in network.constants})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,7 +12,7 @@ from fusion.ops import MatrixMultiply
 from tactics.cpu.convolution import multiplied_types, product_epilogue, summed
 from tactics.cpu.steps import Arrays, Call, Scratch, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel, stages
-from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
+from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config, every_tensor
 
 
 class Blas(Tactic):
@@ -24,6 +24,10 @@ class Blas(Tactic):
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         return multiplied_types(workload.inputs[:2])
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        # BLAS takes row lengths; what is converted first is read as one run.
+        return [number for number in every_tensor(workload) if number > 1 or workload.inputs[number].dtype.numpy == summed(workload)]
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         *batch, m, n = shape_of(workload.outputs[0])

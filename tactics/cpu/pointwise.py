@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from fusion.ops import Pointwise
 from tactics.cpu.expressions import compile_expression
 from tactics.cpu.steps import Arrays, Call, Scratch, blocks, elements, one_step, shape_of, size_of, spans, threads_of
 from tactics.cpu.threads import parallel
-from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, aligned_inputs, config
+from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, aligned_inputs, config, every_tensor
 
 
 class PointwiseBlocks(Tactic):
@@ -23,6 +23,9 @@ class PointwiseBlocks(Tactic):
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         return None
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return every_tensor(workload)  # NumPy steps through any strides
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         return spread(size_of(workload.outputs[0]), device)

@@ -134,9 +134,10 @@ def _code(
         if isinstance(access, Refusal):
             return access
         row, fields, values = _row(access, position)
+        pitch = workload.inputs[arity + index - 1].pitch
         sizes += values
         size_fields += fields
-        loads += _load(access, position, types[index], row)
+        loads += _load(access, position, types[index], row, pitch)
         if not access.groups and arity + index - 1 < len(workload.constant) and workload.constant[arity + index - 1]:
             size = f"{'ld * ' if access.columns else ''}{types[index].itemsize}"
             constants += f"    pdl_prefetch(args.operand[{position - 1}], {size}, thread, threads);\n"
@@ -222,15 +223,15 @@ def _row(access: _Access, position: int) -> tuple[str, str, list[Scalar]]:
     return " + ".join(parts), fields, values
 
 
-def _load(access: _Access, position: int, dtype: DataType, row: str) -> str:
+def _load(access: _Access, position: int, dtype: DataType, row: str, pitch: int) -> str:
     cpp, value = storage_type(dtype), computed_type(dtype)
     name = f"o{position}"
     pointer = f"static_cast<const {cpp}*>(args.operand[{position - 1}])"
     if access.columns:
-        offset = "n" if row == "0" else f"static_cast<long long>({row}) * ld + n"
+        offset = "n" if row == "0" else f"static_cast<long long>({row}) * {pitch or 'ld'} + n"
         return f"    {value} {name}[V];\n    fx::load<V>({name}, {pointer} + {offset});\n"
     return (
-        f"    {value} {name}[V];\n    {{\n        const {value} one = fx::widen({pointer}[{row}]);\n#pragma unroll\n"
+        f"    {value} {name}[V];\n    {{\n        const {value} one = fx::widen({pointer}[{f'static_cast<long long>({row}) * {pitch}' if pitch else row}]);\n#pragma unroll\n"
         f"        for (int i = 0; i < V; ++i) {name}[i] = one;\n    }}\n"
     )
 

@@ -69,6 +69,17 @@ def defines(device: DeviceSpec, **values: object) -> Defines:
     return tuple(sorted(found.items()))
 
 
+def out_pitch(workload: Workload, unit: int = 1) -> dict[str, int]:
+    """The defines of ``include/pitch.cuh`` for output 0, in ``unit`` elements; nothing where it is dense."""
+    tensor = workload.outputs[0]
+    return {"OUT_PITCH": tensor.pitch // unit, "OUT_WIDTH": dims(tensor)[-1] // unit} if tensor.pitch else {}
+
+
+def x_pitch(workload: Workload) -> dict[str, int]:
+    """The same for input 0."""
+    return {"X_PITCH": workload.inputs[0].pitch} if workload.inputs[0].pitch else {}
+
+
 def launch(
     kernel: Kernel, blocks: int | tuple[int, ...], threads: int | tuple[int, int], arguments: Sequence[Argument], shared: int = 0
 ) -> Launch:

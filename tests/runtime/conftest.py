@@ -15,7 +15,7 @@ from fusion.ops import MatrixMultiply, Pointwise, Reduce, Shuffle
 from runtime import resolution
 from runtime.cpu import CpuDevice
 from runtime.engine import Engine, InputRange, LayerPlan
-from runtime.views import VIEW, view_layers
+from runtime.views import VIEW, share_memory
 from runtime.workloads import workload_of
 from tactics.tactic import CpuCall, Plan, Tactic, aligned_inputs
 
@@ -110,16 +110,16 @@ class Graph:
     def network(self, *outputs: str) -> Network:
         return Network("test", tuple(self.inputs), outputs, tuple(self.layers), self.tensors, self.constants)
 
-    def engine(self, *outputs: str, sizes=None, streams=None, workspace=0, tactics=None, ranges=None) -> Engine:
-        """An engine with the reference tactic; ``sizes`` gives (min, opt, max) of each named size."""
-        return make_engine(self.network(*outputs), sizes or {}, streams or {}, workspace, tactics or {})
+    def engine(self, *outputs: str, sizes=None, streams=None, workspace=0, tactics=None, ranges=None, ask=None) -> Engine:
+        """An engine with the reference tactic; ``sizes`` gives (min, opt, max) of each named size, ``ask`` is what ``share_memory`` asks."""
+        return make_engine(self.network(*outputs), sizes or {}, streams or {}, workspace, tactics or {}, ask)
 
 
-def make_engine(network: Network, sizes, streams, workspace, tactics) -> Engine:
+def make_engine(network: Network, sizes, streams, workspace, tactics, ask=None) -> Engine:
     weights = dict(network.constants)
     opt = {name: values[1] for name, values in sizes.items()}
     plans = []
-    views = view_layers(network)
+    views = share_memory(network, ask=ask).views
     for layer in network.layers:
         stream = streams.get(layer.name, 0)
         if layer.name in views:

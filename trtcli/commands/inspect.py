@@ -44,7 +44,8 @@ def _model(parsed: Parsed) -> int:
     """A model is imported and fused, not built: quick, and no tactic is known."""
     from fusion.importer import import_with_report
     from fusion.passes import FusionOptions, optimize
-    from runtime.views import missed_views
+    from runtime.columns import TYPICAL, ask_kind
+    from runtime.views import missed_views, share_memory
     from trtcli import host
     from trtcli.report.inspection import model_json, model_lines
     from trtcli.report.whynot import why_not_in_network
@@ -54,7 +55,8 @@ def _model(parsed: Parsed) -> int:
     network, facts = import_with_report(Path(config.model.onnx))
     disabled = tuple("@".join(filter(None, pair)) for pair in config.build.disable_fusion)
     fused = optimize(network, FusionOptions(disabled=disabled, device="cuda" if gpu else "cpu"))
-    fused = replace(fused, misses={**fused.misses, **missed_views(fused.network)})
+    sharing = share_memory(fused.network, ask=ask_kind(fused.network, TYPICAL["cuda" if gpu else "cpu"]), disabled=disabled)
+    fused = replace(fused, misses={**fused.misses, **missed_views(fused.network, sharing)})
     if config.report.why_not:
         _print([line for node in config.report.why_not for line in why_not_in_network(fused.network, fused.misses, node)])
     elif parsed.get("json"):

@@ -11,7 +11,7 @@ from fusion.passes import FusionResult
 from runtime.engine import Engine, EngineError, InputRange, sizes_of
 from runtime.resolution import largest
 from runtime.segments import parts_of
-from runtime.views import intermediate_bytes, view_layers
+from runtime.views import Sharing, intermediate_bytes, view_layers
 from tactics.cache import Timing
 from tactics.select import Decision
 from trtcli.shapes import text as shape_text
@@ -27,9 +27,9 @@ def parsed_line(model: Path | bytes, network: Network, seconds: float) -> str:
     return f"Parsed {name} in {seconds:.2f} s: {nodes} nodes, {count / 1e6:.1f} M weights, input {inputs}"
 
 
-def saved_bytes(imported: Network, network: Network, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Bytes of tensors between layers that fusion has no need of, at the optimal shapes."""
-    return intermediate_bytes(imported, sizes_of(imported, shapes)) - intermediate_bytes(network, sizes_of(network, shapes))
+def saved_bytes(imported: Network, network: Network, sharing: Sharing, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of tensors between layers that fusion and views have no need of, at the optimal shapes."""
+    return intermediate_bytes(imported, sizes_of(imported, shapes)) - intermediate_bytes(network, sizes_of(network, shapes), sharing)
 
 
 def profile_lines(network: Network, profiles: Sequence[Mapping[str, InputRange]]) -> list[str]:
@@ -43,12 +43,12 @@ def profile_lines(network: Network, profiles: Sequence[Mapping[str, InputRange]]
     ]
 
 
-def fused_line(imported: Network, fused: FusionResult, saved: int, seconds: float) -> str:
+def fused_line(imported: Network, fused: FusionResult, sharing: Sharing, saved: int, seconds: float) -> str:
     """How many layers became how many, what that saved, and by which rules most."""
     counts = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
     before = sum(len(part.layers) for part, _ in parts_of(imported))
     after = [part for part, _ in parts_of(fused.network)]
-    count, views = sum(len(part.layers) for part in after), sum(len(view_layers(part)) for part in after)
+    count, views = sum(len(part.layers) for part in after), len(sharing.views) + sum(len(view_layers(part)) for part in after[1:])
     layers = f"{count - views} and {views} views" if views else f"{count}"
     spared = f", {saved / 1e6:.3g} MB of intermediate tensors saved" if saved > 0 else ""
     return f"Fused {before} layers into {layers} in {seconds:.2f} s{spared}: {counts}"

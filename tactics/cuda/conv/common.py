@@ -9,7 +9,7 @@ import numpy as np
 
 from fusion.ops import Convolution, Deconvolution
 from tactics.cuda.gemm.common import fixed, round_up, sizes
-from tactics.tactic import Refusal, Workload
+from tactics.tactic import Refusal, Workload, every_tensor
 
 Triple = tuple[int, int, int]
 
@@ -127,6 +127,8 @@ def merge_columns(window: Window, workload: Workload) -> Window:
     """When windows do not overlap along x (stride = taps, no padding), a row of taps is contiguous: taps_x * channels channels
     of one coarser pixel. Patch embeddings and other stems become aligned this way; the packed weights stay the same."""
     taps_x = window.taps[2]
+    if workload.inputs[0].pitch:
+        return window  # pixels are apart
     if taps_x == 1 or window.stride[2] != taps_x or window.pad[2] or window.dilation[2] != 1 or window.groups != 1:
         return window
     if window.input[2] % taps_x or window.transposed or workload.axis_varies(0, -1 if reads_planes(workload) else -2):
@@ -183,6 +185,16 @@ def pack_phases(weights: np.ndarray, window: Window) -> np.ndarray:
 def _padded(rows: np.ndarray, least: int) -> np.ndarray:
     length = round_up(max(rows.shape[1], least), 16 // rows.dtype.itemsize)
     return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, length - rows.shape[1]))))
+
+
+def pixel_step(workload: Workload, window: Window) -> int:
+    """Elements between neighbouring pixels of a channels-last input."""
+    return workload.inputs[0].pitch or window.in_channels
+
+
+def activations(workload: Workload) -> list[int]:
+    """The tensors of a (de)convolution that these kernels take as columns of wider ones: x unless it is planes, operands, the output."""
+    return [number for number in every_tensor(workload) if number > 1 or (number == 0 and not reads_planes(workload))]
 
 
 def channel_alignment(workload: Workload, window: Window) -> tuple[int, int]:

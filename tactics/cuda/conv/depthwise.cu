@@ -60,7 +60,7 @@ __device__ __forceinline__ void unpack(float (&value)[VECTOR], const Vector& vec
 extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
     depthwise(const IN_T* __restrict__ x, const float* __restrict__ w, OUT_T* __restrict__ out, int batch, int in_y, int in_x, int out_y,
               int out_x, int pad_y, int pad_x, EpilogueArgs args) {
-    constexpr int channels = CHANNELS, vectors = CHANNELS / VECTOR;
+    constexpr int channels = CHANNELS, vectors = CHANNELS / VECTOR, x_row = X_ROW(CHANNELS), out_row = OUT_ROW(CHANNELS);
     const int tiles_x = (out_x + TILE_X - 1) / TILE_X, tiles_y = (out_y + TILE_Y - 1) / TILE_Y;
     const int index = blockIdx.x * BLOCK + threadIdx.x;
     const int rest = index / vectors, c = (index - rest * vectors) * VECTOR;
@@ -86,8 +86,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
     unsigned columns = 0;
 #pragma unroll
     for (int ix = 0; ix < SPAN_X; ++ix) columns |= (static_cast<unsigned>(first_x + ix) < in_x ? 1u : 0u) << ix;
-    const IN_T* source = x + ((image * in_y + first_y) * in_x + first_x) * channels + c;
-    const int line_step = in_x * channels;
+    const IN_T* source = x + ((image * in_y + first_y) * in_x + first_x) * x_row + c;
+    const int line_step = in_x * x_row;
     auto read = [](const IN_T* at) {
         if constexpr (Vector::PAIRS > 0) return *reinterpret_cast<const Vector*>(at);
         else if constexpr (VECTOR * sizeof(IN_T) == 2) return Vector{*reinterpret_cast<const unsigned short*>(at)};
@@ -98,12 +98,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
         const unsigned inside = static_cast<unsigned>(first_y + iy) < in_y ? columns : 0u;
         if (inside == EVERY_COLUMN) {
 #pragma unroll
-            for (int ix = 0; ix < SPAN_X; ++ix) line[ix] = read(source + ix * channels);
+            for (int ix = 0; ix < SPAN_X; ++ix) line[ix] = read(source + ix * x_row);
         } else {
 #pragma unroll
             for (int ix = 0; ix < SPAN_X; ++ix) {
                 line[ix] = Vector{};
-                if (inside & 1u << ix) line[ix] = read(source + ix * channels);
+                if (inside & 1u << ix) line[ix] = read(source + ix * x_row);
             }
         }
         source += line_step;
@@ -135,21 +135,21 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
                         sum[ty][tx][e] += held[HOLD ? tap : 0][i][e] * line[tx * STRIDE_X + i * DILATION_X][e];
             if (tap != TAPS_Y - 1 || y0 + ty >= out_y) continue;
             const int m = (image * out_y + y0 + ty) * out_x + x0;
-            OUT_T* to = out + (m * channels + c);
+            OUT_T* to = out + (m * out_row + c);
 #ifdef TYPED_SUMS
             Finished done[TILE_X][VECTOR];
 #pragma unroll
             for (int tx = 0; tx < TILE_X; ++tx) finish_sums(sum[ty][tx], done[tx], args, m + min(tx, out_x - 1 - x0), c, channels);
 #pragma unroll
             for (int tx = 0; tx < TILE_X; ++tx)
-                if (x0 + tx < out_x) store_finished(to + tx * channels, done[tx]);
+                if (x0 + tx < out_x) store_finished(to + tx * out_row, done[tx]);
 #else
 #pragma unroll
             for (int tx = 0; tx < TILE_X; ++tx)  // all before the first store, so that a bias is read once
                 epilogue(sum[ty][tx], args, m + min(tx, out_x - 1 - x0), c, channels);
 #pragma unroll
             for (int tx = 0; tx < TILE_X; ++tx)
-                if (x0 + tx < out_x) store_vector(to + tx * channels, sum[ty][tx]);
+                if (x0 + tx < out_x) store_vector(to + tx * out_row, sum[ty][tx]);
 #endif
         }
     }

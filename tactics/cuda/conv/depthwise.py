@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, gcd, prod
 
@@ -11,7 +11,7 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.ops import Convolution
 from fusion.quantization import on_float_sums
-from tactics.cuda.conv.common import Window, window_of
+from tactics.cuda.conv.common import Window, activations, window_of
 from tactics.cuda.epilogue import epilogue_argument, finish_code
 from tactics.cuda.gemm.common import (
     C_TYPES,
@@ -26,6 +26,7 @@ from tactics.cuda.gemm.common import (
     round_up,
     sum_types,
 )
+from tactics.cuda.simple import out_pitch, x_pitch
 from tactics.tactic import (
     Argument,
     Buffer,
@@ -143,6 +144,9 @@ class Depthwise(Tactic):
         epilogue = _epilogue(workload)
         return epilogue if isinstance(epilogue, Refusal) else None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return activations(workload)
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         window = window_of(workload)
         assert isinstance(window, Window)
@@ -194,6 +198,7 @@ class Depthwise(Tactic):
             VECTOR=tile.vector, TILE_Y=tile.tile_y, TILE_X=tile.tile_x, AHEAD=tile.ahead, HOLD=tile.hold, TAPS_Y=window.taps[1],
             TAPS_X=window.taps[2], STRIDE_Y=window.stride[1], STRIDE_X=window.stride[2], DILATION_Y=window.dilation[1],
             DILATION_X=window.dilation[2], PDL=1 if pdl(device) else None, BLOCK=BLOCK, MIN_BLOCKS=tile.blocks,
+            **x_pitch(workload), **out_pitch(workload),
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
         arguments: tuple[Argument, ...] = (
             Buffer("input", 0), Buffer("packed", 0), Buffer("output"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -11,6 +11,7 @@ from fusion.dtypes import DataType
 from fusion.ops import Convolution, Deconvolution
 from tactics.cuda.conv.common import (
     Window,
+    activations,
     channel_alignment,
     merge_columns,
     merge_groups,
@@ -18,6 +19,7 @@ from tactics.cuda.conv.common import (
     pack_weights,
     phase_depth,
     phase_taps,
+    pixel_step,
     planes_as_depth,
     reads_planes,
     window_of,
@@ -44,6 +46,7 @@ from tactics.cuda.gemm.common import (
     workspace,
 )  # fmt: skip
 from tactics.cuda.gemm.mma_gemm import reduction, tile_defines
+from tactics.cuda.simple import out_pitch
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
 
 TAP_BITS = 32
@@ -84,6 +87,9 @@ class MmaConvolution(Tactic):
         epilogue = self._epilogue(workload)
         return epilogue if isinstance(epilogue, Refusal) else None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return activations(workload)
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         window = self._window(workload)
         found = tiles.candidates(*_product(window), workload.inputs[0].dtype, False, device, _gather(workload, window))
@@ -108,7 +114,7 @@ class MmaConvolution(Tactic):
         dtype, itemsize = workload.inputs[0].dtype, workload.inputs[0].dtype.itemsize
         align_in, align_out = channel_alignment(workload, window)
         common = dict(
-            OUT_T=STORED_TYPES[workload.outputs[0].dtype], VEC_C=vector_columns(align_out), PDL=1 if pdl(device) else None, **sum_types(workload)
+            OUT_T=STORED_TYPES[workload.outputs[0].dtype], VEC_C=vector_columns(align_out), PDL=1 if pdl(device) else None, **sum_types(workload), **out_pitch(workload)
         )
         shared = dict(
             **common, **tile_defines(tile), IN_T={**C_TYPES, **EIGHT_BIT_TYPES}[dtype], VEC_A=vector_bytes(itemsize, align_in, window.in_channels), B_CONSTANT=1
@@ -124,14 +130,14 @@ class MmaConvolution(Tactic):
             kernel = Kernel("gemm/mma_gemm.cu", "mma_gemm", (*defines(**shared, B_KN=0, VEC_B=16), *own), prelude)
             arguments = (
                 Buffer("input", 0), Buffer("packed", 0), Buffer("output"), partial,
-                *map(Scalar, (window.pixels, window.out_channels, window.depth, window.in_channels, w_row, 1)),
+                *map(Scalar, (window.pixels, window.out_channels, window.depth, pixel_step(workload, window), w_row, 1)),
                 *(Scalar(0, "i64") for _ in range(4)), split, argument,
             )  # fmt: skip
         else:
             kernel = Kernel("conv/mma_conv.cu", "mma_conv", (*defines(**shared, TRANSPOSED=1 if window.transposed else None), *own), prelude)
             arguments = (
                 Buffer("input", 0), Buffer("packed", 0), Buffer("output"), partial, Scalar(pixels), *map(Scalar, window.input),
-                Scalar(window.in_channels), *map(Scalar, window.output), Scalar(window.out_channels), Scalar(window.group_in),
+                Scalar(pixel_step(workload, window)), *map(Scalar, window.output), Scalar(window.out_channels), Scalar(window.group_in),
                 Scalar(window.group_out), Scalar(w_row),
                 *map(Scalar, (*window.taps, *window.stride, *window.pad, *window.dilation)), split, argument,
             )  # fmt: skip

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
 from fusion.ops import Convolution, Deconvolution
-from tactics.cuda.conv.common import Window, reads_planes, window_of
+from tactics.cuda.conv.common import Window, activations, pixel_step, reads_planes, window_of
 from tactics.cuda.gemm.common import (
     REFERENCE_TYPES,
     STORED_TYPES,
@@ -16,6 +17,7 @@ from tactics.cuda.gemm.common import (
     operand_types,
     refuse_types,
 )
+from tactics.cuda.simple import out_pitch
 from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
 
 TILE = 64
@@ -40,14 +42,17 @@ class SimtConvolution(Tactic):
         epilogue = epilogue_of(workload)
         return epilogue if isinstance(epilogue, Refusal) else None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return activations(workload)
+
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         window = window_of(workload, planes=True)
         epilogue = epilogue_of(workload)
         assert isinstance(window, Window) and isinstance(epilogue, Epilogue)
         kernel = Kernel("conv/simt_conv.cu", "simt_conv", (*defines(
-            **operand_types(workload), OUT_T=STORED_TYPES[workload.outputs[0].dtype], TRANSPOSED=window.transposed,
+            **operand_types(workload), OUT_T=STORED_TYPES[workload.outputs[0].dtype], TRANSPOSED=window.transposed, **out_pitch(workload),
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
-        channels, (depth, height, width), taps = window.in_channels, window.input, prod(window.taps)
+        channels, (depth, height, width), taps = pixel_step(workload, window), window.input, prod(window.taps)
         x_strides = (channels * depth * height * width, channels * height * width, channels * width, channels, 1)
         if reads_planes(workload):
             x_strides = (channels * depth * height * width, height * width, width, 1, depth * height * width)

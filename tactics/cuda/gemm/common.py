@@ -8,7 +8,7 @@ from math import gcd, prod
 from fusion.dtypes import DataType
 from fusion.ops.epilogue import product_type
 from tactics.cuda.epilogue import epilogue_argument, epilogue_code, finish_code
-from tactics.tactic import Buffer, DeviceSpec, Refusal, Scalar, Struct, Workload
+from tactics.tactic import Buffer, DeviceSpec, Refusal, Scalar, Struct, Workload, every_tensor
 
 C_TYPES = {DataType.FLOAT: "float", DataType.HALF: "__half", DataType.BF16: "__nv_bfloat16"}
 
@@ -112,6 +112,11 @@ def sum_types_of(dtype: DataType) -> dict[str, str | int | None]:
     if dtype in C_TYPES:
         return {}
     return {"TYPED_SUMS": 1, "SUM_T": None if dtype.is_float else "int"}
+
+
+def rows_and_operands(workload: Workload) -> list[int]:
+    """The tensors of a product that the kernels take as columns of wider ones: a where k is contiguous, operands, the output."""
+    return [number for number in every_tensor(workload) if number > 1 or (number == 0 and not workload.op.transpose_a)]  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -27,6 +27,7 @@ from tactics.cuda.gemm.common import (
     refuse_eight_bits,
     refuse_types,
     round_up,
+    rows_and_operands,
     sizes,
     sum_types,
     two_level,
@@ -34,6 +35,7 @@ from tactics.cuda.gemm.common import (
     vector_columns,
     workspace,
 )  # fmt: skip
+from tactics.cuda.simple import out_pitch
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
 
 
@@ -66,7 +68,8 @@ def product_of(workload: Workload) -> Product | Refusal:
     if flat is None:
         return Refusal(f"batch axes {a[:-2]} x {b[:-2]} need more than two strides")
     inner, (a_stride, b_stride) = flat
-    return Product(m, n, k, prod(lead), inner, (a_stride[0] * m * k, a_stride[1] * m * k), (b_stride[0] * k * n, b_stride[1] * k * n),
+    matrix = m * (workload.inputs[0].pitch or k)
+    return Product(m, n, k, prod(lead), inner, (a_stride[0] * matrix, a_stride[1] * matrix), (b_stride[0] * k * n, b_stride[1] * k * n),
                    op.transpose_a, op.transpose_b)  # fmt: skip
 
 
@@ -126,6 +129,9 @@ class MmaGemm(Tactic):
         epilogue = self._epilogue(workload)
         return epilogue if isinstance(epilogue, Refusal) else None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return rows_and_operands(workload)
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         product = product_of(workload)
         assert isinstance(product, Product)
@@ -153,7 +159,7 @@ class MmaGemm(Tactic):
         ldb = round_up(product.k, 16 // itemsize) if packed else product.n if b_kn else product.k
         fixed_n, fixed_k = fixed(workload, len(workload.inputs), -1), k_alignment(workload)
         vec_c = vector_columns(fixed_n)
-        common = dict(OUT_T=STORED_TYPES[out.dtype], VEC_C=vec_c, PDL=1 if pdl(device) else None, **sum_types(workload))
+        common = dict(OUT_T=STORED_TYPES[out.dtype], VEC_C=vec_c, PDL=1 if pdl(device) else None, **sum_types(workload), **out_pitch(workload))
         kernel = Kernel("gemm/mma_gemm.cu", "mma_gemm", (*defines(
             **common, **tile_defines(tile), IN_T={**C_TYPES, **EIGHT_BIT_TYPES}[dtype], B_KN=b_kn,
             VEC_A=vector_bytes(itemsize, fixed_k), VEC_B=16 if packed else vector_bytes(itemsize, fixed_n if b_kn else fixed_k),
@@ -164,7 +170,7 @@ class MmaGemm(Tactic):
         launch = Launch(
             kernel, grid, (tile.threads, 1, 1),
             (Buffer("input", 0), Buffer("packed", 0) if packed else Buffer("input", 1), output, workspace() if tile.partial else null(),
-             *map(Scalar, (product.m, product.n, product.k, product.k, ldb, product.inner)),
+             *map(Scalar, (product.m, product.n, product.k, workload.inputs[0].pitch or product.k, ldb, product.inner)),
              *(Scalar(stride, "i64") for stride in (*product.a_batch, *product.b_batch)),
              Scalar(tiles.split_depth(tile, product.k)), NO_OPERANDS if tile.partial else epilogue.argument),
             shared_memory=tile.shared_bytes(itemsize), dependent=pdl(device),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from fusion.ops import MatrixMultiply
 from tactics.cuda.gemm.common import (
     REFERENCE_TYPES,
@@ -12,8 +14,10 @@ from tactics.cuda.gemm.common import (
     epilogue_of,
     operand_types,
     refuse_types,
+    rows_and_operands,
 )
 from tactics.cuda.gemm.mma_gemm import Product, product_of
+from tactics.cuda.simple import out_pitch
 from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Launch, Plan, Refusal, Scalar, Tactic, Workload
 
 TILE = 64
@@ -38,16 +42,19 @@ class SimtGemm(Tactic):
         epilogue = epilogue_of(workload)
         return epilogue if isinstance(epilogue, Refusal) else None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return rows_and_operands(workload)
+
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         product = product_of(workload)
         epilogue = epilogue_of(workload)
         assert isinstance(product, Product) and isinstance(epilogue, Epilogue)
         m, n, k = product.m, product.n, product.k
         kernel = Kernel("gemm/simt_gemm.cu", "simt_gemm", (*defines(
-            **operand_types(workload), OUT_T=STORED_TYPES[workload.outputs[0].dtype], B_ALONG_N=not product.transpose_b,
+            **operand_types(workload), OUT_T=STORED_TYPES[workload.outputs[0].dtype], B_ALONG_N=not product.transpose_b, **out_pitch(workload),
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
         grid = (ceil_div(m, TILE) * ceil_div(n, TILE) * product.batch, 1, 1)
-        a_strides = (1, m) if product.transpose_a else (k, 1)
+        a_strides = (1, m) if product.transpose_a else (workload.inputs[0].pitch or k, 1)
         b_strides = (1, k) if product.transpose_b else (n, 1)
         arguments: tuple[Argument, ...] = (
             Buffer("input", 0), Buffer("input", 1), Buffer("output"), Scalar(m), Scalar(n), Scalar(k),

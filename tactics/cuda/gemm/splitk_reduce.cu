@@ -19,5 +19,5 @@ extern "C" __global__ void __launch_bounds__(256)
         for (int v = 0; v < VEC_C; ++v) sum[v] += part[v];
     }
     const long long m = index / ld;
-    store_sums(out + index, sum, args, m, static_cast<int>(index - m * ld), ld);
+    store_sums(out + out_place(index), sum, args, m, static_cast<int>(index - m * ld), ld);
 }

@@ -1,5 +1,6 @@
 // The end of a memory-bound kernel: the generated epilogue `finish` (any data type) where there is one, and the store.
 #pragma once
+#include "pitch.cuh"
 #include "vector.cuh"
 
 #ifndef HAS_EPILOGUE
@@ -25,8 +26,8 @@ template <int N, typename O, typename S>
 __device__ __forceinline__ void finish_store_flat(O* base, const S (&values)[N], const EpilogueArgs& args, long long index, int last) {
 #ifdef HAS_EPILOGUE
     const long long m = index / last;
-    finish_store<N>(base + index, values, args, m, static_cast<int>(index - m * last), last);
+    finish_store<N>(base + out_place(index), values, args, m, static_cast<int>(index - m * last), last);
 #else
-    fx::store<N>(base + index, values);
+    fx::store<N>(base + out_place(index), values);
 #endif
 }

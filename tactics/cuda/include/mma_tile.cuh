@@ -164,7 +164,7 @@ __device__ __forceinline__ void put(const Target& to, const EpilogueArgs& args, 
 #ifdef PARTIAL
     fx::store<V>(to.partial + m * to.ld + to.column0 + n, value);
 #else
-    store_sums(to.out + m * to.ld + to.column0 + n, value, args, m, to.column0 + n, to.ld);
+    store_sums(to.out + m * OUT_ROW(to.ld) + to.column0 + n, value, args, m, to.column0 + n, to.ld);
 #endif
 }
 

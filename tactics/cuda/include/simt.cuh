@@ -82,12 +82,12 @@ __device__ __forceinline__ void simt_store(OUT* out, const EpilogueArgs& args, S
         if (row >= rows) break;
         const long long m = row_offset + row;
         if (whole) {
-            store_sums(out + m * ld + column0 + n, sum[i], args, m, column0 + n, ld);
+            store_sums(out + m * OUT_ROW(ld) + column0 + n, sum[i], args, m, column0 + n, ld);
         } else {
             for (int j = 0; j < 4; ++j) {
                 if (n + j >= columns) break;
                 SUM_T one[1] = {sum[i][j]};
-                store_sums(out + m * ld + column0 + n + j, one, args, m, column0 + n + j, ld);
+                store_sums(out + m * OUT_ROW(ld) + column0 + n + j, one, args, m, column0 + n + j, ld);
             }
         }
     }

@@ -38,7 +38,7 @@ __device__ __forceinline__ void finish(const SUM_T (&v)[8], OUT_T* out, const Ep
                                        long long first_row) {
   if (m >= rows) return;
   long long row = first_row + m;
-  OUT_T* target = out + row * columns + n;
+  OUT_T* target = out + row * OUT_ROW(columns) + n;
 #pragma unroll
   for (int i = 0; i < 8; i += VEC)
     if (n + i < columns) {
@@ -68,7 +68,7 @@ __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T*, 
   // Rows past the end are computed as the last one and not stored.
   const int m[2] = {min(x0 + g, rows - 1), min(x0 + g + 8, rows - 1)};
   const bool there[2] = {x0 + g < rows, x0 + g + 8 < rows};
-  OUT_T* const target[2] = {out + (first_row + m[0]) * columns + y0 + c, out + (first_row + m[1]) * columns + y0 + c};
+  OUT_T* const target[2] = {out + (first_row + m[0]) * OUT_ROW(columns) + y0 + c, out + (first_row + m[1]) * OUT_ROW(columns) + y0 + c};
 #pragma unroll
   for (int from = 0; from < GROUPS; from += BATCH) {  // groups whose loads all come before the first store, which might alias them
     if (columns <= y0 + 32 * from) break;
@@ -129,7 +129,7 @@ __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* s
   const SUM_T *low = staging + r * CHUNK + 4 * staged(r, column / 4), *high = staging + r * CHUNK + 4 * (staged(r, column / 4) ^ 1);
   const bool whole = x0 + 16 <= rows;
   const long long row = first_row + x0 + r;
-  OUT_T* target = out + row * columns + y0 + column;
+  OUT_T* target = out + row * OUT_ROW(columns) + y0 + column;
 #pragma unroll
   for (int from = 0; from < BN; from += CHUNK) {
     if (columns <= y0 + from) break;
@@ -157,7 +157,7 @@ __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* s
 #pragma unroll
           for (int i = 0; i < BATCH; ++i) finish_sums<8>(own[i], v[i], args, row + (from_pass + i) * AT_ONCE, y0 + from + column, columns);
 #pragma unroll
-          for (int i = 0; i < BATCH; ++i) store_finished<8>(target + (long long)((from_pass + i) * AT_ONCE) * columns + from, v[i]);
+          for (int i = 0; i < BATCH; ++i) store_finished<8>(target + (long long)((from_pass + i) * AT_ONCE) * OUT_ROW(columns) + from, v[i]);
         }
       } else {
 #pragma unroll 1

@@ -5,6 +5,7 @@
 // (float to float, in place). Plain CUDA C++, so that it also compiles for the CPU harness.
 #pragma once
 #include "epilogue.cuh"
+#include "pitch.cuh"
 #include "vector.cuh"
 
 #ifndef SUM_T

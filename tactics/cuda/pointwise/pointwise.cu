@@ -3,6 +3,7 @@
 #include "division.cuh"
 #include "functions.cuh"
 #include "pdl.cuh"
+#include "pitch.cuh"
 
 #ifdef FLAT
 // out[i] = f(x0[i], x1[i], ...): operands have the output's shape or one element. Any count; the last count % VEC
@@ -68,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (index >= vectors) break;
         RESULT result[VEC];
         compute(loaded[i], result);
-        fx::store<VEC>(out + static_cast<long long>(index) * VEC, result);
+        fx::store<VEC>(out + out_place(static_cast<long long>(index) * VEC), result);
     }
 }
 #endif

@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from fusion.expression import Expression, Operand, operands, substitute
 from fusion.ops import Pointwise
 from tactics.cuda.codegen import Unsupported, computed_type, device_function, storage_type
-from tactics.cuda.simple import LIMIT, OUT, ceil_div, count, defines, dims, divider, launch
+from tactics.cuda.simple import LIMIT, OUT, ceil_div, count, defines, dims, divider, launch, out_pitch
 from tactics.tactic import (
     Argument,
     Buffer,
@@ -28,6 +28,7 @@ from tactics.tactic import (
     Workload,
     aligned_inputs,
     config,
+    every_tensor,
 )  # fmt: skip
 
 FILE = "pointwise/pointwise.cu"
@@ -42,12 +43,14 @@ class Broadcast:
         sizes: elements along each merged axis (at least one axis).
         divisors: what surely divides each size, whatever varying axes become.
         kept: per used operand and merged axis, whether the operand has it.
+        pitches: per used operand, its pitch. Where there is any, axis 0 is the last one alone.
     """
 
     used: tuple[int, ...]
     sizes: tuple[int, ...]
     divisors: tuple[int, ...]
     kept: tuple[tuple[bool, ...], ...]
+    pitches: tuple[int, ...] = ()
 
 
 def broadcast_of(workload: Workload) -> Broadcast | Refusal:
@@ -55,6 +58,8 @@ def broadcast_of(workload: Workload) -> Broadcast | Refusal:
     used = operands(workload.op.expression)  # type: ignore[attr-defined]
     out = dims(workload.outputs[0])
     first = len(workload.inputs)
+    pitches = tuple(workload.inputs[index].pitch for index in used)
+    apart = any(pitches) or workload.outputs[0].pitch > 0
     sizes: list[int] = []
     divisors: list[int] = []
     patterns: list[tuple[bool, ...]] = []
@@ -72,7 +77,7 @@ def broadcast_of(workload: Workload) -> Broadcast | Refusal:
                 pattern.append(True)
             else:
                 return Refusal(f"operand {index} of shape {shape} does not broadcast to {out}")
-        if patterns and patterns[-1] == tuple(pattern):
+        if patterns and patterns[-1] == tuple(pattern) and not (apart and len(patterns) == 1):
             sizes[-1] *= out[axis]
             divisors[-1] *= 1 if varies else out[axis]
         else:
@@ -81,7 +86,7 @@ def broadcast_of(workload: Workload) -> Broadcast | Refusal:
             patterns.append(tuple(pattern))
     if not sizes:
         sizes, divisors, patterns = [1], [1], [(False,) * len(used)]
-    return Broadcast(used, tuple(sizes), tuple(divisors), tuple(zip(*patterns, strict=True)) if used else ())
+    return Broadcast(used, tuple(sizes), tuple(divisors), tuple(zip(*patterns, strict=True)) if used else (), pitches)
 
 
 def code(workload: Workload, vector: Sequence[bool], flat: bool) -> str:
@@ -204,6 +209,9 @@ class BroadcastPointwise(Tactic):
             return Refusal(f"the output has {count(workload.outputs[0])} elements; this kernel counts to {LIMIT - 1}")
         return None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return every_tensor(workload) if dims(workload.outputs[0])[-1] > 1 else ()
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         found = broadcast_of(workload)
         assert isinstance(found, Broadcast)
@@ -221,17 +229,19 @@ class BroadcastPointwise(Tactic):
         v, rank = chosen["v"], len(found.sizes)
         kernel = Kernel(FILE, "pointwise_broadcast", defines(
             device, VEC=v, ITEMS=chosen["items"], THREADS=chosen["threads"], RANK=rank, OPERANDS=max(1, len(found.used)),
-            OUT_T=storage_type(workload.outputs[0].dtype)),
+            OUT_T=storage_type(workload.outputs[0].dtype), **out_pitch(workload)),
             code(workload, [kept[0] for kept in found.kept], flat=False))  # fmt: skip
         vectors = prod(found.sizes) // v
         fields: list[Buffer | Scalar] = []
         for axis, size in enumerate(found.sizes):
             fields += divider(size // v if axis == 0 else size)
-        for kept in found.kept or ((False,) * rank,):
+        for number, kept in enumerate(found.kept or ((False,) * rank,)):
             stride = 1
             for axis, keep in enumerate(kept):
                 fields.append(Scalar((stride * (v if axis == 0 else 1)) if keep else 0, "u32"))
                 stride *= found.sizes[axis] if keep else 1
+                if axis == 0 and found.pitches and found.pitches[number]:
+                    stride = found.pitches[number]
         arguments: tuple[Argument, ...] = (OUT, Scalar(vectors, "u32"), _args(found), Struct(tuple(fields)))
         blocks = ceil_div(vectors, chosen["threads"] * chosen["items"])
         return Plan((launch(kernel, blocks, chosen["threads"], arguments),), in_place=aligned_inputs(workload))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 
 from fusion.dtypes import DataType
@@ -14,6 +14,7 @@ from tactics.cuda.epilogue import epilogue_argument
 from tactics.cuda.reduce.reduce import (
     Reduction,
     columns_configs,
+    columns_pitched,
     columns_plan,
     is_columns,
     is_rows,
@@ -30,11 +31,25 @@ from tactics.cuda.simple import (
     divider,
     known,
     launch,
+    out_pitch,
     refuse_large,
     vector_width,
     wrap_code,
 )
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    config,
+    every_tensor,
+)
 
 KINDS = {"max": 0, "average": 1, "lp": 2}
 
@@ -64,6 +79,9 @@ class WindowPooling(Tactic):
             return Refusal(f"{op.kind} pooling of {work.value}; it needs a floating-point type")
         code = wrap_code(workload)
         return code if isinstance(code, Refusal) else refuse_large(workload)
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return every_tensor(workload) if workload.op.channels_last else ()  # type: ignore[attr-defined]
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         op: Pooling = workload.op  # type: ignore[assignment]
@@ -96,7 +114,8 @@ class WindowPooling(Tactic):
         prelude += f"#define LOWEST ({lowest})\n"
         names = defines(
             device, IN_T=storage_type(workload.inputs[0].dtype), OUT_T=storage_type(workload.outputs[0].dtype), KIND=KINDS[op.kind],
-            P=op.p, VEC=v, THREADS=threads, AXES=len(axes), COUNT_PAD=op.count_include_pad)  # fmt: skip
+            P=op.p, VEC=v, THREADS=threads, AXES=len(axes), COUNT_PAD=op.count_include_pad,
+            **out_pitch(workload))  # fmt: skip
         kernel = Kernel("pooling/pooling.cu", "pool", (*names, *epilogue.defines), prelude)
         fields: list[Buffer | Scalar] = []
         for size in _three([out[axis] for axis in axes], 1):
@@ -106,7 +125,7 @@ class WindowPooling(Tactic):
         for column, missing in zip(columns, (1, 1, 1, 0, 0, 1), strict=True):
             fields += [Scalar(int(value)) for value in _three([int(one) for one in column], missing)]  # type: ignore[arg-type]
         count = prod(out) // v
-        arguments = (Buffer("input"), OUT, Scalar(count, "u32"), Scalar(channels), Scalar(out[-1]), Struct(tuple(fields)),
+        arguments = (Buffer("input"), OUT, Scalar(count, "u32"), Scalar(workload.inputs[0].pitch or channels), Scalar(out[-1]), Struct(tuple(fields)),
                      epilogue_argument(epilogue))  # fmt: skip
         return Plan((launch(kernel, ceil_div(count, threads), threads, arguments),))
 
@@ -148,6 +167,9 @@ class GlobalPooling(Tactic):
     def _reduction(workload: Workload) -> Reduction:
         op: Pooling = workload.op  # type: ignore[assignment]
         return reduction(workload, _spatial(workload), "max" if op.kind == "max" else "mean", IDENTITY)
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return columns_pitched(workload, self._reduction(workload))
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         found = self._reduction(workload)

@@ -114,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(TX * TY)
     const unsigned chunks = (inner + TX * VEC - 1) / (TX * VEC);
     const unsigned row = blockIdx.x / chunks, column = (blockIdx.x % chunks * TX + threadIdx.x) * VEC;
     const unsigned begin = blockIdx.y * share, end = column < inner ? min(n, begin + share) : 0;
-    const IN_T* source = x + static_cast<long long>(row) * n * inner + column;
+    const IN_T* source = x + static_cast<long long>(row) * n * X_ROW(inner) + column;
     Acc total[VEC];
 #pragma unroll
     for (int i = 0; i < VEC; ++i) total[i] = neutral();
@@ -123,14 +123,14 @@ extern "C" __global__ void __launch_bounds__(TX * TY)
         fx::Vec<IN_T, VEC> raw[UNROLL];
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u)
-            raw[u] = *reinterpret_cast<const fx::Vec<IN_T, VEC>*>(source + static_cast<long long>(k + u * TY) * inner);
+            raw[u] = *reinterpret_cast<const fx::Vec<IN_T, VEC>*>(source + static_cast<long long>(k + u * TY) * X_ROW(inner));
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u)
 #pragma unroll
             for (int i = 0; i < VEC; ++i) total[i] = merge(total[i], start(prologue(fx::widen(raw[u].value[i]))));
     }
     for (; k < end; k += TY) {
-        const fx::Vec<IN_T, VEC> raw = *reinterpret_cast<const fx::Vec<IN_T, VEC>*>(source + static_cast<long long>(k) * inner);
+        const fx::Vec<IN_T, VEC> raw = *reinterpret_cast<const fx::Vec<IN_T, VEC>*>(source + static_cast<long long>(k) * X_ROW(inner));
 #pragma unroll
         for (int i = 0; i < VEC; ++i) total[i] = merge(total[i], start(prologue(fx::widen(raw.value[i]))));
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -21,11 +21,26 @@ from tactics.cuda.simple import (
     dims,
     divider,
     launch,
+    out_pitch,
     refuse_large,
     vector_width,
     wrap_code,
+    x_pitch,
 )
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    config,
+    every_tensor,
+)
 
 FILE = "reduce/reduce.cu"
 KINDS = {"sum": 0, "mean": 1, "prod": 2, "max": 3, "min": 4, "logsumexp": 5}
@@ -123,7 +138,7 @@ def _kernel(workload: Workload, found: Reduction, device: DeviceSpec, entry: str
     accumulated = DataType.INT64 if found.kind == "mean" and not work.is_float else work
     prelude += f"using ACC = {storage_type(accumulated)};\n#define LOWEST ({_neutral(found.kind, accumulated)})\n"
     names = defines(device, IN_T=storage_type(workload.inputs[0].dtype), OUT_T=storage_type(workload.outputs[0].dtype),
-                    KIND=KINDS[found.kind], **{"SPLIT": 0, **values})  # fmt: skip
+                    KIND=KINDS[found.kind], **{"SPLIT": 0, **values}, **x_pitch(workload), **out_pitch(workload))  # fmt: skip
     return Kernel(FILE, entry, (*names, *epilogue.defines), prelude), epilogue_argument(epilogue)
 
 
@@ -224,6 +239,12 @@ def is_columns(found: Reduction) -> bool:
     return found.reduced in ((True, False), (False, True, False))
 
 
+def columns_pitched(workload: Workload, found: Reduction) -> Collection[int]:
+    """The tensors that may be columns of wider ones: all but the input, and the input where its rows are those that the column kernel adds."""
+    rows = is_columns(found) and found.shape[-1] == dims(workload.inputs[0])[-1]
+    return [number for number in every_tensor(workload) if number or rows]
+
+
 class RowReduce(Tactic):
     """Over trailing axes: neighbouring elements into one; long rows also by several blocks and a second stage."""
 
@@ -236,6 +257,9 @@ class RowReduce(Tactic):
         if not is_rows(found):
             return Refusal(f"axes {workload.op.axes} of {dims(workload.inputs[0])} are not the last ones")  # type: ignore[attr-defined]
         return refusal_of(workload, found)
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return every_tensor(workload)[1:]
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         return rows_configs(workload, of(workload), device)
@@ -257,6 +281,9 @@ class ColumnReduce(Tactic):
             return Refusal(f"axes {workload.op.axes} of {dims(workload.inputs[0])} are not one run before the last axis")  # type: ignore[attr-defined]
         return refusal_of(workload, found)
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return columns_pitched(workload, of(workload))
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         return columns_configs(workload, of(workload), device)
 
@@ -274,6 +301,9 @@ class StridedReduce(Tactic):
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         return refusal_of(workload, of(workload))
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return every_tensor(workload)[1:]
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         return [config(group=group) for group in ((32, 256, 1) if of(workload).n >= 32 else (1, 32))]

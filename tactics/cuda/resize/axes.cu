@@ -6,6 +6,7 @@
 #include "division.cuh"
 #include "functions.cuh"
 #include "pdl.cuh"
+#include "pitch.cuh"
 
 #if KIND == 2
 // --- tables of axes whose sizes vary. Grid: x = ceil(longest axis / THREADS), y = axes.
@@ -142,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i)
-        if (first + i * THREADS < count) reinterpret_cast<fx::Vec<MOVE_T, VEC>*>(out)[first + i * THREADS] = value[i];
+        if (first + i * THREADS < count) reinterpret_cast<fx::Vec<MOVE_T, VEC>*>(out)[out_place(first + i * THREADS)] = value[i];
 }
 #else
 // Linear and cubic: the sum over the taps of all resized axes, the first axis innermost and every product and sum rounded by
@@ -209,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < W; ++i) result[v + i] = part[i];
     }
-    fx::store<VEC>(out + static_cast<long long>(index) * VEC, result);
+    fx::store<VEC>(out + out_place(static_cast<long long>(index) * VEC), result);
 }
 #endif
 #endif

@@ -6,7 +6,7 @@ With the channels innermost a thread moves a vector of them; otherwise it stores
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import gcd
 
 import numpy as np
@@ -26,7 +26,7 @@ from tactics.cuda.resize.tables import (
     resized_axes,
     table,
 )
-from tactics.cuda.simple import LIMIT, OUT, ceil_div, count, defines, dims, divider, launch, raw_type
+from tactics.cuda.simple import LIMIT, OUT, ceil_div, count, defines, dims, divider, launch, out_pitch, raw_type
 from tactics.tactic import (
     Buffer,
     Config,
@@ -76,6 +76,9 @@ class AxisResize(Tactic):
         if op.antialias and any(axis_varies(workload, axis) for axis in resized_axes(workload)):
             return Refusal("antialias with sizes that vary: the number of elements that a coordinate reads would vary, too")
         return None
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return () if len(dims(workload.inputs[0])) - 1 in resized_axes(workload) else (0, 1)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         op, item = workload.op, workload.inputs[0].dtype.itemsize
@@ -144,7 +147,7 @@ class AxisResize(Tactic):
             entry, outside = "resize_taps_sum", Scalar(float(op.extrapolation), "f64" if work is DataType.DOUBLE else "f32")
         total = count(workload.outputs[0]) // v
         arguments = (Buffer("input"), OUT, Scalar(total, "u32"), outside, Struct(tuple(fields)))
-        kernel = Kernel(FILE, entry, defines(device, **names), PRELUDE)
+        kernel = Kernel(FILE, entry, defines(device, **names, **out_pitch(workload, v if nearest else 1)), PRELUDE)
         steps: list[Step] = [_table_launch(workload, device, work, varying, tables)] if varying else []
         steps.append(launch(kernel, ceil_div(total, THREADS * items), THREADS, arguments))
         return Plan(tuple(steps), used)

@@ -63,12 +63,13 @@ def fixed_taps(workload: Workload) -> tuple[AxisTaps | None, ...]:
 def merged_axes(workload: Workload, resized: tuple[int, ...]) -> tuple[MergedAxis, ...]:
     """The output's axes, innermost first."""
     x, out = dims(workload.inputs[0]), dims(workload.outputs[0])
+    pitch = workload.inputs[0].pitch
     found: list[MergedAxis] = []
     for axis in reversed(range(len(out))):
-        step, sure = prod(x[axis + 1 :]), 1 if workload.axis_varies(1, axis) else out[axis]
+        step, sure = prod(x[axis + 1 :]) if axis == len(out) - 1 or not pitch else prod(x[axis + 1 : -1]) * pitch, 1 if workload.axis_varies(1, axis) else out[axis]
         if axis in resized:
             found.append(MergedAxis(out[axis], step, sure, resized.index(axis)))
-        elif found and found[-1].number < 0:
+        elif found and found[-1].number < 0 and not (pitch and axis == len(out) - 2):
             inner = found[-1]
             found[-1] = MergedAxis(inner.size * out[axis], inner.step, inner.divisor * sure, -1)
         elif sure != 1 or out[axis] != 1 or axis_varies(workload, axis):

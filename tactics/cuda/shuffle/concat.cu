@@ -6,6 +6,9 @@
 
 struct Parts {
     const MOVE_T* source[PARTS];
+#ifdef X_PITCHES
+    unsigned pitch[PARTS];  // elements between rows of a part
+#endif
     Divider length[PARTS];
     unsigned start[PARTS];  // in the output's rows
 };
@@ -23,7 +26,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const unsigned first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i)
-        if (first + i * THREADS < count) value[i] = source[first + i * THREADS];
+        if (first + i * THREADS < count) {
+#ifdef X_PITCHES
+            unsigned row = first + i * THREADS;
+            const unsigned column = length.split(row);
+            value[i] = source[row * parts.pitch[part] + column];
+#else
+            value[i] = source[first + i * THREADS];
+#endif
+        }
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
         unsigned row = first + i * THREADS;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import gcd, prod
 
 import numpy as np
@@ -23,6 +23,7 @@ from tactics.tactic import (
     Tactic,
     Workload,
     config,
+    every_tensor,
 )
 
 PARTS = 16  # inputs of one concatenation launch
@@ -37,19 +38,19 @@ def movement(workload: Workload) -> tuple[tuple[Axis, ...], int]:
     op, merge = workload.op, workload.is_static
     x, out = dims(workload.inputs[0]), dims(workload.outputs[0])
     in_varies, out_varies = _varies(workload, 0, len(x)), _varies(workload, 1, len(out))
-    steps = row_major(x, in_varies)
+    steps, out_pitch = row_major(x, in_varies, workload.inputs[0].pitch), workload.outputs[0].pitch
     if isinstance(op, Slice):
         starts = [int(start) for start in op.starts]  # type: ignore[arg-type]
         base = sum(start * step for start, (step, _) in zip(starts, steps, strict=True))
         moved = [(step * by, sure * abs(by)) for (step, sure), by in zip(steps, op.steps, strict=True)]
-        return axes_of(out, out_varies, moved, row_major(out, out_varies), merge=merge), base
+        return axes_of(out, out_varies, moved, row_major(out, out_varies, out_pitch), merge=merge), base
     if isinstance(op, Expand):
         missing = len(out) - len(x)
         moved = [(0, ANY)] * missing
         for axis, (step, sure) in enumerate(steps):
             fixed_one = x[axis] == 1 and not in_varies[axis]
             moved.append((0, ANY) if fixed_one else (0 if x[axis] == 1 else step, sure))
-        return axes_of(out, out_varies, moved, row_major(out, out_varies), merge=merge), 0
+        return axes_of(out, out_varies, moved, row_major(out, out_varies, out_pitch), merge=merge), 0
     assert isinstance(op, Tile)
     sizes: list[int] = []
     varies: list[bool] = []
@@ -68,7 +69,7 @@ def _sure_base(workload: Workload) -> int:
         return ANY
     x, out = dims(workload.inputs[0]), dims(workload.outputs[0])
     in_varies, out_varies = _varies(workload, 0, len(x)), _varies(workload, 1, len(out))
-    steps = row_major(x, in_varies)
+    steps = row_major(x, in_varies, workload.inputs[0].pitch)
     open_ = [before or after for before, after in zip(in_varies, out_varies, strict=True)]
     parts = [sure if free else int(start) * sure for start, (_, sure), free in zip(op.starts, steps, open_, strict=True)]  # type: ignore[arg-type]
     return gcd(*parts) or ANY
@@ -84,6 +85,9 @@ class Movement(Tactic):
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         return refuse_large(workload)
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return (0, 1) if not isinstance(workload.op, Tile) else (0,)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         axes, _ = movement(workload)
@@ -109,6 +113,10 @@ class Concatenate(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         return refuse_large(workload)
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        last = workload.op.axis == len(workload.outputs[0].shape) - 1  # type: ignore[attr-defined]
+        return every_tensor(workload) if last else ()
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         widest = self._widest(workload)
         return [config(v=v, items=items) for v, items in copy_choices(widest, count(workload.outputs[0]), device)]
@@ -125,15 +133,19 @@ class Concatenate(Tactic):
         v, items = chosen["v"], chosen["items"]
         axis = workload.op.axis  # type: ignore[attr-defined]
         out = dims(workload.outputs[0])
-        outer, total = prod(out[:axis]), prod(out[axis:]) // v
+        outer, total = prod(out[:axis]), (workload.outputs[0].pitch or prod(out[axis:])) // v
         lengths = [prod(dims(tensor)[axis:]) // v for tensor in workload.inputs]
         starts = [sum(lengths[:index]) for index in range(len(lengths))]
         steps: list[Launch] = []
         for first in range(0, len(lengths), PARTS):
             part = range(first, min(first + PARTS, len(lengths)))
-            names = defines(device, MOVE_T=raw_type(workload.outputs[0].dtype.itemsize * v), PARTS=len(part), THREADS=256, ITEMS=items)
+            apart = any(workload.inputs[index].pitch for index in part)
+            names = defines(device, MOVE_T=raw_type(workload.outputs[0].dtype.itemsize * v), PARTS=len(part), THREADS=256, ITEMS=items,
+                            **({"X_PITCHES": 1} if apart else {}))  # fmt: skip
             kernel = Kernel("shuffle/concat.cu", "concatenate", names, '#include "vector.cuh"\n')
             fields: list[Buffer | Scalar] = [Buffer("input", index) for index in part]
+            if apart:
+                fields += [Scalar((workload.inputs[index].pitch // v) or lengths[index], "u32") for index in part]
             for index in part:
                 # A part of length 0 divides by 1 and copies nothing: its count is outer * 1 only when it has elements.
                 fields += divider(lengths[index]) if lengths[index] else (Scalar(0, "u32"), Scalar(0, "u32"), Scalar(0, "u32"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import gcd, prod
 
 from fusion.ops import Shuffle
@@ -58,10 +58,12 @@ def passes(workload: Workload) -> list[tuple[Axis, ...]]:
     for position, axis in enumerate(second):
         middle[axis], middle_varies[axis] = out[position], out_varies[position]
     after = (tuple(middle), tuple(middle_varies), second)
-    if op.reshape is None and op.second is not None and op.first is not None:
-        return [_axes((shape, varies, tuple(op.first[axis] for axis in op.second)), fixed)]
+    pitches = (workload.inputs[0].pitch, workload.outputs[0].pitch)  # see takes_columns
+    if op.reshape is None and (any(pitches) or (op.first is not None and op.second is not None)):
+        first = op.first or tuple(range(len(shape)))
+        return [_axes((shape, varies, tuple(first[axis] for axis in second)), fixed, *pitches)]
     if _trivial(op.second):
-        return [_axes(before, fixed)]
+        return [_axes(before, fixed, *pitches)]
     if _trivial(op.first):
         return [_axes(after, fixed)]
     if fixed:
@@ -71,11 +73,17 @@ def passes(workload: Workload) -> list[tuple[Axis, ...]]:
     return [_axes(before, fixed), _axes(after, fixed)]
 
 
-def _axes(permuted: Permuted, merge: bool) -> tuple[Axis, ...]:
+def takes_columns(workload: Workload) -> tuple[int, ...]:
+    """The tensors that may be columns of wider ones: those whose rows no reshape joins or cuts."""
+    op: Shuffle = workload.op  # type: ignore[assignment]
+    return (0, 1) if op.reshape is None else (0,) if _trivial(op.second) else ()
+
+
+def _axes(permuted: Permuted, merge: bool, in_pitch: int = 0, out_pitch: int = 0) -> tuple[Axis, ...]:
     shape, varies, order = permuted
-    steps = row_major(shape, varies)
+    steps = row_major(shape, varies, in_pitch)
     sizes, moved = [shape[axis] for axis in order], [varies[axis] for axis in order]
-    return axes_of(sizes, moved, [steps[axis] for axis in order], row_major(sizes, moved), merge=merge)
+    return axes_of(sizes, moved, [steps[axis] for axis in order], row_major(sizes, moved, out_pitch), merge=merge)
 
 
 def _joined(before: Permuted, after: Permuted) -> tuple[Axis, ...] | None:
@@ -149,6 +157,9 @@ class StridedShuffle(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         return refuse_large(workload)
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return takes_columns(workload)
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         item = workload.inputs[0].dtype.itemsize
         widest = min(widest_vector(axes, item) for axes in passes(workload))
@@ -182,6 +193,9 @@ class TiledShuffle(Tactic):
         if any(batch > 65535 * 65535 for batch in (prod(axis.size for axis in found[0]),)):
             return Refusal("too many planes for one grid")
         return refuse_large(workload)
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return takes_columns(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         read, write = self._widths(workload)

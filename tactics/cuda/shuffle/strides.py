@@ -25,14 +25,16 @@ class Axis:
     sure: tuple[int, int, int]
 
 
-def row_major(sizes: Sequence[int], varies: Sequence[bool]) -> list[tuple[int, int]]:
-    """Per axis the step of a dense tensor, and what surely divides it."""
+def row_major(sizes: Sequence[int], varies: Sequence[bool], pitch: int = 0) -> list[tuple[int, int]]:
+    """Per axis the step of a tensor, dense or with rows ``pitch`` apart, and what surely divides it."""
     steps: list[tuple[int, int]] = []
     step = sure = 1
     for size, vary in zip(reversed(sizes), reversed(varies), strict=True):
         steps.insert(0, (step, sure))
         step *= size
         sure *= 1 if vary else size
+        if pitch and len(steps) == 1:
+            step = sure = pitch
     return steps
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.ops import Convolution
-from tactics.cuda.conv.common import Window, merge_columns, pack_weights, window_of
+from tactics.cuda.conv.common import Window, activations, merge_columns, pack_weights, pixel_step, window_of
 from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, pdl, refuse_types, vector_columns
-from tactics.cuda.sm90.gemm_sm90 import Product, gemm_launch
+from tactics.cuda.sm90.gemm_sm90 import Product, gemm_launch, pitch_defines
 from tactics.cuda.sm90.tile_sm90 import (
     TYPES,
     Problem,
@@ -93,6 +93,9 @@ class Sm90Convolution(Tactic):
             return window
         return _illegal_window(window, workload) or _epilogue_refusal(workload)
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return activations(workload)
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         return [tile.config() for tile in candidates(_problem(workload), device)]
 
@@ -164,7 +167,7 @@ def _launch(workload: Workload, device: DeviceSpec, tile: Tile, window: Window, 
     dtype = workload.inputs[0].dtype
     size, depth = dtype.itemsize, tile.swizzle // dtype.itemsize
     channels, (_, height, width) = window.in_channels, window.input
-    row = channels * size
+    row = pixel_step(workload, window) * size
     lower, upper = corners(window)
     image = TensorMap(
         Buffer("input", 0), dtype, (channels, width, height, window.batch), (row, row * width, row * width * height),
@@ -173,12 +176,12 @@ def _launch(workload: Workload, device: DeviceSpec, tile: Tile, window: Window, 
     )  # fmt: skip
     taps = window.taps[1] * window.taps[2]
     weight = TensorMap(
-        Buffer("packed", 0), dtype, (channels, taps, window.out_channels), (row, row * taps), (depth, 1, tile.bn // tile.cluster_x),
+        Buffer("packed", 0), dtype, (channels, taps, window.out_channels), (channels * size, channels * size * taps), (depth, 1, tile.bn // tile.cluster_x),
         swizzle=tile.swizzle, tf32=dtype is DataType.FLOAT,
     )  # fmt: skip
     columns = vector_columns(window.out_channels)
     defines = tile_defines(tile, dtype, workload.outputs[0].dtype, columns, True, pdl(device))
-    kernel = Kernel("sm90/conv_sm90.cu", "convolution", (*defines, *epilogue.defines), epilogue.prelude)
+    kernel = Kernel("sm90/conv_sm90.cu", "convolution", (*defines, *pitch_defines(workload), *epilogue.defines), epilogue.prelude)
     numbers = (
         window.pixels, *window.output[1:], window.out_channels, channels, *window.taps[1:], *window.stride[1:], *window.pad[1:],
         *window.dilation[1:],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -10,7 +10,17 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.ops import MatrixMultiply
-from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, pdl, refuse_types, sizes, vector_columns
+from tactics.cuda.gemm.common import (
+    Epilogue,
+    epilogue_of,
+    fixed,
+    pdl,
+    refuse_types,
+    rows_and_operands,
+    sizes,
+    vector_columns,
+)
+from tactics.cuda.simple import out_pitch
 from tactics.cuda.sm90.tile_sm90 import (
     TYPES,
     Problem,
@@ -115,6 +125,9 @@ class Sm90Gemm(Tactic):
         epilogue = epilogue_of(workload)
         return epilogue if isinstance(epilogue, Refusal) else None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return rows_and_operands(workload)
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         return [tile.config() for tile in candidates(self._problem(workload), device)]
 
@@ -158,10 +171,10 @@ def gemm_launch(
     dtype = workload.inputs[0].dtype
     layouts = (("A_KM", str(int(product.a_km))), ("B_KN", str(int(product.b_kn))))
     defines = tile_defines(tile, dtype, workload.outputs[0].dtype, vector_columns(columns), constant_b, pdl(device))
-    kernel = Kernel("sm90/gemm_sm90.cu", "gemm", (*defines, *layouts, *epilogue.defines), epilogue.prelude)
+    kernel = Kernel("sm90/gemm_sm90.cu", "gemm", (*defines, *layouts, *pitch_defines(workload), *epilogue.defines), epilogue.prelude)
     maps = (
         _operand_map(Buffer("input", 0), tile, workload, product.m, product.k, 1 if product.a_shared else product.batch, product.a_km,
-                     not tile.swap),
+                     not tile.swap, workload.inputs[0].pitch),
         _operand_map(b, tile, workload, product.n, product.k, 1 if product.b_shared else product.batch, product.b_kn, bool(tile.swap)),
     )  # fmt: skip
     numbers = (product.m, product.n, product.k, product.batch, int(not product.a_shared), int(not product.b_shared))
@@ -172,13 +185,20 @@ def gemm_launch(
     )  # fmt: skip
 
 
+def pitch_defines(workload: Workload) -> tuple[tuple[str, str], ...]:
+    """The defines of ``include/pitch.cuh`` for the output."""
+    return tuple((name, str(value)) for name, value in out_pitch(workload).items())
+
+
 def _operand_map(
-    buffer: Buffer, tile: Tile, workload: Workload, rows: int, k: int, batch: int, rows_contiguous: bool, on_x: bool
+    buffer: Buffer, tile: Tile, workload: Workload, rows: int, k: int, batch: int, rows_contiguous: bool, on_x: bool,
+    pitch: int = 0,
 ) -> TensorMap:
-    """The tiled map (contiguous dimension, the other one, batch) of one operand; its box is what the kernel loads at a time."""
+    """The tiled map (contiguous dimension, the other one, batch) of one operand; its box is what the kernel loads at a time. ``pitch``: of
+    its rows, where k is contiguous."""
     dtype = workload.inputs[0].dtype
     size, depth = dtype.itemsize, tile.swizzle // dtype.itemsize
-    strides = (rows * size if rows_contiguous else k * size, rows * k * size)
+    strides = (rows * size if rows_contiguous else (pitch or k) * size, rows * (pitch or k) * size)
     tf32 = dtype is DataType.FLOAT
     if rows_contiguous:
         width = 64 if on_x or tile.bn % 64 == 0 else 32 if tile.bn % 32 == 0 else 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import gcd
 
 import numpy as np
@@ -21,6 +21,7 @@ from tactics.cuda.gemm.common import (
     refuse_types,
     round_up,
 )
+from tactics.cuda.simple import out_pitch
 from tactics.cuda.sm90.tile_sm90 import SHARED, SHARED_RESERVED, SHARED_SM, refused
 from tactics.tactic import (
     Buffer,
@@ -34,6 +35,7 @@ from tactics.tactic import (
     Tactic,
     Workload,
     config,
+    every_tensor,
     workload_bytes,
 )  # fmt: skip
 
@@ -70,6 +72,9 @@ class Sm90Stem(Tactic):
         epilogue = epilogue_of(workload)
         return epilogue if isinstance(epilogue, Refusal) else None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return [number for number in every_tensor(workload) if number > 1]
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         window = _window(workload)
         widths = [size for size in (16, 32, 64, 96, 128) if size < 2 * window.out_channels or size == 16]
@@ -102,7 +107,7 @@ class Sm90Stem(Tactic):
             IN_T=dtype, IMAGE_T=dtype, OUT_T=C_TYPES[workload.outputs[0].dtype], NCHW=reads_planes(workload), CHANNELS=window.in_channels, FILTER_H=window.taps[1],
             FILTER_W=window.taps[2], STRIDE_H=window.stride[1], STRIDE_W=window.stride[2], PAD_H=window.pad[1], PAD_W=window.pad[2],
             BN=choice["bn"], WARPGROUPS=choice["warpgroups"], MIN_BLOCKS=choice["blocks"],
-            VEC=gcd(8, window.out_channels), PDL=1 if pdl(device) else None,
+            VEC=gcd(8, window.out_channels), PDL=1 if pdl(device) else None, **out_pitch(workload),
         )  # fmt: skip
         kernel = Kernel("sm90/stem_sm90.cu", "convolution_stem", (*values, *epilogue.defines), epilogue.prelude)
         grid = (min(_tiles(window, choice), device.multiprocessors * choice["blocks"]), ceil_div(window.out_channels, choice["bn"]), 1)
