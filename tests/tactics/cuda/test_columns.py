@@ -22,6 +22,7 @@ from fusion.ops import (
     Shuffle,
     Slice,
 )
+from tactics.compiler import compile_cubin, cuda_include_paths
 from tactics.registry import tactic, tactics
 from tactics.tactic import Tactic, Workload, refusal
 from tests.harness.columns import apart, check_columns
@@ -157,3 +158,17 @@ def test_columns_on_the_gpu(name, which, dtype):
     if one.supports(workload, spec) is not None:
         pytest.skip(f"{which} does not serve {dtype.value}")
     check_columns(one, workload, numbers, _inputs(workload), run_on_gpu, spec, tolerance={"float32": 2e-3, "float16": 4e-3})
+
+
+@pytest.mark.skipif(not cuda_include_paths(), reason="needs the CUDA headers")
+@pytest.mark.parametrize("name", ["3x3", "product"])
+def test_columns_cost_no_registers_on_hopper(name):
+    shorts, workload, numbers = CASES[name]
+    one, dense = tactic(f"cuda.{shorts[-1]}"), _typed(workload, F16)
+    columns = apart(dense, numbers)
+    plain, wide = (
+        compile_cubin(step.kernel.source(), step.kernel.defines, "sm_90a", step.kernel.file).resources
+        for kind in (dense, columns)
+        for step in one.plan(kind, one.configs(kind, H100)[0], H100).steps
+    )
+    assert wide.registers <= plain.registers + 8 and wide.spill_stores <= plain.spill_stores

@@ -1,0 +1,179 @@
+"""Dense, inception, fire and U-Net blocks, channel splits and shuffles: no layer joins or cuts channels on a GPU, and results stay right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from fusion.dtypes import DataType
+from fusion.importer import import_onnx
+from fusion.network import Network
+from fusion.ops import Concatenation, Slice
+from fusion.passes import FusionOptions, optimize
+from runtime.columns import TYPICAL, ask_kind
+from runtime.devices import open_device
+from runtime.views import VIEW, Sharing, intermediate_bytes, share_memory
+from tests.catalogue import Row, model
+from tests.models import light, onnxruntime_outputs
+from trtcli import builder
+from trtcli.config import BuildConfig
+from trtcli.log import Log
+
+IMAGE = {"x": (2, 16, 10, 12)}
+W3 = "<pads=[1,1,1,1]>"
+
+NETWORKS = {
+    one.name: one
+    for one in (
+        Row("dense", f"a0 = Conv{W3}(x, w0)\n"
+            f"n1 = BatchNormalization(a0, g1, h1, m1, v1)\nr1 = Relu(n1)\nc1 = Conv{W3}(r1, w1)\na1 = Concat<axis=1>(a0, c1)\n"
+            f"n2 = BatchNormalization(a1, g2, h2, m2, v2)\nr2 = Relu(n2)\nc2 = Conv{W3}(r2, w2)\na2 = Concat<axis=1>(a1, c2)\n"
+            "n3 = BatchNormalization(a2, g3, h3, m3, v3)\nr3 = Relu(n3)\nc3 = Conv(r3, w3)\ny = AveragePool<kernel_shape=[2,2],strides=[2,2]>(c3)",
+            "", inputs=IMAGE, values={
+                "w0": (24, 16, 3, 3), "w1": (8, 24, 3, 3), "w2": (16, 32, 3, 3), "w3": (8, 48, 1, 1),
+                **{f"{name}{k}": np.full(size, 1.25) if name == "v" else np.linspace(-1, 1, size) for k, size in ((1, 24), (2, 32), (3, 48)) for name in "ghmv"},
+            }),
+        Row("inception", f"a = Conv(x, w1)\nar = Relu(a)\nb = Conv(x, w2)\nbr = Relu(b)\nc = Conv{W3}(br, w3)\ncr = Relu(c)\n"
+            f"d = Conv(x, w4)\ndr = Relu(d)\ne = Conv<pads=[2,2,2,2]>(dr, w5)\ner = Relu(e)\np = MaxPool<kernel_shape=[3,3],pads=[1,1,1,1]>(x)\n"
+            "f = Conv(p, w6)\nfr = Relu(f)\nj = Concat<axis=1>(ar, cr, er, fr)\nq = MaxPool<kernel_shape=[3,3],strides=[2,2]>(j)\n"
+            "k = Conv(j, w7)\ng = GlobalAveragePool(k)\nz = GlobalAveragePool(q)\ny = Add(g, z)",
+            "", inputs=IMAGE, values={"w1": (16, 16, 1, 1), "w2": (24, 16, 1, 1), "w3": (32, 24, 3, 3), "w4": (8, 16, 1, 1), "w5": (8, 8, 5, 5),
+                                      "w6": (8, 16, 1, 1), "w7": (64, 64, 1, 1)}),
+        Row("fire", f"s = Conv(x, w1)\nsr = Relu(s)\na = Conv(sr, w2)\nar = Relu(a)\nb = Conv{W3}(sr, w3)\nbr = Relu(b)\nj = Concat<axis=1>(ar, br)\n"
+            "t = Conv(j, w4)\ny = Relu(t)",
+            "", inputs=IMAGE, values={"w1": (8, 16, 1, 1), "w2": (16, 8, 1, 1), "w3": (16, 8, 3, 3), "w4": (8, 32, 1, 1)}),
+        Row("unet", f"a = Conv{W3}(x, w1)\nar = Relu(a)\nd = MaxPool<kernel_shape=[2,2],strides=[2,2]>(ar)\nb = Conv{W3}(d, w2)\nbr = Relu(b)\n"
+            "u = ConvTranspose<strides=[2,2]>(br, w3)\nj = Concat<axis=1>(u, ar)\n"
+            f"c = Conv{W3}(j, w4)\ncr = Relu(c)\nv = Resize<mode=\"linear\">(br, none, scales)\nk = Concat<axis=1>(cr, v)\ny = Conv(k, w5)",
+            "", inputs=IMAGE, values={"w1": (16, 16, 3, 3), "w2": (32, 16, 3, 3), "w3": (32, 16, 2, 2), "w4": (16, 32, 3, 3), "w5": (8, 48, 1, 1),
+                                      "none": np.zeros(0, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}),
+        Row("shuffle", f"a = Conv{W3}(x, w0)\np, q = Split<axis=1,num_outputs=2>(a)\nb = Conv(q, w1)\nbr = Relu(b)\nd = Conv<group=16,pads=[1,1,1,1]>(br, w2)\n"
+            "e = Conv(d, w3)\ner = Relu(e)\npn = Tanh(p)\nj = Concat<axis=1>(pn, er)\nr1 = Reshape(j, s1)\nt = Transpose<perm=[0,2,1,3,4]>(r1)\nr2 = Reshape(t, s2)\n"
+            "y = Conv(r2, w4)",
+            "", inputs=IMAGE, values={"w0": (32, 16, 3, 3), "w1": (16, 16, 1, 1), "w2": (16, 1, 3, 3), "w3": (16, 16, 1, 1), "w4": (8, 32, 1, 1),
+                                      "s1": np.array([2, 2, 16, 10, 12]), "s2": np.array([2, 32, 10, 12])}),
+    )
+}  # fmt: skip
+
+
+def fused(network: Network, precision: DataType | None = None, device: str = "cuda") -> Network:
+    return optimize(network, FusionOptions(device=device, precision=precision)).network
+
+
+def on_a_gpu(network: Network, **options: object) -> Sharing:
+    return share_memory(network, ask=ask_kind(network, TYPICAL["cuda"]), **options)  # type: ignore[arg-type]
+
+
+def moving(network: Network, sharing: Sharing) -> list[str]:
+    """The concatenations and slices that are layers."""
+    return [layer.name for layer in network.layers if isinstance(layer.op, Concatenation | Slice) and layer.name not in sharing.views]
+
+
+@pytest.mark.parametrize("precision", [None, DataType.HALF])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_layer_joins_or_cuts_channels(name, precision):
+    network = fused(import_onnx(model(NETWORKS[name])), precision)
+    sharing = on_a_gpu(network)
+    assert moving(network, share_memory(network)), "without tactics for columns they would be copies"
+    assert not moving(network, sharing), sharing.refusals
+    assert intermediate_bytes(network, {}, sharing) < intermediate_bytes(network, {})
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "densenet121", "inception_v1", "shufflenet"])
+def test_light_networks_have_no_concatenations_left(name):
+    network = fused(import_onnx(light(name).SerializeToString()), DataType.HALF)
+    assert not moving(network, on_a_gpu(network))
+
+
+NEAR = {
+    "channels": (("w2", (12, 8, 1, 1)), ("w4", (8, 28, 1, 1))),  # 12 channels of float16 are 24 bytes
+    "another reader": "z = ReduceMax(ar, one)",  # a maximum over the channels reads whole rows
+    "network output": "",
+}
+
+
+@pytest.mark.parametrize("case", NEAR)
+def test_near_misses_of_a_fire_block(case):
+    row = NETWORKS["fire"]
+    if case == "channels":
+        row = replace(row, values={**row.values, **dict(NEAR[case])})
+    elif case == "another reader":
+        row = replace(row, nodes=f"{row.nodes}\n{NEAR[case]}", outputs=("z",), values={**row.values, "one": np.array([1])})
+    else:
+        row = replace(row, nodes=row.nodes.replace("y = Relu(t)", "v = Relu(t)\ny = Transpose<perm=[0,2,3,1]>(j)"), outputs=("v",))
+    network = fused(import_onnx(model(row)), DataType.HALF)
+    found = on_a_gpu(network).refusals
+    (name,) = moving(network, on_a_gpu(network)) or [""]
+    expected = {"channels": "alignment", "another reader": "kernel"}
+    if case == "network output":  # it is transposed for the caller, so its parts lie in memory of ours
+        assert not name
+    else:
+        assert found[name][1] == expected[case], found
+    if case == "channels":
+        wide = fused(import_onnx(model(row)))
+        assert not moving(wide, on_a_gpu(wide)), "12 channels of float32 are three times 16 bytes"
+    if case == "another reader":
+        assert "ReduceMax" in found[name][2] and "dense" in found[name][2]
+
+
+def test_switched_off():
+    network = fused(import_onnx(model(NETWORKS["fire"])))
+    (name,) = moving(network, on_a_gpu(network, disabled=["concatenation-view"]))
+    assert name == moving(network, on_a_gpu(network, disabled=[f"concatenation-view@{name}"]))[0]
+    assert on_a_gpu(network, disabled=["all"]).views == frozenset()
+
+
+def test_the_batch_may_vary():
+    row = NETWORKS["inception"]
+    proto = onnx.load_from_string(model(row))
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    del proto.graph.value_info[:]
+    network = fused(import_onnx(proto.SerializeToString()), DataType.HALF)
+    assert not moving(network, on_a_gpu(network))
+
+
+MLP = Row("mlp", "a = MatMul(x, w1)\nar = Relu(a)\nb = MatMul(x, w2)\nbs = Sigmoid(b)\nj = Concat<axis=-1>(ar, bs)\np, q = Split<axis=-1,num_outputs=2>(j)\n"
+          "c = Mul(p, q)\nd = MatMul(c, w3)\nt = Tanh(d)\nk = Concat<axis=-1>(t, j)\ny = Neg(k)", "",
+          inputs={"x": (6, 16)}, values={"w1": (16, 8), "w2": (16, 24), "w3": (16, 12)})  # fmt: skip
+
+
+def check(row: Row, device_name: str, config: BuildConfig, tolerance: float) -> tuple[Network, list[str]]:
+    """Builds and runs ``row`` with a poisoned arena and outputs; the network and the layers that are views."""
+    device, data = open_device(device_name), model(row)
+    engine = builder.build(data, config, device, log=Log(to_stderr=True))
+    random = np.random.default_rng(1)
+    inputs = {name: random.standard_normal(shape).astype(np.float32) for name, shape in row.inputs.items()}
+    context = engine.create_execution_context_without_device_memory(device)
+    size = max(256, engine.device_memory_size)
+    arena, stream = device.allocate(size), device.stream()
+    device.fill(arena.address, 0xFF, size, stream)
+    stream.synchronize()
+    context.set_device_memory(arena.address, size)
+    expected = onnxruntime_outputs(onnx.load_from_string(data), inputs)
+    for _ in range(2):
+        found = context.execute(inputs)
+        for name, wanted in expected.items():
+            error = np.linalg.norm(found[name].astype(np.float64) - wanted) / np.linalg.norm(wanted)
+            assert error <= tolerance, f"{row.name}: {name} is off by {error:.1e}"
+    views = [layer.name for layer, plan in zip(engine.network.layers, engine.layers, strict=True) if plan.tactic == VIEW]
+    return engine.network, views
+
+
+@pytest.mark.parametrize("disabled", [(), (("concatenation-view", ""), ("slice-view", "")), (("all", ""),)])
+def test_features_of_rows_on_the_cpu(disabled):
+    network, views = check(MLP, "cpu", BuildConfig(avg_timing=1, disable_fusion=disabled), 1e-5)
+    joined = {layer.name for layer in network.layers if isinstance(layer.op, Concatenation | Slice)}
+    assert bool(joined) and (not joined & set(views)) == bool(disabled)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("config", "tolerance"), [(BuildConfig(tf32=False), 1e-5), (BuildConfig(), 3e-3), (BuildConfig(fp16=True), 1e-2)],
+                         ids=["fp32", "tf32", "fp16"])  # fmt: skip
+@pytest.mark.parametrize("name", [*NETWORKS, "mlp"])
+def test_blocks_on_the_gpu(name, config, tolerance):
+    network, views = check({**NETWORKS, "mlp": MLP}[name], "0", replace(config, avg_timing=2), tolerance)
+    assert all(layer.name in views for layer in network.layers if isinstance(layer.op, Concatenation))
+    check({**NETWORKS, "mlp": MLP}[name], "0", replace(config, avg_timing=2, disable_fusion=(("all", ""),)), tolerance)
