@@ -605,7 +605,7 @@ def _bodies(
 ) -> dict[str, tuple[Engine, ...]]:
     """Per control-flow layer, an engine for each network in it, with tactics chosen as for any other: at the optimal shapes of the first
     profile, legal over the range of all."""
-    around = _ranges(network, profiles, outer)
+    around = size_ranges(network, profiles, outer)
     found = {}
     for layer in network.layers:
         if isinstance(layer.op, ControlFlow):
@@ -620,7 +620,7 @@ def _bodies(
     return found
 
 
-def _ranges(network: Network, profiles: Sequence[Profile], outer: Outer) -> dict[str, dict[str, int]]:
+def size_ranges(network: Network, profiles: Sequence[Profile], outer: Outer) -> dict[str, dict[str, int]]:
     """The least, usual and greatest value of every named size over all profiles; sizes of which nothing is known get a range, too."""
     found = {which: [_sizes(network, profile, which, outer) for profile in profiles] for which in ("min", "opt", "max")}
     least = {name: min(sizes[name] for sizes in found["min"]) for name in found["min"][0]}

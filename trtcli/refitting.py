@@ -4,8 +4,8 @@ tactics want them. Packing is a pure function of the constants (``Tactic.prepare
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,31 @@ import numpy as np
 
 from fusion.bind import fix_sizes
 from fusion.importer import import_onnx
-from fusion.network import ControlFlow, Network
+from fusion.network import ControlFlow, Network, Op
 from fusion.passes import FusionOptions, with_optional
 from runtime.engine import Engine, LayerPlan
 from runtime.resolution import outline
 from runtime.views import VIEW
 from tactics.select import Decision
-from trtcli.builder import VIEW_DECISION, BuildError, Log, fuse, layer_plans, marked_tensors, workloads_at
+from trtcli.builder import (
+    VIEW_DECISION,
+    BuildError,
+    Log,
+    Outer,
+    fuse,
+    layer_plans,
+    marked_tensors,
+    size_ranges,
+    workloads_at,
+)
 from trtcli.config import BuildConfig
 from trtcli.shapes import shared_sizes
 
 
 def stripped(engine: Engine) -> Engine:
     """``engine`` without weights, to be saved; :func:`refit` gives it some."""
-    return replace(engine, weights={}, record={**engine.record, "stripped": True})
+    bare = _with_bodies(engine, lambda number, bodies: tuple(map(stripped, bodies)))
+    return replace(bare, weights={}, record={**engine.record, "stripped": True})
 
 
 def refit(engine: Engine, model: Path | bytes, log: Log) -> Engine:
@@ -34,27 +45,48 @@ def refit(engine: Engine, model: Path | bytes, log: Log) -> Engine:
 
     Raises:
         fusion.importer.ModelError: the model cannot be read.
-        BuildError: the model is another network, or the engine holds networks in layers.
+        BuildError: the model is another network.
     """
-    if any(isinstance(layer.op, ControlFlow) for layer in engine.network.layers):
-        raise BuildError("an engine with branches or loops cannot be refitted; build it again")
     config = _config(engine)
     network = _network(engine, model, config, log)
     _check_same(engine.network, network)
+    data = model.read_bytes() if isinstance(model, Path) else model
+    found = _refitted(engine, network, config, {})
+    source = {"model": str(model) if isinstance(model, Path) else network.name, "modelSha256": hashlib.sha256(data).hexdigest()}
+    return replace(found, record={**found.record, **source})
+
+
+def _refitted(engine: Engine, network: Network, config: BuildConfig, outer: Outer) -> Engine:
+    """``engine`` with the constants of ``network``; ``outer`` are the sizes around a body."""
     weights: dict[str, np.ndarray] = {}
     names: dict[tuple[Any, ...], tuple[str, ...]] = {}
     plans = []
     for number, profile in enumerate(engine.profiles):
         old, pitches = engine.decisions(number), outline(engine, number).pitches
-        workloads = workloads_at(network, profile, "opt", config, {}, pitches)
+        workloads = workloads_at(network, profile, "opt", config, outer, pitches)
         new = layer_plans(network, workloads, [_decision(plan) for plan in old], config, engine.device, weights, names, {})
         plans.append(tuple(replace(a, packed=b.packed) for a, b in zip(old, new, strict=True)))
     weights.update({name: network.constants[name] for name in network.outputs if name in network.constants})
-    data = model.read_bytes() if isinstance(model, Path) else model
+    around = size_ranges(network, engine.profiles, outer)
+
+    def bodies(number: int, old: Sequence[Engine]) -> tuple[Engine, ...]:
+        op = network.layers[number].op
+        assert isinstance(op, ControlFlow)
+        return tuple(_refitted(body, inner, config, around) for body, inner in zip(old, op.bodies, strict=True))
+
     record = {key: value for key, value in engine.record.items() if key != "stripped"}
-    record |= {"model": str(model) if isinstance(model, Path) else network.name, "modelSha256": hashlib.sha256(data).hexdigest()}
     more = tuple(plans[1:]) if engine.more_layers else ()
-    return replace(engine, layers=plans[0], more_layers=more, weights=weights, record=record)
+    return _with_bodies(replace(engine, layers=plans[0], more_layers=more, weights=weights, record=record), bodies)
+
+
+def _with_bodies(engine: Engine, change: Callable[[int, tuple[Engine, ...]], tuple[Engine, ...]]) -> Engine:
+    """``engine`` with other bodies in its control-flow layers: a function of the layer's number and its bodies."""
+    changed = {number: change(number, plan.bodies) for number, plan in enumerate(engine.layers) if plan.bodies}
+    first, *more = (
+        tuple(replace(plan, bodies=changed[number]) if plan.bodies else plan for number, plan in enumerate(plans))
+        for plans in (engine.layers, *engine.more_layers)
+    )
+    return replace(engine, layers=first, more_layers=tuple(more))
 
 
 def _config(engine: Engine) -> BuildConfig:
@@ -101,7 +133,7 @@ def _check_same(built: Network, found: Network) -> None:
     for a, b in zip(built.layers, found.layers, strict=True):
         if (a.name, a.inputs, a.outputs) != (b.name, b.inputs, b.outputs) or type(a.op) is not type(b.op):
             raise BuildError(f"the model does not fit the engine: where that has layer {a.name!r}, it has {b.name!r}")
-        if a.op != b.op:
+        if not _same_op(a.op, b.op):
             raise BuildError(
                 f"the model does not fit the engine: layer {a.name!r} has other attributes, or other single numbers (these are part of the "
                 "kernel, not weights); build it again"
@@ -111,6 +143,21 @@ def _check_same(built: Network, found: Network) -> None:
                 raise BuildError(
                     f"the model does not fit the engine: tensor {name!r} is {found.tensors[name]}, the engine has {built.tensors[name]}"
                 )
+
+
+def _same_op(a: Op, b: Op) -> bool:
+    """Whether two operations of one class are the same; bodies of control flow are compared like networks.
+
+    Raises:
+        BuildError: bodies differ.
+    """
+    if not isinstance(a, ControlFlow):
+        return a == b
+    assert isinstance(b, ControlFlow) and is_dataclass(a)
+    for built, found in zip(a.bodies, b.bodies, strict=True):
+        _check_same(built, found)
+    attributes = [item.name for item in fields(a) if not isinstance(getattr(a, item.name), Network)]
+    return all(getattr(a, name) == getattr(b, name) for name in attributes)
 
 
 def _decision(plan: LayerPlan) -> Decision:

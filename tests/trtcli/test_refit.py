@@ -8,10 +8,12 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx.parser import parse_model
 
 import trtcli
 from runtime.engine import Engine, EngineError
 from trtcli.cli import main
+from trtcli.refitting import stripped
 
 Captured = pytest.CaptureFixture[str]
 RUN = ("--device=cpu", "--duration=0", "--iterations=1", "--warmUp=0")
@@ -166,3 +168,42 @@ def _renamed(model: ModelProto) -> ModelProto:
     for node in model.graph.node:
         node.name = f"{node.op_type}_{node.output[0]}"
     return model
+
+
+def branching(seed: int, extra: str = "") -> ModelProto:
+    """Weights around, inside of a branch, and inside of a loop in it."""
+    text = f"""<ir_version: 8, opset_import: ["" : 18]> g (float[n, 4] x, bool c, int64 times) => (float[n, 4] y) <bool yes = {{1}}> {{
+        h = MatMul(x, around)
+        y = If(c) <
+            then_branch = t () => (float[n, 4] a) {{ a1 = MatMul(h, inner) {extra or "a = Relu(a1)"} }},
+            else_branch = f () => (float[n, 4] b) {{
+                b = Loop(times, yes, h) <body = l (int64 i, bool d, float[n, 4] s) => (bool e, float[n, 4] u) {{
+                    e = Identity(d) u1 = MatMul(s, deep) u = Add(u1, shift) }}> }}> }}"""
+    model = parse_model(text)
+    rng = np.random.default_rng(seed)
+    then, other = (one.g for one in model.graph.node[1].attribute)
+    loop = other.node[0].attribute[0].g
+    for graph, name, shape in ((model.graph, "around", (4, 4)), (then, "inner", (4, 4)), (loop, "deep", (4, 4)), (loop, "shift", (4,))):
+        graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    return model
+
+
+def test_weights_inside_of_branches_and_loops(tmp_path: Path) -> None:
+    old, new = branching(0), branching(1)
+    config = trtcli.BuildConfig(shapes={"x": (3, 4)}, avg_timing=1, optimization_level=1)
+    engine = trtcli.build(old, config, device="cpu")
+    path = tmp_path / "bare.engine"
+    stripped(engine).save(path)
+    bare = Engine.load(path)
+    assert not bare.weights and all(not body.weights for plan in bare.layers for body in plan.bodies)
+    with pytest.raises(EngineError, match="weights were stripped"):
+        bare.create_execution_context()
+    x = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
+    for one, model in ((trtcli.refit(engine, new), new), (trtcli.refit(bare, new), new), (trtcli.refit(bare, old), old), (engine, old)):
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        for flag in (True, False):
+            inputs = {"x": x, "c": np.array(flag), "times": np.array(3)}
+            found = one.create_execution_context().execute(inputs)["y"]
+            np.testing.assert_allclose(found, session.run(None, inputs)[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="the model does not fit the engine"):
+        trtcli.refit(engine, branching(1, "a = Abs(a1)"))
