@@ -390,7 +390,15 @@ def workload_bytes(workload: Workload) -> int:
 
 def workload_flops(workload: Workload) -> float:
     """Floating-point operations of the products in the workload (0 for layers that only move or map data)."""
-    from fusion.ops import Attention, Convolution, ConvolutionPooling, Deconvolution, MatrixMultiply, Recurrence
+    from fusion.ops import (
+        Attention,
+        Convolution,
+        ConvolutionPooling,
+        Deconvolution,
+        MatrixMultiply,
+        PackedMatrixMultiply,
+        Recurrence,
+    )
 
     op = workload.op
     shapes = [[int(dim) for dim in tensor.shape] for tensor in (*workload.inputs, *workload.outputs)]  # type: ignore[arg-type]
@@ -403,6 +411,8 @@ def workload_flops(workload: Workload) -> float:
         return 2.0 * float(np.prod(shapes[0])) * float(np.prod(shapes[1][1:]))
     if isinstance(op, MatrixMultiply):
         return 2.0 * float(np.prod(out)) * shapes[0][-2 if op.transpose_a else -1]
+    if isinstance(op, PackedMatrixMultiply):
+        return 2.0 * float(np.prod(out)) * op.depth
     if isinstance(op, Recurrence):
         return 2.0 * float(np.prod(shapes[0])) * op.hidden
     if isinstance(op, Attention):

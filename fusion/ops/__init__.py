@@ -13,6 +13,7 @@ from fusion.ops.linear_attention import LinearAttention
 from fusion.ops.matmul import MatrixMultiply
 from fusion.ops.normalization import GroupNormalization, LocalResponseNormalization, Normalization, SumNormalization
 from fusion.ops.order import ArgReduce, Cumulative, TopK
+from fusion.ops.packed_matmul import PackedMatrixMultiply
 from fusion.ops.pointwise import Pointwise
 from fusion.ops.pooling import Pooling
 from fusion.ops.pooling_indices import PoolingIndices
@@ -32,7 +33,7 @@ OPS = {
     for op in (
         ArgReduce, Attention, Concatenation, Convolution, ConvolutionPooling, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, If, LocalResponseNormalization, Loop, MatrixMultiply, NonMaxSuppression, NonZero,
-        Normalization, Padding, Pointwise, Pooling, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
+        Normalization, PackedMatrixMultiply, Padding, Pointwise, Pooling, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
         ScatterND, ShapeValue, Shuffle, Slice, Softmax, SumNormalization, Tile, TopK, Unique,
         # rare
         Custom, DeformableColumns, Determinant, Fold, GridSample, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,

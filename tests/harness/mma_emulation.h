@@ -18,6 +18,12 @@ static inline unsigned load_shared_4(unsigned source) {
     memcpy(&value, emulated_shared(source), 4);
     return value;
 }
+static inline uint4 load_shared_16(unsigned source) {
+    uint4 value;
+    if (source % 16 != 0) abort();
+    memcpy(&value, emulated_shared(source), 16);
+    return value;
+}
 static inline float exp2_fast(float x) { return exp2f(x); }
 
 static inline void emulated_ldmatrix(unsigned (&r)[4], unsigned address, bool transposed) {

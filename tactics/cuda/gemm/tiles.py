@@ -36,11 +36,14 @@ class Tile:
 
     def shared_bytes(self, itemsize: int) -> int:
         """Dynamic shared memory: the stages, or what the results' way out needs, whichever is larger."""
-        stages = self.stages * (self.bm + self.bn) * self.bk * itemsize
+        return max(self.stages * (self.bm + self.bn) * self.bk * itemsize, self.exit_bytes())
+
+    def exit_bytes(self) -> int:
+        """Shared memory that the results need on their way out."""
         exchange = (self.warps_k - 1) * self.bm * self.bn * 4
         rows = self.bm if self.cluster else self.threads // 2  # 16 rows for each warp
         columns = self.bn if self.cluster else self.bn // self.warps_n
-        return max(stages, exchange, rows * (columns + 8) * 4)
+        return max(exchange, rows * (columns + 8) * 4)
 
     def registers(self) -> int:
         """Registers a thread holds for results and two steps of operands: a lower bound."""

@@ -100,6 +100,12 @@ __device__ __forceinline__ unsigned load_shared_4(unsigned source) {
     return value;
 }
 
+__device__ __forceinline__ uint4 load_shared_16(unsigned source) {
+    uint4 value;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "r"(source) : "memory");
+    return value;
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
     float result;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

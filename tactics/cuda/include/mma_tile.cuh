@@ -8,6 +8,9 @@
 // Shared memory: tile_shared_bytes() in tactics/cuda/gemm/mma_gemm.py states the size once for both languages.
 #pragma once
 #include "mma.cuh"
+#ifdef PACKED_BITS
+#include "packed.cuh"
+#endif
 
 #ifndef B_KN
 #define B_KN 0
@@ -31,7 +34,13 @@ constexpr int A_CHUNKS = BK / PER_CHUNK;
 constexpr int B_ROWS = B_KN ? BK : BN;
 constexpr int B_CHUNKS = (B_KN ? BN : BK) / PER_CHUNK;
 constexpr int A_BYTES = BM * BK * ELEMENT;
+#ifdef PACKED_BITS  // B stays packed (packed.cuh): [BN / 16][BK / 64] groups, then the scaling of each unit of the depth
+constexpr int PACKED_GROUPS = BK / 64, PACKED_BYTES = BN * BK * PACKED_BITS / 8, SCALING_ROWS = BK / PACKED_UNIT;
+constexpr int STAGE_BYTES = A_BYTES + PACKED_BYTES + SCALING_ROWS * BN * 4;
+static_assert(BK % 64 == 0 && PACKED_GROUPS % WARPS_K == 0, "each warp of the depth multiplies whole groups");
+#else
 constexpr int STAGE_BYTES = (BM + BN) * BK * ELEMENT;
+#endif
 constexpr int PAD = 8;  // floats between rows of a staged fp32 tile: no bank conflict between the rows of a fragment
 
 static_assert(BM % (16 * WARPS_M) == 0 && BN % (16 * WARPS_N) == 0, "a warp's tile is a multiple of 16 x 16");
@@ -42,6 +51,44 @@ __device__ __forceinline__ int warp_index_k() { return WARPS_K == 1 ? 0 : thread
 __device__ __forceinline__ int warp_index_m() { return threadIdx.x / 32 / WARPS_N % WARPS_M; }
 __device__ __forceinline__ int warp_index_n() { return threadIdx.x / 32 % WARPS_N; }
 
+#ifdef PACKED_BITS
+// Multiplies one stage: A at shared address `a`, packed B and its scaling at `b`.
+__device__ __forceinline__ void multiply_stage(unsigned a, unsigned b, SUM_T (&sum)[MI][NI][4]) {
+    const int lane = threadIdx.x % 32;
+    const int a_row = warp_index_m() * WARP_ROWS + lane % 16, a_half = lane / 16;
+    const int column = warp_index_n() * WARP_COLUMNS;
+    const unsigned scaling = b + PACKED_BYTES + (column + lane / 4) * 4;
+#pragma unroll
+    for (int base = 0; base < PACKED_GROUPS; base += WARPS_K) {
+        const int group = base + warp_index_k();
+        uint4 vectors[NI / 2][PACKED_VECTORS];
+        unsigned scales[NI];
+#pragma unroll
+        for (int j = 0; j < NI / 2; ++j)
+#pragma unroll
+            for (int v = 0; v < PACKED_VECTORS; ++v)
+                vectors[j][v] = load_shared_16(b + (((column / 16 + j) * PACKED_GROUPS + group) * PACKED_VECTORS + v) * 512 + lane * 16);
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {
+            if (step * 16 % PACKED_UNIT == 0) {
+                const int row = (group * 64 + step * 16) / PACKED_UNIT;
+#pragma unroll
+                for (int j = 0; j < NI; ++j) scales[j] = load_shared_4(scaling + (row * BN + j * 8) * 4);
+            }
+            unsigned fragment_a[MI][4];
+#pragma unroll
+            for (int i = 0; i < MI; ++i) ldmatrix_x4(fragment_a[i], a + swizzled<A_CHUNKS>(a_row + i * 16, (group * 4 + step) * 2 + a_half));
+#pragma unroll
+            for (int j = 0; j < NI; ++j) {
+                unsigned b0, b1;
+                packed_fragment(vectors[j / 2], j % 2, step, scales[j], b0, b1);
+#pragma unroll
+                for (int i = 0; i < MI; ++i) mma_16x8<IN_T>(sum[i][j], fragment_a[i], b0, b1);
+            }
+        }
+    }
+}
+#else
 // Multiplies one stage: A at shared address `a`, B at `b`.
 __device__ __forceinline__ void multiply_stage(unsigned a, unsigned b, SUM_T (&sum)[MI][NI][4]) {
     const int lane = threadIdx.x % 32;
@@ -89,6 +136,8 @@ __device__ __forceinline__ void multiply_stage(unsigned a, unsigned b, SUM_T (&s
                 mma_16x8<IN_T>(sum[i][j], fragment_a[i], fragment_b[j / 2][j % 2 * 2], fragment_b[j / 2][j % 2 * 2 + 1]);
     }
 }
+
+#endif
 
 // Where chunk `chunk` of row `row` of B lies in its stage.
 __device__ __forceinline__ int b_place(int row, int chunk) {

@@ -1,0 +1,132 @@
+"""Products with packed weights on the CPU harness (tensor-core instructions emulated) and on a GPU, against dequantised weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion.dtypes import DataType
+from fusion.expression import Operand, apply
+from fusion.network import TensorType
+from fusion.ops import PackedMatrixMultiply
+from fusion.ops.packed_matmul import packed, unpacked
+from tactics.cuda.packed.common import grouped
+from tactics.cuda.packed.dequantized import TACTICS as DEQUANTIZED
+from tactics.cuda.packed.packed_gemm import PackedGemm
+from tactics.cuda.packed.packed_gemv import PackedGemv
+from tactics.tactic import Refusal, Tactic, Workload
+from tests.harness.emulated import emulated
+from tests.harness.fiber import A100, H100, available, close, run_plan
+
+EPILOGUE = apply("relu", apply("add", apply("add", Operand(0), Operand(1)), Operand(2)))
+LIMITS = {"float16": 2e-3, "bfloat16": 1e-2}
+harness = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
+
+
+def case(rows: tuple[int, ...], n: int, k: int, bits: int, block: int, dtype: DataType = DataType.HALF, whole: bool = True, bare: bool = False):
+    """(workload, inputs, expected in float64)."""
+    generator = np.random.default_rng(11)
+    blocks, out = -(-k // block), (*rows, n)
+    op = PackedMatrixMultiply(bits, k, block, Operand(0) if bare else EPILOGUE)
+    zeros = generator.integers(0, 1 << bits, (n, blocks)) + (0.0 if whole else 0.5)
+    inputs = [
+        generator.normal(size=(*rows, k)).astype(dtype.numpy), packed(generator.integers(0, 1 << bits, (n, k)).astype(np.uint8), bits),
+        ((generator.random((n, blocks)) + 0.5) * 0.1 / (1 << bits)).astype(dtype.numpy), zeros.astype(dtype.numpy),
+        *([] if bare else [generator.normal(size=shape).astype(dtype.numpy) for shape in ((n,), out)]),
+    ]  # fmt: skip
+    types = tuple(TensorType(DataType(one.dtype.name), one.shape) for one in inputs)
+    wide = [one.astype(np.float64) for one in inputs]
+    product = wide[0] @ op.dequantized(*inputs[1:4]).astype(np.float64).T
+    expected = product if bare else np.maximum(product + wide[4] + wide[5], 0)
+    return Workload(op, types, op.infer(types), (False, True, True, True, True, False)[: len(inputs)]), inputs, expected
+
+
+def run(tactic: Tactic, found, configs: int = 1, wanted=lambda one: True, device=A100) -> None:  # noqa: ANN001
+    workload, inputs, expected = found
+    refusal = tactic.supports(workload, device)
+    assert refusal is None, refusal
+    chosen = [one for one in tactic.configs(workload, device) if wanted(dict(one))][:configs]
+    assert chosen
+    constants = {n: inputs[n] for n, known in enumerate(workload.constant) if known}
+    for one in chosen:
+        plan = tactic.plan(workload, one, device)
+        (result,) = run_plan(emulated(plan), inputs, workload.outputs, tactic.prepare(workload, one, constants))
+        close(result, expected, f"{tactic.id} {dict(one)}", LIMITS)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([2, 4, 8]), st.integers(1, 5), st.integers(1, 40))
+def test_packing_is_undone(bits: int, rows: int, columns: int) -> None:
+    values = np.random.default_rng(0).integers(0, 1 << bits, (rows, columns)).astype(np.uint8)
+    assert np.array_equal(unpacked(packed(values, bits), bits)[:, :columns], values)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_groups_hold_every_weight_once(bits: int) -> None:
+    words = grouped(np.full((20, 70), (1 << bits) - 1, np.uint8), bits)
+    assert words.nbytes == 32 * 128 * bits // 8
+    assert sum(int(word).bit_count() for word in words.reshape(-1)) == 20 * 70 * bits
+
+
+@harness
+@pytest.mark.parametrize(("bits", "block", "dtype"), [(4, 32, DataType.HALF), (8, 128, DataType.BF16), (4, 72, DataType.BF16)])
+def test_few_rows(bits: int, block: int, dtype: DataType) -> None:
+    run(PackedGemv(), case((3,), 21, 72 if block == 72 else 328, bits, block, dtype), wanted=lambda one: one["warps"] == 2)
+
+
+@harness
+@pytest.mark.parametrize(
+    ("bits", "block", "k", "dtype"), [(4, 16, 200, DataType.HALF), (8, 64, 200, DataType.HALF), (4, 128, 199, DataType.BF16), (8, 200, 200, DataType.BF16)]
+)
+def test_many_rows(bits: int, block: int, k: int, dtype: DataType) -> None:
+    run(PackedGemm(), case((2, 9), 44, k, bits, block, dtype), wanted=lambda one: one["bn"] == 64 and one["splits"] == 1)
+
+
+@harness
+def test_splits_of_the_depth() -> None:
+    run(PackedGemm(), case((17,), 24, 1040, 4, 32), wanted=lambda one: one["splits"] == 2 and not one["cluster"] and one["bm"] == 16)
+    run(PackedGemm(), case((5,), 40, 1040, 8, 32), wanted=lambda one: one["warps_k"] == 4, device=replace(H100, capability=80))
+
+
+@harness
+def test_dequantised_at_build() -> None:
+    for tactic in DEQUANTIZED[:2]:
+        run(tactic, case((5, 7), 24, 64, 4, 32))
+        run(tactic, case((5,), 9, 37, 8, 16))  # the ordinary product packs these weights again
+    run(DEQUANTIZED[2], case((2,), 24, 64, 4, 32))
+
+
+def test_refusals() -> None:
+    def refused(found, text: str, tactic: Tactic | None = None) -> None:  # noqa: ANN001
+        refusal = (tactic or PackedGemm()).supports(found[0], H100)
+        assert isinstance(refusal, Refusal) and text in refusal.reason, refusal
+
+    refused(case((4,), 16, 64, 4, 32, DataType.FLOAT), "--fp16")
+    refused(case((4,), 16, 96, 4, 48), "blocks of 48")
+    refused(case((9,), 16, 64, 4, 32), "9 rows", PackedGemv())
+    refused(case((1,), 16, 36, 4, 32), "multiple of 8", PackedGemv())
+    varying = case((4,), 16, 64, 4, 32)
+    refused((replace(varying[0], varies=((True, False), *((False, False),) * 3, (False,), (True, False), (True, False))),), "may vary", PackedGemv())
+    broken = case((4,), 16, 64, 4, 32, whole=False)
+    with pytest.raises(ValueError, match="no whole numbers"):
+        PackedGemm().prepare(broken[0], (), {n: broken[1][n] for n in (1, 2, 3)})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [DataType.HALF, DataType.BF16])
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (4, 128), (8, 64), (8, 16)])
+def test_on_a_gpu(bits: int, block: int, dtype: DataType) -> None:
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    device = open_device("0").spec
+    for tactic, rows in ((PackedGemv(), 1), (PackedGemv(), 5), (PackedGemm(), 19), (PackedGemm(), 150)):
+        workload, inputs, expected = case((rows,), 264, 1096, bits, block, dtype)
+        constants = {n: inputs[n] for n, known in enumerate(workload.constant) if known}
+        for one in tactic.configs(workload, device)[:4]:
+            (found,) = run_on_gpu(tactic.plan(workload, one, device), inputs, workload.outputs, tactic.prepare(workload, one, constants))
+            close(found, expected, f"{tactic.id} {dict(one)}", LIMITS)
