@@ -47,6 +47,7 @@ from fusion.rules import (
     normalization_pointwise,
     normalization_sum,
     packed_attention,
+    packed_matmul,
     padding_convolution,
     padding_pooling,
     pointwise,
@@ -115,6 +116,7 @@ QUANTIZATION = (
 
 PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("quantization", QUANTIZATION),
+    ("weights", (packed_matmul.RULE,)),  # of products whose activations turned out to be real
     ("clean", CLEAN),
     # Before its last layer is joined with what reads it, a rotary embedding still looks like one.
     ("products", (*CLEAN, *IDIOMS, *PADDING, rotary_embedding.RULE, *PRODUCTS, pointwise.RULE)),
@@ -262,7 +264,7 @@ def _fuse(network: Network, limits: Limits, options: FusionOptions, record: Reco
     graph.prune()
     quantized = any(kind.dtype.itemsize == 1 and kind.dtype is not DataType.BOOL for kind in network.tensors.values())
     for name, rules in PASSES:
-        if name == "quantization" and not quantized:
+        if name in ("quantization", "weights") and not quantized:
             continue
         # "readers" has nearly all rules and runs until nothing changes; what an earlier step missed is found there.
         apply_rules(graph, rules, options.disabled, record, once=name != "readers")

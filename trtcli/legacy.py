@@ -107,7 +107,7 @@ _LATER = "is not in this version of trtcli"
 _DLA = "needs a DLA core, which trtcli does not use"
 _SAFE = "belongs to the safety runtime, which trtcli does not have"
 _PLUGIN = "loads compiled TensorRT plugins, which trtcli cannot run"
-_QUANTISED = "is not supported: int4 weights are dequantised at build, where the model has DequantizeLinear nodes"
+_QUANTISED = "is not supported: INT4 weights come from the model (DequantizeLinear or MatMulNBits nodes)"
 _TUNER = f"(TensorRT's global tuner) {_LATER}; --builderOptimizationLevel=5 searches most"
 
 REFUSED: dict[str, Refused] = {

@@ -58,7 +58,7 @@ def main() -> None:
         workload = Workload(op, types, op.infer(types), (False, True, True, True))
         searches.append((name, start(workload, device.spec, options, compilers)))
     for name, search in searches:
-        op, (_, weights, scales, _) = search.workload.op, search.workload.inputs
+        op, (_, _, scales, _) = search.workload.op, search.workload.inputs
         assert isinstance(op, PackedMatrixMultiply)
         n, blocks = map(int, scales.shape)  # type: ignore[arg-type]
         values = {

@@ -58,7 +58,7 @@ def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
     if bits == 8:
         return packed
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return (packed[..., None] >> shifts & (1 << bits) - 1).reshape(len(packed), -1)
+    return (packed[..., None] >> shifts & (1 << bits) - 1).reshape(*packed.shape[:-1], -1)
 
 
 def packed(values: np.ndarray, bits: int) -> np.ndarray:

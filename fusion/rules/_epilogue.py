@@ -8,11 +8,11 @@ from fusion.dtypes import DataType
 from fusion.expression import FUNCTIONS, Apply
 from fusion.graph import Graph
 from fusion.network import Layer, Op
-from fusion.ops import Convolution, Deconvolution, MatrixMultiply
+from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import fits_epilogue, pointwise_reader, with_epilogue
 
-PRODUCTS = (Convolution, Deconvolution, MatrixMultiply)
+PRODUCTS = (Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply)
 
 
 def epilogue_rule(

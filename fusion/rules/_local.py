@@ -16,6 +16,7 @@ from fusion.ops import (
     GroupNormalization,
     MatrixMultiply,
     Normalization,
+    PackedMatrixMultiply,
     Pointwise,
     Pooling,
     Reduce,
@@ -26,7 +27,7 @@ from fusion.rewrite import Match, Replacement, Rule
 from fusion.rules._expressions import number
 
 EXPRESSION_OPS: tuple[type[Op], ...] = (
-    Pointwise, Convolution, Deconvolution, MatrixMultiply, Normalization, GroupNormalization, Pooling, Reduce, Softmax,
+    Pointwise, Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply, Normalization, GroupNormalization, Pooling, Reduce, Softmax,
 )  # fmt: skip
 
 # From an expression and the types of its operands to a better expression, or the same.

@@ -23,6 +23,7 @@ from fusion.ops import (
     Slice,
     Tile,
 )
+from fusion.rewrite import Match
 from fusion.rules._expressions import value_of
 
 QUANTIZED = (DataType.INT8, DataType.UINT8, DataType.FP8, DataType.FP8_E5M2)  # what products multiply
@@ -167,6 +168,20 @@ def constant_weights(graph: Graph, tensor: str) -> Weights | None:
     for shuffle in reversed(shuffles):
         (values,), (scale,), (zero,) = (shuffle.op.evaluate([array]) for array in (values, scale, zero))
     return Weights(values, scale, zero, (layer, *reversed(shuffles)))
+
+
+def is_read_elsewhere(graph: Graph, layer: Layer, match: Match) -> bool:
+    """Whether something outside the match, whose last layer is a product, still needs ``layer``."""
+    needed: set[str] = set()
+    for one in reversed(match.layers[:-1]):
+        (made,) = one.outputs
+        readers = {reader.name for reader in graph.readers(made)} - {match.layers[-1].name}
+        outside = readers - {other.name for other in match.layers}
+        if made in graph.outputs or outside or readers & needed:
+            needed.add(one.name)
+        elif any(name == made for name in match.layers[-1].inputs[2:]):
+            needed.add(one.name)  # the product's own epilogue reads it too
+    return layer.name in needed
 
 
 def is_held_back(graph: Graph, layer: Layer) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusion.ops import MatrixMultiply
+from fusion.ops import MatrixMultiply, PackedMatrixMultiply
 from fusion.rules._epilogue import epilogue_rule
 
-RULE = epilogue_rule("matmul-pointwise", __doc__.splitlines()[0], (MatrixMultiply,), lambda graph, layer, reader: True)
+RULE = epilogue_rule("matmul-pointwise", __doc__.splitlines()[0], (MatrixMultiply, PackedMatrixMultiply), lambda graph, layer, reader: True)

@@ -22,7 +22,7 @@ from fusion.ops.epilogue import product_type
 from fusion.quantization import at_border, correction, shifted_weights
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import number, show
-from fusion.rules._quantized import QUANTIZED, Scaling, Weights, constant_weights, dequantized
+from fusion.rules._quantized import QUANTIZED, Scaling, Weights, constant_weights, dequantized, is_read_elsewhere
 
 _LONGEST = 2**31 // (255 * 128)  # products of 8 bits that an int32 holds in any case
 
@@ -131,7 +131,7 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     if isinstance(op, MatrixMultiply) and graph.limits.device == "cuda":
         op, a, b, turns = _depth_last(graph, layer, op, a, b, b in constants)
     fused = Layer("", op, (a, b, *used[1:]), layer.outputs)
-    kept = tuple(one for one in match.layers[:-1] if _is_read_elsewhere(graph, one, match))
+    kept = tuple(one for one in match.layers[:-1] if is_read_elsewhere(graph, one, match))
     return Replacement((*kept, *turns, fused), constants)
 
 
@@ -154,20 +154,6 @@ def _depth_last(
     if not op.transpose_b and not known:
         b, op = turned(b), replace(op, transpose_b=True)
     return op, a, b, tuple(turns)
-
-
-def _is_read_elsewhere(graph: Graph, layer: Layer, match: Match) -> bool:
-    """Whether something outside the match still needs ``layer``."""
-    needed: set[str] = set()
-    for one in reversed(match.layers[:-1]):
-        (made,) = one.outputs
-        readers = {reader.name for reader in graph.readers(made)} - {match.layers[-1].name}
-        outside = readers - {other.name for other in match.layers}
-        if made in graph.outputs or outside or readers & needed:
-            needed.add(one.name)
-        elif any(name == made for name in match.layers[-1].inputs[2:]):
-            needed.add(one.name)  # the product's own epilogue reads it too
-    return layer.name in needed
 
 
 def _depth(op: Op, shape: tuple[int, ...]) -> int:

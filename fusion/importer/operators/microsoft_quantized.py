@@ -1,7 +1,7 @@
 """ONNX Runtime's quantised operators (domain com.microsoft): dequantise, compute, quantise, for fusion to join again.
 
-Products of 8-bit numbers stay exact, in int32. Weights of a few bits (MatMulNBits, GatherBlockQuantized) and of DynamicQuantizeLSTM are
-dequantised at build.
+Products of 8-bit numbers stay exact, in int32. MatMulNBits keeps weights of 4 and 8 bits packed; those of 2 bits, of GatherBlockQuantized and
+of DynamicQuantizeLSTM are dequantised at build.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from fusion.importer.operators.pooling import pool
 from fusion.importer.operators.quantization import dequantize_linear, quantize, quantize_linear
 from fusion.importer.registry import MICROSOFT, operator
 from fusion.importer.values import Value
-from fusion.ops import Concatenation, Gather, MatrixMultiply, Reduce, Softmax
+from fusion.ops import Concatenation, Gather, MatrixMultiply, PackedMatrixMultiply, Reduce, Softmax
+from fusion.ops.packed_matmul import unpacked
 
 FLOAT, INT32 = DataType.FLOAT, DataType.INT32
 
@@ -188,13 +189,19 @@ def matmul_bits(b: Builder, node: Node) -> Value:
     points = None if zeros is None else b.array(zeros, "zero points")
     if packed.size != rows * blocks * block * bits // 8:
         raise Unsupported(f"packed weights of shape {packed.shape}, not {(rows, blocks, block * bits // 8)}")
-    weights = dequantized(packed.reshape(rows, -1), scales.reshape(rows, blocks), points, bits, block)[:, :width]
-    matrix = b.constant(np.ascontiguousarray(weights.astype(x.dtype.numpy)), "weights")
     bias = node.optional(5)
     epilogue, extras = (X0, ()) if bias is None else b.epilogue(call("add", X0, X1), bias)
     if x.rank < 2:
         raise Unsupported("a product with a vector")
-    return b.layer(MatrixMultiply(transpose_b=True, epilogue=epilogue), x, matrix, *extras)
+    packed, scales = packed.reshape(rows, -1), scales.reshape(rows, blocks)
+    if bits == 2:
+        weights = dequantized(packed, scales, points, bits, block)[:, :width]
+        matrix = b.constant(np.ascontiguousarray(weights.astype(x.dtype.numpy)), "weights")
+        return b.layer(MatrixMultiply(transpose_b=True, epilogue=epilogue), x, matrix, *extras)
+    inputs = {"weights": packed.view(np.uint8)[:, : -(-width * bits // 8)], "scales": scales, "zeros": _offsets(points, rows, blocks, bits)}
+    types = {"weights": np.dtype(np.uint8), "scales": x.dtype.numpy, "zeros": x.dtype.numpy}
+    values = [b.constant(np.ascontiguousarray(one.astype(types[name])), name) for name, one in inputs.items()]
+    return b.layer(PackedMatrixMultiply(bits, width, block, epilogue), x, *values, *extras)
 
 
 @operator("GatherBlockQuantized", domain=MICROSOFT)
@@ -214,21 +221,19 @@ def dequantized(packed: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None
     if bits not in (2, 4, 8):
         raise Unsupported(f"{bits} bits; 2, 4 and 8 are supported")
     rows, blocks = scales.shape
-    values = _unpacked(packed, bits)[:, : blocks * block].astype(np.float32)
-    if zeros is None:
-        offsets = np.full((rows, blocks), 1 << (bits - 1), np.float32)
-    elif zeros.dtype == np.uint8:
-        offsets = _unpacked(zeros.reshape(rows, -1), bits)[:, :blocks].astype(np.float32)
-    else:
-        offsets = zeros.reshape(rows, blocks).astype(np.float32)
+    values = unpacked(packed, bits)[:, : blocks * block].astype(np.float32)
     width = values.shape[1]
-    spread = [np.repeat(one, block, 1)[:, :width] for one in (offsets, scales.astype(np.float32))]
+    spread = [np.repeat(one, block, 1)[:, :width] for one in (_offsets(zeros, rows, blocks, bits), scales.astype(np.float32))]
     return (values - spread[0]) * spread[1]
 
 
-def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return ((packed[..., None] >> shifts) & ((1 << bits) - 1)).reshape(*packed.shape[:-1], -1)
+def _offsets(zeros: np.ndarray | None, rows: int, blocks: int, bits: int) -> np.ndarray:
+    """Zero points ``[rows, blocks]``: given as packed numbers or real ones, or the middle of the range."""
+    if zeros is None:
+        return np.full((rows, blocks), 1 << (bits - 1), np.float32)
+    if zeros.dtype == np.uint8:
+        return unpacked(zeros.reshape(rows, -1), bits)[:, :blocks].astype(np.float32)
+    return zeros.reshape(rows, blocks).astype(np.float32)
 
 
 @operator("DynamicQuantizeLSTM", domain=MICROSOFT)

@@ -37,6 +37,7 @@ from fusion.ops import (
     NonMaxSuppression,
     NonZero,
     Normalization,
+    PackedMatrixMultiply,
     Padding,
     Pointwise,
     Pooling,
@@ -92,6 +93,13 @@ def _lstm(dtype: DataType, hidden: int, batch: int) -> Workload:
     return _case(op, (dtype, (100, batch, 4 * hidden)), (dtype, (1, 4 * hidden, hidden)), constant=(1,))
 
 
+def _packed() -> list[Workload]:
+    """Products with packed weights, few rows first."""
+    op, byte = PackedMatrixMultiply(4, 2048, 128, BIAS_RELU), DataType.UINT8
+    weights = ((byte, (1024, 1024)), (F16, (1024, 16)), (F16, (1024, 16)), (F16, (1024,)))
+    return [_case(op, (F16, (rows, 2048)), *weights, constant=(1, 2, 3, 4)) for rows in (1, 512)]
+
+
 @cache
 def cases() -> tuple[Workload, ...]:
     """Workloads of common networks, so that every tactic finds one that it serves."""
@@ -112,6 +120,7 @@ def cases() -> tuple[Workload, ...]:
         _case(product, (F16, (512, 768)), (F16, (768, 3072)), (F16, (3072,)), constant=(1, 2)),
         _case(product, (F16, (1, 2048)), (F16, (2048, 1000)), (F16, (1000,)), constant=(1, 2)),
         _case(product, (F32, (129, 65)), (F32, (65, 33)), (F32, (33,)), constant=(1, 2)),
+        *_packed(),
         _conv(8, 56, 64, 64, 3, 1), _conv(1, 14, 256, 1024, 1, 1), _conv(8, 224, 3, 64, 7, 2), _conv(8, 56, 96, 96, 3, 1, 96),
         _case(Convolution((1, 1), (1, 1), (1, 1), (1, 1), 1, True), (F32, (2, 14, 14, 24)), (F32, (40, 24, 3, 3)), constant=(1,)),
         _case(ConvolutionPooling(Convolution((2, 2), (3, 3), (3, 3), (1, 1), 1, True, BIAS_RELU, False),
