@@ -34,7 +34,8 @@ def _does_nothing(graph: Graph, layer: Layer) -> bool:
             is_static(op.shape) and all(s in (None, 1.0) for s in op.scales) and op.coordinates != "tf_crop_and_resize"
         )
     if isinstance(op, Shuffle):
-        return _identity(op.first, shape) and _identity(op.second, out) if op.reshape in (None, shape) else False
+        middle = op.reshape or (shape if op.first is None else tuple(shape[axis] for axis in op.first))
+        return op.reshape in (None, shape) and _identity(op.first, shape) and _identity(op.second, middle)
     return isinstance(op, Expand)
 
 

@@ -99,6 +99,12 @@ def test_two_shuffles_compose(data: st.DataObject) -> None:
     assert sum(kind == "Shuffle" for kind in kinds(fused)) <= 2
 
 
+def test_a_permutation_after_one_that_moves_an_axis_of_one_is_no_identity() -> None:
+    build = Build()
+    y = build.layer("turn", Shuffle(first=(0, 2, 1), second=(2, 0, 1)), build.input("x", 2, 2, 1))
+    assert kinds(fuse(build.network(y), no_op.RULE)) == ["Shuffle"]
+
+
 def test_movements_of_symbolic_shapes() -> None:
     split = movement((BATCH, SEQ, 768), Shuffle(None, (BATCH, SEQ, 12, 64), (0, 2, 1, 3)))
     assert split == Movement((BATCH, SEQ, 12, 64), (0, 2, 1, 3))
