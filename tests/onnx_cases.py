@@ -88,8 +88,12 @@ def value(item: Any) -> Any:
 def check(found: Sequence[Any], wanted: Sequence[Any]) -> None:
     """Raises AssertionError when results differ in number, type, shape or content."""
     assert len(found) == len(wanted), f"{len(found)} outputs, not {len(wanted)}"
-    for number, (one, other) in enumerate(zip(found, map(value, wanted), strict=True)):
-        other = np.asarray(other)
+    for number, (one, given) in enumerate(zip(found, map(value, wanted), strict=True)):
+        if isinstance(given, list):
+            assert isinstance(one, list), f"output {number} is no sequence"
+            check(one, given)
+            continue
+        other = np.asarray(given)
         assert one.dtype == other.dtype, f"output {number} is {one.dtype}, not {other.dtype}"
         assert one.shape == other.shape, f"output {number} has shape {one.shape}, not {other.shape}"
         relative, absolute = TOLERANCES.get(one.dtype.name, (0, 0))

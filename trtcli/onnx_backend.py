@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TypeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, helper, numpy_helper
 from onnx.backend.base import Backend, BackendRep, Device, DeviceType, namedtupledict
 
 from fusion.dtypes import data_type
@@ -36,10 +36,11 @@ class TrtcliRep(BackendRep):
         self._contexts: OrderedDict[tuple[Any, ...], ExecutionContext] = OrderedDict()
         weights = {tensor.name for tensor in model.graph.initializer}
         self._inputs = [entry for entry in model.graph.input if entry.name not in weights]
+        self._sequences = {entry.name for entry in model.graph.output if entry.type.HasField("sequence_type")}
         self._outputs = [entry.name for entry in model.graph.output]
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """The outputs, in the model's order, for ``inputs``: arrays in the model's order, or by name.
+        """The outputs, in the model's order, for ``inputs``: arrays (lists of them for sequences) in the model's order, or by name.
 
         Raises:
             ValueError: inputs are missing or too many, or do not fit the model.
@@ -48,7 +49,13 @@ class TrtcliRep(BackendRep):
         open_device(self._device).activate()  # the caller may be any thread
         context, values = self._context(arrays)
         found = context.execute({name: array for name, array in arrays.items() if name not in values})
-        return namedtupledict("Outputs", self._outputs)(*(found[name] for name in self._outputs))
+        return namedtupledict("Outputs", self._outputs)(*(self._output(name, found) for name in self._outputs))
+
+    def _output(self, name: str, found: Mapping[str, np.ndarray]) -> Any:
+        """A tensor, or the list of a sequence's elements."""
+        if name not in self._sequences:
+            return found[name]
+        return list(found[name]) if name in found else [found[one] for one in _elements(name, found)]
 
     def _named(self, inputs: Any) -> dict[str, np.ndarray]:
         names = [entry.name for entry in self._inputs]
@@ -62,11 +69,16 @@ class TrtcliRep(BackendRep):
         missing = sorted(set(names) - set(given))
         if missing or len(given) > len(names):
             raise ValueError(f"inputs {', '.join(sorted(given))} are given; the model has {', '.join(names)}")
-        return {name: np.asarray(given[name], order="C") for name in names}
+        found = {}
+        for entry in self._inputs:
+            value = given[entry.name]
+            items = {f"{entry.name}.{number}": item for number, item in enumerate(value)} if _is_sequence(entry) else {entry.name: value}
+            found.update({name: np.asarray(item, order="C") for name, item in items.items()})
+        return found
 
     def _context(self, arrays: Mapping[str, np.ndarray]) -> tuple[ExecutionContext, frozenset[str]]:
         """The context for these inputs, and the names of those whose values are inside its engine."""
-        shaped = _with_shapes(self._model, arrays)
+        shaped = _with_shapes(_with_elements(self._model, arrays), arrays)
         values = values_needed(shaped, arrays)
         key = tuple((array.shape, array.tobytes() if name in values else b"") for name, array in arrays.items())
         if key not in self._contexts:
@@ -76,6 +88,33 @@ class TrtcliRep(BackendRep):
                 self._contexts.popitem(last=False)
         self._contexts.move_to_end(key)
         return self._contexts[key], values
+
+
+def _is_sequence(entry: ValueInfoProto) -> bool:
+    return bool(entry.type.HasField("sequence_type"))
+
+
+def _elements(name: str, arrays: Mapping[str, Any]) -> list[str]:
+    """The names of the elements of the sequence ``name``, in order."""
+    return sorted((one for one in arrays if one.rpartition(".")[0] == name), key=lambda one: int(one.rpartition(".")[2]))
+
+
+def _with_elements(model: ModelProto, arrays: Mapping[str, np.ndarray]) -> ModelProto:
+    """``model`` with an input per element in place of inputs that are sequences."""
+    if not any(map(_is_sequence, model.graph.input)):
+        return model
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.input[:]
+    for entry in model.graph.input:
+        if not _is_sequence(entry):
+            copy.graph.input.add().CopyFrom(entry)
+            continue
+        names, kind = _elements(entry.name, arrays), entry.type.sequence_type.elem_type.tensor_type.elem_type
+        copy.graph.input.extend(helper.make_tensor_value_info(name, kind, arrays[name].shape) for name in names)
+        made = helper.make_node("SequenceConstruct", names, [entry.name]) if names else helper.make_node("SequenceEmpty", [], [entry.name], dtype=kind)
+        copy.graph.node.insert(0, made)
+    return copy
 
 
 def values_needed(model: ModelProto, arrays: Mapping[str, np.ndarray]) -> frozenset[str]:

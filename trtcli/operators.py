@@ -24,10 +24,9 @@ RESTRICTIONS = {
     "Conv": "1 to 3 spatial axes, known window",
     "ConvInteger": "1 to 3 spatial axes, known window",
     "ConvTranspose": "1 to 3 spatial axes, known window",
-    "CumProd": "constant axis",
-    "CumSum": "constant axis",
     "DeformConv": "1 to 3 spatial axes, known window",
     "GatherND": "known length of the index tuples",
+    "Resize": "on the GPU antialias with fixed sizes only (else the host computes it)",
     "GridSample": "integers and bool with nearest only; on the GPU 1 to 3 spatial axes",
     "GRU": "known hidden size",
     "LSTM": "known hidden size",
@@ -52,7 +51,10 @@ RESTRICTIONS = {
     "com.microsoft.MultiHeadAttention": "no buffer shared by past and present, no beams, no scores as output",
     "com.microsoft.QAttention": "input and weights are dequantised; as Attention",
     "com.microsoft.RotaryEmbedding": "no scale, no packed batches",
-    **dict.fromkeys(SEQUENCE_OPERATORS, "known length and positions; never as graph input or output, or carried by a loop"),
+    **dict.fromkeys(SEQUENCE_OPERATORS, "elements of one shape where a length or position is computed"),
+    "SequenceErase": "known length and position",
+    "SequenceMap": "known length",
+    **dict.fromkeys(("Optional", "OptionalGetElement", "OptionalHasElement"), "never as graph input or output"),
 }
 @dataclass(frozen=True)
 class Row:
@@ -136,9 +138,11 @@ def page() -> str:
         "place. *at import*: nothing is left of it in the engine. *control flow*: a layer with networks inside; a constant condition is resolved.",
         f"- *floats* are {', '.join(FLOATS)}; *integers* are {', '.join(INTEGERS)}; *narrow* are {', '.join(NARROW)}.",
         "- A size that the model computes (the target of a Reshape, K of a TopK, the count of a NonZero) is read by the host between two parts of "
-        "the network (docs/architecture.md, \"Where the host steps in\"), unless it follows from the inputs' shapes: then it costs nothing. Axes must "
-        "be constant.",
-        "- Graph inputs and outputs are tensors; sequences and optionals may stand between nodes where their lengths are known.",
+        "the network (docs/architecture.md, \"Where the host steps in\"), unless it follows from the inputs' shapes: then it costs nothing. So are "
+        "the scales of a Resize and the steps of a Slice. Axes that the model computes become branches, one per alternative, up to 32.",
+        "- Sequences stand between nodes; those of computed length are one stacked tensor. A loop that carries a sequence is unrolled where its trip "
+        "count is known (up to 128), else it may append one tensor of one shape per iteration. As a graph output `y`, a sequence gives the "
+        "tensors `y.0`, `y.1` ..., one of computed length a tensor with its elements along axis 0; graph inputs are tensors.",
         "- Functions of the model itself are expanded. Other operators need a plugin (docs/plugins.md). A model with operators that trtcli does "
         "not take is refused with all such nodes at once.",
         "",

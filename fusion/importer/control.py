@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from fusion.importer.errors import Unsupported
 from fusion.importer.graph import Scope, names_in, read_names
 from fusion.importer.node import Node
 from fusion.importer.operators.slicing import cut
-from fusion.importer.sequences import EmptyOptional, TensorSequence
+from fusion.importer.sequences import EmptyOptional, StackedSequence, TensorSequence
 from fusion.importer.values import Value, constant
 from fusion.network import Network, TensorType
 from fusion.ops import Concatenation, Gather, If, Loop
@@ -50,6 +50,8 @@ class BodyScope(Scope):
         """The value inside for a value from around."""
         if isinstance(outer, TensorSequence):
             return TensorSequence(tuple(map(self.enter, outer.items)))  # type: ignore[return-value]
+        if isinstance(outer, StackedSequence):
+            return StackedSequence(self.enter(outer.value))  # type: ignore[return-value]
         if isinstance(outer, EmptyOptional):
             return outer
         if outer.is_constant:
@@ -124,6 +126,7 @@ def import_if(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
     wanted = [index for index in range(len(node.outputs)) if node.wants(index)]
     parts = ("then", "else")
     bodies = [import_body(walk, node, graph, scope, wanted, lambda *_: {}, part) for graph, part in zip(graphs, parts, strict=True)]
+    lengths = _laid_open(bodies)
     pairs = [(one.shape, other.shape) for one, other in zip(bodies[0].outputs, bodies[1].outputs, strict=True)]
     squeezes = {len(one) < len(other) for one, other in pairs if len(one) != len(other)}
     if len(squeezes) == 1 and _follows_from_shapes(condition):
@@ -132,15 +135,38 @@ def import_if(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
     own = bodies[0].builder.own_sizes | bodies[1].builder.own_sizes
     types = [
         _joined(b, one.type, other.type, own, f"output {index}")
-        for index, one, other in zip(wanted, bodies[0].outputs, bodies[1].outputs, strict=True)
+        for index, (one, other) in enumerate(zip(bodies[0].outputs, bodies[1].outputs, strict=True))
     ]
     inputs = list({id(value): value for body in bodies for value in body.captured}.values())
     place = {id(value): number for number, value in enumerate(inputs, 1)}
     takes = [tuple(place[id(value)] for value in body.captured) for body in bodies]
     networks = [body.network(f"{node.name}/{part}", (), body.outputs) for body, part in zip(bodies, parts, strict=True)]
     op = If(networks[0], networks[1], (takes[0], takes[1]), tuple(types))
-    made = dict(zip(wanted, b.layers(op, (condition, *inputs)), strict=True))
-    return tuple(made.get(index) for index in range(len(node.outputs))), False
+    made = iter(b.layers(op, (condition, *inputs)))
+    found: dict[int, Any] = {}
+    for index, length in zip(wanted, lengths, strict=True):
+        found[index] = next(made) if length is None else TensorSequence(tuple(next(made) for _ in range(length)))
+    return tuple(found.get(index) for index in range(len(node.outputs))), False
+
+
+def _laid_open(bodies: Sequence[Body]) -> list[int | None]:
+    """Puts the elements of sequences among the outputs of both branches in their place; tells per output how many there are (None: a tensor).
+
+    Raises:
+        Unsupported: the sequences of the branches differ in length.
+    """
+    lengths: list[int | None] = []
+    flat: tuple[list[Value], list[Value]] = ([], [])
+    for index, pair in enumerate(zip(*(body.outputs for body in bodies), strict=True)):
+        counts = {len(value.items) if isinstance(value, TensorSequence) else None if isinstance(value, Value) else -1 for value in pair}
+        if len(counts) > 1 or -1 in counts:
+            raise Unsupported(f"output {index} is a sequence; branches that data choose must make sequences of one known length")
+        lengths.append(counts.pop())
+        for target, value in zip(flat, pair, strict=True):
+            target += value.items if isinstance(value, TensorSequence) else [value]
+    for body, values in zip(bodies, flat, strict=True):
+        body.outputs = values
+    return lengths
 
 
 def _follows_from_shapes(value: Value) -> bool:

@@ -13,7 +13,7 @@ from fusion.importer.builder import Builder
 from fusion.importer.custom import custom
 from fusion.importer.errors import ModelError, Problem, Unsupported
 from fusion.importer.node import Node, decode_attribute
-from fusion.importer.sequences import SEQUENCE_OPERATORS, TensorSequence, concerns, import_sequence
+from fusion.importer.sequences import SEQUENCE_OPERATORS, StackedSequence, TensorSequence, concerns, import_sequence
 from fusion.importer.tensors import array_of, external_location, is_external, sparse_array, tensor_type
 from fusion.importer.values import Value, constant
 
@@ -274,6 +274,7 @@ def _tensors(values: Iterable[Any]) -> tuple[Value | None, ...]:
     """``values`` with sequences laid open."""
     found: list[Value | None] = []
     for value in values:
+        value = value.value if isinstance(value, StackedSequence) else value
         found += value.items if isinstance(value, TensorSequence) else [value] if value is None or isinstance(value, Value) else []
     return tuple(found)
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion.importer import finish
 from fusion.importer.errors import ModelError, Problem, Unsupported, UnsupportedModel
 from fusion.importer.graph import Scope, Walk, node_names, read_names
 from fusion.importer.load import Source, load
-from fusion.importer.sequences import EmptyOptional, TensorSequence
+from fusion.importer.sequences import EmptyOptional, StackedSequence, TensorSequence
 from fusion.importer.tensors import input_type, tensor_type
 from fusion.importer.values import Value
 from fusion.network import Network
@@ -74,9 +74,8 @@ def _import(source: Source) -> Network:
     scope.values.update(inputs)
     walk.run(graph.node, node_names(graph.node), scope, [output.name for output in graph.output])
     for output in graph.output:
-        if isinstance(scope.values.get(output.name), TensorSequence | EmptyOptional):
-            reason = "it is a sequence or an optional; outputs are tensors: end the model with SequenceAt or ConcatFromSequence"
-            walk.problems.append(Problem(output.name, "output", "", 0, reason))
+        if isinstance(scope.values.get(output.name), EmptyOptional):
+            walk.problems.append(Problem(output.name, "output", "", 0, "it is an empty optional; outputs are tensors"))
     if walk.problems:
         raise UnsupportedModel(source.name, walk.problems)
     outputs: dict[str, Value] = {}
@@ -84,8 +83,15 @@ def _import(source: Source) -> Network:
         found = scope.values.get(output.name)
         if found is None:
             raise ModelError(f"{source.name}: output {output.name!r} is made by no node")
-        outputs[output.name] = found
+        outputs.update(_named(output.name, found))
     return finish.network(graph.name or "model", inputs, outputs, walk.builder, walk.records)
+
+
+def _named(name: str, found: Any) -> dict[str, Value]:
+    """The tensors that a graph's output is: a sequence gives its elements as ``name.0``, ``name.1`` ..., one of computed length all in one."""
+    if isinstance(found, TensorSequence):
+        return {f"{name}.{number}": item for number, item in enumerate(found.items)}
+    return {name: found.value if isinstance(found, StackedSequence) else found}
 
 
 def _inputs(graph: GraphProto, walk: Walk) -> dict[str, Value]:

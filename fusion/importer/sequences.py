@@ -1,6 +1,6 @@
 """Sequences and optionals: lists of values while a model is imported, nothing afterwards.
 
-Lengths and positions must be known at import, which they nearly always are. What is left are the tensors inside.
+What is left are the tensors inside. Where a length or a position is computed, the elements (of one shape) are one tensor, stacked along axis 0.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fusion.dtypes import DataType
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
 from fusion.importer.operators.slicing import cut
-from fusion.importer.values import Value
-from fusion.ops import Concatenation
+from fusion.importer.values import Value, from_elements
+from fusion.ops import Concatenation, Gather
 
 if TYPE_CHECKING:
     from fusion.importer.builder import Builder
@@ -30,13 +31,20 @@ class TensorSequence:
 
 
 @dataclass(frozen=True, eq=False)
+class StackedSequence:
+    """A sequence of tensors of one shape: the slices of ``value`` along axis 0."""
+
+    value: Value
+
+
+@dataclass(frozen=True, eq=False)
 class EmptyOptional:
     """An optional without content. (One with content is its content.)"""
 
 
 def concerns(node: Node) -> bool:
     """Whether the node makes, reads or passes on a sequence or optional."""
-    return not node.domain and (node.op in SEQUENCE_OPERATORS or any(isinstance(value, TensorSequence | EmptyOptional) for value in node.inputs))
+    return not node.domain and (node.op in SEQUENCE_OPERATORS or any(isinstance(value, TensorSequence | StackedSequence | EmptyOptional) for value in node.inputs))
 
 
 def import_sequence(walk: Walk, node: Node, scope: Scope) -> tuple[Any, ...]:
@@ -51,16 +59,46 @@ def import_sequence(walk: Walk, node: Node, scope: Scope) -> tuple[Any, ...]:
         return (node.inputs[0],)
     if node.op in OPERATORS:
         return (OPERATORS[node.op](walk.builder, node),)
-    if node.op in ("Loop", "Scan"):
-        raise Unsupported("it carries a sequence from step to step; only tensors can be carried (write a Concat, or unroll the loop)")
+    if node.op == "Loop":
+        from fusion.importer.sequence_loops import import_sequence_loop
+
+        return import_sequence_loop(walk, node, scope)
     raise Unsupported("an input is a sequence or an empty optional, which this operator does not take")
 
 
-def _sequence(node: Node, index: int = 0) -> tuple[Value, ...]:
-    value: Any = node.inputs[index] if index < len(node.inputs) else None
-    if not isinstance(value, TensorSequence):
-        raise Unsupported(f"input {index} is no sequence")
-    return value.items
+def _any_sequence(node: Node) -> TensorSequence | StackedSequence:
+    value: Any = node.inputs[0] if node.inputs else None
+    if not isinstance(value, TensorSequence | StackedSequence):
+        raise Unsupported("input 0 is no sequence")
+    return value
+
+
+def stacked(b: Builder, items: tuple[Value, ...], suffix: str) -> StackedSequence:
+    """Tensors of one shape as a stacked sequence.
+
+    Raises:
+        Unsupported: there are none, or their shapes differ.
+    """
+    if len({(item.dtype, item.shape) for item in items}) != 1:
+        found = sorted({str(item.shape) for item in items})
+        raise Unsupported(f"a computed position or length in a sequence of {len(items)} tensors of shapes {', '.join(found)}; they must have one shape")
+    rows = tuple(b.reshape(item, (1, *item.shape), f"{suffix}_row{number}") for number, item in enumerate(items))
+    return StackedSequence(rows[0] if len(rows) == 1 else b.layer(Concatenation(0), *rows, suffix=suffix))
+
+
+def joined(b: Builder, first: TensorSequence | StackedSequence, second: StackedSequence, suffix: str) -> StackedSequence:
+    """The elements of both.
+
+    Raises:
+        Unsupported: they differ in shape.
+    """
+    if isinstance(first, TensorSequence):
+        if not first.items:
+            return second
+        first = stacked(b, first.items, f"{suffix}_first")
+    if first.value.shape[1:] != second.value.shape[1:]:
+        raise Unsupported(f"a sequence with elements of shapes {first.value.shape[1:]} and {second.value.shape[1:]}; they must have one shape")
+    return StackedSequence(b.layer(Concatenation(0), first.value, second.value, suffix=suffix))
 
 
 def _position(b: Builder, node: Node, index: int, default: int, limit: int) -> int:
@@ -82,39 +120,66 @@ def _empty(b: Builder, node: Node) -> TensorSequence:
     return TensorSequence(())
 
 
-def _insert(b: Builder, node: Node) -> TensorSequence:
-    items = _sequence(node)
+def _insert(b: Builder, node: Node) -> TensorSequence | StackedSequence:
+    sequence, given, item = _any_sequence(node), node.optional(2), node.input(1)
+    if isinstance(sequence, StackedSequence):
+        at = -1 if given is None else b.ints(given, "position")[0]
+        if given is not None and at:
+            raise Unsupported(f"position {at} of a sequence of computed length; an element joins at its front or its end")
+        own = stacked(b, (item,), "item")
+        return joined(b, own, sequence, "sequence") if given is not None else joined(b, sequence, own, "sequence")
+    items = sequence.items
     count = len(items)
-    given = node.optional(2)
     at = count if given is None else b.ints(given, "position")[0]
     if not -count <= at <= count:
         raise Unsupported(f"position {at} of a sequence of {count}")
     at += count if at < 0 else 0
-    return TensorSequence((*items[:at], node.input(1), *items[at:]))
+    return TensorSequence((*items[:at], item, *items[at:]))
 
 
 def _erase(b: Builder, node: Node) -> TensorSequence:
-    items = _sequence(node)
+    items = _known(node)
     at = _position(b, node, 1, len(items) - 1, len(items))
     return TensorSequence((*items[:at], *items[at + 1 :]))
 
 
+def _known(node: Node) -> tuple[Value, ...]:
+    sequence = _any_sequence(node)
+    if isinstance(sequence, StackedSequence):
+        raise Unsupported(f"its sequence has a computed length ({sequence.value.shape[0]})")
+    return sequence.items
+
+
 def _at(b: Builder, node: Node) -> Value:
-    items = _sequence(node)
-    return items[_position(b, node, 1, 0, len(items))]
+    sequence, given = _any_sequence(node), node.input(1)
+    if isinstance(sequence, TensorSequence) and (given.is_constant or len(sequence.items) < 2):
+        return sequence.items[_position(b, node, 1, 0, len(sequence.items))]
+    if isinstance(sequence, TensorSequence):
+        sequence = stacked(b, sequence.items, "stacked")
+    return b.layer(Gather(0), sequence.value, given)
 
 
 def _length(b: Builder, node: Node) -> Value:
-    return b.constant(np.array(len(_sequence(node)), np.int64), "length")
+    sequence = _any_sequence(node)
+    if isinstance(sequence, TensorSequence):
+        return b.constant(np.array(len(sequence.items), np.int64), "length")
+    length = np.empty((), object)
+    length[()] = sequence.value.shape[0]
+    return from_elements(length, DataType.INT64, b.origin)
 
 
-def _split(b: Builder, node: Node) -> TensorSequence:
+def _split(b: Builder, node: Node) -> TensorSequence | StackedSequence:
     """Pieces of given sizes, of one size (the last may be smaller), or of one element, which loses the axis unless ``keepdims``."""
     x, given = node.input(0), node.optional(1)
     axis = node.axis(node.attr("axis", 0), x.rank)
     size = x.shape[axis]
     if not isinstance(size, int):
-        raise Unsupported(f"its input has {size} elements along axis {axis}: the length of the sequence must be known")
+        if given is not None and (given.rank or b.ints(given, "split") != (1,)):
+            raise Unsupported(f"its input has {size} elements along axis {axis}: then pieces must have one element")
+        rows = b.transpose(x, (axis, *(other for other in range(x.rank) if other != axis)), "rows")
+        if given is None and not node.attr("keepdims", 1):
+            return StackedSequence(rows)
+        return StackedSequence(b.reshape(rows, (size, *x.shape[:axis], 1, *x.shape[axis + 1 :]), "elements"))
     if given is None:
         sizes = [1] * size
     elif given.rank == 0:
@@ -139,10 +204,16 @@ def _split(b: Builder, node: Node) -> TensorSequence:
 
 
 def _concat(b: Builder, node: Node) -> Value:
-    items = _sequence(node)
+    sequence, stack = _any_sequence(node), bool(node.attr("new_axis", 0))
+    if isinstance(sequence, StackedSequence):
+        count, *shape = sequence.value.shape
+        axis = node.axis(node.required("axis"), len(shape) + stack)
+        order = [*range(1, axis + 1), 0, *range(axis + 1, len(shape) + 1)]
+        placed = b.transpose(sequence.value, order, "placed")
+        return placed if stack else b.reshape(placed, (*shape[:axis], count * shape[axis], *shape[axis + 1 :]), "joined")
+    items = sequence.items
     if not items:
         raise Unsupported("an empty sequence has no type to give its concatenation")
-    stack = bool(node.attr("new_axis", 0))
     axis = node.axis(node.required("axis"), items[0].rank + stack)
     if stack:
         items = tuple(
@@ -174,6 +245,8 @@ def _map(walk: Walk, node: Node, scope: Scope) -> tuple[TensorSequence, ...]:
         Unsupported: the sequences differ in length.
     """
     inputs: tuple[Any, ...] = node.inputs
+    if any(isinstance(value, StackedSequence) for value in inputs):
+        raise Unsupported("its sequence has a computed length; write a Loop or Scan over the tensor that it is made of")
     lengths = {len(value.items) for value in inputs if isinstance(value, TensorSequence)}
     if len(lengths) != 1 or not isinstance(inputs[0], TensorSequence):
         raise Unsupported(f"sequences of {sorted(lengths)} elements; it takes sequences of one length")
