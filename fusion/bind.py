@@ -27,6 +27,12 @@ def bind_op(op: OpType, sizes: Mapping[str, int]) -> OpType:
     return replace(op, **changed) if changed else op
 
 
+def has_sizes(op: Op) -> bool:
+    """Whether :func:`bind_op` changes ``op``."""
+    assert is_dataclass(op)
+    return isinstance(op, ControlFlow) or not all(is_static(getattr(op, item.name)) for item in fields(op))
+
+
 def bind_type(tensor: TensorType, sizes: Mapping[str, int]) -> TensorType:
     """``tensor`` with a concrete shape.
 

@@ -25,12 +25,23 @@ class Operand:
     index: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Literal:
-    """A constant of one element."""
+    """A constant of one element. Zeros of different sign are different, NaN is like any other NaN: equal literals have the same code."""
 
     value: float | int | bool
     dtype: DataType
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Literal) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[object, ...]:
+        value = self.value
+        return (self.dtype, "nan") if value != value else (self.dtype, value, value == 0 and math.copysign(1.0, value))
 
 
 @dataclass(frozen=True)

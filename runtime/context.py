@@ -9,7 +9,6 @@ instead: its enqueue waits where sizes or conditions are read.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,13 +27,11 @@ from runtime.exclusive import Guarded, exclusive
 from runtime.heap import Heap
 from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
-from runtime.resolution import Resolution, resolve
+from runtime.resolution import Resolution
 from runtime.runner import Launch, Run, Runner, unknown_outputs
 from runtime.segments import parts_of
 from runtime.watch import Watch
 from tactics.tactic import Buffer, Copy, Plan, tensor_bytes
-
-_KEPT_RESOLUTIONS = 16
 
 
 class ExecutionContext(Guarded):
@@ -62,7 +59,6 @@ class ExecutionContext(Guarded):
         self.name = ""
         self._listener: Listener | None = None
         self._shown: tuple[str, ...] = ()  # debug tensors that the listener wants
-        self._resolutions: OrderedDict[tuple[object, ...], Resolution] = OrderedDict()
         self._resolution: Resolution | None = None
         self._programs: list[Program | None] = []
         self._actions: list[Action] | None = None
@@ -535,15 +531,7 @@ class ExecutionContext(Guarded):
             self._programs = []
 
     def _lookup(self, shapes: Mapping[str, tuple[int, ...]], profile: int) -> Resolution:
-        key = (profile, *(shapes[name] for name in self.engine.network.inputs))
-        found = self._resolutions.get(key)
-        if found is None:
-            found = resolve(self.engine, self.loaded.outlines[profile], shapes, self.device.spec)
-            self._resolutions[key] = found
-            if len(self._resolutions) > _KEPT_RESOLUTIONS:
-                self._resolutions.popitem(last=False)
-        self._resolutions.move_to_end(key)
-        return found
+        return self.loaded.resolution(profile, shapes)
 
     def _resolve(self) -> Resolution:
         if self._resolution is None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
@@ -13,7 +15,9 @@ from fusion.network import TensorType
 from runtime.device import Device, DeviceMemoryError, Memory, Tensor
 from runtime.engine import Engine, EngineError
 from runtime.memory import ALIGNMENT
-from runtime.resolution import Outline, outline
+from runtime.resolution import Outline, Resolution, outline, resolve
+
+KEPT_RESOLUTIONS = 64  # shapes that an engine remembers for all its contexts
 
 
 class LoadedEngine:
@@ -35,6 +39,25 @@ class LoadedEngine:
         self.modules = device.load(engine.kernels)
         self._uploaded = _uploaded(engine, device)
         self.weights = self._uploaded.tensors
+        self._resolutions: OrderedDict[tuple[object, ...], Resolution] = OrderedDict()
+        self._lock = Lock()  # of them: contexts run in threads of their own
+
+    def resolution(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> Resolution:
+        """The engine at the input ``shapes``, within ``profile``; shapes that any of its contexts met lately are remembered.
+
+        Raises:
+            ValueError: the shapes do not fit the inputs.
+            EngineError: a layer cannot run at these shapes.
+        """
+        key = (profile, *(shapes[name] for name in self.engine.network.inputs))
+        with self._lock:
+            found = self._resolutions.get(key)
+            if found is None:
+                found = self._resolutions[key] = resolve(self.engine, self.outlines[profile], shapes, self.device.spec)
+                if len(self._resolutions) > KEPT_RESOLUTIONS:
+                    self._resolutions.popitem(last=False)
+            self._resolutions.move_to_end(key)
+            return found
 
     @property
     def outline(self) -> Outline:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -105,13 +106,22 @@ def plan_memory(blocks: Sequence[Block], order: np.ndarray) -> MemoryPlan:
 
 
 def _conflicts(blocks: Sequence[Block], order: np.ndarray) -> np.ndarray:
+    """Which two blocks may not overlap; sizes do not matter, so other shapes of a network mostly ask the same again."""
+    return _clash(tuple((block.uses, block.writers or block.uses[:1]) for block in blocks), len(order), order.tobytes())
+
+
+@lru_cache(maxsize=16)
+def _clash(blocks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], layers: int, order_bytes: bytes) -> np.ndarray:
     if not blocks:
         return np.zeros((0, 0), bool)
+    order = np.frombuffer(order_bytes, bool).reshape(layers, layers)
     # over[a, j]: every use of block a has ended when layer j starts
-    over = np.stack([order[list(block.uses)].all(axis=0) for block in blocks])
+    over = np.stack([order[list(uses)].all(axis=0) for uses, _ in blocks])
     # apart[a, b]: a is over before anything writes b. Several layers may write parts of a block, on streams of their own.
-    apart = np.stack([over[:, list(block.writers or block.uses[:1])].all(axis=1) for block in blocks], axis=1)
-    return ~(apart | apart.T)
+    apart = np.stack([over[:, list(writers)].all(axis=1) for _, writers in blocks], axis=1)
+    found = ~(apart | apart.T)
+    found.flags.writeable = False  # it is shared
+    return found
 
 
 def _load(blocks: Sequence[tuple[int, Block]], layers: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from runtime.engine import ON_HOST, Engine, EngineError, LayerPlan, fixed_sizes,
 from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
 from runtime.segments import Segment, segments_of
 from runtime.views import VIEW, Piece, Place, share_memory
-from runtime.workloads import placed_type, workload_of
+from runtime.workloads import Template, placed_type, template_of
 from tactics import registry
 from tactics.tactic import Buffer, Config, Copy, DeviceSpec, Plan, Tactic, Workload, extent_bytes, tensor_bytes
 
@@ -36,6 +36,8 @@ class Outline:
         fixed: the named sizes that the profile leaves no choice.
         segments: the network cut where the host steps in; one segment for most.
         pitches: of the tensors that are columns of others.
+        templates: per layer, its workload but for the sizes.
+        dynamic: the tensors whose types are other than in the network: their shapes follow from the inputs', or they have a pitch.
     """
 
     decisions: tuple[LayerPlan, ...]
@@ -47,6 +49,8 @@ class Outline:
     fixed: frozenset[str] = frozenset()
     segments: tuple[Segment, ...] = ()
     pitches: Mapping[str, int] = field(default_factory=dict)
+    templates: tuple[Template, ...] = ()
+    dynamic: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,11 @@ def outline(engine: Engine, profile: int = 0) -> Outline:
     tactics = tuple(_tactic(layer, plan, sharing.copies) for layer, plan in zip(network.layers, decisions, strict=True))
     fixed = frozenset(fixed_sizes(network, engine.profiles[profile]))
     segments = segments_of(network, engine.host_layers) if engine.is_segmented else ()
-    return Outline(decisions, tactics, sharing.copies, sharing.elided, sharing.places, constants, fixed, segments, sharing.pitches)
+    templates = tuple(template_of(network, layer, constants, engine.tf32, fixed) for layer in network.layers)
+    dynamic = tuple(name for name, tensor in network.tensors.items() if not tensor.is_static or name in sharing.pitches)
+    return Outline(
+        decisions, tactics, sharing.copies, sharing.elided, sharing.places, constants, fixed, segments, sharing.pitches, templates, dynamic
+    )
 
 
 def _tactic(layer: Layer, plan: LayerPlan, views: Mapping[str, tuple[Piece, ...]]) -> Tactic | None:
@@ -124,8 +132,8 @@ def resolve(engine: Engine, fixed: Outline, shapes: Mapping[str, tuple[int, ...]
     network = engine.network
     sizes = sizes_of(network, shapes)
     check_holds(network, sizes)
-    types: dict[str, TensorType] = {}
-    for name in network.tensors:
+    types = dict(network.tensors)
+    for name in fixed.dynamic:
         try:
             types[name] = placed_type(network, name, sizes, fixed.pitches)
         except KeyError as error:
@@ -211,7 +219,7 @@ def _plan(
         return _copies(layer, fixed.views[layer.name], sizes, types)
     assert tactic is not None
     try:
-        workload = workload_of(engine.network, layer, sizes, fixed.constants, engine.tf32, fixed.fixed, fixed.pitches)
+        workload = fixed.templates[number].at(sizes, types)
         key = (decision.tactic, decision.config, workload)
         if key not in known:
             known[key] = tactic.plan(workload, decision.config, device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -230,6 +231,11 @@ def device_function(name: str, expression: Expression, types: Sequence[DataType]
     Raises:
         Unsupported: a data type or function has no CUDA code.
     """
+    return _device_function(name, expression, tuple(types), fast, stored)
+
+
+@lru_cache(maxsize=4096)  # layers repeat themselves, and every change of shapes asks again
+def _device_function(name: str, expression: Expression, types: tuple[DataType, ...], fast: bool | None, stored: bool) -> str:
     for dtype in types:
         storage_type(dtype)
     unknown = [function for function in _functions(expression) if function not in FUNCTIONS]
