@@ -178,7 +178,7 @@ def test_enqueue_does_nothing_but_enqueue(mlp, cpu, monkeypatch):
     version, stream = context.binding_version, cpu.stream()
     for name in ("allocate", "program", "upload", "event", "stream"):
         monkeypatch.setattr(cpu, name, lambda *_: pytest.fail("an enqueue did more than enqueue"))
-    monkeypatch.setattr("runtime.context.resolve", lambda *_: pytest.fail("an enqueue resolved shapes"))
+    monkeypatch.setattr("runtime.loaded.resolve", lambda *_: pytest.fail("an enqueue resolved shapes"))
     context.execute_async_v3(stream)
     context.set_input_shape("x", (4, 8))
     context.execute_async_v3(stream)
