@@ -24,6 +24,7 @@ from fusion.ops import (
     Deconvolution,
     Determinant,
     GridSample,
+    Inverse,
     MatrixMultiply,
     NonMaxSuppression,
     NonZero,
@@ -337,7 +338,7 @@ def _is_delicate(network: Network, layer: Layer) -> bool:
     op = layer.op
     if isinstance(op, Convolution | Deconvolution | MatrixMultiply):
         return network.tensors[layer.inputs[0]].dtype.itemsize == 1
-    if isinstance(op, Range | Cumulative | Custom | Determinant | GridSample | Random | Reinterpret | RoiAlign | RoiPool):
+    if isinstance(op, Range | Cumulative | Custom | Determinant | GridSample | Inverse | Random | Reinterpret | RoiAlign | RoiPool):
         return True
     if isinstance(op, ControlFlow | NonZero | NonMaxSuppression | Unique):
         return True

@@ -5,7 +5,7 @@ from fusion.ops.control import If, Loop
 from fusion.ops.convolution import Convolution, Deconvolution
 from fusion.ops.convolution_pooling import ConvolutionPooling
 from fusion.ops.custom import Custom
-from fusion.ops.determinant import Determinant
+from fusion.ops.determinant import Determinant, Inverse
 from fusion.ops.fill import Fill, Range, ShapeValue
 from fusion.ops.fold import Fold
 from fusion.ops.gather import Gather, GatherElements, GatherND, ScatterElements, ScatterND
@@ -36,7 +36,7 @@ OPS = {
         Normalization, PackedMatrixMultiply, Padding, Pointwise, Pooling, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
         ScatterND, ShapeValue, Shuffle, Slice, Softmax, SumNormalization, Tile, TopK, Unique,
         # rare
-        Custom, DeformableColumns, Determinant, Fold, GridSample, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,
+        Custom, DeformableColumns, Determinant, Fold, GridSample, Inverse, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,
     )
 }  # fmt: skip
 

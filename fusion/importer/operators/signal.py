@@ -46,7 +46,7 @@ def dft(b: Builder, node: Node) -> Value:
     order = [*(i for i in range(x.rank) if i not in (axis, x.rank - 1)), axis, x.rank - 1]
     moved = b.transpose(x, order, "moved")
     if inverse and onesided:
-        result = _real_inverse(b, moved, points)
+        result = real_inverse(b, moved, points)
     else:
         result = transform(b, moved, points, inverse, _half(points) if onesided else points)
     if inverse and not onesided:
@@ -181,7 +181,7 @@ def _bluestein(b: Builder, x: Value, points: int, inverse: bool) -> Value:
     return _rotated(b, kept, chirp, "chirp_back")
 
 
-def _real_inverse(b: Builder, x: Value, points: Dim) -> Value:
+def real_inverse(b: Builder, x: Value, points: Dim) -> Value:
     """The real signal of ``points`` values whose spectrum's first half is x."""
     half = _half(points)
     x = _shortened(b, x, half)

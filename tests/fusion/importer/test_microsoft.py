@@ -353,3 +353,64 @@ def test_quantised_attention() -> None:
     constants = {"w": integers(-100, 100, 12, 24, dtype=np.int8), "b": floats(24, seed=2), "xs": np.float32(0.02), "ws": np.float32(0.01),
                  "xz": np.uint8(120), "wz": np.int8(0)}  # fmt: skip
     check("QAttention", {"x": integers(0, 256, 2, 5, 12, dtype=np.uint8)}, constants, "x w b xs ws - xz wz", num_heads=2, tolerance=1e-4)
+
+
+# --- names of the standard's operators, small compositions -----------------------------------------------------------
+
+
+def test_the_standards_operators_under_another_name() -> None:
+    x = floats(2, 3, 5)
+    check("Pad", {"x": x}, {"pads": np.array([[0, 1, 2, 0, 0, 1]]), "value": np.float32([3])}, "x pads value")
+    check("GatherND", {"x": x}, {"i": np.array([[1, 2], [0, 0]])}, "x i")
+    check("Range", {}, {"a": np.array(2), "b": np.array(17), "c": np.array(4)}, "a b c")
+    check("GridSample", {"x": floats(1, 2, 4, 5), "grid": floats(1, 3, 3, 2, seed=1, scale=0.5)}, {}, "x grid", mode="bicubic", padding_mode="border")
+    found = run(import_onnx(model_of("Unique", {"x": np.float32([2, 1, 1, 3, 2])}, {}, "x", 3)), {"x": np.float32([2, 1, 1, 3, 2])})
+    for name, wanted in zip(("y0", "y1", "y2"), ([2, 1, 3], [0, 1, 1, 2, 0], [2, 2, 1]), strict=True):
+        np.testing.assert_array_equal(found[name], wanted)
+
+
+def test_products_with_something_behind() -> None:
+    check("Inverse", {"x": floats(2, 3, 4, 4) + 3 * np.eye(4, dtype=np.float32)}, {}, "x", tolerance=1e-4)
+    check("CDist", {"x": floats(4, 6), "y": floats(5, 6, seed=1)}, {}, "x y", metric="euclidean", tolerance=1e-4)
+    check("CDist", {"x": floats(4, 6), "y": floats(5, 6, seed=1)}, {}, "x y", metric="sqeuclidean", tolerance=1e-4)
+
+
+def test_quantised_convolution_channels_last() -> None:
+    scales = {"xs": np.float32(0.1), "xz": np.uint8(3), "ws": floats(6, seed=3) ** 2 + np.float32(0.01), "wz": np.zeros(6, np.int8),
+              "ys": np.float32(0.5), "yz": np.uint8(100)}  # fmt: skip
+    x, w = integers(0, 256, 1, 7, 8, 4, dtype=np.uint8), integers(-128, 128, 6, 2, 3, 3, dtype=np.int8, seed=1)
+    check("QLinearConv", {"x": x}, {"w": w, **scales}, "x xs xz w ws wz ys yz", channels_last=1, group=2, pads=[1, 1, 0, 0])
+
+
+def computed(op: str, order: str, outputs: int = 1, constants: Arrays | None = None, inputs: Arrays | None = None, **attributes: object) -> np.ndarray:
+    return run(import_onnx(model_of(op, inputs or {}, constants or {}, order, outputs, **attributes)), inputs or {})["y0"]
+
+
+def test_operators_without_a_kernel_in_onnx_runtime_for_the_cpu() -> None:
+    """Against their definitions."""
+    x, bias, residual = floats(2, 3, 4), floats(4, seed=1), floats(2, 3, 4, seed=2)
+    close = np.testing.assert_allclose
+    close(computed("BiasDropout", "x b r", inputs={"x": x, "r": residual}, constants={"b": bias}), x + bias + residual, 1e-6)
+    inner = floats(2, 4, seed=3)
+    powers = np.exp(x + inner[:, None])
+    close(computed("BiasSoftmax", "x b", inputs={"x": x, "b": inner}, axis=2), powers / powers.sum(-1, keepdims=True), 1e-5)
+    powers = np.exp(x + residual)
+    close(computed("BiasSoftmax", "x b", inputs={"x": x, "b": residual}, axis=1), powers / powers.sum((1, 2), keepdims=True), 1e-5)
+    w = floats(4, 5, seed=4)
+    h = x @ w + 0.5
+    close(computed("GemmFastGelu", "x w b", inputs={"x": x}, constants={"w": w, "b": np.full(5, 0.5, np.float32)}),
+          h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))), 1e-4, 1e-5)  # fmt: skip
+    close(computed("FusedMatMulActivation", "x w", inputs={"x": x}, constants={"w": w}, activation="Relu", alpha=2.0), np.maximum(2 * x @ w, 0), 1e-5, 1e-5)
+    a, c = (part[..., :2] + 1j * part[..., 2:] for part in (x, residual))
+    pair = {"x": np.stack([a.real, a.imag], -1), "y": np.stack([c.real, c.imag], -1)}
+    for op, wanted in (("ComplexMul", a * c), ("ComplexMulConj", a * c.conj())):
+        close(computed(op, "x y", inputs=pair), np.stack([wanted.real, wanted.imag], -1), 1e-5, 1e-6)
+    spectrum = np.fft.rfft(x)
+    parts = np.stack([spectrum.real, spectrum.imag], -1).astype(np.float32)
+    close(computed("Rfft", "x", inputs={"x": x}, signal_ndim=1, normalized=0, onesided=1), parts, 1e-5, 1e-5)
+    close(computed("Irfft", "x", inputs={"x": parts}, signal_ndim=1, normalized=0, onesided=1), x, 1e-5, 1e-5)
+    small = integers(-300, 300, 3, 4, dtype=np.int16)
+    close(computed("MatMulInteger16", "x w", inputs={"x": small, "w": small.T.copy()}), small.astype(int) @ small.T.astype(int))
+    assert computed("IsAllFinite", "x y", inputs={"x": x, "y": bias})
+    assert not computed("IsAllFinite", "x y", inputs={"x": x, "y": np.float32([1, np.inf])})
+    assert computed("IsAllFinite", "x", inputs={"x": np.float32([1, np.inf])}, isnan_only=1)

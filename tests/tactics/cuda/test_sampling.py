@@ -12,17 +12,18 @@ from fusion.ops import (
     Determinant,
     Fold,
     GridSample,
+    Inverse,
     LinearAttention,
     PoolingIndices,
     RoiAlign,
     RoiPool,
 )
 from tactics.cuda.attention.linear_attention import LinearAttentionSteps
-from tactics.cuda.determinant.determinant import Elimination
+from tactics.cuda.determinant.determinant import Elimination, Inversion
 from tactics.cuda.sampling.sampling import DeformableGather, GridSampling, Regions
 from tactics.cuda.windows.windows import FoldGather, PoolingArgmax
 from tactics.tactic import Tactic, Workload
-from tests.harness.fiber import available, check
+from tests.harness.fiber import A100, available, check, run_plan
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 F16, F32, F64, I64 = DataType.HALF, DataType.FLOAT, DataType.DOUBLE, DataType.INT64
@@ -105,6 +106,17 @@ def test_determinant() -> None:
     types = (TensorType(F32, x.shape),)
     wanted = np.linalg.det(x.astype(np.float64))
     check(Elimination(), Workload(Determinant(), types, Determinant().infer(types)), [x], [wanted.astype(np.float32)])
+
+
+def test_inverse() -> None:
+    x = normal(2, 3, 5, 5)
+    x[0, 0, 0, 0] = 0  # needs a pivot
+    types = (TensorType(F32, x.shape),)
+    check(Inversion(), Workload(Inverse(), types, types), [x], [np.linalg.inv(x.astype(np.float64)).astype(np.float32)])
+    x[1, 1, 2] = x[1, 1, 3]
+    one = Workload(Inverse(), types, types)
+    (found,) = run_plan(Inversion().plan(one, (), A100), [x], types)
+    assert not np.isfinite(found[1, 1]).all() or np.abs(found[1, 1]).max() > 1e5  # singular
 
 
 @pytest.mark.parametrize(
