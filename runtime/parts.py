@@ -13,7 +13,7 @@ from runtime.loaded import load_engine
 from runtime.random_data import network_inputs
 from runtime.resolution import Resolution, outline, resolve_segment
 from runtime.segments import Segment, segments_of
-from tactics.tactic import DeviceSpec, tensor_bytes
+from tactics.tactic import DeviceSpec, extent_bytes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class BoundPart:
         for name, kind in resolution.types.items():
             root, start = places[name].root, resolution.starts[name]
             if root not in resolution.offsets and root not in loaded.weights and root not in loaded.outline.constants:
-                need[root] = max(need.get(root, 0), start + tensor_bytes(kind))
+                need[root] = max(need.get(root, 0), start + extent_bytes(kind))
         self._outside: dict[str, Memory] = {root: device.allocate(max(size, 1)) for root, size in need.items()}
         addresses = {root: memory.address for root, memory in self._outside.items()}
         layers = tuple(network.layers[number] for number in part.segment.layers)

@@ -1,7 +1,8 @@
 """What the sibling rules share: products of one tensor with several weights become one product, and each reader takes its part.
 
-The parts are slices of the joined result along its channels (columns). They cost nothing where they are runs of memory, and only then is
-the rule tried; whether one large product is faster than several small ones a measurement tells (see OPTIONAL in fusion/passes.py).
+The parts are slices of the joined result along its channels (columns). They cost nothing where they are runs of memory, or columns which
+their readers read in place (GPU), and only then is the rule tried; whether one large product is faster than several small ones a
+measurement tells (see OPTIONAL in fusion/passes.py). A part that a concatenation would take as columns of its own result stays out.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import numpy as np
 
 from fusion.graph import Graph
 from fusion.network import Layer, Op
-from fusion.ops import MatrixMultiply, Slice
+from fusion.ops import Concatenation, Convolution, Deconvolution, MatrixMultiply, Pointwise, Pooling, Slice
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 
 ALIGNMENT = 16  # bytes: a part that starts elsewhere would have to be copied
+READERS = (Convolution, Deconvolution, MatrixMultiply, Pointwise, Pooling)  # what reads columns in place, whatever it computes
 
 
 def sibling_rule(name: str, equation: str, op: type[Op]) -> Rule:
@@ -21,7 +23,7 @@ def sibling_rule(name: str, equation: str, op: type[Op]) -> Rule:
 
     def match(graph: Graph, layer: Layer) -> Match | None:
         readers = sorted(graph.readers(layer.inputs[0]), key=graph.position)
-        siblings = [other for other in readers if _is_sibling(graph, other, op, layer.inputs[0])]
+        siblings = [other for other in readers if _is_sibling(graph, other, op, layer.inputs[0]) and not _is_joined(graph, other)]
         alike = [other for other in siblings if _key(graph, other) == _key(graph, layer)] if layer in siblings else []
         group = alike if len(alike) > 1 else siblings
         return Match(tuple(group), found={"alike": len(alike) > 1}) if len(group) > 1 and group[0] is layer else None
@@ -32,7 +34,8 @@ def sibling_rule(name: str, equation: str, op: type[Op]) -> Rule:
         axis = channel_axis(first, len(shape))
         if not match.found["alike"]:
             return Refusal("attributes", f"{', '.join(one.name for one in match.layers)} differ in more than their weights")
-        if any(dim != 1 for dim in shape[:axis]):
+        columns = any(dim != 1 for dim in shape[:axis])
+        if columns and (axis != len(shape) - 1 or graph.limits.device != "cuda"):
             return Refusal("layout", f"the parts of a result of shape {shape} are no runs of memory")
         if len(graph.type(first.inputs[1]).shape) != 2 and isinstance(first.op, MatrixMultiply):
             return Refusal("weights", f"{first.inputs[1]} is no matrix")
@@ -43,15 +46,21 @@ def sibling_rule(name: str, equation: str, op: type[Op]) -> Rule:
             kind = graph.type(layer.outputs[0])
             if layer.outputs[0] in graph.outputs:
                 return Refusal("network output", f"{layer.outputs[0]} is a network output")
-            if not all(isinstance(dim, int) for dim in kind.shape):
+            sizes = kind.shape[axis:] if columns else kind.shape
+            if not all(isinstance(dim, int) for dim in sizes):
                 return Refusal("dynamic", f"the size of {layer.outputs[0]} is known at run time only")
             if start * kind.dtype.itemsize % ALIGNMENT:
                 return Refusal("alignment", f"{layer.outputs[0]} would start at byte {start * kind.dtype.itemsize}")
-            start += int(np.prod(kind.shape))  # type: ignore[arg-type]
+            start += int(np.prod(sizes))  # type: ignore[arg-type]
+            for reader in graph.readers(layer.outputs[0]) if columns else ():
+                if not isinstance(reader.op, READERS):
+                    return Refusal("reader", f"{reader.name} reads {layer.outputs[0]} as whole rows only")
             for tensor in layer.inputs[layer.op.arity :]:
                 value = graph.constant(tensor)
                 if value is None or not _per_channel(value.shape, kind.shape, axis):
                     return Refusal("epilogue", f"{layer.name} reads {tensor}, which is no constant per channel")
+        if columns and start * kind.dtype.itemsize % ALIGNMENT:
+            return Refusal("alignment", f"rows of the joined result would have {start * kind.dtype.itemsize} bytes, no multiple of {ALIGNMENT}")
         return None
 
     def rewrite(graph: Graph, match: Match) -> Replacement:
@@ -78,6 +87,14 @@ def sibling_rule(name: str, equation: str, op: type[Op]) -> Rule:
 
 def _is_sibling(graph: Graph, layer: Layer, op: type[Op], source: str) -> bool:
     return isinstance(layer.op, op) and layer.inputs[0] == source and graph.constant(layer.inputs[1]) is not None
+
+
+def _is_joined(graph: Graph, layer: Layer) -> bool:
+    """Whether a concatenation would have the result as columns of its own."""
+    rank = len(graph.type(layer.outputs[0]).shape)
+    return graph.limits.device == "cuda" and any(
+        isinstance(reader.op, Concatenation) and reader.op.axis == rank - 1 for reader in graph.readers(layer.outputs[0])
+    )
 
 
 def _weight_axis(layer: Layer) -> int:
