@@ -65,11 +65,13 @@ class Sharing:
             not ours to choose (network input, network output, constant), and that one is the root.
         copies: per view layer, the pieces that must be copied; where there are none the layer vanishes.
         refusals: per layer that moves bytes although it changes no element: the rule, the condition that failed, and the values found.
+        apart: per concatenation that is no view, the inputs (numbers) that would have to be copied, where copies of them could lie in place.
     """
 
     places: Mapping[str, Place]
     copies: Mapping[str, tuple[Piece, ...]]
     refusals: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    apart: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def pitches(self) -> dict[str, int]:
@@ -174,6 +176,7 @@ def share_memory(
     switched_off = frozenset(disabled)
     copies = memory.copies
     refusals: dict[str, tuple[str, str, str]] = {}
+    apart: dict[str, tuple[int, ...]] = {}
     for number, layer in enumerate(network.layers):
         if views is not None and layer.name not in views:
             continue
@@ -197,9 +200,11 @@ def share_memory(
         wide = any(piece.columns for piece in pieces) or any(memory.find(name).pitch for name in (*layer.inputs, *layer.outputs))
         if len(left) > 1 or (left and (wide or any(reason and reason[0] in _TACTICS for reason in reasons))):
             memory.reset(before)
+            if isinstance(layer.op, Concatenation) and wide and all(reason is None or reason[0] in _BY_COPY for reason in reasons):
+                apart[layer.name] = tuple(piece.input for piece in left)
             continue
         copies[layer.name] = left
-    return Sharing({name: memory.find(name) for name in (*network.inputs, *network.outputs, *produced, *read)}, copies, refusals)
+    return Sharing({name: memory.find(name) for name in (*network.inputs, *network.outputs, *produced, *read)}, copies, refusals, apart)
 
 
 def _anything(number: int, pitches: Mapping[str, int]) -> str:
@@ -208,6 +213,7 @@ def _anything(number: int, pitches: Mapping[str, int]) -> str:
 
 _RULES: Mapping[type[Op], str] = dict(zip((Concatenation, Slice, Shuffle), VIEW_RULES, strict=True))
 _TACTICS = ("kernel", "rows")  # conditions that depend on who writes and reads
+_BY_COPY = ("caller's memory", "two places", "read", *_TACTICS)  # those that a copy of the part would not fail
 
 
 def _rule(layer: Layer) -> str:

@@ -225,4 +225,8 @@ CATALOGUE: Sequence[Row] = (
         values={"columns": np.array([-6, -4, -2])}, near_values={"columns": np.array([-6, -4, -1])}),
     Row("common subexpression", "a = Softmax(x)\nb = Softmax(x)\nc = Exp(a)\nd = Tanh(b)\ny = Sub(c, d)", "common-subexpression",
         inputs=ROWS_2D, near=(("b = Softmax(x)", "b = Softmax<axis=0>(x)"),)),
+    Row("joined tensors joined with more", "a = Exp(x)\nb = Tanh(x)\ne = Sin(x)\ns = Concat<axis=0>(a, b)\nz = Softmax(s)\nt = Concat<axis=0>(a, b, e)\n"
+        "y = Softmax(t)", "concatenation-part", layers=5, inputs={"x": (6, 16)}, outputs=("z",), near=(("(a, b, e)", "(b, a, e)"),)),
+    Row("slices joined again", "p, q = Split<axis=1,num_outputs=2>(x)\nr = Exp(q)\nt = Concat<axis=1>(p, q, r)\ny = Softmax(t)", "concatenation-slices", layers=4,
+        inputs=ROWS_2D, near=(("(p, q, r)", "(q, p, r)"),)),
 )  # fmt: skip

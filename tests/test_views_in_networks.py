@@ -13,14 +13,17 @@ from fusion.importer import import_onnx
 from fusion.network import Network
 from fusion.ops import Concatenation, Slice
 from fusion.passes import FusionOptions, optimize
-from runtime.columns import TYPICAL, ask_kind
+from fusion.rewrite import validate
+from runtime.columns import TYPICAL, ask_kind, copy_parts, parts_to_copy
 from runtime.devices import open_device
-from runtime.views import VIEW, Sharing, intermediate_bytes, share_memory
+from runtime.engine import Engine
+from runtime.views import VIEW, Sharing, intermediate_bytes, missed_views, share_memory
 from tests.catalogue import Row, model
 from tests.models import light, onnxruntime_outputs
 from trtcli import builder
 from trtcli.config import BuildConfig
 from trtcli.log import Log
+from trtcli.refitting import refit
 
 IMAGE = {"x": (2, 16, 10, 12)}
 W3 = "<pads=[1,1,1,1]>"
@@ -86,6 +89,49 @@ def test_no_layer_joins_or_cuts_channels(name, precision):
 def test_light_networks_have_no_concatenations_left(name):
     network = fused(import_onnx(light(name).SerializeToString()), DataType.HALF)
     assert not moving(network, on_a_gpu(network))
+
+
+PARTIAL = {
+    "a skip that two levels read": (replace(NETWORKS["unet"], nodes=NETWORKS["unet"].nodes.replace("(cr, v)", "(cr, v, ar)"),
+                                            values={**NETWORKS["unet"].values, "w5": (8, 64, 1, 1)}), 1),
+    "a half that passes by": (Row("half", f"a = Conv{W3}(x, w0)\np, q = Split<axis=1,num_outputs=2>(a)\nb = Conv(q, w1)\nbr = Relu(b)\n"
+                                  "j = Concat<axis=1>(p, br)\ny = Conv(j, w2)", "", inputs=IMAGE,
+                                  values={"w0": (32, 16, 3, 3), "w1": (16, 16, 1, 1), "w2": (8, 32, 1, 1)}), 1),
+    "two that pass by": (Row("two", f"a = Conv{W3}(x, w0)\np, q, r = Split<axis=1,num_outputs=3>(a)\nb = Conv(q, w1)\nbr = Relu(b)\n"
+                             "j = Concat<axis=1>(p, br, r)\ny = Conv(j, w2)", "", inputs=IMAGE,
+                             values={"w0": (48, 16, 3, 3), "w1": (16, 16, 1, 1), "w2": (8, 48, 1, 1)}), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_one_part_is_copied_where_it_must_be(name):
+    row, copies = PARTIAL[name]
+    network = fused(import_onnx(model(row)), DataType.HALF)
+    parts = parts_to_copy(network, on_a_gpu)
+    assert len(parts) == copies
+    changed = copy_parts(network, parts)
+    validate(changed)
+    (missed,) = missed_views(network, on_a_gpu(network)).values()
+    assert (missed.rule, missed.condition) == ("concatenation-view", "two places")
+    assert len(moving(changed, on_a_gpu(changed))) == 1 - copies
+
+
+def test_neighbouring_slices_are_one_part():
+    """What YOLO's blocks do: both halves of a tensor, and what is made of one, joined."""
+    row = Row("elan", f"a = Conv{W3}(x, w0)\np, q = Split<axis=1,num_outputs=2>(a)\nb = Conv{W3}(q, w1)\nbr = Relu(b)\nj = Concat<axis=1>(p, q, br)\n"
+              "y = Conv(j, w2)", "", inputs=IMAGE, values={"w0": (32, 16, 3, 3), "w1": (16, 16, 3, 3), "w2": (8, 48, 1, 1)})  # fmt: skip
+    network = fused(import_onnx(model(row)), DataType.HALF)
+    assert not moving(network, on_a_gpu(network)) and not parts_to_copy(network, on_a_gpu)
+
+
+def test_a_dense_block_as_torch_exports_it():
+    """Every layer joins all before it anew."""
+    row = Row("torch", f"a = Conv{W3}(x, w0)\nr1 = Relu(a)\nb = Conv{W3}(r1, w1)\nj1 = Concat<axis=1>(a, b)\nr2 = Tanh(j1)\nc = Conv{W3}(r2, w2)\n"
+              f"j2 = Concat<axis=1>(a, b, c)\nr3 = Tanh(j2)\nd = Conv{W3}(r3, w3)\nj3 = Concat<axis=1>(a, b, c, d)\nr4 = Tanh(j3)\ny = Conv(r4, w4)", "",
+              inputs=IMAGE, values={"w0": (16, 16, 3, 3), **{f"w{k}": (8, 8 + 8 * k, 3, 3) for k in (1, 2, 3)}, "w4": (8, 40, 1, 1)})  # fmt: skip
+    for precision in (None, DataType.HALF):
+        network = fused(import_onnx(model(row)), precision)
+        assert not moving(network, on_a_gpu(network)), on_a_gpu(network).refusals
 
 
 NEAR = {
@@ -162,6 +208,18 @@ def check(row: Row, device_name: str, config: BuildConfig, tolerance: float) -> 
     return engine.network, views
 
 
+def test_a_part_that_is_copied_and_refitted(tmp_path):
+    row = Row("part", "a = MatMul(x, w1)\nj = Concat<axis=-1>(x, a)\nb = MatMul(j, w2)\ny = Relu(b)", "", inputs={"x": (6, 16)},
+              values={"w1": (16, 8), "w2": (24, 8)})  # fmt: skip
+    network, views = check(row, "cpu", BuildConfig(avg_timing=1), 1e-5)
+    assert [layer.name for layer in network.layers if layer.name.startswith("copy")] == ["copy x for Concat1"] and views == ["Concat1"]
+    device, log = open_device("cpu"), Log(to_stderr=True)
+    engine = builder.build(model(row), BuildConfig(avg_timing=1), device, log=log)
+    other = replace(row, values={"w1": np.ones((16, 8)), "w2": np.ones((24, 8))})
+    found = refit(Engine.deserialize(engine.serialize()), model(other), log).create_execution_context(device).execute({"x": np.ones((6, 16), np.float32)})
+    np.testing.assert_allclose(found["y"], np.full((6, 8), 16 + 8 * 16), rtol=1e-5)
+
+
 @pytest.mark.parametrize("disabled", [(), (("concatenation-view", ""), ("slice-view", "")), (("all", ""),)])
 def test_features_of_rows_on_the_cpu(disabled):
     network, views = check(MLP, "cpu", BuildConfig(avg_timing=1, disable_fusion=disabled), 1e-5)
@@ -172,8 +230,9 @@ def test_features_of_rows_on_the_cpu(disabled):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("config", "tolerance"), [(BuildConfig(tf32=False), 1e-5), (BuildConfig(), 3e-3), (BuildConfig(fp16=True), 1e-2)],
                          ids=["fp32", "tf32", "fp16"])  # fmt: skip
-@pytest.mark.parametrize("name", [*NETWORKS, "mlp"])
+@pytest.mark.parametrize("name", [*NETWORKS, *PARTIAL, "mlp"])
 def test_blocks_on_the_gpu(name, config, tolerance):
-    network, views = check({**NETWORKS, "mlp": MLP}[name], "0", replace(config, avg_timing=2), tolerance)
-    assert all(layer.name in views for layer in network.layers if isinstance(layer.op, Concatenation))
-    check({**NETWORKS, "mlp": MLP}[name], "0", replace(config, avg_timing=2, disable_fusion=(("all", ""),)), tolerance)
+    row = {**NETWORKS, **{key: row for key, (row, _) in PARTIAL.items()}, "mlp": MLP}[name]
+    network, views = check(row, "0", replace(config, avg_timing=2), tolerance)
+    assert name == "two that pass by" or all(layer.name in views for layer in network.layers if isinstance(layer.op, Concatenation))
+    check(row, "0", replace(config, avg_timing=2, disable_fusion=(("all", ""),)), tolerance)

@@ -24,7 +24,7 @@ from fusion.importer import import_onnx
 from fusion.network import ControlFlow, Network, size_makers, typical_sizes
 from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_optional
 from fusion.precision import LayerTypes
-from runtime.columns import ask_tactics
+from runtime.columns import ask_tactics, copy_parts, parts_to_copy
 from runtime.device import Device, DeviceError, DeviceLostError
 from runtime.engine import CONTROL, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
 from runtime.parts import Part
@@ -138,6 +138,8 @@ def build(
     marked = marked_tensors(imported, config, log)
     fused = fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, device.spec.kind, log)
     network = replace(fused.network, outputs=imported.outputs)
+    copied = parts_to_copy(network, lambda one: shared_memory(one, profiles, config, device)[0])
+    network = copy_parts(network, copied)
     fused = replace(fused, network=network)
     optimum = {name: one.opt for name, one in profiles[0].items()}
     sharing, _ = shared_memory(network, profiles, config, device)
@@ -161,6 +163,7 @@ def build(
         **_record(model, imported, fused, config, device, choices),
         "importedLayers": len(imported.layers),
         "intermediateBytesSaved": saved,
+        "copiedParts": [list(part) for part in copied],
         "optionalFusions": None if optional is None else {"enabled": list(optional.enabled), "disabled": list(optional.disabled)},
         "streams": streams,
         "debugTensors": [*marked, *(_unfused(imported, network, marked) if config.mark_unfused_debug else ())],

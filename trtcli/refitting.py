@@ -15,6 +15,7 @@ from fusion.bind import fix_sizes
 from fusion.importer import import_onnx
 from fusion.network import ControlFlow, Network, Op
 from fusion.passes import FusionOptions, with_optional
+from runtime.columns import copy_parts
 from runtime.engine import Engine, LayerPlan
 from runtime.resolution import outline
 from runtime.views import VIEW
@@ -119,7 +120,8 @@ def _network(engine: Engine, model: Path | bytes, config: BuildConfig, log: Log)
         raise BuildError(f"the model does not fit the engine: {error}") from error
     marked = marked_tensors(imported, config, log)
     fused = fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, engine.device.kind, log)
-    fused = replace(fused, network=replace(fused.network, outputs=imported.outputs))
+    parts: Any = engine.record.get("copiedParts", ())
+    fused = replace(fused, network=copy_parts(replace(fused.network, outputs=imported.outputs), [(str(name), int(number)) for name, number in parts]))
     optional = engine.record.get("optionalFusions")
     if isinstance(optional, Mapping):  # those that a measurement decided for
         enabled, disabled = (tuple(map(str, optional.get(key, ()))) for key in ("enabled", "disabled"))

@@ -1,0 +1,53 @@
+"""Concat(x[:k], x[k:], y) -> Concat(x, y): neighbouring slices of one tensor are one part."""
+
+from __future__ import annotations
+
+from fusion.dims import Dim
+from fusion.graph import Graph
+from fusion.network import Layer
+from fusion.ops import Concatenation, Slice
+from fusion.rewrite import Match, Replacement, Rule
+
+
+def _match(graph: Graph, layer: Layer) -> Match | None:
+    axis = layer.op.axis
+    for first in range(len(layer.inputs) - 1):
+        source, start, end = _cut(graph, layer.inputs[first], axis) or ("", 0, 0)
+        last = first + 1
+        while source and last < len(layer.inputs):
+            following = _cut(graph, layer.inputs[last], axis)
+            if following is None or following[:2] != (source, end):
+                break
+            end, last = following[2], last + 1
+        if last - first > 1:
+            return Match((layer,), found={"run": (first, last), "source": source, "cut": (start, end)})
+    return None
+
+
+def _cut(graph: Graph, tensor: str, axis: int) -> tuple[str, Dim, Dim] | None:
+    """(x, k, l) when ``tensor`` is x from k to l along ``axis`` and all of it along the others."""
+    producer = graph.producer(tensor)
+    if producer is None or not isinstance(producer.op, Slice):
+        return None
+    op, shape = producer.op, graph.type(producer.inputs[0]).shape
+    whole = all(one == axis or (op.starts[one], op.sizes[one]) == (0, dim) for one, dim in enumerate(shape))
+    if not whole or any(step != 1 for step in op.steps):
+        return None
+    return producer.inputs[0], op.starts[axis], op.starts[axis] + op.sizes[axis]
+
+
+def _rewrite(graph: Graph, match: Match) -> Replacement:
+    (layer,) = match.layers
+    (first, last), source, (start, end) = match.found["run"], match.found["source"], match.found["cut"]
+    shape, axis = graph.type(source).shape, layer.op.axis
+    joined, new = source, []
+    if (start, end) != (0, shape[axis]):
+        joined = graph.fresh(f"{layer.outputs[0]}.slice")
+        starts = tuple(start if one == axis else 0 for one in range(len(shape)))
+        sizes = tuple(end - start if one == axis else dim for one, dim in enumerate(shape))
+        new.append(Layer(f"{layer.name} slice", Slice(starts, sizes, (1,) * len(shape)), (source,), (joined,), layer.origins))
+    inputs = (*layer.inputs[:first], joined, *layer.inputs[last:])
+    return Replacement((*new, Layer("", layer.op, inputs, layer.outputs)), keep_name=True)
+
+
+RULE = Rule("concatenation-slices", __doc__.splitlines()[0], (Concatenation,), _match, _rewrite)
