@@ -49,6 +49,30 @@ def test_low_levels_try_nothing() -> None:
     assert not any("Measured" in line or "sibling" in line for line in log.lines)
 
 
+INCEPTION = Row(
+    "inception", "a = Conv(x, w1)\nb = Relu(a)\nc = Conv(x, w2)\nd = Relu(c)\ne = Conv<pads=[1,1,1,1]>(b, w3)\nf = Conv<pads=[2,2,2,2]>(d, w4)\n"
+    "g = Conv(x, w5)\nh = Concat<axis=1>(e, f, g)\nk = Conv(h, w6)\ny = Relu(k)", "",
+    inputs={"x": (2, 32, 9, 11)}, values={"w1": (24, 32, 1, 1), "w2": (16, 32, 1, 1), "w3": (32, 24, 3, 3), "w4": (16, 16, 5, 5), "w5": (16, 32, 1, 1),
+                                          "w6": (32, 64, 1, 1)},
+)  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("fp16", "tolerance"), [(False, 1e-5), (True, 1e-2)])
+def test_siblings_of_channels_last_images(fp16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "MIN_GAIN", -1e6)
+    device, log, data = open_device("0"), _Lines(), model(INCEPTION)
+    engine = builder.build(data, BuildConfig(avg_timing=1, tf32=False, fp16=fp16), device, log=log)
+    plans = {layer.name: plan.tactic for layer, plan in zip(engine.network.layers, engine.layers, strict=True)}
+    joined = next(name for name in plans if "Conv0" in name and "Conv2" in name)
+    assert "Conv6" not in joined, "a concatenation has that result in place"
+    assert [plans[name] for name in plans if name.endswith(" part") or name.startswith("Concat")] == ["view"] * 3
+    x = np.random.default_rng(0).standard_normal((2, 32, 9, 11)).astype(np.float32)
+    found = engine.create_execution_context(device).execute({"x": x})["y"]
+    expected = onnxruntime_outputs(onnx.load_from_string(data), {"x": x})["y"]
+    assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+
+
 STEM = Row(
     "stem", "a = Conv<strides=[2,2], pads=[3,3,3,3]>(x, w1, b1)\nb = Relu(a)\nc = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(b)\n"
     "d = Conv<pads=[1,1,1,1]>(c, w2)\ne = Add(d, c)\nf = Relu(e)\ny = GlobalAveragePool(f)", "",
