@@ -18,9 +18,10 @@ from threading import Lock, Thread
 import numpy as np
 
 from fusion.dims import Sym
+from fusion.network import Network
 from runtime.benchmark import BenchmarkOptions
 from runtime.context import ExecutionContext
-from runtime.engine import Engine
+from runtime.engine import Engine, InputRange
 from runtime.graph import GraphRunner
 from runtime.random_data import SEED
 
@@ -106,19 +107,25 @@ def batch_range(engine: Engine, profile: int = 0) -> tuple[int, int]:
     Raises:
         ValueError: the inputs have no common first dimension.
     """
-    ranges = engine.profiles[profile]
-    batched = batched_inputs(engine)
-    first = ranges[batched[0]]
+    return batches_of(engine.network, engine.profiles[profile])
+
+
+def batches_of(network: Network, ranges: Mapping[str, InputRange]) -> tuple[int, int]:
+    """As :func:`batch_range`, of a network with the ranges of its inputs.
+
+    Raises:
+        ValueError: the inputs have no common first dimension.
+    """
+    first = ranges[batched_inputs(network)[0]]
     return first.min[0], first.max[0]
 
 
-def batched_inputs(engine: Engine) -> list[str]:
+def batched_inputs(network: Network) -> list[str]:
     """The inputs whose first dimension is the batch.
 
     Raises:
         ValueError: there is no such dimension, or inputs disagree on it.
     """
-    network = engine.network
     shapes = {name: network.tensors[name].shape for name in network.inputs}
     dynamic = [name for name, shape in shapes.items() if shape and isinstance(shape[0], Sym)]
     found = dynamic or [name for name, shape in shapes.items() if shape]
@@ -265,7 +272,7 @@ class _Server:
         self.context = context
         self.late = 0
         self._low = low
-        self._batched = batched_inputs(context.engine)
+        self._batched = batched_inputs(context.engine.network)
         self._rest = {name: array.shape[1:] for name, array in inputs.items()}
         self._size = 0
         for name, array in inputs.items():

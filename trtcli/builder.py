@@ -117,8 +117,10 @@ def build(
     *,
     log: Log,
     progress: Callable[[Progress], None] = lambda _: None,
+    accept: Callable[[Network, Sequence[Profile]], None] = lambda *_: None,
 ) -> Engine:
-    """An engine for ``model`` (a file, or a serialised ONNX model) on ``device``.
+    """An engine for ``model`` (a file, or a serialised ONNX model) on ``device``. ``accept`` sees the model and the optimization profiles
+    before any work is done, and may raise.
 
     Raises:
         fusion.importer.ModelError: the model cannot be read, or holds unsupported operators.
@@ -129,6 +131,7 @@ def build(
     imported = import_onnx(model)
     log.info(parsed_line(model, imported, time.perf_counter() - began))
     profiles = optimization_profiles(imported, config, log)
+    accept(imported, profiles)
     imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
     for line in profile_lines(imported, profiles):
         log.info(line)

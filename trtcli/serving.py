@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtcli.config import Config
+from trtcli.config import Config, InferenceConfig
 from trtcli.files import write_json, write_text
 from trtcli.inputs import make_inputs
 from trtcli.log import Log
 from trtcli.report import requests as report
 
 if TYPE_CHECKING:
+    from fusion.network import Network
     from runtime.benchmark import BenchmarkOptions
     from runtime.context import ExecutionContext
+    from runtime.engine import InputRange
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+_ADVICE = "build with --minShapes and --maxShapes that hold them"
+
+
+def check_batches(inference: InferenceConfig, network: Network, ranges: Mapping[str, InputRange]) -> None:
+    """Refuse a model that cannot take the batches of ``--sweepBatch`` or ``--maxBatch``, before anything is built.
+
+    Raises:
+        ValueError: it has no batch dimension, or another range.
+    """
+    from runtime.batching import batches_of
+
+    if not inference.request_rate and not inference.sweep_batch:
+        return
+    low, high = batches_of(network, ranges)
+    fixed = "the model fixes the batch; export it with a dynamic first dimension"
+    advice = fixed if all(network.tensors[name].is_static for name in network.inputs) else _ADVICE
+    if inference.sweep_batch:
+        first, last = inference.sweep_batch
+        if not low <= first <= last <= high:
+            raise ValueError(f"--sweepBatch={first}:{last}: the model takes batches of {low} to {high}: {advice}")
+    elif inference.max_batch and inference.max_batch > high:
+        raise ValueError(f"--maxBatch={inference.max_batch}: the model takes batches of {low} to {high}: {advice}")
 
 
 def run_requests(
@@ -65,7 +91,7 @@ def run_sweep(
     first, last = config.inference.sweep_batch or (1, 1)
     low, high = batch_range(contexts[0].engine, contexts[0].profile)
     if not low <= first <= last <= high:
-        raise ValueError(f"--sweepBatch={first}:{last}: the engine takes batches of {low} to {high}; build with --minShapes and --maxShapes that hold them")
+        raise ValueError(f"--sweepBatch={first}:{last}: the engine takes batches of {low} to {high}; {_ADVICE}")
     percentage = max(config.report.percentiles, default=99.0)
     rows = []
     for size in batch_sizes(first, last):
@@ -98,6 +124,6 @@ def batch_sizes(first: int, last: int) -> list[int]:
 def _inputs(config: Config, context: ExecutionContext, shapes: Shapes, batch: int) -> dict[str, np.ndarray]:
     from runtime.batching import batched_inputs
 
-    batched = batched_inputs(context.engine)
+    batched = batched_inputs(context.engine.network)
     at = {name: (batch, *shape[1:]) if name in batched else shape for name, shape in shapes.items()}
     return make_inputs(context.engine.network, at, config.inference.load_inputs)

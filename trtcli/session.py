@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +19,11 @@ from trtcli.files import check_writable, write_json, write_text
 from trtcli.log import Log
 
 if TYPE_CHECKING:
+    from fusion.network import Network
     from runtime.benchmark import BenchmarkOptions, BenchmarkResult
     from runtime.context import ExecutionContext
     from runtime.device import Device
-    from runtime.engine import Engine
+    from runtime.engine import Engine, InputRange
     from runtime.nvtx import LayerRanges, Names
     from runtime.profiler import Profile
 
@@ -185,9 +186,15 @@ def build_engine(config: Config, device: Device, log: Log) -> Engine:
     """An engine from ``--onnx``, saved where ``--saveEngine`` says."""
     from trtcli.builder import build
     from trtcli.progress import build_progress
+    from trtcli.serving import check_batches
+
+    def accept(network: Network, profiles: Sequence[Mapping[str, InputRange]]) -> None:
+        number = config.inference.profile or 0
+        if number < len(profiles) and not config.inference.skip_inference:
+            check_batches(config.inference, network, profiles[number])
 
     with build_progress(log) as progress:
-        engine = build(Path(config.model.onnx), config.build, device, log=log, progress=progress)
+        engine = build(Path(config.model.onnx), config.build, device, log=log, progress=progress, accept=accept)
     engine = _refitted(config, engine, log)
     if config.build.save_engine:
         from trtcli.refitting import stripped

@@ -80,7 +80,7 @@ def test_transfers_and_several_contexts(engine, cpu, graph):
 def test_a_smallest_batch_is_padded(mlp, cpu):
     build, outputs = mlp
     engine = build.engine(*outputs, sizes={"batch": (8, 8, 8)})
-    assert batch_range(engine) == (8, 8) and batched_inputs(engine) == ["x"]
+    assert batch_range(engine) == (8, 8) and batched_inputs(engine.network) == ["x"]
     result = run(engine, cpu, rate=300, delay=1, most=3)
     check(result, 1, 3)
     assert result.graphs == 1

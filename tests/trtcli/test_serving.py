@@ -119,3 +119,26 @@ def test_requests_where_the_host_steps_in(tmp_path: Path, transfers: list[str], 
     out, err = capsys.readouterr()
     assert "Served: " in out and "batches run without CUDA graphs" in err
     assert main([f"--onnx={path}", "--sweepBatch=1:2", *transfers, *QUICK]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--sweepBatch=1:8"], "--sweepBatch=1:8: the model takes batches of 3 to 3: the model fixes the batch"),
+        (["--requestRate=5", "--maxBatch=8"], "--maxBatch=8: the model takes batches of 3 to 3: the model fixes the batch"),
+    ],
+)
+def test_a_model_of_a_fixed_batch_is_refused_before_the_build(flags: list[str], complaint: str, tmp_path: Path, capsys: Captured) -> None:
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", tensors[:1], tensors[1:])
+    path = tmp_path / "static.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    assert main([f"--onnx={path}", *flags, *QUICK]) == 1
+    found = capsys.readouterr()
+    assert complaint in found.err and "Fused" not in found.out and "Built" not in found.out
+
+
+def test_a_profile_that_is_too_small_is_refused_before_the_build(model: Path, capsys: Captured) -> None:
+    assert main([f"--onnx={model}", "--maxShapes=x:4x16", "--sweepBatch=1:8", *QUICK]) == 1
+    found = capsys.readouterr()
+    assert "--sweepBatch=1:8: the model takes batches of 4 to 4: build with --minShapes and --maxShapes" in found.err and "Built" not in found.out
