@@ -5,7 +5,7 @@
 For ResNet-50 and a BERT-base encoder in FP16 at batch 1: host time of a plain enqueue per launch beside a bare cuLaunchKernel loop through
 cuda-python (goal: at most 1.2 times), of a graph launch; programmatic dependent launch on and off; graph replay against the sum of the
 layers' times, each timed alone in a graph at build (goal: at most 3 % above; see NOTES-launch.md). For Inception-v1: auxiliary streams against one stream. Then two and four contexts on as many streams
-against one, by one host thread and by one each. No torch is needed. What does not fit into --seconds is left out, and said.
+against one, by one host thread and by one each; and copies of inputs and outputs, overlapped and exposed. No torch is needed. What does not fit into --seconds is left out, and said.
 """
 
 from __future__ import annotations
@@ -207,6 +207,51 @@ class Check:
         self.add(f"{name}: graph replay", replay, "us", [alone], "sum of tactics timed alone",
                  f"{graph.nodes} nodes; with events around each layer {layers:.1f} us; goal: at most 3 % above the sum")  # fmt: skip
 
+    def pairs(self, name: str, engine: Engine, launches: int = 6, rows: int = 8) -> None:
+        """Which launches cost more in the network than alone, by the launch before them.
+
+        A launch costs what a graph of the network's first k launches takes longer than one of the first k - 1; each such graph holds the whole
+        network before them, so that caches are as cold as in a series of inferences. Nothing is added between launches: dependent launch
+        overlaps as ever. Means over all places of the same pair.
+        """
+        context, stream = self.context(engine), self.device.stream()
+        actions = [action for action, _, layer in context._actions or () if layer >= 0]
+        layers = [layer for _, _, layer in context._actions or () if layer >= 0]
+        if engine.num_aux_streams:
+            print(f"{name}: several streams, so no pairs", flush=True)
+            return
+
+        def first(count: int) -> None:
+            for action in (*actions, *actions[:count]):
+                action(stream)
+
+        counts = range(len(actions) + 1)
+        graphs = [self.device.capture(stream, partial(first, count)) for count in counts]
+        samples = interleaved(self.device, stream, [partial(graph.launch, stream) for graph in graphs], launches)
+        ends = [statistics.median(one) for one in samples]
+        found: dict[tuple[str, str], list[float]] = {}
+        for place, layer in enumerate(layers):
+            plan = engine.layers[layer]
+            extra = ends[place + 1] - ends[place] - plan.seconds * 1e6
+            before = _kind(engine, layers[place - 1])
+            found.setdefault((before, _kind(engine, layer)), []).append(extra)
+        for (before, after), extras in sorted(found.items(), key=lambda item: -sum(item[1]))[:rows]:
+            print(f"  {sum(extras):+7.2f} us in {len(extras)} places, {statistics.mean(extras):+.2f} each: {after} after {before}", flush=True)
+        total = sum(map(sum, found.values()))
+        self.add(f"{name}: launches in the network beyond their times alone", [total], "us", note=f"{len(layers)} launches, {len(found)} pairs of kinds")
+
+    def transfers(self, name: str, engine: Engine) -> None:
+        """Time per query with the copies of inputs and outputs (page-locked memory): overlapped, exposed, and without."""
+        inputs = inputs_of(engine)
+        found = {}
+        for how, copies, exposed in (("without copies", False, False), ("copies overlapped", True, False), ("copies exposed", True, True)):
+            options = BenchmarkOptions(iterations=10, duration=0.5, warm_up=100, transfers=copies, expose_dma=exposed)
+            result = run_benchmark([ExecutionContext(engine, self.device)], inputs, options)
+            found[how] = 1e6 / result.throughput
+        bytes_moved = sum(array.nbytes for array in inputs.values()) + sum(array.nbytes for array in result.outputs.values())
+        for how in ("copies overlapped", "copies exposed"):
+            self.add(f"{name}: {how}, time per query", [found[how]], "us", [found["without copies"]], "without copies", f"{bytes_moved / 1e6:.2f} MB per query")
+
     def switching(self, name: str, engine: Engine, rounds: int = 24) -> None:
         """What it costs to follow another kernel: the network's distinct layers in turns, against each many times in a row; same data, cold."""
         shapes = {one: extents.opt for one, extents in engine.profiles[0].items()}
@@ -264,6 +309,11 @@ class Check:
             how = "a host thread each" if threads else "one host thread"
             self.add(f"{name}: {count} context{'s' if count > 1 else ''}, {how}, time per query", [found], "us", [one], "one context",
                      f"{1e6 / found:.0f} queries/s")  # fmt: skip
+
+
+def _kind(engine: Engine, layer: int) -> str:
+    """A layer's kind with its tactic, short."""
+    return f"{engine.network.layers[layer].op.layer_type} {engine.layers[layer].tactic.removeprefix('cuda.')}"
 
 
 class Undependent:
@@ -362,8 +412,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 check.part(f"{name}: enqueue", lambda: check.enqueue_cost(name, engine))
                 check.part(f"{name}: dependent launch", lambda: check.dependent_launch(name, engine))
                 check.part(f"{name}: replay", lambda: check.replay_against_layers(name, engine))
+                check.part(f"{name}: pairs", lambda: check.pairs(name, engine))
                 check.part(f"{name}: switching", lambda: check.switching(name, engine))
                 check.part(f"{name}: contexts", lambda: check.many_contexts(name, engine))
+                check.part(f"{name}: transfers", lambda: check.transfers(name, engine))
         if not options.small:
             name = "Inception-v1, batch 1, FP16"
             check.part(name, lambda: check.aux_streams(name, check.build(light(folder / "inception.onnx", "inception_v1"))), 20)
