@@ -16,7 +16,7 @@ from fusion.expression import Expression, Operand, compute_type, operands, subst
 from fusion.network import TensorType
 from fusion.ops.epilogue import IDENTITY
 from tactics.cuda.codegen import STORAGE_TYPES, Unsupported, computed_type, device_function, storage_type
-from tactics.tactic import Buffer, Refusal, Scalar, Struct, Workload
+from tactics.tactic import Buffer, Refusal, Scalar, Struct, Workload, aligned_inputs
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,18 @@ def operand_kinds(workload: Workload) -> tuple[str, ...] | Refusal:
             return access
         kinds.append(access.kind)
     return tuple(kinds)
+
+
+def overwritable(workload: Workload, *own: int) -> tuple[int, ...]:
+    """Inputs over which output 0 may be written: epilogue operands of its shape, and the ``own`` inputs of the operation, which the kernel
+    that says so reads in the same way.
+
+    An operand of the output's shape is read where the output is written: by one thread, which has its value before it stores there, for the
+    value goes into what it stores. No other thread needs it: those past an edge, which read the last row or column once more, store
+    nothing. So it does not matter that ``__restrict__`` lets the compiler move loads and stores of different places past each other.
+    """
+    arity = workload.op.arity
+    return tuple(number for number in aligned_inputs(workload) if number >= arity or number in own)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

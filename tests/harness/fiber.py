@@ -174,11 +174,26 @@ class _Memory:
 def run_plan(
     plan: Plan, inputs: Sequence[np.ndarray], outputs: Sequence[TensorType], packed: Sequence[np.ndarray] = ()
 ) -> tuple[np.ndarray, ...]:
-    """The outputs of ``plan`` for ``inputs``.
+    """The outputs of ``plan`` for ``inputs``. Where the plan says that output 0 may be written over an input, that is done too, for each.
 
     Raises:
-        HarnessError: a kernel does not compile, dead-locks, writes outside its buffers or changes an input.
+        HarnessError: a kernel does not compile, dead-locks, writes outside its buffers, changes an input, or computes something else when it
+            writes over one.
     """
+    found = _run(plan, inputs, outputs, packed)
+    for number in plan.in_place:
+        over = _run(plan, inputs, outputs, packed, number)
+        for index, (one, other) in enumerate(zip(found, over, strict=True)):
+            if one.tobytes() != other.tobytes():
+                names = ", ".join(map(_name, plan.steps))
+                raise HarnessError(f"{names}: output {index} is another when output 0 is written over input {number}")
+    return found
+
+
+def _run(
+    plan: Plan, inputs: Sequence[np.ndarray], outputs: Sequence[TensorType], packed: Sequence[np.ndarray], over: int | None = None
+) -> tuple[np.ndarray, ...]:
+    """One run; ``over`` is the input whose memory output 0 is."""
     memory: dict[tuple[str, int], _Memory] = {("workspace", 0): _Memory(plan.workspace, 0xFF)}
     for index, array in enumerate(inputs):
         memory["input", index] = _Memory(array.nbytes, array)
@@ -187,6 +202,9 @@ def run_plan(
     for index, tensor in enumerate(outputs):
         count = int(np.prod([int(dim) for dim in tensor.shape], dtype=np.int64))  # type: ignore[arg-type]
         memory["output", index] = _Memory(count * tensor.dtype.itemsize, 0xFF if tensor.dtype.is_float else 0xA5)
+    if over is not None:
+        assert memory["output", 0].size == memory["input", over].size, f"input {over} has another size than output 0"
+        memory["output", 0] = memory["input", over]
     originals = {key: one.bytes.copy() for key, one in memory.items() if key[0] in ("input", "packed")}
 
     def at(buffer: Buffer) -> int:
@@ -205,7 +223,7 @@ def run_plan(
             if not one.intact():
                 raise HarnessError(f"{_name(step)} wrote outside {key[0]} {key[1]}")
     for key, before in originals.items():
-        if not np.array_equal(before, memory[key].bytes):
+        if key != ("input", over) and not np.array_equal(before, memory[key].bytes):
             raise HarnessError(f"{key[0]} {key[1]} was changed")
     return tuple(
         memory["output", index].bytes.view(tensor.dtype.numpy).reshape([int(dim) for dim in tensor.shape]).copy()  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from tactics.tactic import Launch, LibraryCall, Plan, tensor_bytes
 def run_on_gpu(
     plan: Plan, inputs: Sequence[np.ndarray], outputs: Sequence[TensorType], packed: Sequence[np.ndarray] = (), replays: int = 2
 ) -> tuple[np.ndarray, ...]:
-    """The outputs of ``plan`` after the last of ``replays`` replays."""
+    """The outputs of ``plan`` after the last of ``replays`` replays; the same must come out over every input that the plan may write over."""
     device = open_device("0")
     stream, arch, kept = device.stream(), device.spec.arch, []
 
@@ -50,4 +51,12 @@ def run_on_gpu(
     for array, memory in zip(found, results, strict=True):
         if array.nbytes:
             device.download(array, memory.address)
+    for number in plan.in_place:  # and once over each input that the plan says may be written over
+        bound = tuple(map(upload, inputs))
+        over = Tensor(bound[number].address, outputs[0])
+        device.program(plan, replace(binding, inputs=bound, outputs=(over, *binding.outputs[1:])), modules).run(stream)
+        stream.synchronize()
+        again = np.empty_like(found[0])
+        device.download(again, over.address)
+        assert again.tobytes() == found[0].tobytes(), f"output 0 is another when it is written over input {number}"
     return tuple(found)

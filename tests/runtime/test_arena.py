@@ -13,6 +13,7 @@ from fusion.expression import Operand, apply
 from fusion.importer import import_onnx
 from fusion.ops import Pointwise
 from fusion.passes import FusionOptions, optimize
+from runtime import resolution
 from runtime.engine import Engine, InputRange, LayerPlan
 from runtime.resolution import outline, resolve
 from runtime.views import VIEW, view_layers
@@ -54,6 +55,18 @@ def test_light_models_need_little_more_than_their_largest_live_set(name: str) ->
     memory = resolve(engine, outline(engine), {one: item.opt for one, item in engine.profiles[0].items()}, H100).memory
     assert memory.size <= 1.1 * memory.lower_bound, f"{memory.size / memory.lower_bound:.3f}"
     assert memory.size < memory.total
+
+
+def test_residual_sums_are_written_over_the_residual(monkeypatch) -> None:
+    """ResNet-50 in 5.2 MB instead of 7.2: the last convolution of a block writes over what it adds."""
+    engine = planned("resnet50")
+    shapes = {one: item.opt for one, item in engine.profiles[0].items()}
+    fixed = outline(engine)
+    less = resolve(engine, fixed, shapes, H100).memory
+    plan = resolution._plan
+    monkeypatch.setattr(resolution, "_plan", lambda *given: replace(plan(*given), in_place=()))
+    more = resolve(engine, fixed, shapes, H100).memory
+    assert less.size == less.lower_bound and less.size < 0.75 * more.lower_bound
 
 
 NEG, RELU = (Pointwise(apply(function, Operand(0))) for function in ("neg", "relu"))

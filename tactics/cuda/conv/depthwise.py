@@ -12,7 +12,7 @@ from fusion.dtypes import DataType
 from fusion.ops import Convolution
 from fusion.quantization import on_float_sums
 from tactics.cuda.conv.common import Window, activations, window_of
-from tactics.cuda.epilogue import epilogue_argument, finish_code
+from tactics.cuda.epilogue import epilogue_argument, finish_code, overwritable
 from tactics.cuda.gemm.common import (
     C_TYPES,
     EIGHT_BIT_TYPES,
@@ -204,7 +204,7 @@ class Depthwise(Tactic):
             Buffer("input", 0), Buffer("packed", 0), Buffer("output"),
             *map(Scalar, (window.batch, *window.input[1:], *window.output[1:], *window.pad[1:])), epilogue.argument,
         )  # fmt: skip
-        return Plan((Launch(kernel, (ceil_div(tile.threads, BLOCK), 1, 1), (BLOCK, 1, 1), arguments, dependent=pdl(device)),))
+        return Plan((Launch(kernel, (ceil_div(tile.threads, BLOCK), 1, 1), (BLOCK, 1, 1), arguments, dependent=pdl(device)),), in_place=overwritable(workload))
 
 
 def _epilogue(workload: Workload) -> Epilogue | Refusal:

@@ -25,6 +25,7 @@ from tactics.cuda.conv.common import (
     window_of,
     with_groups,
 )  # fmt: skip
+from tactics.cuda.epilogue import overwritable
 from tactics.cuda.gemm import tiles
 from tactics.cuda.gemm.common import (
     C_TYPES,
@@ -144,9 +145,9 @@ class MmaConvolution(Tactic):
         launch = Launch(kernel, (blocks, tile.splits, many), (tile.threads, 1, 1), arguments,
                         shared_memory=tile.shared_bytes(itemsize), dependent=pdl(device))  # fmt: skip
         if not tile.partial:
-            return Plan((launch,))
+            return Plan((launch,), in_place=overwritable(workload))
         second = reduction(common, epilogue, window.pixels, window.out_channels, tile.splits, device)
-        return Plan((launch, second), tile.splits * window.pixels * window.out_channels * 4)
+        return Plan((launch, second), tile.splits * window.pixels * window.out_channels * 4, overwritable(workload))
 
     @staticmethod
     def _window(workload: Workload) -> Window:

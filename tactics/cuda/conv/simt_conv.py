@@ -7,6 +7,7 @@ from math import prod
 
 from fusion.ops import Convolution, Deconvolution
 from tactics.cuda.conv.common import Window, activations, pixel_step, reads_planes, window_of
+from tactics.cuda.epilogue import overwritable
 from tactics.cuda.gemm.common import (
     REFERENCE_TYPES,
     STORED_TYPES,
@@ -67,7 +68,7 @@ class SimtConvolution(Tactic):
             *map(Scalar, (*window.taps, *window.stride, *window.pad, *window.dilation)), epilogue.argument,
         )  # fmt: skip
         grid = (ceil_div(window.pixels, TILE) * ceil_div(window.group_out, TILE), 1, window.groups)
-        return Plan((Launch(kernel, grid, (128, 1, 1), arguments),))
+        return Plan((Launch(kernel, grid, (128, 1, 1), arguments),), in_place=overwritable(workload))
 
 
 TACTICS = (SimtConvolution(),)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fusion.ops import MatrixMultiply
+from tactics.cuda.epilogue import overwritable
 from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, fixed, pdl, refuse_types
 from tactics.cuda.gemm.mma_gemm import Product, k_alignment, product_of
 from tactics.tactic import (
@@ -98,7 +99,7 @@ class Gemv(Tactic):
         grid = (ceil_div(product.n, chosen["columns"] * WARPS // chosen["split"]), 1, 1)
         weights = Buffer("input", 1) if product.transpose_b else Buffer("packed", 0)
         arguments = (Buffer("input", 0), weights, Buffer("output"), Scalar(product.n), Scalar(product.k), epilogue.argument)
-        return Plan((Launch(kernel, grid, (WARPS * 32, 1, 1), arguments, dependent=pdl(device)),))
+        return Plan((Launch(kernel, grid, (WARPS * 32, 1, 1), arguments, dependent=pdl(device)),), in_place=overwritable(workload))
 
 
 TACTICS = (Gemv(),)

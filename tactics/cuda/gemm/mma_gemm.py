@@ -10,6 +10,7 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.ops import MatrixMultiply
+from tactics.cuda.epilogue import overwritable
 from tactics.cuda.gemm import tiles
 from tactics.cuda.gemm.common import (
     C_TYPES,
@@ -176,9 +177,9 @@ class MmaGemm(Tactic):
             shared_memory=tile.shared_bytes(itemsize), dependent=pdl(device),
         )  # fmt: skip
         if not tile.partial:
-            return Plan((launch,))
+            return Plan((launch,), in_place=overwritable(workload))
         rows = product.m * product.batch
-        return Plan((launch, reduction(common, epilogue, rows, product.n, tile.splits, device)), tile.splits * rows * product.n * 4)
+        return Plan((launch, reduction(common, epilogue, rows, product.n, tile.splits, device)), tile.splits * rows * product.n * 4, overwritable(workload))
 
     @staticmethod
     def _b_kn(workload: Workload) -> bool:

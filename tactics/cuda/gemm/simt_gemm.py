@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fusion.ops import MatrixMultiply
+from tactics.cuda.epilogue import overwritable
 from tactics.cuda.gemm.common import (
     REFERENCE_TYPES,
     STORED_TYPES,
@@ -61,7 +62,7 @@ class SimtGemm(Tactic):
             *(Scalar(stride, "i64") for stride in (*a_strides, *b_strides)), Scalar(product.inner),
             *(Scalar(stride, "i64") for stride in (*product.a_batch, *product.b_batch)), epilogue.argument,
         )  # fmt: skip
-        return Plan((Launch(kernel, grid, (128, 1, 1), arguments),))
+        return Plan((Launch(kernel, grid, (128, 1, 1), arguments),), in_place=overwritable(workload))
 
 
 TACTICS = (SimtGemm(),)

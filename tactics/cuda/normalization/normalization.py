@@ -14,7 +14,7 @@ from fusion.expression import compute_type
 from fusion.ops import GroupNormalization, Normalization
 from fusion.ops.epilogue import IDENTITY
 from tactics.cuda.codegen import storage_type
-from tactics.cuda.epilogue import epilogue_argument
+from tactics.cuda.epilogue import epilogue_argument, overwritable
 from tactics.cuda.simple import (
     OUT,
     block_of,
@@ -145,7 +145,7 @@ class RowNormalization(Tactic):
         kernel, args = _kernel(workload, device, "rows.cu", "normalize_row", KIND=0, VEC=chosen["v"], GROUP=chosen["group"],
                                VECTORS=chosen["vectors"], THREADS=threads, ONE_ROW=last == view.n)  # fmt: skip
         arguments = (Buffer("input"), OUT, Scalar(view.rows), Scalar(view.n), Scalar(last), _epsilon(workload), args)
-        return Plan((launch(kernel, ceil_div(view.rows, threads // chosen["group"]), threads, arguments),))
+        return Plan((launch(kernel, ceil_div(view.rows, threads // chosen["group"]), threads, arguments),), in_place=overwritable(workload, 0))
 
 
 class LongNormalization(Tactic):
@@ -171,7 +171,7 @@ class LongNormalization(Tactic):
         kernel, args = _kernel(workload, device, "rows.cu", "normalize_long", KIND=1, VEC=chosen["v"], THREADS=chosen["threads"])
         last = dims(workload.outputs[0])[-1]
         arguments = (Buffer("input"), OUT, Scalar(view.rows), Scalar(view.n), Scalar(last), _epsilon(workload), args)
-        return Plan((launch(kernel, view.rows, chosen["threads"], arguments),))
+        return Plan((launch(kernel, view.rows, chosen["threads"], arguments),), in_place=overwritable(workload, 0))
 
 
 def _runs(view: View, v: int) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
@@ -223,7 +223,7 @@ class StridedNormalization(Tactic):
                                THREADS=chosen["threads"], KEPT=kept, REDUCED=reduced)  # fmt: skip
         last = dims(workload.outputs[0])[-1]
         arguments = (Buffer("input"), OUT, Scalar(view.n, "u32"), Scalar(last), _epsilon(workload), runs, args)
-        return Plan((launch(kernel, view.rows, chosen["threads"], arguments),))
+        return Plan((launch(kernel, view.rows, chosen["threads"], arguments),), in_place=overwritable(workload, 0))
 
 
 class SplitNormalization(Tactic):
@@ -260,11 +260,12 @@ class SplitNormalization(Tactic):
         n, part, partial = Scalar(view.n, "u32"), Scalar(share, "u32"), Buffer("workspace")
         last = dims(workload.outputs[0])[-1]
         size = compute_type(workload.inputs[0].dtype).itemsize
+        # Never over x: every block of a position reads the position's first element.
         return Plan((
             launch(first, (view.rows, splits), threads, (Buffer("input"), partial, n, part, runs)),
             launch(second, (view.rows, splits), threads,
                    (Buffer("input"), partial, OUT, n, part, Scalar(last), _epsilon(workload), runs, args)),
-        ), 2 * size * view.rows * splits)  # fmt: skip
+        ), 2 * size * view.rows * splits, overwritable(workload))  # fmt: skip
 
 
 TACTICS = (RowNormalization(), LongNormalization(), SplitNormalization(), StridedNormalization())

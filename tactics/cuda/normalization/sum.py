@@ -9,7 +9,7 @@ from fusion.dtypes import DataType
 from fusion.ops import SumNormalization
 from fusion.ops.epilogue import IDENTITY
 from tactics.cuda.codegen import storage_type
-from tactics.cuda.epilogue import epilogue_argument
+from tactics.cuda.epilogue import epilogue_argument, overwritable
 from tactics.cuda.normalization.normalization import REGISTER_ELEMENTS
 from tactics.cuda.simple import (
     OUT,
@@ -72,7 +72,7 @@ class SumRows(Tactic):
         total = Buffer("output", 1) if op.keep_sum else Scalar(0, "u64")
         arguments = (Buffer("input"), Buffer("input", 1), OUT, total, Scalar(rows), Scalar(n), Scalar(dims(workload.outputs[0])[-1]),
                      Scalar(op.epsilon, "f32"), epilogue_argument(epilogue))  # fmt: skip
-        return Plan((launch(kernel, ceil_div(rows, threads // chosen["group"]), threads, arguments),))
+        return Plan((launch(kernel, ceil_div(rows, threads // chosen["group"]), threads, arguments),), in_place=overwritable(workload, 0, 1))
 
 
 def _row(workload: Workload) -> int:

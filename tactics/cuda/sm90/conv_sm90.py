@@ -10,6 +10,7 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, activations, merge_columns, pack_weights, pixel_step, window_of
+from tactics.cuda.epilogue import overwritable
 from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, pdl, refuse_types, vector_columns
 from tactics.cuda.sm90.gemm_sm90 import Product, gemm_launch, pitch_defines
 from tactics.cuda.sm90.tile_sm90 import (
@@ -111,8 +112,8 @@ class Sm90Convolution(Tactic):
         assert isinstance(epilogue, Epilogue)
         if _is_product(window, workload):
             product = Product(window.pixels, window.out_channels, window.in_channels, 1, True, True, False, False, True)
-            return Plan((gemm_launch(workload, device, tile, product, epilogue, Buffer("packed", 0), window.out_channels, True),))
-        return Plan((_launch(workload, device, tile, window, epilogue),))
+            return Plan((gemm_launch(workload, device, tile, product, epilogue, Buffer("packed", 0), window.out_channels, True),), in_place=overwritable(workload))
+        return Plan((_launch(workload, device, tile, window, epilogue),), in_place=overwritable(workload))
 
 
 def _window(workload: Workload) -> Window:

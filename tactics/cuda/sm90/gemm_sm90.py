@@ -10,6 +10,7 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.ops import MatrixMultiply
+from tactics.cuda.epilogue import overwritable
 from tactics.cuda.gemm.common import (
     Epilogue,
     epilogue_of,
@@ -149,7 +150,7 @@ class Sm90Gemm(Tactic):
         return Plan((
             gemm_launch(workload, device, tile, product, epilogue, Buffer("packed", 0) if product.packed else Buffer("input", 1),
                         fixed(workload, len(workload.inputs), -1), constant),
-        ))  # fmt: skip
+        ), in_place=overwritable(workload))  # fmt: skip
 
     @staticmethod
     def _problem(workload: Workload) -> Problem:

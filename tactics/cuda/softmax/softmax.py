@@ -9,7 +9,7 @@ from fusion.dtypes import DataType
 from fusion.expression import compute_type, type_of
 from fusion.ops import Softmax
 from tactics.cuda.codegen import storage_type
-from tactics.cuda.epilogue import epilogue_argument
+from tactics.cuda.epilogue import epilogue_argument, overwritable
 from tactics.cuda.simple import (
     OUT,
     block_of,
@@ -107,7 +107,7 @@ class RowSoftmax(Tactic):
         kernel, args = _kernel(workload, "softmax_row", _defines(
             workload, device, KIND=0, VEC=chosen["v"], GROUP=chosen["group"], VECTORS=chosen["vectors"], THREADS=threads))  # fmt: skip
         blocks = ceil_div(rows, threads // chosen["group"])
-        return Plan((launch(kernel, blocks, threads, (Buffer("input"), OUT, Scalar(rows), Scalar(n), args)),))  # type: ignore[arg-type]
+        return Plan((launch(kernel, blocks, threads, (Buffer("input"), OUT, Scalar(rows), Scalar(n), args)),), in_place=overwritable(workload, 0))  # type: ignore[arg-type]
 
 
 class LongSoftmax(Tactic):
@@ -136,7 +136,7 @@ class LongSoftmax(Tactic):
         rows, n, _ = split(workload)
         kernel, args = _kernel(workload, "softmax_long", _defines(
             workload, device, KIND=1, VEC=chosen["v"], THREADS=chosen["threads"]))  # fmt: skip
-        return Plan((launch(kernel, rows, chosen["threads"], (Buffer("input"), OUT, Scalar(rows), Scalar(n), args)),))  # type: ignore[arg-type]
+        return Plan((launch(kernel, rows, chosen["threads"], (Buffer("input"), OUT, Scalar(rows), Scalar(n), args)),), in_place=overwritable(workload, 0))  # type: ignore[arg-type]
 
 
 class StridedSoftmax(Tactic):
@@ -167,7 +167,7 @@ class StridedSoftmax(Tactic):
         blocks = outer * ceil_div(inner, chosen["tx"] * chosen["v"])
         last = dims(workload.outputs[0])[-1]
         arguments = (Buffer("input"), OUT, Scalar(n), Scalar(inner), Scalar(last), args)
-        return Plan((launch(kernel, blocks, (chosen["tx"], chosen["ty"]), arguments),))  # type: ignore[arg-type]
+        return Plan((launch(kernel, blocks, (chosen["tx"], chosen["ty"]), arguments),), in_place=overwritable(workload, 0))  # type: ignore[arg-type]
 
 
 TACTICS = (RowSoftmax(), LongSoftmax(), StridedSoftmax())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ from tactics.cuda.normalization.normalization import (
 )
 from tactics.cuda.normalization.sum import SumRows
 from tactics.tactic import Refusal, Workload
-from tests.harness.fiber import A100, H100, available, check, kernels
+from tests.harness.fiber import A100, H100, HarnessError, available, check, kernels, run_plan
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 X = Operand(0)
@@ -111,3 +113,15 @@ def test_sums_compile(arch: str, device) -> None:  # noqa: ANN001
     for chosen in SumRows().configs(one, device)[:2]:
         for kernel in kernels(SumRows().plan(one, chosen, device)):
             assert compile_cubin(kernel.source(), kernel.defines, arch).resources.spill_stores == 0
+
+
+def test_splits_that_wrote_over_their_input_would_be_found() -> None:
+    """Every block reads the first element of its positions: the plan does not offer x, and the harness says why it is right."""
+    one, op = SplitNormalization(), Normalization((1,), 1e-5, True)
+    x = np.random.default_rng(0).normal(size=(2, 8192)).astype(np.float32)
+    types = (TensorType(DataType.FLOAT, x.shape),)
+    workload = Workload(op, types, op.infer(types))
+    plan = next(plan for chosen in one.configs(workload, A100) if len((plan := one.plan(workload, chosen, A100)).steps) == 2 and plan.steps[1].grid[1] > 1)
+    assert plan.in_place == ()
+    with pytest.raises(HarnessError, match="output 0 is another when output 0 is written over input 0"):
+        run_plan(replace(plan, in_place=(0,)), [x], workload.outputs)
