@@ -69,6 +69,12 @@ def _io_formats(value: str | None) -> Today:
     return []
 
 
+def _sparsity(value: str | None) -> Today:
+    if value not in ("disable", "enable"):
+        raise ValueError(f"{value!r} is not supported: weights are dense (disable and enable are accepted)")
+    return []
+
+
 def _best(value: str | None) -> Today:
     return [("fp16", None), ("bf16", None)]
 
@@ -91,6 +97,8 @@ DEPRECATED: dict[str, Deprecated] = {
     "timingCache": Deprecated("use --timingCacheFile", _same("timingCacheFile"), "yes"),
     "exportTimingCache": Deprecated("--timingCacheFile is read and written", _same("timingCacheFile"), "yes"),
     "saveProfile": Deprecated("use --exportProfile", _same("exportProfile"), "yes"),
+    "sparsity": Deprecated("there are no sparse tactics, and --sparsity=enable only permits them: weights are taken as dense", _sparsity, "yes"),
+    "heuristic": Deprecated("use --builderOptimizationLevel=2", lambda _: [("builderOptimizationLevel", "2")]),
     "best": Deprecated("only FP16 and BF16 are tried: use --fp16 --bf16; " + _CALIBRATION, _best),
     "int8": Deprecated("layers run in INT8 where the model has QuantizeLinear/DequantizeLinear nodes, with or without it"),
     "fp8": Deprecated("layers run in FP8 where the model has QuantizeLinear/DequantizeLinear nodes, with or without it"),
@@ -116,7 +124,6 @@ REFUSED: dict[str, Refused] = {
     "model": Refused("Caffe models are not supported; use --onnx=FILE"),
     "output": Refused("outputs are those of the ONNX model"),
     "int4": Refused(_QUANTISED),
-    "sparsity": Refused(f"{_LATER}: weights are dense", ("disable",)),
     "tilingOptimizationLevel": Refused(_LATER, ("0",)),
     "l2LimitForTiling": Refused(_LATER, ("-1",)),
     "hardwareCompatibilityLevel": Refused("an engine runs on the kind of device that it was built on", ("none",)),
@@ -140,7 +147,6 @@ REFUSED: dict[str, Refused] = {
     "asyncFileReader": Refused(_LATER),
     "refPair": Refused(_LATER),
     "persistentCacheRatio": Refused(_LATER, ("0",)),
-    "heuristic": Refused("use --builderOptimizationLevel=1 or 2"),
     "restricted": Refused(_SAFE),
     "weightless": Refused(_LATER),
     "useDLACore": Refused(_DLA),

@@ -168,8 +168,10 @@ def test_old_and_new_name_of_the_same_flag() -> None:
 def test_refused_flags_say_why_unless_they_ask_for_nothing() -> None:
     (complaint,) = complaints("--onnx=m", "--useDLACore=0")
     assert complaint == "--useDLACore: needs a DLA core, which trtcli does not use"
-    assert complaints("--onnx=m", "--sparsity=enable")
-    assert trtexec("--sparsity=disable", "--maxTactics=-1", "--hardwareCompatibilityLevel=none").config == trtexec().config
+    assert complaints("--onnx=m", "--sparsity=force") == ("--sparsity: 'force' is not supported: weights are dense (disable and enable are accepted)",)
+    assert "weights are taken as dense" in trtexec("--sparsity=enable").warnings[0]
+    assert trtexec("--heuristic").config.build.optimization_level == 2
+    assert trtexec("--maxTactics=-1", "--hardwareCompatibilityLevel=none").config == trtexec().config
 
 
 def test_home_folder() -> None:
