@@ -42,15 +42,16 @@ STEM_CHANNELS = 4  # a first convolution with so few channels reads its planes d
 _TYPICAL = 256  # stands for a run-time size when bytes are compared; large, for strides divide it
 
 
-def to_channels_last(network: Network, direct_stem: bool = False) -> Network:
+def to_channels_last(network: Network, direct_stem: bool = False, chosen: frozenset[str] | None = None) -> Network:
     """``network`` with channels-last convolutions; the same object when there is nothing to convert.
 
     ``direct_stem``: a convolution with few channels reads a channels-first image as it is (``input_channels_last=False``)
-    instead of through a transpose.
+    instead of through a transpose. ``chosen`` are the layers that shall run channels-last, where measurements have told; else an
+    estimate by bytes does.
     """
-    if not any(isinstance(layer.op, CHANNEL_OPS) and not layer.op.channels_last for layer in network.layers):
+    if chosen is None and not any(isinstance(layer.op, CHANNEL_OPS) and not layer.op.channels_last for layer in network.layers):
         return network
-    return _Conversion(network, _choose(network, direct_stem), direct_stem).run()
+    return _Conversion(network, estimated_layouts(network, direct_stem) if chosen is None else chosen, direct_stem).run()
 
 
 def order_for(rank: int) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ def _rank(network: Network, layer: Layer) -> int:
     return len(network.tensors[layer.inputs[0]].shape) if layer.inputs else 0
 
 
-def _is_flexible(network: Network, layer: Layer) -> bool:
+def is_flexible(network: Network, layer: Layer) -> bool:
     """Whether the layer can run on permuted axes as well."""
     op = layer.op
     out = network.tensors[layer.outputs[0]].shape
@@ -92,7 +93,7 @@ def _is_flexible(network: Network, layer: Layer) -> bool:
     return isinstance(op, Concatenation | Slice | Padding | Softmax | Resize | Normalization | Tile | TopK | Cumulative)
 
 
-def _is_stem(network: Network, layer: Layer) -> bool:
+def is_stem(network: Network, layer: Layer) -> bool:
     """Whether a convolution has so few input channels that kernels read them as planes."""
     if not isinstance(layer.op, Convolution) or layer.op.channels_last or layer.op.groups != 1:
         return False
@@ -100,10 +101,10 @@ def _is_stem(network: Network, layer: Layer) -> bool:
     return isinstance(channels, int) and channels <= STEM_CHANNELS
 
 
-def _choose(network: Network, direct_stem: bool) -> frozenset[str]:
+def estimated_layouts(network: Network, direct_stem: bool) -> frozenset[str]:
     """Names of the layers that shall run channels-last."""
     chosen = {layer.name for layer in network.layers if isinstance(layer.op, CHANNEL_OPS)}
-    flexible = {layer.name: layer for layer in network.layers if _is_flexible(network, layer)}
+    flexible = {layer.name: layer for layer in network.layers if is_flexible(network, layer)}
     producers, readers = network.producers(), network.readers()
     region: dict[str, str] = {name: name for name in flexible}
 
@@ -116,7 +117,7 @@ def _choose(network: Network, direct_stem: bool) -> frozenset[str]:
     for layer in flexible.values():
         for tensor in layer.inputs:
             maker = producers.get(tensor)
-            if maker is not None and maker.name in flexible and _has_layout(network, tensor):
+            if maker is not None and maker.name in flexible and has_layout(network, tensor):
                 region[find(maker.name)] = find(layer.name)
     # Bytes that cross each region's border if it runs channels-first (against channels-last neighbours), or channels-last.
     first: dict[str, float] = {}
@@ -124,16 +125,16 @@ def _choose(network: Network, direct_stem: bool) -> frozenset[str]:
     for tensor, kind in network.tensors.items():
         maker = producers.get(tensor)
         users = readers.get(tensor, [])
-        if tensor in network.constants or not _has_layout(network, tensor):
+        if tensor in network.constants or not has_layout(network, tensor):
             continue
         around = [*([maker] if maker is not None else []), *users]
         touched = {find(layer.name) for layer in around if layer.name in flexible}
         if not touched:
             continue
-        cost = _bytes(kind)
+        cost = moved_bytes(kind)
         outside = tensor in network.inputs or tensor in network.outputs
         rigid = outside or any(layer.name not in flexible and layer.name not in chosen for layer in around)
-        free = {user.name for user in users if direct_stem and user.inputs[0] == tensor and _is_stem(network, user)}
+        free = {user.name for user in users if direct_stem and user.inputs[0] == tensor and is_stem(network, user)}
         channel = any(layer.name in chosen and layer.name not in free for layer in around)
         for root in touched:
             if channel:
@@ -147,12 +148,12 @@ def _choose(network: Network, direct_stem: bool) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def _has_layout(network: Network, tensor: str) -> bool:
+def has_layout(network: Network, tensor: str) -> bool:
     """Whether permuting the axes of ``tensor`` means anything."""
     return len(network.tensors[tensor].shape) >= 3
 
 
-def _bytes(kind: TensorType) -> float:
+def moved_bytes(kind: TensorType) -> float:
     """Bytes to move when ``kind`` changes layout: none when only axes of length 1 would change places."""
     shape = [_number(dim) for dim in kind.shape]
     if shape[1] == 1 or all(size == 1 for size in shape[2:]):
@@ -213,7 +214,7 @@ class _Conversion:
 
     def _reads_planes(self, layer: Layer) -> bool:
         """Whether the layer is a stem whose image is there channels-first only."""
-        if not self.direct_stem or not _is_stem(self.network, layer) or layer.inputs[0] in self.network.constants:
+        if not self.direct_stem or not is_stem(self.network, layer) or layer.inputs[0] in self.network.constants:
             return False
         return "last" not in self.stored[layer.inputs[0]]
 

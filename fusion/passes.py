@@ -145,6 +145,7 @@ class FusionOptions:
         enabled: optional rules that shall run (names in OPTIONAL).
         device: ``cpu`` or ``cuda``; on ``cuda`` convolutions and pooling become channels-last.
         precision: HALF or BF16 to compute float32 models in that type; None to keep the model's types.
+        channels_last: on ``cuda``, the layers (of ``FusionResult.planar``) that run channels-last; None to estimate it.
         layer_types: which layers stay in float32 when ``precision`` is given.
         functions, operands: how large one fused expression may grow (see :class:`fusion.graph.Limits`).
     """
@@ -153,6 +154,7 @@ class FusionOptions:
     enabled: tuple[str, ...] = ()
     device: str = "cpu"
     precision: DataType | None = None
+    channels_last: tuple[str, ...] | None = None
     layer_types: LayerTypes = field(default_factory=LayerTypes)
     functions: int = Limits.functions
     operands: int = Limits.operands
@@ -168,6 +170,7 @@ class FusionResult:
         misses: per layer of the result, the rule that came nearest to joining it with a neighbour, and why it did not.
         counts: how often each rule was applied.
         warnings: what a user should know (weights that do not fit the chosen precision).
+        planar: the network as it was before layouts were chosen, or None where there was nothing to choose.
     """
 
     network: Network
@@ -175,6 +178,7 @@ class FusionResult:
     misses: Mapping[str, Miss] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    planar: Network | None = None
 
 
 def optimize(network: Network, options: FusionOptions = FusionOptions()) -> FusionResult:
@@ -187,6 +191,7 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
     limits = Limits(options.device, options.functions, options.operands)
     record = Record()
     warnings: tuple[str, ...] = ()
+    planar: Network | None = None
     network = _fuse(network, limits, options, record)
     if options.precision is not None:
         unknown = options.layer_types.unknown(network)
@@ -195,12 +200,13 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
             warnings += tuple(f"{flag}: no layer or node is named {name!r}" for name in names)
         network = _fuse(network, limits, options, record)
     if options.device == "cuda":
-        changed = to_channels_last(network, direct_stem=True)
+        chosen = None if options.channels_last is None else frozenset(options.channels_last)
+        changed = to_channels_last(network, direct_stem=True, chosen=chosen)
         if changed is not network:
-            network = _fuse(changed, limits, options, record)
+            planar, network = network, _fuse(changed, limits, options, record)
     graph = Graph(network, limits)
     apply_rules(graph, FINAL, options.disabled, record)
-    network, inner = _optimize_bodies(graph.rebuild(), options)
+    network, inner = _optimize_bodies(graph.rebuild(), replace(options, channels_last=None))
     reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL)
     misses = nearest_misses(Graph(network, limits), reported, options.disabled)
     counts = Counter(record.counts())
@@ -209,7 +215,7 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
         counts.update(one.counts)
         warnings += one.warnings
         misses = {**misses, **one.misses}
-    result = FusionResult(network, tuple(record.applied), misses, counts, warnings)
+    result = FusionResult(network, tuple(record.applied), misses, counts, warnings, planar)
     return with_optional(result, options) if options.enabled else result
 
 
@@ -229,7 +235,7 @@ def with_optional(result: FusionResult, options: FusionOptions) -> FusionResult:
     misses = {name: miss for name, miss in result.misses.items() if name not in outer}  # of the networks inside layers
     misses.update(nearest_misses(Graph(network, limits), reported, options.disabled))
     counts = Counter(result.counts) + Counter(record.counts())
-    return FusionResult(network, (*result.applied, *record.applied), misses, counts, result.warnings)
+    return FusionResult(network, (*result.applied, *record.applied), misses, counts, result.warnings, result.planar)
 
 
 def _optimize_bodies(network: Network, options: FusionOptions) -> tuple[Network, list[FusionResult]]:

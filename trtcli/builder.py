@@ -21,7 +21,7 @@ from fusion.bind import fix_sizes
 from fusion.dims import bind, symbols
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx
-from fusion.network import ControlFlow, Network, size_makers, typical_sizes
+from fusion.network import ControlFlow, Layer, Network, size_makers, typical_sizes
 from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_optional
 from fusion.precision import LayerTypes
 from runtime.columns import ask_tactics, copy_parts, parts_to_copy
@@ -38,7 +38,17 @@ from tactics.cache import CacheError, Entry, TimingCache
 from tactics.compiler import nvrtc_version
 from tactics.registry import source_of, tactics
 from tactics.registry import tactic as tactic_by_id
-from tactics.select import Compilers, Decision, NoTacticError, SelectOptions, decide_from, finish, question, start
+from tactics.select import (
+    Compilers,
+    Decision,
+    NoTacticError,
+    Search,
+    SelectOptions,
+    decide_from,
+    finish,
+    question,
+    start,
+)
 from tactics.tactic import (
     Argument,
     Buffer,
@@ -57,6 +67,7 @@ from tactics.tactic import (
     workload_flops,
 )
 from trtcli.config import BuildConfig
+from trtcli.layouts import Alone, chosen_layouts, layout_record, measured_times
 from trtcli.report.building import (
     activations,
     fused_line,
@@ -77,6 +88,7 @@ DOUBLINGS = 12  # how often sizes are guessed twice as large as the largest, unt
 LAUNCH_FLOOR = 1e-6  # seconds that a launch costs inside a CUDA graph, whatever it does
 
 
+Parts = Sequence[tuple[str, int]]  # inputs of concatenations that are copied: layer, input number
 Profile = Mapping[str, InputRange]  # an optimization profile: the range of every input
 Outer = Mapping[str, Mapping[str, int]]  # "min", "opt", "max" -> the named sizes around a body
 
@@ -139,11 +151,9 @@ def build(
 
     fusing = time.perf_counter()
     marked = marked_tensors(imported, config, log)
-    fused = fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, device.spec.kind, log)
-    network = replace(fused.network, outputs=imported.outputs)
-    copied = parts_to_copy(network, lambda one: shared_memory(one, profiles, config, device)[0])
-    network = copy_parts(network, copied)
-    fused = replace(fused, network=network)
+    fuse_again = partial(_with_parts, imported, marked, profiles, config, device)
+    fused, copied = fuse_again(log)
+    network = fused.network
     optimum = {name: one.opt for name, one in profiles[0].items()}
     sharing, _ = shared_memory(network, profiles, config, device)
     log.info(fused_line(imported, fused, sharing, saved_bytes(imported, network, sharing, optimum), time.perf_counter() - fusing))
@@ -151,6 +161,7 @@ def build(
         log.verbose(line)
 
     choices = _choose(network, profiles, config, device, log, progress)
+    fused, copied, choices, layouts = _measured_layouts(fused, copied, choices, fuse_again, profiles, config, device, log, progress)
     optional = None
     if not marked:  # an optional rule might take a marked tensor away
         fused, choices, optional = _measured_fusions(fused, choices, profiles, config, device, log, progress)
@@ -168,6 +179,7 @@ def build(
         "intermediateBytesSaved": saved,
         "copiedParts": [list(part) for part in copied],
         "optionalFusions": None if optional is None else {"enabled": list(optional.enabled), "disabled": list(optional.disabled)},
+        "layouts": layouts,
         "streams": streams,
         "debugTensors": [*marked, *(_unfused(imported, network, marked) if config.mark_unfused_debug else ())],
         "buildSeconds": seconds,
@@ -249,10 +261,30 @@ def layer_types(config: BuildConfig) -> tuple[DataType | None, LayerTypes]:
     return next(iter(narrow), None), LayerTypes(given, others, config.precision_constraints == "obey", outputs)
 
 
-def fuse(imported: Network, config: BuildConfig, device: str, log: Log) -> FusionResult:
+def _with_parts(
+    imported: Network,
+    marked: Sequence[str],
+    profiles: Sequence[Profile],
+    config: BuildConfig,
+    device: Device,
+    log: Log,
+    channels_last: tuple[str, ...] | None = None,
+) -> tuple[FusionResult, Parts]:
+    """:func:`fuse` with ``marked`` tensors kept from being fused away, and the parts that concatenations in place have copied."""
+    fused = fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, device.spec.kind, log, channels_last)
+    network = replace(fused.network, outputs=imported.outputs)
+    copied = parts_to_copy(network, lambda one: shared_memory(one, profiles, config, device)[0])
+    return replace(fused, network=copy_parts(network, copied)), copied
+
+
+def fuse(
+    imported: Network, config: BuildConfig, device: str, log: Log, channels_last: tuple[str, ...] | None = None
+) -> FusionResult:
+    """``imported`` fused for a kind of device; ``channels_last`` are the layers that measurements gave this layout, None to estimate."""
     precision, types = layer_types(config)
     disabled = tuple(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion)
-    result = optimize(imported, FusionOptions(disabled=disabled, device=device, precision=precision, layer_types=types))
+    options = FusionOptions(disabled=disabled, device=device, precision=precision, layer_types=types, channels_last=channels_last)
+    result = optimize(imported, options)
     for text in result.warnings:
         log.warning(text)
     return result
@@ -415,9 +447,128 @@ def _choose(
     return _Choices(per_profile, by_profile, kernels, state.cached, misses, cache, sharing)
 
 
-# --- fusions that a measurement decides ------------------------------------------------------------------------------
+# --- what a measurement decides --------------------------------------------------------------------------------------
 
-MEASURED_LEVEL = 3  # the builder optimisation level from which on they are tried
+MEASURED_LEVEL = 3  # the builder optimisation level from which on layouts and optional fusions are tried
+
+
+def _measured_layouts(
+    fused: FusionResult,
+    copied: Parts,
+    choices: _Choices,
+    fuse_again: Callable[[Log, tuple[str, ...]], tuple[FusionResult, Parts]],
+    profiles: Sequence[Profile],
+    config: BuildConfig,
+    device: Device,
+    log: Log,
+    progress: Callable[[Progress], None],
+) -> tuple[FusionResult, Parts, _Choices, dict[str, Any]]:
+    """``fused`` with the layouts that measured times ask for, where the whole network is faster with them than with the estimated ones; its copied parts, the
+    choices for it, and what the engine's record says of it."""
+    planar = fused.planar
+    if planar is None or config.optimization_level < MEASURED_LEVEL or not config.builder_cache:
+        return fused, copied, choices, layout_record(None, None)
+    sizes, fixed, constants = _sizes(planar, profiles[0], "opt", {}), fixed_sizes(planar, profiles[0]), set(planar.constants)
+    cache = choices.cache
+    misses = 0
+
+    def workload(network: Network, layer: Layer) -> Workload:
+        return workload_of(network, layer, sizes, constants | set(network.constants), config.tf32, fixed)
+
+    def seconds(layers: Sequence[Alone]) -> list[float]:
+        nonlocal cache, misses
+        found, cache, misses = _seconds_alone(layers, config, device, cache, log)
+        return found
+
+    times = measured_times(planar, workload, seconds)
+    if times is None:
+        return fused, copied, choices, layout_record(None, None)
+    wanted = chosen_layouts(planar, times)
+    count = len(times.layers)
+    choices = replace(choices, cache=cache, misses=choices.misses + misses)
+    if wanted is None:
+        log.info(f"Layouts: the estimate is the fastest by measured times, too ({count} layers timed in both)")
+        return fused, copied, choices, layout_record(times, None)
+    changed, parts = fuse_again(_Quiet(), wanted)
+    try:
+        timed = _choose(changed.network, profiles, config, device, log, progress, timings=cache)
+    except BuildError as error:
+        log.verbose(f"Layouts by measured times were not tried: {error}")
+        return fused, copied, choices, layout_record(times, None)
+    timed = replace(timed, hits=choices.hits, misses=choices.misses + timed.misses)
+    before, after = _different(choices, timed)
+    log.verbose(f"Layouts by measured times: {before * 1e6:.1f} us before, {after * 1e6:.1f} us after")
+    if after >= before * (1 - MIN_GAIN):
+        log.info(f"Layouts: as estimated; by single layers' times another choice ({count} layers timed in both) looked faster, and was not")
+        return fused, copied, replace(choices, cache=timed.cache, misses=timed.misses), layout_record(times, None)
+    log.info(f"Layouts: measured times save {(before - after) * 1e6:.1f} us against the estimate ({count} layers timed in both)")
+    return changed, parts, timed, layout_record(times, wanted)
+
+
+class _Quiet:
+    """A log for what has been said before."""
+
+    def info(self, text: str) -> None: ...
+
+    def verbose(self, text: str) -> None: ...
+
+    def warning(self, text: str) -> None: ...
+
+
+def _different(a: _Choices, b: _Choices) -> tuple[float, float]:
+    """The seconds of the layers that only one of two choices for a network has, at the optimal shapes of profile 0."""
+    counts = [Counter(one.workloads[0]) for one in (a, b)]
+    totals = []
+    for choices, other in zip((a, b), reversed(counts), strict=True):
+        left, total = Counter(other), 0.0
+        for workload, decision in zip(choices.workloads[0], choices.decisions[0], strict=True):
+            if left[workload]:
+                left[workload] -= 1
+            elif not math.isnan(decision.seconds):
+                total += decision.seconds
+        totals.append(total)
+    return totals[0], totals[1]
+
+
+def _seconds_alone(
+    layers: Sequence[Alone], config: BuildConfig, device: Device, cache: TimingCache, log: Log
+) -> tuple[list[float], TimingCache, int]:
+    """The best seconds of each layer by itself (infinite where nothing can compute it), the timing cache with them, and how many it lacked."""
+    compilers = Compilers(device.spec.arch, os.cpu_count() or 1, cache.kernels)
+    options, versions = _select_options(config, ""), _versions(device, config.tactic_sources)
+    found: dict[Workload, float] = {}
+    searches: dict[Workload, tuple[Alone, Search]] = {}
+    try:
+        for one in layers:
+            if one.workload in found or one.workload in searches:
+                continue
+            entry = cache.find(question(one.workload, device.spec, options, versions), options.level)
+            hit = decide_from(entry, one.workload, device.spec, compilers, options) if entry else None
+            if hit is not None:
+                found[one.workload] = hit.seconds
+                continue
+            if config.error_on_timing_cache_miss:
+                raise BuildError(f"layer {one.name!r}, timed for its layout, is not in the timing cache and --errorOnTimingCacheMiss is set")
+            try:
+                searches[one.workload] = one, start(one.workload, device.spec, options, compilers)
+            except NoTacticError:
+                found[one.workload] = math.inf
+        for workload, (one, search) in searches.items():
+            try:
+                decision = finish(search, one.constants, device.spec, options, partial(Bench, device, workload, one.constants), compilers)
+            except NoTacticError as error:
+                log.verbose(f"  {one.name}: {error}")
+                found[workload] = math.inf
+                continue
+            except DeviceLostError as error:
+                raise BuildError(f"layer {one.name!r}: {error}") from error
+            found[workload] = decision.seconds
+            asked = question(workload, device.spec, options, versions)
+            cache = cache.with_entry(Entry(asked, decision.timings, options.level), decision.kernels)
+    finally:
+        compilers.close()
+        _save_cache(config, cache, log)
+    return [found[one.workload] for one in layers], cache, len(searches)
 
 
 def _measured_fusions(

@@ -119,7 +119,10 @@ def _network(engine: Engine, model: Path | bytes, config: BuildConfig, log: Log)
     except ValueError as error:
         raise BuildError(f"the model does not fit the engine: {error}") from error
     marked = marked_tensors(imported, config, log)
-    fused = fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, engine.device.kind, log)
+    layouts = engine.record.get("layouts")
+    last = layouts.get("channelsLast") if isinstance(layouts, Mapping) else None
+    channels_last = None if last is None else tuple(map(str, last))
+    fused = fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, engine.device.kind, log, channels_last)
     parts: Any = engine.record.get("copiedParts", ())
     fused = replace(fused, network=copy_parts(replace(fused.network, outputs=imported.outputs), [(str(name), int(number)) for name, number in parts]))
     optional = engine.record.get("optionalFusions")

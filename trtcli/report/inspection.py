@@ -14,6 +14,7 @@ from fusion.passes import FusionResult
 from runtime.engine import Engine, EngineError, LayerPlan
 from runtime.memory import MemoryPlan
 from runtime.resolution import largest
+from trtcli.layouts import reformat_reason
 from trtcli.report.building import activations
 from trtcli.report.layers import SCHEMA, alignment_of, io_tensors, layer_info_json, layer_objects, tactic_label
 from trtcli.report.whynot import Missed, megabytes, missed_fusions, missed_in_network, missed_json
@@ -41,7 +42,7 @@ def engine_lines(engine: Engine) -> list[str]:
         ranges = "" if len(set(shapes)) < 2 else f"  min {shapes[0]}, opt {shapes[1]}, max {shapes[2]}"
         lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}")
     lines += ["", *_memory_lines(engine)]
-    lines += ["", *_layer_table(engine, total), *_profile_lines(engine), *_alignment_lines(engine), *_source_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
+    lines += ["", *_layer_table(engine, total), *_profile_lines(engine), *_alignment_lines(engine), *_source_lines(engine), *_reformat_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
     return [*lines, *_missed_lines(missed_fusions(engine), total)]
 
 
@@ -85,6 +86,18 @@ def _alignment_lines(engine: Engine) -> list[str]:
     if len(found) > _MOST_NOTES:
         lines.append(f"     and {len(found) - _MOST_NOTES} more such dimensions (--json shows all)")
     return lines
+
+
+def _reformat_lines(engine: Engine) -> list[str]:
+    """What changes of layout cost, and why there are any: one line each, the first few."""
+    found = [(plan.seconds, reason) for layer, plan in zip(engine.network.layers, engine.layers, strict=True) if (reason := reformat_reason(engine, layer))]
+    if not found:
+        return []
+    total = sum(seconds for seconds, _ in found if not math.isnan(seconds))
+    lines = [f"     {len(found)} reformat{'s' if len(found) > 1 else ''}, {_time(total)}:"]
+    for seconds, reason in found[:_MOST_NOTES]:
+        lines += wrap(f"{seconds * 1e6:.1f} us {reason}", WIDTH, initial_indent="       ", subsequent_indent="         ")
+    return [*lines, *([f"       and {len(found) - _MOST_NOTES} more (--json shows all)"] if len(found) > _MOST_NOTES else [])]
 
 
 def _source_lines(engine: Engine) -> list[str]:

@@ -12,6 +12,7 @@ from fusion.network import Layer, TensorType, typical_sizes
 from runtime.engine import Engine, LayerPlan, sizes_of
 from runtime.segments import obstacles_of
 from tactics.tactic import Config
+from trtcli.layouts import reformat_reason
 from trtcli.report.alignment import alignment_notes
 
 SCHEMA = 1
@@ -134,6 +135,8 @@ def _layers(engine: Engine, shapes: Shapes | None) -> list[dict[str, Any]]:
         one = _object(engine, layer, plan, sizes, computed)
         if layer.name in reasons:
             one["StreamReason"] = reasons[layer.name]
+        if reason := reformat_reason(engine, layer):
+            one["Reformat"] = reason
         if number in host:
             one["Host"] = host[number]
         if plan.bodies:
@@ -247,6 +250,7 @@ def _line(layer: Mapping[str, Any]) -> str:
         f"Outputs: {listed(layer['Outputs'])}, TacticName: {layer['TacticName']}, StreamId: {layer['StreamId']}, "
         f"Metadata: {' '.join(f'[ONNX Layer: {one}]' for one in layer['Origins'])}"
         + (f", Host: {layer['Host']}" if "Host" in layer else "")
+        + (f", Reformat: {layer['Reformat']}" if "Reformat" in layer else "")
         + (f", Source: {source_text(layer['Sources'])}" if "Sources" in layer else "")
     )
 

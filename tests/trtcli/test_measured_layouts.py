@@ -1,0 +1,137 @@
+"""Layouts by measurement through the builder, on the CPU device (its NumPy tactics compute either layout)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from fusion.layout import estimated_layouts
+from fusion.layout_choice import LayoutTimes
+from fusion.network import Network
+from fusion.passes import FusionOptions, FusionResult, optimize
+from fusion.reference import run
+from runtime.devices import open_device
+from runtime.engine import Engine, InputRange, LayerPlan
+from tests.fusion.networks import assert_same, random_inputs
+from tests.fusion.test_layout_choice import NETWORKS
+from trtcli import builder
+from trtcli.config import BuildConfig
+from trtcli.layouts import Alone, chosen_layouts, layout_record, measured_times, reformat_reason
+from trtcli.report.layers import layer_info_lines
+
+DEVICE = open_device("cpu")
+
+
+class Lines(list[str]):
+    """A log that remembers."""
+
+    def info(self, text: str) -> None:
+        self.append(text)
+
+    verbose = warning = info
+
+
+def fused(network: Network, channels_last: tuple[str, ...] | None = None) -> FusionResult:
+    return optimize(network, FusionOptions(device="cuda", channels_last=channels_last, disabled=("convolution-pointwise", "pooling-pointwise")))
+
+
+def measured(network: Network, seconds, monkeypatch: pytest.MonkeyPatch, level: int = 3):  # noqa: ANN001
+    """What the builder makes of times: ``seconds`` of (name, whether channels-last)."""
+    profiles = [{name: InputRange(*[tuple(network.tensors[name].shape)] * 3) for name in network.inputs}]
+    config, log = BuildConfig(optimization_level=level, avg_timing=1), Lines()
+    first = fused(network)
+    choices = builder._choose(first.network, profiles, config, DEVICE, log, lambda _: None)
+    turn: dict[str, int] = {}
+
+    def alone(layers: Sequence[Alone], config, device, cache, log):  # noqa: ANN001
+        found = []
+        for one in layers:
+            turn[one.name] = turn.get(one.name, 0) + 1
+            found.append(seconds(one.name, turn[one.name] == 2))
+        return found, cache, len(found)
+
+    monkeypatch.setattr(builder, "_seconds_alone", alone)
+    again = lambda log, last: (fused(network, last), ())
+    return first, builder._measured_layouts(first, (), choices, again, profiles, config, DEVICE, log, lambda _: None), log
+
+
+def test_low_levels_keep_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, (result, _, _, record), _ = measured(NETWORKS["branches"], lambda name, last: 1e-6, monkeypatch, level=2)
+    assert result is first and record == {"layers": {}, "tensors": {}, "channelsLast": None}
+
+
+def test_another_choice_is_kept_only_where_the_network_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NETWORKS["branches"]
+    slow_last = lambda name, last: 1e-3 if last and not name.startswith("reformat") else 1e-6
+    for faster in (True, False):
+        monkeypatch.setattr(builder, "_different", lambda a, b, faster=faster: (2.0, 1.0) if faster else (1.0, 2.0))
+        first, (result, _, choices, record), log = measured(network, slow_last, monkeypatch)
+        assert record["layers"]["exp"] == [pytest.approx(1e-3), pytest.approx(1.0)]
+        if faster:
+            assert record["channelsLast"] == ["conv", "conv2"]
+            assert "measured times save 1000000.0 us" in log[-1]
+            assert len(choices.decisions[0]) == len(result.network.layers)
+            assert_same(first.network, result.network, 1e-4)
+        else:
+            assert result is first and record["channelsLast"] is None and "was not" in log[-1]
+
+
+def test_the_estimate_may_be_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NETWORKS["chain"]
+    last_layers = estimated_layouts(fused(network).planar or network, True)
+    first, (result, _, _, record), log = measured(
+        network, lambda name, last: 1e-6 if last == (name in last_layers) else 1.0, monkeypatch
+    )
+    assert result is first and record["channelsLast"] is None and "the estimate is the fastest" in log[-1]
+
+
+def test_real_times_and_a_second_build_that_times_nothing() -> None:
+    network = NETWORKS["branches"]
+    profiles = [{name: InputRange(*[tuple(network.tensors[name].shape)] * 3) for name in network.inputs}]
+    config, first = BuildConfig(avg_timing=1), fused(network)
+    choices = builder._choose(first.network, profiles, config, DEVICE, Lines(), lambda _: None)
+    again = lambda log, last: (fused(network, last), ())
+    result, _, chosen, record = builder._measured_layouts(first, (), choices, again, profiles, config, DEVICE, Lines(), lambda _: None)
+    assert record["layers"] and set(record["layers"]) <= {one.name for one in (first.planar or network).layers}
+    assert all(value is None or value > 0 for pair in record["layers"].values() for value in pair)
+    assert_same(first.network, result.network, 1e-4)
+    strict = replace(config, error_on_timing_cache_miss=True)  # everything is in the cache now
+    alike = replace(choices, cache=chosen.cache)
+    assert builder._measured_layouts(first, (), alike, again, profiles, strict, DEVICE, Lines(), lambda _: None)[3]["layers"] == record["layers"]
+
+
+def test_no_kernel_in_one_layout() -> None:
+    planar = fused(NETWORKS["chain"]).planar
+    assert planar is not None
+    names = []
+
+    def seconds(layers: Sequence[Alone]) -> list[float]:
+        names.extend(one.name for one in layers)
+        return [math.inf if n == 1 else 1e-6 for n, _ in enumerate(layers)]
+
+    from runtime.workloads import workload_of
+
+    times = measured_times(planar, lambda network, layer: workload_of(network, layer, {}, network.constants), seconds)
+    assert times is not None and names[0] == names[1]
+    assert math.isinf(times.layers[names[0]][1]) and layout_record(times, None)["layers"][names[0]][1] is None
+    chosen = chosen_layouts(planar, times)
+    assert chosen is not None and names[0] not in chosen
+
+
+def test_reports_say_why_a_layout_changes() -> None:
+    network = fused(NETWORKS["branches"]).network
+    times = LayoutTimes({"pool": (3e-6, math.inf)})
+    plans = tuple(LayerPlan("cuda.x", seconds=1e-6, floor=1e-6) for _ in network.layers)
+    profile = {name: InputRange(*[tuple(network.tensors[name].shape)] * 3) for name in network.inputs}
+    record = {"layouts": layout_record(times, None), "options": {"profiling_verbosity": "detailed"}}
+    engine = Engine(replace(network, constants={}), plans, {}, {}, (profile,), replace(DEVICE.spec, kind="cuda"), record=record)
+    reasons = {layer.name: reformat_reason(engine, layer) for layer in network.layers}
+    found = [reason for reason in reasons.values() if reason]
+    assert found and all(reason.startswith("to channels-") for reason in found)
+    assert any("pool takes 3.0 us channels-first, no kernel channels-last (measured)" in reason for reason in found)
+    assert any("(estimated)" in reason for reason in found)
+    assert sum("Reformat: to channels-" in line for line in layer_info_lines(engine)) == len(found)
+    assert run(network, random_inputs(network))
