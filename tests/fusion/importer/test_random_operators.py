@@ -108,3 +108,50 @@ def test_scatters(data: st.DataObject) -> None:
     depth = data.draw(st.integers(1, len(shape)))
     grid = np.stack(np.unravel_index(random.permutation(int(np.prod(shape[:depth])))[:3], shape[:depth]), -1)
     check("ScatterND", x, {"i": grid, "u": floats(len(grid), *shape[depth:], seed=2)}, opset=18, reduction=reduction)
+
+
+@few
+@given(st.data())
+def test_reductions(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.lists(size, min_size=1, max_size=4)))
+    axes = data.draw(st.lists(st.integers(-len(shape), len(shape) - 1), max_size=len(shape), unique_by=lambda axis: axis % len(shape)))
+    op = data.draw(st.sampled_from(["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSumExp", "SumSquare"]))
+    constants = {"axes": np.array(axes, np.int64)} if axes or data.draw(st.booleans()) else {}
+    check(f"Reduce{op}", {"x": floats(*shape)}, constants, opset=18, tolerance=1e-4, keepdims=data.draw(st.integers(0, 1)))
+
+
+@few
+@given(st.data())
+def test_softmax(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.lists(size, min_size=1, max_size=4)))
+    op, opset = data.draw(st.sampled_from(["Softmax", "LogSoftmax", "Hardmax"])), data.draw(st.sampled_from([11, 13]))
+    check(op, {"x": floats(*shape) * np.float32(20)}, opset=opset, axis=data.draw(st.integers(-len(shape), len(shape) - 1)), dynamic=False)
+
+
+@few
+@given(st.data())
+def test_normalizations(data: st.DataObject) -> None:
+    channels = data.draw(st.sampled_from([2, 4, 6]))
+    x = floats(data.draw(size), channels, *data.draw(st.lists(size, min_size=1, max_size=3)))
+    per_channel = {"scale": floats(channels, seed=1), "bias": floats(channels, seed=2)}
+    epsilon = data.draw(st.sampled_from([1e-5, 1e-2]))
+    moments = {"mean": floats(channels, seed=3), "var": np.abs(floats(channels, seed=4)) + np.float32(0.1)}
+    check("BatchNormalization", {"x": x}, {**per_channel, **moments}, opset=15, epsilon=epsilon, tolerance=1e-4)
+    check("InstanceNormalization", {"x": x}, per_channel, epsilon=epsilon, tolerance=2e-4, dynamic=False)
+    check("GroupNormalization", {"x": x}, per_channel, opset=21, epsilon=epsilon, num_groups=data.draw(st.sampled_from([1, 2])), tolerance=2e-4, dynamic=False)
+    axis = data.draw(st.integers(1, x.ndim - 1))
+    whole = {"scale": floats(*x.shape[axis:], seed=5), "bias": floats(*x.shape[axis:], seed=6)}
+    check("LayerNormalization", {"x": x}, whole, axis=axis - data.draw(st.sampled_from([0, x.ndim])), epsilon=epsilon, tolerance=2e-4, dynamic=False)
+
+
+@few
+@given(st.data())
+def test_matmul(data: st.DataObject) -> None:
+    rows, depth, columns = (data.draw(st.integers(1, 9)) for _ in range(3))
+    lead = data.draw(st.lists(st.integers(1, 3), max_size=2))
+    other = [dim if data.draw(st.booleans()) else 1 for dim in lead][data.draw(st.integers(0, len(lead))) :]
+    left, right = floats(*lead, rows, depth), floats(*other, depth, columns, seed=1)
+    if data.draw(st.booleans()):
+        check("MatMul", {"a": left, "b": right}, tolerance=1e-4, dynamic=False)
+    else:
+        check("MatMul", {"a": left}, {"b": right}, tolerance=1e-4)
