@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,8 @@ from trtcli.api import build
 from trtcli.cli import main
 from trtcli.config import BuildConfig
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "snake_plugin.py"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "snake_plugin.py"
 
 
 @pytest.fixture
@@ -116,6 +119,25 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "Snake_0: Snake (example, opset 1): trtcli does not support this operator" in capsys.readouterr().err
     try:
         assert main([*flags, f"--plugins={EXAMPLE}"]) == 0
+    finally:
+        for plugin in plugins.registered():
+            plugins.unregister(plugin)
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/plugins.md: its commands run, and its table names the fields of a plugin."""
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    listed = [name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)", row.replace("(", "` "))]
+    assert [name for name in listed if name not in ("inputs", "outputs", "attributes")] == [field.name for field in fields(plugins.Plugin)]
+    commands = [line.partition("#")[0].split() for line in page.splitlines() if line.startswith("    trtcli ")]
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    onnx.save(model(2, 3, 8), "codec.onnx")
+    try:
+        for _, *flags in commands:  # on the CPU the engine needs the plugin, too
+            given = flags if any("--plugins" in flag for flag in flags) else [*flags, "--plugins=examples/snake_plugin.py"]
+            assert main([*given, "--device=cpu", "--iterations=2", "--duration=0", "--warmUp=0"]) == 0
     finally:
         for plugin in plugins.registered():
             plugins.unregister(plugin)
