@@ -1,0 +1,110 @@
+"""Misuse of the runtime gets a sentence that says what was found, what is allowed and what to do; from the command line exit code 1 and no traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, save
+
+import trtcli
+from runtime.cpu import CpuDevice
+from runtime.device import CaptureError, DeviceMemoryError
+from runtime.engine import EngineError
+from trtcli.cli import main
+
+Captured = pytest.CaptureFixture[str]
+RUN = ["--device=cpu", "--duration=0", "--iterations=1", "--warmUp=0"]
+X = np.ones((2, 4), np.float32)
+
+
+@pytest.fixture(scope="module")
+def engine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"], "soft")], "g", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    folder = tmp_path_factory.mktemp("bad")
+    save(model, folder / "m.onnx")
+    shapes = {"min_shapes": {"x": (1, 4)}, "opt_shapes": {"x": (2, 4)}, "max_shapes": {"x": (8, 4)}}
+    trtcli.build(model.SerializeToString(), trtcli.BuildConfig(optimization_level=0, **shapes), device="cpu").save(folder / "m.engine")
+    return folder / "m.engine"
+
+
+@pytest.fixture
+def context(engine_file: Path):
+    return trtcli.Engine.load(engine_file).create_execution_context()
+
+
+def refused(capsys: Captured, *argv: str) -> str:
+    assert main(list(argv)) == 1
+    found = capsys.readouterr()
+    assert "&&&& FAILED" in found.out and "Traceback" not in found.out + found.err
+    return found.err
+
+
+def test_shapes_outside_of_the_profile(engine_file: Path, context, capsys: Captured) -> None:
+    err = refused(capsys, f"--loadEngine={engine_file}", "--shapes=x:9x4", *RUN)
+    assert "input 'x' 9x4 is outside of what the engine was built for (1x4 to 8x4); build again with --minShapes and --maxShapes" in err
+    with pytest.raises(ValueError, match=r"input 'x': shape 9x4 is outside of profile 0 \(1x4 to 8x4\)"):
+        context.set_input_shape("x", (9, 4))
+
+
+def test_an_address_that_is_not_set(context) -> None:
+    context.set_input_shape("x", X.shape)
+    context.set_tensor_address("x", X)
+    with pytest.raises(EngineError, match="tensor 'y' has no address: call set_tensor_address"):
+        context.execute_async_v3(0)
+
+
+def test_a_wrong_type_or_too_small_a_buffer(context) -> None:
+    context.set_input_shape("x", X.shape)
+    with pytest.raises(ValueError, match="tensor 'x': the memory holds float64, the engine wants float32"):
+        context.set_tensor_address("x", X.astype(np.float64))
+    with pytest.raises(ValueError, match="tensor 'x': the memory has shape 1x4, the engine wants 2x4"):
+        context.set_tensor_address("x", X[:1])
+    context.set_tensor_address("x", X)
+    context.set_tensor_address("y", np.empty_like(X))
+    context.set_input_shape("x", (8, 4))
+    with pytest.raises(EngineError, match=r"tensor '[xy]': the memory given holds 32 bytes, shape 8x4 needs 128: call set_tensor_address"):
+        context.execute_async_v3(0)
+
+
+def test_the_legacy_default_stream(context) -> None:
+    legacy = context.device.stream()
+    legacy.legacy = True
+    with pytest.raises(ValueError, match="the legacy default stream, which all others wait for: give non-blocking streams"):
+        context.set_aux_streams([legacy])
+
+
+def test_a_changed_context_under_a_captured_graph(context) -> None:
+    """A graph that the caller captures holds the context's addresses: changes are refused until it is released."""
+    context.execute({"x": X})
+    stream = context.device.stream()
+    theirs = context._external[0] = stream
+    graph = context.device.capture(stream, lambda: context.execute_async_v3(0))
+    with pytest.raises(EngineError, match=r"in a captured CUDA graph.*use another context of the engine.*or call release_graph\(\)"):
+        context.set_input_shape("x", (1, 4))
+    graph.launch(theirs)
+    context.release_graph()
+    context.set_input_shape("x", (1, 4))
+
+
+@pytest.mark.parametrize("flag", ["", "--noCudaGraph"])
+def test_a_capture_that_fails_falls_back(flag: str, engine_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def fails(*_: object) -> None:
+        raise CaptureError("no")
+
+    monkeypatch.setattr(CpuDevice, "capture", fails)
+    assert main([f"--loadEngine={engine_file}", *RUN, *([flag] if flag else [])]) == 0
+    found = capsys.readouterr()
+    assert ("The CUDA graph capture on the stream has failed." in found.out + found.err) is not bool(flag)
+
+
+def test_device_memory_exhausted(engine_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def full(self: CpuDevice, size: int, managed: bool = False) -> None:
+        raise DeviceMemoryError("no")
+
+    monkeypatch.setattr(CpuDevice, "allocate", full)
+    err = refused(capsys, f"--loadEngine={engine_file}", *RUN)
+    assert "MiB are free on device cpu" in err and "need" in err
