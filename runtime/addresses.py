@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fusion.network import TensorType
-from runtime.device import Device, Memory, Stream
+from runtime.device import Device, DeviceMemoryError, Memory, Stream
 from runtime.engine import EngineError
 from runtime.interop import Foreign, foreign
 from tactics.tactic import tensor_bytes
@@ -65,9 +65,19 @@ class Addresses:
         return self._at.get(name, 0)
 
     def own(self, name: str, size: int, managed: bool = False) -> Memory:
-        """Memory of the context's own for ``name``, at least ``size`` bytes; the same as before where that is large enough."""
+        """Memory of the context's own for ``name``, at least ``size`` bytes; the same as before where that is large enough.
+
+        Raises:
+            DeviceMemoryError: the device has no such memory.
+        """
         if name not in self._own or self._own[name].size < size:
-            self._own[name] = self._device.allocate(max(size, 1), managed)
+            try:
+                self._own[name] = self._device.allocate(max(size, 1), managed)
+            except DeviceMemoryError as error:
+                raise DeviceMemoryError(
+                    f"tensor {name!r} needs {size / 2**20:.1f} MiB, {self._device.free_memory() / 2**20:.1f} MiB are free on device "
+                    f"{self._device.name}: smaller --shapes or fewer --infStreams need less"
+                ) from error
         return self._own[name]
 
     def owns(self, name: str, size: int) -> bool:

@@ -340,8 +340,14 @@ class CudaDevice(Device):
         count = int(np.prod(shape, dtype=np.int64))
         if not count:
             return np.empty(shape, dtype)
-        with _translated("allocating page-locked host memory"):
-            memory = self._cupy.cuda.alloc_pinned_memory(count * dtype.itemsize)
+        size = count * dtype.itemsize
+        try:
+            with _translated(f"allocating {size} bytes of page-locked host memory"):
+                memory = self._cupy.cuda.alloc_pinned_memory(size)
+        except DeviceMemoryError as error:
+            raise DeviceMemoryError(
+                f"the host has no {size / 2**20:.1f} MiB that can be page-locked: smaller --shapes or fewer --infStreams need less"
+            ) from error
         return np.frombuffer(memory, np.uint8, count * dtype.itemsize).view(dtype).reshape(shape)
 
     def upload(self, address: int, array: np.ndarray, stream: Stream | None = None) -> None:

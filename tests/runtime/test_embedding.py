@@ -171,6 +171,14 @@ def test_all_bindings_at_once(engine, cpu):
         context.execute_v2([X])
 
 
+def test_out_of_memory_for_an_input_names_it(engine, monkeypatch):
+    device = CpuDevice()
+    context = engine.create_execution_context(device)
+    monkeypatch.setattr(device, "allocate", lambda *_: (_ for _ in ()).throw(DeviceMemoryError("no")))
+    with pytest.raises(DeviceMemoryError, match=r"^tensor 'x' needs 0.0 MiB, .* MiB are free on device cpu: smaller --shapes or fewer"):
+        context.execute({"x": X})
+
+
 @pytest.mark.parametrize("what", ["weights", "activations"])
 def test_out_of_memory_says_what_to_reduce(engine, what, monkeypatch):
     device = CpuDevice()
