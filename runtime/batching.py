@@ -26,7 +26,6 @@ from runtime.graph import GraphRunner
 from runtime.random_data import SEED
 
 PREPARE_SECONDS = 10.0  # batch sizes are prepared ahead as long as this lasts, the others when they are first met
-_SEGMENTED = "The host steps in during an inference: batches run without CUDA graphs."
 _SPIN_SECONDS = 5e-4  # the end of a wait is polled, since sleeping is not exact
 
 
@@ -75,7 +74,7 @@ class BatchingResult:
         warm_up_requests: how many were left out.
         unserved: how many had arrived and were still waiting at the end.
         batches: per number of requests in a batch, how many batches ran after the warm-up.
-        graphs: captured graphs of the first context; ``late``: batch sizes that were met before they could be prepared.
+        graphs: captured graphs of the first context (of segments, where the host steps in); ``late``: batch sizes that were met before they could be prepared.
         warnings: why there are no graphs, though they were wanted.
     """
 
@@ -201,7 +200,7 @@ def serve(
         batches=dict(sorted(batches.items())),
         graphs=servers[0].captured if runner else 0,
         late=sum(server.late for server in servers),
-        warnings=runner.warnings if runner else (_SEGMENTED,) if options.graph and contexts[0].is_segmented else (),
+        warnings=runner.warnings if runner else (),
     )
 
 
@@ -284,15 +283,16 @@ class _Server:
         self._stream, self._done = context.device.stream(), context.device.event(spin=options.spin)
         self._inputs, self._outputs = self._host(inputs) if options.transfers else ({}, {})
         sizes = range(low, max(low, most) + 1)
-        # Where the host steps in, a change of size would capture every segment anew.
-        self.runner = GraphRunner(context, kept=len(sizes)) if options.graph and not context.is_segmented else None
+        self.runner = GraphRunner(context, kept=len(sizes)) if options.graph else None
         self._counts: dict[int, dict[str, int]] = {}  # of a batch size that was prepared: elements of each output that is copied
         self._prepare(sizes)
 
     @property
     def captured(self) -> int:
-        """Batch sizes that have a graph."""
-        return len(self._counts) if self.runner and not self.runner.warnings else 0
+        """Graphs: one per batch size, or those of segments where the host steps in."""
+        if self.runner is None or self.context.is_segmented:
+            return 0 if self.runner is None else self.runner.captures
+        return len(self._counts) if not self.runner.warnings else 0
 
     def _host(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         context = self.context

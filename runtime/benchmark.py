@@ -110,6 +110,8 @@ class BenchmarkResult:
         queries: those after the warm-up, of all lanes, by the start of their input copy.
         warm_up_queries: how many were left out.
         graph_nodes: operations in the first lane's CUDA graph, 0 without one.
+        segments: of a network in which the host steps in, over all lanes: graphs that were captured, segments that a graph ran, and segments
+            that ran without one; None for others.
         warnings: why there is none, though it was wanted.
         outputs: of the last query of the first lane.
         first: the first inference of the first lane, before all others and in none of the figures.
@@ -121,6 +123,7 @@ class BenchmarkResult:
     warnings: tuple[str, ...]
     outputs: Mapping[str, np.ndarray]
     first: FirstInference | None = None
+    segments: tuple[int, int, int] | None = None
 
     @property
     def walltime(self) -> float:
@@ -173,7 +176,14 @@ def run_benchmark(
         warnings=runner.warnings if runner else (),
         outputs={name: contexts[0].read_tensor(name) for name in contexts[0].engine.network.outputs},
         first=lanes[0].first,
+        segments=_segments(lanes),
     )
+
+
+def _segments(lanes: Sequence[_Lane]) -> tuple[int, int, int] | None:
+    runners = [lane.runner for lane in lanes if lane.runner is not None and lane.context.is_segmented]
+    counts = [(one.captures, one.hits, one.plain) for one in runners]
+    return (sum(one[0] for one in counts), sum(one[1] for one in counts), sum(one[2] for one in counts)) if counts else None
 
 
 def _run_threads(lanes: Sequence[_Lane], options: BenchmarkOptions) -> None:

@@ -20,6 +20,7 @@ CAPTURE_FAILED = (
 )
 SEGMENTED = ("The built engine contains operations that are not permitted under CUDA graph capture mode.",)
 _KEPT_GRAPHS = 16
+_MOST_RUNS = 4  # of segments before all have graphs: one finds how much memory they need, one where all lies, one captures
 
 
 def engine_parts(engine: Engine) -> tuple[Part, ...]:
@@ -57,7 +58,8 @@ class GraphRunner:
 
     Where the host steps in during an inference, each segment between its steps is a graph of its own, captured when it meets sizes and
     addresses for the second time. After a failed capture it enqueues layer by layer. ``warnings`` says what a user should know.
-    ``captures`` and ``hits`` count the graphs made, and the launches of graphs that were there already.
+    ``captures`` and ``hits`` count the graphs made, and the launches of graphs that were there already; ``plain`` the segments that
+    ran without one.
     """
 
     def __init__(self, context: ExecutionContext, kept: int = _KEPT_GRAPHS) -> None:
@@ -65,7 +67,8 @@ class GraphRunner:
         self.context = context
         self._kept = kept
         self.warnings: tuple[str, ...] = ()
-        self.captures = self.hits = 0
+        self.captures = self.hits = self.plain = 0
+        self._prepared: set[tuple[object, ...]] = set()  # states of a segmented network that were met
         self._graphs: dict[tuple[object, ...], Graph] = {}
         self._current: Graph | None = None
         self._revision = -1
@@ -109,22 +112,28 @@ class GraphRunner:
 
     def enqueue(self, stream: Stream) -> None:
         """One inference on ``stream``. It waits for the device where the host steps in."""
-        if self._revision != self.context.revision:
-            self.prepare()
-        if self.context.is_segmented:
+        if self.context.is_segmented:  # graphs of new sizes are captured as they are met again
             self._parts = []
             self.context.run_segments(stream, self._launch)
-        elif self._current is not None:
+            return
+        if self._revision != self.context.revision:
+            self.prepare()
+        if self._current is not None:
             self._current.launch(stream)
         else:
             self.context.execute_async_v3(stream)
 
     def _prepare_segments(self) -> bool:
-        for _ in range(2):  # the second one meets the sizes and addresses of the first and captures
-            self._parts = []
-            self.context.run_segments(self._stream, self._launch)
-        self._stream.synchronize()
         self._revision = self.context.revision
+        if self.context.state() in self._prepared:
+            return bool(self.captures)
+        for _ in range(_MOST_RUNS):
+            self._parts, plain = [], self.plain
+            self.context.run_segments(self._stream, self._launch)
+            if self.plain == plain or self._refused:
+                break
+        self._stream.synchronize()
+        self._prepared.add(self.context.state())
         if not self._refused:
             self.warnings = (*SEGMENTED, segments_line(self.context.engine))
         return bool(self.nodes)
@@ -136,6 +145,7 @@ class GraphRunner:
         elif bound.runs > 1 and bound.actions and not self._refused:
             bound.graph = self._capture(lambda: enqueue((self._stream, *streams[1:])))
         if bound.graph is None:
+            self.plain += bool(bound.actions)
             enqueue(streams)
             return
         self._parts.append(bound.graph)

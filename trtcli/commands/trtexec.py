@@ -51,6 +51,9 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
     if result.graph_nodes:
         kind = "CUDA graph" if device.spec.kind == "cuda" else "Graph (of NumPy calls)"
         log.info(f"{kind} captured: {result.graph_nodes} nodes")
+    if result.segments:
+        captured, replayed, plain = result.segments
+        log.info(f"Segments: {captured} graphs captured; {replayed} segments replayed, {plain} enqueued layer by layer (sizes or addresses met once)")
     for text in result.warnings:
         log.warning(text)
     if result.first:

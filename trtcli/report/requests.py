@@ -31,7 +31,7 @@ def request_lines(result: BatchingResult, options: BatchingOptions, percentages:
         lines.append(summarize([getattr(one, metric) for one in result.requests], percentages).line(name))
     lines.append(f"Batches (size: count): {shares or 'none'}" + (", ..." if len(result.batches) > MOST_SIZES else ""))
     if result.graphs:
-        lines.append(f"CUDA graphs: {result.graphs}, one per batch size")
+        lines.append(f"CUDA graphs: {result.graphs}, {'of segments' if result.warnings else 'one per batch size'}")
     return lines
 
 
