@@ -1,6 +1,6 @@
 """Checks and times the portable CUDA kernels (gemm, conv, attention) on the GPU of this machine, beside torch.
 
-    python benchmarks/gpu/portable_check.py [--groups gemm,conv,...] [--seconds 170] [--out results.jsonl]
+    python benchmarks/gpu/portable_check.py [--groups gemm,conv,...] [--seconds 170] [--out results.jsonl] [--record kernels-h100]
 
 Every case runs a tactic's own plan: the kernels are compiled with NVRTC, launched through cuLaunchKernelEx on NaN-poisoned
 outputs, and compared with float64 torch. Timings replay a CUDA graph of 24 launches over rotating buffers; the median counts.
@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +29,20 @@ TIMES = ("time_gemm", "time_attention", "time_conv1", "time_conv32", "time_depth
 # What changed last: the groups of ``--groups changed``.
 CHANGED = ("check_deconv", "check_depthwise", "check_attention", "time_depthwise", "time_attention", "time_deconv", "time_groups", "time_stem")
 LAUNCHES = 24
+# (activation, channels, height and width, window, stride) and how often the network has the layer, images of 224 x 224.
+DEPTHWISE = {
+    "MobileNetV2": (
+        (("relu", 32, 112, 3, 1), 1), (("relu", 96, 112, 3, 2), 1), (("relu", 144, 56, 3, 1), 1), (("relu", 144, 56, 3, 2), 1),
+        (("relu", 192, 28, 3, 1), 2), (("relu", 192, 28, 3, 2), 1), (("relu", 384, 14, 3, 1), 4), (("relu", 576, 14, 3, 1), 2),
+        (("relu", 576, 14, 3, 2), 1), (("relu", 960, 7, 3, 1), 3),
+    ),
+    "EfficientNet-B0": (
+        (("swish", 32, 112, 3, 1), 1), (("swish", 96, 112, 3, 2), 1), (("swish", 144, 56, 3, 1), 1), (("swish", 144, 56, 5, 2), 1),
+        (("swish", 240, 28, 5, 1), 1), (("swish", 240, 28, 3, 2), 1), (("swish", 480, 14, 3, 1), 2), (("swish", 480, 14, 5, 1), 1),
+        (("swish", 672, 14, 5, 1), 2), (("swish", 672, 14, 5, 2), 1), (("swish", 1152, 7, 5, 1), 3), (("swish", 1152, 7, 3, 1), 1),
+    ),
+    "ConvNeXt, one layer": ((("relu", 96, 56, 7, 1), 1),),
+}  # fmt: skip
 
 
 def main() -> int:
@@ -36,6 +51,7 @@ def main() -> int:
     parser.add_argument("--groups", default=",".join((*CHECKS, *TIMES)))
     parser.add_argument("--seconds", type=float, default=170)
     parser.add_argument("--out", default="portable.jsonl")
+    parser.add_argument("--record", default="", metavar="NAME", help="append the best of each timed case to benchmarks/results/NAME.jsonl")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -48,6 +64,10 @@ def main() -> int:
     for name, process in [(name, _start(name, options)) for name in (CHANGED if options.groups == "changed" else options.groups.split(","))]:
         _finish(name, process, max(1.0, options.seconds - (time.monotonic() - start)))
     _table(out)
+    if options.record:
+        from benchmarks.runner import record
+
+        print(f"recorded in {record(options.record, _results(out))}")
     print(f"total {time.monotonic() - start:.0f} s")
     return 0
 
@@ -86,6 +106,55 @@ def _table(out: Path) -> None:
             best, first = own[0], min(own, key=lambda row: row["rank"])
             print(f"{case:34s} best {best['us']:8.2f} us  torch {torch_us or math.nan:8.2f}  floor {best['floor']:7.2f}  first-guess "
                   f"{first['us']:8.2f}  {best['tactic']}{best['config']}{'' if best['ok'] else ' WRONG'}")  # fmt: skip
+    _networks(rows)
+
+
+def _best(rows: list[dict]) -> dict[str, dict]:
+    """The fastest right configuration of each timed case."""
+    found: dict[str, dict] = {}
+    for row in rows:
+        if row["kind"] == "time" and row["tactic"] != "torch" and row["ok"] and row["us"] < found.get(row["case"], {"us": math.inf})["us"]:
+            found[row["case"]] = row
+    return found
+
+
+def _networks(rows: list[dict]) -> list[tuple[str, float, float, float]]:
+    """(network, ours, torch, a copy of as many bytes), us: sums over all depthwise layers of each network that was timed; prints them."""
+    best, sums = _best(rows), []
+    torch = {row["case"]: row["us"] for row in rows if row["kind"] == "time" and row["tactic"] == "torch"}
+    copies = {row["case"]: row["us"] for row in rows if row["kind"] == "copy"}
+    for network, layers in DEPTHWISE.items():
+        cases = [(depthwise_case(*layer), count) for layer, count in layers]
+        if all(case in best and case in copies for case, _ in cases):
+            ours, peer, copy = (sum(of(case) * count for case, count in cases) for of in
+                                (lambda case: best[case]["us"], lambda case: torch.get(case, math.nan), copies.__getitem__))  # fmt: skip
+            sums.append((network, ours, peer, copy))
+            print(f"{network}: {sum(count for _, count in cases)} depthwise layers, {ours:.1f} us, torch {peer:.1f}, copying as many bytes "
+                  f"{copy:.1f}: {copy / ours:.2f} of the copy rate")  # fmt: skip
+    return sums
+
+
+def _results(out: Path) -> list:
+    """What was timed, as lines for benchmarks/results."""
+    import torch
+
+    from benchmarks.runner import compare
+    from runtime.cuda_spec import cuda_properties
+
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    where = {key: str(cuda_properties(0)[name]) for key, name in (("device", "name"), ("driver", "driver"))}
+    peers = {row["case"]: row["us"] for row in rows if row["kind"] == "time" and row["tactic"] == "torch"}
+    copies = {row["case"]: row["us"] for row in rows if row["kind"] == "copy"}
+
+    def result(name: str, ours: float, peer: float | None, note: str):  # noqa: ANN202
+        known = peer is not None and not math.isnan(peer)
+        return compare(name, [ours], "us", [peer] if known else (), f"torch {torch.__version__}" if known else "", note=note, **where)
+
+    lines = [result(case, row["us"], peers.get(case), f"{row['tactic']} {row['config']}" + (
+        f"; copying as many bytes takes {copies[case]:.2f} us: {copies[case] / row['us']:.2f} of the copy rate" if case in copies else ""))
+        for case, row in _best(rows).items()]  # fmt: skip
+    return lines + [result(f"depthwise layers of {network}, batch 32", ours, peer, f"copying as many bytes takes {copy:.2f} us: {copy / ours:.2f} of the copy rate")
+                    for network, ours, peer, copy in _networks(rows)]  # fmt: skip
 
 
 class Group:
@@ -121,7 +190,7 @@ class Group:
         self.keys: dict[object, str] = {}
         self.generator = torch.Generator(device="cuda").manual_seed(1)
         self.random = __import__("random").Random(7)
-        self.pool = ThreadPoolExecutor(6)
+        self.pool = ThreadPoolExecutor(max(6, (os.cpu_count() or 6) // 2))
 
     def run(self) -> None:
         """Queue the group's cases (their kernels start to compile), then run them."""
@@ -704,19 +773,46 @@ class Group:
                                           (32, 224, 3, 768, 16, 16, 0, 1)), 6, planes=True)  # fmt: skip
 
     def time_depthwise(self) -> None:
+        """Every depthwise layer of the networks at batch 32, with bias and activation, beside torch and a copy of as many bytes."""
         from tactics.cuda.conv.depthwise import Depthwise
 
         functional = self.torch.nn.functional
-        for c, size, window, stride in ((32, 112, 3, 1), (96, 112, 3, 2), (144, 56, 3, 1), (192, 28, 3, 1), (384, 14, 3, 1), (576, 14, 3, 1),
-                                        (960, 7, 3, 1), (240, 28, 5, 1), (96, 56, 7, 1)):  # fmt: skip
+        for activation, c, size, window, stride in dict.fromkeys(layer for layers in DEPTHWISE.values() for layer, _ in layers):
             workload, inputs = self.conv_case(32, (size, size), c, c, (window, window), (stride, stride), (window // 2, window // 2), None, c,
-                                              "f16", self.relu_bias(), ("bias",))  # fmt: skip
+                                              "f16", _activated(activation), ("bias",))  # fmt: skip
 
             def torch_call(one, stride=stride, window=window, c=c):  # noqa: ANN001, ANN202
                 return functional.conv2d(one[0].movedim(-1, 1), one[1], one[2], stride, window // 2, 1, c)
 
-            expected = self.torch.relu(self.conv_reference(workload, inputs) + inputs[2].double()) if size < 28 else None
-            self.timing(f"depthwise b32 {c}x{size} k{window} s{stride}", (Depthwise(),), workload, inputs, expected, torch_call, 16)
+            expected = None
+            if size < 28:
+                sums = self.conv_reference(workload, inputs) + inputs[2].double()
+                expected = functional.silu(sums) if activation == "swish" else self.torch.relu(sums)
+            case = depthwise_case(activation, c, size, window, stride)
+            self.timing(case, (Depthwise(),), workload, inputs, expected, torch_call, 6)
+            self.queue.append((self.time_copy, (case, workload)))
+
+    def time_copy(self, case: str, workload) -> None:  # noqa: ANN001
+        """A device-to-device copy that moves as many bytes as the workload."""
+        from tactics.tactic import workload_bytes
+
+        half = workload_bytes(workload) // 2
+        pairs = [tuple(self.torch.empty(half, dtype=self.torch.uint8, device="cuda") for _ in range(2)) for _ in range(self.copies(2 * half))]
+        microseconds = self.graph_time([lambda pair=pair: pair[0].copy_(pair[1]) for pair in pairs])
+        self.record(kind="copy", case=case, us=microseconds, bytes=2 * half)
+
+
+def depthwise_case(activation: str, c: int, size: int, window: int, stride: int) -> str:
+    """What a depthwise layer is called in the results."""
+    return f"depthwise b32 {c}x{size} k{window} s{stride} {activation}"
+
+
+def _activated(activation: str):  # noqa: ANN202
+    from fusion.dtypes import DataType
+    from fusion.expression import Literal, apply
+
+    added = _add()
+    return apply("swish", added, Literal(1.0, DataType.FLOAT)) if activation == "swish" else apply("relu", added)
 
 
 def _without_pdl(plan):  # noqa: ANN001, ANN202

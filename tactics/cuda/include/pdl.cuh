@@ -3,7 +3,7 @@
 // Source: PTX ISA, "griddepcontrol", "prefetch".
 #pragma once
 
-#if defined(PDL) && PDL
+#if defined(PDL) && PDL && defined(__CUDA_ARCH__)  // not on the CPU harness
 __device__ __forceinline__ void pdl_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void pdl_launch_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 #else

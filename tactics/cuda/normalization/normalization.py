@@ -6,8 +6,8 @@ A group normalisation is a normalisation of the input viewed with its channels s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from math import lcm, prod
 
 from fusion.dtypes import DataType
 from fusion.expression import compute_type
@@ -28,7 +28,20 @@ from tactics.cuda.simple import (
     vector_width,
     wrap_code,
 )  # fmt: skip
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Struct, Tactic, Workload, config
+from tactics.tactic import (
+    Argument,
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Plan,
+    Refusal,
+    Scalar,
+    Struct,
+    Tactic,
+    Workload,
+    config,
+)
 
 REGISTER_ELEMENTS = 64
 
@@ -146,6 +159,101 @@ class RowNormalization(Tactic):
                                VECTORS=chosen["vectors"], THREADS=threads, ONE_ROW=last == view.n)  # fmt: skip
         arguments = (Buffer("input"), OUT, Scalar(view.rows), Scalar(view.n), Scalar(last), _epsilon(workload), args)
         return Plan((launch(kernel, ceil_div(view.rows, threads // chosen["group"]), threads, arguments),), in_place=overwritable(workload, 0))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How blocks of a cluster share sets of statistics: see normalization/cluster.cu, whose names these are."""
+
+    whole: bool  # a set is n neighbouring elements; otherwise ``segments`` runs of ``width``
+    outer: int
+    groups: int  # sets beside each other
+    width: int
+    segments: int  # of a set that is not whole
+    n: int
+
+
+def shares_of(view: View) -> Shares | None:
+    """The view as ``ClusterNormalization`` takes it; None: it does not."""
+    if any(view.varies[axis] for axis in range(1, len(view.shape))) or (view.varies[0] and 0 in view.axes):
+        return None
+    if _trailing(view):
+        return Shares(True, view.rows, 1, 1, 1, view.n)
+    *middle, last = view.axes
+    group = last - 1
+    if last != len(view.shape) - 1 or not middle or not contiguous(middle) or middle[-1] != group - 1:
+        return None
+    segments = prod(view.shape[axis] for axis in middle)
+    return Shares(False, prod(view.shape[: middle[0]]), view.shape[group], view.shape[last], segments, view.n)
+
+
+class ClusterNormalization(Tactic):
+    """Sets that a block, or the blocks of a cluster together, keep in registers: one read, one write."""
+
+    id = "cuda.normalization.cluster"
+    device = "cuda"
+    ops = (Normalization, GroupNormalization)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := _refusal(workload):
+            return refusal
+        view = view_of(workload)
+        if compute_type(workload.inputs[0].dtype) is not DataType.FLOAT:
+            return Refusal(f"normalisation of {workload.inputs[0].dtype.value}; this kernel computes in float32")
+        if shares_of(view) is None:
+            return Refusal(f"axes {view.axes} of {view.shape} are not the last ones, nor a group of channels that come last, or vary")
+        if view.n < 2048:
+            return Refusal(f"{view.n} elements share their statistics: too few for a block")
+        if not self.configs(workload, device):
+            return Refusal(f"sets of {view.n} elements do not fit the registers of {_most_blocks(device)} block(s)")
+        return None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        shares, view = shares_of(view_of(workload)), view_of(workload)
+        assert shares is not None
+        item, v = workload.inputs[0].dtype.itemsize, _vectors(workload, view)
+        found = []
+        for target in (256, 512, 128):
+            for cluster in (1, 2, 4, 8, 16):
+                for bands in (1, 2, 4, 8, 16, 32):
+                    if cluster > _most_blocks(device) or shares.groups % bands or shares.width % v and not shares.whole:
+                        continue
+                    tx = target if shares.whole else bands * shares.width // v
+                    ty = target // lcm(tx, 32) * lcm(tx, 32) // tx
+                    segments = ceil_div(shares.n, tx * v) if shares.whole else shares.segments
+                    if not ty or cluster > segments:
+                        continue
+                    items = ceil_div(ceil_div(segments, cluster), ty)
+                    registers = items * v * item // 4
+                    if items > 32 or registers > 64 or (cluster > 1 and items < 2):
+                        continue
+                    blocks = shares.outer * shares.groups // bands * cluster
+                    resident = max(1, min(2048 // (tx * ty), 65536 // (tx * ty * (registers + 40))))
+                    # Runs under 64 bytes waste transfers; few bytes under way, few blocks, and large clusters wait.
+                    run = 128 if shares.whole else bands * shares.width * item
+                    cost = (max(1.0, 64 / run) * max(1.0, 48e3 / (resident * tx * ty * items * v * item)) * max(1.0, device.multiprocessors / blocks)
+                            * (1 + cluster / 64) * (1 + 0.1 / resident))  # fmt: skip
+                    found.append((cost, config(v=v, tx=tx, ty=ty, items=items, bands=bands, cluster=cluster)))
+        return [one for _, one in sorted(found, key=lambda pair: pair[0])][:8]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        chosen, shares = dict(config), shares_of(view_of(workload))
+        assert shares is not None
+        v, tx, ty, bands, cluster = (chosen[name] for name in ("v", "tx", "ty", "bands", "cluster"))
+        stride = tx * v if shares.whole else shares.groups * shares.width
+        segments = ceil_div(shares.n, stride) if shares.whole else shares.segments
+        share, chunks = ceil_div(segments, cluster), shares.groups // bands
+        kernel, args = _kernel(workload, device, "cluster.cu", "normalize_cluster", VEC=v, TX=tx, TY=ty, ITEMS=chosen["items"], BANDS=bands,
+                               CLUSTER=cluster, WHOLE=shares.whole, WIDTH=shares.width)  # fmt: skip
+        numbers = [Scalar(number) for number in (shares.n, segments, stride, share, chunks, dims(workload.outputs[0])[-1])]
+        arguments: tuple[Argument, ...] = (Buffer("input"), OUT, *numbers, _epsilon(workload), args)
+        one = launch(kernel, shares.outer * chunks * cluster, tx * ty, arguments, 4 * (tx * ty + bands + 2 * cluster * bands))
+        return Plan((replace(one, cluster=(cluster, 1, 1)),))
+
+
+def _most_blocks(device: DeviceSpec) -> int:
+    """Blocks of a cluster."""
+    return 16 if device.capability in (90, 100) else 8 if device.capability > 90 else 1
 
 
 class LongNormalization(Tactic):
@@ -268,4 +376,4 @@ class SplitNormalization(Tactic):
         ), 2 * size * view.rows * splits, overwritable(workload))  # fmt: skip
 
 
-TACTICS = (RowNormalization(), LongNormalization(), SplitNormalization(), StridedNormalization())
+TACTICS = (RowNormalization(), ClusterNormalization(), LongNormalization(), SplitNormalization(), StridedNormalization())

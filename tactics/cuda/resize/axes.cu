@@ -110,7 +110,8 @@ __device__ __forceinline__ unsigned place(const Layout& layout, unsigned index, 
 
 #if KIND == 0
 // Nearest: out[c] = in[table(c)], MOVE_T raw. With the last axis kept MOVE_T is a vector of neighbours and VEC is 1; with it resized a
-// thread stores VEC neighbouring elements that it reads one by one. Grid: ceil(count / (THREADS * ITEMS)).
+// thread stores VEC neighbouring elements that it reads one by one, or, if the axis repeats each element REPEAT times (2 or more, a divisor of
+// VEC), as one vector. Grid: ceil(count / (THREADS * ITEMS)).
 extern "C" __global__ void __launch_bounds__(THREADS)
     resize_nearest(const MOVE_T* __restrict__ in, MOVE_T* __restrict__ out, unsigned count, unsigned long long extrapolation, const Layout layout) {
     pdl_wait();
@@ -130,16 +131,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             outside |= c < 0;
             offset += static_cast<unsigned>(c) * step[a];
         }
+#if REPEAT > 1
+        const auto source = *reinterpret_cast<const fx::Vec<MOVE_T, VEC / REPEAT>*>(in + offset + at[RESIZED - 1] * (VEC / REPEAT));
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) value[i].value[v] = source.value[v / REPEAT];
+#else
+        fx::Vec<int, VEC> table{};
+        if (!INNER_KEPT) table = *reinterpret_cast<const fx::Vec<int, VEC>*>(layout.index[RESIZED - 1] + at[RESIZED - 1] * VEC);
 #pragma unroll
         for (int v = 0; v < VEC; ++v) {
-            int c = 0;
-            if (!INNER_KEPT) c = layout.index[RESIZED - 1][at[RESIZED - 1] * VEC + v];
+            const int c = table.value[v];
 #if CROP
             if (outside || c < 0) value[i].value[v] = static_cast<MOVE_T>(extrapolation);
             else
 #endif
             value[i].value[v] = in[offset + static_cast<unsigned>(c)];
         }
+#endif
     }
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i)
@@ -166,17 +174,23 @@ __device__ __forceinline__ void interpolate(WORK (&result)[W], const IN_T* in, u
 #pragma unroll
         for (int i = 0; i < W; ++i) result[i] = static_cast<WORK>(fx::widen(raw.value[i]));
     } else {
+        constexpr int KNOWN = TAPS[A] == 2 || TAPS[A] == 4 ? TAPS[A] : 1;  // what one access reads of the tables
         const int taps = TAPS[A] ? TAPS[A] : layout.taps[A];
 #pragma unroll
-        for (int i = 0; i < W; ++i) result[i] = WORK(0);
+        for (int first = 0; first < taps; first += KNOWN) {
+            const unsigned entry = at[A] * taps + first;
+            const auto weights = *reinterpret_cast<const fx::Vec<WORK, KNOWN>*>(layout.weight[A] + entry);
+            const auto indices = *reinterpret_cast<const fx::Vec<int, KNOWN>*>(layout.index[A] + entry);
 #pragma unroll
-        for (int k = 0; k < taps; ++k) {
-            const unsigned entry = at[A] * taps + k;
-            const WORK weight = layout.weight[A][entry];
-            WORK part[W];
-            interpolate<A - 1, W>(part, in, offset + static_cast<unsigned>(layout.index[A][entry]) * step[A], at, step, layout);
+            for (int k = 0; k < KNOWN; ++k) {
+                WORK part[W];
+                interpolate<A - 1, W>(part, in, offset + static_cast<unsigned>(indices.value[k]) * step[A], at, step, layout);
 #pragma unroll
-            for (int i = 0; i < W; ++i) result[i] = sum(result[i], product(part[i], weight));
+                for (int i = 0; i < W; ++i) {
+                    const WORK added = product(part[i], weights.value[k]);
+                    result[i] = first + k == 0 ? added : sum(result[i], added);
+                }
+            }
         }
     }
 }

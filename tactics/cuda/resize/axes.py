@@ -13,6 +13,7 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.ops import Resize
+from fusion.ops.interpolation import AxisTaps
 from tactics.cuda.codegen import STORAGE_TYPES
 from tactics.cuda.resize.tables import (
     COORDINATES,
@@ -129,6 +130,8 @@ class AxisResize(Tactic):
         fields += [tables[axis][0] for axis in resized]
         fields += [tables[axis][1] for axis in resized]
         fields += [Scalar(number) for number in taps]
+        last = resized[-1]
+        repeat = _repeat(found[-1], dims(workload.inputs[0])[last]) if nearest and not inner_kept and not crop and last not in varying else 1
         names: dict[str, object] = {
             "RANK": len(axes),
             "RESIZED": len(resized),
@@ -139,7 +142,7 @@ class AxisResize(Tactic):
             "WORK": STORAGE_TYPES[work],
         }
         if nearest:
-            names |= {"KIND": 0, "MOVE_T": raw_type(dtype.itemsize * moved), "VEC": v // moved, "ITEMS": items}
+            names |= {"KIND": 0, "MOVE_T": raw_type(dtype.itemsize * moved), "VEC": v // moved, "ITEMS": items, "REPEAT": repeat if v % repeat == 0 else 1}
             bits = int.from_bytes(np.asarray(op.extrapolation).astype(dtype.numpy).tobytes(), "little") if crop else 0
             entry, outside = "resize_nearest", Scalar(bits, "u64")
         else:
@@ -151,6 +154,14 @@ class AxisResize(Tactic):
         steps: list[Step] = [_table_launch(workload, device, work, varying, tables)] if varying else []
         steps.append(launch(kernel, ceil_div(total, THREADS * items), THREADS, arguments))
         return Plan(tuple(steps), used)
+
+
+def _repeat(taps: AxisTaps | None, size: int) -> int:
+    """How often a nearest axis repeats each of the ``size`` elements of its input, in order; 1 when it does anything else."""
+    if taps is None or taps.indices.size % size:
+        return 1
+    times = taps.indices.size // size
+    return times if np.array_equal(taps.indices.reshape(-1), np.arange(taps.indices.size) // times) else 1
 
 
 Places = dict[int, tuple[Buffer, Buffer]]  # per resized axis its indices and its weights

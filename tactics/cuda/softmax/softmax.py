@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 from fusion.dtypes import DataType
@@ -139,6 +140,93 @@ class LongSoftmax(Tactic):
         return Plan((launch(kernel, rows, chosen["threads"], (Buffer("input"), OUT, Scalar(rows), Scalar(n), args)),), in_place=overwritable(workload, 0))  # type: ignore[arg-type]
 
 
+class ClusterSoftmax(Tactic):
+    """The last axis, of a fixed length, in the registers of a cluster's blocks: one read, one write."""
+
+    id = "cuda.softmax.cluster"
+    device = "cuda"
+    ops = (Softmax,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := common_refusal(workload):
+            return refusal
+        if device.capability < 90:
+            return Refusal(f"compute capability {device.capability / 10:.1f}; clusters of blocks need 9.0")
+        if compute_type(type_of(workload.op.prologue, [workload.inputs[0].dtype])) is not DataType.FLOAT:  # type: ignore[attr-defined]
+            return Refusal(f"softmax of {workload.inputs[0].dtype.value}; this kernel computes in float32")
+        axis, rank = workload.op.axis, len(workload.inputs[0].shape)  # type: ignore[attr-defined]
+        if axis != rank - 1 or workload.axis_varies(0, axis):
+            return Refusal(f"axis {axis} of {dims(workload.inputs[0])} is not the last or varies")
+        if not self.configs(workload, device):
+            return Refusal(f"rows of {split(workload)[1]} elements are too short, or do not fit the registers of a cluster")
+        return None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        n, v = split(workload)[1], _row_vectors(workload)
+        found = []
+        for cluster in (2, 4, 8):
+            for threads in (256, 512, 1024):
+                vectors = ceil_div(n, cluster * threads * v)
+                if 8 <= vectors * v <= (32 if threads < 1024 else 16) and n > 4096:
+                    found.append((abs(vectors * v - 16), cluster, config(v=v, threads=threads, vectors=vectors, cluster=cluster)))
+        return [one for *_, one in sorted(found, key=lambda item: item[:2])][:4]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        chosen = dict(config)
+        rows, n, _ = split(workload)
+        threads, cluster = chosen["threads"], chosen["cluster"]
+        kernel, args = _kernel(workload, "softmax_cluster", _defines(
+            workload, device, KIND=3, VEC=chosen["v"], THREADS=threads, VECTORS=chosen["vectors"], CLUSTER=cluster))  # fmt: skip
+        one = launch(kernel, rows * cluster, threads, (Buffer("input"), OUT, Scalar(n), args), 4 * (threads // 32 + 2 * cluster))  # type: ignore[arg-type]
+        return Plan((replace(one, cluster=(cluster, 1, 1)),))
+
+
+class ColumnSoftmax(Tactic):
+    """An axis that is not the last, of a fixed length, in registers: one read, one write."""
+
+    id = "cuda.softmax.columns"
+    device = "cuda"
+    ops = (Softmax,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := common_refusal(workload):
+            return refusal
+        axis, rank = workload.op.axis, len(workload.inputs[0].shape)  # type: ignore[attr-defined]
+        if axis == rank - 1 or workload.axis_varies(0, axis):
+            return Refusal(f"axis {axis} of {dims(workload.inputs[0])} is the last or varies")
+        if not self.configs(workload, device):
+            return Refusal(f"{split(workload)[1]} elements do not fit the registers of a block: see cuda.softmax.strided")
+        return None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        _, n, inner = split(workload)
+        item = min(workload.inputs[0].dtype.itemsize, workload.outputs[0].dtype.itemsize)
+        widest = vector_width(item, known(workload, 0, (-1,)))  # the epilogue's columns are in the last axis
+        found = []
+        for v in dict.fromkeys((widest, max(1, widest // 2), max(1, widest // 4))):
+            for threads in (128, 256, 512, 32):
+                for tx in (4, 8, 16, 32, 64, 128):
+                    if tx > threads:
+                        continue
+                    ty = threads // tx
+                    items = ceil_div(n, ty)
+                    if items * v > REGISTER_ELEMENTS or ty >= 2 * n or (tx > 4 and tx * v >= 2 * inner):
+                        continue
+                    run = tx * v * workload.inputs[0].dtype.itemsize  # neighbouring bytes of a block
+                    found.append((max(1.0, 64 / run) * (1 + abs(items * v - 32) / 64) * (1 + 1 / (v * item)) * items * ty / n,
+                                  threads, config(v=v, tx=tx, ty=ty, items=items)))  # fmt: skip
+        return [one for *_, one in sorted(found, key=lambda item: item[:2])][:6]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        chosen = dict(config)
+        outer, n, inner = split(workload)
+        v, tx, ty = chosen["v"], chosen["tx"], chosen["ty"]
+        kernel, args = _kernel(workload, "softmax_columns", _defines(
+            workload, device, KIND=4, VEC=v, TX=tx, TY=ty, ITEMS=chosen["items"]))  # fmt: skip
+        arguments = (Buffer("input"), OUT, Scalar(n), Scalar(inner), Scalar(dims(workload.outputs[0])[-1]), args)
+        return Plan((launch(kernel, outer * ceil_div(inner, tx * v), tx * ty, arguments),))  # type: ignore[arg-type]
+
+
 class StridedSoftmax(Tactic):
     """Any axis; the plainest of the family."""
 
@@ -170,4 +258,4 @@ class StridedSoftmax(Tactic):
         return Plan((launch(kernel, blocks, (chosen["tx"], chosen["ty"]), arguments),), in_place=overwritable(workload, 0))  # type: ignore[arg-type]
 
 
-TACTICS = (RowSoftmax(), LongSoftmax(), StridedSoftmax())
+TACTICS = (RowSoftmax(), ClusterSoftmax(), ColumnSoftmax(), LongSoftmax(), StridedSoftmax())

@@ -15,6 +15,7 @@ from fusion.network import Op, TensorType
 from fusion.ops import GroupNormalization, Normalization, SumNormalization
 from tactics.compiler import compile_cubin
 from tactics.cuda.normalization.normalization import (
+    ClusterNormalization,
     LongNormalization,
     RowNormalization,
     SplitNormalization,
@@ -30,12 +31,12 @@ SCALE_BIAS = apply("add", apply("mul", X, Operand(1)), Operand(2))
 LIMIT = {"float32": 3e-5}  # the mean is subtracted from values around 3: two digits are lost, in NumPy too
 
 
-def run(tactic, op: Op, shape: tuple[int, ...], dtype: DataType, extras: tuple[tuple[int, ...], ...] = (), configs: int = 6) -> None:
+def run(tactic, op: Op, shape: tuple[int, ...], dtype: DataType, extras: tuple[tuple[int, ...], ...] = (), configs: int = 6, device=A100) -> None:
     generator = np.random.default_rng(1)
     types = tuple(TensorType(dtype, one) for one in (shape, *extras))
     arrays = [(generator.normal(size=one) * 2 + 3).astype(dtype.numpy) for one in (shape, *extras)]
     truth = op.evaluate([array.astype(np.float64) if dtype is DataType.FLOAT else array for array in arrays])
-    check(tactic, Workload(op, types, op.infer(types)), arrays, truth, configs=configs, tolerance=LIMIT)
+    check(tactic, Workload(op, types, op.infer(types)), arrays, truth, configs=configs, tolerance=LIMIT, device=device)
 
 
 @pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF, DataType.BF16])
@@ -76,6 +77,23 @@ def test_group_normalization(channels_last: bool, dtype: DataType) -> None:
     run(StridedNormalization(), op, shape, dtype, (scale, scale), configs=2)
     if not channels_last:
         run(RowNormalization(), op, shape, dtype, (scale, scale), configs=2)
+
+
+@pytest.mark.parametrize("device", [A100, H100], ids=["one block", "clusters"])
+@pytest.mark.parametrize(
+    ("shape", "groups", "last", "dtype"),
+    [((2, 13, 21, 40), 4, True, DataType.HALF), ((3, 31, 29, 24), 6, True, DataType.FLOAT), ((2, 40, 13, 21), 4, False, DataType.BF16)],
+)
+def test_groups_in_registers(shape: tuple[int, ...], groups: int, last: bool, dtype: DataType, device) -> None:  # noqa: ANN001
+    extras = (shape[-1:],) * 2 if last else ((shape[1], 1, 1),) * 2
+    op = GroupNormalization(groups, 1e-5, last, SCALE_BIAS)
+    workload = Workload(op, (TensorType(dtype, shape), *(TensorType(dtype, one) for one in extras)), (TensorType(dtype, shape),))
+    assert {dict(one)["cluster"] > 1 for one in ClusterNormalization().configs(workload, device)[:3]} == {device is H100}
+    run(ClusterNormalization(), op, shape, dtype, extras, configs=2, device=device)
+
+
+def test_rms_norm_in_registers() -> None:
+    run(ClusterNormalization(), Normalization((1,), 1e-6, False, apply("mul", X, Operand(1))), (2, 20_011), DataType.HALF, ((20_011,),), configs=1, device=H100)
 
 
 def test_large_mean_does_not_cancel() -> None:

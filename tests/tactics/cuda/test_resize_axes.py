@@ -15,7 +15,7 @@ from fusion.ops import Resize
 from tactics.compiler import compile_cubin
 from tactics.cuda.resize.axes import AxisResize
 from tactics.cuda.resize.tables import COORDINATES, ROUNDINGS, resized_axes
-from tactics.tactic import DeviceSpec, Refusal, Workload
+from tactics.tactic import DeviceSpec, Refusal, Workload, config
 from tests.harness.fiber import A100, H100, available, check, kernels
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
@@ -39,6 +39,18 @@ def run(op: Resize, shape: tuple[int, ...], dtype: DataType = DataType.FLOAT, co
 def test_twice_as_large_in_both_layouts(mode: str) -> None:
     run(Resize((2, 8, 12, 16), (1.0, 2.0, 2.0, 1.0), mode), (2, 4, 6, 16), DataType.HALF, configs=5)
     run(Resize((2, 3, 8, 16), (1.0, 1.0, 2.0, 2.0), mode), (2, 3, 4, 8), DataType.HALF, configs=5)
+
+
+def test_an_axis_that_repeats_its_elements_moves_vectors() -> None:
+    def repeat(out: int, size: int, v: int, coordinates: str = "asymmetric", rounding: str = "floor") -> str:
+        op = Resize((2, out), (1.0, None), "nearest", coordinates, rounding)
+        plan = RESIZE.plan(workload(op, (2, size), DataType.HALF), config(v=v, items=1), A100)
+        return dict(kernels(plan)[0].defines)["REPEAT"]
+
+    assert [repeat(16, 8, 8), repeat(32, 8, 8), repeat(24, 8, 8), repeat(16, 8, 1)] == ["2", "4", "1", "1"]
+    assert [repeat(16, 8, 8, "half_pixel", "round_prefer_floor"), repeat(16, 8, 8, "asymmetric", "ceil"), repeat(16, 12, 8)] == ["2", "1", "1"]
+    for times in (2, 4, 3):
+        run(Resize((2, 3, 8 * times), (1.0, 1.0, float(times)), "nearest", "asymmetric", "floor"), (2, 3, 8), DataType.HALF, configs=5)
 
 
 @pytest.mark.parametrize("vary", [False, True])

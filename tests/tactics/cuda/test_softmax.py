@@ -11,7 +11,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Literal, Operand, apply
 from fusion.network import TensorType
 from fusion.ops import Softmax
-from tactics.cuda.softmax.softmax import LongSoftmax, RowSoftmax, StridedSoftmax
+from tactics.cuda.softmax.softmax import ClusterSoftmax, ColumnSoftmax, LongSoftmax, RowSoftmax, StridedSoftmax
 from tactics.tactic import Refusal, Workload
 from tests.harness.fiber import A100, H100, available, check
 
@@ -20,11 +20,11 @@ X = Operand(0)
 
 
 def run(tactic, op: Softmax, shape: tuple[int, ...], dtype: DataType, extras: tuple[tuple[int, ...], ...] = (), configs: int = 6,
-        spread: float = 4.0) -> None:  # fmt: skip
+        spread: float = 4.0, device=A100) -> None:  # fmt: skip
     generator = np.random.default_rng(1)
     types = tuple(TensorType(dtype, one) for one in (shape, *extras))
     arrays = [(generator.normal(size=one) * spread).astype(dtype.numpy) for one in (shape, *extras)]
-    check(tactic, Workload(op, types, op.infer(types)), arrays, op.evaluate(arrays), configs=configs)
+    check(tactic, Workload(op, types, op.infer(types)), arrays, op.evaluate(arrays), configs=configs, device=device)
 
 
 @pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF, DataType.BF16])
@@ -45,6 +45,17 @@ def test_long_rows(log: bool) -> None:
     run(LongSoftmax(), Softmax(1, log), (2, 4096), DataType.HALF)
 
 
+@pytest.mark.parametrize(("n", "dtype", "log"), [(5003, DataType.FLOAT, False), (9000, DataType.HALF, True)])
+def test_rows_in_clusters(n: int, dtype: DataType, log: bool) -> None:
+    run(ClusterSoftmax(), Softmax(1, log, epilogue=apply("mul", X, Operand(1))), (2, n), dtype, ((n,),), configs=2, device=H100)
+
+
+@pytest.mark.parametrize(("shape", "axis", "dtype", "log"), [((2, 70, 40), 1, DataType.HALF, False), ((3, 5, 17, 8), 0, DataType.FLOAT, True),
+                                                            ((2, 21, 9, 7), 1, DataType.FLOAT, False)])  # fmt: skip
+def test_columns_in_registers(shape: tuple[int, ...], axis: int, dtype: DataType, log: bool) -> None:
+    run(ColumnSoftmax(), Softmax(axis, log, epilogue=apply("add", X, Operand(1))), shape, dtype, (shape[-1:],), configs=4)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])
 def test_any_axis(axis: int) -> None:
     run(StridedSoftmax(), Softmax(axis), (3, 5, 17, 8), DataType.FLOAT)
@@ -59,6 +70,8 @@ def test_prologue_and_epilogue() -> None:
 
 def test_large_values_do_not_overflow_and_infinities_count_as_zero() -> None:
     x = np.array([[1e4, 1e4 - 1, -1e4, -np.inf, 3.0]], np.float32).repeat(3, 0)
+    types = (TensorType(DataType.FLOAT, x.T.shape),)
+    check(ColumnSoftmax(), Workload(Softmax(0), types, types), [x.T.copy()], Softmax(0).evaluate([x.T.copy()]), configs=2)
     op = Softmax(1)
     types = (TensorType(DataType.FLOAT, x.shape),)
     for tactic in (RowSoftmax(), LongSoftmax(), StridedSoftmax()):
