@@ -33,6 +33,7 @@ from runtime.context import ExecutionContext  # noqa: E402
 from runtime.device import Device, Stream  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
 from runtime.engine import Engine, sizes_of  # noqa: E402
+from runtime.graph import GraphRunner  # noqa: E402
 from runtime.profiler import profile_layers  # noqa: E402
 from runtime.timer import Bench, Candidate, _Run  # noqa: E402
 from runtime.workloads import workload_of  # noqa: E402
@@ -45,8 +46,8 @@ from trtcli.log import Log  # noqa: E402
 ROUNDS = 15
 
 
-def bert(path: Path, layers: int = 12, length: int = 128, hidden: int = 768, heads: int = 12) -> Path:
-    """A BERT encoder of random FP16 weights as an ONNX file: input ``x`` of 1 x length x hidden."""
+def bert(path: Path, layers: int = 12, length: int = 128, hidden: int = 768, heads: int = 12, batch: int | str = 1) -> Path:
+    """A BERT encoder of random FP16 weights as an ONNX file: input ``x`` of batch (a name: a dynamic one) x length x hidden."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     random, nodes, weights = np.random.default_rng(0), [], []
@@ -71,8 +72,8 @@ def bert(path: Path, layers: int = 12, length: int = 128, hidden: int = 768, hea
         scale = (1 + small(hidden)).astype(np.float16)
         return node("LayerNormalization", [x, weight(f"{name}.g", scale), weight(f"{name}.b", small(hidden))], name, axis=-1)
 
-    split = weight("split", np.array([1, length, heads, hidden // heads], np.int64))
-    joined = weight("joined", np.array([1, length, hidden], np.int64))
+    split = weight("split", np.array([-1, length, heads, hidden // heads], np.int64))
+    joined = weight("joined", np.array([-1, length, hidden], np.int64))
     scale = weight("scale", np.array(1 / np.sqrt(hidden // heads), np.float16))
     half, root = weight("half", np.array(0.5, np.float16)), weight("root", np.array(np.sqrt(2), np.float16))
     one = weight("one", np.array(1, np.float16))
@@ -91,7 +92,7 @@ def bert(path: Path, layers: int = 12, length: int = 128, hidden: int = 768, hea
         error = node("Erf", [node("Div", [wide, root], at + "div")], at + "erf")
         gelu = node("Mul", [node("Mul", [wide, node("Add", [error, one], at + "plus")], at + "mul"), half], at + "gelu")
         x = norm(node("Add", [linear(gelu, at + "down", hidden, 4 * hidden), x], at + "res2"), at + "norm2")
-    shape = [1, length, hidden]
+    shape = [batch, length, hidden]
     graph = helper.make_graph(
         nodes, "bert", [helper.make_tensor_value_info("x", TensorProto.FLOAT16, shape)],
         [helper.make_tensor_value_info(x, TensorProto.FLOAT16, shape)], weights,
@@ -251,6 +252,33 @@ class Check:
         bytes_moved = sum(array.nbytes for array in inputs.values()) + sum(array.nbytes for array in result.outputs.values())
         for how in ("copies overlapped", "copies exposed"):
             self.add(f"{name}: {how}, time per query", [found[how]], "us", [found["without copies"]], "without copies", f"{bytes_moved / 1e6:.2f} MB per query")
+
+    def shape_change(self, name: str, path: Path, layers: int) -> None:
+        """What the first inference after a change of shapes costs the host: a new batch, and one met before, with its graph."""
+        model = bert(path, layers, batch="N") if self.device.spec.kind == "cuda" else bert(path, 1, 16, 32, 2, "N")
+        rest = (128, 768) if self.device.spec.kind == "cuda" else (16, 32)
+        shapes = {f"{which}_shapes": {"x": (batch, *rest)} for which, batch in (("min", 1), ("opt", 4), ("max", 64))}
+        config = replace(self.config, optimization_level=0, fp16=False, **shapes)  # type: ignore[arg-type]
+        engine = build(model, config, self.device, log=Log(to_stderr=True))
+        context, stream = ExecutionContext(engine, self.device), self.device.stream()
+        runner = GraphRunner(context)
+
+        def change(batch: int) -> tuple[float, float]:
+            began = time.perf_counter()
+            context.set_input_shape("x", (batch, *rest))
+            context.resolution()
+            resolved = time.perf_counter()
+            context.use_own_memory()
+            runner.prepare()
+            runner.enqueue(stream)
+            stream.synchronize()
+            return (resolved - began) * 1e3, (time.perf_counter() - resolved) * 1e3
+
+        change(64)  # memory for all of them, kernels loaded
+        new = [change(batch) for batch in range(2, 14)]
+        known = [change(batch) for batch in range(2, 14)]
+        for number, what in enumerate(("resolve the shapes", "the first inference, its graph included")):
+            self.add(f"{name}: a new batch: {what}", [one[number] for one in new], "ms", [one[number] for one in known], "a batch met before")
 
     def switching(self, name: str, engine: Engine, rounds: int = 24) -> None:
         """What it costs to follow another kernel: the network's distinct layers in turns, against each many times in a row; same data, cold."""
@@ -416,6 +444,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 check.part(f"{name}: switching", lambda: check.switching(name, engine))
                 check.part(f"{name}: contexts", lambda: check.many_contexts(name, engine))
                 check.part(f"{name}: transfers", lambda: check.transfers(name, engine))
+        name = "BERT-base, dynamic batch" if not options.small else "tiny encoder, dynamic batch"
+        check.part(f"{name}: change of shapes", lambda: check.shape_change(name, folder / "dynamic.onnx", 12), 15)
         if not options.small:
             name = "Inception-v1, batch 1, FP16"
             check.part(name, lambda: check.aux_streams(name, check.build(light(folder / "inception.onnx", "inception_v1"))), 20)
