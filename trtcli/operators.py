@@ -49,7 +49,7 @@ RESTRICTIONS = {
     **dict.fromkeys(("com.microsoft.Irfft", "com.microsoft.Rfft"), "one axis, one-sided, not normalised"),
     "com.microsoft.DynamicQuantizeLSTM": "weights are dequantised; inputs and states are not rounded to 8 bits, so results are closer to the float model's",
     "com.microsoft.GatherBlockQuantized": "constant uint8 table of two dimensions, dequantised at build",
-    "com.microsoft.GroupQueryAttention": "no quantised or windowed cache, no padded chunks of queries",
+    "com.microsoft.GroupQueryAttention": "no cache of the window's size, no padded chunks of queries; quantised caches are dequantised before the attention",
     "com.microsoft.MatMulNBits": "constant weights, packed (2 bits: dequantised at build); 2, 4 or 8 bits, no g_idx",
     "com.microsoft.MultiHeadAttention": "no buffer shared by past and present, no beams, no scores as output",
     "com.microsoft.QAttention": "input and weights are dequantised; as Attention",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+PLACES = ("input", "initializer", "output")  # stand in place of an operator where a tensor of the graph is the problem
 
 
 class ModelError(ValueError):
@@ -21,7 +24,7 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        if self.operator in ("input", "initializer", "output"):
+        if self.operator in PLACES:
             return f"{self.operator} {self.node}: {self.reason}"
         return f"{self.node}: {self.operator} ({self.domain or 'ai.onnx'}, opset {self.opset}): {self.reason}"
 
@@ -35,9 +38,10 @@ class UnsupportedModel(ModelError):
 
     def __init__(self, name: str, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        count = len(self.problems)
-        operators = ", ".join(sorted({problem.operator for problem in self.problems}))
-        head = f"{name}: {count} node{'s' if count != 1 else ''} cannot be imported ({operators})"
+        counts = Counter(problem.operator if problem.operator in PLACES else "node" for problem in self.problems)
+        listed = [f"{counts[kind]} {kind}{'s' if counts[kind] != 1 else ''}" for kind in ("node", *PLACES) if counts[kind]]
+        operators = ", ".join(sorted({problem.operator for problem in self.problems} - set(PLACES)))
+        head = f"{name}: {' and '.join(listed)} cannot be imported{f' ({operators})' if operators else ''}"
         super().__init__("\n".join([head, *(f"  {problem}" for problem in self.problems)]))
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fusion.dims import Dim, Shape, dim_max
+from fusion.dims import Dim, Shape, dim_max, product
 from fusion.dtypes import DataType
-from fusion.expression import Expression
+from fusion.expression import Convert, Expression
 from fusion.importer.builder import X0, X1, X2, X3, Builder, call, literal
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
@@ -117,14 +118,10 @@ def group_query_attention(b: Builder, node: Node) -> tuple[Value, ...]:
     """New keys and values go behind each sequence's own past, whose length is ``seqlens_k + 1`` less the new ones."""
     query, key, value = node.input(0), node.optional(1), node.optional(2)
     heads, kv_heads = node.required("num_heads"), node.required("kv_num_heads")
-    refused = {"sliding_window_cache": 0, "qk_output": 0, "kv_cache_bit_width": 0}
-    for name, usual in refused.items():
-        if node.attr(name, usual) not in (usual, -1):
-            raise Unsupported(f"{name} is {node.attr(name)}; only {usual} is supported")
-    for index, name in ((12, "k_scale"), (13, "v_scale"), (16, "query_seqlens")):
-        if node.optional(index) is not None:
-            raise Unsupported(f"input {name} is not supported")
-    node.refuse_outputs(3, what="scores")
+    if node.attr("sliding_window_cache", 0):
+        raise Unsupported("sliding_window_cache is set: a cache of the window's size is not supported; give one of the sequence's")
+    if node.optional(16) is not None:
+        raise Unsupported("input query_seqlens is not supported")
     if key is None or value is None:
         width = query.shape[-1]
         if not isinstance(width, int):
@@ -155,6 +152,8 @@ def group_query_attention(b: Builder, node: Node) -> tuple[Value, ...]:
         interleaved = bool(node.attr("rotary_interleaved", 0))
         q, k = (rotate(b, one, cos, sin, positions, interleaved, name) for one, name in ((q, "q"), (k, "k")))
     layout = "bshd"
+    caches = [_cache(b, node, index, kv_heads, name) for index, name in ((12, "k"), (13, "v"))]
+    k, v = (cache.stored(one) for cache, one in zip(caches, (k, v), strict=True))
     keys, values = k, v
     total: Dim = steps
     if not first_prompt:
@@ -164,19 +163,91 @@ def group_query_attention(b: Builder, node: Node) -> tuple[Value, ...]:
         total = dim_max(have, longest) if not (isinstance(have, int) and isinstance(longest, int)) else max(have, longest)
         keys, values = (_appended(b, past, one, places, total, name) for past, one, name in ((past_k, k, "k"), (past_v, v, "v")))
         layout = "bhsd"
+    present_k, present_v = keys, values
+    keys, values = (cache.read(one, layout, q.dtype) for cache, one in zip(caches, (keys, values), strict=True))
     cap, sink = node.attr("softcap", 0.0), node.optional(11)
-    plain = not cap and sink is None and not node.attr("smooth_softmax", 0)
+    shown = node.attr("qk_output", 0) if node.wants(3) else 0
+    plain = not cap and sink is None and not node.attr("smooth_softmax", 0) and not shown
     mask = _causal_mask(b, node, places, total, lengths, node.optional(10), q.dtype, first_prompt and plain)
     if plain:
         out = attend(b, node, q, keys, values, layout, mask, mask is None and bool(node.attr("causal", 1)))
     else:
         assert mask is not None
-        out = _in_parts(b, node, q, keys, values, layout, mask, cap, sink)
+        out, *scores = _in_parts(b, node, q, keys, values, layout, mask, cap, sink)
     present = [
-        keys if layout == "bhsd" else b.transpose(keys, (0, 2, 1, 3), "present_key"),
-        values if layout == "bhsd" else b.transpose(values, (0, 2, 1, 3), "present_value"),
-    ] if node.wants(1) or node.wants(2) else []  # fmt: skip
-    return (out, *present)
+        present_k if layout == "bhsd" else b.transpose(present_k, (0, 2, 1, 3), "present_key"),
+        present_v if layout == "bhsd" else b.transpose(present_v, (0, 2, 1, 3), "present_value"),
+    ] if node.wants(1) or node.wants(2) or shown else []  # fmt: skip
+    if not shown:
+        return (out, *present)
+    seen = scores[shown - 1]
+    if shown == 1:  # what is masked is shown as 0
+        nothing, masked = literal(0.0, q.dtype), literal(float("-inf"), q.dtype)
+        seen = b.pointwise(call("where", call("equal", X0, masked), nothing, X0), seen, suffix="scores_shown")
+    longest = steps if first_prompt else b.dims(node.input(6), "total_sequence_length")[0]
+    return (out, *present, cut(b, seen, (0,) * 4, (*seen.shape[:3], longest), (1,) * 4, "shown_scores"))
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """How a cache holds keys or values: as they are, or as integers of 8 or 4 bits (two to a byte, the low one first) times a scale."""
+
+    builder: Builder
+    name: str
+    bits: int = 0
+    scale: Value | None = None  # [1], or [KV, 1, D]
+
+    def stored(self, x: Value) -> Value:
+        """New rows ``[B, S, KV, D]`` as the cache holds them."""
+        b, name, scale = self.builder, self.name, self._scale("bshd")
+        if scale is None:
+            return x
+        most = 1 << (self.bits - 1)
+        real = call("round", call("div", Convert(DataType.FLOAT, X0), X1))
+        limited = call("min", call("max", real, literal(-most, DataType.FLOAT)), literal(most - 1, DataType.FLOAT))
+        if self.bits == 8:
+            return b.pointwise(Convert(DataType.INT8, limited), x, scale, suffix=f"{name}_stored")
+        nibbles = b.pointwise(Convert(DataType.UINT8, call("add", limited, literal(most, DataType.FLOAT))), x, scale, suffix=f"{name}_nibbles")
+        *lead, size = nibbles.shape
+        pairs = b.reshape(nibbles, (*lead, size // 2, 2), f"{name}_pairs")
+        low, high = (cut(b, pairs, (0, 0, 0, 0, part), (*lead, size // 2, 1), (1,) * 5, f"{name}_nibble{part}") for part in (0, 1))
+        packed = b.pointwise(call("add", X0, call("mul", X1, literal(16, DataType.UINT8))), low, high, suffix=f"{name}_packed")
+        return b.reshape(packed, (*lead, size // 2), f"{name}_stored")
+
+    def read(self, x: Value, layout: str, dtype: DataType) -> Value:
+        """The rows of the cache as numbers."""
+        b, name, scale = self.builder, self.name, self._scale(layout)
+        if scale is None:
+            return x
+        if self.bits == 4:
+            *lead, size = x.shape
+            column = b.reshape(x, (*lead, size, 1), f"{name}_bytes")
+            sixteen = literal(16, DataType.UINT8)
+            parts = [b.pointwise(part, column, suffix=f"{name}_part{index}") for index, part in enumerate((call("mod", X0, sixteen), call("div", X0, sixteen)))]
+            x = b.reshape(b.layer(Concatenation(4), *parts, suffix=f"{name}_both"), (*lead, size * 2), f"{name}_unpacked")
+        number: Expression = Convert(DataType.FLOAT, X0)
+        number = number if self.bits == 8 else call("sub", number, literal(8.0, DataType.FLOAT))
+        return b.pointwise(Convert(dtype, call("mul", number, X1)), x, scale, suffix=f"{name}_read")
+
+    def _scale(self, layout: str) -> Value | None:
+        if self.scale is None or self.scale.rank == 1 or layout == "bhsd":
+            return self.scale
+        return self.builder.transpose(self.scale, (1, 0, 2), f"{self.name}_scale_{layout}")
+
+
+def _cache(b: Builder, node: Node, index: int, heads: int, name: str) -> _Cache:
+    kind, bits, scale = node.attr(f"{name}_quant_type", "NONE"), node.attr("kv_cache_bit_width", 0), node.optional(index)
+    if kind == "NONE":
+        return _Cache(b, name)
+    past = node.optional(3 if name == "k" else 4)
+    if scale is None or bits not in (4, 8) or (past is not None and past.dtype is not (DataType.INT8 if bits == 8 else DataType.UINT8)):
+        held = "nothing" if past is None else past.dtype.value
+        raise Unsupported(f"a cache of {held} with {name}_quant_type {kind!r} and {bits} bits; it takes int8 (8 bits) or uint8 (4 bits) and a scale")
+    wide = b.convert(scale, DataType.FLOAT, f"{name}_scale_type")
+    count = product(scale.shape)
+    if kind == "PER_TENSOR":
+        return _Cache(b, name, bits, b.reshape(wide, (1,), f"{name}_scale"))
+    return _Cache(b, name, bits, b.reshape(wide, (heads, 1, count // heads), f"{name}_scale"))
 
 
 @operator("RotaryEmbedding", domain=MICROSOFT)
@@ -244,8 +315,9 @@ def attend(b: Builder, node: Node, q: Value, k: Value, v: Value, layout: str, ma
     return b.reshape(out, (*out.shape[:2], out.shape[2] * out.shape[3]), "merge")
 
 
-def _in_parts(b: Builder, node: Node, q: Value, k: Value, v: Value, layout: str, mask: Value, cap: float, sink: Value | None) -> Value:
-    """Attention with scores capped, ``cap * tanh(scores / cap)``, or with one more score per head (``sink``, or 0) that takes no value."""
+def _in_parts(b: Builder, node: Node, q: Value, k: Value, v: Value, layout: str, mask: Value, cap: float, sink: Value | None) -> tuple[Value, ...]:
+    """Attention with scores capped, ``cap * tanh(scores / cap)``, or with one more score per head (``sink``, or 0) that takes no value.
+    The result, the scores before the softmax, and those behind it."""
     batch, steps, heads, depth = q.shape
     if layout == "bshd":
         k, v = (b.transpose(one, (0, 2, 1, 3), f"{name}_bhsd") for one, name in ((k, "k"), (v, "v")))
@@ -270,7 +342,7 @@ def _in_parts(b: Builder, node: Node, q: Value, k: Value, v: Value, layout: str,
         weights = cut(b, b.layer(Softmax(3), joined, suffix="weights"), (0,) * 4, (batch, heads, steps, total), (1,) * 4, "without_sink")
     grouped = b.reshape(weights, (batch, shared, group * steps, total), "weight_groups")
     out = b.reshape(b.layer(MatrixMultiply(), grouped, v), (batch, heads, steps, v.shape[3]), "out_heads")
-    return b.reshape(b.transpose(out, (0, 2, 1, 3), "out_bshd"), (batch, steps, heads * v.shape[3]), "merge")
+    return b.reshape(b.transpose(out, (0, 2, 1, 3), "out_bshd"), (batch, steps, heads * v.shape[3]), "merge"), scores, weights
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

@@ -295,11 +295,45 @@ def test_grouped_attention_with_caps_and_sinks() -> None:
     check("GroupQueryAttention", step | past, {"total": np.int32(7), "sink": constants["sink"]}, order, 3, softcap=0.7, **GROUPED)
 
 
+@pytest.mark.parametrize("kind", ["PER_TENSOR", "PER_CHANNEL"])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_grouped_attention_over_a_quantised_cache(kind: str, bits: int, steps: int) -> None:
+    width = 16 if bits == 8 else 8
+    low, high, dtype = (-128, 128, np.int8) if bits == 8 else (0, 256, np.uint8)
+    past = {"pk": integers(low, high, 1, 2, 7, width, dtype=dtype, seed=4), "pv": integers(low, high, 1, 2, 7, width, dtype=dtype, seed=5)}
+    given = {"q": floats(1, steps, 64), "k": floats(1, steps, 32, seed=1), "v": floats(1, steps, 32, seed=2), **past, "len": np.array([6], np.int32)}
+    scale = np.linspace(0.02, 0.1, 32, dtype=np.float32) if kind == "PER_CHANNEL" else np.float32([0.03])
+    constants = {"total": np.int32(7), "ks": scale * (1 if bits == 8 else 8), "vs": scale * (2 if bits == 8 else 9)}
+    check("GroupQueryAttention", given, constants, "q k v pk pv len total - - - - - ks vs", 3, k_quant_type=kind, v_quant_type=kind,
+          kv_cache_bit_width=bits, **GROUPED)  # fmt: skip
+
+
+@pytest.mark.parametrize("shown", [1, 2])
+@pytest.mark.parametrize("window", [-1, 2])
+def test_grouped_attention_shows_its_scores(shown: int, window: int) -> None:
+    given = {"q": floats(1, 2, 64), "k": floats(1, 2, 32, seed=1), "v": floats(1, 2, 32, seed=2), "pk": floats(1, 2, 7, 16, seed=3),
+             "pv": floats(1, 2, 7, 16, seed=4), "len": np.array([6], np.int32)}  # fmt: skip
+    check("GroupQueryAttention", given, {"total": np.int32(7)}, "q k v pk pv len total", 4, qk_output=shown, softcap=0.7, local_window_size=window, **GROUPED)
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+@pytest.mark.parametrize("interleaved", [0, 1])
+def test_grouped_attention_in_a_window_turned(window: int, interleaved: int) -> None:
+    """A step of decoding: a sliding window, capped scores and a rotary embedding together."""
+    given = {"q": floats(2, 1, 64), "k": floats(2, 1, 32, seed=1), "v": floats(2, 1, 32, seed=2), "pk": floats(2, 2, 7, 16, seed=3),
+             "pv": floats(2, 2, 7, 16, seed=4), "len": np.array([6, 6], np.int32)}  # fmt: skip
+    check("GroupQueryAttention", given, {"total": np.int32(7)} | caches(16, 8), "q k v pk pv len total cos sin", 3, softcap=0.7,
+          local_window_size=window, do_rotary=1, rotary_interleaved=interleaved, **GROUPED)  # fmt: skip
+
+
 def test_grouped_attention_refusals() -> None:
     given = {"q": floats(2, 5, 32), "k": floats(2, 5, 16, seed=1), "v": floats(2, 5, 16, seed=2)}
     constants = {"len": np.array([4, 4], np.int32), "total": np.int32(5)}
-    with pytest.raises(UnsupportedModel, match="kv_cache_bit_width is 8"):
-        import_onnx(model_of("GroupQueryAttention", given, constants, "q k v - - len total", 1, kv_cache_bit_width=8, **GROUPED))
+    with pytest.raises(UnsupportedModel, match="sliding_window_cache is set"):
+        import_onnx(model_of("GroupQueryAttention", given, constants, "q k v - - len total", 1, sliding_window_cache=1, local_window_size=4, **GROUPED))
+    with pytest.raises(UnsupportedModel, match="k_quant_type 'PER_TENSOR' and 0 bits"):
+        import_onnx(model_of("GroupQueryAttention", given, constants, "q k v - - len total", 1, k_quant_type="PER_TENSOR", **GROUPED))
 
 
 # --- quantised -------------------------------------------------------------------------------------------------------
