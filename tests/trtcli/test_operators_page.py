@@ -58,7 +58,7 @@ def test_a_model_is_refused_with_all_its_nodes() -> None:
         ("forest", "TreeEnsemble", "ai.onnx.ml", 5), ("unknown", "Nonsense", "", 20), ("again", "Foo", "my.domain", 3),
     }  # fmt: skip
     text = str(found.value)
-    assert "mixed: 6 nodes cannot be imported" in text
+    assert "mixed: 5 nodes and 1 input cannot be imported (Foo, Nonsense, StringConcat, TreeEnsemble)" in text
     assert "join: StringConcat (ai.onnx, opset 20): it works on texts, which trtcli does not run" in text
     assert "unknown: Nonsense (ai.onnx, opset 20): no such operator in this opset" in text
     assert "--plugins=FILE.py" in text and "classical machine learning" in text
