@@ -22,6 +22,7 @@ from fusion.dims import bind, symbols
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx
 from fusion.network import ControlFlow, Layer, Network, size_makers, typical_sizes
+from fusion.ops import Concatenation
 from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_optional
 from fusion.precision import LayerTypes
 from runtime.columns import ask_tactics, copy_parts, parts_to_copy
@@ -587,7 +588,11 @@ def _measured_fusions(
     """
     if config.optimization_level < MEASURED_LEVEL or not config.builder_cache:
         return fused, choices, None
-    disabled = tuple(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion)
+    free = [layer.name for layer in fused.network.layers if isinstance(layer.op, Concatenation) and layer.name in choices.sharing.elided]
+    disabled = (
+        *(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion),
+        *(f"convolution-concatenation@{name}" for name in free),  # nothing to save
+    )
     options = FusionOptions(disabled=disabled, enabled=tuple(rule.name for rule in OPTIONAL), device=device.spec.kind)
     changed = with_optional(fused, options)
     if changed is fused:

@@ -77,7 +77,8 @@ def out_pitch(workload: Workload, unit: int = 1) -> dict[str, int]:
 
 def x_pitch(workload: Workload) -> dict[str, int]:
     """The same for input 0."""
-    return {"X_PITCH": workload.inputs[0].pitch} if workload.inputs[0].pitch else {}
+    tensor = workload.inputs[0]
+    return {"X_PITCH": tensor.pitch, "X_WIDTH": dims(tensor)[-1]} if tensor.pitch else {}
 
 
 def launch(

@@ -5,7 +5,7 @@ A group normalisation is a normalisation of the input viewed with its channels s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from math import lcm, prod
 
@@ -24,9 +24,11 @@ from tactics.cuda.simple import (
     dims,
     divider,
     launch,
+    out_pitch,
     refuse_large,
     vector_width,
     wrap_code,
+    x_pitch,
 )  # fmt: skip
 from tactics.tactic import (
     Argument,
@@ -41,6 +43,7 @@ from tactics.tactic import (
     Tactic,
     Workload,
     config,
+    every_tensor,
 )
 
 REGISTER_ELEMENTS = 64
@@ -103,6 +106,8 @@ def _vectors(workload: Workload, view: View) -> int:
     rank = len(workload.inputs[0].shape)
     if getattr(workload.op, "epilogue", IDENTITY) != IDENTITY:
         lengths.append(1 if workload.axis_varies(0, rank - 1) else dims(workload.inputs[0])[-1])
+    if workload.inputs[0].pitch or workload.outputs[0].pitch:
+        lengths.append(dims(workload.inputs[0])[-1])
     return vector_width(item, *(lengths or [1]))
 
 
@@ -112,7 +117,7 @@ def _kernel(workload: Workload, device: DeviceSpec, file: str, entry: str, **val
     prelude, epilogue = code
     center = getattr(workload.op, "center", True)
     names = defines(device, IN_T=storage_type(workload.inputs[0].dtype), OUT_T=storage_type(workload.outputs[0].dtype),
-                    CENTER=center, **values)  # fmt: skip
+                    CENTER=center, **values, **x_pitch(workload), **out_pitch(workload))  # fmt: skip
     return Kernel(f"normalization/{file}", entry, (*names, *epilogue.defines), prelude), epilogue_argument(epilogue)
 
 
@@ -319,6 +324,9 @@ class StridedNormalization(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         return _refusal(workload)
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return every_tensor(workload)
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         view = view_of(workload)
         v = _vectors(workload, view) if view.axes[-1] == len(view.shape) - 1 else 1
@@ -348,6 +356,9 @@ class SplitNormalization(Tactic):
         if view.n < 4096:
             return Refusal(f"{view.n} elements share their statistics: too few to split between blocks")
         return None
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return every_tensor(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         view = view_of(workload)

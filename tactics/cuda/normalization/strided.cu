@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         WORK sum = 0;
         for (unsigned k = threadIdx.x * VEC; k < n; k += THREADS * VEC) {
             WORK value[VEC];
-            fx::load<VEC>(value, x + base + reduced_offset(runs, k));
+            fx::load<VEC>(value, x + x_place(base + reduced_offset(runs, k)));
 #pragma unroll
             for (int i = 0; i < VEC; ++i) sum += value[i];
         }
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     WORK squares = 0;
     for (unsigned k = threadIdx.x * VEC; k < n; k += THREADS * VEC) {
         WORK value[VEC];
-        fx::load<VEC>(value, x + base + reduced_offset(runs, k));
+        fx::load<VEC>(value, x + x_place(base + reduced_offset(runs, k)));
 #pragma unroll
         for (int i = 0; i < VEC; ++i) squares += (value[i] - mean) * (value[i] - mean);
     }
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (unsigned k = threadIdx.x * VEC; k < n; k += THREADS * VEC) {
         const unsigned index = base + reduced_offset(runs, k);
         WORK value[VEC];
-        fx::load<VEC>(value, x + index);
+        fx::load<VEC>(value, x + x_place(index));
 #pragma unroll
         for (int i = 0; i < VEC; ++i) value[i] = (value[i] - mean) * scale;
         finish_store_flat<VEC>(out, value, args, index, last);
@@ -75,11 +75,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     pdl_launch_next();
     const unsigned base = kept_offset(runs, blockIdx.x);
     const unsigned begin = blockIdx.y * share, end = min(n, begin + share);
-    const WORK shift = CENTER ? fx::widen(x[base]) : WORK(0);
+    const WORK shift = CENTER ? fx::widen(x[x_place(base)]) : WORK(0);
     WORK sum = 0, squares = 0;
     for (unsigned k = begin + threadIdx.x * VEC; k < end; k += THREADS * VEC) {
         WORK value[VEC];
-        fx::load<VEC>(value, x + base + reduced_offset(runs, k));
+        fx::load<VEC>(value, x + x_place(base + reduced_offset(runs, k)));
 #pragma unroll
         for (int i = 0; i < VEC; ++i) {
             sum += value[i] - shift;
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     pdl_launch_next();
     const unsigned base = kept_offset(runs, blockIdx.x);
     const unsigned begin = blockIdx.y * share, end = min(n, begin + share);
-    const WORK shift = CENTER ? fx::widen(x[base]) : WORK(0);
+    const WORK shift = CENTER ? fx::widen(x[x_place(base)]) : WORK(0);
     WORK sum = 0, squares = 0;
     for (unsigned split = threadIdx.x; split < gridDim.y; split += THREADS) {
         const WORK* source = partial + 2 * (static_cast<long long>(blockIdx.x) * gridDim.y + split);
@@ -117,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (unsigned k = begin + threadIdx.x * VEC; k < end; k += THREADS * VEC) {
         const unsigned index = base + reduced_offset(runs, k);
         WORK value[VEC];
-        fx::load<VEC>(value, x + index);
+        fx::load<VEC>(value, x + x_place(index));
 #pragma unroll
         for (int i = 0; i < VEC; ++i) value[i] = (value[i] - mean) * scale;
         finish_store_flat<VEC>(out, value, args, index, last);

@@ -14,6 +14,7 @@ from fusion.ops import (
     Concatenation,
     Convolution,
     Deconvolution,
+    GroupNormalization,
     MatrixMultiply,
     Pointwise,
     Pooling,
@@ -78,6 +79,12 @@ CASES: dict[str, tuple[tuple[str, ...], Workload, tuple[int, ...]]] = {
     "average": (("pooling.window",), _case(Pooling("average", (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), channels_last=True), IMAGE), (0, 1)),
     "whole": (("pooling.global",), _case(Pooling("average", (6, 5), (1, 1), (0, 0), (0, 0), (1, 1), channels_last=True), IMAGE), (0, 1)),
     "mean": (("reduce.columns",), _case(Reduce("mean", (1, 2), False), IMAGE), (0, 1)),
+    "group normalisation": (
+        ("normalization.strided",),
+        _case(GroupNormalization(4, 1e-5, True, apply("relu", apply("add", apply("mul", X, Y), Z))), IMAGE, (16,), (16,)),
+        (0, 3),
+    ),
+    "large groups": (("normalization.split", "normalization.strided"), _case(GroupNormalization(2, 1e-5, True), (1, 24, 24, 16)), (0, 1)),
     "pointwise": (
         ("pointwise.broadcast",),
         _case(Pointwise(apply("relu", apply("add", apply("mul", X, Y), Z))), IMAGE, (16,), (2, 1, 1, 16)),
