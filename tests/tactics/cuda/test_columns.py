@@ -102,6 +102,10 @@ CASES: dict[str, tuple[tuple[str, ...], Workload, tuple[int, ...]]] = {
 SERVED = [(name, f"cuda.{short}") for name, (shorts, _, _) in CASES.items() for short in shorts]
 
 
+# On the CPU, whole networks (tests/test_views_in_networks.py) run these kernels, or others here differ in numbers only.
+GPU_ONLY = {"1x1", "strided", "average", "mean", "nearest", "linear", "transpose", "transpose back", "reshape", "pointwise operands"}
+
+
 def _inputs(workload: Workload) -> list[np.ndarray]:
     random = np.random.default_rng(7)
     return [random.uniform(-1, 1, kind.shape).astype(kind.dtype.numpy) for kind in workload.inputs]  # type: ignore[arg-type]
@@ -117,7 +121,7 @@ def _on_cpu(one: Tactic) -> bool:
 
 
 @pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
-@pytest.mark.parametrize(("name", "which"), [pair for pair in SERVED if "sm90" not in pair[1]])
+@pytest.mark.parametrize(("name", "which"), [pair for pair in SERVED if "sm90" not in pair[1] and pair[0] not in GPU_ONLY])
 def test_columns_in_the_harness(name, which):
     one, (_, workload, numbers) = tactic(which), CASES[name]
     tolerance = {"float32": 2e-3} if ".mma" in which else None  # TF32
