@@ -53,6 +53,9 @@ class Dequantized(Tactic):
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         return self._inner.configs(product(workload), device)
 
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        return self._inner.neighbours(product(workload), config, device)
+
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         return self._inner.estimate(product(workload), config, device)
 

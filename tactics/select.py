@@ -20,10 +20,13 @@ from fusion.serial import to_json
 from tactics.cache import Entry, Timing
 from tactics.compiler import CompileError, compile_cubin
 from tactics.registry import tactics
-from tactics.tactic import Config, DeviceSpec, Kernel, Launch, Plan, Tactic, Workload, floor_seconds, refusal
+from tactics.tactic import Config, DeviceSpec, Kernel, Launch, Plan, Tactic, Workload, reachable_seconds, refusal
 
 BATCH = 8  # candidates timed against each other, interleaved
 NEAR_FLOOR = 1.05  # a winner this close to its floor ends the search
+AT_FLOOR = "not timed: the best is at its floor"
+NEIGHBOURS_LEVEL = 5  # from which on the neighbours of the fastest configuration are tried, too
+MOST_CLIMBS = 6
 NOISE = 1.01  # within this of the fastest, the smaller tactic id wins, so that equal builds choose equally
 
 
@@ -147,7 +150,8 @@ def candidates(
     found.sort(key=lambda item: (item[1].reference, item[0], item[1].id))
     width, depth = _BREADTH[max(0, min(5, options.level))]
     own = [item for item in found if not item[1].source][:width]
-    found = [item for item in found if item[1].source or item in own]  # a library that is asked for takes no kernel's place
+    # A library that is asked for takes no kernel's place; untimed (level 0) it is no choice.
+    found = [item for item in found if item in own or (item[1].source and (options.level or not own))]
     ranks = range(max((len(configs[:depth]) for _, _, configs in found), default=0))
     chosen = [
         (tactic, configs[rank]) for rank in ranks for _, tactic, configs in found if rank < len(configs[:depth])
@@ -248,6 +252,7 @@ class Search:
     workload: Workload
     pending: tuple[Candidate, ...]
     rows: tuple[Timing, ...]
+    extremes: tuple[Workload, ...] = ()
 
 
 def start(
@@ -265,6 +270,24 @@ def start(
         NoTacticError: the pinned tactic cannot serve it.
     """
     chosen, rows = candidates(workload, device, options)
+    pending = _planned(chosen, workload, extremes, device, options, compilers, rows)
+    if not pending and not options.pinned:  # limits may have refused all but the plainest, which was not asked
+        known = {tactic.id for tactic, _ in chosen}
+        plainest = [pair for pair in _plainest(workload, device) if pair[0].id not in known]
+        pending = _planned(plainest, workload, extremes, device, options, compilers, rows)
+    return Search(workload, tuple(pending), tuple(rows), tuple(extremes))
+
+
+def _planned(
+    chosen: Sequence[tuple[Tactic, Config]],
+    workload: Workload,
+    extremes: Sequence[Workload],
+    device: DeviceSpec,
+    options: SelectOptions,
+    compilers: Compilers,
+    rows: list[Timing],
+) -> list[Candidate]:
+    """Those of ``chosen`` that keep to all limits, on their way through the compilers; the others become ``rows``."""
     pending = []
     for tactic, config in chosen:
         try:
@@ -278,15 +301,24 @@ def start(
             continue
         compilers.submit(plan)
         pending.append(Candidate(tactic, config, plan))
-    if not pending and not options.pinned:  # limits may have refused all but the plainest, which was not asked
-        known = {tactic.id for tactic, _ in chosen}
-        for tactic, config in _plainest(workload, device):
-            plan = tactic.plan(workload, config, device)
-            refused = _over_limit(plan, device, options) or _out_of_range(tactic, config, plan, extremes, device, options)
-            if tactic.id not in known and not refused:
-                compilers.submit(plan)
-                pending.append(Candidate(tactic, config, plan))
-    return Search(workload, tuple(pending), tuple(rows))
+    return pending
+
+
+def _compiled(
+    pending: Sequence[Candidate], workload: Workload, constants: Mapping[int, np.ndarray], compilers: Compilers, rows: list[Timing]
+) -> list[Candidate]:
+    """Those of ``pending`` that compile, with their kernels and packed weights; the others become ``rows``."""
+    ready = []
+    for candidate in pending:
+        try:
+            images = compilers.images(candidate.plan)
+            packed = candidate.tactic.prepare(workload, candidate.config, constants)
+        except (CompileError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).strip().splitlines()[:3])
+            rows.append(Timing(candidate.tactic.id, candidate.config, None, f"does not compile: {reason}"))
+            continue
+        ready.append(replace(candidate, packed=packed, kernels=images))
+    return ready
 
 
 def _plainest(workload: Workload, device: DeviceSpec) -> list[tuple[Tactic, Config]]:
@@ -312,22 +344,21 @@ def finish(
     Raises:
         NoTacticError: nothing can compute it.
     """
-    rows, ready = list(search.rows), []
-    for candidate in search.pending:
-        try:
-            images = compilers.images(candidate.plan)
-            packed = candidate.tactic.prepare(search.workload, candidate.config, constants)
-        except (CompileError, ValueError, AssertionError) as error:
-            reason = " ".join(str(error).strip().splitlines()[:3])
-            rows.append(Timing(candidate.tactic.id, candidate.config, None, f"does not compile: {reason}"))
-            continue
-        ready.append(replace(candidate, packed=packed, kernels=images))
+    rows = list(search.rows)
+    ready = _compiled(search.pending, search.workload, constants, compilers, rows)
+    if not ready and not options.pinned:  # what was chosen does not compile
+        known = {candidate.tactic.id for candidate in search.pending}
+        plainest = [pair for pair in _plainest(search.workload, device) if pair[0].id not in known]
+        planned = _planned(plainest, search.workload, search.extremes, device, options, compilers, rows)
+        ready = _compiled(planned, search.workload, constants, compilers, rows)
     if not ready:
         raise NoTacticError(f"no tactic can compute it on {device.name}: {_reasons(rows)}")
     if options.level == 0:
         return _decision(ready[0], math.nan, rows, device)
     bench = make_bench()
-    timed = _timed(bench, ready, rows, search.workload, device, options)
+    timed, at_floor = _timed(bench, ready, rows, search.workload, device, options)
+    if options.level >= NEIGHBOURS_LEVEL and not at_floor and not options.max_tactics:
+        timed = _climbed(bench, timed, rows, search, constants, device, options, compilers)
     reference = _reference(search.workload, constants, device, compilers)
     if reference is not None and timed:
         timed = _checked(bench, timed, reference, rows, search.workload)
@@ -399,9 +430,9 @@ def _timed(
     workload: Workload,
     device: DeviceSpec,
     options: SelectOptions,
-) -> list[tuple[float, Candidate]]:
-    """(seconds, candidate), ascending; timed in batches until one stands near the floor."""
-    floor = floor_seconds(workload, device)
+) -> tuple[list[tuple[float, Candidate]], bool]:
+    """(seconds, candidate), ascending, and whether one stands near the floor: then no further batch was timed."""
+    floor = reachable_seconds(workload, device)
     timed: list[tuple[float, Candidate]] = []
     for first in range(0, len(ready), BATCH):
         batch = ready[first : first + BATCH]
@@ -411,10 +442,47 @@ def _timed(
             else:
                 timed.append((result, candidate))
         if timed and min(seconds for seconds, _ in timed) < floor * NEAR_FLOOR:
-            reason = "not timed: the best is at its floor"
-            rows += [Timing(c.tactic.id, c.config, None, reason) for c in ready[first + BATCH :]]
+            rows += [Timing(c.tactic.id, c.config, None, AT_FLOOR) for c in ready[first + BATCH :]]
+            return sorted(timed, key=lambda pair: pair[0]), True
+    return sorted(timed, key=lambda pair: pair[0]), False
+
+
+def _climbed(
+    bench: Bench,
+    timed: list[tuple[float, Candidate]],
+    rows: list[Timing],
+    search: Search,
+    constants: Mapping[int, np.ndarray],
+    device: DeviceSpec,
+    options: SelectOptions,
+    compilers: Compilers,
+) -> list[tuple[float, Candidate]]:
+    """``timed`` with the neighbours of the fastest, of the fastest of these, and so on while that pays."""
+    known = {(one.tactic.id, one.config) for one in search.pending}
+    for _ in range(MOST_CLIMBS if timed else 0):
+        seconds, best = timed[0]
+        near = [
+            (best.tactic, config)
+            for config in best.tactic.neighbours(search.workload, best.config, device)
+            if (best.tactic.id, config) not in known
+        ]
+        known |= {(tactic.id, config) for tactic, config in near}
+        found = _compiled(
+            _planned(near, search.workload, search.extremes, device, options, compilers, rows), search.workload, constants, compilers, rows
+        )
+        for first in range(0, len(found), BATCH):
+            batch = [best, *found[first : first + BATCH]]  # the best again: times of one batch compare
+            again, *results = bench.time(batch, options.rounds)
+            scale = seconds / again if isinstance(again, float) and again > 0 else 1.0
+            for candidate, result in zip(batch[1:], results, strict=True):
+                if isinstance(result, Exception):
+                    rows.append(Timing(candidate.tactic.id, candidate.config, None, f"failed: {result}"))
+                else:
+                    timed.append((result * scale, candidate))
+        timed.sort(key=lambda pair: pair[0])
+        if timed[0][0] > seconds / NOISE:
             break
-    return sorted(timed, key=lambda pair: pair[0])
+    return timed
 
 
 def _checked(

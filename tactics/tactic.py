@@ -305,6 +305,10 @@ class Tactic:
         """The legal configurations, the most promising first (by an analytic estimate). At least one."""
         return ((),)
 
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        """Legal configurations one step away from ``config``, whether ``configs`` lists them or not: where the deepest search goes on."""
+        return ()
+
     def prepare(
         self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]
     ) -> tuple[np.ndarray, ...]:
@@ -419,6 +423,14 @@ def workload_flops(workload: Workload) -> float:
         q, k = (dict(zip(layout, one.shape, strict=True)) for layout, one in op.unpacked(workload.inputs)[:2])
         return 4.0 * float(np.prod([int(one) for one in (q["b"], q["h"], q["s"], k["s"], q["d"])]))  # type: ignore[arg-type]
     return 0.0
+
+
+LAUNCH_FLOOR = 1e-6  # seconds that a launch costs inside a CUDA graph, whatever it does
+
+
+def reachable_seconds(workload: Workload, device: DeviceSpec) -> float:
+    """The floor, and on a GPU the cost of a launch where that is more."""
+    return max(floor_seconds(workload, device), LAUNCH_FLOOR if device.kind == "cuda" else 0.0)
 
 
 def floor_seconds(workload: Workload, device: DeviceSpec) -> float:

@@ -40,6 +40,8 @@ from tactics.compiler import nvrtc_version
 from tactics.registry import source_of, tactics
 from tactics.registry import tactic as tactic_by_id
 from tactics.select import (
+    AT_FLOOR,
+    NEAR_FLOOR,
     Compilers,
     Decision,
     NoTacticError,
@@ -51,6 +53,7 @@ from tactics.select import (
     start,
 )
 from tactics.tactic import (
+    LAUNCH_FLOOR,
     Argument,
     Buffer,
     Copy,
@@ -62,6 +65,7 @@ from tactics.tactic import (
     TensorMap,
     Workload,
     floor_seconds,
+    reachable_seconds,
     refusal,
     tensor_bytes,
     workload_bytes,
@@ -86,7 +90,6 @@ from trtcli.stream_timings import CachedTimings, NotCachedError, code_of
 from trtcli.version import __version__
 
 DOUBLINGS = 12  # how often sizes are guessed twice as large as the largest, until a layer makes something
-LAUNCH_FLOOR = 1e-6  # seconds that a launch costs inside a CUDA graph, whatever it does
 
 
 Parts = Sequence[tuple[str, int]]  # inputs of concatenations that are copied: layer, input number
@@ -438,6 +441,9 @@ def _choose(
         _save_cache(config, cache, log)
     if deadline is not None and time.perf_counter() > deadline:
         log.warning(f"--buildBudget={config.build_budget:g} was used up: the layers after it took the first legal tactic")
+    early = sum(any(timing.reason == AT_FLOOR for timing in decided[key].timings) for key in searches)
+    if early:
+        log.info(f"The search ended early for {early} of {len(searches)} workloads: the best stood within {NEAR_FLOOR - 1:.0%} of its floor")
     misses = len(first) - state.cached
     where = config.timing_cache_file or "this build only; --timingCacheFile=FILE keeps them for the next one"
     (log.verbose if outer or timings is not None else log.info)(f"Timing cache: {state.cached} hits, {misses} misses ({where})")
@@ -862,7 +868,7 @@ def layer_plans(
                 config=decision.config,
                 packed=packed_names[shared],
                 seconds=decision.seconds,
-                floor=max(floor, LAUNCH_FLOOR if device.kind == "cuda" and plan.steps else 0.0),
+                floor=reachable_seconds(workload, device) if plan.steps else floor,
                 bound=_bound(workload, floor, device),
                 workspace=plan.workspace,
                 cached=decision.cached,

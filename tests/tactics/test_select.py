@@ -142,6 +142,52 @@ def test_level_0_times_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert math.isnan(decision.seconds)
 
 
+class _Hill(_Fake):
+    """Configurations k, of which ``configs`` lists 0 only; the neighbours of k are k - 1 and k + 1."""
+
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        k = dict(config)["k"]
+        return [select_config(k=k - 1), select_config(k=k + 1)]
+
+
+select_config = config
+
+
+def test_level_5_goes_on_to_neighbours_while_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {f"cpu.hill[k={k}]": abs(k - 3) + 1.0 for k in range(-9, 10)}
+    bench = _Bench(seconds)
+    assert _run(monkeypatch, [_Hill("hill", configs=[config(k=0)])], bench, SelectOptions(level=4)).config == config(k=0)
+    decision = _run(monkeypatch, [_Hill("hill", configs=[config(k=0)])], bench, SelectOptions(level=5))
+    assert decision.config == config(k=3) and decision.seconds == pytest.approx(1.0)
+    assert len(decision.timings) == 6, "0, its neighbours, and one more for each step: -1 to 4"
+    bounded = _run(monkeypatch, [_Hill("hill", configs=[config(k=0)])], bench, SelectOptions(level=5, max_tactics=1))
+    assert bounded.config == config(k=0)
+
+
+def test_a_neighbour_that_computes_wrongly_does_not_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {f"cpu.hill[k={k}]": abs(k - 3) + 1.0 for k in range(-9, 10)} | {"cpu.plain": 50.0}
+    family = [_Hill("hill", configs=[config(k=0)]), _Fake("plain", reference=True)]
+    decision = _run(monkeypatch, family, _Bench(seconds, wrong=["cpu.hill[k=3]"]), SelectOptions(level=5))
+    assert decision.config in (config(k=2), config(k=4))
+
+
+def test_the_search_ends_at_the_floor_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "reachable_seconds", lambda workload, device: 0.99)
+    bench = _Bench({f"cpu.a[k={k}]": 1.0 + k for k in range(20)})
+    decision = _run(monkeypatch, [_Fake("a", configs=[config(k=k) for k in range(20)])], bench, SelectOptions(level=5))
+    assert bench.timed == select.BATCH and decision.config == config(k=0)
+    assert sum(row.reason == select.AT_FLOOR for row in decision.timings) == 20 - select.BATCH
+
+
+def test_the_plainest_serves_when_what_was_chosen_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(_Fake):
+        def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
+            raise ValueError("no such instruction")
+
+    decision = _run(monkeypatch, [Broken("a"), _Fake("plain", reference=True)], _Bench({}), SelectOptions(level=0))
+    assert decision.tactic == "cpu.plain" and any("no such instruction" in row.reason for row in decision.timings)
+
+
 def test_a_pinned_tactic_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     family = [_Fake("a"), _Fake("b")]
     assert _run(monkeypatch, family, _Bench({"cpu.b": 9.0}), SelectOptions(pinned="cpu.b")).tactic == "cpu.b"

@@ -8,11 +8,12 @@ narrower pieces. Source of the steps: NVIDIA TensorRT, "Optimizing for Tensor Co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 from fusion.dims import bind
 from fusion.dtypes import DataType
 from fusion.network import Layer, TensorType
-from fusion.ops import Convolution, Deconvolution, MatrixMultiply
+from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply
 
 STEPS = {DataType.FLOAT: 4, DataType.HALF: 8, DataType.BF16: 8, DataType.INT8: 32, DataType.UINT8: 32}
 NAMES = {DataType.FLOAT: "TF32"}  # what float32 products run as; other types under their own names
@@ -22,7 +23,7 @@ def alignment_notes(
     layer: Layer, tensors: Mapping[str, TensorType], sizes: Mapping[str, int], tf32: bool
 ) -> tuple[str, ...]:
     """A sentence per dimension of ``layer`` that is padded; empty when all fit, or the layer has no use for tensor cores."""
-    if not layer.inputs or not isinstance(layer.op, Convolution | Deconvolution | MatrixMultiply):
+    if not layer.inputs or not isinstance(layer.op, Convolution | Deconvolution | MatrixMultiply | PackedMatrixMultiply):
         return ()
     dtype = tensors[layer.inputs[0]].dtype
     step = STEPS.get(dtype, 0) if tf32 or dtype is not DataType.FLOAT else 0
@@ -36,9 +37,11 @@ def alignment_notes(
     )
 
 
-def _dimensions(op: Convolution | Deconvolution | MatrixMultiply, shapes: Sequence[tuple[int, ...]]) -> list[tuple[str, int]]:
+def _dimensions(op: Convolution | Deconvolution | MatrixMultiply | PackedMatrixMultiply, shapes: Sequence[tuple[int, ...]]) -> list[tuple[str, int]]:
     """(name, size) of what the table speaks of: channels in and out of a convolution, K and N of a product."""
     first, second = shapes
+    if isinstance(op, PackedMatrixMultiply):
+        return [("K", op.depth), ("N", second[0])] if prod(first[:-1]) > 1 else []
     if isinstance(op, MatrixMultiply):
         depth, columns = (second[-1], second[-2]) if op.transpose_b else second[-2:]
         # A product with one row or one column reads vectors: tensor cores have no part in it.

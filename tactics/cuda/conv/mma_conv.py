@@ -96,6 +96,11 @@ class MmaConvolution(Tactic):
         found = tiles.candidates(*_product(window), workload.inputs[0].dtype, False, device, _gather(workload, window))
         return [tile.config() for tile in found]
 
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        _, _, depth, *_ = _product(self._window(workload))
+        found = tiles.neighbours(tiles.tile_of(config), depth, workload.inputs[0].dtype.itemsize, False, device)
+        return [tile.config() for tile in found]
+
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         window = self._window(workload)
         return tiles.estimate(tiles.tile_of(config), *_product(window), workload.inputs[0].dtype, device, _gather(workload, window))

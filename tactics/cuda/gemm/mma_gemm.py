@@ -140,6 +140,12 @@ class MmaGemm(Tactic):
         found = tiles.candidates(product.m, product.n, product.k, product.batch, dtype, self._b_kn(workload), device)
         return [tile.config() for tile in found]
 
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        product = product_of(workload)
+        assert isinstance(product, Product)
+        found = tiles.neighbours(tiles.tile_of(config), product.k, workload.inputs[0].dtype.itemsize, self._b_kn(workload), device)
+        return [tile.config() for tile in found]
+
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         product = product_of(workload)
         assert isinstance(product, Product)

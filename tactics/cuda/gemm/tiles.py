@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fusion.dtypes import DataType
 from tactics.cuda.gemm.common import ceil_div, round_up
@@ -79,6 +79,7 @@ def legal(tile: Tile, itemsize: int, b_kn: bool, device: DeviceSpec) -> bool:
     )
 
 
+SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 # (bm, bn, bk in bytes, warps m, n, k, stages): from large tiles for throughput to small ones for latency.
 _SHAPES = (
     (256, 128, 64, 4, 2, 1, 3), (128, 256, 64, 2, 4, 1, 3), (128, 128, 64, 2, 2, 1, 4), (128, 128, 128, 2, 2, 1, 3),
@@ -104,7 +105,7 @@ def candidates(
     for bm, bn, depth, warps_m, warps_n, warps_k, stages in _SHAPES:
         stages = stages if device.capability >= 80 else 2
         plain = Tile(bm, bn, depth // itemsize, warps_m, warps_n, warps_k, stages)
-        for splits in (1, 2, 3, 4, 6, 8, 12, 16):
+        for splits in SPLITS:
             for cluster in (0, 1):
                 tile = Tile(**{**plain.__dict__, "splits": splits, "cluster": cluster if splits > 1 else 0})
                 if tile in found or not legal(tile, itemsize, b_kn, device):
@@ -113,6 +114,29 @@ def candidates(
                     continue
                 found[tile] = estimate(tile, m, n, k, batch, dtype, device, gather)
     return sorted(found, key=lambda tile: (found[tile], tile.config()))[:limit]
+
+
+def neighbours(tile: Tile, k: int, itemsize: int, b_kn: bool, device: DeviceSpec) -> list[Tile]:
+    """Legal tiles that differ from ``tile`` in one step."""
+    return [one for one in steps(tile, k) if legal(one, itemsize, b_kn, device)]
+
+
+def steps(tile: Tile, k: int) -> list[Tile]:
+    """Tiles one step away, legal or not."""
+    values: dict[str, tuple[int, ...]] = {name: (size * 2, size // 2) for name, size in (("bm", tile.bm), ("bn", tile.bn), ("bk", tile.bk), ("warps_k", tile.warps_k))}
+    values["stages"] = (tile.stages + 1, tile.stages - 1)
+    at = SPLITS.index(tile.splits) if tile.splits in SPLITS else 0
+    values["splits"] = tuple(SPLITS[n] for n in (at + 1, at - 1) if 0 <= n < len(SPLITS))
+    found = [replace(tile, **{name: value}) for name, choices in values.items() for value in choices]
+    found += [replace(tile, warps_m=tile.warps_m * 2, warps_n=tile.warps_n // 2), replace(tile, warps_m=tile.warps_m // 2, warps_n=tile.warps_n * 2)]
+    if tile.splits > 1:
+        found.append(replace(tile, cluster=1 - tile.cluster))
+    found = [replace(one, cluster=0) if one.splits == 1 else one for one in found]
+    return [
+        one
+        for one in dict.fromkeys(found)
+        if min(one.bm, one.bn, one.bk, one.warps_m, one.warps_n, one.warps_k) > 0 and 2 <= one.stages <= 8 and (one.splits == 1 or k >= 2 * one.splits * one.bk)
+    ]
 
 
 def split_depth(tile: Tile, k: int) -> int:

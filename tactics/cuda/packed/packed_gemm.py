@@ -65,6 +65,13 @@ class PackedGemm(Tactic):
                     found[tile] = tiles.estimate(tile, m, n, k, 1, workload.inputs[0].dtype, device)
         return [tile.config() for tile in sorted(found, key=lambda tile: (found[tile], tile.config()))[:32]]
 
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        op = workload.op
+        assert isinstance(op, PackedMatrixMultiply)
+        block = kernel_block(op)
+        assert block is not None
+        return [tile.config() for tile in tiles.steps(tiles.tile_of(config), op.depth) if self._legal(tile, op.bits, block, device)]
+
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         return tiles.estimate(tiles.tile_of(config), *shape_of(workload), 1, workload.inputs[0].dtype, device)
 
@@ -99,6 +106,10 @@ class PackedGemm(Tactic):
         held = tile.registers() + tile.bn // tile.warps_n // 16 * bits + tile.bn // tile.warps_n // 8
         return (
             tile.bk % (64 * tile.warps_k) == 0
+            and tile.bk <= 256
+            and tile.bm % (16 * tile.warps_m) == 0
+            and tile.bn % (16 * tile.warps_n) == 0
+            and tile.threads <= 512
             and tile.threads % (tile.bk // 8) == 0
             and shared_bytes(tile, bits, block) <= device.shared_memory
             and held <= min(240, 65536 // tile.threads)

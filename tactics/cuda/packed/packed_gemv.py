@@ -56,7 +56,14 @@ class PackedGemv(Tactic):
             return abs(float(np.log2(blocks * warps / wanted))) + idle + abs(float(np.log2(unroll * op.bits / 16)))
 
         found = [(warps, unroll) for warps in (2, 4, 8, 16) for unroll in (1, 2, 4, 8) if unroll * op.bits <= 32]
-        return [config(warps=warps, unroll=unroll) for warps, unroll in sorted(found, key=distance)]
+        return [_configuration(warps, unroll) for warps, unroll in sorted(found, key=distance)]
+
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        op, chosen = workload.op, dict(config)
+        assert isinstance(op, PackedMatrixMultiply)
+        warps, unroll = chosen["warps"], chosen["unroll"]
+        found = ((warps * 2, unroll), (warps // 2, unroll), (warps, unroll + 1), (warps, unroll - 1), (warps + 2, unroll))
+        return [_configuration(w, u) for w, u in found if 1 <= w <= 16 and u >= 1 and u * op.bits <= 32]
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         return 1.5e-6 + floor_seconds(workload, device) * 1.2
@@ -77,6 +84,10 @@ class PackedGemv(Tactic):
         )  # fmt: skip
         launch = Launch(kernel, (ceil_div(n, 16), 1, 1), (chosen["warps"] * 32, 1, 1), arguments, dependent=pdl(device))
         return Plan((launch,))
+
+
+def _configuration(warps: int, unroll: int) -> Config:
+    return config(warps=warps, unroll=unroll)
 
 
 TACTICS = (PackedGemv(),)

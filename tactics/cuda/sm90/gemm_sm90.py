@@ -29,6 +29,7 @@ from tactics.cuda.sm90.tile_sm90 import (
     candidates,
     estimate,
     grid,
+    neighbours,
     permute_rows,
     refused,
     tile_defines,
@@ -131,6 +132,9 @@ class Sm90Gemm(Tactic):
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         return [tile.config() for tile in candidates(self._problem(workload), device)]
+
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        return [tile.config() for tile in neighbours(tile_of(config), self._problem(workload))]
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         return estimate(tile_of(config), self._problem(workload), device)

@@ -269,6 +269,22 @@ def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Ti
     return [*order[:7], *proven, *(tile for tile in order[7:] if tile not in proven)][:limit]
 
 
+def neighbours(tile: Tile, problem: Problem) -> list[Tile]:
+    """Legal tiles that differ from ``tile`` in one step."""
+    found = [replace(tile, stages=tile.stages + step) for step in (1, -1)]
+    found += [replace(tile, bn=tile.bn + step) for step in (8, -8, 16, -16, 32, -32)]
+    found += [replace(tile, blocks=max(1, tile.blocks + step)) for step in (1, -1)]
+    found += [replace(tile, split=size) for size in (tile.split * 2, tile.split // 2) if size]
+    found += [replace(tile, chunk=size) for size in (8, 16, 32, 64)]
+    found += [replace(tile, cluster_x=3 - tile.cluster_x), replace(tile, cluster_y=3 - tile.cluster_y)] if tile.cluster_x < 3 > tile.cluster_y else []
+    fitting = (one if one.stages != tile.stages else with_stages(one, problem) for one in found)
+    return [
+        one
+        for one in dict.fromkeys(fitting)
+        if one != tile and not illegal(one, problem) and (one.split == 1 or problem.iterations(one) >= 2 * one.split)
+    ]
+
+
 def tiles_along(tile: Tile, problem: Problem) -> tuple[int, int]:
     """How many cluster tiles there are along X and Y."""
     x, y = problem.sides(tile)

@@ -205,7 +205,9 @@ def test_plans_of_every_configuration_are_pure_and_launchable() -> None:
                 continue
             configs = tactic.configs(workload, device)
             assert configs and len(set(configs)) == len(configs), f"{tactic.id}: no or repeated configurations"
-            for config in configs:
+            near = tactic.neighbours(workload, configs[0], device)
+            assert len(set(near)) == len(near) and configs[0] not in near, f"{tactic.id}: neighbours"
+            for config in (*configs, *near):
                 plan = tactic.plan(workload, config, device)
                 assert plan == tactic.plan(workload, config, device), f"{tactic.id} is not pure"
                 for step in plan.steps:
