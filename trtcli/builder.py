@@ -185,7 +185,7 @@ def build(
         "optionalFusions": None if optional is None else {"enabled": list(optional.enabled), "disabled": list(optional.disabled)},
         "layouts": layouts,
         "streams": streams,
-        "debugTensors": [*marked, *(_unfused(imported, network, marked) if config.mark_unfused_debug else ())],
+        "debugTensors": _debug_tensors(imported, network, marked, config, log),
         "buildSeconds": seconds,
     }
     log.info(
@@ -232,17 +232,31 @@ def _with_streams(
 
 
 def marked_tensors(imported: Network, config: BuildConfig, log: Log) -> tuple[str, ...]:
-    """The tensors of ``--markDebug``, which no fusion may remove; names that no layer computes are warned about."""
+    """The tensors of ``--markDebug``, which no fusion may remove; names that no layer computes are warned about. Those inside of branches and
+    loops are not among them: see :func:`_debug_tensors`."""
     computed = {name for layer in imported.layers for name in layer.outputs}
-    if unknown := [name for name in config.mark_debug if name not in computed]:
+    if unknown := [name for name in config.mark_debug if name not in computed | _inner_tensors(imported)]:
         log.warning(f"--markDebug: no layer of the model computes {', '.join(unknown)}; ignored")
     return tuple(name for name in dict.fromkeys(config.mark_debug) if name in computed and name not in imported.outputs)
 
 
-def _unfused(imported: Network, network: Network, marked: Sequence[str]) -> list[str]:
-    """The model's own tensors that fusion has left, beside the outputs and the marked ones."""
-    known = {name for layer in imported.layers for name in layer.outputs} - set(network.outputs) - set(marked)
-    return [name for layer in network.layers for name in layer.outputs if name in known]
+def _inner_tensors(network: Network) -> set[str]:
+    """What the layers inside of branches and loops compute."""
+    return {name for part, _ in parts_of(network)[1:] for layer in part.layers for name in layer.outputs}
+
+
+def _debug_tensors(imported: Network, network: Network, marked: Sequence[str], config: BuildConfig, log: Log) -> list[str]:
+    """The engine's debug tensors: ``marked`` ones, those of ``--markDebug`` inside of branches and loops that fusion has left, and where
+    that is asked for all others of the model that are left."""
+    asked = [name for name in dict.fromkeys(config.mark_debug) if name in _inner_tensors(imported)]
+    left = _inner_tensors(network)
+    if gone := [name for name in asked if name not in left]:
+        log.warning(f"--markDebug: {', '.join(gone)}: fusion took it away inside of a branch or loop, where marks do not hold; --disableFusion does")
+    found = [*marked, *(name for name in asked if name in left)]
+    if config.mark_unfused_debug:
+        known = {name for part, _ in parts_of(imported) for layer in part.layers for name in layer.outputs} - {*network.outputs, *found}
+        found += [name for part, _ in parts_of(network) for layer in part.layers for name in layer.outputs if name in known]
+    return found
 
 
 def layer_types(config: BuildConfig) -> tuple[DataType | None, LayerTypes]:

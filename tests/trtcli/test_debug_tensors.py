@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_model
 
 from runtime.engine import Engine
 from trtcli.cli import main
@@ -71,6 +72,27 @@ def test_unfused_tensors_change_no_fusion(model: Path, capsys: Captured) -> None
     capsys.readouterr()
     assert main([*argv, "--saveAllDebugTensors=numpy"]) == 0
     assert "the engine has no debug tensors" in capsys.readouterr().err
+
+
+def test_tensors_inside_of_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """A file for every iteration; marks keep nothing from being fused there, and say so."""
+    monkeypatch.chdir(tmp_path)
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[4] x, float[4, 4] w) => (float[4] y) <int64 n = {3}, bool yes = {1}> {
+        y = Loop(n, yes, x) <body = b (int64 i, bool c, float[4] s) => (bool d, float[4] t) {
+            d = Identity(c) p = MatMul(s, w) q = Exp(p) r = Tanh(q) t = Softmax(r) }> }"""
+    Path("loop.onnx").write_bytes(parse_model(text).SerializeToString())
+    argv = ["--onnx=loop.onnx", *RUN, "--saveEngine=loop.engine"]
+    assert main([*argv, "--markUnfusedTensorsAsDebugTensors", "--saveAllDebugTensors=summary,numpy"]) == 0
+    assert "Loop_0/r" in Engine.load("loop.engine").debug_tensors
+    shown = {tensor["name"]: tensor["files"]["numpy"] for tensor in json.loads(Path("tensor_summary.json").read_text())["tensors"]}
+    assert {f"Loop_0/r[{number}]" for number in range(3)} <= set(shown) and "Loop_0/q[0]" not in shown
+    assert main([*argv, "--markDebug=Loop_0/r,Loop_0/q,x", "--saveDebugTensors=Loop_0/r:inner.raw"]) == 0
+    err = capsys.readouterr().err
+    assert "--markDebug: Loop_0/q: fusion took it away inside of a branch or loop" in err and "computes x; ignored" in err
+    assert Engine.load("loop.engine").debug_tensors == ("Loop_0/r",)
+    for number in range(3):
+        assert np.fromfile(f"inner.{number}.raw", np.float32).shape == np.load(shown[f"Loop_0/r[{number}]"]).shape == (4,)
+    assert not Path("inner.raw").exists()
 
 
 def test_statistics_name_what_is_not_finite() -> None:

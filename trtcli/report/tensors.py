@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ class Saver:
     """A debug listener that writes what it is shown: ``files`` by name, and every tensor in each of ``formats``.
 
     Attributes:
-        files: tensor to the file for its raw values.
+        files: tensor to the file for its raw values; inside of loops one per iteration, ``file.2.raw`` for the third one of ``file.raw``.
         formats: of :data:`FORMATS`, for all tensors.
         written: the files written, per tensor.
     """
@@ -36,7 +37,7 @@ class Saver:
     entries: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, name: str, array: np.ndarray) -> None:
-        files = {"assigned": self.files[name]} if name in self.files else {}
+        files = {"assigned": file} if (file := self._file(name)) else {}
         safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
         plain = _plain(array)
         if "numpy" in self.formats:
@@ -58,6 +59,14 @@ class Saver:
                 "name": name, "shape": list(array.shape), "type": data_type(array.dtype).label,
                 "statistics": statistics(plain), "files": files,
             })  # fmt: skip
+
+    def _file(self, name: str) -> str:
+        """The file for the raw values of ``name``, which may end in numbers of iterations; empty when there is none."""
+        whole = re.fullmatch(r"(.*?)((?:\[\d+\])+)", name, re.DOTALL)
+        if name in self.files or whole is None or whole[1] not in self.files:
+            return self.files.get(name, "")
+        path = Path(self.files[whole[1]])
+        return str(path.with_name(f"{path.stem}.{'.'.join(re.findall('[0-9]+', whole[2]))}{path.suffix}"))
 
     def finish(self, engine: str, command_line: str) -> None:
         """Write the summary, when it was asked for."""
