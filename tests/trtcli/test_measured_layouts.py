@@ -135,3 +135,47 @@ def test_reports_say_why_a_layout_changes() -> None:
     assert any("(estimated)" in reason for reason in found)
     assert sum("Reformat: to channels-" in line for line in layer_info_lines(engine)) == len(found)
     assert run(network, random_inputs(network))
+
+
+@pytest.mark.gpu
+def test_layouts_and_libraries_through_a_build_on_a_gpu() -> None:
+    """Softmax over channels between two convolutions and the output: timed in both layouts; libraries compete where they are installed."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    import trtcli
+    from fusion.importer import import_onnx
+    from runtime.device import DeviceError
+    from trtcli.report.inspection import engine_lines
+
+    random = np.random.default_rng(0)
+    weights = {"w": random.standard_normal((64, 16, 3, 3)) / 12, "v": random.standard_normal((16, 64, 1, 1)) / 8}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv", pads=[1, 1, 1, 1]), helper.make_node("Softmax", ["a"], ["b"], "softmax", axis=1),
+        helper.make_node("Conv", ["b", "v"], ["y"], "conv2"), helper.make_node("Exp", ["b"], ["z"], "exp"),
+    ]  # fmt: skip
+    shapes = {"x": [2, 16, 32, 32], "y": [2, 16, 32, 32], "z": [2, 64, 32, 32]}
+    x, y, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    graph = helper.make_graph(nodes, "layouts", [x], [y, z], [numpy_helper.from_array(one.astype(np.float32), name) for name, one in weights.items()])
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    engine = trtcli.build(data, BuildConfig(fp16=True, tactic_sources=("CUBLAS_LT", "CUDNN"), profiling_verbosity="detailed"), device="0")
+    measured = engine.record["layouts"]["layers"]
+    assert any("softmax" in name for name in measured), measured
+    assert any(reformat_reason(engine, layer) for layer in engine.network.layers)
+    context = engine.create_execution_context()
+    try:
+        context.device.library("CUDNN")
+        assert any(dict(plan.sources).keys() == {"own", "CUDNN"} for plan in engine.layers)
+        assert any("libraries competed for" in line for line in engine_lines(engine))
+    except DeviceError:
+        assert not any(plan.sources for plan in engine.layers)
+    given = random.standard_normal(shapes["x"]).astype(np.float32)
+    wanted = run(import_onnx(data), {"x": given})
+    context.use_own_memory()
+    context.write_tensor("x", given)
+    stream = context.device.stream()
+    context.execute_async_v3(stream)
+    stream.synchronize()
+    for name in ("y", "z"):
+        found = context.read_tensor(name)
+        assert np.linalg.norm(found - wanted[name]) <= 2e-3 * np.linalg.norm(wanted[name])
