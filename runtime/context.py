@@ -10,6 +10,7 @@ instead: its enqueue waits where sizes or conditions are read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ from runtime.exclusive import Guarded, exclusive
 from runtime.heap import Heap
 from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
+from runtime.most_memory import known_limits
+from runtime.recorder import Observer, Recorder, own_seconds
 from runtime.resolution import Resolution
 from runtime.runner import Launch, Run, Runner, unknown_outputs
 from runtime.segments import parts_of
-from runtime.watch import Watch
+from runtime.watch import Both, Watch
 from tactics.tactic import Buffer, Copy, Plan, tensor_bytes
 
 
@@ -58,6 +61,9 @@ class ExecutionContext(Guarded):
         self._captured = False  # a graph of the caller's holds an enqueue of this context
         self.name = ""
         self._listener: Listener | None = None
+        self._recorder: Recorder | None = None  # of layer times, for the profiler
+        self._profiler: Any = None
+        self.enqueue_emits_profile = True  # an enqueue waits and reports; else report_to_profiler does
         self._shown: tuple[str, ...] = ()  # debug tensors that the listener wants
         self._resolution: Resolution | None = None
         self._programs: list[Program | None] = []
@@ -169,6 +175,32 @@ class ExecutionContext(Guarded):
             dims = (substitute(dim, sizes) for dim in self.engine.network.tensors[name].shape)
             return tuple(dim if isinstance(dim, int) else -1 for dim in dims)
         return _shape(self._resolve().types[name])
+
+    def get_tensor_strides(self, name: str) -> tuple[int, ...]:
+        """The strides of input or output ``name`` in elements: row-major, without gaps; -1 where they depend on what is not known yet."""
+        shape = self.get_tensor_shape(name)
+        inner = [shape[axis + 1 :] for axis in range(len(shape))]
+        return tuple(-1 if min(dims, default=0) < 0 else prod(dims) for dims in inner)
+
+    def get_max_output_size(self, name: str) -> int:
+        """The most bytes that output ``name`` can have at the shapes that are set; -1 when these are not set, or the data decides without a limit."""
+        network = self.engine.network
+        if name not in network.outputs or not self.all_shapes_set:
+            return -1
+        try:
+            return tensor_bytes(bind_type(network.tensors[name], known_limits(network, sizes_of(network, self._shapes))))
+        except KeyError:
+            return -1
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        """Bytes of device memory that activations need at the shapes that are set.
+
+        Raises:
+            EngineError: the host steps in while the network runs: ask :attr:`device_memory_size` after an inference.
+        """
+        if self._runner is not None:
+            raise EngineError("the host steps in while this network runs: device_memory_size says after an inference how much it took")
+        return self._resolve().memory.size
 
     @property
     def all_shapes_set(self) -> bool:
@@ -306,7 +338,8 @@ class ExecutionContext(Guarded):
         """
         main = self._as_stream(stream)
         if self._runner is not None:
-            self.run_segments(main, watch=self._shower())
+            self.run_segments(main, watch=self._watch(main))
+            self._report(main)
             return
         if main is not stream and main.capturing:  # the caller's own graph
             if self._actions is None:
@@ -317,8 +350,9 @@ class ExecutionContext(Guarded):
         if self._actions is None:
             self._bind()
         assert self._actions is not None
-        if self._listener is not None and self._shown and not main.capturing:
-            self.enqueue_watched(main, self._shower() or Watch())
+        if (self._recorder is not None or self._listener is not None) and not main.capturing and (watch := self._watch(main)):
+            self.enqueue_watched(main, watch)
+            self._report(main)
             return
         if not self._aux:
             for action, _, _ in self._actions:
@@ -435,6 +469,43 @@ class ExecutionContext(Guarded):
     def release_graph(self) -> None:
         """Say that graphs which captured this context will not be launched any more: it may be changed again."""
         self._captured = False
+
+    # --- layer times -------------------------------------------------------------------------------------------------
+
+    @property
+    def profiler(self) -> Any:
+        """An object with TensorRT's ``report_layer_time(layer_name, ms)``, or None. While there is one, enqueues put events around every
+        layer, and wait at their end to report (see ``enqueue_emits_profile``); captured ones do not."""
+        return self._profiler
+
+    @profiler.setter
+    def profiler(self, value: Any) -> None:
+        self._profiler = value
+        self._recorder = None if value is None else Recorder(self.device)
+
+    @exclusive
+    def report_to_profiler(self) -> bool:
+        """Report the last enqueue's times, when ``enqueue_emits_profile`` is off; waits for the device. Whether there was something to report."""
+        times = self._recorder.collect() if self._recorder is not None else {}
+        for name, seconds in own_seconds(self.engine, times, self.profile) if times else ():
+            if seconds is not None:
+                self._profiler.report_layer_time(name, seconds * 1e3)
+        return bool(times)
+
+    def _report(self, stream: Stream) -> None:
+        if self._recorder is not None and self.enqueue_emits_profile:
+            stream.synchronize()
+            self.report_to_profiler()
+
+    def _watch(self, stream: Stream) -> Watch | None:
+        """Who looks at an enqueue: the profiler, and who shows debug tensors."""
+        shower = self._shower()
+        if self._recorder is None:
+            return shower
+        self._recorder.collect()  # times that nobody asked for
+        self._recorder.empty(stream)
+        observer = Observer(self._recorder)
+        return observer if shower is None else Both(observer, shower)
 
     # --- debug tensors -----------------------------------------------------------------------------------------------
 

@@ -52,13 +52,20 @@ def _most(engine: Engine, profile: int, around: Mapping[str, int]) -> int:
     return total + _aligned(scratch)
 
 
-def _limits(network: Network, around: Mapping[str, int]) -> dict[str, int]:
-    """``around`` with every size that the data decides, at its largest."""
+def known_limits(network: Network, around: Mapping[str, int]) -> dict[str, int]:
+    """``around`` with the sizes that the data decides at their largest, where they have a limit."""
     sizes = dict(around)
     for name, reading in network.sizes.items():
-        if reading.limit is None or not symbols(reading.limit) <= sizes.keys():
+        if reading.limit is not None and symbols(reading.limit) <= sizes.keys():
+            sizes[name] = bind(reading.limit, sizes)
+    return sizes
+
+
+def _limits(network: Network, around: Mapping[str, int]) -> dict[str, int]:
+    sizes = known_limits(network, around)
+    for name, reading in network.sizes.items():
+        if name not in sizes:
             raise _unknown(f"the data decides size {name!r} (read from tensor {reading.tensor!r}), which has no limit")
-        sizes[name] = bind(reading.limit, sizes)
     for tensor in network.tensors.values():
         if missing := sorted(symbols(tensor.shape) - sizes.keys()):
             raise _unknown(f"a branch decides size {missing[0]!r}")

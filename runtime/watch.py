@@ -22,3 +22,22 @@ class Watch:
     def inside(self, layer: int, body: int, iteration: int) -> Watch | None:
         """Who sees the layers of network ``body`` of control-flow ``layer``, which runs for the time ``iteration`` (from 0); None: nobody."""
         return None
+
+
+class Both(Watch):
+    """Two who look."""
+
+    def __init__(self, first: Watch, second: Watch) -> None:
+        self._first, self._second = first, second
+
+    def before(self, layer: int, stream: Stream) -> None:
+        self._first.before(layer, stream)
+        self._second.before(layer, stream)
+
+    def after(self, layer: int, stream: Stream, where: Where) -> None:
+        self._first.after(layer, stream, where)
+        self._second.after(layer, stream, where)
+
+    def inside(self, layer: int, body: int, iteration: int) -> Watch | None:
+        first, second = (one.inside(layer, body, iteration) for one in (self._first, self._second))
+        return Both(first, second) if first and second else first or second

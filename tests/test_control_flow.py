@@ -387,6 +387,12 @@ def test_debug_tensors_inside_of_loops_and_branches(cpu, tmp_path):
     np.testing.assert_array_equal(seen["last"], found["last"])
     with pytest.raises(ValueError, match="no layer writes it"):
         context.set_tensor_debug_state("nothing", True)
+    assert context.get_max_output_size("all") == -1  # as many slices as the loop makes
+    picker = made(masked(), cpu, tmp_path, N8).create_execution_context(cpu)
+    picker.set_input_shape("x", (5, 4))
+    assert picker.get_max_output_size("y") == 5 * 4 * 4 and picker.get_tensor_strides("y") == (4, 1)
+    with pytest.raises(EngineError, match="after an inference"):
+        picker.update_device_memory_size_for_shapes()
 
 
 @pytest.mark.parametrize("graph", [True, False])

@@ -241,3 +241,46 @@ def test_a_debug_listener_of_tensorrts_kind(engine, cpu):
 def test_profile_names(engine, cpu):
     context = engine.create_execution_context(cpu)
     assert context.active_optimization_profile == 0 and context.set_optimization_profile_async(0, 0)
+
+
+class Times:
+    """What TensorRT calls an IProfiler."""
+
+    def __init__(self):
+        self.layers = []
+
+    def report_layer_time(self, name, ms):
+        self.layers.append((name, ms))
+
+
+def test_a_profiler_is_told_the_time_of_every_layer(engine, cpu):
+    context = engine.create_execution_context(cpu)
+    plain = context.execute({"x": X})
+    times = context.profiler = Times()
+    for _ in range(2):
+        for name, array in context.execute({"x": X}).items():
+            np.testing.assert_array_equal(array, plain[name])
+    ran = [engine.network.layers[number].name for number in context.layers()]
+    assert [name for name, _ in times.layers] == 2 * ran and all(ms >= 0 for _, ms in times.layers)
+    assert sum(ms for _, ms in times.layers) > 0
+    context.enqueue_emits_profile = False
+    times.layers.clear()
+    seen = []
+    context.set_debug_listener(lambda name, array: seen.append(name))
+    context.set_tensor_debug_state("y", True)
+    context.execute({"x": X})
+    assert not times.layers and seen == ["y"]
+    assert context.report_to_profiler() and [name for name, _ in times.layers] == ran
+    assert not context.report_to_profiler()
+    context.profiler = None
+    context.execute({"x": X})
+    assert not context.report_to_profiler() and len(times.layers) == len(ran)
+
+
+def test_what_a_caller_may_want_to_know_of_a_tensor(engine, cpu):
+    context = engine.create_execution_context(cpu)
+    assert context.get_tensor_strides("x") == (8, 1) and context.get_max_output_size("y") == -1
+    context.set_input_shape("x", (3, 8))
+    assert context.get_max_output_size("y") == 3 * 8 * 4 and context.get_max_output_size("x") == -1
+    assert context.update_device_memory_size_for_shapes() == context.resolution().memory.size > 0
+    assert context.get_tensor_strides("m") == (1,)
