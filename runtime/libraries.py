@@ -88,7 +88,7 @@ def open_library(name: str) -> Binding:
     if not file:
         source = SOURCES[name]
         raise DeviceError(
-            f"--tacticSources=+{name}: {source.file}.{source.versions[0]} is not installed: pip install 'trtcli[{source.extra}]' "
+            f"tactic source {name} needs {source.file}.{source.versions[0]}, which is not installed: pip install 'trtcli[{source.extra}]' "
             f"(package {source.package})"
         )
     if name == "CUBLAS_LT":

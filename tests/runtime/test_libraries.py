@@ -207,7 +207,7 @@ def test_libraries_compete_only_where_they_are_asked_for() -> None:
 
 def test_an_absent_library_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries, "find", lambda name: "")
-    with pytest.raises(DeviceError, match=r"\+CUBLAS_LT: libcublasLt.so.13 is not installed: pip install 'trtcli\[cublas\]' .*nvidia-cublas-cu12"):
+    with pytest.raises(DeviceError, match=r"CUBLAS_LT needs libcublasLt.so.13, which is not installed: pip install 'trtcli\[cublas\]' .*nvidia-cublas-cu12"):
         libraries.open_library("CUBLAS_LT")
     with pytest.raises(DeviceError, match=r"pip install 'trtcli\[cudnn\]'"):
         libraries.open_library("CUDNN")
