@@ -60,6 +60,7 @@ from tactics.tactic import (
     CpuCall,
     DeviceSpec,
     Launch,
+    LibraryCall,
     Plan,
     Struct,
     TensorMap,
@@ -928,6 +929,8 @@ def _inputs_read(plan: Plan, count: int) -> set[int]:
             numbers |= set(range(count)) - set(step.unread)
         elif isinstance(step, Copy):
             numbers |= _input_numbers(step.source)
+        elif isinstance(step, LibraryCall):
+            numbers |= {number for _, buffer in step.buffers for number in _input_numbers(buffer)}
         elif isinstance(step, Launch):
             numbers |= {number for argument in step.arguments for number in _input_numbers(argument)}
     return numbers
