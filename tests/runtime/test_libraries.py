@@ -283,3 +283,44 @@ def test_cublas_lt_on_a_gpu(given: Any, limit: float) -> None:
 )  # fmt: skip
 def test_cudnn_on_a_gpu(given: Any, limit: float) -> None:
     _check_on_gpu(Cudnn(), given, limit)
+
+
+@pytest.mark.gpu
+def test_an_engine_with_a_library_runs_and_is_captured(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    import trtcli
+    from fusion.importer import import_onnx
+    from fusion.passes import FusionOptions, optimize
+    from runtime.devices import open_device
+
+    try:
+        open_device("0").library("CUBLAS_LT")
+    except DeviceError as error:
+        pytest.skip(str(error))
+    random = np.random.default_rng(2)
+    values = {"w": random.standard_normal((96, 128)) / 11, "b": random.standard_normal(96)}
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["p"], "fc", transB=1), helper.make_node("Relu", ["p"], ["y"], "relu")]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", ["n", 128]), ("y", ["n", 96])))
+    graph = helper.make_graph(nodes, "fc", [x], [y], [numpy_helper.from_array(one.astype(np.float32), name) for name, one in values.items()])
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    (layer,) = optimize(import_onnx(data), FusionOptions(device="cuda")).network.layers
+    shapes = trtcli.ProfileShapes({"x": (1, 128)}, {"x": (40, 128)}, {"x": (80, 128)})
+    config = trtcli.BuildConfig(profiles=(shapes,), tactic_sources=("CUBLAS_LT",), pin_tactic=((layer.name, "cuda.cublas_lt"),), tf32=False)
+    engine = trtcli.build(data, config, device="0")
+    assert engine.layers[0].tactic == "cuda.cublas_lt" and dict(engine.layers[0].sources).keys() == {"CUBLAS_LT"}
+    engine.save(tmp_path / "library.engine")
+    context = trtcli.Engine.load(tmp_path / "library.engine").create_execution_context()
+    stream = context.device.stream()
+    for rows in (40, 7, 40):  # other sizes take the heuristic's proposals for them
+        given = random.standard_normal((rows, 128)).astype(np.float32)
+        context.set_input_shape("x", (rows, 128))
+        context.use_own_memory()
+        context.write_tensor("x", given)
+        context.execute_async_v3(stream)
+        stream.synchronize()
+        captured = context.device.capture(stream, lambda: context.execute_async_v3(stream))
+        captured.launch(stream)
+        stream.synchronize()
+        wanted = np.maximum(given @ values["w"].T.astype(np.float32) + values["b"].astype(np.float32), 0)
+        np.testing.assert_allclose(context.read_tensor("y"), wanted, rtol=1e-4, atol=1e-4)
