@@ -62,7 +62,8 @@ def _every() -> Iterator[tuple[str, onnx.ModelProto, dict[str, np.ndarray], dict
     counts: dict[str, int] = defaultdict(int)
     for case in cases():
         nodes = case.model.graph.node
-        if left_out(case) or len(nodes) != 1 or nodes[0].domain or any(attribute.HasField("g") for attribute in nodes[0].attribute):
+        tensors = all(entry.type.HasField("tensor_type") for entry in (*case.model.graph.input, *case.model.graph.output))
+        if left_out(case) or not tensors or len(nodes) != 1 or nodes[0].domain or any(attribute.HasField("g") for attribute in nodes[0].attribute):
             continue
         operator = nodes[0].op_type
         counts[operator] += 1
