@@ -50,6 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     pdl_launch_next();
     const int column = chunk * BANDS * WIDTH + tx * VEC;  // without WHOLE: of the row of `stride` elements
     const long long base = WHOLE ? static_cast<long long>(task) * n + tx * VEC : static_cast<long long>(outer) * segments * stride + column;
+    const long long base_x = WHOLE ? base : static_cast<long long>(outer) * segments * X_ROW(stride) + column;
     const int first = rank * share + ty, end = min(segments, (rank + 1) * share);
     // How many elements of a set block r holds.
     auto count = [&](int r) {
@@ -61,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     fx::Vec<IN_T, VEC> raw[ITEMS];
 #pragma unroll
     for (int k = 0; k < ITEMS; ++k)
-        if (inside(first + k * TY)) raw[k] = *reinterpret_cast<const fx::Vec<IN_T, VEC>*>(x + base + static_cast<long long>(first + k * TY) * stride);
+        if (inside(first + k * TY)) raw[k] = *reinterpret_cast<const fx::Vec<IN_T, VEC>*>(x + base_x + static_cast<long long>(first + k * TY) * (WHOLE ? stride : X_ROW(stride)));
     float sum = 0, middle = 0, squares = 0;
     const float mine = count(rank);
     if (CENTER) {
@@ -119,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #if WHOLE
         finish_store_flat<VEC>(out, value, args, index, last);
 #else
-        finish_store<VEC>(out + index, value, args, static_cast<long long>(outer) * segments + s, column, last);
+        finish_store<VEC>(out + out_place(index), value, args, static_cast<long long>(outer) * segments + s, column, last);
 #endif
     }
 }

@@ -213,6 +213,10 @@ class ClusterNormalization(Tactic):
             return Refusal(f"sets of {view.n} elements do not fit the registers of {_most_blocks(device)} block(s)")
         return None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        shares = shares_of(view_of(workload))
+        return every_tensor(workload) if shares is not None and not shares.whole else ()
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         shares, view = shares_of(view_of(workload)), view_of(workload)
         assert shares is not None

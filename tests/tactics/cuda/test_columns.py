@@ -84,7 +84,7 @@ CASES: dict[str, tuple[tuple[str, ...], Workload, tuple[int, ...]]] = {
         _case(GroupNormalization(4, 1e-5, True, apply("relu", apply("add", apply("mul", X, Y), Z))), IMAGE, (16,), (16,)),
         (0, 3),
     ),
-    "large groups": (("normalization.split", "normalization.strided"), _case(GroupNormalization(2, 1e-5, True), (1, 24, 24, 16)), (0, 1)),
+    "large groups": (("normalization.cluster", "normalization.split", "normalization.strided"), _case(GroupNormalization(2, 1e-5, True, apply("add", X, Y)), (1, 24, 24, 16), (1, 24, 24, 16)), (0, 1, 2)),
     "pointwise": (
         ("pointwise.broadcast",),
         _case(Pointwise(apply("relu", apply("add", apply("mul", X, Y), Z))), IMAGE, (16,), (2, 1, 1, 16)),
