@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 from typing import TypeAlias
 
 from fusion.dims import symbols
@@ -30,8 +31,11 @@ GUESS = 8  # a named size of which nothing is known
 Part: TypeAlias = "tuple[str, int]"  # a concatenation, and the number of one of its inputs
 
 
-def ask_tactics(network: Network, per_profile: Sequence[Sequence[Workload]], device: DeviceSpec) -> Ask:
-    """What ``share_memory`` asks, answered for layers whose workloads are those of ``per_profile`` (per profile, per layer)."""
+def ask_tactics(
+    network: Network, per_profile: Sequence[Sequence[Workload]], device: DeviceSpec, pinned: Mapping[str, str] = MappingProxyType({})
+) -> Ask:
+    """What ``share_memory`` asks, answered for layers whose workloads are those of ``per_profile`` (per profile, per layer). ``pinned`` are
+    layers that must have a certain tactic (its id, or how that begins)."""
 
     def ask(number: int, pitches: Mapping[str, int]) -> str:
         layer = network.layers[number]
@@ -41,7 +45,7 @@ def ask_tactics(network: Network, per_profile: Sequence[Sequence[Workload]], dev
                 tuple(replace(kind, pitch=pitches.get(name, 0)) for name, kind in zip(names, kinds, strict=True))
                 for names, kinds in ((layer.inputs, workload.inputs), (layer.outputs, workload.outputs))
             )
-            reason = _refusal(replace(workload, inputs=inputs, outputs=outputs), device)
+            reason = _refusal(replace(workload, inputs=inputs, outputs=outputs), device, pinned.get(layer.name, ""))
             if reason:
                 return f"{layer.name}: {reason}"
         return ""
@@ -56,11 +60,11 @@ def ask_kind(network: Network, device: DeviceSpec, tf32: bool = True) -> Ask:
 
 
 @cache
-def _refusal(workload: Workload, device: DeviceSpec) -> str:
+def _refusal(workload: Workload, device: DeviceSpec, pinned: str) -> str:
     """Why no tactic serves ``workload``, or nothing: what the tactic says that comes nearest (all that compute the operation do)."""
     reasons = []
     for tactic in tactics(device.kind):
-        if isinstance(workload.op, tactic.ops) and not (device.kind == "cpu" and tactic.reference):
+        if isinstance(workload.op, tactic.ops) and tactic.id.startswith(pinned) and not (device.kind == "cpu" and tactic.reference):
             found = refusal(tactic, workload, device)
             if found is None:
                 return ""

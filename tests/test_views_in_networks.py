@@ -11,16 +11,17 @@ import pytest
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx
 from fusion.network import Network
-from fusion.ops import Concatenation, Slice
+from fusion.ops import Concatenation, Convolution, Slice
 from fusion.passes import FusionOptions, optimize
 from fusion.rewrite import validate
 from runtime import resolution
-from runtime.columns import TYPICAL, ask_kind, copy_parts, parts_to_copy
+from runtime.columns import TYPICAL, ask_kind, ask_tactics, copy_parts, parts_to_copy
 from runtime.cpu import CpuDevice
 from runtime.device import Device
 from runtime.devices import open_device
 from runtime.engine import Engine
 from runtime.views import VIEW, Sharing, intermediate_bytes, missed_views, share_memory
+from runtime.workloads import workload_of
 from tests.catalogue import Row, model
 from tests.harness.fiber import available
 from tests.harness.network import TACTICS, fiber_engine
@@ -175,6 +176,16 @@ def test_switched_off():
     (name,) = moving(network, on_a_gpu(network, disabled=["concatenation-view"]))
     assert name == moving(network, on_a_gpu(network, disabled=[f"concatenation-view@{name}"]))[0]
     assert on_a_gpu(network, disabled=["all"]).views == frozenset()
+
+
+def test_a_pinned_tactic_decides():
+    network = fused(import_onnx(model(NETWORKS["fire"])))
+    workloads = [workload_of(network, layer, {}, network.constants) for layer in network.layers]
+    (name,) = [layer.name for layer in network.layers if isinstance(layer.op, Concatenation)]
+    for tactic, view in (("cuda.conv.simt", True), ("cuda.plain.convolution", False)):
+        pins = {layer.name: tactic for layer in network.layers if isinstance(layer.op, Convolution)}
+        sharing = share_memory(network, ask=ask_tactics(network, [workloads], TYPICAL["cuda"], pins))
+        assert (name in sharing.views) == view
 
 
 def test_the_batch_may_vary():

@@ -347,7 +347,7 @@ def shared_memory(
     sharing = share_memory(
         network,
         host,
-        ask=ask_tactics(network, per_profile, device.spec),
+        ask=ask_tactics(network, per_profile, device.spec, dict(config.pin_tactic)),
         disabled=tuple(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion),
         dense=network.tensors if config.mark_unfused_debug else config.mark_debug,
     )
