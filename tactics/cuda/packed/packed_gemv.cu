@@ -2,13 +2,13 @@
 #include "mma.cuh"
 #include "packed.cuh"
 
-// out[m][n] = epilogue(sum_k A[m][k] * W[n][k]) for ROWS = 1..8 rows m, on tensor cores (the rows of a fragment that are not there are zeros).
+// out[m][n] = epilogue(sum_k A[m][k] * W[n][k]) for `rows` <= ROWS <= 8 rows m, on tensor cores (the rows of a fragment that are not there are zeros).
 //   A block has 16 columns n, its WARPS warps take turns over the groups of 64 of the depth; weights go straight to registers, UNROLL groups
-//   in flight. A: [ROWS][k], k % 8 == 0. weights, scaling: packed.cuh; columns: a multiple of 16. Grid: ceil(n / 16).
+//   in flight. A: [rows][k], k % 8 == 0. weights, scaling: packed.cuh; columns: a multiple of 16. Grid: ceil(n / 16).
 // Limits: sm_75 (fp16), sm_80+; fp32 sums.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
-    packed_gemv(const IN_T* __restrict__ a, const uint4* __restrict__ weights, const unsigned* __restrict__ scaling, OUT_T* __restrict__ out, int n,
-                int k, int columns, EpilogueArgs args) {
+    packed_gemv(const IN_T* __restrict__ a, const uint4* __restrict__ weights, const unsigned* __restrict__ scaling, OUT_T* __restrict__ out, int rows,
+                int n, int k, int columns, EpilogueArgs args) {
     __shared__ float part[WARPS][ROWS * 16];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, quad = lane % 4;
     const int groups = (k + 63) / 64;
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
                 }
                 unsigned x[4] = {};
                 const int at = k0 + step * 16 + quad * 2;
-                if (row < ROWS) {
+                if (row < rows) {
                     const IN_T* from = a + static_cast<long long>(row) * k + at;
                     if (at < k) x[0] = *reinterpret_cast<const unsigned*>(from);
                     if (at + 8 < k) x[2] = *reinterpret_cast<const unsigned*>(from + 8);
@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 #pragma unroll
             for (int e = 0; e < 2; ++e) part[warp][row * 16 + tile * 8 + quad * 2 + e] = sum[tile][e];
     __syncthreads();
-    for (int index = threadIdx.x; index < ROWS * 16; index += WARPS * 32) {
+    for (int index = threadIdx.x; index < rows * 16; index += WARPS * 32) {
         float total[1] = {0.0f};
         for (int w = 0; w < WARPS; ++w) total[0] += part[w][index];
         const int m = index / 16, column = blockIdx.x * 16 + index % 16;

@@ -37,8 +37,6 @@ class PackedGemv(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if refusal := refused(workload, device):
             return refusal
-        if any(workload.axis_varies(0, axis) for axis in range(len(workload.inputs[0].shape))):
-            return Refusal("the number of rows may vary; it is compiled into this kernel")
         m, _, k = shape_of(workload)
         if m > MOST_ROWS:
             return Refusal(f"{m} rows; this kernel takes 1 to {MOST_ROWS}")
@@ -75,11 +73,11 @@ class PackedGemv(Tactic):
         op, (m, n, k), epilogue, chosen = workload.op, shape_of(workload), finished(workload), dict(config)
         assert isinstance(op, PackedMatrixMultiply)
         kernel = Kernel("packed/packed_gemv.cu", "packed_gemv", (*defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], ROWS=m, WARPS=chosen["warps"],
+            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], ROWS=m if workload.is_static else MOST_ROWS, WARPS=chosen["warps"],
             UNROLL=chosen["unroll"], PACKED_BITS=op.bits, PACKED_BLOCK=kernel_block(op), PDL=1 if pdl(device) else None,
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
         arguments = (
-            Buffer("input", 0), Buffer("packed", 0), Buffer("packed", 1), Buffer("output"), Scalar(n), Scalar(k), Scalar(round_up(n, 16)),
+            Buffer("input", 0), Buffer("packed", 0), Buffer("packed", 1), Buffer("output"), Scalar(m), Scalar(n), Scalar(k), Scalar(round_up(n, 16)),
             epilogue.argument,
         )  # fmt: skip
         launch = Launch(kernel, (ceil_div(n, 16), 1, 1), (chosen["warps"] * 32, 1, 1), arguments, dependent=pdl(device))

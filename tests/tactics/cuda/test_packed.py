@@ -18,7 +18,7 @@ from tactics.cuda.packed.common import grouped
 from tactics.cuda.packed.dequantized import TACTICS as DEQUANTIZED
 from tactics.cuda.packed.packed_gemm import PackedGemm
 from tactics.cuda.packed.packed_gemv import PackedGemv
-from tactics.tactic import Refusal, Tactic, Workload
+from tactics.tactic import Launch, Refusal, Tactic, Workload, config
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, H100, available, close, run_plan
 
@@ -79,6 +79,18 @@ def test_few_rows(bits: int, block: int, dtype: DataType) -> None:
 
 
 @harness
+def test_a_varying_number_of_rows_takes_one_kernel() -> None:
+    varies = ((True, False), *((False, False),) * 3, (False,), (True, False), (True, False))
+    kernels = set()
+    for rows in (2, 7):
+        workload, inputs, expected = case((rows,), 20, 64, 4, 32)
+        workload = replace(workload, varies=varies)
+        run(PackedGemv(), (workload, inputs, expected), wanted=lambda one: one["warps"] == 2 and one["unroll"] == 1)
+        kernels |= {step.kernel for step in PackedGemv().plan(workload, config(warps=2, unroll=1), A100).steps if isinstance(step, Launch)}
+    assert len(kernels) == 1
+
+
+@harness
 @pytest.mark.parametrize(
     ("bits", "block", "k", "dtype"), [(4, 16, 200, DataType.HALF), (8, 64, 200, DataType.HALF), (4, 128, 199, DataType.BF16), (8, 200, 200, DataType.BF16)]
 )
@@ -109,8 +121,6 @@ def test_refusals() -> None:
     refused(case((4,), 16, 96, 4, 48), "blocks of 48")
     refused(case((9,), 16, 64, 4, 32), "9 rows", PackedGemv())
     refused(case((1,), 16, 36, 4, 32), "multiple of 8", PackedGemv())
-    varying = case((4,), 16, 64, 4, 32)
-    refused((replace(varying[0], varies=((True, False), *((False, False),) * 3, (False,), (True, False), (True, False))),), "may vary", PackedGemv())
     broken = case((4,), 16, 64, 4, 32, whole=False)
     with pytest.raises(ValueError, match="no whole numbers"):
         PackedGemm().prepare(broken[0], (), {n: broken[1][n] for n in (1, 2, 3)})
