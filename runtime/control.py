@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from fusion.dims import bind
 from fusion.dtypes import DataType
 from fusion.network import TensorType
 from fusion.ops import If, Loop
-from runtime.device import Device, Memory, Stream, Tensor
+from runtime.device import Device, Memory, Stream, Tensor, to_host
 from runtime.engine import EngineError
 from runtime.heap import Heap
 from runtime.loaded import LoadedEngine, load_engine
@@ -89,7 +89,7 @@ class Branch(HostLayer):
         return sum(body.memory_size for body in self._bodies)
 
     def run(self, call: Call) -> Sequence[Tensor]:
-        chosen = 0 if read(self._device, call.inputs[0], call.stream).any() else 1
+        chosen = 0 if to_host(self._device, call.inputs[0], call.stream).any() else 1
         body = self._op.bodies[chosen]
         given = {name: call.inputs[number] for name, number in zip(body.inputs, self._op.takes[chosen], strict=True)}
         place = {name: index for index, name in enumerate(body.outputs)}
@@ -127,13 +127,13 @@ class Repeat(HostLayer):
             heap.share(tensor.address)
         stacks = [_Stack(heap, self._device) for _ in op.types[op.carried :]]
         trip = None if op.trip is None else bind(op.trip, call.sizes)
-        goes_on = not first or bool(read(self._device, call.inputs[0], stream).any())
+        goes_on = not first or bool(to_host(self._device, call.inputs[0], stream).any())
         number = 0
         while goes_on and (trip is None or number < trip):
             given = ([self._number(number, stream)] if op.counted else []) + [*state, *taken]
             results, blocks = self._iterate(dict(zip(op.body.inputs, given, strict=True)), number, call)
             if op.decides:
-                goes_on = bool(read(self._device, results.pop(0), stream).any())
+                goes_on = bool(to_host(self._device, results.pop(0), stream).any())
             old, state = state, results[: op.carried]
             for tensor in state:
                 heap.share(tensor.address)
@@ -227,7 +227,7 @@ class OnHost(HostLayer):
         tactic = outline.tactics[self._number]
         assert tactic is not None
         plan = tactic.plan(workload, outline.decisions[self._number].config, device.spec)
-        arrays = [read(device, tensor, call.stream) for tensor in call.inputs]
+        arrays = [to_host(device, tensor, call.stream) for tensor in call.inputs]
         kinds = [bind_type(engine.network.tensors[name], call.sizes) for name in layer.outputs]
         results = [np.empty(_shape(kind), kind.dtype.numpy) for kind in kinds]
         for step in plan.steps:
@@ -238,14 +238,6 @@ class OnHost(HostLayer):
             device.upload(tensor.address, array, call.stream)
         call.stream.synchronize()  # the arrays must live until they are copied
         return outputs
-
-
-def read(device: Device, tensor: Tensor, stream: Stream) -> np.ndarray:
-    """The tensor's content as an array on the host; waits for the stream."""
-    array: np.ndarray[Any, Any] = np.empty(_shape(tensor.type), tensor.type.dtype.numpy)
-    device.download(array, tensor.address, stream)
-    stream.synchronize()
-    return array
 
 
 def _shape(kind: TensorType) -> tuple[int, ...]:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from fusion.network import Network
 from fusion.ops import Loop
-from runtime.device import Device, Stream, Tensor
+from runtime.device import Device, Stream, Tensor, to_host
 from runtime.engine import TensorLocation
 from runtime.loaded import LoadedEngine, load_engine
 from runtime.segments import parts_of
@@ -65,15 +63,17 @@ class Shown(Watch):
 
 
 def show_tensor(listener: Listener, name: str, tensor: Tensor, device: Device, stream: Stream) -> None:
-    """Give ``tensor`` to the listener: a function gets a copy on the host (``stream`` is waited for), an object the address."""
-    process = getattr(listener, "process_debug_tensor", None)
-    if process is not None:
-        process(tensor.address, TensorLocation.DEVICE, tensor.type.dtype, tensor.type.shape, name, stream.handle)
+    """Give ``tensor`` to the listener: a function gets a copy on the host (``stream`` is waited for), an object the address: on the device, or
+    that of a copy on the host where the tensor is columns of a wider one."""
+    process, kind = getattr(listener, "process_debug_tensor", None), tensor.type
+    if process is not None and not kind.pitch:
+        process(tensor.address, TensorLocation.DEVICE, kind.dtype, kind.shape, name, stream.handle)
         return
-    stream.synchronize()
-    array = np.empty(tuple(int(str(dim)) for dim in tensor.type.shape), tensor.type.dtype.numpy)
-    device.download(array, tensor.address)
-    listener(name, array)
+    array = to_host(device, tensor, stream)
+    if process is not None:
+        process(array.ctypes.data, TensorLocation.HOST, kind.dtype, kind.shape, name, stream.handle)
+    else:
+        listener(name, array)
 
 
 def debug_tensors(network: Network, record: Mapping[str, object]) -> tuple[str, ...]:

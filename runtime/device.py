@@ -84,6 +84,24 @@ def _elements(tensor: TensorType) -> int:
     return count
 
 
+def to_host(device: Device, tensor: Tensor, stream: Stream) -> np.ndarray[Any, Any]:
+    """The tensor's values in an array of its shape; waits for the stream."""
+    kind = tensor.type
+    shape = tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
+    array: np.ndarray[Any, Any] = np.empty(shape, kind.dtype.numpy)
+    if not kind.pitch or not array.size:
+        device.download(array, tensor.address, stream)
+        stream.synchronize()
+        return array
+    rows = array.size // shape[-1]  # columns of a wider tensor: the last row may end before the next one would begin
+    memory = np.empty((rows - 1) * kind.pitch + shape[-1], kind.dtype.numpy)
+    device.download(memory, tensor.address, stream)
+    stream.synchronize()
+    for row in range(rows):
+        array.reshape(rows, shape[-1])[row] = memory[row * kind.pitch : row * kind.pitch + shape[-1]]
+    return array
+
+
 class Stream(ABC):
     """A queue of work. ``handle`` is the driver's (0 on the CPU); ``legacy`` marks CUDA's legacy default stream, which all others wait for."""
 

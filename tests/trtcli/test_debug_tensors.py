@@ -95,6 +95,36 @@ def test_tensors_inside_of_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not Path("inner.raw").exists()
 
 
+def test_tensors_that_are_columns_of_others() -> None:
+    """What a concatenation holds in place is shown as it is, to functions and to objects."""
+    import ctypes
+
+    import trtcli
+
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[6, 8] x, float[8, 8] w) => (float[6, 16] y) {
+        a = MatMul(x, w) b = Sin(x) c = Concat<axis = 1>(a, b) y = Softmax(c) }"""
+    engine = trtcli.build(parse_model(text), trtcli.BuildConfig(optimization_level=0), device="cpu")
+    context = engine.create_execution_context()
+    assert context.loaded.outline.pitches == {"a": 16, "b": 16}
+    x, w = (np.random.default_rng(n).standard_normal((rows, 8)).astype(np.float32) for n, rows in ((0, 6), (1, 8)))
+    seen: dict[str, np.ndarray] = {}
+
+    class Listener:
+        def process_debug_tensor(self, address: int, location: object, dtype: object, shape: tuple[int, ...], name: str, stream: int) -> None:
+            memory = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+            seen[name] = np.array(memory).reshape(shape)
+
+    for listener in (lambda name, array: seen.update({name: array}), Listener()):
+        seen.clear()
+        context.set_debug_listener(listener)
+        for name in ("a", "b", "c"):
+            context.set_tensor_debug_state(name, True)
+        context.execute({"x": x, "w": w})
+        wanted = {"a": x @ w, "b": np.sin(x), "c": np.concatenate([x @ w, np.sin(x)], axis=1)}
+        for name, array in wanted.items():
+            np.testing.assert_allclose(seen[name], array, rtol=1e-5, atol=1e-6)
+
+
 def test_statistics_name_what_is_not_finite() -> None:
     from trtcli.files import json_text
     from trtcli.report.tensors import statistics
