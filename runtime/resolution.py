@@ -15,7 +15,7 @@ from fusion.network import ControlFlow, Layer, TensorType, check_holds
 from runtime.engine import ON_HOST, Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
 from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
 from runtime.segments import Segment, segments_of
-from runtime.views import VIEW, Piece, Place, share_memory
+from runtime.views import VIEW, Piece, Place, Sharing, share_memory
 from runtime.workloads import Template, placed_type, template_of
 from tactics import registry
 from tactics.tactic import Buffer, Config, Copy, DeviceSpec, Plan, Tactic, Workload, extent_bytes, tensor_bytes
@@ -89,6 +89,12 @@ class Resolution:
     decisions: tuple[LayerPlan, ...] = ()
 
 
+def sharing_of(engine: Engine) -> Sharing:
+    """Which tensors of ``engine`` are one piece of memory: as its build found."""
+    views = {layer.name for layer, plan in zip(engine.network.layers, engine.layers, strict=True) if plan.tactic == VIEW}
+    return share_memory(engine.network, engine.host_layers, views=views)
+
+
 def outline(engine: Engine, profile: int = 0) -> Outline:
     """The part of resolution that no shape of ``profile`` changes.
 
@@ -100,7 +106,7 @@ def outline(engine: Engine, profile: int = 0) -> Outline:
     read = {name for layer in network.layers for name in layer.inputs} | set(network.outputs)
     constants = frozenset(read - produced - set(network.inputs))
     decisions = engine.decisions(profile)
-    sharing = share_memory(network, engine.host_layers, views={layer.name for layer, plan in zip(network.layers, decisions, strict=True) if plan.tactic == VIEW})
+    sharing = sharing_of(engine)
     tactics = tuple(_tactic(layer, plan, sharing.copies) for layer, plan in zip(network.layers, decisions, strict=True))
     fixed = frozenset(fixed_sizes(network, engine.profiles[profile]))
     segments = segments_of(network, engine.host_layers) if engine.is_segmented else ()

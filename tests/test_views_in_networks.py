@@ -30,6 +30,7 @@ from trtcli import builder
 from trtcli.config import BuildConfig
 from trtcli.log import Log
 from trtcli.refitting import refit
+from trtcli.report.layers import layer_objects
 
 IMAGE = {"x": (2, 16, 10, 12)}
 W3 = "<pads=[1,1,1,1]>"
@@ -249,6 +250,8 @@ def test_a_part_that_is_copied_and_refitted(tmp_path):
     assert [layer.name for layer in network.layers if layer.name.startswith("copy")] == ["copy x for Concat1"] and views == ["Concat1"]
     device, log = open_device("cpu"), Log(to_stderr=True)
     engine = builder.build(model(row), BuildConfig(avg_timing=1), device, log=log)
+    formats = {one["Name"]: one["Format"] for layer in layer_objects(engine) for one in layer["Outputs"]}
+    assert formats["a"] == "Row major linear, columns of j from 16 on, rows 24 apart" and formats["j"] == "Row major linear"
     other = replace(row, values={"w1": np.ones((16, 8)), "w2": np.ones((24, 8))})
     found = refit(Engine.deserialize(engine.serialize()), model(other), log).create_execution_context(device).execute({"x": np.ones((6, 16), np.float32)})
     np.testing.assert_allclose(found["y"], np.full((6, 8), 16 + 8 * 16), rtol=1e-5)

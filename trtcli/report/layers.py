@@ -10,7 +10,9 @@ from typing import Any
 from fusion.dims import is_static, substitute
 from fusion.network import Layer, TensorType, typical_sizes
 from runtime.engine import Engine, LayerPlan, sizes_of
+from runtime.resolution import sharing_of
 from runtime.segments import obstacles_of
+from runtime.views import Place
 from tactics.tactic import Config
 from trtcli.layouts import reformat_reason
 from trtcli.report.alignment import alignment_notes
@@ -128,11 +130,11 @@ def _layers(engine: Engine, shapes: Shapes | None) -> list[dict[str, Any]]:
     sizes = _sizes(engine, shapes)
     # What is neither computed nor an input of the network is a constant.
     computed = {*engine.network.inputs, *(name for layer in engine.network.layers for name in layer.outputs)}
-    reasons = stream_reasons(engine)
+    reasons, places = stream_reasons(engine), sharing_of(engine).places
     host = {one.layer: one.reason for one in obstacles_of(engine.network, engine.host_layers)}
     found = []
     for number, (layer, plan) in enumerate(zip(engine.network.layers, engine.layers, strict=True)):
-        one = _object(engine, layer, plan, sizes, computed)
+        one = _object(engine, layer, plan, sizes, computed, places)
         if layer.name in reasons:
             one["StreamReason"] = reasons[layer.name]
         if reason := reformat_reason(engine, layer):
@@ -146,15 +148,15 @@ def _layers(engine: Engine, shapes: Shapes | None) -> list[dict[str, Any]]:
 
 
 def _object(
-    engine: Engine, layer: Layer, plan: LayerPlan, sizes: Mapping[str, int] | None, computed: Collection[str]
+    engine: Engine, layer: Layer, plan: LayerPlan, sizes: Mapping[str, int] | None, computed: Collection[str], places: Mapping[str, Place]
 ) -> dict[str, Any]:
     tensors = engine.network.tensors
     constant = [name for name in layer.inputs if name not in computed]
     return {
         "Name": layer.name,
         "LayerType": layer.op.layer_type or type(layer.op).__name__,
-        "Inputs": [_tensor(name, tensors[name], sizes) for name in layer.inputs if name in computed],
-        "Outputs": [_tensor(name, tensors[name], sizes) for name in layer.outputs],
+        "Inputs": [_tensor(name, tensors[name], sizes, places) for name in layer.inputs if name in computed],
+        "Outputs": [_tensor(name, tensors[name], sizes, places) for name in layer.outputs],
         "Constants": constant,
         "TacticName": tactic_label(plan.tactic, plan.config),
         "TacticValue": tactic_value(plan.tactic, plan.config),
@@ -181,11 +183,12 @@ def _object(
     }
 
 
-def _tensor(name: str, tensor: TensorType, sizes: Mapping[str, int] | None) -> dict[str, Any]:
+def _tensor(name: str, tensor: TensorType, sizes: Mapping[str, int] | None, places: Mapping[str, Place]) -> dict[str, Any]:
+    place = places[name]
     return {
         "Name": name,
         "Dimensions": _dimensions(tensor, sizes),
-        "Format": _FORMAT,
+        "Format": f"{_FORMAT}, columns of {place.root} from {place.offset} on, rows {place.pitch} apart" if place.pitch else _FORMAT,
         "Datatype": tensor.dtype.label,
         "Location": "Device",
     }
