@@ -71,6 +71,9 @@ class Addresses:
             DeviceMemoryError: the device has no such memory.
         """
         if name not in self._own or self._own[name].size < size:
+            if name in self._own:
+                self._device.synchronize()  # whoever gets the memory next may write there at once
+                del self._own[name]
             try:
                 self._own[name] = self._device.allocate(max(size, 1), managed)
             except DeviceMemoryError as error:
@@ -79,10 +82,6 @@ class Addresses:
                     f"{self._device.name}: smaller --shapes or fewer --infStreams need less"
                 ) from error
         return self._own[name]
-
-    def owns(self, name: str, size: int) -> bool:
-        """Whether :meth:`own` would allocate nothing."""
-        return name in self._own and self._own[name].size >= size
 
     def placed(self, name: str, kind: TensorType, is_open: bool, stream: Stream) -> int:
         """Where output ``name`` of type ``kind`` shall lie: where its allocator says, at its address, or, when ``is_open`` (its size
@@ -96,8 +95,6 @@ class Addresses:
             return self.allocated(name, kind, stream)
         if name in self or not is_open:
             return self.checked(name, kind)
-        if not self.owns(name, size):
-            stream.synchronize()
         return self.own(name, size).address
 
     def allocated(self, name: str, kind: TensorType, stream: Stream) -> int:

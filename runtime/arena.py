@@ -35,6 +35,7 @@ class Arena:
         """
         if memory.address % ALIGNMENT:
             raise ValueError(f"device memory: address {memory.address:#x} is not a multiple of {ALIGNMENT}")
+        self._give_back()
         self._given = True
         self._memory = Memory(memory.address, size, memory.owner)
 
@@ -51,7 +52,7 @@ class Arena:
                 f"activations need {size} bytes at these shapes, set_device_memory gave {self._memory.size}: "
                 f"engine.device_memory_size ({most()}) bytes are enough for all"
             )
-        self._memory = Memory(0, 0)  # first give back, then ask
+        self._give_back()  # first give back, then ask
         try:
             self._memory = self._device.allocate(size)
         except DeviceMemoryError as error:
@@ -61,3 +62,9 @@ class Arena:
                 "need less"
             ) from error
         return True
+
+    def _give_back(self) -> None:
+        """Whoever gets the memory next may write there at once, so all that uses it must have ended."""
+        if self._memory.size and not self._given:
+            self._device.synchronize()
+        self._memory = Memory(0, 0)

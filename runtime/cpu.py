@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
-from weakref import finalize
+from weakref import WeakSet, finalize
 
 import numpy as np
 
@@ -66,9 +66,13 @@ class _Point:
         Raises:
             whatever failed before it in its stream.
         """
-        self._reached.wait()
+        self.reached()
         if self.failure is not None:
             raise self.failure
+
+    def reached(self) -> None:
+        """Return when it is reached, whatever happened before it."""
+        self._reached.wait()
 
 
 class _Worker:
@@ -141,6 +145,13 @@ class CpuStream(Stream):
                 point.wait()
             finally:
                 self._worker.failure = None
+
+    def settle(self) -> None:
+        """Return when all work given to the stream has ended or failed; whoever waits for the stream is told of failures."""
+        if self._worker is not None:
+            point = self.point()
+            assert point is not None
+            point.reached()
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, CpuEvent)
@@ -226,6 +237,7 @@ class CpuDevice(Device):
 
     def __init__(self) -> None:
         self.spec = cpu_spec()
+        self._threads: WeakSet[CpuStream] = WeakSet()  # streams that run beside their callers
 
     def activate(self) -> None:
         pass
@@ -258,7 +270,10 @@ class CpuDevice(Device):
             _run(stream, lambda: ctypes.memset(address, byte, size))
 
     def stream(self, concurrent: bool = False) -> CpuStream:
-        return CpuStream(concurrent)
+        made = CpuStream(concurrent)
+        if concurrent:
+            self._threads.add(made)
+        return made
 
     def external_stream(self, handle: int) -> CpuStream:
         if handle:
@@ -301,7 +316,8 @@ class CpuDevice(Device):
         return CpuGraph(recording)
 
     def synchronize(self) -> None:
-        pass
+        for stream in list(self._threads):
+            stream.settle()
 
     def free_memory(self) -> int:
         try:

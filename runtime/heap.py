@@ -52,6 +52,8 @@ class Heap:
         """
         if memory.address % ALIGNMENT:
             raise ValueError(f"device memory: address {memory.address:#x} is not a multiple of {ALIGNMENT}")
+        if self._pieces and not self._given:
+            self._device.synchronize()  # before the memory is given back
         self._given = True
         self._pieces, self._blocks, self._used = [Memory(memory.address, size, memory.owner)], [], 0
 

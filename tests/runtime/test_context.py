@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -278,3 +279,28 @@ def test_matmul_of_two_inputs_keeps_both(graph, cpu):
     engine = graph.engine(out, sizes={"n": (1, 2, 4)})
     with pytest.raises(ValueError, match="n is 2 in another input"):
         engine.create_execution_context(cpu).execute({"a": np.zeros((2, 4), "f"), "b": np.zeros((4, 3), "f")})
+
+
+@pytest.mark.parametrize("change", ["grow", "elsewhere", "inputs"])
+def test_memory_is_given_back_when_nothing_uses_it_any_more(mlp, cpu, change):
+    """An inference that runs on while its context gets other memory ends first: the old memory may be somebody else's at once."""
+    build, outputs = mlp
+    engine = build.engine(*outputs, sizes={"batch": (1, 2, 64)})
+    context = engine.create_execution_context(cpu, strategy="runtime")
+    stream, ended, x = cpu.stream(concurrent=True), [], np.ones((2, 8), np.float32)
+    context.execute({"x": x})
+    stream.add(lambda: time.sleep(0.05))
+    context.execute_async_v3(stream)
+    stream.add(lambda: ended.append(True))
+    if change == "elsewhere":
+        context.set_device_memory(cpu.allocate(engine.device_memory_size))
+    else:
+        context.set_input_shape("x", (64, 8))
+        if change == "inputs":
+            context.use_own_memory()
+        else:
+            for name in ("x", *outputs):
+                context.set_tensor_address(name, cpu.allocate(64 * 8 * 4))
+            context.prepare()
+    assert ended
+    stream.synchronize()
