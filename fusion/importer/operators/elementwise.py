@@ -71,10 +71,14 @@ def aligned(b: Builder, node: Node) -> Value:
 
 @operator(*PARAMETRIC)
 def parametric(b: Builder, node: Node) -> Value:
+    """Integers (of a Shrink) meet parameters that are none: they are compared and moved as real numbers, and cut off."""
     function, parameters = PARAMETRIC[node.op]
-    dtype = node.input(0).dtype
-    arguments = [literal(node.attr(name, default), dtype) for name, default in parameters]
-    return b.pointwise(call(function, X0, *arguments), node.input(0))
+    x = node.input(0)
+    wide = (DataType.DOUBLE if x.dtype.itemsize > 2 else DataType.FLOAT) if x.dtype.is_integer else x.dtype
+    arguments = [literal(node.attr(name, default), wide) for name, default in parameters]
+    if wide is x.dtype:
+        return b.pointwise(call(function, X0, *arguments), x)
+    return b.pointwise(Convert(x.dtype, call(function, Convert(wide, X0), *arguments)), x)
 
 
 @operator("Pow")

@@ -402,6 +402,8 @@ def test_integers() -> None:
         check(op, {"a": a, "b": b})
     check("Mod", {"a": a, "b": b}, fmod=1)
     check("BitShift", {"a": np.array([8, 3], np.uint8), "b": np.array([1, 2], np.uint8)}, direction="LEFT")
+    for dtype in (np.int32, np.int64, np.int8, np.uint8):
+        check("Shrink", {"a": np.array([0, 1, 2, 3, 100], dtype) - (0 if dtype is np.uint8 else dtype(2))}, lambd=1.5, bias=1.5)
     check("Not", {"a": np.array([True, False])})
     check("Xor", {"a": np.array([True, False]), "b": np.array([True, True])})
     check("Where", {"c": np.array([True, False])}, {"a": np.array([1, 2]), "b": np.array(5)})
