@@ -18,7 +18,7 @@ Importer: TypeAlias = "Callable[[Builder, Node], Value | Sequence[Value]]"
 
 # Each module registers its operators when it is imported.
 MODULES = (
-    "attention", "convolution", "einsum", "elementwise", "generate", "indexing", "legacy", "matmul", "microsoft", "microsoft_attention", "microsoft_math",
+    "attention", "convolution", "einsum", "elementwise", "generate", "indexing", "legacy", "matmul", "microsoft", "microsoft_attention", "microsoft_experts", "microsoft_math",
     "microsoft_quantized", "movement",
     "normalization", "order", "pooling", "quantization", "random", "recurrent", "reduction", "resize", "sampling", "signal",
     "select", "slicing",

@@ -448,3 +448,44 @@ def test_operators_without_a_kernel_in_onnx_runtime_for_the_cpu() -> None:
     assert computed("IsAllFinite", "x y", inputs={"x": x, "y": bias})
     assert not computed("IsAllFinite", "x y", inputs={"x": x, "y": np.float32([1, np.inf])})
     assert computed("IsAllFinite", "x", inputs={"x": np.float32([1, np.inf])}, isnan_only=1)
+
+
+# --- experts and states ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "k", "normalised"), [("relu", 2, 1), ("gelu", 2, 0), ("silu", 1, 1), ("identity", 4, 0), ("swiglu", 2, 1)])
+def test_mixture_of_experts(kind: str, k: int, normalised: int) -> None:
+    wide = 12 if kind == "swiglu" else 6
+    given = {"x": floats(2, 3, 8), "r": floats(6, 4, seed=1)}
+    weights = {"w1": floats(4, wide, 8, seed=2), "b1": floats(4, wide, seed=3), "w2": floats(4, 8, 6, seed=4), "b2": floats(4, 8, seed=5)}
+    more = {"swiglu_fusion": 1, "activation_alpha": 1.702, "activation_beta": 1.0, "swiglu_limit": 1.5} if kind == "swiglu" else {}
+    check("MoE", given, weights, "x r w1 b1 w2 b2", k=k, activation_type=kind, normalize_routing_weights=normalised, tolerance=1e-4, **more)
+
+
+@pytest.mark.parametrize("layout", [0, 2])
+def test_gated_experts_in_other_layouts(layout: int) -> None:
+    """ONNX Runtime's kernel for the CPU has the interleaved layout only: the same weights in another order give the same."""
+    given = {"x": floats(5, 8), "r": floats(5, 4, seed=1)}
+    gate, up, w2 = floats(4, 6, 8, seed=2), floats(4, 6, 8, seed=3), floats(4, 8, 6, seed=4)
+    common = {"k": 2, "activation_type": "swiglu", "activation_alpha": 1.702, "activation_beta": 1.0}
+    woven = np.stack([gate, up], 2).reshape(4, 12, 8)
+    wanted = check("MoE", given, {"w1": woven, "w2": w2}, "x r w1 - w2", swiglu_fusion=1, tolerance=1e-4, **common)
+    expected = run(wanted, given)["y0"]
+    weights = {"w1": gate, "w2": w2, "w3": up} if layout == 0 else {"w1": np.concatenate([gate, up], 1), "w2": w2}
+    order = "x r w1 - w2 - w3" if layout == 0 else "x r w1 - w2"
+    found = computed("MoE", order, inputs=given, constants=weights, swiglu_fusion=layout, **common)
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("begun", [False, True])
+def test_causal_convolution(dilation: int, begun: bool) -> None:
+    given = {"x": floats(2, 4, 5)} | ({"past": floats(2, 4, 2 * dilation, seed=3)} if begun else {})
+    weights = {"w": floats(4, 1, 3, seed=1), "b": floats(4, seed=2)}
+    check("CausalConvWithState", given, weights, "x w b past" if begun else "x w b", 2, activation="silu", dilation=dilation)
+
+
+def test_linear_attention() -> None:
+    given = {"q": floats(2, 3, 16), "k": floats(2, 3, 16, seed=1, scale=0.3), "v": floats(2, 3, 12, seed=2), "past": floats(2, 2, 8, 6, seed=3),
+             "decay": -np.abs(floats(2, 3, 2, seed=4)), "beta": np.abs(floats(2, 3, 2, seed=5))}  # fmt: skip
+    check("LinearAttention", given, {}, "q k v past decay beta", 2, q_num_heads=2, kv_num_heads=2, update_rule="gated_delta", tolerance=1e-4)
