@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fusion.dims import product
 from fusion.expression import Expression
 from fusion.importer.builder import X0, X1, Builder, call, literal
@@ -82,10 +84,10 @@ def _activated(b: Builder, node: Node, x: Value, linear: Value | None) -> Value:
 
 
 @operator("LinearAttention", domain=MICROSOFT)
-def stateful_attention(b: Builder, node: Node) -> tuple[Value, ...]:
+def stateful_attention(b: Builder, node: Node) -> Value | Sequence[Value]:
     if node.attr("state_window", 0):
         raise Unsupported(f"state_window is {node.attr('state_window')}; states of several steps are not supported")
-    return tuple(linear_attention(b, node))
+    return linear_attention(b, node)
 
 
 @operator("CausalConvWithState", domain=MICROSOFT)
