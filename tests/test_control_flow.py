@@ -29,6 +29,7 @@ from tests.runtime.test_streams import LazyDevice
 from trtcli.builder import build, workloads_at
 from trtcli.config import BuildConfig, ProfileShapes
 from trtcli.log import Log
+from trtcli.report.layers import stream_branches
 
 
 @pytest.fixture(scope="module")
@@ -657,6 +658,8 @@ def test_streams_are_chosen_per_segment_and_body(cpu, tmp_path, monkeypatch):
     streams = {layer.name: plan.stream for layer, plan in zip(engine.network.layers, engine.layers, strict=True)}
     assert {name for branch in engine.record["streams"]["branches"] for name in branch["layers"]} <= set(streams)
     assert sum(map(bool, streams.values())) >= 2
+    shown = {name for branch in stream_branches(engine) for name in branch["layers"]}
+    assert shown & set(streams) and shown & {layer.name for layer in body.network.layers}
     x = np.random.default_rng(1).standard_normal((16, 8)).astype(np.float32)
     inputs = {"x": x, "steps": np.array(3)}
     context, wanted = engine.create_execution_context(cpu), onnxruntime_outputs(parse(FORKED), inputs)

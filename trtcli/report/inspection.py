@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any
 
@@ -16,7 +16,15 @@ from runtime.memory import MemoryPlan
 from runtime.resolution import largest
 from trtcli.layouts import reformat_reason
 from trtcli.report.building import activations
-from trtcli.report.layers import SCHEMA, alignment_of, io_tensors, layer_info_json, layer_objects, tactic_label
+from trtcli.report.layers import (
+    SCHEMA,
+    alignment_of,
+    io_tensors,
+    layer_info_json,
+    layer_objects,
+    stream_branches,
+    tactic_label,
+)
 from trtcli.report.whynot import Missed, megabytes, missed_fusions, missed_in_network, missed_json
 from trtcli.shapes import text
 
@@ -67,8 +75,7 @@ def _memory_plans(engine: Engine) -> list[MemoryPlan]:
 
 def _stream_lines(engine: Engine) -> list[str]:
     """Which branches run on auxiliary streams, and why others do not: one line each, the first few."""
-    streams = engine.record.get("streams", {})
-    branches = streams.get("branches", ()) if isinstance(streams, Mapping) else ()
+    branches = stream_branches(engine)
     lines = []
     for branch in branches[:_MOST_BRANCHES]:
         names = _cut(" -> ".join(branch["layers"]), 40)

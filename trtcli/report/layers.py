@@ -107,9 +107,14 @@ def layer_objects(engine: Engine, shapes: Shapes | None = None) -> list[dict[str
 
 def stream_reasons(engine: Engine) -> dict[str, str]:
     """For layers of branches that could have had an auxiliary stream: why they stayed on the main one."""
+    return {name: branch["reason"] for branch in stream_branches(engine) if not branch["stream"] for name in branch["layers"]}
+
+
+def stream_branches(engine: Engine) -> list[Mapping[str, Any]]:
+    """The branches that auxiliary streams were considered for in profile 0 (``layers``, ``stream``, ``reason``), those of bodies included."""
     streams = engine.record.get("streams", {})
-    branches = streams.get("branches", ()) if isinstance(streams, Mapping) else ()
-    return {name: branch["reason"] for branch in branches if not branch["stream"] for name in branch["layers"]}
+    own = list(streams.get("branches", ())) if isinstance(streams, Mapping) else []
+    return own + [branch for plan in engine.layers for body in plan.bodies for branch in stream_branches(body)]
 
 
 def alignment_of(engine: Engine, layer: Layer, sizes: Mapping[str, int] | None = None) -> tuple[str, ...]:
