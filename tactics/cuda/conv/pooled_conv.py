@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -14,7 +14,15 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.ops import ConvolutionPooling
 from fusion.ops.epilogue import IDENTITY
-from tactics.cuda.conv.common import Window, channel_alignment, pack_weights, reads_planes, window_of
+from tactics.cuda.conv.common import (
+    Window,
+    activations,
+    channel_alignment,
+    pack_weights,
+    pixel_step,
+    reads_planes,
+    window_of,
+)
 from tactics.cuda.gemm.common import (
     C_TYPES,
     Epilogue,
@@ -29,7 +37,7 @@ from tactics.cuda.gemm.common import (
 )
 from tactics.cuda.gemm.mma_gemm import tile_defines
 from tactics.cuda.gemm.tiles import Tile, legal
-from tactics.cuda.simple import LIMIT
+from tactics.cuda.simple import LIMIT, out_pitch
 from tactics.tactic import (
     Argument,
     Buffer,
@@ -84,6 +92,9 @@ class _Pooled(Tactic):
         epilogue = epilogue_of(first)
         return epilogue if isinstance(epilogue, Refusal) else None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return activations(_convolution(workload))
+
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
         op = workload.op
         assert isinstance(op, ConvolutionPooling)
@@ -106,9 +117,9 @@ class _Pooled(Tactic):
         planes = reads_planes(first)
         kernel = Kernel(f"conv/{name}.cu", name, (*defines(
             IN_T=C_TYPES[workload.inputs[0].dtype], GROUP_IN=window.group_in, GROUP_OUT=window.group_out, AVERAGE=pooling.kind == "average",
-            COUNT_PAD=pooling.count_include_pad, PLANES=planes and window.groups == 1, **along, **own,
+            COUNT_PAD=pooling.count_include_pad, PLANES=planes and window.groups == 1, **along, **own, **out_pitch(workload),
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
-        channels, (height, width) = window.in_channels, window.input[1:]
+        channels, (height, width) = pixel_step(first, window), window.input[1:]
         strides = (width, 1, height * width) if planes else (width * channels, channels, 1)
         n, *out, _ = sizes(workload, len(workload.inputs))
         row = round_up(window.depth, 16 // workload.inputs[0].dtype.itemsize)

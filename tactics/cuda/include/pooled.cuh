@@ -4,6 +4,7 @@
 // convolution's conv_y x conv_x. What lies outside of these never counts. Macros: POOL_*, AVERAGE, COUNT_PAD, GROUP_OUT.
 #pragma once
 #include "functions.cuh"
+#include "pitch.cuh"
 
 constexpr int HELD_Y = (TILE_Y - 1) * POOL_STRIDE_Y + (POOL_Y - 1) * POOL_DILATION_Y + 1;
 constexpr int HELD_X = (TILE_X - 1) * POOL_STRIDE_X + (POOL_X - 1) * POOL_DILATION_X + 1;
@@ -60,7 +61,7 @@ struct Pooled {
                 total /= static_cast<float>(divisor > 0 ? divisor : 1);
             }
             const long long position = (static_cast<long long>(image) * out_y + oy) * out_x + ox;
-            out[position * channels + column0 + column] = from_float<S>(total);
+            out[position * OUT_ROW(channels) + column0 + column] = from_float<S>(total);
         }
     }
 };

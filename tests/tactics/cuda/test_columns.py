@@ -13,6 +13,7 @@ from fusion.network import Op, TensorType
 from fusion.ops import (
     Concatenation,
     Convolution,
+    ConvolutionPooling,
     Deconvolution,
     GroupNormalization,
     MatrixMultiply,
@@ -79,6 +80,15 @@ CASES: dict[str, tuple[tuple[str, ...], Workload, tuple[int, ...]]] = {
     "average": (("pooling.window",), _case(Pooling("average", (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), channels_last=True), IMAGE), (0, 1)),
     "whole": (("pooling.global",), _case(Pooling("average", (6, 5), (1, 1), (0, 0), (0, 0), (1, 1), channels_last=True), IMAGE), (0, 1)),
     "mean": (("reduce.columns",), _case(Reduce("mean", (1, 2), False), IMAGE), (0, 1)),
+    "convolution and pooling": (
+        ("conv.pooled", "conv.pooled.mma"),
+        _case(
+            ConvolutionPooling(_convolution(16, 3, epilogue=apply("relu", apply("add", X, Y))),
+                               Pooling("max", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1), channels_last=True)),
+            IMAGE, (24, 16, 3, 3), (24,), constant=(1, 2),
+        ),
+        (0, 3),
+    ),
     "group normalisation": (
         ("normalization.strided",),
         _case(GroupNormalization(4, 1e-5, True, apply("relu", apply("add", apply("mul", X, Y), Z))), IMAGE, (16,), (16,)),
