@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONTROL = "host.control"  # LayerPlan.tactic of a control-flow layer
 ON_HOST = "cuda.host.numpy"  # LayerPlan.tactic of a layer that a GPU's host computes
+IDLE = "cuda.none"  # LayerPlan.tactic of a layer that makes nothing at all sizes that the build looked at
 
 
 class TensorIOMode(Enum):

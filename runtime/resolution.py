@@ -12,7 +12,7 @@ import numpy as np
 
 from fusion.dims import bind
 from fusion.network import ControlFlow, Layer, TensorType, check_holds
-from runtime.engine import ON_HOST, Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
+from runtime.engine import IDLE, ON_HOST, Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
 from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
 from runtime.segments import Segment, segments_of
 from runtime.views import VIEW, Piece, Place, Sharing, share_memory
@@ -118,7 +118,7 @@ def outline(engine: Engine, profile: int = 0) -> Outline:
 
 
 def _tactic(layer: Layer, plan: LayerPlan, views: Mapping[str, tuple[Piece, ...]]) -> Tactic | None:
-    if (plan.tactic == VIEW and layer.name in views) or isinstance(layer.op, ControlFlow):
+    if (plan.tactic == VIEW and layer.name in views) or isinstance(layer.op, ControlFlow) or plan.tactic == IDLE:
         return None
     try:
         return registry.tactic(HOST_TACTIC if plan.tactic == ON_HOST else plan.tactic)
@@ -223,7 +223,12 @@ def _plan(
     layer, decision, tactic = engine.network.layers[number], fixed.decisions[number], fixed.tactics[number]
     if layer.name in fixed.views:
         return _copies(layer, fixed.views[layer.name], sizes, types)
-    assert tactic is not None
+    if tactic is None:
+        made = ", ".join("x".join(map(str, types[name].shape)) for name in layer.outputs)
+        raise EngineError(
+            f"layer {layer.name!r} makes nothing at all sizes that the build looked at, so the engine has no kernel for it; now it would make {made}: "
+            "build with optimal shapes at which it makes something"
+        )
     try:
         workload = fixed.templates[number].at(sizes, types)
         key = (decision.tactic, decision.config, workload)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,15 +18,18 @@ from fusion.reference import run
 from runtime.benchmark import BenchmarkOptions, run_benchmark
 from runtime.cpu import CpuDevice
 from runtime.device import CaptureError, DeviceMemoryError
-from runtime.engine import Engine, EngineError, InputRange, sizes_of
+from runtime.engine import IDLE, Engine, EngineError, InputRange, LayerPlan, sizes_of
 from runtime.graph import GraphRunner, capture_obstacles, capture_segments, compare_replay, segments_line
 from runtime.heap import Heap
 from runtime.parts import parts_at_optimum
 from runtime.profiler import profile_layers
 from runtime.segments import segments_of
 from runtime.timer import time_parts
+from runtime.views import Sharing
+from tests.harness.fiber import H100
 from tests.models import SPEECH_MODELS, onnxruntime_outputs, wheel_model
 from tests.runtime.test_streams import LazyDevice
+from trtcli import builder
 from trtcli.builder import build, workloads_at
 from trtcli.config import BuildConfig, ProfileShapes
 from trtcli.log import Log
@@ -494,6 +498,24 @@ def test_layers_that_make_nothing_at_the_optimal_shapes_get_their_tactic_at_the_
     (workload,) = workloads_at(import_onnx(model), {"x": InputRange((1,), (2,), (8,))}, "opt", config, {})
     assert workload.outputs[0].shape == (6,)
     check(model, cpu, tmp_path, *({"x": np.arange(size, dtype=np.float32)} for size in (2, 7)), config=config)
+
+
+def test_layers_that_make_nothing_need_no_kernel(cpu, tmp_path):
+    """A product without rows, which no GPU kernel takes, does not fall to the host; rows that come nevertheless are refused in plain words."""
+    model = parse("g (float[n, 4] x, float[4, 3] w) => (float[n, 3] y) { y = MatMul(x, w) }")
+    network, none = import_onnx(model), InputRange((0, 4), (0, 4), (0, 4))
+    workloads = workloads_at(network, {"x": none, "w": InputRange((4, 3), (4, 3), (4, 3))}, "opt", QUICK, {})
+    given = builder._given_decisions(network, Sharing({}, {}), (), (workloads,), SimpleNamespace(spec=H100))  # type: ignore[arg-type]
+    assert [one.tactic for one in given if one is not None] == [IDLE]
+    for most in (0, 2):
+        shapes = {"min_shapes": {"x": (0, 4)}, "opt_shapes": {"x": (0, 4)}, "max_shapes": {"x": (most, 4)}}
+        engine = replace(made(model, cpu, tmp_path, BuildConfig(optimization_level=0, **shapes)), layers=(LayerPlan(IDLE),))
+        if most:
+            with pytest.raises(EngineError, match=r"layer 'MatMul_0' makes nothing at all sizes that the build looked at.*now it would make 2x3"):
+                engine.create_execution_context(cpu)
+        else:
+            found = engine.create_execution_context(cpu).execute({"x": np.zeros((0, 4), np.float32), "w": np.ones((4, 3), np.float32)})
+            assert found["y"].shape == (0, 3)
 
 
 SQUEEZE = """g (float[n, k] x) => (float[n] y) {

@@ -27,7 +27,7 @@ from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_
 from fusion.precision import LayerTypes
 from runtime.columns import ask_tactics, copy_parts, parts_to_copy
 from runtime.device import Device, DeviceError, DeviceLostError
-from runtime.engine import CONTROL, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
+from runtime.engine import CONTROL, IDLE, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
 from runtime.parts import Part
 from runtime.segments import parts_of
 from runtime.streams import with_streams
@@ -327,6 +327,7 @@ class _Choices:
 
 VIEW_DECISION = Decision(VIEW, (), 0.0, (), False, {})  # of a layer whose output is its input's memory
 _CONTROL = Decision(CONTROL, (), math.nan, (), False, {})  # of a branch or loop: its bodies have decisions of their own
+_IDLE = Decision(IDLE, (), 0.0, (), False, {})  # of a layer that makes nothing, and for which the GPU has no kernel
 _HOST = Decision(ON_HOST, (), math.nan, (), False, {})  # of a layer for which the GPU has no kernel
 
 
@@ -343,6 +344,7 @@ def shared_memory(
         and not isinstance(layer.op, ControlFlow)
         and layer.name not in plain
         and not all(_has_kernel(workloads[number], device) for workloads in per_profile)
+        and not all(_makes_nothing(workloads[number]) for workloads in per_profile)
     ]
     sharing = share_memory(
         network,
@@ -354,11 +356,16 @@ def shared_memory(
     return sharing, tuple(host)
 
 
-def _given_decisions(network: Network, sharing: Sharing, host: Sequence[int]) -> list[Decision | None]:
-    """Per layer the decision where there is nothing to choose."""
+def _given_decisions(
+    network: Network, sharing: Sharing, host: Sequence[int], per_profile: Sequence[Sequence[Workload]], device: Device
+) -> list[Decision | None]:
+    """Per layer the decision where there is nothing to choose. What makes nothing at any guess needs no kernel: such a layer does not run."""
     found: list[Decision | None] = []
     for number, layer in enumerate(network.layers):
         given = _CONTROL if isinstance(layer.op, ControlFlow) else _HOST if number in host else VIEW_DECISION if layer.name in sharing.views else None
+        workloads = [one[number] for one in per_profile]
+        if given is None and device.spec.kind == "cuda" and all(map(_makes_nothing, workloads)) and not all(_has_kernel(one, device) for one in workloads):
+            given = _IDLE
         found.append(given)
     return found
 
@@ -393,7 +400,7 @@ def _choose(
         (workload, limit, option) if config.builder_cache else (index, workload, limit, option)
         for index, (workload, limit, option) in enumerate(zip(workloads, limits, options, strict=True))
     ]
-    given = _given_decisions(network, sharing, host) * len(profiles)
+    given = _given_decisions(network, sharing, host, per_profile, device) * len(profiles)
     first = {key: index for index, key in reversed(list(enumerate(keys))) if given[index] is None}
     state = Progress(total=len(first))
     try:
@@ -862,7 +869,7 @@ def layer_plans(
             layers.append(LayerPlan(VIEW, seconds=0.0))
             weights.update((name, network.constants[name]) for name in layer.inputs if name in network.constants)
             continue
-        if decision.tactic in (CONTROL, ON_HOST):
+        if decision.tactic in (CONTROL, ON_HOST, IDLE):
             weights.update({name: network.constants[name] for name in layer.inputs if name in network.constants})
             layers.append(LayerPlan(decision.tactic, bodies=bodies.get(layer.name, ())))
             continue
