@@ -8,7 +8,7 @@ its inputs), so holders are counted.
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
 
 from runtime.device import Device, DeviceMemoryError, Memory, Stream
@@ -16,16 +16,13 @@ from runtime.interop import Foreign
 from runtime.memory import ALIGNMENT
 
 
-@dataclass
+@dataclass(slots=True)
 class _Block:
     """Bytes ``start`` to ``end`` of a piece of memory, with so many holders."""
 
     start: int
     end: int
     holders: int = 1
-
-    def __lt__(self, other: _Block) -> bool:
-        return self.start < other.start
 
 
 class Heap:
@@ -35,7 +32,8 @@ class Heap:
         """``given``: it never allocates, :meth:`lie_in` says where it is."""
         self._device, self._given = device, given
         self._pieces: list[Memory] = []
-        self._blocks: list[_Block] = []  # held now, by their addresses
+        self._blocks: dict[int, _Block] = {}  # held now, by their first address
+        self._starts: list[int] = []  # of these, in order
         self._used = 0  # bytes held now
         self.peak = 0  # the most that were held at a time
 
@@ -55,11 +53,12 @@ class Heap:
         if self._pieces and not self._given:
             self._device.synchronize()  # before the memory is given back
         self._given = True
-        self._pieces, self._blocks, self._used = [Memory(memory.address, size, memory.owner)], [], 0
+        self._pieces = [Memory(memory.address, size, memory.owner)]
+        self._clear()
 
     def begin(self, stream: Stream) -> None:
         """An inference begins: nothing is held. Several pieces become one; that waits for ``stream``."""
-        self._blocks, self._used = [], 0
+        self._clear()
         if len(self._pieces) > 1:
             stream.synchronize()
             size = self.size
@@ -78,7 +77,8 @@ class Heap:
         start = self._hole(size)
         if start is None:
             start = self._more(size)
-        insort(self._blocks, _Block(start, start + size))
+        self._blocks[start] = _Block(start, start + size)
+        insort(self._starts, start)
         self._used += size
         self.peak = max(self.peak, self._used)
         return start
@@ -96,17 +96,23 @@ class Heap:
             return
         block.holders -= 1
         if not block.holders:
-            self._blocks.remove(block)
+            del self._blocks[block.start], self._starts[bisect_left(self._starts, block.start)]
             self._used -= block.end - block.start
 
+    def _clear(self) -> None:
+        self._blocks, self._starts, self._used = {}, [], 0
+
     def _at(self, address: int) -> _Block | None:
-        index = bisect_right(self._blocks, address, key=lambda block: block.start) - 1
-        return self._blocks[index] if index >= 0 and address < self._blocks[index].end else None
+        block = self._blocks.get(address)
+        if block is None and (index := bisect_right(self._starts, address)):
+            block = self._blocks[self._starts[index - 1]]
+        return block if block is not None and address < block.end else None
 
     def _hole(self, size: int) -> int | None:
         for piece in self._pieces:
             start, end = piece.address, piece.address + piece.size
-            for block in self._blocks[bisect_right(self._blocks, start - 1, key=lambda block: block.start) :]:
+            for index in range(bisect_left(self._starts, start), len(self._starts)):
+                block = self._blocks[self._starts[index]]
                 if block.start >= end or block.start - start >= size:
                     break
                 start = block.end
