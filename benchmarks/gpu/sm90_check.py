@@ -1,12 +1,13 @@
 """Checks and times the sm_90a matrix kernels on a Hopper GPU, beside torch (cuBLASLt, cuDNN) in the same run.
 
-    python3 benchmarks/gpu/sm90_check.py [--seconds 100] [--only REGEX] [--out results.jsonl] [--top 8]
+    python3 benchmarks/gpu/sm90_check.py [--seconds 100] [--only REGEX] [--out results.jsonl] [--top 8] [--record results/kernels-h100.jsonl]
                                          [--groups check-gemm,check-conv,check-stem,check-attention,check-short,time-stem,time-attention,
-                                                   time-short,time-epilogue,time]
+                                                   time-short,time-epilogue,time-nets,time]
     python3 benchmarks/gpu/sm90_check.py --judge results.jsonl
 
 Needs torch and cuda.bindings; compiles with NVRTC in parallel first. ``time`` measures what the tactics would offer first (``--top``
-configurations of tile_sm90.candidates), the most important shapes first, until the time is up. The groups run in a child process: a
+configurations of tile_sm90.candidates), the most important shapes first, until the time is up; ``time-nets`` the layers of whole networks, with sums
+over the network; it is not among the groups that run by default. The best and torch then take turns, replay by replay. The groups run in a child process: a
 variant that crashes or hangs is noted, and a new child goes on after it. Every timed result is compared with torch's first.
 """
 
@@ -25,7 +26,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -466,6 +467,70 @@ def items():
     return first + [("gemm", shape) for shape in LATER_GEMM_SHAPES] + [("conv", shape) for shape in LATER_CONV_SHAPES]
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a network: how often it occurs there, and what follows the products. Shapes as in ``items``; stem: (n, h, w, o, f)."""
+
+    network: str
+    times: int
+    kind: str  # gemm, conv or stem
+    shape: tuple[int, ...]
+    epilogue: str
+
+    @property
+    def label(self):
+        if self.kind == "gemm":
+            return gemm_label(self.shape, self.epilogue)
+        text = stem_label(self.shape) if self.kind == "stem" else conv_label(self.shape)
+        return text + (" residual" if "residual" in self.epilogue else "")
+
+    @property
+    def floor_us(self):
+        """The larger of the operations at 800 TFLOP/s, the bytes at 3.0 TB/s and 1 us (what peers-h100 measured as ceilings)."""
+        if self.kind == "stem":
+            n, h, w, o, f = self.shape
+            flops, size = 2.0 * n * (h // 2) * (w // 2) * o * f * f * 3, 2.0 * n * (3 * h * w + h * w // 4 * o)
+        else:
+            problem = (gemm_problem if self.kind == "gemm" else conv_problem)(*self.shape)
+            flops = 2.0 * problem.m * problem.n * problem.taps * problem.depth
+            size = problem.bytes + (2.0 * problem.m * problem.n if "residual" in self.epilogue else 0)
+        return max(flops / 800e6, size / 3e6, 1.0)
+
+
+def nets():
+    """The layers of ResNet-50 at batch 1, 8, 32 and 128 (bias and ReLU; those that add a residual once more with it), of BERT-base
+    (sequence 128) and ViT-B/16 (197 tokens) at batch 1, 8 and 32. The largest batches last."""
+    found = []
+    for batch in (1, 8, 32, 128):
+        for (c, h, w, o, f, stride), times in zip(_resnet(), RESNET_TIMES, strict=True):
+            shape = (batch, h, w, o, f) if c == 3 else (batch, c, h, w, o, f, stride)
+            found.append(Layer(f"ResNet-50 b{batch}", times, "stem" if c == 3 else "conv", shape, "bias_relu"))
+            if f == stride == 1 and o == 4 * c:
+                found.append(Layer(f"ResNet-50 b{batch} residual", times - (c == 64), "conv", shape, "bias_residual_relu"))
+        for network, tokens in (("BERT-base", 128), ("ViT-B/16", 197)):
+            for n, k, epilogue in TRANSFORMER if batch <= 32 else ():
+                found.append(Layer(f"{network} b{batch}", 12, "gemm", (batch * tokens, n, k), epilogue))
+    return found
+
+
+TRANSFORMER = ((2304, 768, "bias"), (768, 768, "bias_residual"), (3072, 768, "bias_gelu"), (768, 3072, "bias_residual"))
+RESNET_TIMES = (1, 1, 3, 4, 2, 1, 1, 4, 1, 3, 3, 1, 1, 6, 1, 5, 5, 1, 1, 3, 1, 2, 2)
+
+
+def layer_candidates(layer):
+    """What the tactics would try first."""
+    if layer.kind == "stem":
+        return list(stem_candidates(*layer.shape))
+    problem = (gemm_problem if layer.kind == "gemm" else conv_problem)(*layer.shape)
+    return [from_tile(tile) for tile in tile_sm90.candidates(problem, H200)[:TOP]]
+
+
+def layer_unit(layer, c):
+    if layer.kind == "stem":
+        return stem_unit(c, layer.epilogue)
+    return unit(kernel_of(layer.kind, layer.shape), c, layer.epilogue)
+
+
 def item_label(kind, shape):
     return "x".join(map(str, shape)) if kind == "gemm" else conv_label(shape)
 
@@ -506,6 +571,10 @@ def units_of(group, only):
             if re.search(only, f"{group} {item_label(kind, shape)}"):
                 candidates = gemm_candidates if kind == "gemm" else conv_candidates
                 result += [unit(kernel_of(kind, shape), c, "bias" if kind == "gemm" else "bias_relu") for c in candidates(*shape)]
+    if group == "time-nets":
+        for layer in nets():
+            if re.search(only, f"{group} {layer.network} {layer.label}"):
+                result += [layer_unit(layer, c) for c in layer_candidates(layer)]
     if group == "check-attention":
         for label, (*_, d, causal, kind, _) in ATTENTION_CHECKS.items():
             if re.search(only, f"{group} {label}"):
@@ -624,7 +693,7 @@ class Gpu:
         self.torch, self.driver = torch, driver
         torch.cuda.init()
         torch.zeros(1, device="cuda")
-        self.functions, self.promoted = {}, 128
+        self.functions, self.promoted, self.surprises = {}, 128, {}
         self.multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
 
     def ok(self, result):
@@ -838,8 +907,8 @@ class Gpu:
         rms = reference.pow(2).mean().sqrt().item() + 1e-30
         return difference.pow(2).mean().sqrt().item() / rms, difference.max().item() / rms
 
-    def graph_time(self, launches, count=24, replays=10):
-        """Median seconds a launch, from graphs of `count` launches that rotate over `launches`."""
+    def graph(self, launches, count):
+        """A graph of ``count`` launches that rotate over ``launches``."""
         torch = self.torch
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
@@ -852,17 +921,28 @@ class Gpu:
             for i in range(count):
                 launches[i % len(launches)]()
             graph.capture_end()
-        times = []
-        with torch.cuda.stream(stream):
-            graph.replay()
-            for _ in range(replays):
-                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                start.record()
+        return graph
+
+    def replay(self, graphs, count, replays):
+        """Microseconds a launch of every replay of every graph. The graphs take turns, so that all meet the same clocks."""
+        torch = self.torch
+        events = [[] for _ in graphs]
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for graph in graphs:
                 graph.replay()
-                end.record()
-                times.append((start, end))
+            for _ in range(replays):
+                for graph, own in zip(graphs, events, strict=True):
+                    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                    start.record()
+                    graph.replay()
+                    end.record()
+                    own.append((start, end))
         torch.cuda.synchronize()
-        return statistics.median(a.elapsed_time(b) for a, b in times) * 1e-3 / count
+        return [[a.elapsed_time(b) * 1e3 / count for a, b in own] for own in events]
+
+    def graph_time(self, launches, count=24, replays=10):
+        """Median seconds a launch, from replays of a graph of its own."""
+        return statistics.median(self.replay([self.graph(launches, count)], count, replays)[0]) * 1e-6
 
 
 def effort(flops):
@@ -882,7 +962,53 @@ def poisoned(torch, shape, dtype):
     return whole[margin : margin + count].view(shape), lambda: bool((whole[:margin] == 7).all() and (whole[-margin:] == 7).all())
 
 
-def time_gemm(gpu, attempt, shape_label, shape, epilogue="bias", candidates=None):
+def contest(gpu, attempt, label, library, variants, out, reference, flops, **about):
+    """Times torch's launches ``library`` and those of every variant (name, function that makes them, columns of its row), then the best
+    variant and torch in turns: a GPU at its power limit slows down from replay to replay, so that only turns compare the two.
+
+    A variant counts when what its first launch writes to ``out`` equals ``reference``.
+    """
+    count, replays = effort(flops)
+    graphs = {}
+    row = {"shape": label, **about}
+
+    def baseline():
+        graphs["torch"] = gpu.graph(library, count)
+        us = statistics.median(gpu.replay([graphs["torch"]], count, replays)[0])
+        return {**row, "us": us, "tflops": flops / us * 1e-6, "who": "torch"}
+    attempt(f"{label} torch", baseline)
+    best = float("inf")
+    for title, make_launches, columns in variants:
+        def one(make_launches=make_launches, columns=columns, title=title):
+            nonlocal best
+            gpu.surprises = {}
+            launches = make_launches()
+            out.fill_(float("nan"))
+            graph = gpu.graph(launches, count)
+            us = statistics.median(gpu.replay([graph], count, replays)[0])
+            error, _ = gpu.compare(out, reference)
+            result = {**row, "config": title, "ok": error < 2e-3, "relative": error, **columns, **gpu.surprises}
+            if result["ok"]:
+                result |= {"us": us, "tflops": flops / us * 1e-6, "who": "ours"}
+                if us < best:
+                    best, graphs["ours"] = us, graph
+                    graphs["launches"], graphs["title"] = launches, title
+            return result
+        attempt(f"{label} {title}", one)
+
+    def turns():
+        ours, theirs = gpu.replay([graphs["ours"], graphs["torch"]], count, replays)
+        us = statistics.median(ours)
+        return {**row, "config": graphs["title"], "us": us, "tflops": flops / us * 1e-6, "who": "turns", "ours_us": ours, "torch_us": theirs}
+    if "torch" in graphs and "ours" in graphs:
+        attempt(f"{label} in turns", turns)
+
+
+def gemm_label(shape, epilogue="bias"):
+    return "x".join(map(str, shape)) + ("" if epilogue == "bias" else f" {epilogue}")
+
+
+def time_gemm(gpu, attempt, shape_label, shape, epilogue="bias", candidates=None, **about):
     torch = gpu.torch
     m, n, k = shape
     sets = max(2, min(24, int(200e6 / (2 * (m * k + n * k + m * n)))))
@@ -894,27 +1020,13 @@ def time_gemm(gpu, attempt, shape_label, shape, epilogue="bias", candidates=None
     after = {"bias": lambda x: x, "bias_gelu": torch.nn.functional.gelu, "bias_residual": lambda x: x + residual}[epilogue]
     operands = [bias, residual] if "residual" in epilogue else [bias]
     linear = [lambda i=i: after(torch.addmm(bias, a[i][0], b[i][0].t(), out=outs[i][0])) for i in range(sets)]
-    flops = 2.0 * m * n * k
     reference = after(torch.addmm(bias.float(), a[0][0].float(), b[0][0].float().t())).double()
-
-    def baseline():
-        seconds_ = gpu.graph_time(linear, *effort(flops))
-        return {"shape": shape_label, "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "torch"}
-    attempt(f"{shape_label} torch", baseline)
-    for c in candidates or gemm_candidates(m, n, k):
-        def one(c=c):
-            launches = [gpu.gemm(c, a[i], b[i], outs[i], operands, "f16", "f16", epilogue, 8) for i in range(sets)]
-            outs[0].fill_(float("nan"))
-            seconds_ = gpu.graph_time(launches, *effort(flops))
-            error, _ = gpu.compare(outs[0][0], reference)
-            if error > 2e-3:
-                return {"shape": shape_label, "config": name(c), "ok": False, "relative": error}
-            return {"shape": shape_label, "config": name(c), "ok": True, "relative": error, "us": seconds_ * 1e6, "tile": tile_of(c).__dict__, **gpu.surprises,
-                    "tflops": flops / seconds_ * 1e-12, "who": "ours"}
-        attempt(f"{shape_label} {name(c)}", one)
+    variants = [(name(c), lambda c=c: [gpu.gemm(c, a[i], b[i], outs[i], operands, "f16", "f16", epilogue, 8) for i in range(sets)],
+                 {"tile": tile_of(c).__dict__}) for c in candidates or gemm_candidates(m, n, k)]
+    contest(gpu, attempt, shape_label, linear, variants, outs[0][0], reference, 2.0 * m * n * k, **{"epilogue": epilogue, **about})
 
 
-def time_conv(gpu, attempt, shape_label, shape, candidates=None):
+def time_conv(gpu, attempt, shape_label, shape, candidates=None, epilogue="bias_relu", **about):
     torch = gpu.torch
     n, ch, h, w, o, f, stride = shape
     p = -(-h // stride)
@@ -923,32 +1035,48 @@ def time_conv(gpu, attempt, shape_label, shape, candidates=None):
     images = [torch.randn(n, h, w, ch, device="cuda").half() for _ in range(sets)]
     weights = [(torch.randn(o, f, f, ch, device="cuda") * (ch * f * f) ** -0.5).half() for _ in range(sets)]
     bias = torch.randn(o, device="cuda").half()
+    residuals = [torch.randn(n, p, p, o, device="cuda").half() for _ in range(sets)] if "residual" in epilogue else []
     outs = [torch.empty(n, p, p, o, device="cuda", dtype=torch.float16) for _ in range(sets)]
-    library = [lambda i=i: torch.cudnn_convolution_relu(images[i].permute(0, 3, 1, 2), weights[i].permute(0, 3, 1, 2), bias,
-                                                        (stride, stride), (pad, pad), (1, 1), 1) for i in range(sets)]
-    flops = 2.0 * n * p * p * o * f * f * ch
+    window = ((stride, stride), (pad, pad), (1, 1), 1)
+
+    def library(i):
+        image, weight = images[i].permute(0, 3, 1, 2), weights[i].permute(0, 3, 1, 2)
+        if residuals:
+            return torch.cudnn_convolution_add_relu(image, weight, residuals[i].permute(0, 3, 1, 2), 1.0, bias, *window)
+        return torch.cudnn_convolution_relu(image, weight, bias, *window)
+
+    def launch(c, i):
+        operands = [bias, residuals[i]] if residuals else [bias]
+        if kernel_of("conv", shape) == "gemm":
+            return gpu.gemm(c, images[i].view(1, -1, ch), weights[i].view(1, o, ch), outs[i].view(1, -1, o), operands, "f16", "f16", epilogue, 8)
+        return gpu.conv(c, images[i], weights[i], outs[i], operands, (stride, stride), (pad,) * 4, (1, 1), "f16", "f16", epilogue, 8)
+    reference = library(0).permute(0, 2, 3, 1).double()
+    variants = [(name(c), lambda c=c: [launch(c, i) for i in range(sets)], {"tile": tile_of(c).__dict__})
+                for c in candidates or conv_candidates(*shape)]
+    contest(gpu, attempt, shape_label, [lambda i=i: library(i) for i in range(sets)], variants, outs[0], reference,
+            2.0 * n * p * p * o * f * f * ch, **{"epilogue": epilogue, **about})
+
+
+def time_stem(gpu, attempt, shape_label, shape, **about):
+    torch = gpu.torch
+    n, h, w, o, f = shape
+    p = h // 2
+    sets = max(2, min(24, int(200e6 / (2 * n * (3 * h * w + p * p * o)))))
+    images = [torch.randn(n, 3, h, w, device="cuda").half() for _ in range(sets)]
+    last = [i.contiguous(memory_format=torch.channels_last) for i in images]
+    weight = (torch.randn(o, f, f, 3, device="cuda") * (3 * f * f) ** -0.5).half()
+    bias = torch.randn(o, device="cuda").half()
+    outs = [torch.empty(n, p, p, o, device="cuda", dtype=torch.float16) for _ in range(sets)]
+    library = [lambda i=i: torch.cudnn_convolution_relu(last[i], weight.permute(0, 3, 1, 2), bias, (2, 2), (f // 2, f // 2), (1, 1), 1)
+               for i in range(sets)]
     reference = library[0]().permute(0, 2, 3, 1).double()
 
-    def baseline():
-        seconds_ = gpu.graph_time(library, *effort(flops))
-        return {"shape": shape_label, "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "torch"}
-    attempt(f"{shape_label} torch", baseline)
-    for c in candidates or conv_candidates(*shape):
-        def one(c=c):
-            if kernel_of("conv", shape) == "gemm":
-                launches = [gpu.gemm(c, images[i].view(1, -1, ch), weights[i].view(1, o, ch), outs[i].view(1, -1, o), [bias], "f16", "f16",
-                                     "bias_relu", 8) for i in range(sets)]
-            else:
-                launches = [gpu.conv(c, images[i], weights[i], outs[i], [bias], (stride, stride), (pad,) * 4, (1, 1), "f16", "f16",
-                                     "bias_relu", 8) for i in range(sets)]
-            outs[0].fill_(float("nan"))
-            seconds_ = gpu.graph_time(launches, *effort(flops))
-            error, _ = gpu.compare(outs[0], reference)
-            if error > 2e-3:
-                return {"shape": shape_label, "config": name(c), "ok": False, "relative": error}
-            return {"shape": shape_label, "config": name(c), "ok": True, "relative": error, "us": seconds_ * 1e6, "tile": tile_of(c).__dict__, **gpu.surprises,
-                    "tflops": flops / seconds_ * 1e-12, "who": "ours"}
-        attempt(f"{shape_label} {name(c)}", one)
+    def launches(c):
+        packed = pack_stem(torch, weight, c)
+        stored = [i if c["NCHW"] else j.permute(0, 2, 3, 1) for i, j in zip(images, last, strict=True)]
+        return [gpu.stem(c, stored[i], packed, outs[i], [bias], "f16", "f16", "f16", "bias_relu") for i in range(sets)]
+    variants = [(stem_name(c), lambda c=c: launches(c), {}) for c in stem_candidates(*shape)]
+    contest(gpu, attempt, shape_label, library, variants, outs[0], reference, 2.0 * n * p * p * o * f * f * 3, **{"epilogue": "bias_relu", **about})
 
 
 def run_group(gpu, group, only, skip, deadline, emit):
@@ -1051,42 +1179,8 @@ def run_group(gpu, group, only, skip, deadline, emit):
             attempt(label, one)
     if group == "time-stem":
         for shape in STEM_SHAPES:
-            shape_label = stem_label(shape)
-            n, h, w, o, f = shape
-            if not re.search(only, f"{group} {shape_label}") or time.monotonic() > deadline:
-                continue
-            p = h // 2
-            sets = 4 if n > 1 else 24
-            images = [torch.randn(n, 3, h, w, device="cuda").half() for _ in range(sets)]
-            last = [i.contiguous(memory_format=torch.channels_last) for i in images]
-            weight = (torch.randn(o, f, f, 3, device="cuda") * (3 * f * f) ** -0.5).half()
-            bias = torch.randn(o, device="cuda").half()
-            outs = [torch.empty(n, p, p, o, device="cuda", dtype=torch.float16) for _ in range(sets)]
-            library = [lambda i=i: torch.cudnn_convolution_relu(last[i], weight.permute(0, 3, 1, 2), bias, (2, 2), (f // 2, f // 2), (1, 1), 1)
-                       for i in range(sets)]
-            flops = 2.0 * n * p * p * o * f * f * 3
-            reference = library[0]().permute(0, 2, 3, 1).double()
-
-            def baseline():
-                seconds_ = gpu.graph_time(library, *effort(flops))
-                return {"shape": shape_label, "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "torch"}
-            attempt(f"{shape_label} torch", baseline)
-            for c in stem_candidates(*shape):
-                def one(c=c):
-                    packed = pack_stem(torch, weight, c)
-                    stored = [i if c["NCHW"] else j.permute(0, 2, 3, 1) for i, j in zip(images, last, strict=True)]
-                    launches = [gpu.stem(c, stored[i], packed, outs[i], [bias], "f16", "f16", "f16", "bias_relu") for i in range(sets)]
-                    outs[0].fill_(float("nan"))
-                    launches[0]()
-                    torch.cuda.synchronize()
-                    error, _ = gpu.compare(outs[0], reference)
-                    if error > 2e-3:
-                        return {"shape": shape_label, "config": stem_name(c), "ok": False, "relative": error}
-                    seconds_ = gpu.graph_time(launches, *effort(flops))
-                    return {"shape": shape_label, "config": stem_name(c), "ok": True, "relative": error, "us": seconds_ * 1e6,
-                            "tflops": flops / seconds_ * 1e-12, "who": "ours"}
-                attempt(f"{shape_label} {stem_name(c)}", one)
-            del images, last, outs, library
+            if re.search(only, f"{group} {stem_label(shape)}") and time.monotonic() < deadline:
+                time_stem(gpu, attempt, stem_label(shape), shape)
     if group == "check-attention":
         for label, (batch, heads, kv_heads, s_q, s_k, d, causal, kind, first) in ATTENTION_CHECKS.items():
             def make_side(count, length, batch=batch, d=d, kind=kind, first=first):
@@ -1172,7 +1266,7 @@ def run_group(gpu, group, only, skip, deadline, emit):
     if group == "time-epilogue":
         for m, n, k, epilogue in EPILOGUE_SHAPES:
             if time.monotonic() < deadline:
-                time_gemm(gpu, attempt, f"{m}x{n}x{k} {epilogue}", (m, n, k), epilogue)
+                time_gemm(gpu, attempt, gemm_label((m, n, k), epilogue), (m, n, k), epilogue)
     if group == "time-attention":
         for batch, heads, length, d in ATTENTION_SHAPES:
             for causal in (0, 1):
@@ -1196,6 +1290,17 @@ def run_group(gpu, group, only, skip, deadline, emit):
                         return {"shape": label, "config": f"kv{block} w{how[0]} t{how[1]}", "ok": error < 2e-3, "relative": error,
                                 "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "ours"}
                     attempt(f"{label} kv{block} w{how[0]} t{how[1]}", one)
+    if group == "time-nets":
+        for layer in nets():
+            if not re.search(only, f"{group} {layer.network} {layer.label}") or time.monotonic() > deadline:
+                continue
+            about = {"network": layer.network, "times": layer.times, "floor_us": layer.floor_us, "epilogue": layer.epilogue}
+            label, candidates = f"{layer.network} {layer.label}", layer_candidates(layer)
+            if layer.kind == "stem":
+                time_stem(gpu, attempt, label, layer.shape, **about)
+            else:
+                (time_gemm if layer.kind == "gemm" else time_conv)(gpu, attempt, label, layer.shape, candidates=candidates, **about)
+            torch.cuda.empty_cache()
     if group == "time":
         for kind, shape in items():
             label = item_label(kind, shape)
@@ -1255,6 +1360,70 @@ def drive(groups, arguments, sink, deadline):
     return rows
 
 
+@dataclass(frozen=True)
+class Final:
+    """What was measured of one shape in the end: the best variant and torch, in turns where both were raced."""
+
+    shape: str
+    torch: float  # us, median
+    ours: float
+    tflops: float
+    config: str
+    epilogue: str
+    torch_us: tuple[float, ...]
+    ours_us: tuple[float, ...]
+    network: str = ""
+    times: int = 1
+    floor: float = 0.0
+
+    @property
+    def ratio(self):
+        return self.torch / self.ours
+
+
+def finished(rows):
+    """One Final a shape that both sides were timed for."""
+    found = []
+    for shape in dict.fromkeys(r["shape"] for r in rows if "shape" in r):
+        own = {who: [r for r in rows if r["shape"] == shape and r.get("who") == who] for who in ("torch", "ours", "turns")}
+        if not own["torch"] or not own["ours"]:
+            continue
+        best = min(own["ours"], key=lambda r: r["us"])
+        last = own["turns"][-1] if own["turns"] else {**best, "ours_us": [best["us"]], "torch_us": [own["torch"][0]["us"]]}
+        found.append(Final(shape, statistics.median(last["torch_us"]), statistics.median(last["ours_us"]), last["tflops"], last["config"],
+                           last.get("epilogue", ""), tuple(last["torch_us"]), tuple(last["ours_us"]), last.get("network", ""), last.get("times", 1),
+                           last.get("floor_us", 0.0)))
+    return found
+
+
+WRITTEN = {"": "", "bias": ", bias", "bias_relu": ", bias + ReLU", "bias_gelu": ", bias + GELU", "bias_residual": ", bias + residual",
+           "bias_residual_relu": ", bias + residual + ReLU"}
+
+
+def keep(path, rows):
+    """Appends one line a shape to a file of results (benchmarks/runner.py)."""
+    from importlib.metadata import version
+
+    from cuda.bindings import nvrtc
+
+    from benchmarks.runner import compare, record, versions
+
+    device, driver = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True,
+                                    text=True, check=True).stdout.splitlines()[0].split(", ")
+    peer = f"torch {version('torch')} (cuDNN/cuBLASLt/SDPA)"
+    tools = versions() | {"nvrtc": ".".join(map(str, nvrtc.nvrtcVersion()[1:]))}
+    lines = []
+    for one in finished(rows):
+        label = one.shape.removeprefix(one.network).removesuffix(one.epilogue).removesuffix("residual").strip()
+        line = compare(f"{label} fp16{WRITTEN[one.epilogue]}", one.ours_us, "us", one.torch_us, peer, device=device, driver=driver,
+                       note=f"sm90 {one.config}" + (f"; {one.times}x in {one.network}" if one.network else ""))
+        lines.append(replace(line, versions=tools))
+    record(path.stem, lines, path.parent)
+
+
+SHOWN = 3  # configurations that a report's line names
+
+
 def report(group, rows):
     print(f"== {group}: {len(rows)} rows")
     if group.startswith("check"):
@@ -1269,18 +1438,21 @@ def report(group, rows):
             if r.get("may_fail") and r.get("ok"):
                 print("  passed, though an alternative:", r["label"])
         return
-    shapes = list(dict.fromkeys(r["shape"] for r in rows if "shape" in r))
-    total = {"torch": 0.0, "ours": 0.0}
-    for shape in shapes:
-        torch_us = min((r["us"] for r in rows if r.get("shape") == shape and r.get("who") == "torch"), default=float("nan"))
-        ours = sorted((r for r in rows if r.get("shape") == shape and r.get("who") == "ours"), key=lambda r: r["us"])
-        best = ours[0] if ours else None
-        if best and torch_us == torch_us:
-            total["torch"] += torch_us
-            total["ours"] += best["us"]
-        print(f"{shape:34s} torch {torch_us:8.2f}  ours {best['us'] if best else float('nan'):8.2f} {best['tflops'] if best else 0:6.0f}TF "
-              f"x{torch_us / best['us'] if best else 0:4.2f} | " + "  ".join(f"{r['config']} {r['us']:.2f}" for r in ours[:4]))
-    print(f"sum: torch {total['torch']:.1f} us, ours {total['ours']:.1f} us")
+    finals = finished(rows)
+    for one in finals:
+        ours = sorted((r for r in rows if r.get("shape") == one.shape and r.get("who") == "ours"), key=lambda r: r["us"])
+        print(f"{one.shape:34s} torch {one.torch:8.2f}  ours {one.ours:8.2f} {one.tflops:6.0f}TF x{one.ratio:4.2f} | "
+              + "  ".join(f"{r['config']} {r['us']:.2f}" for r in ours[:SHOWN]))
+    print(f"sum: torch {sum(one.torch for one in finals):.1f} us, ours {sum(one.ours for one in finals):.1f} us")
+    for network in dict.fromkeys(one.network for one in finals if one.network):
+        own = [one for one in finals if one.network == network]
+        theirs, mine, floor = (sum(getattr(one, key) * one.times for one in own) for key in ("torch", "ours", "floor"))
+        print(f"{network}: {len(own)} shapes, {sum(one.times for one in own)} layers: torch {theirs:.0f} us, ours {mine:.0f} ({mine / theirs:.2f} of it), "
+              f"floor {floor:.0f}; geometric mean x{statistics.geometric_mean([one.ratio for one in own]):.2f}, least x{min(one.ratio for one in own):.2f}")
+    for family in ("gemm", "conv"):
+        ratios = [one.ratio for one in finals if one.network and one.network.startswith("ResNet") == (family == "conv")]
+        if ratios:
+            print(f"{family}: {len(ratios)} shapes, geometric mean x{statistics.geometric_mean(ratios):.3f}, {sum(r < 1 for r in ratios)} under 1, least x{min(ratios):.2f}")
     for r in [r for r in rows if "error" in r or r.get("ok") is False][:12]:
         print("  FAILED", r.get("label"), r.get("error", ""), r.get("relative", ""), r.get("stderr", "")[-150:].replace("\n", " | "))
 
@@ -1317,6 +1489,7 @@ def main():
     parser.add_argument("--out", default=str(Path(os.environ.get("OUT", "/tmp")) / "sm90.jsonl"))
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--record", type=Path, help="append one line a timed shape to this file, as benchmarks/results has them")
     parser.add_argument("--judge", default="", help="a file of results: compare the estimate with it, without a GPU")
     parser.add_argument("--child", default="")
     parser.add_argument("--skip", default="[]")
@@ -1348,6 +1521,8 @@ def main():
     print(f"done at {time.monotonic() - begin:.0f} s", flush=True)
     for group in groups:
         report(group, [row for row in rows if row["group"] == group])
+    if arguments.record:
+        keep(arguments.record, [row for row in rows if row["group"].startswith("time")])
 
 
 if __name__ == "__main__":
