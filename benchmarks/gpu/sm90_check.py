@@ -1,7 +1,7 @@
 """Checks and times the sm_90a matrix kernels on a Hopper GPU, beside torch (cuBLASLt, cuDNN) in the same run.
 
     python3 benchmarks/gpu/sm90_check.py [--seconds 100] [--only REGEX] [--out results.jsonl] [--top 8] [--record results/kernels-h100.jsonl]
-                                         [--groups check-gemm,check-conv,check-stem,check-attention,check-short,time-stem,time-attention,
+                                         [--groups check-gemm,check-conv,check-window,check-stem,check-attention,check-short,time-stem,time-attention,
                                                    time-short,time-epilogue,time-nets,time]
     python3 benchmarks/gpu/sm90_check.py --judge results.jsonl
 
@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from fusion.dtypes import DataType  # noqa: E402
-from tactics.cuda.sm90 import attention_sm90, tile_sm90  # noqa: E402
+from tactics.cuda.sm90 import attention_sm90, conv_window_sm90, stem_sm90, tile_sm90  # noqa: E402
 from tactics.cuda.sm90.tile_sm90 import Tile  # noqa: E402
 from tactics.tactic import DeviceSpec  # noqa: E402
 
@@ -149,7 +149,14 @@ def name(c):
     return text
 
 
+def stem_rows(c):
+    """The geometry of a configuration of stem_rows_sm90.cu."""
+    return stem_sm90.Rows(c["CHANNELS"], (c["FILTER_H"], c["FILTER_W"]), (c["STRIDE_H"], c["STRIDE_W"]), (c["PAD_H"], c["PAD_W"]), bool(c["NCHW"]))
+
+
 def stem_shared_bytes(c):
+    if c["PATCHES"]:
+        return stem_rows(c).shared_bytes(c["BN"], c["WARPGROUPS"], c["PATCHES"], c["DIRECT"])
     taps = -(-c["FILTER_W"] // 4)
     patch = ((4 * c["WARPGROUPS"] - 1) * c["STRIDE_H"] + c["FILTER_H"]) * (15 * c["STRIDE_W"] + taps * 4)
     return c["FILTER_H"] * taps * c["BN"] * 32 + (patch * 8 + 15) // 16 * 16 + c["WARPGROUPS"] * 4 * 16 * c["CHUNK"] * 4 + 16
@@ -157,16 +164,34 @@ def stem_shared_bytes(c):
 
 def stem_unit(c, epilogue, image="f16", in_type="f16", out_type="f16", vec=8, debug=0):
     defines = {**c, "IN_T": C_TYPE[in_type], "IMAGE_T": C_TYPE[image], "OUT_T": C_TYPE[out_type], "VEC": vec, "DEBUG_TIMEOUT": debug}
-    return "sm90/stem_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), EPILOGUES[epilogue]
+    file = "sm90/stem_rows_sm90.cu" if c["PATCHES"] else "sm90/stem_sm90.cu"
+    return file, tuple(sorted((k, str(v)) for k, v in defines.items())), EPILOGUES[epilogue]
 
 
-def stem(c=3, r=7, s=7, stride=(2, 2), pad=(3, 3), bn=64, wg=1, nchw=0, blocks=4, chunk=32, pdl=1):
+def stem(c=3, r=7, s=7, stride=(2, 2), pad=(3, 3), bn=64, wg=1, nchw=0, blocks=4, chunk=32, pdl=1, patches=0, direct=0):
     return dict(CHANNELS=c, FILTER_H=r, FILTER_W=s, STRIDE_H=stride[0], STRIDE_W=stride[1], PAD_H=pad[0], PAD_W=pad[1], BN=bn, WARPGROUPS=wg, NCHW=nchw,
-                MIN_BLOCKS=blocks, CHUNK=chunk, PDL=pdl)
+                MIN_BLOCKS=blocks, CHUNK=chunk, PDL=pdl, PATCHES=patches, DIRECT=direct)
 
 
 def stem_name(c):
-    return f"{'nchw' if c['NCHW'] else 'nhwc'} w{c['WARPGROUPS']} b{c['MIN_BLOCKS']} bn{c['BN']}"
+    return f"{'nchw' if c['NCHW'] else 'nhwc'} w{c['WARPGROUPS']} b{c['MIN_BLOCKS']} bn{c['BN']}" + (f" rows{c['PATCHES']}" if c["PATCHES"] else "")
+
+
+def window_unit(c, epilogue, in_type="f16", out_type="f16", debug=0):
+    """conv_window_sm90.cu for a configuration of window_candidates."""
+    defines = {**c, "IN_T": C_TYPE[in_type], "OUT_T": C_TYPE[out_type], "VEC": 8, "DIRECT": 1, "DEBUG_TIMEOUT": debug}
+    return "sm90/conv_window_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), EPILOGUES[epilogue]
+
+
+def window_configs(channels, outputs, height, width, taps):
+    """What cuda.conv.sm90_window offers for an output of height x width."""
+    patch = conv_window_sm90.patch_of(height, width, taps)
+    return [dict(BN=dict(one)["bn"], PATCHES=dict(one)["patches"], SLABS=channels // 64, FILTER_H=taps[0], FILTER_W=taps[1], PDL=1)
+            for one in conv_window_sm90.choices(patch, channels, outputs)]
+
+
+def window_name(c):
+    return f"window bn{c['BN']} patches{c['PATCHES']}"
 
 
 def unit(kind, c, epilogue="", in_type="f16", out_type="f16", vec=8, debug=0, constant=1):
@@ -255,6 +280,8 @@ def check_gemm_cases():
     yield "three blocks, chunk 64", make(128, 64, blocks=3, chunk=64, pdl=1), (1, 3333, 2056, 136), residual
     yield "three warpgroups", make(192, 128, wg=3, cly=2, pdl=1), (1, 1999, 1160, 520), residual
     yield "overlaid partial sums", make(128, 192, split=4, pdl=1), (1, 333, 392, 2056), residual
+    yield "overlaid, 192 columns", make(128, 192, split=2, clx=2, pdl=1), (1, 333, 392, 2056), residual
+    yield "overlaid, uneven", make(192, 128, wg=3, split=3, pdl=1), (1, 333, 392, 2056), residual
     yield "overlaid, few stages", make(256, 128, split=8, stages=2, pdl=1), (1, 333, 392, 2056), residual
     yield "long k ahead", make(64, 64, split=2, pdl=1), (1, 200, 200, 8200), residual
     yield "pingpong one stage", make(128, 64, pp=1, pdl=1), (1, 30000, 264, 64), residual
@@ -322,6 +349,20 @@ def check_conv_cases():
     yield "pdl", make(64, 64, pdl=1, split=2), (2, 14, 14, 64, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
 
 
+def check_window_cases():
+    """(label, (n, h, w, c, o, (r, s), (pads)), type): stride and dilation 1."""
+    yield "3x3", (3, 14, 14, 64, 64, (3, 3), (1, 1, 1, 1)), "f16"
+    yield "56", (5, 56, 56, 64, 64, (3, 3), (1, 1, 1, 1)), "f16"
+    yield "many tiles", (33, 56, 56, 64, 64, (3, 3), (1, 1, 1, 1)), "f16"
+    yield "two slabs, 32 outputs", (3, 28, 28, 128, 32, (3, 3), (1, 1, 1, 1)), "f16"
+    yield "wide, no pads, bf16", (2, 20, 259, 64, 96, (3, 3), (0, 0, 0, 0)), "bf16"
+    yield "uneven pads", (2, 13, 37, 64, 160, (3, 5), (0, 1, 2, 3)), "f16"
+    yield "column of taps", (2, 31, 9, 64, 64, (3, 1), (1, 0, 1, 0)), "f16"
+    yield "5x5", (2, 17, 23, 64, 32, (5, 5), (2, 2, 2, 2)), "f16"
+    yield "small", (7, 5, 3, 64, 64, (3, 3), (1, 1, 1, 1)), "f16"
+    yield "128 outputs", (2, 30, 30, 64, 128, (3, 3), (1, 1, 1, 1)), "f16"
+
+
 def check_stem_cases():
     """(label, config, (n, h, w, o), options)."""
     for nchw in (0, 1):
@@ -332,6 +373,12 @@ def check_stem_cases():
         yield f"{tag} f32 image", stem(nchw=nchw), (2, 45, 51, 64), {"image": "f32"}
         yield f"{tag} one channel", stem(1, 5, 5, (1, 1), (2, 2), 16, 1, nchw), (2, 28, 28, 16), {}
         yield f"{tag} 4 channels rect", stem(4, 3, 5, (1, 2), (0, 2), 32, 1, nchw), (2, 30, 41, 24), {}
+        yield f"{tag} rows 7x7", stem(nchw=nchw, patches=3, direct=1), (2, 45, 56, 64), {}
+        yield f"{tag} rows 7x7, staged, bf16", stem(nchw=nchw, patches=2, blocks=5), (3, 61, 40, 64), {"in_type": "bf16", "image": "bf16", "out_type": "bf16"}
+        yield f"{tag} rows 7x7 two", stem(nchw=nchw, wg=2, blocks=2, patches=3, direct=1), (9, 224, 224, 64), {}
+        yield f"{tag} rows 3x3", stem(3, 3, 3, (2, 2), (1, 1), 32, 1, nchw, 6, patches=4, direct=1), (5, 333, 72, 32), {}
+        yield f"{tag} rows 4 channels", stem(4, 3, 5, (1, 2), (0, 2), 32, 1, nchw, patches=3), (2, 30, 48, 24), {}
+        yield f"{tag} rows, outputs in tiles", stem(2, 3, 3, (1, 2), (1, 1), 64, 1, nchw, patches=3, direct=1), (1, 30, 48, 160), {}
         yield f"{tag} outputs in tiles", stem(3, 3, 3, (1, 1), (1, 1), 64, 1, nchw), (1, 30, 41, 136), {"in_type": "bf16", "image": "bf16", "out_type": "bf16"}
 
 
@@ -339,9 +386,10 @@ STEM_SHAPES = [(32, 224, 224, 64, 7), (1, 224, 224, 64, 7), (32, 224, 224, 32, 3
 
 
 def stem_candidates(n, h, w, o, f):
-    for wg, blocks in ((1, 4), (1, 5), (2, 2)):
-        yield stem(3, f, f, (2, 2), (f // 2, f // 2), o, wg, 1, blocks)
-    yield stem(3, f, f, (2, 2), (f // 2, f // 2), o, 1, 0, 5)
+    for nchw in (0, 1):
+        for wg, blocks, patches in ((1, 4, 3), (1, 5, 3), (1, 5, 4), (2, 2, 3), *(((1, 8, 3), (2, 4, 3)) if o < 64 else ())):
+            yield stem(3, f, f, (2, 2), (f // 2, f // 2), o, wg, nchw, blocks, patches=patches, direct=1)
+        yield stem(3, f, f, (2, 2), (f // 2, f // 2), o, 1, nchw, 5)
 
 
 GEMM_SHAPES = [(1024, n, k) for n, k in ((2304, 768), (768, 768), (3072, 768), (768, 3072))]
@@ -522,13 +570,14 @@ def layer_candidates(layer):
     if layer.kind == "stem":
         return list(stem_candidates(*layer.shape))
     problem = (gemm_problem if layer.kind == "gemm" else conv_problem)(*layer.shape)
-    return [from_tile(tile) for tile in tile_sm90.candidates(problem, H200)[:TOP]]
+    found = [from_tile(tile) for tile in tile_sm90.candidates(problem, H200)[:TOP]]
+    return found + (window_candidates(*layer.shape) if layer.kind == "conv" else [])
 
 
 def layer_unit(layer, c):
     if layer.kind == "stem":
         return stem_unit(c, layer.epilogue)
-    return unit(kernel_of(layer.kind, layer.shape), c, layer.epilogue)
+    return unit("gemm", c, layer.epilogue) if layer.kind == "gemm" else conv_unit(layer.shape, c, layer.epilogue)
 
 
 def item_label(kind, shape):
@@ -551,7 +600,15 @@ def conv_candidates(n, c, h, w, o, f, stride):
     problem = conv_problem(n, c, h, w, o, f, stride)
     extra = [Tile(128, 64, 2, blocks=3, chunk=64), Tile(128, 128, 2, pingpong=1, chunk=64), Tile(128, 128, 2, pingpong=1, direct=1),
              Tile(192, 192, 3, direct=1), *staged(problem, 3)] if n > 1 else staged(problem, 1)
-    return offered(conv_problem(n, c, h, w, o, f, stride), TOP if n > 1 else 5, extra)
+    return offered(conv_problem(n, c, h, w, o, f, stride), TOP if n > 1 else 5, extra) + window_candidates(n, c, h, w, o, f, stride)
+
+
+def window_candidates(n, c, h, w, o, f, stride):
+    return window_configs(c, o, h, w, (f, f)) if f > 1 and stride == 1 and c % 64 == o % 32 == 0 else []
+
+
+def conv_unit(shape, c, epilogue):
+    return window_unit(c, epilogue) if "SLABS" in c else unit(kernel_of("conv", shape), c, epilogue)
 
 
 def units_of(group, only):
@@ -566,11 +623,16 @@ def units_of(group, only):
         for label, c, _, o in check_conv_cases():
             if re.search(only, f"{group} {label}"):
                 result.append(unit("conv", c, "bias_residual_relu", o.get("in_type", "f16"), o.get("out_type", "f16"), o.get("vec", 8), 1))
+    if group == "check-window":
+        for label, (_, h, w, c, o, f, pads), kind in check_window_cases():
+            if re.search(only, f"{group} {label}"):
+                size = h + pads[0] + pads[2] - f[0] + 1, w + pads[1] + pads[3] - f[1] + 1
+                result += [window_unit(one, "bias_residual_relu", kind, kind, 1) for one in window_configs(c, o, *size, f)]
     if group == "time":
         for kind, shape in items():
             if re.search(only, f"{group} {item_label(kind, shape)}"):
                 candidates = gemm_candidates if kind == "gemm" else conv_candidates
-                result += [unit(kernel_of(kind, shape), c, "bias" if kind == "gemm" else "bias_relu") for c in candidates(*shape)]
+                result += [unit("gemm", c, "bias") if kind == "gemm" else conv_unit(shape, c, "bias_relu") for c in candidates(*shape)]
     if group == "time-nets":
         for layer in nets():
             if re.search(only, f"{group} {layer.network} {layer.label}"):
@@ -662,7 +724,10 @@ def stem_label(shape):
 
 
 def pack_stem(torch, weight, c):
-    """[o, r, s, c] -> the order that stem_sm90.cu asks for."""
+    """[o, r, s, c] -> the order that stem_sm90.cu or stem_rows_sm90.cu asks for."""
+    if c["PATCHES"]:
+        packed = stem_rows(c).pack(weight.permute(0, 3, 1, 2).float().cpu().numpy(), c["BN"], c["DIRECT"])
+        return torch.from_numpy(packed).to(weight.device, weight.dtype)
     o, r, s, ch = weight.shape
     taps, bn = -(-s // 4), c["BN"]
     tiles = -(-o // bn)
@@ -728,7 +793,7 @@ class Gpu:
         kinds = {"f16": d.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16, "bf16": d.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                  "f32": d.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_TFLOAT32}
         modes = {128: d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B, 64: d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_64B,
-                 32: d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_32B}
+                 32: d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_32B, 0: d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_NONE}
         made = self.ok(d.cuTensorMapEncodeTiled(
             kinds[in_type], len(dims), pointer, [d.cuuint64_t(v) for v in dims], [d.cuuint64_t(v) for v in strides],
             [d.cuuint32_t(v) for v in box], [d.cuuint32_t(1)] * len(dims), d.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
@@ -856,17 +921,43 @@ class Gpu:
         launch.keep += (weight,)
         return launch
 
+    def window(self, c, image, weight, out, operands, pads, in_type, out_type, epilogue, debug=0):
+        """Launcher of conv_window_sm90.cu; weight is [o, r, s, c], pads (top, left, bottom, right)."""
+        n, h, w, ch = image.shape
+        o, r, s, _ = weight.shape
+        _, p, q, _ = out.shape
+        patch = conv_window_sm90.patch_of(p, q, (r, s))
+        one = window_unit(c, epilogue, in_type, out_type, debug)
+        shared = conv_window_sm90.shared_bytes(patch, ch, c["BN"], c["PATCHES"])
+        function = self.function(one, "convolution_window", shared)
+        weight = permuted(weight)
+        image_map = self.tiled(image.data_ptr(), in_type, (ch, w, h, n), (ch * 2, w * ch * 2, h * w * ch * 2), (64, patch.pitch, patch.rows, 1), 128)
+        weight_map = self.tiled(weight.data_ptr(), in_type, (ch, r * s, o), (ch * 2, r * s * ch * 2), (64, 1, c["BN"]), 128)
+        tiles, ranges = n * -(-p // patch.height) * -(-q // patch.width), -(-o // c["BN"])
+        pointers = b"".join(int(t.data_ptr()).to_bytes(8, "little") for t in operands)
+        arguments = (image_map, weight_map, ("p", out.data_ptr()), n, p, q, o, patch.height, patch.width, pads[0], pads[1], patch.bytes, pointers)
+        launch = self.launcher(function, (min(tiles, self.multiprocessors // ranges), ranges), 2 * 128 + 32, shared, arguments, bool(c["PDL"]))
+        launch.keep += (weight,)
+        return launch
+
     def stem(self, c, image, packed, out, operands, image_type, in_type, out_type, epilogue, debug=0):
         one = stem_unit(c, epilogue, image_type, in_type, out_type, 8, debug)
         shared = stem_shared_bytes(c)
-        function = self.function(one, "convolution_stem", shared)
+        function = self.function(one, "convolution_stem_rows" if c["PATCHES"] else "convolution_stem", shared)
         n, p, q, o = out.shape
         h, w = image.shape[2:] if c["NCHW"] else image.shape[1:3]
         tiles = -(-p // (4 * c["WARPGROUPS"])) * -(-q // 16) * n
         threads_ = 128 * c["WARPGROUPS"]
         per = self.blocks_per_multiprocessor(function, threads_, shared)
         pointers = b"".join(int(t.data_ptr()).to_bytes(8, "little") for t in operands)
-        arguments = (("p", image.data_ptr()), ("p", packed.data_ptr()), ("p", out.data_ptr()), n, h, w, p, q, o, pointers)
+        if c["PATCHES"]:
+            rows, ch = stem_rows(c), c["CHANNELS"]
+            row, high = w * rows.together * 2, rows.height(c["WARPGROUPS"])
+            dims, strides, box = ((w, h, ch, n), (row, row * h, row * h * ch), (high, ch, 1)) if c["NCHW"] else ((w * ch, h, n), (row, row * h), (high, 1))
+            image_map = self.tiled(image.data_ptr(), image_type, dims, strides, (rows.width, *box), 0)
+            arguments = (image_map, ("p", packed.data_ptr()), ("p", out.data_ptr()), n, p, q, o, pointers)
+        else:
+            arguments = (("p", image.data_ptr()), ("p", packed.data_ptr()), ("p", out.data_ptr()), n, h, w, p, q, o, pointers)
         return self.launcher(function, (min(tiles, self.multiprocessors * per), -(-o // c["BN"])), threads_, shared, arguments, bool(c["PDL"]))
 
     def attention(self, q, k, v, out, block_kv, causal, in_type="f16", debug=0, consumers=2, turns=0):
@@ -1047,11 +1138,14 @@ def time_conv(gpu, attempt, shape_label, shape, candidates=None, epilogue="bias_
 
     def launch(c, i):
         operands = [bias, residuals[i]] if residuals else [bias]
+        if "SLABS" in c:
+            return gpu.window(c, images[i], weights[i], outs[i], operands, (pad,) * 4, "f16", "f16", epilogue)
         if kernel_of("conv", shape) == "gemm":
             return gpu.gemm(c, images[i].view(1, -1, ch), weights[i].view(1, o, ch), outs[i].view(1, -1, o), operands, "f16", "f16", epilogue, 8)
         return gpu.conv(c, images[i], weights[i], outs[i], operands, (stride, stride), (pad,) * 4, (1, 1), "f16", "f16", epilogue, 8)
     reference = library(0).permute(0, 2, 3, 1).double()
-    variants = [(name(c), lambda c=c: [launch(c, i) for i in range(sets)], {"tile": tile_of(c).__dict__})
+    variants = [(window_name(c), lambda c=c: [launch(c, i) for i in range(sets)], {}) if "SLABS" in c else
+                (name(c), lambda c=c: [launch(c, i) for i in range(sets)], {"tile": tile_of(c).__dict__})
                 for c in candidates or conv_candidates(*shape)]
     contest(gpu, attempt, shape_label, [lambda i=i: library(i) for i in range(sets)], variants, outs[0], reference,
             2.0 * n * p * p * o * f * f * ch, **{"epilogue": epilogue, **about})
@@ -1153,6 +1247,29 @@ def run_group(gpu, group, only, skip, deadline, emit):
                 return {"config": name(c), "relative": error, "worst": worst, "intact": intact(), "ok": good,
                         "may_fail": o.get("may_fail", False)}
             attempt(label, one)
+    if group == "check-window":
+        for label, (n, h, w, ch, oc, f, pads), kind in check_window_cases():
+            p, q = h + pads[0] + pads[2] - f[0] + 1, w + pads[1] + pads[3] - f[1] + 1
+            for c in window_configs(ch, oc, p, q, f):
+                def one(c=c, n=n, h=h, w=w, ch=ch, oc=oc, f=f, pads=pads, kind=kind):
+                    image = torch.randn(n, h, w, ch, device="cuda").to(types[kind])
+                    weight = torch.randn(oc, *f, ch, device="cuda").to(types[kind])
+                    bias = torch.randn(oc, device="cuda").to(types[kind])
+                    padded = torch.nn.functional.pad(image.double().permute(0, 3, 1, 2), (pads[1], pads[3], pads[0], pads[2]))
+                    columns = torch.nn.functional.unfold(padded, f)  # torch has no float64 convolution on the GPU that is fast
+                    product_ = weight.double().permute(0, 3, 1, 2).reshape(oc, -1) @ columns
+                    reference = product_.view(n, oc, padded.shape[2] - f[0] + 1, padded.shape[3] - f[1] + 1).permute(0, 2, 3, 1)
+                    residual = torch.randn(reference.shape, device="cuda").to(types[kind]) * 10
+                    reference = (reference + bias.double() + residual.double()).relu()
+                    out, intact = poisoned(torch, tuple(reference.shape), types[kind])
+                    launch = gpu.window(c, image, weight, out, [bias, residual], pads, kind, kind, "bias_residual_relu", 1)
+                    for _ in range(3):
+                        out.fill_(float("nan"))
+                        launch()
+                    torch.cuda.synchronize()
+                    error, worst = gpu.compare(out, reference)
+                    return {"config": window_name(c), "relative": error, "worst": worst, "intact": intact(), "ok": error < limit[kind] and intact()}
+                attempt(f"{label} {window_name(c)}", one)
     if group == "check-stem":
         for label, c, (n, h, w, oc), o in check_stem_cases():
             def one(c=c, n=n, h=h, w=w, oc=oc, o=o):
@@ -1484,7 +1601,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=100)
     parser.add_argument("--only", default="")
     parser.add_argument("--top", type=int, default=TOP)
-    parser.add_argument("--groups", default="check-gemm,check-conv,check-stem,check-attention,check-short,time-stem,time-attention,"
+    parser.add_argument("--groups", default="check-gemm,check-conv,check-window,check-stem,check-attention,check-short,time-stem,time-attention,"
                         "time-short,time-epilogue,time")
     parser.add_argument("--out", default=str(Path(os.environ.get("OUT", "/tmp")) / "sm90.jsonl"))
     parser.add_argument("--compile-only", action="store_true")

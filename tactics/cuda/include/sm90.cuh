@@ -85,6 +85,13 @@ __device__ __forceinline__ void tma_load(u32 target, const TensorMap* map, u32 b
       "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
+// A box of a 4-D tensor.
+__device__ __forceinline__ void tma_load(u32 target, const TensorMap* map, u32 barrier, int x, int y, int z, int w) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(target),
+      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
 // The same to every block of the cluster whose bit is set in `mask`, at the same shared address, counted on each one's barrier.
 __device__ __forceinline__ void tma_load_multicast(u32 target, const TensorMap* map, u32 barrier, int x, int y, int z,
                                                    unsigned short mask) {
@@ -139,11 +146,13 @@ __device__ __forceinline__ u32 remote_address(u32 address, u32 rank) {
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
   return remote;
 }
-__device__ __forceinline__ void store_remote(u32 remote, float a, float b) {
-  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(remote), "f"(a), "f"(b) : "memory");
+// Stores to a block of the cluster whose bytes are counted on `barrier`, of the same block: who waits there sees them. No memory barrier.
+__device__ __forceinline__ void store_remote(u32 remote, float a, float b, u32 barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(remote), "f"(a), "f"(b), "r"(barrier)
+               : "memory");
 }
-__device__ __forceinline__ void store_remote(u32 remote, float a) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote), "f"(a) : "memory");
+__device__ __forceinline__ void store_remote(u32 remote, float a, u32 barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(remote), "f"(a), "r"(barrier) : "memory");
 }
 
 // -------------------------------------------------------------------------------------------- programmatic dependent launch

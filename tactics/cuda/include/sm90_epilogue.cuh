@@ -60,14 +60,11 @@ __device__ __forceinline__ void read_eight(SUM_T (&v)[8], const SUM_T* from, int
 // Writes a warp's 16-row slice of one 64-row block: x0 its first row of X, y0 the tile's first row of Y.
 #if DIRECT
 static_assert(!SWAP && BN % 32 == 0 && VEC == 8, "rows of B are permuted within whole groups of 32");
-__device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T*, OUT_T* out, const EpilogueArgs& args, int x0, int y0,
-                                            int rows, int columns, long long first_row) {
+// The results of a thread's two rows first_row + m, where they are there (else m is any row), at columns y0 and on.
+__device__ __forceinline__ void write_rows(const SUM_T (&sum)[BN / 2], OUT_T* out, const EpilogueArgs& args, const int (&m)[2],
+                                           const bool (&there)[2], int y0, int columns, long long first_row) {
   constexpr int GROUPS = BN / 32, BATCH = GROUPS_AT_ONCE;
-  const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 8;
-  if (x0 >= rows) return;
-  // Rows past the end are computed as the last one and not stored.
-  const int m[2] = {min(x0 + g, rows - 1), min(x0 + g + 8, rows - 1)};
-  const bool there[2] = {x0 + g < rows, x0 + g + 8 < rows};
+  const int c = threadIdx.x % 4 * 8;
   OUT_T* const target[2] = {out + (first_row + m[0]) * OUT_ROW(columns) + y0 + c, out + (first_row + m[1]) * OUT_ROW(columns) + y0 + c};
 #pragma unroll
   for (int from = 0; from < GROUPS; from += BATCH) {  // groups whose loads all come before the first store, which might alias them
@@ -89,6 +86,13 @@ __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T*, 
       for (int h = 0; h < 2; ++h)
         if (there[h] && y0 + 32 * (from + t) < columns) store_finished<8>(target[h] + 32 * (from + t), v[t][h]);
   }
+}
+__device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T*, OUT_T* out, const EpilogueArgs& args, int x0, int y0,
+                                            int rows, int columns, long long first_row) {
+  const int m = x0 + threadIdx.x % 32 / 4;
+  if (x0 >= rows) return;
+  // Rows past the end are computed as the last one and not stored.
+  write_rows(sum, out, args, {min(m, rows - 1), min(m + 8, rows - 1)}, {m < rows, m + 8 < rows}, y0, columns, first_row);
 }
 #elif SWAP
 __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* staging, OUT_T* out, const EpilogueArgs& args, int x0,

@@ -75,8 +75,8 @@ constexpr int SUMS = MI * BN / 2;  // registers a thread holds for them
 // Consumers need more than the even share of 168 registers (of 128, when they are three warpgroups).
 constexpr bool REBALANCE = (WARPGROUPS == 2 && SUMS > 96) || (WARPGROUPS == 3 && SUMS > 64);
 constexpr int THREADS = WARPGROUPS * 128 + (REBALANCE ? 128 : 32);  // setmaxnreg moves registers between whole warpgroups
-constexpr int CONSUMER_REGISTERS = WARPGROUPS == 3 ? 160 : 232;
-constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 32 : 40;
+constexpr int CONSUMER_REGISTERS = WARPGROUPS == 3 ? 152 : 232;
+constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 56 : 40;
 constexpr int PRODUCER = WARPGROUPS * 4;  // its warp
 constexpr int X_BYTES = BM * SWIZZLE;
 constexpr int Y_BYTES = BN * SWIZZLE;
@@ -88,7 +88,7 @@ constexpr int PARTIAL_BYTES = SPLIT > 1 ? 4 * SPLIT * PARTIAL_BLOCK : 0;
 constexpr bool OVERLAY = PARTIAL_BYTES > 24 * 1024;  // large partial sums lie where the stages were
 constexpr int STAGING_BYTES = SPLIT > 1 ? (OVERLAY ? 0 : PARTIAL_BYTES) : DIRECT ? 0 : 4 * WARPGROUPS * 4 * STAGING_WARP;
 constexpr int STAGE_BYTES = STAGES * (X_BYTES + Y_BYTES) > PARTIAL_BYTES || !OVERLAY ? STAGES * (X_BYTES + Y_BYTES) : PARTIAL_BYTES;
-constexpr int SHARED_BYTES = STAGE_BYTES + STAGING_BYTES + STAGES * 16;
+constexpr int SHARED_BYTES = STAGE_BYTES + STAGING_BYTES + STAGES * 16 + (SPLIT > 1 ? 16 : 0);
 
 static_assert(BM % 64 == 0 && MI >= 1 && (PINGPONG || MI * 64 * WARPGROUPS == BM), "BM is 64-row blocks, shared evenly");
 static_assert(CLUSTER <= 8, "portable clusters");
@@ -139,23 +139,32 @@ __device__ __forceinline__ float as_float(int value) { return __int_as_float(val
 __device__ __forceinline__ void keep(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 __device__ __forceinline__ void keep(int& value) { asm volatile("" : "+r"(value)::"memory"); }
 
-// Sends a warpgroup's partial sums over slice `slice` of K to the blocks of the cluster that own their rows; `place` is the block's
-// among those that share operands.
-__device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], u32 partial, int x, u32 slice, u32 place) {
+// Hands a warpgroup's partial sums over slice `slice` of K to the blocks of the cluster that own their rows: stores for this block's own,
+// messages for the others, which their barriers `received` count. `place` is the block's among those that share operands.
+__device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], SUM_T* partial, u32 received, int x, u32 slice, u32 place) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 2;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    int row = x + 8 * h;  // of the tile; a multiple of 8, as OWNED is
-    int local = row % OWNED + g;
-    u32 target = remote_address(partial + 4 * slice * PARTIAL_BLOCK, row / OWNED * SHARING + place);
+    const int row = x + 8 * h;  // of the tile; a multiple of 8, as OWNED is
+    const int local = row % OWNED + g;
+    const u32 owner = row / OWNED, rank = owner * SHARING + place;
+    SUM_T* const own = partial + slice * PARTIAL_BLOCK;
+    const u32 target = remote_address(shared_address(own), rank), barrier = remote_address(received, rank);
 #pragma unroll
     for (int j = 0; j < BN / 8; ++j) {
-      const float a = as_float(sum[4 * j + 2 * h]), b = as_float(sum[4 * j + 2 * h + 1]);  // bits, whatever they mean
+      const SUM_T a = sum[4 * j + 2 * h], b = sum[4 * j + 2 * h + 1];
       if constexpr (SWAP) {
-        store_remote(target + 4 * ((8 * j + c) * PARTIAL_ROW + local), a);
-        store_remote(target + 4 * ((8 * j + c + 1) * PARTIAL_ROW + local), b);
+        const int at = (8 * j + c) * PARTIAL_ROW + local;
+        if (owner == slice) {
+          own[at] = a, own[at + PARTIAL_ROW] = b;
+        } else {
+          store_remote(target + 4 * at, as_float(a), barrier);  // bits, whatever they mean
+          store_remote(target + 4 * (at + PARTIAL_ROW), as_float(b), barrier);
+        }
       } else {
-        store_remote(target + 4 * (local * PARTIAL_ROW + 8 * j + c), a, b);
+        const int at = local * PARTIAL_ROW + 8 * j + c;
+        if (owner == slice) *(Sum2*)(own + at) = Sum2{a, b};
+        else store_remote(target + 4 * at, as_float(a), as_float(b), barrier);
       }
     }
   }
@@ -164,20 +173,34 @@ __device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], u32 par
 // Adds the cluster's partial sums of this block's rows in the order of the blocks, and writes them.
 __device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, const EpilogueArgs& args, int x0, int y0, int rows,
                                             int columns, long long first_row) {
-  constexpr int WIDE = (SWAP ? OWNED : BN) / 8, COUNT = (SWAP ? BN : OWNED) * WIDE;
-  for (int vector = threadIdx.x; vector < COUNT; vector += WARPGROUPS * 128) {
-    int row = vector / WIDE, column = vector % WIDE * 8;
-    const SUM_T* from = partial + row * PARTIAL_ROW + column;
-    SUM_T v[8], part[8];
-    read_eight(v, from, threadIdx.x);
+  constexpr int WIDE = (SWAP ? OWNED : BN) / 8, COUNT = (SWAP ? BN : OWNED) * WIDE, MOVERS = WARPGROUPS * 128;
+  constexpr int EACH = (COUNT + MOVERS - 1) / MOVERS, BATCH = EACH < 4 ? EACH : 4;  // vectors whose loads all come before the first store
+  for (int from = threadIdx.x; from < COUNT; from += BATCH * MOVERS) {
+    Finished v[BATCH][8];
+    int m[BATCH], n[BATCH];
+    bool there[BATCH];
 #pragma unroll
-    for (int i = 1; i < SPLIT; ++i) {
-      read_eight(part, from + i * PARTIAL_BLOCK, threadIdx.x);
+    for (int t = 0; t < BATCH; ++t) {  // no branches: what lies outside is computed as the tile's first vector, and not stored
+      const int vector = from + t * MOVERS, row = vector / WIDE, column = vector % WIDE * 8;
+      m[t] = SWAP ? y0 + row : x0 + row, n[t] = SWAP ? x0 + column : y0 + column;
+      there[t] = m[t] < rows && n[t] < columns && (COUNT % (BATCH * MOVERS) == 0 || vector < COUNT);
+      const SUM_T* at = partial + (there[t] ? row * PARTIAL_ROW + column : 0);
+      SUM_T sum[8], part[8];
+      read_eight(sum, at, threadIdx.x);
 #pragma unroll
-      for (int k = 0; k < 8; ++k) v[k] += part[k];
+      for (int i = 1; i < SPLIT; ++i) {
+        read_eight(part, at + i * PARTIAL_BLOCK, threadIdx.x);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) sum[k] += part[k];
+      }
+      if constexpr (VEC == 8) finish_sums<8>(sum, v[t], args, first_row + (there[t] ? m[t] : 0), there[t] ? n[t] : 0, columns);
+      else if (there[t]) finish(sum, out, args, m[t], n[t], rows, columns, first_row);
     }
-    if constexpr (SWAP) finish(v, out, args, y0 + row, x0 + column, rows, columns, first_row);
-    else finish(v, out, args, x0 + row, y0 + column, rows, columns, first_row);
+    if constexpr (VEC == 8) {
+#pragma unroll
+      for (int t = 0; t < BATCH; ++t)
+        if (there[t]) store_finished<8>(out + (first_row + m[t]) * OUT_ROW(columns) + n[t], v[t]);
+    }
   }
 }
 
@@ -191,7 +214,7 @@ template <class Problem>
 __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const EpilogueArgs& args) {
   extern __shared__ __align__(1024) char shared[];
   const u32 x_base = shared_address(shared), y_base = x_base + STAGES * X_BYTES;
-  const u32 full = x_base + STAGE_BYTES + STAGING_BYTES, empty = full + STAGES * 8;
+  const u32 full = x_base + STAGE_BYTES + STAGING_BYTES, empty = full + STAGES * 8, received = empty + STAGES * 8;
   SUM_T* staging = (SUM_T*)(shared + (OVERLAY ? 0 : STAGE_BYTES));
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   const u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
@@ -210,9 +233,11 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       problem.prefetch();
       for (int i = 0; i < STAGES; ++i) {
         barrier_init(full + 8 * i, 1);
-        barrier_init(empty + 8 * i, (PINGPONG ? 1 : WARPGROUPS) * 4 * (CLUSTER_X + CLUSTER_Y - 1));
+        barrier_init(empty + 8 * i, (PINGPONG ? 1 : WARPGROUPS) * (CLUSTER_X + CLUSTER_Y - 1));
       }
-      barrier_init_fence<(SHARING > 1)>();
+      if constexpr (SPLIT > 1) barrier_init(received, 1);
+      barrier_init_fence<(CLUSTER > 1)>();
+      if constexpr (SPLIT > 1) barrier_expect(received, (SPLIT - 1) * OWNED * BN * 4);
     }
     __syncwarp();
     named_arrive<1>(WARPGROUPS * 128 + 32);
@@ -242,7 +267,10 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
             if (SWAP) problem.load_x(x_base + stage * X_BYTES, full + 8 * stage, ahead);
             else problem.load_y(y_base + stage * Y_BYTES, full + 8 * stage, ahead);
           }
+          // All tiles along the other side want the same weights: each asks for its share, lest requests queue before those for A.
+          const int sharers = SWAP ? along_y : along_x, own = (SWAP ? tile.y / CLUSTER_Y : tile.x / CLUSTER_X) % AHEAD;
           for (int k = 0; k < AHEAD && ready + k < last; ++k, problem.next(ahead)) {
+            if (sharers < AHEAD ? k % sharers != own : k != own) continue;
             if (SWAP) problem.prefetch_x(ahead);
             else problem.prefetch_y(ahead);
           }
@@ -285,7 +313,9 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
     constexpr int X_BLOCK = X_MN ? BK * 128 : 64 * SWIZZLE;                // bytes from one 64-row block to the next
     constexpr int X_STEP = X_MN ? 16 * 128 : 32, Y_STEP = Y_MN ? 16 * Y_SWIZZLE : 32;  // bytes along K
     const int block = PINGPONG ? 0 : group * MI;
+    // One warp speaks for its warpgroup: the four read a stage together (wgmma is the warpgroup's).
     auto release = [&](int index) {
+      if (warp % 4 != 0) return;
       if constexpr (SHARING > 1) {  // to every block that loads part of this one's stages: its neighbours along X, then along Y
         const u32 y = lane - CLUSTER_X + (lane - CLUSTER_X >= rank_y);
         if (lane < CLUSTER_X + CLUSTER_Y - 1)
@@ -344,9 +374,9 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
         if constexpr (OVERLAY) cluster_arrive_relaxed();
         cluster_wait();  // every block of the cluster has started, and with OVERLAY has read its last stage
 #pragma unroll
-        for (int b = 0; b < MI; ++b) send_partial(sum[b], shared_address(staging), (block + b) * 64 + warp % 4 * 16, slice, rank % SHARING);
-        cluster_arrive();
-        cluster_wait();
+        for (int b = 0; b < MI; ++b) send_partial(sum[b], staging, received, (block + b) * 64 + warp % 4 * 16, slice, rank % SHARING);
+        named_sync<2>(WARPGROUPS * 128);
+        barrier_wait(received, 0);
         write_owned(staging, out, args, x0 + slice * OWNED, y0, problem.rows, problem.columns, first_row);
         break;
       } else {
@@ -356,6 +386,6 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
                       problem.rows, problem.columns, first_row);
       }
     }
-    if constexpr (SHARING > 1 && SPLIT == 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
+    if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
   }
 }

@@ -59,6 +59,13 @@ class Tile:
         return self.warpgroups * 128 + (128 if rebalance else 32)
 
     @property
+    def groups_at_once(self) -> int:
+        """Groups of 32 columns whose operands a thread reads before it stores any: as many as its registers hold beside the sums."""
+        if self.blocks > 1:
+            return 2 if register_limit(self.threads, self.blocks) - self.accumulators >= 60 else 1
+        return 1 if self.accumulators > 160 else 3 if self.warpgroups < 3 and self.accumulators <= 96 else 2
+
+    @property
     def partial_bytes(self) -> int:
         """Shared memory for the partial sums of a split's blocks; from OVERLAY bytes on they lie where the stages were."""
         owned = self.bm // self.split
@@ -82,7 +89,7 @@ class Tile:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
         ring = self.stages * (self.stage_bytes - 16)
-        return max(ring, self.partial_bytes if self.partial_bytes > OVERLAY else 0) + self.staging_bytes + 16 * self.stages
+        return max(ring, self.partial_bytes if self.partial_bytes > OVERLAY else 0) + self.staging_bytes + 16 * (self.stages + (self.split > 1))
 
     def config(self) -> Config:
         """As a tactic's configuration."""
@@ -94,7 +101,7 @@ class Tile:
             "BM": self.bm, "BN": self.bn, "WARPGROUPS": self.warpgroups, "STAGES": self.stages, "PINGPONG": self.pingpong,
             "SWIZZLE": self.swizzle, "CLUSTER_X": self.cluster_x, "CLUSTER_Y": self.cluster_y, "SPLIT": self.split, "SWAP": self.swap,
             "CHUNK": self.chunk, "MIN_BLOCKS": self.blocks, "DIRECT": self.direct,
-            "GROUPS_AT_ONCE": 1 if self.accumulators > 160 else 2,
+            "GROUPS_AT_ONCE": self.groups_at_once,
         }  # fmt: skip
 
 
@@ -193,12 +200,12 @@ def refused(device: DeviceSpec, dtype: DataType, tf32: bool) -> Refusal | None:
 
 
 def with_stages(tile: Tile, problem: Problem) -> Tile:
-    """The tile with as many stages as K and shared memory allow: latency is hidden by bytes under way, 160 KiB at most."""
-    room = min(SHARED, SHARED_SM // tile.blocks - SHARED_RESERVED) - tile.staging_bytes
+    """The tile with as many stages as K and shared memory allow: latency is hidden by bytes under way, 160 KiB or five stages."""
+    room = min(SHARED, SHARED_SM // tile.blocks - SHARED_RESERVED) - tile.staging_bytes - 16 * (tile.split > 1)
     wanted = ceil_div(problem.iterations(tile), tile.split)
     if tile.split == 1 and problem.batch * problem.m > 64 * 132:  # a block has several tiles and may load ahead of the one it writes
         wanted *= 4
-    return replace(tile, stages=max(2, min(12, 160 * 1024 // tile.stage_bytes + 1, room // tile.stage_bytes, wanted)))
+    return replace(tile, stages=max(2, min(12, max(5, 160 * 1024 // tile.stage_bytes + 1), room // tile.stage_bytes, wanted)))
 
 
 def shapes(problem: Problem) -> Iterator[Tile]:

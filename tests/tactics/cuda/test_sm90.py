@@ -16,8 +16,9 @@ from fusion.ops import Attention, Convolution, MatrixMultiply
 from tactics.compiler import compile_cubin
 from tactics.cuda.sm90.attention_sm90 import Sm90Attention, Sm90ShortAttention
 from tactics.cuda.sm90.conv_sm90 import Sm90Convolution
+from tactics.cuda.sm90.conv_window_sm90 import POSITIONS, ROW, Sm90WindowConvolution, patch_of
 from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
-from tactics.cuda.sm90.stem_sm90 import Sm90Stem, pack_stem
+from tactics.cuda.sm90.stem_sm90 import Rows, Sm90Stem, pack_stem, rows_of
 from tactics.cuda.sm90.tile_sm90 import Problem, Tile, illegal, tile_of, tiles_along
 from tactics.tactic import DeviceSpec, Launch, Refusal, Scalar, Struct, Tactic, TensorMap, Workload
 
@@ -71,6 +72,12 @@ CONVS = {
     "deep": conv((1, 7, 7, 512), (512, 512, 3, 3), (1, 1), (1, 1, 1, 1)),
     "tf32": conv((1, 9, 9, 12), (20, 12, 3, 3), (1, 1), (1, 1, 1, 1), dtype=DataType.FLOAT),
 }
+WINDOWS = {
+    "resnet": conv((4, 56, 56, 64), (64, 64, 3, 3), (1, 1), (1, 1, 1, 1)),
+    "densenet": conv((2, 28, 28, 128), (32, 128, 3, 3), (1, 1), (1, 1, 1, 1)),
+    "wide": conv((1, 20, 259, 64), (128, 64, 3, 3)),
+    "uneven": conv((2, 13, 37, 64), (96, 64, 3, 5), (1, 1), (0, 1, 2, 3), dtype=DataType.BF16),
+}
 STEMS = {
     "resnet": conv((1, 224, 224, 3), (64, 3, 7, 7), (2, 2), (3, 3, 3, 3)),
     "mobilenet": conv((32, 224, 224, 3), (32, 3, 3, 3), (2, 2), (1, 1, 1, 1)),
@@ -103,6 +110,11 @@ def one_launch(tactic: Tactic, workload: Workload, config) -> Launch:
         (Sm90Convolution(), conv((1, 400, 400, 8), (8, 8, 3, 3), dilation=(130, 1)), H200, "8 bits"),
         (Sm90Convolution(), conv((1, 9, 9, 9, 8), (8, 8, 3, 3, 3), (1, 1, 1), (0,) * 6, (1, 1, 1)), H200, "three dimensions"),
         (Sm90Convolution(), conv((1, 8, 9, 9), (8, 8, 3, 3), planes=True), H200, "channels-first"),
+        (Sm90WindowConvolution(), CONVS["deep"], H200, "do not fit in shared memory"),
+        (Sm90WindowConvolution(), CONVS["1x1"], H200, "several taps"),
+        (Sm90WindowConvolution(), conv((1, 9, 9, 64), (64, 64, 3, 3), (2, 2)), H200, "stride and dilation 1"),
+        (Sm90WindowConvolution(), conv((1, 9, 9, 72), (64, 72, 3, 3)), H200, "multiples of 64 and 32"),
+        (Sm90WindowConvolution(), conv((1, 9, 9, 64), (64, 64, 3, 3), varies=((False, True, True, False), (False,) * 4, (False, True, True, False))), H200, "varies"),
         (Sm90Stem(), CONVS["3x3"], H200, "input channels"),
         (Sm90Stem(), conv((1, 3, 9, 9), (8, 3, 3, 3), planes=True, varies=((False, True, False, False), (False,) * 4, (False,) * 4)), H200, "do not vary"),
         (Sm90Stem(), conv((1, 64, 64, 3), (8, 3, 3, 3), dilation=(2, 2)), H200, "dilation"),
@@ -148,9 +160,9 @@ def test_illegal_tiles_say_why():
 
 def test_partial_sums_of_a_split_overlay_the_stages():
     small, large = Tile(64, 64, 1, 4, split=4), Tile(128, 192, 2, 5, split=4)
-    assert small.shared_bytes == 4 * (small.stage_bytes + 4 * 16 * 72)  # 4 stages, 4 blocks' 16 rows of 64 + 8 floats
-    assert large.shared_bytes == 5 * large.stage_bytes and large.partial_bytes > 96 * 1024
-    assert replace(large, stages=2).shared_bytes == large.partial_bytes + 2 * 16  # few stages: the partial sums need more
+    assert small.shared_bytes == 4 * (small.stage_bytes + 4 * 16 * 72) + 16  # 4 stages, 4 blocks' 16 rows of 64 + 8 floats, a barrier
+    assert large.shared_bytes == 5 * large.stage_bytes + 16 and large.partial_bytes > 96 * 1024
+    assert replace(large, stages=2).shared_bytes == large.partial_bytes + 3 * 16  # few stages: the partial sums need more
 
 
 def test_configurations_fill_one_wave():
@@ -271,6 +283,46 @@ def test_the_same_kernels_serve_every_batch():
         assert first.kernel == second.kernel and first.shared_memory == second.shared_memory
 
 
+# --------------------------------------------------------------------------------------------------------------- windows
+@pytest.mark.parametrize("height, width, taps", [(56, 56, (3, 3)), (28, 28, (3, 3)), (18, 257, (3, 3)), (12, 38, (3, 5)), (5, 3, (5, 5)), (1, 1, (3, 1)), (7, 300, (1, 7))])
+def test_taps_are_shifts_of_a_patch(height, width, taps):
+    """A tile's positions are rows of the flattened patch, and tap (r, s) of an output is r * pitch + s rows further on."""
+    patch = patch_of(height, width, taps)
+    assert patch.height * patch.pitch <= POSITIONS and max(patch.pitch, patch.rows) <= 256
+    assert patch.bytes % 1024 == 0
+    pixels = np.arange(patch.rows * patch.pitch).reshape(patch.rows, patch.pitch)
+    seen = set()
+    for position in range(POSITIONS):
+        y, x = divmod(position, patch.pitch)
+        for r, s in every(range(taps[0]), range(taps[1])):
+            row = position + r * patch.pitch + s
+            assert (row + 1) * ROW <= patch.bytes  # what no output comes from is read all the same
+            if y < patch.height and x < patch.width:
+                seen.add((y, x))
+                assert pixels.ravel()[row] == pixels[y + r, x + s]
+    assert len(seen) == patch.height * patch.width
+
+
+@pytest.mark.parametrize("name", list(WINDOWS))
+def test_window_convolutions_load_what_they_multiply(name):
+    tactic, workload = Sm90WindowConvolution(), WINDOWS[name]
+    assert tactic.supports(workload, H200) is None
+    outputs, channels, r, s = (int(dim) for dim in workload.inputs[1].shape)
+    weights = np.arange(outputs * channels * r * s, dtype=np.float64).reshape(outputs, channels, r, s)
+    for config in tactic.configs(workload, H200):
+        (packed,) = tactic.prepare(workload, config, {1: weights})
+        launch = one_launch(tactic, workload, config)
+        image, filters = launch.arguments[:2]
+        assert isinstance(image, TensorMap) and isinstance(filters, TensorMap)
+        assert image.dims == (channels, *reversed(workload.inputs[0].shape[:3])) and image.box[0] == filters.box[0] == 64
+        assert filters.dims == (channels, r * s, outputs) and filters.box == (64, 1, dict(config)["bn"])
+        # row 8 j + 2 c + e of each 32 is output 8 c + 2 j + e
+        rows = packed.reshape(-1, 4, 4, 2, r * s, channels).swapaxes(1, 2).reshape(outputs, r, s, channels)
+        np.testing.assert_array_equal(rows, weights.transpose(0, 2, 3, 1))
+        assert launch.shared_memory <= 227 * 1024 and launch.grid[0] * launch.grid[1] <= 132
+        assert tactic.estimate(workload, config, H200) > 0
+
+
 # ----------------------------------------------------------------------------------------------------------------- stem
 @pytest.mark.parametrize("name", list(STEMS))
 def test_stem_weights_are_where_the_kernel_reads_them(name):
@@ -279,6 +331,8 @@ def test_stem_weights_are_where_the_kernel_reads_them(name):
     outputs, channels, r, s = (int(dim) for dim in workload.inputs[1].shape)
     weights = np.arange(1, outputs * channels * r * s + 1, dtype=np.float64).reshape(outputs, channels, r, s)
     for config in tactic.configs(workload, H200):
+        if dict(config)["patches"]:
+            continue
         bn = dict(config)["bn"]
         packed = pack_stem(weights, bn).reshape(-1, r, -(-s // 4), 2, bn // 8, 8, 8)
         for o, c, i, j in every((0, outputs - 1), range(channels), range(r), range(s)):
@@ -291,6 +345,64 @@ def test_stem_weights_are_where_the_kernel_reads_them(name):
         batch, h, w, p, q, o = (number.value for number in launch.arguments[3:9] if isinstance(number, Scalar))
         x, y = workload.inputs[0].shape, workload.outputs[0].shape
         assert (batch, h, w) == (x[0], *(x[2:] if name == "planes" else x[1:3])) and (p, q, o) == tuple(y[1:])
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "bn", "direct"),
+    [
+        (Rows(3, (7, 7), (2, 2), (3, 3), False), 64, 64, 1), (Rows(3, (7, 7), (2, 2), (3, 3), True), 64, 64, 1),
+        (Rows(3, (3, 3), (2, 2), (1, 1), False), 40, 32, 0), (Rows(4, (3, 5), (1, 2), (0, 2), False), 32, 32, 1),
+        (Rows(1, (5, 5), (2, 2), (2, 2), True), 16, 16, 0), (Rows(2, (3, 4), (1, 1), (1, 1), False), 64, 32, 1),
+    ],
+)  # fmt: skip
+def test_rows_of_the_stem_meet_their_weights(rows, outputs, bn, direct):
+    """The kernel's addresses in NumPy: a tile's patch as TMA copies it, the eights of K that each output pixel reads from it."""
+    rng = np.random.default_rng(7)
+    image = rng.integers(-4, 5, (rows.channels, 37, 48)).astype(np.float64)
+    weights = rng.integers(-4, 5, (outputs, rows.channels, *rows.taps)).astype(np.float64)
+    packed = rows.pack(weights, bn, direct)
+    k = packed.transpose(0, 2, 3, 1, 4).reshape(-1, rows.halves * 8)  # rows as they lie in shared memory
+    if direct:  # row 8 j + 2 c + e of each 32 is output 8 c + 2 j + e
+        k = k.reshape(-1, 4, 4, 2, k.shape[1]).swapaxes(1, 2).reshape(k.shape)
+    assert not k[outputs:].any()
+    together, (stride_h, stride_w), (pad_h, pad_w), (r, s) = rows.together, rows.stride, rows.pad, rows.taps
+    lines = image if rows.planes else image.transpose(1, 2, 0).reshape(1, 37, -1)  # [plane, row, values]
+    per, start = rows.row_k // 8, -((pad_w * together + 7) // 8 * 8)
+    shift = -pad_w * together - start
+    padded = np.pad(image, ((0, 0), (pad_h, 40), (pad_w, 60)))
+    for p0, q0 in ((0, 0), (8, 16)):
+        patch = np.zeros((lines.shape[0], rows.height(1), rows.width))  # TMA: zeros outside of the image
+        for y, x in every(range(rows.height(1)), range(rows.width)):
+            at = p0 * stride_h - pad_h + y, q0 * stride_w * together + start + x
+            if 0 <= at[0] < 37 and 0 <= at[1] < lines.shape[2]:
+                patch[:, y, x] = lines[:, at[0], at[1]]
+        for p, q in ((0, 0), (3, 15), (1, 8)):
+            values = np.zeros(rows.halves * 8)
+            for half in range(r * per * (rows.channels if rows.planes else 1)):
+                row, at = divmod(half, per)
+                plane, line = divmod(row, r) if rows.planes else (0, row)
+                first = q * stride_w * together + shift - rows.lead + 8 * at
+                assert first % 2 == 0  # pairs are whole words
+                values[8 * half : 8 * half + 8] = patch[plane, p * stride_h + line, first : first + 8]
+            y, x = (p0 + p) * stride_h, (q0 + q) * stride_w
+            expected = np.einsum("crs,ocrs->o", padded[:, y : y + r, x : x + s], weights)
+            np.testing.assert_array_equal((k @ values)[:outputs], expected)
+
+
+def test_the_stem_reads_rows_where_tma_can():
+    for name in ("resnet", "mobilenet", "planes"):
+        rows = rows_of(STEMS[name])
+        assert isinstance(rows, Rows) and rows.planes == (name == "planes")
+        chosen = [config for config in Sm90Stem().configs(STEMS[name], H200) if dict(config)["patches"]]
+        for launch in (one_launch(Sm90Stem(), STEMS[name], config) for config in chosen):
+            image = launch.arguments[0]
+            assert isinstance(image, TensorMap) and image.swizzle == 0 and all(stride % 16 == 0 for stride in image.strides)
+            assert image.box[0] == rows.width and max(image.box) <= 256 and image.box[0] * 2 % 16 == 0
+            assert launch.shared_memory <= 227 * 1024
+        assert chosen
+    assert "16 bytes" in rows_of(STEMS["one channel"]).reason
+    odd = conv((1, 32, 32, 3), (32, 3, 3, 3), (1, 1), (1, 1, 1, 1))
+    assert "odd number" in rows_of(odd).reason and Sm90Stem().supports(odd, H200) is None
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
@@ -423,6 +535,12 @@ def test_convolution_kernels_compile_without_spills(name):
         compiled(one_launch(tactic, CONVS[name], config))
 
 
+@pytest.mark.parametrize("name", list(WINDOWS))
+def test_window_kernels_compile_without_spills(name):
+    tactic = Sm90WindowConvolution()
+    compiled(one_launch(tactic, WINDOWS[name], tactic.configs(WINDOWS[name], H200)[0]))
+
+
 @pytest.mark.parametrize("name", list(STEMS))
 def test_stem_kernels_compile_without_spills(name):
     tactic = Sm90Stem()
@@ -456,6 +574,8 @@ ON_GPU = {
     "odd columns": (Sm90Gemm(), GEMMS["odd columns"]),
     "convolution": (Sm90Convolution(), conv((5, 14, 14, 256), (288, 256, 3, 3), (1, 1), (1, 1, 1, 1))),
     "strided convolution": (Sm90Convolution(), conv((5, 15, 14, 128), (160, 128, 3, 3), (2, 2), (1, 1, 1, 1))),
+    **{f"window, {name}": (Sm90WindowConvolution(), workload) for name, workload in WINDOWS.items()},
+    **{f"stem, {name}": (Sm90Stem(), workload) for name, workload in STEMS.items() if name != "mobilenet"},
     **{f"attention, {name}": (Sm90Attention(), workload) for name, workload in ATTENTIONS.items()},
     **{f"short attention, {name}": (Sm90ShortAttention(), workload) for name, workload in SHORT_ATTENTIONS.items()},
 }
@@ -475,7 +595,7 @@ def test_on_gpu(name: str) -> None:
     inputs = values(workload)
     expected = workload.op.evaluate(inputs)[0].astype(np.float64)
     found = list(tactic.configs(workload, spec))
-    clustered = {_cluster(one): one for one in reversed(found)} if not isinstance(workload.op, Attention) else {}
+    clustered = {_cluster(one): one for one in reversed(found)} if isinstance(tactic, Sm90Gemm | Sm90Convolution) else {}
     shared = [Tile(128, 128, 2, 3, split=2, cluster_x=x, cluster_y=y).config() for x, y in ((2, 1), (1, 2), (2, 2))]
     for config in dict.fromkeys((*found[:3], *clustered.values(), *(shared if clustered and name != "odd columns" else ()))):
         plan = tactic.plan(workload, config, spec)
