@@ -152,7 +152,6 @@ def share_memory(
     *,
     ask: Ask | None = None,
     disabled: Collection[str] = (),
-    dense: Collection[str] = (),
     views: Collection[str] | None = None,
 ) -> Sharing:
     """Finds the views of ``network`` and places their tensors.
@@ -162,7 +161,7 @@ def share_memory(
     one input would have to be copied is no view: one kernel does that at once.
 
     ``ask`` tells which layers can work with columns of a wider tensor; without it none can. ``disabled`` are rules that must not run, as in
-    ``FusionOptions``; ``dense`` are tensors that somebody reads outside the network. When a network was built, ``views`` are the layers that
+    ``FusionOptions``. When a network was built, ``views`` are the layers that
     became views: then nothing is asked, and the answer is the one of the build.
     """
     produced = {name for layer in network.layers for name in layer.outputs}
@@ -172,7 +171,7 @@ def share_memory(
     home = {name: index for index, one in enumerate(segments) for number in one.layers for name in network.layers[number].outputs}
     fixed = {*network.inputs, *network.outputs, *(read - produced), *deciders}
     read_by_host = {reading.tensor for reading in network.sizes.values()}
-    memory = _Memory(network, fixed, {*dense, *read_by_host}, home, _anything if views is not None else ask)
+    memory = _Memory(network, fixed, read_by_host, home, _anything if views is not None else ask)
     switched_off = frozenset(disabled)
     copies = memory.copies
     refusals: dict[str, tuple[str, str, str]] = {}

@@ -351,7 +351,6 @@ def shared_memory(
         host,
         ask=ask_tactics(network, per_profile, device.spec, dict(config.pin_tactic)),
         disabled=tuple(f"{rule}@{layer}" if layer else rule for rule, layer in config.disable_fusion),
-        dense=network.tensors if config.mark_unfused_debug else config.mark_debug,
     )
     return sharing, tuple(host)
 

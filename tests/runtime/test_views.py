@@ -294,7 +294,7 @@ def test_rows_of_columns_under_other_shapes(cpu):
     check(build, [y, z], cpu, values(x=(2, 4, 8)), ask=anyone)
 
 
-@pytest.mark.parametrize("case", ["channels", "output", "input", "twice", "kernel", "reshape", "dynamic", "read", "other reader"])
+@pytest.mark.parametrize("case", ["channels", "output", "input", "twice", "kernel", "reshape", "dynamic", "other reader"])
 def test_what_cannot_be_columns(cpu, case):
     build = Graph()
     width = {"channels": 3, "dynamic": BATCH}.get(case, 8)
@@ -313,7 +313,7 @@ def test_what_cannot_be_columns(cpu, case):
     def ask(number, pitches):
         return f"{unable} cannot" if network.layers[number].name == unable else ""
 
-    found = share_memory(network, ask=ask, dense=[a] if case == "read" else ())
+    found = share_memory(network, ask=ask)
     expected = {"channels": "alignment", "output": "caller's memory", "input": "caller's memory", "twice": "two places", "reshape": "rows"}
     assert "join" not in found.views and not found.pitches
     assert found.refusals["join"][:2] == ("concatenation-view", expected.get(case, "kernel" if unable else case))
