@@ -155,3 +155,17 @@ def test_matmul(data: st.DataObject) -> None:
         check("MatMul", {"a": left, "b": right}, tolerance=1e-4, dynamic=False)
     else:
         check("MatMul", {"a": left}, {"b": right}, tolerance=1e-4)
+
+
+@few
+@given(st.data())
+def test_what_data_count(data: st.DataObject) -> None:
+    """Distinct slices, non-zero elements, kept slices."""
+    shape = tuple(data.draw(st.lists(size, min_size=1, max_size=3)))
+    x = np.random.default_rng(sum(shape)).integers(-1, 2, shape).astype(data.draw(st.sampled_from([np.float32, np.int64])))
+    axis: dict[str, object] = {"axis": data.draw(st.integers(-len(shape), len(shape) - 1))} if data.draw(st.booleans()) else {}
+    check("Unique", {"x": x}, outputs=4, sorted=data.draw(st.integers(0, 1)), dynamic=False, **axis)
+    check("NonZero", {"x": x}, dynamic=False)
+    length = shape[axis["axis"]] if axis else x.size  # type: ignore[call-overload]
+    kept = np.random.default_rng(length).random(data.draw(st.integers(1, length))) < 0.5
+    check("Compress", {"x": x, "c": kept}, dynamic=False, **axis)
