@@ -263,8 +263,14 @@ def make_contexts(config: Config, engine: Engine, device: Device, shapes: Shapes
         for name, extents in shapes.items():
             context.set_input_shape(name, extents)
         context.infer_shapes()
-    size = contexts[0].device_memory_size / 2**20
-    log.info(f"Created execution context with device memory size: {size:.1f} MiB")
+    if contexts[0].is_segmented:
+        from trtcli.report.building import activations
+
+        log.info(f"Created execution context: {activations(engine)}")
+        if allocation != "static":
+            log.warning(f"--allocationStrategy={allocation} has no effect where the host steps in: memory is taken as an inference goes")
+    else:
+        log.info(f"Created execution context with device memory size: {contexts[0].device_memory_size / 2**20:.1f} MiB")
     return contexts
 
 

@@ -118,7 +118,9 @@ def test_requests_where_the_host_steps_in(tmp_path: Path, transfers: list[str], 
     assert main([f"--onnx={path}", "--requestRate=400", "--maxBatch=3", *transfers, *QUICK]) == 0
     out, err = capsys.readouterr()
     assert "Served: " in out and "of segments" in out and "captured around" in err
-    assert main([f"--onnx={path}", "--sweepBatch=1:2", *transfers, *QUICK]) == 0
+    assert main([f"--onnx={path}", "--sweepBatch=1:2", "--allocationStrategy=runtime", *transfers, *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert "Created execution context: activations up to 0.0 MiB" in out and "--allocationStrategy=runtime has no effect" in err
 
 
 @pytest.mark.parametrize(
