@@ -18,12 +18,12 @@ ALIGNMENT = 16  # bytes: a part that starts elsewhere would have to be copied
 READERS = (Convolution, Deconvolution, MatrixMultiply, Pointwise, Pooling)  # what reads columns in place, whatever it computes
 
 
-def sibling_rule(name: str, equation: str, op: type[Op]) -> Rule:
-    """The rule that joins layers of kind ``op`` which read one tensor and differ in their constant weights only."""
+def sibling_rule(name: str, equation: str, *kinds: type[Op]) -> Rule:
+    """The rule that joins layers of one of ``kinds`` which read one tensor and differ in their constant weights only."""
 
     def match(graph: Graph, layer: Layer) -> Match | None:
         readers = sorted(graph.readers(layer.inputs[0]), key=graph.position)
-        siblings = [other for other in readers if _is_sibling(graph, other, op, layer.inputs[0]) and not _is_joined(graph, other)]
+        siblings = [other for other in readers if _is_sibling(graph, other, kinds, layer.inputs[0]) and not _is_joined(graph, other)]
         alike = [other for other in siblings if _key(graph, other) == _key(graph, layer)] if layer in siblings else []
         group = alike if len(alike) > 1 else siblings
         return Match(tuple(group), found={"alike": len(alike) > 1}) if len(group) > 1 and group[0] is layer else None
@@ -67,7 +67,9 @@ def sibling_rule(name: str, equation: str, op: type[Op]) -> Rule:
         layers, first = match.layers, match.layers[0]
         shape = graph.type(first.outputs[0]).shape
         axis = channel_axis(first, len(shape))
-        values = [np.concatenate([graph.constants[layer.inputs[1]] for layer in layers], _weight_axis(first))]
+        values = [
+            np.concatenate([graph.constants[layer.inputs[number]] for layer in layers], _weight_axis(first)) for number in range(1, first.op.arity)
+        ]
         for index in range(len(first.inputs) - first.op.arity):
             parts = [graph.constants[layer.inputs[first.op.arity + index]] for layer in layers]
             values.append(np.concatenate(parts, axis - len(shape)))
@@ -82,11 +84,13 @@ def sibling_rule(name: str, equation: str, op: type[Op]) -> Rule:
             start += int(kind.shape[axis])  # type: ignore[arg-type]
         return Replacement(tuple(new), dict(zip(names, values, strict=True)))
 
-    return Rule(name, equation, (op,), match, rewrite, check)
+    return Rule(name, equation, kinds, match, rewrite, check)
 
 
-def _is_sibling(graph: Graph, layer: Layer, op: type[Op], source: str) -> bool:
-    return isinstance(layer.op, op) and layer.inputs[0] == source and graph.constant(layer.inputs[1]) is not None
+def _is_sibling(graph: Graph, layer: Layer, kinds: tuple[type[Op], ...], source: str) -> bool:
+    if not isinstance(layer.op, kinds) or layer.inputs[0] != source:
+        return False
+    return all(graph.constant(name) is not None for name in layer.inputs[1 : layer.op.arity])
 
 
 def _is_joined(graph: Graph, layer: Layer) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusion.ops import MatrixMultiply
+from fusion.ops import MatrixMultiply, PackedMatrixMultiply
 from fusion.rules._siblings import sibling_rule
 
-RULE = sibling_rule("sibling-products", __doc__.splitlines()[0], MatrixMultiply)
+RULE = sibling_rule("sibling-products", __doc__.splitlines()[0], MatrixMultiply, PackedMatrixMultiply)

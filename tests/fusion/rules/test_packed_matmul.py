@@ -13,7 +13,7 @@ from fusion.network import Network
 from fusion.ops import MatrixMultiply, PackedMatrixMultiply
 from fusion.passes import FusionOptions, optimize
 from fusion.reference import run
-from fusion.rules import packed_matmul
+from fusion.rules import packed_matmul, sibling_products
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import assert_same
 from tests.fusion.rules.test_quantization import Build, activation, dequantize
@@ -58,6 +58,23 @@ def test_one_layer_with_packed_weights(kind: str, block: int, transposed: bool, 
         assert network.constants[layer.inputs[1]].nbytes == N * K * bits // 8
         assert set(layer.origins) >= {"dq", "product", "add", "relu"}
         assert_same(imported, network, 2e-5)
+
+
+def test_siblings_become_one_product() -> None:
+    """The query, key and value products of one token."""
+    build = Build()
+    x = build.input("x", 1, 256)
+    ends = []
+    for name, columns in (("q", 128), ("k", 64), ("v", 64)):
+        w = build.constant(f"{name}_w", build.random.integers(0, 256, (columns, 128)).astype(np.uint8))
+        scale, zero = (build.constant(f"{name}_{what}", value.astype(np.float32)) for what, value in (
+            ("s", build.random.random((columns, 8)) * 0.1), ("z", build.random.integers(0, 16, (columns, 8)))))  # fmt: skip
+        y = build.layer(name, PackedMatrixMultiply(4, 256, 32), x, w, scale, zero)
+        ends.append(build.pointwise(f"{name}_end", "exp", y))
+    result = fuse(build.network(*ends), sibling_products.RULE)
+    joined = only(result, PackedMatrixMultiply)
+    assert [result.tensors[name].shape for name in joined.inputs] == [(1, 256), (256, 128), (256, 8), (256, 8)]
+    assert kinds(result).count("Slice") == 3
 
 
 def test_narrow_activations() -> None:
