@@ -101,6 +101,13 @@ def test_what_does_not_go_together(flags: list[str], complaint: str, capsys: Cap
     assert complaint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("command", "flag"), [("check", "--timeDeserialize"), ("verify", "--loadRefOutputs=y:f"), ("build", "--getPlanVersionOnly"),
+                                               ("inspect", "--dumpRefit"), ("inspect", "--timeRefit"), ("check", "--timeRefit")])  # fmt: skip
+def test_commands_that_would_not_obey_refuse(command: str, flag: str, capsys: Captured) -> None:
+    assert main([command, "m.onnx", flag]) == 1
+    assert flag.split("=")[0] in capsys.readouterr().err
+
+
 def test_an_engine_file_by_itself(files: dict[str, Path], tmp_path: Path, capsys: Captured) -> None:
     engine = tmp_path / "m.engine"
     assert main(["build", str(files["onnx"]), f"--saveEngine={engine}", *QUICK[:1], "--dumpRefit", "--timeRefit"]) == 0
