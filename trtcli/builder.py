@@ -647,7 +647,11 @@ def _measured_fusions(
         misses += timed.misses
     kept = changed.applied[len(fused.applied) :]
     counts = ", ".join(f"{count} {rule}" for rule, count in Counter(one.rule for one in kept).items())
-    saved = _seconds_of(fused.network, choices) - _seconds_of(changed.network, timed)
+    before = _seconds_of(fused.network, choices)
+    saved = before - _seconds_of(changed.network, timed)
+    if saved <= min(0.0, MIN_GAIN * before):  # a concatenation may have lost its place
+        log.info(f"Measured fusions: none; what {len(kept)} of them save, other layers lose")
+        return fused, replace(choices, cache=timed.cache, misses=misses), None
     log.info(f"Measured fusions: {counts} save {saved * 1e6:.1f} us; {len(sites) - len(kept)} others were no faster")
     for one in kept:
         log.verbose(f"{one.rule}: {', '.join(one.layers)} -> {one.result}")

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
+from fusion.network import Network
+from fusion.ops import Convolution
 from runtime.devices import open_device
 from tests.catalogue import Row, model
 from tests.models import onnxruntime_outputs
@@ -41,6 +43,18 @@ def test_siblings(gain: float, disabled: tuple, joined: bool, monkeypatch: pytes
     found = engine.create_execution_context(device).execute({"x": x})
     expected = onnxruntime_outputs(onnx.load_from_string(data), {"x": x})
     np.testing.assert_allclose(found["y"], expected["y"], rtol=2e-5, atol=2e-5)
+
+
+def test_what_costs_other_layers_more_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(network: Network, choices: object, nodes: object = None) -> float:
+        joined = sum(isinstance(layer.op, Convolution) for layer in network.layers) == 1
+        return float(joined if nodes is None else not joined) + 1
+
+    monkeypatch.setattr(builder, "_seconds_of", seconds)
+    log = _Lines()
+    engine = builder.build(model(SIBLINGS), BuildConfig(avg_timing=1), open_device("cpu"), log=log)
+    assert "Measured fusions: none; what 1 of them save, other layers lose" in log.lines
+    assert sum(isinstance(layer.op, Convolution) for layer in engine.network.layers) == 2 and engine.record["optionalFusions"] is None
 
 
 def test_low_levels_try_nothing() -> None:
