@@ -110,7 +110,7 @@ def _conflicts(blocks: Sequence[Block], order: np.ndarray) -> np.ndarray:
     return _clash(tuple((block.uses, block.writers or block.uses[:1]) for block in blocks), len(order), order.tobytes())
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # quadratic in the layers
 def _clash(blocks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], layers: int, order_bytes: bytes) -> np.ndarray:
     if not blocks:
         return np.zeros((0, 0), bool)
