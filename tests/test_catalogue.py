@@ -14,9 +14,9 @@ from runtime.devices import open_device
 from runtime.views import view_layers
 from tests.catalogue import CATALOGUE, Row, model
 from tests.models import onnxruntime_outputs, random_inputs
-from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
+from trtcli.log import Silent
 
 DEVICES = ["cpu", pytest.param("0", marks=pytest.mark.gpu)]
 IDS = [row.name.replace(" ", "-") for row in CATALOGUE]

@@ -11,9 +11,9 @@ from runtime.device import Device
 from runtime.devices import open_device
 from runtime.engine import Engine
 from tests.models import WHEEL_MODELS, light, onnxruntime_outputs, wheel_model
-from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
+from trtcli.log import Silent
 from trtcli.zoo import LIGHT_MODELS
 
 LARGE = ("bvlc_alexnet", "vgg19", "zfnet512")  # hundreds of megabytes of weights

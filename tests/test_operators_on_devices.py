@@ -17,10 +17,10 @@ from tests.fusion.importer import test_microsoft as microsoft
 from tests.fusion.importer import test_recurrent as recurrent
 from tests.fusion.importer import test_signal as signal
 from tests.fusion.ops import test_random as random
-from tests.silence import Silent
 from trtcli import onnx_backend
 from trtcli.builder import build
 from trtcli.config import BuildConfig
+from trtcli.log import Silent
 
 CONFIG = BuildConfig(optimization_level=0, tf32=False)
 CASES: Mapping[str, tuple[ModuleType, Callable[[], object]]] = {

@@ -15,9 +15,9 @@ from runtime.devices import open_device
 from runtime.engine import Engine
 from tests.models import light, onnxruntime_outputs
 from tests.quantized import SHAPES, fp8, last_scale, prepared, quantized, small
-from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
+from trtcli.log import Silent
 from trtcli.report.layers import layer_objects
 
 DEVICES = ["cpu", pytest.param("0", marks=pytest.mark.gpu)]

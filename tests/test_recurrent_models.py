@@ -16,9 +16,9 @@ from fusion.reference import run
 from runtime.devices import open_device
 from runtime.engine import Engine
 from tests.models import onnxruntime_outputs
-from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
+from trtcli.log import Silent
 
 DEVICES = ["cpu", pytest.param("0", marks=pytest.mark.gpu)]
 

@@ -14,9 +14,9 @@ from fusion.passes import FusionOptions, optimize
 from runtime.devices import open_device
 from runtime.graph import GraphRunner
 from runtime.views import view_layers
-from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
+from trtcli.log import Silent
 
 torch = pytest.importorskip("torch")
 

@@ -74,6 +74,7 @@ from tactics.tactic import (
 )
 from trtcli.config import BuildConfig
 from trtcli.layouts import Alone, chosen_layouts, layout_record, measured_times
+from trtcli.log import Silent
 from trtcli.report.building import (
     activations,
     fused_line,
@@ -517,7 +518,7 @@ def _measured_layouts(
     if wanted is None:
         log.info(f"Layouts: the estimate is the fastest by measured times, too ({count} layers timed in both)")
         return fused, copied, choices, layout_record(times, None)
-    changed, parts = fuse_again(_Quiet(), wanted)
+    changed, parts = fuse_again(Silent(), wanted)
     try:
         timed = _choose(changed.network, profiles, config, device, log, progress, timings=cache)
     except BuildError as error:
@@ -531,16 +532,6 @@ def _measured_layouts(
         return fused, copied, replace(choices, cache=timed.cache, misses=timed.misses), layout_record(times, None)
     log.info(f"Layouts: measured times save {(before - after) * 1e6:.1f} us against the estimate ({count} layers timed in both)")
     return changed, parts, timed, layout_record(times, wanted)
-
-
-class _Quiet:
-    """A log for what has been said before."""
-
-    def info(self, text: str) -> None: ...
-
-    def verbose(self, text: str) -> None: ...
-
-    def warning(self, text: str) -> None: ...
 
 
 def _different(a: _Choices, b: _Choices) -> tuple[float, float]:

@@ -14,6 +14,15 @@ from trtcli.version import __version__
 _COLOURS = {"W": "\x1b[33m", "E": "\x1b[31m", "V": "\x1b[2m"}
 
 
+class Silent:
+    """Takes the lines of a build and shows none: they have been said before, or nobody reads them."""
+
+    def info(self, text: str) -> None:
+        """Nothing."""
+
+    verbose = warning = info
+
+
 class Log:
     """Writes levels I and V to standard output, W and E to standard error.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime.device import Device
 from runtime.engine import Engine
 from runtime.loaded import LoadedEngine
-from trtcli.log import Log
+from trtcli.log import Log, Silent
 from trtcli.refitting import refit
 
 LOADS, WARM_UP_LOADS, REFITS = 20, 2, 10
@@ -59,17 +59,8 @@ def time_refits(engine: Engine, model: str, log: Log) -> None:
         BuildError: the model does not fit.
     """
     refit(engine, Path(model), log)  # it may warn, once
-    times = Times(tuple(_seconds(lambda: refit(engine, Path(model), _Silent()), REFITS)))
+    times = Times(tuple(_seconds(lambda: refit(engine, Path(model), Silent()), REFITS)))
     log.report(f"Refit with the weights of {model}: {times}")
-
-
-class _Silent:
-    """A log of nothing."""
-
-    def info(self, text: str) -> None:
-        """Nothing."""
-
-    verbose = warning = info
 
 
 def _seconds(call: Callable[[], object], count: int) -> list[float]:

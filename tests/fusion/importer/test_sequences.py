@@ -16,9 +16,9 @@ from fusion.importer import UnsupportedModel, import_onnx
 from fusion.reference import run
 from runtime.cpu import CpuDevice
 from tests.models import onnxruntime_outputs
-from tests.silence import Silent
 from trtcli.builder import build
 from trtcli.config import BuildConfig
+from trtcli.log import Silent
 
 X = np.arange(24, dtype=np.float32).reshape(6, 4)
 
