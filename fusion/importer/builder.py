@@ -154,7 +154,7 @@ class Builder:
         """
         items = self.items(value, what)
         if any(isinstance(item, Ratio) for item in items):
-            raise Unsupported(f"its {what} must be whole numbers, and depends on data")
+            raise Unsupported(f"data tell its {what}, which must then be whole numbers")
         if None not in items:
             return items
         if id(value) not in self._read:
@@ -207,7 +207,7 @@ class Builder:
         """
         found = self.items(value, what)
         if None in found:
-            raise Unsupported(f"its {what} depends on data; trtcli needs it to be known when the engine is built")
+            raise Unsupported(f"data tell its {what}, which must be known when the engine is built")
         if any(not isinstance(item, int) for item in found):
             raise Unsupported(f"its {what} ({', '.join(map(str, found))}) must be known numbers")
         return tuple(int(item) for item in found)
