@@ -188,7 +188,7 @@ def share_memory(
         if is_disabled(_rule(layer), (layer,), switched_off):
             refusals[layer.name] = (_rule(layer), "disabled", f"switched off by --disableFusion={_rule(layer)}")
             continue
-        before = memory.state()
+        before = memory.state() if len(pieces) > 1 else None  # one piece that does not fit changes nothing
         reasons = [memory.join(number, piece) for piece in pieces]
         left = tuple(piece for piece, reason in zip(pieces, reasons, strict=True) if reason)
         if left and isinstance(layer.op, Concatenation | Slice):
@@ -198,7 +198,8 @@ def share_memory(
         # What lies in columns is not copied as bytes, and what a tactic refused another may do: such a layer runs as a kernel.
         wide = any(piece.columns for piece in pieces) or any(memory.find(name).pitch for name in (*layer.inputs, *layer.outputs))
         if len(left) > 1 or (left and (wide or any(reason and reason[0] in _TACTICS for reason in reasons))):
-            memory.reset(before)
+            if before is not None:
+                memory.reset(before)
             if isinstance(layer.op, Concatenation) and wide and all(reason is None or reason[0] in _BY_COPY for reason in reasons):
                 apart[layer.name] = tuple(piece.input for piece in left)
             continue
@@ -230,11 +231,11 @@ def _apart(layer: Layer, inputs: Sequence[TensorType], output: TensorType) -> st
 class _Memory:
     """A forest of tensors: each lies within its parent, as a run of elements or as columns."""
 
-    def __init__(self, network: Network, fixed: set[str], dense: set[str], home: Mapping[str, int], ask: Ask | None) -> None:
+    def __init__(self, network: Network, fixed: set[str], read_by_host: set[str], home: Mapping[str, int], ask: Ask | None) -> None:
         self.network = network
         self.types = network.tensors
         self.fixed = fixed
-        self.dense = dense
+        self.read_by_host = read_by_host
         self.home = home
         self.ask = ask
         self.parents: dict[str, Place] = {}
@@ -300,11 +301,13 @@ class _Memory:
             return "alignment", f"{inner} would be columns from {offset} on of rows of {place.pitch}; both must be multiples of {ALIGNMENT // itemsize}"
         if late:
             return "host", f"{b.root} gets its memory when the host knows its size, after {inner} is written"
-        before = self.state()
+        before = self.state() if place.pitch else None
         self.parents[a.root] = place
         moved = self.members.get(a.root, (a.root,))
         self.members[b.root] = (*self.members.get(b.root, (b.root,)), *moved)
-        reason = self._refused(number, moved) if place.pitch else None
+        if before is None:
+            return None
+        reason = self._refused(number, moved)
         if reason:
             self.reset(before)
         return reason
@@ -316,7 +319,7 @@ class _Memory:
         for name in moved:
             if self._find(name) is None:
                 return "rows", f"{name}, in the same memory, is no run of whole rows"
-            if name in self.dense:
+            if name in self.read_by_host:
                 return "read", f"{name} is read by the host"
         for other in dict.fromkeys(other for name in moved for other in self.touched.get(name, ())):
             layer = self.network.layers[other]
