@@ -15,7 +15,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     const uint4* mine = weights + static_cast<long long>(blockIdx.x) * groups * (PACKED_VECTORS * 32) + lane;
     const unsigned* scale = scaling + blockIdx.x * 16 + row;  // this lane's columns are those of its fragments of B
     float sum[2][4] = {};
-    uint4 held[UNROLL][PACKED_VECTORS];
+    uint4 held[UNROLL][PACKED_VECTORS] = {};
 
     auto fetch = [&](int first) {
 #pragma unroll
@@ -31,8 +31,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     for (int first = warp; first < groups; first += WARPS * UNROLL) {
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) {
-            const int k0 = (first + u * WARPS) * 64;
-            if (k0 >= k) break;
+            const int k0 = (first + u * WARPS) * 64;  // beyond the depth rows and scales are zeros: no branch, so that all loads go ahead
             unsigned scales[2] = {};
 #pragma unroll
             for (int step = 0; step < 4; ++step) {
