@@ -23,7 +23,7 @@ from fusion.dims import bind, symbols
 from fusion.network import ControlFlow, Network, TensorType, check_holds
 from fusion.reference import decided_sizes
 from runtime.control import Call, HostLayer, host_layer
-from runtime.device import Graph, Stream, Tensor, to_host
+from runtime.device import Graph, Stream, Tensor
 from runtime.engine import EngineError, sizes_of
 from runtime.enqueue import Action, bind_step, locate, schedule
 from runtime.heap import Heap
@@ -172,9 +172,6 @@ class Runner:
         for _, reading in readings:
             if reading.tensor not in arrays:
                 tensor = self._tensor(reading.tensor, tensors, sizes)
-                if tensor.type.pitch:
-                    arrays[reading.tensor] = to_host(self._device, tensor, stream)
-                    continue
                 arrays[reading.tensor] = array = np.empty(_shape(tensor.type), tensor.type.dtype.numpy)
                 self._device.download(array, tensor.address, stream)
         stream.synchronize()
