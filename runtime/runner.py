@@ -132,8 +132,8 @@ class Runner:
             ValueError, EngineError: shapes do not fit.
             DeviceError: the device fails.
         """
-        shapes = {name: tuple(int(dim) for dim in tensor.type.shape) for name, tensor in inputs.items()}  # type: ignore[arg-type]
-        sizes = {**(outer or {}), **sizes_of(self._network, shapes)}
+        shapes = {name: tensor.type.shape for name, tensor in inputs.items()}  # concrete: numbers only
+        sizes = {**(outer or {}), **sizes_of(self._network, shapes)}  # type: ignore[arg-type]
         check_holds(self._network, sizes)
         tensors = dict(inputs)
         held: dict[str, int] = {}  # roots on the heap that are still to be read
