@@ -245,7 +245,7 @@ def shapes(problem: Problem) -> Iterator[Tile]:
             yield Tile(bm, bn, 2, pingpong=pingpong, swizzle=swizzle, chunk=64)
 
 
-# Often the best where the estimate does not see it: always among the first ten.
+# Often the best where the estimate does not see it: always among the first six.
 PROVEN = (Tile(128, 128, 2, pingpong=1), Tile(128, 128, 2, pingpong=1, cluster_y=2), Tile(128, 64, 2))
 
 
@@ -272,8 +272,8 @@ def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Ti
     order = sorted(found, key=lambda tile: (found[tile], tile.config()))
     kinds = {(replace(tile, bn=tile.bn // 32, stages=0, chunk=0)): tile for tile in reversed(order)}  # the first of each kind
     order.sort(key=lambda tile: kinds[replace(tile, bn=tile.bn // 32, stages=0, chunk=0)] != tile)
-    proven = [tile for tile in order[7:] if replace(tile, stages=0, direct=0) in PROVEN]
-    return [*order[:7], *proven, *(tile for tile in order[7:] if tile not in proven)][:limit]
+    proven = [tile for tile in order[3:] if replace(tile, stages=0, direct=0) in PROVEN]
+    return [*order[:3], *proven, *(tile for tile in order[3:] if tile not in proven)][:limit]
 
 
 def neighbours(tile: Tile, problem: Problem) -> list[Tile]:
@@ -316,13 +316,16 @@ def per_multiprocessor(tile: Tile) -> int:
 
 # What the estimate rests on, fitted to timings on an H100 and an H200 (benchmarks/gpu/NOTES-sm90.md).
 CLOCK = 1.4e9  # under the load of a large product
-LATENCY = 800  # cycles from asking TMA for a stage to having it, under load
-INGEST = 72  # bytes a cycle into one multiprocessor
-L2_RATE = 5800  # bytes a cycle out of L2, to all multiprocessors
+LATENCY = 660  # cycles from asking TMA for a stage to having it, under load
+INGEST = 74  # bytes a cycle into one multiprocessor
+L2_RATE = 4700  # bytes a cycle out of L2, to all multiprocessors
 LAUNCH = 1.0e-6  # of a launch that overlaps its predecessor's end
-CHUNK_COST = 80  # issue slots for 16 x 32 results
-CHUNK_LATENCY = 600
-DIRECT_COST, DIRECT_LATENCY = 60, 250  # the same without a turn through shared memory
+CHUNK_COST = 300  # issue slots for 16 x 32 results
+CHUNK_LATENCY = 800
+DIRECT_COST, DIRECT_LATENCY = 69, 370  # the same without a turn through shared memory
+TURN = 270  # cycles from one tile to the next
+IN_TURNS = 0.92  # of its estimate is what a tile of two warpgroups in turns takes
+SPLIT_COST, SPLIT_BLOCK, SPLIT_SUM = 656, 151, 0.151  # cycles that partial sums take: once, for each block of the cluster, for each sum
 
 
 def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
@@ -338,22 +341,24 @@ def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
     busy = ceil_div(running, device.multiprocessors)  # blocks on the busiest multiprocessor
     stages = ceil_div(problem.iterations(tile), tile.split)
     steps = tile.swizzle // 32
-    arithmetic = tile.bm // 64 * steps * max(tile.bn / 2, 16 + tile.bn / 4)
+    arithmetic = tile.bm // 64 * steps * max(tile.bn / 2, 10 + tile.bn / 4)
     loaded = (tile.bm + tile.bn) * tile.swizzle
     asked = (tile.bm / tile.cluster_y + tile.bn / tile.cluster_x) * tile.swizzle
     chunks = tile.row_blocks * ceil_div(tile.bn, 32) / tile.split  # of a warp
-    turn = 300 + chunks * (DIRECT_LATENCY if tile.direct else CHUNK_LATENCY)
+    turn = TURN + chunks * (DIRECT_LATENCY if tile.direct else CHUNK_LATENCY)
     chain = stages * max(arithmetic, LATENCY / min(tile.stages, max(stages, 2)))
     each = chain + turn if not tile.pingpong else max(chain, (chain + turn) / 2)
     issue = chunks * (DIRECT_COST if tile.direct else CHUNK_COST) * tile.warpgroups / (2 if tile.pingpong else 1)
     together = max(stages * arithmetic * busy, stages * loaded / INGEST * busy, issue * busy, stages * asked * running / L2_RATE)
     body = waves * max(each, together + turn / (waves * busy + 1)) + LATENCY
     if tile.split > 1:  # every wave is a launch of its own; partial sums cross from block to block in pieces of 32 bytes
-        exchange = 700 + 0.16 * tile.bm * tile.bn
+        exchange = SPLIT_COST + SPLIT_BLOCK * tile.cluster + SPLIT_SUM * tile.bm * tile.bn
         body = waves * (max(each, together) + exchange) + LATENCY + (waves - 1) * 2 * LATENCY
     writers = 4 * tile.warpgroups * at_a_time  # warps; memory wants 16 a multiprocessor that read and write
-    inside, outside = body / CLOCK, problem.bytes / device.bandwidth * (1 + 0.03 * max(0, 16 - writers)) + 1e-6
-    return LAUNCH + max(inside, outside) + 0.2 * min(inside, outside)
+    if tile.pingpong:
+        body *= IN_TURNS
+    inside, outside = body / CLOCK, problem.bytes / device.bandwidth * (1 + 0.036 * max(0, 16 - writers)) + 1e-6
+    return LAUNCH + max(inside, outside) + 0.118 * min(inside, outside)
 
 
 def _cluster_room(cluster: int, device: DeviceSpec) -> int:
