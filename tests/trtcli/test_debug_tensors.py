@@ -93,6 +93,9 @@ def test_tensors_inside_of_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for number in range(3):
         assert np.fromfile(f"inner.{number}.raw", np.float32).shape == np.load(shown[f"Loop_0/r[{number}]"]).shape == (4,)
     assert not Path("inner.raw").exists()
+    assert main(["inspect", "loop.engine"]) == 0
+    out = capsys.readouterr().out
+    assert "\n     Loop_0/" in out and "1 layers and " in out and max(map(len, out.splitlines())) <= 100
 
 
 def test_tensors_that_are_columns_of_others() -> None:

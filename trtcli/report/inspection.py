@@ -125,23 +125,34 @@ _HEAD = ("  #", "Layer", "Type", "Tactic", "us", "%", "of floor")
 
 
 def _layer_table(engine: Engine, total: float) -> list[str]:
-    rows = []
+    rows = _layer_rows(engine, total)
+    inner = len(rows) - len(engine.layers)
+    inside = f" and {inner} inside of them" if inner else ""
+    lines = _table(_HEAD, rows, stretch=1, right=(4, 5))
+    return [*lines, f"     {len(engine.layers)} layers{inside}, {_time(total)} (each timed alone, at the optimal shapes)"]
+
+
+def _layer_rows(engine: Engine, total: float, inside: bool = False) -> list[tuple[str, ...]]:
+    """A row for every layer; those of the networks ``inside`` of a branch or loop follow it without a number, and without a share: nobody
+    knows how often they run."""
+    rows: list[tuple[str, ...]] = []
     for number, (layer, plan) in enumerate(zip(engine.network.layers, engine.layers, strict=True)):
         timed = not math.isnan(plan.seconds)
         kind = layer.op.layer_type or type(layer.op).__name__
         rows.append(
             (
-                f"{number:3}",
+                "" if inside else f"{number:3}",
                 layer.name,
                 kind,
                 plan.tactic.removeprefix(f"{engine.device.kind}."),
                 f"{plan.seconds * 1e6:.1f}" if timed else "-",
-                f"{100 * plan.seconds / total:.1f}" if timed and total else "-",
+                f"{100 * plan.seconds / total:.1f}" if timed and total and not inside else "-",
                 f"{plan.seconds / plan.floor:.1f}x {plan.bound}" if timed and plan.floor > 0 and plan.seconds else "-",
             )
         )
-    lines = _table(_HEAD, rows, stretch=1, right=(4, 5))
-    return [*lines, f"     {len(rows)} layers, {_time(total)} (each timed alone, at the optimal shapes)"]
+        for body in plan.bodies:
+            rows += _layer_rows(body, total, inside=True)
+    return rows
 
 
 def _profile_lines(engine: Engine) -> list[str]:
