@@ -346,10 +346,6 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
         found.append("--requestRate and --sweepBatch: give one of them")
     if inference.duration == -1 and (inference.request_rate or inference.sweep_batch):
         found.append("--duration=-1: --requestRate and --sweepBatch need an end")
-    if config.system.limit_sms and inference.request_rate and inference.inf_streams > 1:
-        found.append("--limitSMs with --requestRate and --infStreams: a share of the GPU serves one host thread; leave --infStreams out")
-    elif config.system.limit_sms and inference.threads and inference.inf_streams > 1:
-        found.append("--limitSMs with --threads: a share of the GPU serves one host thread; leave --threads out, --infStreams overlap without it")
     return found
 
 

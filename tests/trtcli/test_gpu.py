@@ -106,11 +106,14 @@ print("LOADED", flush=True)
 assert main(["--loadEngine=" + engine, "--limitSMs=50%", *fast[:3]]) == 0
 print("WHOLE", flush=True)
 assert main(["--loadEngine=" + engine, *fast[:3]]) == 0
+print("THREADS", flush=True)
+assert main(["--loadEngine=" + engine, "--limitSMs=50%", "--threads", "--infStreams=2", *fast[:3]]) == 0
+assert main(["--loadEngine=" + engine, "--limitSMs=50%", "--requestRate=500", "--infStreams=2", "--maxBatch=4", *fast[:3]]) == 0
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr.count("tactics were chosen for") == 1, done.stderr
-    first, second, third = (line for line in done.stdout.splitlines() if "Device 0: " in line)
-    assert " of " in first and " of " in second and " of " not in third
+    shares = [" of " in line for line in done.stdout.splitlines() if "Device 0: " in line]
+    assert shares == [True, True, False, True, True]

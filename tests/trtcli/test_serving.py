@@ -87,8 +87,6 @@ def test_an_engine_that_does_not_hold_the_batches(model: Path, tmp_path: Path, c
         (["--sweepBatch=4:2"], "no range of batches"),
         (["--sweepBatch=0:2"], "no range of batches"),
         (["--requestRate=0"], "out of range"),
-        (["--limitSMs=50%", "--threads", "--infStreams=2"], "leave --threads out"),
-        (["--limitSMs=50%", "--requestRate=5", "--infStreams=2"], "leave --infStreams out"),
     ],
 )
 def test_what_does_not_go_together(model: Path, flags: list[str], complaint: str, capsys: Captured) -> None:
