@@ -9,8 +9,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                      const STATE_T* __restrict__ past, const IN_T* __restrict__ decay, const IN_T* __restrict__ beta, IN_T* __restrict__ out,
                      STATE_T* __restrict__ present, WORK* __restrict__ scratch, int steps, int heads, int group, int key_size, int value_size,
                      int decay_size, int beta_heads, WORK scale) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const int j = blockIdx.y * THREADS + threadIdx.x;
     if (j >= value_size) return;
     const int head = blockIdx.x % heads, batch = blockIdx.x / heads;

@@ -81,8 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const int first = tile * BLOCK_KV;
         load_rows<BLOCK_KV>(shared_v + tile % 2 * KV_BYTES, v + first * v_stride.s, v_stride.s, s_k - first, d_v);
     };
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     load_rows<BLOCK_Q>(shared_q, q, q_stride.s, s_q - q0, d);
     if (tiles > 0) load_k(0);
     copy_async_commit();

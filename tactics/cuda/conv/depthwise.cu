@@ -79,8 +79,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
         for (int tap = 0; tap < TAPS_Y; ++tap) load_weights(tap, held[HOLD ? tap : 0]);
     }
     pdl_prefetch_constants(args, channels);
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
 
     const int first_y = y0 * STRIDE_Y - pad_y, first_x = x0 * STRIDE_X - pad_x;
     unsigned columns = 0;

@@ -5,8 +5,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     determinant(const IN_T* __restrict__ x, IN_T* __restrict__ out, WORK* __restrict__ scratch, int n) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long size = static_cast<long long>(n) * n;
     WORK* a = scratch + blockIdx.x * size;
     for (long long i = threadIdx.x; i < size; i += THREADS) a[i] = fx::widen(x[blockIdx.x * size + i]);

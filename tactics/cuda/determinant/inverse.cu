@@ -5,8 +5,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     inverse(const IN_T* __restrict__ x, IN_T* __restrict__ out, WORK* __restrict__ scratch, int n) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long size = static_cast<long long>(n) * n, width = 2LL * n;
     WORK* a = scratch + blockIdx.x * 2 * size;
     for (long long e = threadIdx.x; e < size; e += THREADS) {

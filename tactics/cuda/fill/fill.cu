@@ -5,8 +5,7 @@
 #if KIND == 0
 // out[i] = value. MOVE_T is raw. Grid: ceil(count / (256 * 4)).
 extern "C" __global__ void __launch_bounds__(256) fill(MOVE_T* __restrict__ out, long long count, unsigned long long value) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long first = static_cast<long long>(blockIdx.x) * 1024 + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -15,8 +14,7 @@ extern "C" __global__ void __launch_bounds__(256) fill(MOVE_T* __restrict__ out,
 #elif KIND == 1
 // out[i] = start + delta * i, computed in WORK. Grid: ceil(count / 256).
 extern "C" __global__ void __launch_bounds__(256) range(OUT_T* __restrict__ out, long long count, ARG_T start, ARG_T delta) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     using WORK = fx::Compute<OUT_T>;
     const long long i = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
     if (i < count) {
@@ -30,8 +28,7 @@ extern "C" __global__ void __launch_bounds__(256) range(OUT_T* __restrict__ out,
 __device__ __forceinline__ float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double product(double a, double b) { return __dmul_rn(a, b); }
 extern "C" __global__ void __launch_bounds__(256) random_numbers(OUT_T* __restrict__ out, long long count, REAL first, REAL second, unsigned key0, unsigned key1) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     constexpr int NUMBERS = sizeof(REAL) == 8 ? 2 : 4;
     const long long block = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
     if (block * NUMBERS >= count) return;
@@ -70,8 +67,7 @@ struct Values {
     long long value[32];
 };
 extern "C" __global__ void __launch_bounds__(32) dimensions(OUT_T* __restrict__ out, int count, const Values values) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
 #pragma unroll
     for (int i = 0; i < 32; ++i)
         if (i == static_cast<int>(threadIdx.x) && i < count) out[i] = fx::narrow<OUT_T>(values.value[i]);

@@ -15,8 +15,7 @@ __device__ __forceinline__ unsigned wrapped(INDEX_T index, int size) {
 extern "C" __global__ void __launch_bounds__(THREADS)
     gather(const MOVE_T* __restrict__ in, const INDEX_T* __restrict__ indices, MOVE_T* __restrict__ out, unsigned count, int axis_size,
            const Divider inner, const Divider index_count) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
     MOVE_T value[ITEMS];
 #pragma unroll
@@ -41,8 +40,7 @@ struct Elements {
 extern "C" __global__ void __launch_bounds__(THREADS)
     gather_elements(const MOVE_T* __restrict__ in, const INDEX_T* __restrict__ indices, MOVE_T* __restrict__ out, unsigned count,
                     int axis_size, const Elements axes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned rest = index, offset = 0;
@@ -64,8 +62,7 @@ struct Tuple {
 extern "C" __global__ void __launch_bounds__(THREADS)
     gather_nd(const MOVE_T* __restrict__ in, const INDEX_T* __restrict__ indices, MOVE_T* __restrict__ out, unsigned count,
               const Divider inner, const Divider tuples, long long batch_step, const Tuple axes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned rest = index;

@@ -39,8 +39,7 @@ struct Lines {
 extern "C" __global__ void __launch_bounds__(THREADS)
     scatter_elements(const INDEX_T* __restrict__ indices, const ELEM_T* __restrict__ updates, ELEM_T* __restrict__ out, unsigned lines,
                      int length, int axis_size, unsigned index_axis_step, unsigned out_axis_step, const Lines axes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     unsigned rest = blockIdx.x * THREADS + threadIdx.x;
     if (rest >= lines) return;
     unsigned source = 0, target = 0;
@@ -72,8 +71,7 @@ __device__ __forceinline__ long long place_of(const INDEX_T* indices, unsigned t
 extern "C" __global__ void __launch_bounds__(THREADS)
     scatter_nd(const INDEX_T* __restrict__ indices, const ELEM_T* __restrict__ updates, ELEM_T* __restrict__ out, unsigned tuples,
                const Divider inner, const Tuple axes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     unsigned rest = blockIdx.x * THREADS + threadIdx.x;
 #if PARALLEL
     if (rest >= tuples * inner.divisor) return;

@@ -6,8 +6,7 @@
 extern "C" __global__ void __launch_bounds__(256)
     splitk_reduce(const SUM_T* __restrict__ partial, OUT_T* __restrict__ out, long long rows, int ld, int splits, EpilogueArgs args) {
     pdl_prefetch_constants(args, ld);
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long index = (static_cast<long long>(blockIdx.x) * 256 + threadIdx.x) * VEC_C;
     if (index >= rows * ld) return;
     SUM_T sum[VEC_C] = {};

@@ -11,6 +11,13 @@ __device__ __forceinline__ void pdl_wait() {}
 __device__ __forceinline__ void pdl_launch_next() {}
 #endif
 
+// The start of most kernels: the next one may be set up at once. It waits for this one's end, which comes after the end of all before, since
+// this one waits too.
+__device__ __forceinline__ void pdl_start() {
+    pdl_launch_next();
+    pdl_wait();
+}
+
 // Brings `size` bytes that no kernel writes to L2, one line of 128 a thread.
 __device__ __forceinline__ void pdl_prefetch(const void* from, int size, int thread, int threads) {
 #if defined(PDL) && PDL

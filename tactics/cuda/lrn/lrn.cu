@@ -22,8 +22,7 @@ __device__ __forceinline__ WORK normalized(WORK x, WORK total, WORK bias, WORK s
 // A thread keeps the squares that its windows share. Grid: ceil(count / THREADS).
 extern "C" __global__ void __launch_bounds__(THREADS)
     lrn_channels_last(const IN_T* __restrict__ x, IN_T* __restrict__ out, unsigned count, WORK bias, WORK scale, const Divider vectors) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned row = index;
@@ -52,8 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     lrn_channels_first(const IN_T* __restrict__ x, IN_T* __restrict__ out, unsigned count, WORK bias, WORK scale, const Divider vectors,
                        const Divider channels) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     const unsigned plane = vectors.quotient(index);

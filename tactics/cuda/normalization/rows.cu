@@ -16,8 +16,7 @@ struct Add {
 extern "C" __global__ void __launch_bounds__(THREADS)
     normalize_row(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int rows, int n, int last, float epsilon, const EpilogueArgs args) {
     pdl_prefetch_constants(args, last);
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long row = static_cast<long long>(blockIdx.x) * (THREADS / GROUP) + threadIdx.x / GROUP;
     const int lane = threadIdx.x % GROUP;
     const int end = row < rows ? n : 0;
@@ -64,8 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     normalize_long(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int rows, int n, int last, float epsilon, const EpilogueArgs args) {
     pdl_prefetch_constants(args, last);
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long base = static_cast<long long>(blockIdx.x) * n;
     WORK mean = 0;
     if (CENTER) {

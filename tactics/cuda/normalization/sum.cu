@@ -14,8 +14,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     normalize_sum(const IN_T* __restrict__ x, const IN_T* __restrict__ y, OUT_T* __restrict__ out, IN_T* __restrict__ total, int rows, int n,
                   int last, float epsilon, const EpilogueArgs args) {
     pdl_prefetch_constants(args, last);
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long row = static_cast<long long>(blockIdx.x) * (THREADS / GROUP) + threadIdx.x / GROUP;
     const int lane = threadIdx.x % GROUP;
     const int end = row < rows ? n : 0;

@@ -29,8 +29,7 @@ __device__ __forceinline__ void take(Best& best, KEY rank, unsigned place) {
 // x is [rows, n], n neighbouring: GROUP threads per row, n % VEC == 0. Grid: ceil(rows / (THREADS / GROUP)).
 extern "C" __global__ void __launch_bounds__(THREADS)
     arg_rows(const IN_T* __restrict__ x, long long* __restrict__ out, unsigned rows, unsigned n) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned row = blockIdx.x * (THREADS / GROUP) + threadIdx.x / GROUP;
     const unsigned end = row < rows ? n : 0;
     const IN_T* source = x + static_cast<long long>(row) * n;
@@ -51,8 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(TX * TY)
     arg_columns(const IN_T* __restrict__ x, long long* __restrict__ out, unsigned n, unsigned inner) {
     __shared__ Best shared[TY][TX];
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned chunks = (inner + TX - 1) / TX, outer = blockIdx.x / chunks, column = blockIdx.x % chunks * TX + threadIdx.x;
     Best best = nothing();
     if (column < inner) {

@@ -20,8 +20,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     scan_lines(const IN_T* __restrict__ x, IN_T* __restrict__ out, unsigned lines, unsigned n, const Divider inner) {
     constexpr int LANES = GROUP < 32 ? GROUP : 32, WARPS = GROUP > 32 ? GROUP / 32 : 1;
     __shared__ WORK warp_total[WARPS];
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned line = blockIdx.x * (THREADS / GROUP) + threadIdx.x / GROUP, place = threadIdx.x % GROUP;
     const unsigned length = line < lines ? n : 0;
     unsigned outer = line;
@@ -78,8 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // One thread per line; neighbouring threads have neighbouring lines. Grid: ceil(lines / THREADS).
 extern "C" __global__ void __launch_bounds__(THREADS)
     scan_columns(const IN_T* __restrict__ x, IN_T* __restrict__ out, unsigned lines, unsigned n, const Divider inner) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     unsigned outer = blockIdx.x * THREADS + threadIdx.x;
     if (outer >= lines) return;
     const unsigned column = inner.split(outer);

@@ -109,8 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     topk_sort(const IN_T* __restrict__ x, IN_T* __restrict__ values, long long* __restrict__ indices, unsigned n, unsigned k, unsigned padded,
               const Divider inner) {
     Entry* entries = reinterpret_cast<Entry*>(shared_bytes);
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     unsigned outer = blockIdx.x;
     const unsigned column = inner.split(outer);
     const long long source = static_cast<long long>(outer) * n * inner.divisor + column;
@@ -129,8 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 unsigned n, unsigned k, unsigned splits, unsigned padded, const Divider inner) {
     __shared__ unsigned counts[256];
     __shared__ unsigned chosen, left, taken, finished;
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned line = blockIdx.x;
     unsigned outer = line;
     const unsigned column = inner.split(outer);

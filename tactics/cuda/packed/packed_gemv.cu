@@ -26,8 +26,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
                     held[u][v] = mine[static_cast<long long>(first + u * WARPS) * (PACKED_VECTORS * 32) + v * 32];
     };
     fetch(warp);
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     for (int first = warp; first < groups; first += WARPS * UNROLL) {
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) {

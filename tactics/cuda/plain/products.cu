@@ -16,8 +16,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     plain_matmul(const IN_T* __restrict__ a, const IN_T* __restrict__ b, OUT_T* __restrict__ out, unsigned count, int depth, long long a_row,
                  long long a_step, long long b_column, long long b_step, const Divider columns, const Divider rows, const Batch batch,
                  const EpilogueArgs args) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned rest = index;
@@ -50,8 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     plain_convolution(const IN_T* __restrict__ x, const IN_T* __restrict__ weights, OUT_T* __restrict__ out, unsigned count, int last,
                       int channels, int channel_step, int taps, long long image_step, const Divider out_channels, const Divider per_group,
                       const Axes axes, const EpilogueArgs args) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned image = index;
@@ -94,8 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     plain_deconvolution(const IN_T* __restrict__ x, const IN_T* __restrict__ weights, OUT_T* __restrict__ out, unsigned count, int last,
                         int channels, int channel_step, int taps, long long image_step, const Divider out_channels, const Divider per_group,
                         const Axes axes, const EpilogueArgs args) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned image = index;
@@ -146,8 +143,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     IN_T* __restrict__ out, SUM* __restrict__ scratch, int heads, int group, int rows, int keys, int depth, int width,
                     long long k_offset, long long v_offset, SUM scale, const Strides sq, const Strides sk, const Strides sv, const Strides sm,
                     const Strides so) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long row = blockIdx.x % rows, head = blockIdx.x / rows % heads, batch = blockIdx.x / rows / heads;
     SUM* scores = scratch + static_cast<long long>(blockIdx.x) * keys;
     q += batch * sq.axis[0] + head * sq.axis[1] + row * sq.axis[2];

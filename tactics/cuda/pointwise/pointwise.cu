@@ -9,8 +9,7 @@
 // out[i] = f(x0[i], x1[i], ...): operands have the output's shape or one element. Any count; the last count % VEC
 // elements are done one by one by the first block. Grid: ceil(count / VEC / (THREADS * ITEMS)).
 extern "C" __global__ void __launch_bounds__(THREADS) pointwise_flat(OUT_T* __restrict__ out, long long count, const Args args) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long vectors = count / VEC;
     const long long first = static_cast<long long>(blockIdx.x) * (THREADS * ITEMS) + threadIdx.x;
     Loaded<VEC> loaded[ITEMS];
@@ -46,8 +45,7 @@ struct Layout {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     pointwise_broadcast(OUT_T* __restrict__ out, unsigned vectors, const Args args, const Layout layout) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
     Loaded<VEC> loaded[ITEMS];
 #pragma unroll

@@ -32,8 +32,7 @@ __device__ __forceinline__ WORK merge(WORK total, WORK x) {
 extern "C" __global__ void __launch_bounds__(THREADS)
     pool(const IN_T* __restrict__ x, OUT_T* __restrict__ out, unsigned count, int channels, int last, const Window window,
          const EpilogueArgs args) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned rest = index;

@@ -18,8 +18,7 @@ __device__ __forceinline__ void products(const IN_T* weights, const WORK* with, 
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     recurrence_rows(const Tensors tensors, const Strides strides, WORK* gates, WORK* cells, int time, int batch) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const int row = blockIdx.x, direction = blockIdx.y, length = length_of(tensors, row, time);
     const IN_T* weights = tensors.weights + static_cast<long long>(direction) * GATES * HIDDEN * HIDDEN;
     const IN_T* x = tensors.x + row * strides.x_batch + direction * GATES * HIDDEN;

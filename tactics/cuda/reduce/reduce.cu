@@ -78,8 +78,7 @@ __device__ __forceinline__ void write_one(OUT_T* out, Acc* partial, Acc total, l
 extern "C" __global__ void __launch_bounds__(THREADS)
     reduce_rows(const IN_T* __restrict__ x, OUT_T* __restrict__ out, Acc* __restrict__ partial, unsigned outputs, unsigned n,
                 unsigned share, int last, const EpilogueArgs args) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned row = blockIdx.x * (THREADS / GROUP) + threadIdx.x / GROUP;
     const unsigned begin = blockIdx.y * share, end = row < outputs ? min(n, begin + share) : 0;
     const IN_T* source = x + static_cast<long long>(row) * n;
@@ -109,8 +108,7 @@ extern "C" __global__ void __launch_bounds__(TX * TY)
     reduce_columns(const IN_T* __restrict__ x, OUT_T* __restrict__ out, Acc* __restrict__ partial, unsigned outer, unsigned n,
                    unsigned inner, unsigned share, int last, const EpilogueArgs args) {
     __shared__ Acc shared[TY][TX * VEC];
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned chunks = (inner + TX * VEC - 1) / (TX * VEC);
     const unsigned row = blockIdx.x / chunks, column = (blockIdx.x % chunks * TX + threadIdx.x) * VEC;
     const unsigned begin = blockIdx.y * share, end = column < inner ? min(n, begin + share) : 0;
@@ -159,8 +157,7 @@ struct Runs {
 extern "C" __global__ void __launch_bounds__(THREADS)
     reduce_strided(const IN_T* __restrict__ x, OUT_T* __restrict__ out, unsigned outputs, unsigned n, int last, const Runs runs,
                    const EpilogueArgs args) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned output = blockIdx.x * (THREADS / GROUP) + threadIdx.x / GROUP;
     const unsigned end = output < outputs ? n : 0;
     unsigned base = 0, rest = output;
@@ -182,8 +179,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     reduce_final(const Acc* __restrict__ partial, OUT_T* __restrict__ out, unsigned outputs, unsigned splits, unsigned n, int last,
                  const EpilogueArgs args) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned output = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     Acc total = neutral();
     if (output < outputs)

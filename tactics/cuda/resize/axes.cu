@@ -41,8 +41,7 @@ __device__ __forceinline__ double kernel_value(double t, double a) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) resize_taps(const Tables t, double cubic_a) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const int y = blockIdx.x * THREADS + threadIdx.x, a = blockIdx.y, last = t.size[a] - 1;
     if (y >= t.out[a]) return;
     if (t.identity[a]) {
@@ -114,8 +113,7 @@ __device__ __forceinline__ unsigned place(const Layout& layout, unsigned index, 
 // VEC), as one vector. Grid: ceil(count / (THREADS * ITEMS)).
 extern "C" __global__ void __launch_bounds__(THREADS)
     resize_nearest(const MOVE_T* __restrict__ in, MOVE_T* __restrict__ out, unsigned count, unsigned long long extrapolation, const Layout layout) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
     fx::Vec<MOVE_T, VEC> value[ITEMS];
 #pragma unroll
@@ -197,8 +195,7 @@ __device__ __forceinline__ void interpolate(WORK (&result)[W], const IN_T* in, u
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     resize_taps_sum(const IN_T* __restrict__ in, IN_T* __restrict__ out, unsigned count, WORK extrapolation, const Layout layout) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned at[RESIZED], step[RESIZED];

@@ -15,8 +15,7 @@ struct Axes {
 extern "C" __global__ void __launch_bounds__(THREADS)
     rotary_embedding(const IN_T* __restrict__ x, const IN_T* __restrict__ cos, const IN_T* __restrict__ sin, IN_T* __restrict__ out,
                      unsigned count, unsigned half, const Divider vectors, const Axes axes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     unsigned row = blockIdx.x * THREADS + threadIdx.x;
     if (row >= count) return;
     const unsigned column = vectors.split(row) * VEC;  // row is the row now

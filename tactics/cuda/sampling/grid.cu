@@ -103,8 +103,7 @@ struct Sizes {
 extern "C" __global__ void __launch_bounds__(THREADS)
     grid_sample(const IN_T* __restrict__ x, const GRID_T* __restrict__ grid, IN_T* __restrict__ out, unsigned count, int channels, int chunk,
                 int plane, const Divider places, const Sizes sizes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned image = index;
@@ -153,8 +152,7 @@ struct Axes {
 extern "C" __global__ void __launch_bounds__(THREADS)
     deformable_columns(const IN_T* __restrict__ x, const GRID_T* __restrict__ offset, const GRID_T* __restrict__ mask, IN_T* __restrict__ out,
                        unsigned count, int each, int chunk, int plane, const Divider places, const Divider taps_count, const Axes axes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned row = index;

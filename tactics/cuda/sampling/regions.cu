@@ -24,8 +24,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     roi_align(const IN_T* __restrict__ x, const ROI_T* __restrict__ regions, const INDEX_T* __restrict__ images, IN_T* __restrict__ out,
               unsigned count, int batch, int height, int width, int samples, POS scale, const Divider columns, const Divider rows,
               const Divider channels) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned region = index;
@@ -89,8 +88,7 @@ __device__ __forceinline__ void borders(int first, int last, int number, int cel
 extern "C" __global__ void __launch_bounds__(THREADS)
     roi_pool(const IN_T* __restrict__ x, const ROI_T* __restrict__ regions, IN_T* __restrict__ out, unsigned count, int batch, int height,
              int width, POS scale, const Divider columns, const Divider rows, const Divider channels) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned region = index;

@@ -35,8 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     gather_candidates(const float* __restrict__ scores, const float* __restrict__ least, Entry* __restrict__ candidates,
                       unsigned* __restrict__ counts, unsigned n) {
     __shared__ unsigned gathered;
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long line = static_cast<long long>(blockIdx.x) * n;
     if (threadIdx.x == 0) gathered = 0;
     __syncthreads();
@@ -58,8 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     constexpr unsigned WARPS = THREADS / 32;
     __shared__ Box own[THREADS], kept[KEPT];  // kept: the first that are taken; those after them are read again
     __shared__ unsigned open[WARPS], chosen[WARPS];
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned count = counts[blockIdx.x], lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const long long first_box = static_cast<long long>(blockIdx.x / classes) * n, row = static_cast<long long>(blockIdx.x) * room;
     const Entry* candidates = first + static_cast<long long>(blockIdx.x) * n;
@@ -123,8 +121,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     write_rows(const int* __restrict__ taken, const unsigned* __restrict__ counts, long long* __restrict__ rows, long long* __restrict__ found,
                unsigned classes, unsigned room) {
     __shared__ unsigned before;
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     if (threadIdx.x == 0) before = 0;
     __syncthreads();
     unsigned own = 0;

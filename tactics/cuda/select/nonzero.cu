@@ -13,8 +13,7 @@ __device__ __forceinline__ bool is_set(const IN_T* __restrict__ x, unsigned inde
 #if STEP == 0
 // Grid: a block per tile. counts[tile] = its non-zero elements.
 extern "C" __global__ void __launch_bounds__(THREADS) count_tiles(const IN_T* __restrict__ x, unsigned* __restrict__ counts, unsigned count) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     unsigned found = 0, total;
 #pragma unroll
     for (unsigned item = 0; item < ITEMS; ++item) found += is_set(x, blockIdx.x * TILE + item * THREADS + threadIdx.x, count);
@@ -29,8 +28,7 @@ struct Sizes {
 // Grid: a block per tile; a thread has ITEMS neighbours, so that rows come out in order.
 extern "C" __global__ void __launch_bounds__(THREADS)
     write_rows(const IN_T* __restrict__ x, const unsigned* __restrict__ before_tile, long long* __restrict__ rows, unsigned count, const Sizes sizes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned first = blockIdx.x * TILE + threadIdx.x * ITEMS;
     unsigned flags = 0, total;
 #pragma unroll

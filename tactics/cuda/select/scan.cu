@@ -3,8 +3,7 @@
 #include "scan.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS) scan_tiles(unsigned* __restrict__ counts, long long* __restrict__ found, unsigned tiles) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     unsigned carry = 0;
     for (unsigned start = 0; start < tiles; start += THREADS) {
         const unsigned tile = start + threadIdx.x;

@@ -29,8 +29,7 @@ __device__ __forceinline__ bool before(const Entry& a, const Entry& b) { return 
 extern "C" __global__ void __launch_bounds__(THREADS)
     sort_tiles(Entry* entries, const unsigned* __restrict__ counts, unsigned n, unsigned tiles SLICES_PARAMETERS) {
     __shared__ Entry of_tile[TILE];
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned line = blockIdx.x / tiles, begin = blockIdx.x % tiles * TILE;
     const unsigned count = COUNTED ? counts[line] : n;
     if (begin >= count) return;
@@ -56,8 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     merge_runs(const Entry* __restrict__ source, Entry* __restrict__ target, const unsigned* __restrict__ counts, unsigned n, unsigned tiles,
                unsigned run SLICES_PARAMETERS) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned line = blockIdx.x / tiles, begin = blockIdx.x % tiles * TILE;
     const unsigned count = COUNTED ? counts[line] : n;
     if (count <= run) return;

@@ -10,8 +10,7 @@
 
 #if STEP == 0
 extern "C" __global__ void __launch_bounds__(THREADS) make_entries(const IN_T* __restrict__ x, Entry* __restrict__ entries, const Slices slices) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned k = blockIdx.x * THREADS + threadIdx.x;
     const bool some = slices.outer && slices.inner;
     if (k < slices.n) entries[k] = entry_of(some ? static_cast<Key>(fx::order_key(x[static_cast<long long>(k) * slices.inner])) : 0, k);
@@ -27,8 +26,7 @@ __device__ __forceinline__ bool begins_group(const IN_T* __restrict__ x, const E
 // counts[block] = the groups that begin there.
 extern "C" __global__ void __launch_bounds__(THREADS)
     count_groups(const IN_T* __restrict__ x, const Entry* __restrict__ sorted, unsigned* __restrict__ counts, const Slices slices) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     unsigned total;
     fx::sum_before<THREADS>(begins_group(x, sorted, slices, blockIdx.x * THREADS + threadIdx.x), total);
     if (threadIdx.x == 0) counts[blockIdx.x] = total;
@@ -38,8 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     write_groups(const IN_T* __restrict__ x, const Entry* __restrict__ sorted, const unsigned* __restrict__ before_block, unsigned* __restrict__ groups,
                  unsigned* __restrict__ firsts, unsigned* __restrict__ begins, const Slices slices) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned k = blockIdx.x * THREADS + threadIdx.x;
     const bool begin = begins_group(x, sorted, slices, k);
     unsigned total;
@@ -54,8 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // counts[block] = the slices there that are the first of their group.
 extern "C" __global__ void __launch_bounds__(THREADS)
     count_firsts(const unsigned* __restrict__ groups, const unsigned* __restrict__ firsts, unsigned* __restrict__ counts, unsigned n) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned k = blockIdx.x * THREADS + threadIdx.x;
     unsigned total;
     fx::sum_before<THREADS>(k < n && firsts[groups[k]] == k, total);
@@ -67,8 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     write_numbers(const unsigned* __restrict__ groups, const unsigned* __restrict__ firsts, const unsigned* __restrict__ begins,
                   const unsigned* __restrict__ before_block, unsigned* __restrict__ numbers, long long* __restrict__ indices,
                   long long* __restrict__ sizes, const long long* __restrict__ found, unsigned n) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned k = blockIdx.x * THREADS + threadIdx.x;
     const unsigned count = static_cast<unsigned>(*found);
 #if SORTED
@@ -88,8 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #else
 extern "C" __global__ void __launch_bounds__(THREADS)
     write_inverse(const unsigned* __restrict__ groups, const unsigned* __restrict__ numbers, long long* __restrict__ inverse, unsigned n) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned k = blockIdx.x * THREADS + threadIdx.x;
     if (k < n) inverse[k] = numbers[groups[k]];
 }

@@ -15,8 +15,7 @@ struct Parts {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     concatenate(MOVE_T* __restrict__ out, unsigned outer, long long total, const __grid_constant__ Parts parts) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const int part = blockIdx.y;
     const Divider length = parts.length[part];
     const unsigned count = outer * length.divisor;

@@ -31,8 +31,7 @@ __device__ __forceinline__ int source_of(int c, int size) {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     pad(const MOVE_T* __restrict__ in, MOVE_T* __restrict__ out, unsigned count, long long base, unsigned long long value, const Padded axes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned rest = index;

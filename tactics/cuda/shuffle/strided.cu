@@ -6,8 +6,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     strided_copy(const MOVE_T* __restrict__ in, MOVE_T* __restrict__ out, unsigned count, long long in_base, long long out_base, const Axes<RANK> axes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned first = blockIdx.x * (THREADS * ITEMS) + threadIdx.x;
     MOVE_T value[ITEMS];
     long long target[ITEMS];

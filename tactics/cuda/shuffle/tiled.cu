@@ -17,8 +17,7 @@ extern "C" __global__ void __launch_bounds__(32 * ROWS)
     if (batch >= batches) return;
     long long source = 0, target = 0;
     batch_axes.locate(batch, source, target);
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     using Read = fx::Vec<MOVE_T, READ>;
     using Write = fx::Vec<MOVE_T, WRITE>;
     const int lane = threadIdx.y * 32 + threadIdx.x;

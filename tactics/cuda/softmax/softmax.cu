@@ -30,8 +30,7 @@ __device__ __forceinline__ Running merge(Running a, Running b) {
 // GROUP * VECTORS * VEC elements. n % VEC == 0. Grid: ceil(rows / (THREADS / GROUP)).
 extern "C" __global__ void __launch_bounds__(THREADS)
     softmax_row(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int rows, int n, const EpilogueArgs args) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long row = static_cast<long long>(blockIdx.x) * (THREADS / GROUP) + threadIdx.x / GROUP;
     const int lane = threadIdx.x % GROUP;
     const int end = row < rows ? n : 0;
@@ -79,8 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // One block per row (inner == 1) of any length: one pass for the running maximum and sum, a second (mostly from L2) to write.
 extern "C" __global__ void __launch_bounds__(THREADS)
     softmax_long(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int rows, int n, const EpilogueArgs args) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const long long row = blockIdx.x;
     x += row * n;
     Running running{LOWEST, 0};
@@ -257,8 +255,7 @@ extern "C" __global__ void __launch_bounds__(TX* TY)
 extern "C" __global__ void __launch_bounds__(TX * TY)
     softmax_strided(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int n, int inner, int last, const EpilogueArgs args) {
     __shared__ Running shared[TY][TX][VEC];
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const int chunks = (inner + TX * VEC - 1) / (TX * VEC);
     const long long outer = blockIdx.x / chunks;
     const int column = (blockIdx.x % chunks * TX + threadIdx.x) * VEC;

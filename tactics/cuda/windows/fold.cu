@@ -15,8 +15,7 @@ struct Axes {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     fold(const IN_T* __restrict__ columns, IN_T* __restrict__ out, unsigned count, int taps, long long positions, const Axes axes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned row = index;

@@ -14,8 +14,7 @@ struct Axes {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     pooling_indices(const IN_T* __restrict__ x, fx::i64* __restrict__ out, unsigned count, int taps, int plane, const Axes axes) {
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned row = index;
