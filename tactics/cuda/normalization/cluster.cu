@@ -46,8 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #if CLUSTER > 1
     cluster_arrive();  // a block may write to another one's shared memory once that one runs
 #endif
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const int column = chunk * BANDS * WIDTH + tx * VEC;  // without WHOLE: of the row of `stride` elements
     const long long base = WHOLE ? static_cast<long long>(task) * n + tx * VEC : static_cast<long long>(outer) * segments * stride + column;
     const long long base_x = WHOLE ? base : static_cast<long long>(outer) * segments * X_ROW(stride) + column;

@@ -118,8 +118,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     extern __shared__ float memory[];
     float* const exchange = memory + THREADS / 32;  // of every block: its largest value, and the sum against it
     cluster_arrive();                               // a block may write to another one's shared memory once that one runs
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const int rank = blockIdx.x % CLUSTER;
     const long long row = blockIdx.x / CLUSTER;
     const int first = (rank * VECTORS * THREADS + static_cast<int>(threadIdx.x)) * VEC;
@@ -203,8 +202,7 @@ __device__ __forceinline__ void reduce_columns(WORK (&value)[VEC], Op op, WORK (
 extern "C" __global__ void __launch_bounds__(TX* TY)
     softmax_columns(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int n, int inner, int last, const EpilogueArgs args) {
     __shared__ WORK shared[GROUPS][TX * VEC];
-    pdl_wait();
-    pdl_launch_next();
+    pdl_start();
     const int chunks = (inner + TX * VEC - 1) / (TX * VEC), ty = threadIdx.x / TX;
     const long long outer = blockIdx.x / chunks;
     const int column = (blockIdx.x % chunks * TX + threadIdx.x % TX) * VEC;
