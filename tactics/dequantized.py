@@ -11,8 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from fusion.dtypes import DataType
 from fusion.network import TensorType
 from fusion.ops import MatrixMultiply, PackedMatrixMultiply
+from tactics.memo import LastResult
 from tactics.tactic import (
     Argument,
     Buffer,
@@ -66,12 +68,17 @@ class Dequantized(Tactic):
         """What the inner tactic makes of the weights; the weights themselves where it reads them as they are."""
         op = workload.op
         assert isinstance(op, PackedMatrixMultiply)
-        plain = op.dequantized(constants[1], constants[2], constants[3]).astype(workload.inputs[0].dtype.numpy)
+        plain = _plain((constants[1], constants[2], constants[3]), op, workload.inputs[0].dtype)
         return self._inner.prepare(product(workload), config, {1: plain}) or (plain,)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         plan = self._inner.plan(product(workload), config, device)
         return replace(plan, steps=tuple(map(_moved, plan.steps)), in_place=tuple(map(_number, plan.in_place)))
+
+
+@LastResult
+def _plain(arrays: tuple[np.ndarray, ...], op: PackedMatrixMultiply, dtype: DataType) -> np.ndarray:
+    return op.dequantized(*arrays).astype(dtype.numpy)
 
 
 def product(workload: Workload) -> Workload:

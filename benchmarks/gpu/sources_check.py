@@ -106,7 +106,7 @@ def main() -> None:
         peer = [best[library] * 1e6] if library else []
         result = compare(f"{name} float16", [best["own"] * 1e6], "us", peer, library, device=device.spec.name, driver=driver, note=f"winner {winner}")
         record(arguments.results, [result])
-        print(f"{name}: " + ", ".join(f"{source} {seconds * 1e6:.1f}" for source, seconds in sorted(best.items())) + f" us; {winner}")
+        print(f"{name}: " + ", ".join(f"{source} {seconds * 1e6:.1f}" for source, seconds in sorted(best.items())) + f" us; {winner}", flush=True)
         if time.perf_counter() - began > arguments.seconds:
             break
 

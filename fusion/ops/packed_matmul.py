@@ -49,8 +49,12 @@ class PackedMatrixMultiply(Op):
     def dequantized(self, weights: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> np.ndarray:
         """The weights ``[N, K]`` in float32."""
         values = unpacked(weights, self.bits)[:, : self.depth].astype(np.float32)
-        zero, scale = (np.repeat(widen(one), self.block, 1)[:, : self.depth] for one in (zeros, scales))
-        return (values - zero) * scale
+        result = np.empty_like(values)
+        for number, first in enumerate(range(0, self.depth, self.block)):
+            part = slice(first, first + self.block)
+            np.subtract(values[:, part], widen(zeros[:, number, None]), out=result[:, part])
+            result[:, part] *= widen(scales[:, number, None])
+        return result
 
 
 def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:

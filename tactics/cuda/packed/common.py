@@ -11,6 +11,7 @@ from fusion.dtypes import DataType
 from fusion.ops import PackedMatrixMultiply
 from fusion.ops.packed_matmul import unpacked
 from tactics.cuda.gemm.common import C_TYPES, Epilogue, epilogue_of, round_up, sizes
+from tactics.memo import LastResult
 from tactics.tactic import DeviceSpec, Refusal, Workload
 
 # What MAGIC + q is in a kernel: numbers that IN_T holds exactly (see packed.cuh).
@@ -56,7 +57,13 @@ def kernel_weights(workload: Workload, constants: Mapping[int, np.ndarray]) -> t
     """The weights in groups of 16 columns x 64 of the depth, and their scaling, both as uint32."""
     op, dtype = workload.op, workload.inputs[0].dtype
     assert isinstance(op, PackedMatrixMultiply)
-    return grouped(unpacked(constants[1], op.bits)[:, : op.depth], op.bits), scaling(constants[2], constants[3], dtype, op.bits)
+    return _kernel_weights((constants[1], constants[2], constants[3]), op.bits, op.depth, dtype)
+
+
+@LastResult
+def _kernel_weights(arrays: tuple[np.ndarray, ...], bits: int, depth: int, dtype: DataType) -> tuple[np.ndarray, np.ndarray]:
+    weights, scales, zeros = arrays
+    return grouped(unpacked(weights, bits)[:, :depth], bits), scaling(scales, zeros, dtype, bits)
 
 
 def grouped(values: np.ndarray, bits: int) -> np.ndarray:

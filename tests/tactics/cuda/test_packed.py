@@ -65,6 +65,17 @@ def test_packing_is_undone(bits: int, rows: int, columns: int) -> None:
     assert np.array_equal(unpacked(packed(values, bits), bits)[:, :columns], values)
 
 
+def test_weights_are_packed_once_for_all_configurations() -> None:
+    (workload, inputs, _), other = case((3,), 16, 64, 4, 32), case((3,), 16, 64, 8, 32)
+    constants = {n: inputs[n] for n in (1, 2, 3)}
+    first, second = (PackedGemm().prepare(workload, config(bm=bm), constants) for bm in (16, 32))
+    assert first[0] is second[0]
+    assert PackedGemm().prepare(other[0], (), {n: other[1][n] for n in (1, 2, 3)})[0] is not first[0]
+    again = {n: one.copy() for n, one in constants.items()}
+    assert np.array_equal(PackedGemm().prepare(workload, (), again)[0], first[0])
+    assert PackedGemm().prepare(workload, (), again)[0] is not first[0]
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_groups_hold_every_weight_once(bits: int) -> None:
     words = grouped(np.full((20, 70), (1 << bits) - 1, np.uint8), bits)
