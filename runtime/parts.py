@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from fusion.network import typical_sizes
 from runtime.device import Device, Memory, Stream
 from runtime.engine import Engine, sizes_of
@@ -62,6 +64,8 @@ class BoundPart:
             if root not in resolution.offsets and root not in loaded.weights and root not in loaded.outline.constants:
                 need[root] = max(need.get(root, 0), start + extent_bytes(kind))
         self._outside: dict[str, Memory] = {root: device.allocate(max(size, 1)) for root, size in need.items()}
+        for root, memory in self._outside.items():  # columns are read where no value is put
+            device.upload(memory.address, np.zeros(need[root], np.uint8))
         addresses = {root: memory.address for root, memory in self._outside.items()}
         layers = tuple(network.layers[number] for number in part.segment.layers)
         made = {name for layer in layers for name in layer.outputs}
