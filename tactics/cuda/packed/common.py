@@ -67,21 +67,18 @@ def _kernel_weights(arrays: tuple[np.ndarray, ...], bits: int, depth: int, dtype
 
 
 def grouped(values: np.ndarray, bits: int) -> np.ndarray:
-    """``values`` ``[N, K]`` (a byte each) as packed.cuh wants them: ``[column group][depth group][vector][lane][word]``."""
+    """``values`` ``[N, K]`` (a byte each) as packed.cuh wants them: words ``[column group][depth group][vector][lane][word]``."""
     n, k = (round_up(size, step) for size, step in zip(values.shape, (16, 64), strict=True))
-    filled = np.zeros((n, k), np.uint32)
-    filled[: values.shape[0], : values.shape[1]] = values
-    # (column group, tile, row of the lane) x (depth group, step, half, quad, neighbour)
-    parts = filled.reshape(n // 16, 2, 8, k // 64, 4, 2, 4, 2).transpose(0, 3, 2, 6, 1, 4, 5, 7)
-    # -> [column group][depth group][row][quad][tile][step][half][neighbour]
-    if bits == 4:  # a word holds two steps: bits 0, 4 (halves), 8, 12 (of the second step); neighbours 16 bits apart
-        shifts = np.array([[[step * 8 + half * 4 + e * 16 for e in range(2)] for half in range(2)] for step in range(2)], np.uint32)
-        split = parts.reshape(*parts.shape[:5], 2, 2, 2, 2)
-        words = np.bitwise_or.reduce(split << shifts, axis=(-3, -2, -1))
-        return np.ascontiguousarray(words.reshape(n // 16, k // 64, 1, 32, 4))
-    shifts = np.array([[0, 8], [16, 24]], np.uint32)
-    words = np.bitwise_or.reduce(parts << shifts, axis=(-2, -1))  # [column group][depth group][row][quad][tile][step]
-    return np.ascontiguousarray(words.transpose(0, 1, 4, 2, 3, 5).reshape(n // 16, k // 64, 2, 32, 4))
+    if values.shape != (n, k):
+        values = np.pad(values, ((0, n - values.shape[0]), (0, k - values.shape[1])))
+    # (column group, tile, row) x (depth group, word, step of a word, half, quad, neighbour); a lane is (row, quad)
+    parts = values.reshape(n // 16, 2, 8, k // 64, 2, 2, 2, 4, 2)
+    if bits == 4:  # bytes of a word: (neighbour, step), in each both halves
+        halves = parts[:, :, :, :, :, :, 0] | parts[:, :, :, :, :, :, 1] << 4
+        words = np.ascontiguousarray(halves.transpose(0, 3, 2, 6, 1, 4, 7, 5))
+        return words.reshape(n // 16, k // 64, 1, 32, 16).view(np.uint32)
+    words = np.ascontiguousarray(parts.transpose(0, 3, 1, 2, 7, 4, 5, 6, 8))  # a word for each step: (half, neighbour)
+    return words.reshape(n // 16, k // 64, 2, 32, 16).view(np.uint32)
 
 
 def scaling(scales: np.ndarray, zeros: np.ndarray, dtype: DataType, bits: int) -> np.ndarray:
