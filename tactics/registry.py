@@ -41,6 +41,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.conv.pooled_conv",
         "tactics.cuda.sm90.gemm_sm90",
         "tactics.cuda.sm90.conv_sm90",
+        "tactics.cuda.sm90.conv_window_sm90",
         "tactics.cuda.sm90.stem_sm90",
         "tactics.cuda.attention.attention",
         "tactics.cuda.sm90.attention_sm90",

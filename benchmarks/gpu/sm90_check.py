@@ -773,10 +773,9 @@ class Gpu:
             if not path.exists():
                 raise RuntimeError("not compiled")
             module = self.ok(self.driver.cuModuleLoadData(path.read_bytes()))
-            function = self.ok(self.driver.cuModuleGetFunction(module, entry.encode()))
-            attribute = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self.ok(self.driver.cuFuncSetAttribute(function, attribute, shared))
-            self.functions[key] = function
+            self.functions[key] = self.ok(self.driver.cuModuleGetFunction(module, entry.encode()))
+        attribute = self.driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self.ok(self.driver.cuFuncSetAttribute(self.functions[key], attribute, shared))  # one kernel may need more for another shape
         return self.functions[key]
 
     def blocks_per_multiprocessor(self, function, block, shared):

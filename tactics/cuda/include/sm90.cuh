@@ -101,10 +101,6 @@ __device__ __forceinline__ void tma_load_multicast(u32 target, const TensorMap* 
       "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "h"(mask)
       : "memory");
 }
-// The same box to L2 only, as a hint.
-__device__ __forceinline__ void tma_prefetch(const TensorMap* map, int x, int y, int z) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z) : "memory");
-}
 // im2col mode of a 4-D (n, h, w, c) tensor: the map's pixels-per-column pixels from (n, h, w) on, moved by the filter offset.
 __device__ __forceinline__ void tma_load_im2col(u32 target, const TensorMap* map, u32 barrier, int c, int w, int h, int n,
                                                 unsigned short offset_w, unsigned short offset_h) {

@@ -24,7 +24,6 @@
 //   VEC              the largest of 8, 4, 2, 1 that divides the output's row length
 //   GROUP            tiles along X that are walked before the next along Y (L2 reuse)
 //   CONSTANT_B       1: B is a weight, loaded before the previous kernel has finished (PDL)
-//   AHEAD            stages of such a B beyond the ring that are fetched to L2 at that time
 //   MIN_BLOCKS       blocks a multiprocessor should hold
 //
 // Source of the technique: the CUDA programming guide (TMA, mbarrier, clusters) and the PTX ISA (wgmma); "CUTLASS 3" describes the same
@@ -59,9 +58,6 @@
 #endif
 #ifndef CONSTANT_B
 #define CONSTANT_B 0
-#endif
-#ifndef AHEAD
-#define AHEAD 24
 #endif
 #ifndef MIN_BLOCKS
 #define MIN_BLOCKS 1
@@ -209,7 +205,7 @@ __device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, co
 //   batches, iterations    of the tile grid; stages along K in all
 //   start(Tile, Share)     remembers a tile, and what this block loads of it
 //   Cursor at(i), next()   the place of stage i along K
-//   load_x / load_y(target, barrier, cursor), prefetch_x / prefetch_y(cursor) to L2 (of the operand that is B)
+//   load_x / load_y(target, barrier, cursor)
 template <class Problem>
 __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const EpilogueArgs& args) {
   extern __shared__ __align__(1024) char shared[];
@@ -266,13 +262,6 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
             barrier_expect(full + 8 * stage, X_BYTES + Y_BYTES);
             if (SWAP) problem.load_x(x_base + stage * X_BYTES, full + 8 * stage, ahead);
             else problem.load_y(y_base + stage * Y_BYTES, full + 8 * stage, ahead);
-          }
-          // All tiles along the other side want the same weights: each asks for its share, lest requests queue before those for A.
-          const int sharers = SWAP ? along_y : along_x, own = (SWAP ? tile.y / CLUSTER_Y : tile.x / CLUSTER_X) % AHEAD;
-          for (int k = 0; k < AHEAD && ready + k < last; ++k, problem.next(ahead)) {
-            if (sharers < AHEAD ? k % sharers != own : k != own) continue;
-            if (SWAP) problem.prefetch_x(ahead);
-            else problem.prefetch_y(ahead);
           }
           dependency_wait();
           for (; i < ready; ++i, problem.next(cursor), slot.next()) {

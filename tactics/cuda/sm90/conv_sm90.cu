@@ -49,8 +49,6 @@ struct Convolution {
                                 offset_h, share.mask_x);
     else tma_load_im2col(target, image, barrier, at.c, pixel_w, pixel_h, pixel_n, offset_w, offset_h);
   }
-  __device__ __forceinline__ void prefetch_x(Cursor) {}
-  __device__ __forceinline__ void prefetch_y(Cursor at) { tma_prefetch(weight, at.c, at.r * filter_w + at.s, column); }
   __device__ __forceinline__ void load_y(u32 target, u32 barrier, Cursor at) {
     const int tap = at.r * filter_w + at.s;
     if constexpr (CLUSTER_X > 1)

@@ -54,16 +54,6 @@ struct Gemm {
       else tma_load(target + box * BYTES, map, barrier, x, y, z);
     }
   }
-  template <int ROWS, int MN, int WIDTH>
-  __device__ __forceinline__ void fetch(const TensorMap* map, int k, int row, int z) {
-    constexpr int BOX = MN ? WIDTH / (int)sizeof(IN_T) : ROWS;
-#pragma unroll
-    for (int i = 0; i < ROWS / BOX; ++i) tma_prefetch(map, MN ? row + i * BOX : k, MN ? k : row, z);
-  }
-  __device__ __forceinline__ void prefetch_x(Cursor cursor) { fetch<BM / CLUSTER_Y, X_MN, 128>(x_map, cursor.k, x_row + x_part(), x_z); }
-  __device__ __forceinline__ void prefetch_y(Cursor cursor) { fetch<BN / CLUSTER_X, Y_MN, Y_SWIZZLE>(y_map, cursor.k, y_row + y_part(), y_z); }
-  __device__ __forceinline__ int x_part() { return (int)share.part_x * (BM / CLUSTER_Y); }
-  __device__ __forceinline__ int y_part() { return (int)share.part_y * (BN / CLUSTER_X); }
   __device__ __forceinline__ void load_x(u32 target, u32 barrier, Cursor cursor) {
     load<BM, X_MN, 128, CLUSTER_Y>(target, x_map, barrier, cursor.k, x_row, x_z, share.part_x, share.mask_x);
   }
