@@ -46,6 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #if CLUSTER > 1
     cluster_arrive();  // a block may write to another one's shared memory once that one runs
 #endif
+    pdl_prefetch_constants(args, last);
     pdl_start();
     const int column = chunk * BANDS * WIDTH + tx * VEC;  // without WHOLE: of the row of `stride` elements
     const long long base = WHOLE ? static_cast<long long>(task) * n + tx * VEC : static_cast<long long>(outer) * segments * stride + column;

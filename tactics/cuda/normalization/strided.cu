@@ -37,6 +37,7 @@ __device__ __forceinline__ unsigned reduced_offset(const Runs& runs, unsigned in
 extern "C" __global__ void __launch_bounds__(THREADS)
     normalize_strided(const IN_T* __restrict__ x, OUT_T* __restrict__ out, unsigned n, int last, float epsilon, const Runs runs,
                       const EpilogueArgs args) {
+    pdl_prefetch_constants(args, last);
     pdl_start();
     const unsigned base = kept_offset(runs, blockIdx.x);
     WORK mean = 0;
@@ -96,6 +97,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     normalize_apply(const IN_T* __restrict__ x, const WORK* __restrict__ partial, OUT_T* __restrict__ out, unsigned n, unsigned share,
                     int last, float epsilon, const Runs runs, const EpilogueArgs args) {
+    pdl_prefetch_constants(args, last);
     pdl_start();
     const unsigned base = kept_offset(runs, blockIdx.x);
     const unsigned begin = blockIdx.y * share, end = min(n, begin + share);
