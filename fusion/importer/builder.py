@@ -154,7 +154,7 @@ class Builder:
         """
         items = self.items(value, what)
         if any(isinstance(item, Ratio) for item in items):
-            raise Unsupported(f"data tell its {what}, which must then be whole numbers")
+            raise Unsupported(f"its {what} ({', '.join(map(str, items))}) must be whole numbers")
         if None not in items:
             return items
         if id(value) not in self._read:
