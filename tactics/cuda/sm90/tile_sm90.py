@@ -347,7 +347,8 @@ def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
     chunks = tile.row_blocks * ceil_div(tile.bn, 32) / tile.split  # of a warp
     turn = TURN + chunks * (DIRECT_LATENCY if tile.direct else CHUNK_LATENCY)
     chain = stages * max(arithmetic, LATENCY / min(tile.stages, max(stages, 2)))
-    each = chain + turn if not tile.pingpong else max(chain, (chain + turn) / 2)
+    in_turns = tile.pingpong and waves > 1  # else there is nobody to take turns with
+    each = max(chain, (chain + turn) / 2) if in_turns else chain + turn
     issue = chunks * (DIRECT_COST if tile.direct else CHUNK_COST) * tile.warpgroups / (2 if tile.pingpong else 1)
     together = max(stages * arithmetic * busy, stages * loaded / INGEST * busy, issue * busy, stages * asked * running / L2_RATE)
     body = waves * max(each, together + turn / (waves * busy + 1)) + LATENCY
@@ -355,7 +356,7 @@ def estimate(tile: Tile, problem: Problem, device: DeviceSpec) -> float:
         exchange = SPLIT_COST + SPLIT_BLOCK * tile.cluster + SPLIT_SUM * tile.bm * tile.bn
         body = waves * (max(each, together) + exchange) + LATENCY + (waves - 1) * 2 * LATENCY
     writers = 4 * tile.warpgroups * at_a_time  # warps; memory wants 16 a multiprocessor that read and write
-    if tile.pingpong:
+    if in_turns:
         body *= IN_TURNS
     inside, outside = body / CLOCK, problem.bytes / device.bandwidth * (1 + 0.036 * max(0, 16 - writers)) + 1e-6
     return LAUNCH + max(inside, outside) + 0.118 * min(inside, outside)
