@@ -197,8 +197,8 @@ def columns_configs(workload: Workload, found: Reduction, device: DeviceSpec) ->
     """Configurations of the column kernel: its block's shape, and splits of n between blocks."""
     item = workload.inputs[0].dtype.itemsize
     widest = vector_width(item, found.divisors[-1])
-    inner, n = found.shape[-1], found.n
-    outer = found.outputs // inner
+    inner, n = max(1, found.shape[-1]), found.n  # a tensor may be empty: then nothing is launched
+    outer = max(1, found.outputs // inner)
     choices = []
     for v in dict.fromkeys((widest, max(1, widest // 2), max(1, widest // 4))):
         for tx, ty in ((32, 8), (16, 16), (8, 32), (32, 16)):
@@ -217,7 +217,7 @@ def columns_plan(workload: Workload, found: Reduction, config: Config, device: D
     """The column kernel, and a second stage when it is split."""
     chosen = dict(config)
     v, tx, ty, splits = chosen["v"], chosen["tx"], chosen["ty"], chosen["splits"]
-    inner = found.shape[-1]
+    inner = max(1, found.shape[-1])
     outer = found.outputs // inner
     kernel, args = _kernel(workload, found, device, "reduce_columns", STAGE=1, VEC=v, TX=tx, TY=ty,
                            UNROLL=max(1, min(4, 16 // v)), SPLIT=splits > 1)  # fmt: skip

@@ -94,6 +94,16 @@ def test_odd_sizes(outer: int, n: int, inner: int) -> None:
             run(tactic, op, (outer, n, inner), DataType.FLOAT, configs=1)
 
 
+@pytest.mark.parametrize("axes", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+def test_empty_tensors_are_planned(axes: tuple[int, ...]) -> None:
+    op, types = Reduce("sum", axes, True), (TensorType(DataType.FLOAT, (2, 0, 4)),)
+    workload = Workload(op, types, op.infer(types))
+    takes = [one for one in (RowReduce(), ColumnReduce(), StridedReduce()) if one.supports(workload, A100) is None]
+    for tactic in takes:
+        assert all(tactic.plan(workload, one, A100).steps for one in tactic.configs(workload, A100))
+    assert takes
+
+
 def test_prologue_and_epilogue() -> None:
     norm = Reduce("sum", (2,), True, apply("square", X), apply("sqrt", apply("add", X, Operand(1))))
     for tactic in (RowReduce(), StridedReduce()):
