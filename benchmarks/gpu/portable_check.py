@@ -18,8 +18,9 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,7 +191,7 @@ class Group:
         self.keys: dict[object, str] = {}
         self.generator = torch.Generator(device="cuda").manual_seed(1)
         self.random = __import__("random").Random(7)
-        self.pool = ThreadPoolExecutor(max(6, (os.cpu_count() or 6) // 2))
+        self.pool = ProcessPoolExecutor(max(6, (os.cpu_count() or 6) // 2), get_context("spawn"))  # threads would compile one at a time
 
     def run(self) -> None:
         """Queue the group's cases (their kernels start to compile), then run them."""

@@ -194,6 +194,33 @@ static inline void store_cluster_shared(void* target, unsigned rank, unsigned bi
     if (offset + 4 > fiber::SHARED || offset % 4 || rank >= fiber::cluster_size) abort();
     memcpy(fiber::shared_of(rank) + offset, &bits, 4);
 }
+struct alignas(8) Inbox {
+    int missing;
+    unsigned short told, phase;
+};
+static inline void inbox_turn(Inbox* inbox) {
+    if (inbox->told && inbox->missing == 0) inbox->told = 0, inbox->phase ^= 1;
+    ++fiber::events;
+}
+static inline void inbox_init(Inbox* inbox) { *inbox = Inbox{}; }
+static inline void inbox_expect(Inbox* inbox, unsigned bytes) {
+    if (inbox->told) abort();
+    inbox->missing += static_cast<int>(bytes), inbox->told = 1;
+    inbox_turn(inbox);
+}
+static inline bool inbox_try(Inbox* inbox, unsigned parity) {
+    if (inbox->phase != parity) return true;
+    fiber::yield();
+    return inbox->phase != parity;
+}
+static inline void send_cluster_shared(void* target, unsigned rank, unsigned bits, Inbox* inbox) {
+    store_cluster_shared(target, rank, bits);
+    const size_t offset = reinterpret_cast<char*>(inbox) - fiber::shared();
+    if (offset + 8 > fiber::SHARED || offset % 8) abort();
+    Inbox* theirs = reinterpret_cast<Inbox*>(fiber::shared_of(rank) + offset);
+    theirs->missing -= 4;
+    inbox_turn(theirs);
+}
 static inline void __syncwarp(unsigned mask = 0xffffffffu) { fiber::wait_warp(mask); }
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}

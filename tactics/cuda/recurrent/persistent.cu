@@ -11,6 +11,8 @@
 // are all on the device at once (a cooperative launch), which meet at a counter that starts at zero; 3 one launch per step.
 // TAGGED=1 (with scope 2 or 3): nobody meets, h goes out in 64-bit words that say which step they belong to (the upper half; zero at the start),
 // and who needs them reads until they are there. Twice the bytes, but one way through memory instead of three: the LL protocol of NCCL.
+// With scope 1 the shared memory that h goes to counts its bytes. A block sends h of a step when it has read all of the step before, so
+// what is sent never meets what is still read.
 // MMA=1 multiplies on tensor cores: weights are the 16 rows of their tiles, eight rows of the batch the columns (fp32 rounded to TF32).
 // SINGLE=1: a group has at most CHUNK rows of the batch, else it takes them CHUNK at a time.
 // Grid: (ceil(HIDDEN / UNITS), groups, directions). Weights are packed so that a thread's pieces (4 elements, or a 16-byte fragment) lie THREADS apart.
@@ -55,7 +57,7 @@ __device__ __forceinline__ bool count_try(int& tries) {
     return false;
 }
 __device__ __forceinline__ void arrive(unsigned* counter) {
-#if SCOPE == 1
+#if SCOPE == 1 && !TAGGED
     cluster_arrive();
 #elif SCOPE == 2 && !TAGGED
     __syncthreads();
@@ -70,7 +72,7 @@ __device__ __forceinline__ void arrive(unsigned* counter) {
 #endif
 }
 __device__ __forceinline__ void meet(unsigned* counter, unsigned arrivals) {
-#if SCOPE == 1
+#if SCOPE == 1 && !TAGGED
     cluster_wait();
 #elif SCOPE == 2 && !TAGGED
     if (threadIdx.x == 0) {
@@ -91,17 +93,18 @@ __device__ __forceinline__ void meet(unsigned* counter, unsigned arrivals) {
 #endif
 }
 
-#if TAGGED
-constexpr int WORD = 4 / sizeof(IN_T), WORDS = HIDDEN / WORD, FLIGHT = 4;  // values in a word, words in a row, words read at once
+#if TAGGED && SCOPE != 1
+constexpr int WORD = 4 / sizeof(IN_T), WORDS = HIDDEN / WORD;               // values in a word, words in a row
+constexpr int GROUP = WORDS % 2 ? 1 : 2, LOADS = (CHUNK * WORDS / GROUP + THREADS - 1) / THREADS;
+constexpr int FLIGHT = LOADS < 8 ? LOADS : 8;                                // words of a load, loads of a thread at once
 
-__device__ __forceinline__ fx::u64 load_word(const fx::u64* source) {
+__device__ __forceinline__ void load_words(fx::u64 (&words)[GROUP], const fx::u64* source) {
 #ifdef __CUDA_ARCH__
-    fx::u64 word;
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(source) : "memory");
-    return word;
+    if constexpr (GROUP == 2) asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(words[0]), "=l"(words[GROUP - 1]) : "l"(source) : "memory");
+    else asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(words[0]) : "l"(source) : "memory");
 #else
     __nanosleep(0);
-    return *source;
+    for (int i = 0; i < GROUP; ++i) words[i] = source[i];
 #endif
 }
 __device__ __forceinline__ void store_word(fx::u64* target, unsigned tag, unsigned bits) {
@@ -115,26 +118,34 @@ __device__ __forceinline__ void store_word(fx::u64* target, unsigned tag, unsign
 
 // `count` rows of the state of step `tag`, from their words to shared memory.
 __device__ __forceinline__ void receive(Held* h, const fx::u64* words, int count, unsigned tag) {
-    for (int first = threadIdx.x; first < count * WORDS; first += THREADS * FLIGHT) {
-        fx::u64 word[FLIGHT];
+    constexpr int ROW = WORDS / GROUP;  // loads of a row
+    for (int first = threadIdx.x; first < count * ROW; first += THREADS * FLIGHT) {
+        fx::u64 word[FLIGHT][GROUP];
         bool all;
         int tries = 0;
         do {
             all = true;
 #pragma unroll
             for (int f = 0; f < FLIGHT; ++f)
-                if (first + f * THREADS < count * WORDS) word[f] = load_word(words + first + f * THREADS);
+                if (first + f * THREADS < count * ROW) load_words(word[f], words + (first + f * THREADS) * GROUP);
 #pragma unroll
-            for (int f = 0; f < FLIGHT; ++f) all = all && (first + f * THREADS >= count * WORDS || static_cast<unsigned>(word[f] >> 32) == tag);
+            for (int f = 0; f < FLIGHT; ++f)
+#pragma unroll
+                for (int e = 0; e < GROUP; ++e)
+                    all = all && (first + f * THREADS >= count * ROW || static_cast<unsigned>(word[f][e] >> 32) == tag);
         } while (!all && count_try(tries));
 #pragma unroll
         for (int f = 0; f < FLIGHT; ++f) {
             const int index = first + f * THREADS;
-            if (index >= count * WORDS) continue;
-            const unsigned bits = static_cast<unsigned>(word[f]);
-            const fx::Vec<IN_T, WORD> pack = *reinterpret_cast<const fx::Vec<IN_T, WORD>*>(&bits);
+            if (index >= count * ROW) continue;
+            fx::Vec<unsigned, GROUP> bits;
 #pragma unroll
-            for (int e = 0; e < WORD; ++e) h[index / WORDS * PITCH + index % WORDS * WORD + e] = fx::narrow<Held>(fx::widen(pack.value[e]));
+            for (int e = 0; e < GROUP; ++e) bits.value[e] = static_cast<unsigned>(word[f][e]);
+            const auto values = *reinterpret_cast<const fx::Vec<IN_T, GROUP * WORD>*>(&bits);
+            fx::Vec<Held, GROUP * WORD> held;
+#pragma unroll
+            for (int e = 0; e < GROUP * WORD; ++e) held.value[e] = fx::narrow<Held>(fx::widen(values.value[e]));
+            *reinterpret_cast<fx::Vec<Held, GROUP * WORD>*>(h + index / ROW * PITCH + index % ROW * GROUP * WORD) = held;
         }
     }
 }
@@ -208,11 +219,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Held* states = reinterpret_cast<Held*>(memory);
 #endif
     float* parts = reinterpret_cast<float*>(states + BUFFERS * HELD_ROWS * PITCH);
+#if SCOPE == 1 && TAGGED
+    Inbox* inboxes = reinterpret_cast<Inbox*>(parts + K_WARPS * HELD_ROWS * ROWS);  // of each buffer
+    constexpr int PAIR = 4 / sizeof(Held);                                          // values that are sent together
+    const unsigned expected = max(0, rows) * ((HIDDEN + PAIR - 1) / PAIR * 4);
+    if (threadIdx.x == 0)
+        for (int i = 0; i < 2; ++i) {
+            inbox_init(inboxes + i);
+            inbox_expect(inboxes + i, expected);
+        }
+#endif
     for (int i = threadIdx.x; i < BUFFERS * HELD_ROWS * PITCH; i += THREADS) states[i] = fx::narrow<Held>(0.0f);
-    if (SCOPE == 1) {  // every block runs and has its zeros before another writes to it
-        arrive(counter);
-        meet(counter, 0);
-    }
+#if SCOPE == 1  // every block runs and has its zeros before another writes to it
+    cluster_arrive();
+    cluster_wait();
+#endif
     pdl_wait();  // the weights are nobody's result
     if (SCOPE == 3) pdl_launch_next();
 
@@ -258,10 +279,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 if (step > 0) c[i] = cells[(static_cast<long long>(direction) * batch + row) * HIDDEN + first_unit + at.unit];
                 else c[i] = HAS_C ? fx::widen(tensors.c0[row * strides.state_batch + direction * strides.state_direction + first_unit + at.unit]) : 0.0f;
             }
+#if SCOPE == 1 && TAGGED
+            if (step > begin) {
+                Inbox* inbox = inboxes + (step & 1);
+                int tries = 0;
+                while (!inbox_try(inbox, (step - begin - 1) / 2 & 1) && count_try(tries)) {
+                }
+                if (threadIdx.x == 0) inbox_expect(inbox, expected);
+            }
+            __syncthreads();
+#else
             if (chunk == 0 && step > begin) meet(counter, gridDim.x * static_cast<unsigned>(step - begin));
             else __syncthreads();
-            if (TAGGED && step > 0) {
-#if TAGGED
+#endif
+            if (TAGGED && SCOPE != 1 && step > 0) {
+#if TAGGED && SCOPE != 1
                 const fx::u64* words = reinterpret_cast<const fx::u64*>(exchange) + (static_cast<long long>(step & 1) * DIRECTIONS + direction) * batch * WORDS;
                 receive(h, words + static_cast<long long>(first_row + chunk) * WORDS, count, step);
 #endif
@@ -391,7 +423,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 }
                 const bool sends = at.exists && (sizeof(Held) == 4 || at.unit % 2 == 0) && step + 1 < end;
                 Held* target = states + ((step + 1) & 1) * HELD_ROWS * PITCH + at.row * PITCH + unit;
+#if TAGGED
+                for (unsigned rank = 0; sends && rank < gridDim.x; ++rank) send_cluster_shared(target, rank, bits, inboxes + ((step + 1) & 1));
+#else
                 for (unsigned rank = 0; sends && rank < gridDim.x; ++rank) store_cluster_shared(target, rank, bits);
+#endif
 #elif TAGGED
                 // Before anything else: others wait for it. Neighbouring lanes have neighbouring cells.
                 unsigned bits;

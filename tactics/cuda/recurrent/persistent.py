@@ -33,7 +33,7 @@ FILE = "recurrent/persistent.cu"
 REGISTERS, SHARED, MEMORY = range(3)  # where weights are
 BLOCK, CLUSTER, GRID, LAUNCHES = range(4)  # who meets
 MEETING = {BLOCK: 0.1e-6, CLUSTER: 0.4e-6, GRID: 1.6e-6, LAUNCHES: 2.5e-6}  # seconds, of the way of h too
-TAGGED = 0.8e-6  # the same, where h says itself that it is there
+TAGGED = {CLUSTER: 0.3e-6, GRID: 0.8e-6}  # the same, where h says itself that it is there
 COUNTER = 128  # bytes: a line of the cache for each
 MOST_OF_EACH = 3  # configurations with the same way to meet
 HOPELESS = 4  # times the best guess: not worth compiling
@@ -111,7 +111,7 @@ class Division:
         """Shared memory for h and the parts of the products."""
         rows = ceil_div(self.chunk, 8) * 8 if self.mma else self.chunk
         held = rows * (self.width + 16 // self.size) * self.size if self.mma else rows * self.width * 4
-        return self.buffers * held + 4 * self.k_warps * rows * self.rows
+        return self.buffers * held + 4 * self.k_warps * rows * self.rows + (16 if self.buffers == 2 else 0)
 
 
 def division(op: Recurrence, units: int, threads: int, chunk: int, mma: int, size: int, scope: int) -> Division:
@@ -210,14 +210,15 @@ class Persistent(Tactic):
                     single = fixed and ceil_div(batch, groups_of(workload, one, scope, device)) <= chunk
                     values = {"units": units, "threads": threads, "chunk": chunk, "scope": scope, "place": place, "single": single, "mma": mma}
                     found.append(config(**values, tagged=0))
-                    if scope == GRID and op.hidden * size % 4 == 0:
+                    if scope == CLUSTER or (scope == GRID and op.hidden * size % 4 == 0):
                         found.append(config(**values, tagged=1))
         return found
 
     @staticmethod
     def _place(one: Division, device: DeviceSpec) -> int | None:
         registers = one.weights * one.piece * one.size // 4
-        if registers <= (112 if one.threads == 256 else 48) and one.state_bytes <= device.shared_memory:
+        most = {256: (112, 128), 512: (48, 64)}[one.threads][one.mma]  # that do not spill
+        if registers <= most and one.state_bytes <= device.shared_memory:
             return REGISTERS
         if one.state_bytes + one.weight_bytes <= device.shared_memory:
             return SHARED
@@ -267,7 +268,7 @@ class Persistent(Tactic):
         cells = directions * batch * op.hidden * 4
         counters_space = ceil_div(counters, 256) * 256
         shared = one.state_bytes + (one.weight_bytes if chosen["place"] == SHARED else 0)
-        zeroed = exchange if chosen["tagged"] else counters
+        zeroed = exchange if chosen["tagged"] else counters  # a cluster has neither
         steps: list[Step] = [Memset(Buffer("workspace"), zeroed)] if zeroed else []
         for begin, end in [(step, step + 1) for step in range(time)] if scope == LAUNCHES else [(0, time)]:
             arguments = (
@@ -298,7 +299,7 @@ class Persistent(Tactic):
         fetched = {REGISTERS: 0.0, SHARED: passes / 1.5e11, MEMORY: 1 / 3e10}[chosen["place"]] * one.weight_bytes
         # Every block reads the whole state; tags double its bytes.
         state = rows * op.hidden * one.size * (1 + chosen["tagged"]) * one.blocks * groups * len(op.reverse) / 5e12
-        meeting = TAGGED if chosen["tagged"] else MEETING[chosen["scope"]]
+        meeting = TAGGED[chosen["scope"]] if chosen["tagged"] else MEETING[chosen["scope"]]
         turns = ceil_div(rows, one.chunk)
         return time * waves * (0.4e-6 * turns + meeting + state * (chosen["scope"] in (GRID, LAUNCHES)) + products + fetched)
 

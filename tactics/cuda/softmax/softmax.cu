@@ -177,6 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // most: one read, one write. TX is a power of two, TX * TY a multiple of 32; inner % VEC == 0; `last` is the size of the output's last axis.
 // Grid: outer * ceil(inner / (TX * VEC)).
 constexpr int GROUPS = TX < 32 ? TX * TY / 32 : TY;  // partial results of a column
+constexpr bool AGAIN = sizeof(IN_T) == 2;            // exponentials twice: 16-bit inputs take half the registers of their exponentials
 
 template <typename Op>
 __device__ __forceinline__ void reduce_columns(WORK (&value)[VEC], Op op, WORK (&shared)[GROUPS][TX * VEC]) {
@@ -212,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(TX* TY)
 #pragma unroll
     for (int k = 0; k < ITEMS; ++k)
         if (ty + k * TY < end) raw[k] = *reinterpret_cast<const fx::Vec<IN_T, VEC>*>(x + base + static_cast<long long>(ty + k * TY) * inner);
-    WORK value[ITEMS][VEC], top[VEC], sum[VEC], scale[VEC];
+    WORK value[AGAIN ? 1 : ITEMS][VEC], top[VEC], sum[VEC], scale[VEC];
 #pragma unroll
     for (int i = 0; i < VEC; ++i) top[i] = LOWEST, sum[i] = 0;
 #pragma unroll
@@ -220,8 +221,9 @@ extern "C" __global__ void __launch_bounds__(TX* TY)
         if (ty + k * TY >= end) continue;
 #pragma unroll
         for (int i = 0; i < VEC; ++i) {
-            value[k][i] = prologue(fx::widen(raw[k].value[i]));
-            top[i] = fx::max(top[i], value[k][i]);
+            const WORK given = prologue(fx::widen(raw[k].value[i]));
+            if (!AGAIN) value[AGAIN ? 0 : k][i] = given;
+            top[i] = fx::max(top[i], given);
         }
     }
     reduce_columns(top, [](WORK a, WORK b) { return fx::max(a, b); }, shared);
@@ -230,9 +232,8 @@ extern "C" __global__ void __launch_bounds__(TX* TY)
         if (ty + k * TY >= end) continue;
 #pragma unroll
         for (int i = 0; i < VEC; ++i) {
-            value[k][i] -= top[i];
-            const WORK p = power(value[k][i]);
-            if (!LOG) value[k][i] = p;
+            const WORK shifted = (AGAIN ? prologue(fx::widen(raw[k].value[i])) : value[AGAIN ? 0 : k][i]) - top[i], p = power(shifted);
+            if (!AGAIN) value[AGAIN ? 0 : k][i] = LOG ? shifted : p;
             sum[i] += p;
         }
     }
@@ -242,9 +243,18 @@ extern "C" __global__ void __launch_bounds__(TX* TY)
 #pragma unroll
     for (int k = 0; k < ITEMS; ++k) {
         if (ty + k * TY >= end) continue;
+        WORK result[VEC];
 #pragma unroll
-        for (int i = 0; i < VEC; ++i) value[k][i] = LOG ? value[k][i] - scale[i] : value[k][i] * scale[i];
-        finish_store_flat<VEC>(out, value[k], args, base + static_cast<long long>(ty + k * TY) * inner, last);
+        for (int i = 0; i < VEC; ++i) {
+            if (AGAIN) {
+                const WORK shifted = prologue(fx::widen(raw[k].value[i])) - top[i];
+                result[i] = LOG ? shifted : power(shifted);
+            } else {
+                result[i] = value[AGAIN ? 0 : k][i];
+            }
+            result[i] = LOG ? result[i] - scale[i] : result[i] * scale[i];
+        }
+        finish_store_flat<VEC>(out, result, args, base + static_cast<long long>(ty + k * TY) * inner, last);
     }
 }
 #else

@@ -203,6 +203,7 @@ class ColumnSoftmax(Tactic):
         item = min(workload.inputs[0].dtype.itemsize, workload.outputs[0].dtype.itemsize)
         widest = vector_width(item, known(workload, 0, (-1,)))  # the epilogue's columns are in the last axis
         found = []
+        kept = 32 if workload.inputs[0].dtype.itemsize == 2 else 16  # values of a thread that cost about as many registers as the rest
         for v in dict.fromkeys((widest, max(1, widest // 2), max(1, widest // 4))):
             for threads in (128, 256, 512, 32):
                 for tx in (4, 8, 16, 32, 64, 128):
@@ -213,7 +214,7 @@ class ColumnSoftmax(Tactic):
                     if items * v > REGISTER_ELEMENTS or ty >= 2 * n or (tx > 4 and tx * v >= 2 * inner):
                         continue
                     run = tx * v * workload.inputs[0].dtype.itemsize  # neighbouring bytes of a block
-                    found.append((max(1.0, 64 / run) * (1 + abs(items * v - 32) / 64) * (1 + 1 / (v * item)) * items * ty / n,
+                    found.append((max(1.0, 64 / run) * (1 + abs(items * v - kept) / 64) * (1 + 1 / (v * item)) * items * ty / n,
                                   threads, config(v=v, tx=tx, ty=ty, items=items)))  # fmt: skip
         return [one for *_, one in sorted(found, key=lambda item: item[:2])][:6]
 

@@ -59,16 +59,16 @@ def test_rows_batch_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cell", "scope", "hidden", "units", "chunk", "batch", "dtype", "place"),
-    [("lstm", BLOCK, 20, 20, 4, 5, np.float32, REGISTERS), ("lstm", LAUNCHES, 40, 12, 2, 3, np.float16, SHARED),
-     ("gru", LAUNCHES, 33, 8, 4, 3, np.float32, MEMORY), ("gru", CLUSTER, 30, 8, 2, 3, np.float32, REGISTERS),
-     ("rnn", LAUNCHES, 24, 8, 2, 1, ml_dtypes.bfloat16, MEMORY)],
+    ("cell", "scope", "hidden", "units", "chunk", "batch", "dtype", "place", "tagged"),
+    [("lstm", BLOCK, 20, 20, 4, 5, np.float32, REGISTERS, 0), ("lstm", LAUNCHES, 40, 12, 2, 3, np.float16, SHARED, 0),
+     ("gru", LAUNCHES, 33, 8, 4, 3, np.float32, MEMORY, 0), ("gru", CLUSTER, 30, 8, 2, 3, np.float32, REGISTERS, 0), ("gru", CLUSTER, 30, 8, 2, 3, np.float32, REGISTERS, 1),
+     ("rnn", LAUNCHES, 24, 8, 2, 1, ml_dtypes.bfloat16, MEMORY, 0)],
 )  # fmt: skip
-def test_persistent(cell: str, scope: int, hidden: int, units: int, chunk: int, batch: int, dtype: Any, place: int) -> None:
+def test_persistent(cell: str, scope: int, hidden: int, units: int, chunk: int, batch: int, dtype: Any, place: int, tagged: int) -> None:
     op, inputs = recurrence(cell, (False, True), 4, batch, hidden, dtype, **ALL)  # type: ignore[arg-type]
     one = workload_of(op, inputs)
     single = scope in (BLOCK, CLUSTER) or batch <= chunk
-    chosen = config(units=units, threads=64, chunk=chunk, scope=scope, place=place, single=single, mma=0, tagged=0)
+    chosen = config(units=units, threads=64, chunk=chunk, scope=scope, place=place, single=single, mma=0, tagged=tagged)
     plan = PERSISTENT.plan(one, chosen, A100)
     assert len(plan.steps) == (4 if scope == LAUNCHES else 1)
     results = run_plan(plan, inputs, one.outputs, PERSISTENT.prepare(one, chosen, {1: inputs[1]}))
@@ -79,7 +79,8 @@ def test_persistent(cell: str, scope: int, hidden: int, units: int, chunk: int, 
 @pytest.mark.parametrize(
     ("cell", "scope", "hidden", "units", "threads", "chunk", "batch", "dtype", "place", "tagged"),
     [("lstm", BLOCK, 20, 20, 64, 4, 5, np.float16, REGISTERS, 0), ("lstm", LAUNCHES, 40, 12, 128, 16, 11, np.float16, SHARED, 1),
-     ("lstm", CLUSTER, 40, 12, 64, 4, 6, np.float16, SHARED, 0), ("lstm", CLUSTER, 33, 20, 64, 8, 3, np.float16, REGISTERS, 0),
+     ("lstm", CLUSTER, 40, 12, 64, 4, 6, np.float16, SHARED, 0), ("lstm", CLUSTER, 33, 20, 64, 8, 3, np.float16, REGISTERS, 1),
+     ("lstm", CLUSTER, 40, 12, 64, 4, 6, np.float16, SHARED, 1),
      ("gru", LAUNCHES, 72, 16, 128, 8, 20, ml_dtypes.bfloat16, REGISTERS, 0), ("gru", LAUNCHES, 33, 8, 64, 1, 2, np.float32, MEMORY, 1)],
 )  # fmt: skip
 def test_persistent_on_tensor_cores(
