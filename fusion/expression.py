@@ -44,20 +44,43 @@ class Literal:
         return (self.dtype, "nan") if value != value else (self.dtype, value, value == 0 and math.copysign(1.0, value))
 
 
+class _Kept:
+    """The hash is computed once: expressions hold expressions, and rules look the same ones up all the time."""
+
+    def __hash__(self) -> int:
+        number = self.__dict__.get("_hash")
+        if number is None:
+            number = self.__dict__["_hash"] = hash(self._key())
+        return number
+
+    def _key(self) -> tuple:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Convert:
+class Convert(_Kept):
     """``argument`` converted to ``dtype`` (ONNX Cast: float to integer truncates, anything to bool is ``!= 0``)."""
 
     dtype: DataType
     argument: Expression
 
+    __hash__ = _Kept.__hash__
+
+    def _key(self) -> tuple:
+        return self.dtype, self.argument
+
 
 @dataclass(frozen=True)
-class Apply:
+class Apply(_Kept):
     """``function`` (a key of :data:`FUNCTIONS`) of ``arguments``."""
 
     function: str
     arguments: tuple[Expression, ...]
+
+    __hash__ = _Kept.__hash__
+
+    def _key(self) -> tuple:
+        return self.function, self.arguments
 
 
 Expression: TypeAlias = "Operand | Literal | Convert | Apply"

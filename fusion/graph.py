@@ -166,12 +166,15 @@ class Graph:
     def prune(self) -> int:
         """Removes layers that no network output needs; returns how many."""
         removed = 0
-        for layer in reversed(self.ordered()):
-            if not any(tensor in self.outputs or self._readers.get(tensor) for tensor in layer.outputs):
-                self._remove(layer)
-                removed += 1
-                for node in layer.origins:
-                    self._gone[node] = "dead"
+        idle = list(self.layers)
+        while idle:
+            layer = self.layers.get(idle.pop())
+            if layer is None or any(tensor in self.outputs or self._readers.get(tensor) for tensor in layer.outputs):
+                continue
+            self._remove(layer)
+            removed += 1
+            self._gone.update(dict.fromkeys(layer.origins, "dead"))
+            idle += [self._producer[tensor] for tensor in layer.inputs if tensor in self._producer]
         return removed
 
     def rebuild(self) -> Network:

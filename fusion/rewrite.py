@@ -187,7 +187,12 @@ def _sweep(
         for rule in by_op.get(type(layer.op), ()):
             if rule.name in settled:
                 continue
-            touched = _attempt(graph, rule, layer, disabled, record)
+            match = rule.match(graph, layer)
+            if match is None:
+                if rule.local:
+                    settled.add(rule.name)
+                continue
+            touched = _attempt(graph, rule, match, disabled, record)
             if touched is not None:
                 done += 1
                 if done > budget:
@@ -203,12 +208,8 @@ def _sweep(
     return done
 
 
-def _attempt(graph: Graph, rule: Rule, layer: Layer, disabled: frozenset[str], record: Record) -> list[str] | None:
-    match = rule.match(graph, layer)
-    if match is None:
-        if rule.local:
-            record.settled[id(layer)][1].add(rule.name)
-        return None
+def _attempt(graph: Graph, rule: Rule, match: Match, disabled: frozenset[str], record: Record) -> list[str] | None:
+    """The names of the layers that the rewrite touched, or None after noting why there is none."""
     replacement = _judge(graph, rule, match, disabled, record)
     if replacement is None:
         return None

@@ -183,6 +183,9 @@ def with_epilogue(graph: Graph, layer: Layer, reader: Layer) -> Layer | Refusal:
 
 def value_of(expression: Expression, constants: Mapping[int, np.ndarray]) -> np.ndarray | None:
     """The value of ``expression`` in float64 when it reads only ``constants`` (by operand number), else None."""
+    if isinstance(expression, Operand):
+        found = constants.get(expression.index)
+        return None if found is None else np.asarray(found, np.float64)
     if not all(index in constants for index in operands(expression)):
         return None
     count = max(operands(expression), default=-1) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -31,18 +31,16 @@ EXPRESSION_OPS: tuple[type[Op], ...] = (
 )  # fmt: skip
 
 # From an expression and the types of its operands to a better expression, or the same.
-Improve = Callable[[Expression, Sequence[DataType]], Expression]
+Improve = Callable[[Expression, tuple[DataType, ...]], Expression]
 
 
 def expression_rule(name: str, equation: str, improve: Improve, canonical: bool = False) -> Rule:
     """The rule that replaces expressions, prologues and epilogues by ``improve`` of them."""
 
-    @lru_cache(maxsize=4096)  # networks repeat the same few expressions hundreds of times
-    def remembered(expression: Expression, types: tuple[DataType, ...]) -> Expression:
-        return improve(expression, types)
+    remembered = lru_cache(maxsize=4096)(improve)  # networks repeat the same few expressions hundreds of times
 
     def match(graph: Graph, layer: Layer) -> Match | None:
-        changed = improved(graph, layer, lambda expression, types: remembered(expression, tuple(types)))
+        changed = improved(graph, layer, remembered)
         return None if changed is None else Match((layer,), found={"layer": changed})
 
     def rewrite(graph: Graph, match: Match) -> Replacement:
@@ -57,8 +55,7 @@ def improved(graph: Graph, layer: Layer, improve: Improve) -> Layer | None:
     if isinstance(op, Pointwise):
         if not isinstance(op.expression, Apply | Convert):
             return None
-        types = [graph.type(tensor).dtype for tensor in layer.inputs]
-        better = improve(op.expression, types)
+        better = improve(op.expression, tuple([kind.dtype for kind in graph.types(layer.inputs)]))
         if better == op.expression:
             return None
         expression, names = number(better, layer.inputs)
@@ -72,12 +69,12 @@ def improved(graph: Graph, layer: Layer, improve: Improve) -> Layer | None:
     dtype = graph.type(layer.inputs[0]).dtype
     dtype = product_type(dtype) if isinstance(op, Convolution | Deconvolution | MatrixMultiply) else dtype
     if prologue != IDENTITY:
-        better = improve(prologue, [dtype])
+        better = improve(prologue, (dtype,))
         changed = replace(changed, prologue=better)
         dtype = type_of(better, [dtype])
     inputs = layer.inputs
     if op.epilogue != IDENTITY:
-        types = [dtype, *(graph.type(tensor).dtype for tensor in inputs[op.arity :])]
+        types = (dtype, *(kind.dtype for kind in graph.types(inputs[op.arity :])))
         better = improve(op.epilogue, types)
         if better != op.epilogue:
             better, names = number(better, (layer.outputs[0], *inputs[op.arity :]), fixed=1)

@@ -2,12 +2,15 @@
 
 Any transpose-reshape-transpose splits its input into factors ("atoms"), permutes them, and joins them again. In that form
 shuffles compose, and one that leaves the order alone is recognised as a plain reshape, which moves nothing.
+
+Networks repeat the same few shuffles in every block, and many rules ask about each: what was found is remembered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fusion.dims import Dim, Shape
 from fusion.ops import Shuffle
@@ -35,12 +38,14 @@ class Factored:
     target: tuple[tuple[int, ...], ...]
 
 
+@lru_cache(maxsize=4096)
 def movement(shape: Shape, op: Shuffle) -> Movement | None:
     """The movement of ``op`` on an input of ``shape``; None when the shapes do not factor (6x4 -> 4x6, or unknown sizes)."""
     found = factored(shape, op)
     return None if found is None else minimal(found.move)
 
 
+@lru_cache(maxsize=4096)
 def factored(shape: Shape, op: Shuffle) -> Factored | None:
     """Like :func:`movement`, before atoms that stay neighbours are joined."""
     first = op.first if op.first is not None else tuple(range(len(shape)))
@@ -67,6 +72,7 @@ def is_view(shape: Shape, op: Shuffle) -> bool:
     return move is not None and move.is_view
 
 
+@lru_cache(maxsize=4096)
 def compose(a: Movement, b: Movement) -> Movement | None:
     """First ``a``, then ``b``."""
     middle = tuple(a.sizes[atom] for atom in a.order)
@@ -99,6 +105,7 @@ def minimal(move: Movement) -> Movement:
     return Movement(tuple(sizes), tuple(ranked.index(index) for index in range(len(groups))))
 
 
+@lru_cache(maxsize=4096)
 def emit(move: Movement, source: Shape, target: Shape) -> tuple[Shuffle, ...]:
     """Shuffles that do ``move`` from shape ``source`` to shape ``target``: none, one, or a moving one and a plain reshape."""
     if move.is_view:

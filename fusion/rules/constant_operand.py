@@ -25,7 +25,7 @@ def _literal(graph: Graph, name: str) -> Literal | None:
         return Literal(maker.op.value, dtype) if maker is not None and isinstance(maker.op, Fill) else None
     if value.size == 1:
         return Literal(literal_value(value), dtype)
-    if value.size and value.dtype.kind != "b" and (not np.any(value) or bool(np.all(value == 1))):
+    if value.size and value.dtype.kind != "b" and value.flat[0] in (0, 1) and bool(np.all(value == value.flat[0])):
         return Literal(literal_value(value), dtype)
     return None
 

@@ -49,6 +49,9 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
         if 1 not in channel_constants(graph, (result, *extras), rank, axis):
             return None
     elif layer.op.epilogue != IDENTITY:
+        steps = functions(layer.op.epilogue)
+        if not _SCALES.intersection(steps) and steps.count("add") < 2 and steps != ("add",):
+            return None
         own = leading_affine(layer.op.epilogue, channel_constants(graph, (result, *extras), rank, axis))
         if own is not None and (own.steps > 1 or not np.all(own.scale == 1)):
             return Match((layer,))

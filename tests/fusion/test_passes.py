@@ -321,7 +321,7 @@ def test_three_thousand_layers_take_two_seconds() -> None:
         index += 1
     network = build.network(x)
     pairs = []
-    for _ in range(2):  # the better of two: other tests run beside this one
+    for _ in range(3):  # the best of three: other tests run beside this one
         start = time.process_time()
         result = optimize(network).network
         middle = time.process_time()
@@ -329,8 +329,10 @@ def test_three_thousand_layers_take_two_seconds() -> None:
         for number in range(2_000_000):
             counts[number % 1000] = counts.get(number % 1000, 0) + 1
         pairs.append((middle - start, time.process_time() - middle))
-    # Two seconds where the loop above takes 0.25, as on the machines that we develop on; machines under load are slower at both.
-    assert min(taken / loop for taken, loop in pairs) < 8
+        if pairs[-1][0] < 6.5 * pairs[-1][1]:
+            break
+    # 1.6 s where the loop above takes 0.25, as on the machines that we develop on; machines under load are slower at both.
+    assert min(taken / loop for taken, loop in pairs) < 6.5
     assert len(result.layers) < 0.6 * len(network.layers)
 
 
