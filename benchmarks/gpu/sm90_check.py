@@ -640,7 +640,7 @@ def units_of(group, only):
     if group == "check-attention":
         for label, (*_, d, causal, kind, _) in ATTENTION_CHECKS.items():
             if re.search(only, f"{group} {label}"):
-                result += [attention_unit(d, block, causal, kind, 1, *how) for block, *how in ATTENTION_BLOCKS[d]]
+                result += [attention_unit(d, block, causal, kind, 0, *how) for block, *how in ATTENTION_BLOCKS[d]]
     if group == "time-attention":
         result += [attention_unit(d, block, causal, "f16", 0, *how) for d in (64, 128) for block, *how in ATTENTION_BLOCKS[d] for causal in (0, 1)]
     if group == "check-short":
@@ -667,8 +667,8 @@ def units_of(group, only):
 
 
 def attention_unit(d, block_kv, causal, in_type="f16", debug=0, consumers=2, turns=0):
-    defines = {"IN_T": C_TYPE[in_type], "HEAD": d, "BLOCK_KV": block_kv, "STAGES": attention_sm90.stages(d, block_kv, consumers), "CAUSAL": causal,
-               "PDL": 1, "DEBUG_TIMEOUT": debug, "CONSUMERS": consumers, "TURNS": turns}
+    queries, count = attention_sm90.stages(d, block_kv, consumers)
+    defines = {"IN_T": C_TYPE[in_type], "HEAD": d, "BLOCK_KV": block_kv, "Q_STAGES": queries, "STAGES": count, "CAUSAL": causal, "PDL": 1, "DEBUG_TIMEOUT": debug, "CONSUMERS": consumers, "TURNS": turns}
     return "sm90/attention_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), ""
 
 
@@ -677,11 +677,13 @@ ATTENTION_CHECKS = {
     "plain 64": (2, 3, 3, 200, 200, 64, 0, "f16", 0), "plain 128": (1, 2, 2, 1000, 1000, 128, 0, "f16", 0), "one": (1, 1, 1, 1, 1, 64, 0, "f16", 0),
     "shared heads bf16": (1, 4, 2, 77, 300, 64, 0, "bf16", 0), "positions first": (2, 4, 4, 333, 333, 64, 0, "f16", 1),
     "causal 64": (1, 2, 2, 900, 900, 64, 1, "f16", 1), "causal more keys": (1, 2, 2, 128, 500, 128, 1, "f16", 0),
+    "several tiles a block": (3, 8, 4, 1531, 700, 64, 0, "f16", 1), "several causal tiles a block": (5, 16, 16, 701, 701, 64, 1, "bf16", 1),
+    "several tiles of few keys": (7, 24, 24, 300, 90, 128, 0, "f16", 0), "several causal tiles without keys": (9, 16, 8, 600, 333, 64, 1, "f16", 0),
     "causal rows without keys": (1, 2, 2, 500, 200, 64, 1, "f16", 0), "whole blocks": (2, 2, 2, 1024, 1024, 128, 0, "bf16", 0),
 }  # fmt: skip
 ATTENTION_SHAPES = [(4, 16, 1024, 64), (1, 16, 4096, 64), (4, 16, 1024, 128), (32, 12, 197, 64), (32, 12, 128, 64)]
 ATTENTION_BLOCKS = {  # keys at a time, consumer warpgroups, whether they take turns
-    64: ((128, 2, 0), (128, 2, 1), (176, 2, 0), (176, 2, 1), (64, 2, 1), (128, 3, 0), (128, 3, 1), (96, 3, 1)),
+    64: ((128, 2, 0), (128, 2, 1), (176, 2, 0), (176, 2, 1), (64, 2, 1), (96, 3, 1)),
     128: ((128, 2, 0), (128, 2, 1), (96, 2, 1), (64, 2, 1)),
 }
 # label: (batch, heads, key heads, queries, keys, head size, causal, type, positions first, mask)
@@ -963,14 +965,15 @@ class Gpu:
         """Launcher of softmax(q k^T / sqrt(d)) v on [b, h, s, d] views whose head dimension is contiguous."""
         (batch, heads, s_q, d), (_, kv_heads, s_k, _) = q.shape, k.shape
         one = attention_unit(d, block_kv, causal, in_type, debug, consumers, turns)
-        shared = attention_sm90.shared_bytes(d, block_kv, attention_sm90.stages(d, block_kv, consumers), consumers)
+        shared = attention_sm90.shared_bytes(d, block_kv, *attention_sm90.stages(d, block_kv, consumers), consumers)
         function = self.function(one, "attention_sm90", shared)
         maps = [self.tiled(t.data_ptr(), in_type, (d, t.shape[2], t.shape[1], batch), (t.stride(2) * 2, t.stride(1) * 2, t.stride(0) * 2),
                            (64, rows, 1, 1), 128) for t, rows in ((q, 64 * consumers), (k, block_kv), (v, block_kv))]
         strides = b"".join(int(out.stride(axis)).to_bytes(8, "little") for axis in range(3))
         scale = struct.pack("f", d**-0.5 * 1.4426950408889634)
-        arguments = (*maps, ("p", out.data_ptr()), heads // kv_heads, s_q, s_k, strides, scale)
-        return self.launcher(function, (-(-s_q // (64 * consumers)), heads, batch), 128 * (consumers + 1), shared, arguments, True)
+        arguments = (*maps, ("p", out.data_ptr()), heads // kv_heads, s_q, s_k, heads, batch, strides, scale)
+        tiles = -(-s_q // (64 * consumers)) * heads * batch
+        return self.launcher(function, (min(tiles, self.multiprocessors), 1, 1), 128 * (consumers + 1), shared, arguments, True)
 
     def short(self, q, k, v, out, mask, kind, causal, in_type="f16", debug=0):
         """The same for up to 256 keys, with a mask of a kind of SHORT_CHECKS."""
@@ -1313,7 +1316,7 @@ def run_group(gpu, group, only, skip, deadline, emit):
                     if causal:
                         scores = scores.masked_fill(torch.ones(s_q, s_k, device="cuda").tril(s_k - s_q) == 0, float("-inf"))
                     reference = scores.softmax(-1).nan_to_num(0) @ v_all
-                    launch = gpu.attention(q, k, v, out, block, causal, kind, 1, *how)
+                    launch = gpu.attention(q, k, v, out, block, causal, kind, 0, *how)
                     for _ in range(3):
                         out.fill_(float("nan"))
                         launch()

@@ -61,20 +61,19 @@ class Sm90Attention(Tactic):
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         d = _heads(workload).d
-        shapes = [(2, block) for block in ((128, 176, 96, 64) if d == 64 else (128, 96, 64))] + ([(3, 128), (3, 96)] if d == 64 else [])
-        found = [
-            config(block_kv=block, stages=stages(d, block, consumers), consumers=consumers, turns=turns)
-            for consumers, block in shapes
-            for turns in (0, 1)
-        ]
+        shapes = [(2, 128), (2, 176), (2, 96), (2, 64), (3, 96)] if d == 64 else [(2, 128), (2, 96), (2, 64)]
+        found = []
+        for consumers, block in shapes:
+            queries, count = stages(d, block, consumers)
+            found += [config(block_kv=block, queries=queries, stages=count, consumers=consumers, turns=turns) for turns in (1, 0)]
         return sorted(found, key=lambda one: self.estimate(workload, one, device))
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         heads, chosen = _heads(workload), dict(config)
         block, rows = chosen["block_kv"], 64 * chosen["consumers"]
-        blocks = ceil_div(heads.s_q, rows) * heads.heads * heads.batch
+        tiles = ceil_div(heads.s_q, rows) * heads.heads * heads.batch
         steps = ceil_div(heads.s_k, block)
-        waves = ceil_div(blocks, device.multiprocessors)
+        waves = ceil_div(tiles, device.multiprocessors)
         if workload.op.causal:  # type: ignore[attr-defined]
             waves, steps = max(1, ceil_div(waves, 2)), steps + 1
         peak = (device.flops.get(workload.inputs[0].dtype.value) or 8e14) / device.multiprocessors * (0.5 if heads.d == 64 else 0.6)
@@ -84,16 +83,17 @@ class Sm90Attention(Tactic):
         heads, chosen = _heads(workload), dict(config)
         block, rows, threads = chosen["block_kv"], 64 * chosen["consumers"], 128 * (chosen["consumers"] + 1)
         kernel = Kernel("sm90/attention_sm90.cu", "attention_sm90", defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], HEAD=heads.d, BLOCK_KV=block, STAGES=chosen["stages"], CONSUMERS=chosen["consumers"],
-            TURNS=chosen["turns"], CAUSAL=workload.op.causal, PDL=1 if pdl(device) else None,  # type: ignore[attr-defined]
+            IN_T=C_TYPES[workload.inputs[0].dtype], HEAD=heads.d, BLOCK_KV=block, Q_STAGES=chosen["queries"], STAGES=chosen["stages"],
+            CONSUMERS=chosen["consumers"], TURNS=chosen["turns"], CAUSAL=workload.op.causal, PDL=1 if pdl(device) else None,  # type: ignore[attr-defined]
         ))  # fmt: skip
         arguments: tuple[Argument, ...] = (
             *_maps(workload, heads, rows, block), Buffer("output"),
-            *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k)), _strides(heads.strides[3]), _scale(workload),
+            *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.heads, heads.batch)), _strides(heads.strides[3]),
+            _scale(workload),
         )  # fmt: skip
-        grid = (ceil_div(heads.s_q, rows), heads.heads, heads.batch)
-        return Plan((Launch(kernel, grid, (threads, 1, 1), arguments, dependent=pdl(device),
-                            shared_memory=shared_bytes(heads.d, block, chosen["stages"], chosen["consumers"])),))  # fmt: skip
+        tiles = ceil_div(heads.s_q, rows) * heads.heads * heads.batch
+        return Plan((Launch(kernel, (min(tiles, device.multiprocessors), 1, 1), (threads, 1, 1), arguments, dependent=pdl(device),
+                            shared_memory=shared_bytes(heads.d, block, chosen["queries"], chosen["stages"], chosen["consumers"])),))  # fmt: skip
 
 
 class Sm90ShortAttention(Tactic):
@@ -179,14 +179,15 @@ def _scale(workload: Workload) -> Scalar:
     return Scalar(workload.op.scale * math.log2(math.e), "f32")  # type: ignore[attr-defined]
 
 
-def shared_bytes(d: int, block: int, count: int, consumers: int) -> int:
-    """Dynamic shared memory of the long kernel: the queries, the rings of keys and values, barriers."""
-    return 64 * consumers * d * 2 + 2 * count * block * d * 2 + 8 * (1 + 4 * count)
+def shared_bytes(d: int, block: int, queries: int, count: int, consumers: int) -> int:
+    """Dynamic shared memory of the long kernel: the rings of queries, keys and values, barriers."""
+    return 64 * queries * consumers * d * 2 + 2 * count * block * d * 2 + 8 * (2 * queries + 4 * count)
 
 
-def stages(d: int, block: int, consumers: int) -> int:
-    """Blocks of keys, and of values, under way."""
-    return next(count for count in (4, 3, 2) if shared_bytes(d, block, count, consumers) <= SHARED)
+def stages(d: int, block: int, consumers: int) -> tuple[int, int]:
+    """(tiles of queries, blocks of keys and of values) under way: queries come ahead where two blocks of keys still fit."""
+    return next((queries, count) for queries, count in ((2, 4), (2, 2), (1, 4), (1, 2))
+                if shared_bytes(d, block, queries, count, consumers) <= SHARED)  # fmt: skip
 
 
 def short_bytes(d: int, keys: int, one_row: bool) -> int:
