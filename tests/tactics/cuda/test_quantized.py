@@ -68,8 +68,8 @@ def case(op, x_shape, w_shape, kind: DataType, out: DataType, channels: tuple[in
     return Workload(op, types, op.infer(types), flags), inputs, op.evaluate(inputs)
 
 
-def compare(got: np.ndarray, expected: np.ndarray, label: str) -> None:
-    """Integers are exact but for the last bit of a float scale at a rounding edge; 8-bit floats may differ by one step."""
+def compare(got: np.ndarray, expected: np.ndarray, label: str, lost: np.ndarray | float = 0.0) -> None:
+    """Integers are exact but for the last bit of a float scale at a rounding edge; 8-bit floats may differ by one step, and by what is ``lost``."""
     assert got.dtype == expected.dtype and got.shape == expected.shape, label
     if expected.dtype == np.int32:
         np.testing.assert_array_equal(got, expected, label)
@@ -79,7 +79,17 @@ def compare(got: np.ndarray, expected: np.ndarray, label: str) -> None:
         assert len(np.unique(expected)) > 3 or expected.size < 20
     else:
         tolerance = {np.dtype(np.float32): 1e-4, np.dtype(np.float16): 2e-3}.get(expected.dtype, 0.26)
-        np.testing.assert_allclose(got.astype(float), expected.astype(float), tolerance, tolerance / 20, err_msg=label)
+        wrong = np.abs(got.astype(float) - expected.astype(float)) - tolerance * np.abs(expected.astype(float)) - tolerance / 20 - lost
+        assert wrong.max(initial=-1.0) <= 0, f"{label}: {np.count_nonzero(~(wrong <= 0))} of {wrong.size} results are wrong, by up to {wrong.max()}"
+
+
+def lost_by_hopper(workload: Workload, inputs: list[np.ndarray]) -> np.ndarray | float:
+    """What a product of 8-bit floats may lose, in units of the output: Hopper's tensor cores add with 14 bits, so a sum is known to
+    2^-14 of the sum of its terms' magnitudes, which is much of a sum that cancels."""
+    if not isinstance(workload.op, MatrixMultiply) or not workload.inputs[0].dtype.is_float:
+        return 0.0
+    a, b, scale = (np.abs(one.astype(np.float64)) for one in inputs)
+    return 2.0**-14 * (a @ b.T) * scale / 0.05
 
 
 def run(tactic: Tactic, made, configs: int = 1, wanted=lambda one: True, device: DeviceSpec = L4) -> None:  # noqa: ANN001
@@ -91,7 +101,7 @@ def run(tactic: Tactic, made, configs: int = 1, wanted=lambda one: True, device:
     for one in found:
         plan = tactic.plan(workload, one, device)
         (result,) = run_plan(emulated(plan), inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
-        compare(result, expected[0], f"{tactic.id} {dict(one)}")
+        compare(result, expected[0], f"{tactic.id} {dict(one)}", lost_by_hopper(workload, inputs) if "sm90" in tactic.id else 0.0)
 
 
 def product(m, n, k, kind=INT8, out=INT8, transpose_b=True, constant=True):  # noqa: ANN001
@@ -224,4 +234,4 @@ def test_on_gpu(name: str) -> None:
     for one in dict.fromkeys((*found[:1], *split[:1])):
         plan = tactic.plan(workload, one, spec)
         (result,) = run_on_gpu(plan, inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
-        compare(result, expected[0], f"{tactic.id} {dict(one)}")
+        compare(result, expected[0], f"{tactic.id} {dict(one)}", lost_by_hopper(workload, inputs) if "sm90" in tactic.id else 0.0)
