@@ -220,16 +220,16 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
 
 
 def with_optional(result: FusionResult, options: FusionOptions) -> FusionResult:
-    """``result`` after the optional rules that ``options`` enable; ``result`` itself where none of them fits. Networks inside layers stay."""
+    """``result`` after the optional rules that ``options`` enable; where none of them fits, with why not. Networks inside layers stay."""
     check_rules(options)
     rules = tuple(rule for rule in OPTIONAL if rule.name in options.enabled)
     limits = Limits(options.device, options.functions, options.operands)
     graph, record = Graph(result.network, limits), Record()
     apply_rules(graph, rules, options.disabled, record)
-    if not record.applied:
-        return result
-    graph.prune()
-    network = graph.rebuild()
+    network = result.network
+    if record.applied:
+        graph.prune()
+        network = graph.rebuild()
     reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL or rule in rules)
     outer = {layer.name for layer in result.network.layers}
     misses = {name: miss for name, miss in result.misses.items() if name not in outer}  # of the networks inside layers

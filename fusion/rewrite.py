@@ -133,10 +133,10 @@ class Record:
         return dict(Counter(item.rule for item in self.applied))
 
     def note(self, match: Match, miss: Miss, nearness: int) -> None:
-        """Keeps ``miss`` for each of its layers unless a nearer one is known."""
+        """Keeps ``miss`` for each of its layers unless one as near is known: rules that know more stand before general ones."""
         for layer in match.layers:
             known = self.misses.get(layer.name)
-            if known is None or nearness >= known[0]:
+            if known is None or nearness > known[0]:
                 self.misses[layer.name] = (nearness, miss)
 
 

@@ -613,8 +613,8 @@ def _measured_fusions(
     )
     options = FusionOptions(disabled=disabled, enabled=tuple(rule.name for rule in OPTIONAL), device=device.spec.kind)
     changed = with_optional(fused, options)
-    if changed is fused:
-        return fused, choices, None
+    if changed.network is fused.network:
+        return changed, choices, None
     sites = changed.applied[len(fused.applied) :]
     try:
         timed = _choose(changed.network, profiles, config, device, log, progress, timings=choices.cache)
@@ -632,7 +632,7 @@ def _measured_fusions(
     if losers:
         options = replace(options, disabled=(*disabled, *losers))
         changed = with_optional(fused, options)
-        if changed is fused:
+        if changed.network is fused.network:
             return fused, replace(choices, cache=timed.cache, misses=misses), None
         timed = _choose(changed.network, profiles, config, device, log, progress, timings=timed.cache)
         misses += timed.misses
