@@ -25,6 +25,7 @@ from fusion.network import ControlFlow, Layer, Network, size_makers, typical_siz
 from fusion.ops import Concatenation
 from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_optional
 from fusion.precision import LayerTypes
+from fusion.rewrite import Miss
 from runtime.columns import ask_tactics, copy_parts, parts_to_copy
 from runtime.device import Device, DeviceError, DeviceLostError
 from runtime.engine import CONTROL, IDLE, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
@@ -622,18 +623,19 @@ def _measured_fusions(
         log.verbose(f"Optional fusions were not tried: {error}")
         return fused, choices, None
     misses = choices.misses + timed.misses
-    losers = []
+    losers: dict[str, str] = {}
     for site in sites:
         nodes = _nodes_of(fused.network, site.layers)
         before, after = (_seconds_of(one.network, chosen, nodes) for one, chosen in ((fused, choices), (changed, timed)))
-        log.verbose(f"{site.rule}: {', '.join(site.layers)}: {before * 1e6:.1f} us before, {after * 1e6:.1f} us after")
+        times = f"{before * 1e6:.1f} us before, {after * 1e6:.1f} us after"
+        log.verbose(f"{site.rule}: {', '.join(site.layers)}: {times}")
         if after >= before * (1 - MIN_GAIN):
-            losers += [f"{site.rule}@{node}" for node in nodes]
+            losers |= {f"{site.rule}@{node}": times for node in nodes}
     if losers:
         options = replace(options, disabled=(*disabled, *losers))
-        changed = with_optional(fused, options)
+        changed = _with_times(with_optional(fused, options), losers)
         if changed.network is fused.network:
-            return fused, replace(choices, cache=timed.cache, misses=misses), None
+            return changed, replace(choices, cache=timed.cache, misses=misses), None
         timed = _choose(changed.network, profiles, config, device, log, progress, timings=timed.cache)
         misses += timed.misses
     kept = changed.applied[len(fused.applied) :]
@@ -650,6 +652,18 @@ def _measured_fusions(
 
 
 MIN_GAIN = 0.02  # share of the time of the layers at a site that a measured fusion must save
+
+
+def _with_times(result: FusionResult, losers: Mapping[str, str]) -> FusionResult:
+    """``result`` whose measured fusions that did not pay (``losers``: rule@node -> its times) say so, rather than that they are switched off."""
+    nodes = {layer.name: layer.origins for layer in result.network.layers}
+
+    def said(miss: Miss) -> Miss:
+        places = (f"{miss.rule}@{node}" for name in miss.layers for node in nodes.get(name, ()))
+        times = next((losers[place] for place in places if place in losers), "") if miss.condition == "disabled" else ""
+        return replace(miss, condition="measured", detail=times) if times else miss
+
+    return replace(result, misses={name: said(miss) for name, miss in result.misses.items()})
 
 
 def _nodes_of(network: Network, layers: Sequence[str]) -> tuple[str, ...]:
