@@ -30,10 +30,11 @@ from tests.harness.fiber import H100
 from tests.models import SPEECH_MODELS, onnxruntime_outputs, wheel_model
 from tests.runtime.test_streams import LazyDevice
 from trtcli import builder
-from trtcli.builder import build, workloads_at
+from trtcli.builder import build
 from trtcli.config import BuildConfig, ProfileShapes
 from trtcli.log import Log
 from trtcli.report.layers import stream_branches
+from trtcli.workloads import workloads_at
 
 
 @pytest.fixture(scope="module")

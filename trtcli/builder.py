@@ -21,14 +21,14 @@ from fusion.bind import fix_sizes
 from fusion.dims import bind, symbols
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx
-from fusion.network import ControlFlow, Layer, Network, size_makers, typical_sizes
+from fusion.network import ControlFlow, Layer, Network, size_makers
 from fusion.ops import Concatenation
 from fusion.passes import OPTIONAL, FusionOptions, FusionResult, optimize, with_optional
 from fusion.precision import LayerTypes
 from fusion.rewrite import Miss
 from runtime.columns import ask_tactics, copy_parts, parts_to_copy
 from runtime.device import Device, DeviceError, DeviceLostError
-from runtime.engine import CONTROL, IDLE, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes, sizes_of
+from runtime.engine import CONTROL, IDLE, ON_HOST, Alternative, Engine, InputRange, LayerPlan, fixed_sizes
 from runtime.parts import Part
 from runtime.segments import parts_of
 from runtime.streams import with_streams
@@ -69,11 +69,11 @@ from tactics.tactic import (
     floor_seconds,
     reachable_seconds,
     refusal,
-    tensor_bytes,
     workload_bytes,
     workload_flops,
 )
 from trtcli.config import BuildConfig
+from trtcli.debug_tensors import debug_tensors, marked_tensors
 from trtcli.layouts import Alone, chosen_layouts, layout_record, measured_times
 from trtcli.log import Silent
 from trtcli.report.building import (
@@ -91,13 +91,9 @@ from trtcli.report.building import (
 from trtcli.shapes import optimization_profiles, shared_sizes
 from trtcli.stream_timings import CachedTimings, NotCachedError, code_of
 from trtcli.version import __version__
-
-DOUBLINGS = 12  # how often sizes are guessed twice as large as the largest, until a layer makes something
-
+from trtcli.workloads import Outer, Profile, extremes, makes_nothing, named_sizes, workloads_at
 
 Parts = Sequence[tuple[str, int]]  # inputs of concatenations that are copied: layer, input number
-Profile = Mapping[str, InputRange]  # an optimization profile: the range of every input
-Outer = Mapping[str, Mapping[str, int]]  # "min", "opt", "max" -> the named sizes around a body
 
 
 class BuildError(ValueError):
@@ -188,7 +184,7 @@ def build(
         "optionalFusions": None if optional is None else {"enabled": list(optional.enabled), "disabled": list(optional.disabled)},
         "layouts": layouts,
         "streams": streams,
-        "debugTensors": _debug_tensors(imported, network, marked, config, log),
+        "debugTensors": debug_tensors(imported, network, marked, config, log),
         "buildSeconds": seconds,
     }
     log.info(
@@ -232,34 +228,6 @@ def _with_streams(
 
 
 # --- network ---------------------------------------------------------------------------------------------------------
-
-
-def marked_tensors(imported: Network, config: BuildConfig, log: Log) -> tuple[str, ...]:
-    """The tensors of ``--markDebug``, which no fusion may remove; names that no layer computes are warned about. Those inside of branches and
-    loops are not among them: see :func:`_debug_tensors`."""
-    computed = {name for layer in imported.layers for name in layer.outputs}
-    if unknown := [name for name in config.mark_debug if name not in computed | _inner_tensors(imported)]:
-        log.warning(f"--markDebug: no layer of the model computes {', '.join(unknown)}; ignored")
-    return tuple(name for name in dict.fromkeys(config.mark_debug) if name in computed and name not in imported.outputs)
-
-
-def _inner_tensors(network: Network) -> set[str]:
-    """What the layers inside of branches and loops compute."""
-    return {name for part, _ in parts_of(network)[1:] for layer in part.layers for name in layer.outputs}
-
-
-def _debug_tensors(imported: Network, network: Network, marked: Sequence[str], config: BuildConfig, log: Log) -> list[str]:
-    """The engine's debug tensors: ``marked`` ones, those of ``--markDebug`` inside of branches and loops that fusion has left, and where
-    that is asked for all others of the model that are left."""
-    asked = [name for name in dict.fromkeys(config.mark_debug) if name in _inner_tensors(imported)]
-    left = _inner_tensors(network)
-    if gone := [name for name in asked if name not in left]:
-        log.warning(f"--markDebug: {', '.join(gone)}: fusion took it away inside of a branch or loop, where marks do not hold; --disableFusion does")
-    found = [*marked, *(name for name in asked if name in left)]
-    if config.mark_unfused_debug:
-        known = {name for part, _ in parts_of(imported) for layer in part.layers for name in layer.outputs} - {*network.outputs, *found}
-        found += [name for part, _ in parts_of(network) for layer in part.layers for name in layer.outputs if name in known]
-    return found
 
 
 def layer_types(config: BuildConfig) -> tuple[DataType | None, LayerTypes]:
@@ -346,7 +314,7 @@ def shared_memory(
         and not isinstance(layer.op, ControlFlow)
         and layer.name not in plain
         and not all(_has_kernel(workloads[number], device) for workloads in per_profile)
-        and not all(_makes_nothing(workloads[number]) for workloads in per_profile)
+        and not all(makes_nothing(workloads[number]) for workloads in per_profile)
     ]
     sharing = share_memory(
         network,
@@ -365,7 +333,7 @@ def _given_decisions(
     for number, layer in enumerate(network.layers):
         given = _CONTROL if isinstance(layer.op, ControlFlow) else _HOST if number in host else VIEW_DECISION if layer.name in sharing.views else None
         workloads = [one[number] for one in per_profile]
-        if given is None and device.spec.kind == "cuda" and all(map(_makes_nothing, workloads)) and not all(_has_kernel(one, device) for one in workloads):
+        if given is None and device.spec.kind == "cuda" and all(map(makes_nothing, workloads)) and not all(_has_kernel(one, device) for one in workloads):
             given = _IDLE
         found.append(given)
     return found
@@ -388,7 +356,7 @@ def _choose(
     """The tactic of every layer. ``timings`` is the timing cache of an earlier choice of this build, in place of the file's."""
     sharing, host = shared_memory(network, profiles, config, device, outer)
     per_profile = tuple(workloads_at(network, profile, "opt", config, outer, sharing.pitches) for profile in profiles)
-    limits = [limit for profile in profiles for limit in _extremes(network, profile, config, outer, sharing.pitches)]
+    limits = [limit for profile in profiles for limit in extremes(network, profile, config, outer, sharing.pitches)]
     # From here on one list: all layers of profile 0, then those of profile 1, ...
     layers = network.layers * len(profiles)
     workloads = [workload for one in per_profile for workload in one]
@@ -498,7 +466,7 @@ def _measured_layouts(
     planar = fused.planar
     if planar is None or config.optimization_level < MEASURED_LEVEL or not config.builder_cache:
         return fused, copied, choices, layout_record(None, None)
-    sizes, fixed, constants = _sizes(planar, profiles[0], "opt", {}), fixed_sizes(planar, profiles[0]), set(planar.constants)
+    sizes, fixed, constants = named_sizes(planar, profiles[0], "opt", {}), fixed_sizes(planar, profiles[0]), set(planar.constants)
     cache = choices.cache
     misses = 0
 
@@ -681,51 +649,6 @@ def _seconds_of(network: Network, choices: _Choices, nodes: Sequence[str] | None
     )
 
 
-def _sizes(network: Network, profile: Profile, which: str, outer: Outer) -> dict[str, int]:
-    """All named sizes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``."""
-    given = sizes_of(network, {name: getattr(one, which) for name, one in profile.items()})
-    return typical_sizes(network, {**outer.get(which, {}), **given}, which)
-
-
-def workloads_at(
-    network: Network, profile: Profile, which: str, config: BuildConfig, outer: Outer, pitches: Mapping[str, int] = MappingProxyType({})
-) -> tuple[Workload, ...]:
-    """What every layer computes at the smallest (``min``), optimal (``opt``) or largest (``max``) shapes of ``profile``; ``pitches`` are
-    those of tensors that lie in wider ones.
-
-    A layer that makes nothing at the optimal shapes stands there at the largest, the smallest, or (sizes that an inference tells have no end)
-    the first of doubled sizes at which it makes something: it needs kernels for other sizes.
-    """
-    sizes = _sizes(network, profile, which, outer)
-    constants, fixed = set(network.constants), fixed_sizes(network, profile)
-    found = [workload_of(network, layer, sizes, constants, config.tf32, fixed, pitches) for layer in network.layers]
-    empty = [number for number, one in enumerate(found) if which == "opt" and not one.is_static and _makes_nothing(one)]
-    if empty:
-        largest = _sizes(network, profile, "max", outer)
-        doubled = ({name: size if name in fixed else size << times for name, size in largest.items()} for times in range(1, DOUBLINGS))
-        for sizes in (largest, _sizes(network, profile, "min", outer), *doubled):
-            for number in empty:
-                other = workload_of(network, network.layers[number], sizes, constants, config.tf32, fixed, pitches)
-                found[number] = found[number] if _makes_nothing(other) else other
-            empty = [number for number in empty if _makes_nothing(found[number])]
-    return tuple(found)
-
-
-def _makes_nothing(workload: Workload) -> bool:
-    return not any(all(int(dim) > 0 for dim in one.shape) for one in workload.outputs)  # type: ignore[arg-type]
-
-
-def _extremes(
-    network: Network, profile: Profile, config: BuildConfig, outer: Outer, pitches: Mapping[str, int]
-) -> list[tuple[Workload, ...]]:
-    """Per layer, its workloads at the ends of ``profile`` where they are others than at the optimum; empty outputs need no tactic."""
-    smallest, optimal, largest = (workloads_at(network, profile, which, config, outer, pitches) for which in ("min", "opt", "max"))
-    return [
-        tuple(dict.fromkeys(end for end in ends if end != best and all(tensor_bytes(one) > 0 for one in end.outputs)))
-        for best, *ends in zip(optimal, smallest, largest, strict=True)
-    ]
-
-
 def available_sources(wanted: Sequence[str], device: Device, log: Log) -> tuple[str, ...]:
     """The libraries of ``--tacticSources`` that are there for ``device``; of each other one a warning says why it is skipped."""
     found = []
@@ -820,7 +743,7 @@ def _bodies(
 
 def size_ranges(network: Network, profiles: Sequence[Profile], outer: Outer) -> dict[str, dict[str, int]]:
     """The least, usual and greatest value of every named size over all profiles; sizes of which nothing is known get a range, too."""
-    found = {which: [_sizes(network, profile, which, outer) for profile in profiles] for which in ("min", "opt", "max")}
+    found = {which: [named_sizes(network, profile, which, outer) for profile in profiles] for which in ("min", "opt", "max")}
     least = {name: min(sizes[name] for sizes in found["min"]) for name in found["min"][0]}
     most = {name: max(sizes[name] for sizes in found["max"]) for name in found["max"][0]}
     for name in size_makers(network):

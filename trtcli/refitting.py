@@ -24,15 +24,14 @@ from trtcli.builder import (
     VIEW_DECISION,
     BuildError,
     Log,
-    Outer,
     fuse,
     layer_plans,
-    marked_tensors,
     size_ranges,
-    workloads_at,
 )
 from trtcli.config import BuildConfig
+from trtcli.debug_tensors import marked_tensors
 from trtcli.shapes import shared_sizes
+from trtcli.workloads import Outer, workloads_at
 
 
 def stripped(engine: Engine) -> Engine:
