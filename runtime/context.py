@@ -29,7 +29,7 @@ from runtime.heap import Heap
 from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
 from runtime.most_memory import known_limits
-from runtime.recorder import Observer, Recorder, own_seconds
+from runtime.recorder import Observer, Recorder, event_cost, own_seconds
 from runtime.resolution import Resolution
 from runtime.runner import Launch, Run, Runner, unknown_outputs
 from runtime.segments import parts_of
@@ -486,11 +486,11 @@ class ExecutionContext(Guarded):
     @exclusive
     def report_to_profiler(self) -> bool:
         """Report the last enqueue's times, when ``enqueue_emits_profile`` is off; waits for the device. Whether there was something to report."""
-        times = self._recorder.collect() if self._recorder is not None else {}
-        for name, seconds in own_seconds(self.engine, times, self.profile) if times else ():
+        spans = self._recorder.collect() if self._recorder is not None else {}
+        for name, seconds in own_seconds(self.engine, spans, event_cost([spans]), self.profile) if spans else ():
             if seconds is not None:
                 self._profiler.report_layer_time(name, seconds * 1e3)
-        return bool(times)
+        return bool(spans)
 
     def _report(self, stream: Stream) -> None:
         if self._recorder is not None and self.enqueue_emits_profile:

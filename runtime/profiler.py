@@ -18,7 +18,7 @@ import numpy as np
 from runtime.benchmark import BenchmarkOptions
 from runtime.context import ExecutionContext
 from runtime.device import CaptureError, Stream
-from runtime.recorder import Observer, Path, Recorder, own_seconds
+from runtime.recorder import Observer, Recorder, Spans, event_cost, own_seconds
 from runtime.runner import Bound, Streams
 
 
@@ -91,7 +91,7 @@ def profile_layers(context: ExecutionContext, inputs: Mapping[str, np.ndarray], 
     once = _in_graphs(context, recorder, stream) if options.graph else None
     in_graph = once is not None
     once = once or partial(_plainly, context, recorder, stream)
-    rows: list[dict[Path, tuple[float, int]]] = []
+    rows: list[Spans] = []
     begin = time.perf_counter()
     while True:
         once()
@@ -102,8 +102,8 @@ def profile_layers(context: ExecutionContext, inputs: Mapping[str, np.ndarray], 
             rows.append(found)
             if len(rows) >= options.iterations and elapsed >= options.warm_up * 1e-3 + max(0.0, options.duration):
                 break
-    overhead = float(np.median([row[()][0] / row[()][1] for row in rows if () in row] or [0.0]))
-    columns = zip(*(own_seconds(context.engine, {**row, (): (overhead, 1)}, context.profile) for row in rows), strict=True)
+    overhead = event_cost(rows)
+    columns = zip(*(own_seconds(context.engine, row, overhead, context.profile) for row in rows), strict=True)
     layers = tuple(_layer_time(column) for column in columns)
     return Profile(len(rows), layers, overhead * 1e3, in_graph, context.engine.num_aux_streams)
 

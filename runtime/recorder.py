@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
 from typing import TypeAlias
 
 from runtime.device import Device, Event, Stream
@@ -12,14 +13,17 @@ from runtime.watch import Watch, Where
 Path: TypeAlias = tuple[int, ...]  # a layer's number, for one in a body after those of the layer and the body around it; () is an empty span
 
 
+Spans: TypeAlias = Mapping[Path, Sequence[float]]  # the seconds of every run
+
+
 class Recorder:
-    """Events around layers; a layer that runs several times in an inference has its times added up."""
+    """Events around layers, which may run several times in an inference."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._marks: dict[Path, tuple[Event, Event]] = {}
         self._pending: dict[Path, None] = {}  # whose events are not read yet
-        self._times: dict[Path, tuple[float, int]] = {}
+        self._times: dict[Path, list[float]] = {}
         self._captured: dict[Path, None] | None = None  # while a graph is made: whose events it holds
 
     def empty(self, stream: Stream) -> None:
@@ -55,15 +59,17 @@ class Recorder:
             self._captured = None
 
         def launch(target: Stream) -> None:
-            for path in paths:
-                self._settle(path)
+            if not self._pending.keys().isdisjoint(paths):
+                target.synchronize()  # an event inside of a graph says nothing of a launch that has not got there
+                for path in paths:
+                    self._settle(path)
             self._pending.update(paths)
             graph.launch(target)
 
         return launch
 
-    def collect(self) -> dict[Path, tuple[float, int]]:
-        """Seconds, and how often it ran, of every layer that ran since the last call, and of the empty span; waits for the device."""
+    def collect(self) -> Spans:
+        """The spans of every layer that ran since the last call, and the empty ones; waits for the device."""
         for path in list(self._pending):
             self._settle(path)
         found, self._times = self._times, {}
@@ -73,8 +79,7 @@ class Recorder:
         if path in self._pending:
             before, after = self._marks[path]
             after.synchronize()
-            seconds, count = self._times.get(path, (0.0, 0))
-            self._times[path] = seconds + after.seconds_since(before), count + 1
+            self._times.setdefault(path, []).append(after.seconds_since(before))
             del self._pending[path]
 
 
@@ -94,18 +99,21 @@ class Observer(Watch):
         return Observer(self._recorder, (*self._around, layer, body))
 
 
+def event_cost(spans: Sequence[Spans]) -> float:
+    """Seconds that a span of nothing took: the median of all, for any of them may hold the time slice of another program."""
+    return median([seconds for one in spans for seconds in one.get((), ())] or [0.0])
+
+
 def own_seconds(
-    engine: Engine, times: Mapping[Path, tuple[float, int]], profile: int = 0, around: Path = ()
+    engine: Engine, spans: Spans, cost: float, profile: int = 0, around: Path = ()
 ) -> Iterator[tuple[str, float | None]]:
-    """Every layer of ``engine`` (the body at path ``around``) with the seconds that it took in an inference, what its events cost taken off; None
-    when it did not run. Layers inside of a branch or loop follow it, and their time is not its own."""
-    cost, count = times.get((), (0.0, 1))
+    """Every layer of ``engine`` (the body at path ``around``) with the seconds that it took in an inference, the ``cost`` of its events taken off
+    each run; None when it did not run. Layers inside of a branch or loop follow it, and their time is not its own."""
     for number, (layer, plan) in enumerate(zip(engine.network.layers, engine.decisions(profile), strict=True)):
         path = (*around, number)
-        inner = [one for index, body in enumerate(plan.bodies) for one in own_seconds(body, times, 0, (*path, index))]
-        if path in times:
-            seconds, runs = times[path]
-            yield layer.name, max(0.0, seconds - runs * cost / count - sum(one or 0.0 for _, one in inner))
+        inner = [one for index, body in enumerate(plan.bodies) for one in own_seconds(body, spans, cost, 0, (*path, index))]
+        if path in spans:
+            yield layer.name, max(0.0, sum(spans[path]) - len(spans[path]) * cost - sum(one or 0.0 for _, one in inner))
         else:
             yield layer.name, None
         yield from inner

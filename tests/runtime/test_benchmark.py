@@ -1,4 +1,5 @@
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +7,9 @@ import pytest
 from fusion.expression import Operand, apply
 from fusion.ops import Pointwise, Shuffle
 from runtime.benchmark import BenchmarkOptions, BenchmarkResult, Query, run_benchmark
+from runtime.cpu import CpuDevice, CpuStream
 from runtime.profiler import profile_layers
+from runtime.recorder import Recorder, event_cost, own_seconds
 from tactics.tactic import CpuCall, Plan, Tactic
 
 RELU = Pointwise(apply("relu", Operand(0)))
@@ -186,3 +189,45 @@ def test_profile_finds_the_slow_layer(graph, cpu, monkeypatch):
         assert profile.percentage(times["slow"]) > 50
         assert sum(profile.percentage(layer) for layer in profile.layers) == pytest.approx(100)
         assert profile.iteration_totals.shape == (4,)
+
+
+def test_layers_beside_other_programs_have_times_of_their_own(engine):
+    """An empty span that holds another program's time slice says nothing of what an event costs; a layer's own slice is its own misfortune."""
+    cost = event_cost([{(): [1e-6, 2e-3]}, {(): [1e-6, 1e-6]}, {}])
+    assert cost == 1e-6 and event_cost([{}]) == 0.0
+    names = [layer.name for layer in engine.network.layers]
+    times = dict(own_seconds(engine, {(): [2e-3], (0,): [3e-6, 4e-6], (1,): [5e-7]}, cost))
+    assert times[names[0]] == pytest.approx(5e-6) and times[names[1]] == 0.0 and times[names[2]] is None
+
+
+def test_events_of_a_graph_are_read_when_its_launch_has_ended():
+    class Late(CpuDevice):
+        """A graph's events show their last launch until someone waits for the stream."""
+
+        def capture(self, stream, enqueue):
+            graph = super().capture(stream, enqueue)
+            return SimpleNamespace(launch=lambda target: target.later.append(lambda: graph.launch(target)))
+
+    class LateStream(CpuStream):
+        def __init__(self):
+            super().__init__()
+            self.later = []
+
+        def synchronize(self):
+            while self.later:
+                self.later.pop(0)()
+
+    device, stream, naps = Late(), LateStream(), [0.004, 0.002]
+    recorder = Recorder(device)
+
+    def layer():
+        recorder.start((0,), stream)
+        stream.add(lambda: time.sleep(naps.pop()))
+        recorder.stop((0,), stream)
+
+    launch = recorder.capture(stream, layer)
+    launch(stream)
+    launch(stream)
+    stream.synchronize()
+    first, second = recorder.collect()[(0,)]
+    assert first >= 0.002 and second >= 0.004

@@ -13,8 +13,12 @@ from runtime.benchmark import BenchmarkOptions, run_benchmark
 from runtime.context import ExecutionContext
 from runtime.cpu import CpuDevice, CpuEvent, CpuStream
 from runtime.device import DeviceMemoryError
+from runtime.parts import parts_at_optimum
 from runtime.streams import Work, event_cost, occupancy, schedule, simulate, with_streams
+from runtime.timer import time_parts
 from tactics.tactic import CpuCall, DeviceSpec, Kernel, Launch, Plan, Tactic
+from tests.harness.memory import OverwritingDevice
+from tests.runtime.conftest import MATMUL, TACTICS
 
 NEG = Pointwise(apply("neg", Operand(0)))
 ADD = Pointwise(apply("add", Operand(0), Operand(1)))
@@ -240,6 +244,29 @@ def test_engines_that_differ_in_streams_share_their_weights(mlp, cpu):
     assert {name: one.address for name, one in first.weights.items()} == {name: one.address for name, one in second.weights.items()}
     third = load_engine(replace(engine, weights=dict(engine.weights)), cpu)
     assert all(third.weights[name].address != first.weights[name].address for name in first.weights)
+
+
+@pytest.mark.parametrize("tactic", ["test.reference", "test.packed"])
+def test_a_part_that_is_timed_keeps_its_weights(graph, monkeypatch, tactic):
+    """Tables of indices among them: another part that takes their memory would send kernels to wild addresses."""
+    finite = []
+
+    class Watching(type(TACTICS[tactic])):
+        def plan(self, workload, config, device):
+            (step,) = super().plan(workload, config, device).steps
+
+            def run(inputs, outputs, packed, workspace):
+                finite.append(all(np.isfinite(array).all() for array in (packed or inputs)))
+                step.function(inputs, outputs, packed, workspace)
+
+            return Plan((CpuCall(run),))
+
+    monkeypatch.setitem(TACTICS, tactic, Watching())
+    w = graph.constant("w", np.ones((8, 16), np.float32))
+    engine = graph.engine(graph.layer(MATMUL, graph.input("x", (4, 8)), w, name="fc"), tactics={"fc": tactic})
+    parts = [part for one in (engine, replace(engine, weights=dict(engine.weights))) for part in parts_at_optimum(one, 0, {})]
+    time_parts(OverwritingDevice(), parts, rounds=1)
+    assert len(finite) > 4 and all(finite)
 
 
 def test_an_events_cost_is_measured(cpu):
