@@ -38,6 +38,7 @@ from fusion.ops import (
 )
 
 CHANNEL_OPS = (Convolution, Deconvolution, Pooling, GroupNormalization, LocalResponseNormalization)
+REFORMAT = "reformat"  # what marks a layer (Layer.fusions) that changes a layout
 STEM_CHANNELS = 4  # a first convolution with so few channels reads its planes directly
 _TYPICAL = 256  # stands for a run-time size when bytes are compared; large, for strides divide it
 
@@ -245,7 +246,7 @@ class _Conversion:
         why = f"for {reader.name}" if reader is not None else "for the network output"
         known[layout] = target
         self.tensors[target] = op.infer([kind])[0]
-        self.layers.append(Layer(f"reformat {name} {why}", op, (source,), (target,), fusions=("reformat",)))
+        self.layers.append(Layer(f"reformat {name} {why}", op, (source,), (target,), fusions=(REFORMAT,)))
         return target
 
     def _constant(self, name: str, layout: str) -> str:
@@ -279,7 +280,7 @@ class _Conversion:
         if target not in self.tensors:
             op = Shuffle(reshape=full, second=order_for(rank))
             self.tensors[target] = op.infer([self.tensors[source]])[0]
-            fusions = ("reformat",)
+            fusions = (REFORMAT,)
             self.layers.append(Layer(f"reformat {name} for {reader.name}", op, (source,), (target,), fusions=fusions))
         return target
 

@@ -30,12 +30,12 @@ from tests.harness.fiber import H100
 from tests.harness.memory import OverwritingDevice
 from tests.models import SPEECH_MODELS, onnxruntime_outputs, wheel_model
 from tests.runtime.test_streams import LazyDevice
-from trtcli import builder
 from trtcli.builder import build
+from trtcli.builder.choose import given_decisions
+from trtcli.builder.workloads import workloads_at
 from trtcli.config import BuildConfig, ProfileShapes
 from trtcli.log import Log
 from trtcli.report.layers import stream_branches
-from trtcli.workloads import workloads_at
 
 
 @pytest.fixture(scope="module")
@@ -507,7 +507,7 @@ def test_layers_that_make_nothing_need_no_kernel(cpu, tmp_path):
     model = parse("g (float[n, 4] x, float[4, 3] w) => (float[n, 3] y) { y = MatMul(x, w) }")
     network, none = import_onnx(model), InputRange((0, 4), (0, 4), (0, 4))
     workloads = workloads_at(network, {"x": none, "w": InputRange((4, 3), (4, 3), (4, 3))}, "opt", QUICK, {})
-    given = builder._given_decisions(network, Sharing({}, {}), (), (workloads,), SimpleNamespace(spec=H100))  # type: ignore[arg-type]
+    given = given_decisions(network, Sharing({}, {}), (), (workloads,), SimpleNamespace(spec=H100))  # type: ignore[arg-type]
     assert [one.tactic for one in given if one is not None] == [IDLE]
     for most in (0, 2):
         shapes = {"min_shapes": {"x": (0, 4)}, "opt_shapes": {"x": (0, 4)}, "max_shapes": {"x": (most, 4)}}

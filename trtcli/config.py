@@ -102,6 +102,11 @@ class BuildConfig:
     build_budget: float | None = None
     batch_range: tuple[int, int] | None = None
 
+    @property
+    def disabled_fusions(self) -> tuple[str, ...]:
+        """``disable_fusion`` as the passes take it: ``rule``, or ``rule@layer``."""
+        return tuple(f"{rule}@{layer}" if layer else rule for rule, layer in self.disable_fusion)
+
 
 @dataclass(frozen=True)
 class SystemConfig:

@@ -18,20 +18,15 @@ from fusion.passes import FusionOptions, with_optional
 from runtime.columns import copy_parts
 from runtime.engine import Engine, LayerPlan
 from runtime.resolution import outline
-from runtime.views import VIEW
 from tactics.select import Decision
-from trtcli.builder import (
-    VIEW_DECISION,
-    BuildError,
-    Log,
-    fuse,
-    layer_plans,
-    size_ranges,
-)
+from trtcli.builder import BuildError, Log
+from trtcli.builder.assemble import layer_plans
+from trtcli.builder.bodies import size_ranges
+from trtcli.builder.debug_tensors import marked_tensors
+from trtcli.builder.fuse import fuse
+from trtcli.builder.workloads import Outer, workloads_at
 from trtcli.config import BuildConfig
-from trtcli.debug_tensors import marked_tensors
 from trtcli.shapes import shared_sizes
-from trtcli.workloads import Outer, workloads_at
 
 
 def stripped(engine: Engine) -> Engine:
@@ -165,4 +160,4 @@ def _same_op(a: Op, b: Op) -> bool:
 
 
 def _decision(plan: LayerPlan) -> Decision:
-    return VIEW_DECISION if plan.tactic == VIEW else Decision(plan.tactic, plan.config, plan.seconds, (), plan.cached, {})
+    return Decision(plan.tactic, plan.config, plan.seconds, (), plan.cached, {})

@@ -206,11 +206,11 @@ def test_libraries_compete_only_where_they_are_asked_for() -> None:
 
 
 def test_an_engine_keeps_the_weights_that_a_library_reads_as_they_are() -> None:
-    from trtcli.builder import _inputs_read
+    from trtcli.builder.assemble import inputs_read
 
     workload, _, _ = case(MatrixMultiply(False, True, BIAS_RESIDUAL), ((5, 8), (12, 8), (12,), (5, 12)), constant=(1, 2))
     plan = CublasLt().plan(workload, CublasLt().configs(workload, H100)[0], H100)
-    assert _inputs_read(plan, 4) == {0, 1, 3}, "the bias is packed"
+    assert inputs_read(plan, 4) == {0, 1, 3}, "the bias is packed"
 
 
 def test_an_absent_library_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 
-from fusion.network import Network
+from fusion.importer import import_onnx
 from fusion.ops import Convolution
+from fusion.passes import FusionOptions, optimize
 from runtime.devices import open_device
+from runtime.engine import ON_HOST, InputRange
+from runtime.views import Sharing
+from tactics.select import Decision
 from tests.catalogue import Row, model
 from tests.models import onnxruntime_outputs
-from trtcli import builder
+from trtcli.builder import build, measured
+from trtcli.builder.choose import Choices
+from trtcli.builder.measured import Chosen
+from trtcli.builder.workloads import workloads_at
 from trtcli.config import BuildConfig
 
 SIBLINGS = Row(
@@ -32,9 +42,9 @@ class _Lines:
 
 @pytest.mark.parametrize(("gain", "disabled", "joined"), [(-1e6, (), True), (2.0, (), False), (-1e6, (("sibling-convolutions", ""),), False)])
 def test_siblings(gain: float, disabled: tuple, joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "MIN_GAIN", gain)
+    monkeypatch.setattr(measured, "MIN_GAIN", gain)
     device, log, data = open_device("cpu"), _Lines(), model(SIBLINGS)
-    engine = builder.build(data, BuildConfig(avg_timing=1, disable_fusion=disabled), device, log=log)
+    engine = build(data, BuildConfig(avg_timing=1, disable_fusion=disabled), device, log=log)
     names = [layer.name for layer in engine.network.layers]
     assert ("Conv0 + Relu2 + Conv1 + Relu3" in names) == joined
     assert any(line.startswith("Measured fusions: 1 sibling-convolutions save") for line in log.lines) == joined
@@ -49,21 +59,42 @@ def test_siblings(gain: float, disabled: tuple, joined: bool, monkeypatch: pytes
 
 
 def test_what_costs_other_layers_more_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def seconds(network: Network, choices: object, nodes: object = None) -> float:
-        joined = sum(isinstance(layer.op, Convolution) for layer in network.layers) == 1
+    def seconds(chosen: Chosen, nodes: object = None) -> float:
+        joined = sum(isinstance(layer.op, Convolution) for layer in chosen.network.layers) == 1
         return float(joined if nodes is None else not joined) + 1
 
-    monkeypatch.setattr(builder, "_seconds_of", seconds)
+    monkeypatch.setattr(measured, "seconds_of", seconds)
     log = _Lines()
-    engine = builder.build(model(SIBLINGS), BuildConfig(avg_timing=1), open_device("cpu"), log=log)
+    engine = build(model(SIBLINGS), BuildConfig(avg_timing=1), open_device("cpu"), log=log)
     assert "Measured fusions: none; what 1 of them save, other layers lose" in log.lines
     assert sum(isinstance(layer.op, Convolution) for layer in engine.network.layers) == 2 and engine.record["optionalFusions"] is None
 
 
 def test_low_levels_try_nothing() -> None:
     log = _Lines()
-    builder.build(model(SIBLINGS), BuildConfig(optimization_level=2, avg_timing=1), open_device("cpu"), log=log)
+    build(model(SIBLINGS), BuildConfig(optimization_level=2, avg_timing=1), open_device("cpu"), log=log)
     assert not any("Measured" in line or "sibling" in line for line in log.lines)
+
+
+def test_layers_without_times_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where --buildBudget is used up, a changed network would seem to cost nothing."""
+    monkeypatch.setattr(measured, "MIN_GAIN", -1e6)
+    log = _Lines()
+    build(model(SIBLINGS), BuildConfig(avg_timing=1, build_budget=1e-9), open_device("cpu"), log=log)
+    assert not any("Measured" in line or "sibling" in line for line in log.lines)
+    assert sum(line.startswith("--buildBudget=1e-09 was used up") for line in log.lines) == 1
+
+
+def test_what_falls_to_the_host_is_no_gain() -> None:
+    fused = optimize(import_onnx(model(SIBLINGS)), FusionOptions(device="cpu"))
+    count = len(fused.network.layers)
+    quick, host = Decision("cuda.x", (), 1e-6, (), False, {}), Decision(ON_HOST, (), math.nan, (), False, {})
+    workloads = workloads_at(fused.network, {"x": InputRange(*[(1, 8, 6, 6)] * 3)}, "opt", BuildConfig(), {})
+    before, after = (Choices((workloads,), ((one, *[quick] * (count - 1)),), Sharing({}, {})) for one in (quick, host))
+    nodes = fused.network.layers[0].origins
+    assert math.isinf(measured.seconds_of(Chosen(fused, (), after), nodes)) and math.isfinite(measured.seconds_of(Chosen(fused, (), after)))
+    other = replace(after, workloads=((replace(workloads[0], tf32=not workloads[0].tf32), *workloads[1:]),))
+    assert measured.different_seconds(before, other) == (1e-6, math.inf)
 
 
 INCEPTION = Row(
@@ -77,9 +108,9 @@ INCEPTION = Row(
 @pytest.mark.gpu
 @pytest.mark.parametrize(("fp16", "tolerance"), [(False, 1e-5), (True, 1e-2)])
 def test_siblings_of_channels_last_images(fp16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "MIN_GAIN", -1e6)
+    monkeypatch.setattr(measured, "MIN_GAIN", -1e6)
     device, log, data = open_device("0"), _Lines(), model(INCEPTION)
-    engine = builder.build(data, BuildConfig(avg_timing=1, tf32=False, fp16=fp16), device, log=log)
+    engine = build(data, BuildConfig(avg_timing=1, tf32=False, fp16=fp16), device, log=log)
     plans = {layer.name: plan.tactic for layer, plan in zip(engine.network.layers, engine.layers, strict=True)}
     joined = next(name for name in plans if "Conv0" in name and "Conv2" in name)
     assert "Conv6" not in joined, "a concatenation has that result in place"
@@ -99,9 +130,9 @@ STEM = Row(
 
 @pytest.mark.parametrize("device_name", ["cpu", pytest.param("0", marks=pytest.mark.gpu)])
 def test_convolution_and_pooling(device_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "MIN_GAIN", -1e6)
+    monkeypatch.setattr(measured, "MIN_GAIN", -1e6)
     device, log, data = open_device(device_name), _Lines(), model(STEM)
-    engine = builder.build(data, BuildConfig(avg_timing=1, tf32=False), device, log=log)
+    engine = build(data, BuildConfig(avg_timing=1, tf32=False), device, log=log)
     joined = [layer.name for layer in engine.network.layers if layer.op.layer_type == "ConvolutionPooling"]
     last = ["Conv3 + Add4 + Relu5 + GlobalAveragePool6"] if device.spec.kind == "cuda" else []  # a reduction on the CPU
     assert joined == ["Conv0 + Relu1 + MaxPool2", *last]

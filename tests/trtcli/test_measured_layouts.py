@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +18,15 @@ from runtime.devices import open_device
 from runtime.engine import Engine, InputRange, LayerPlan
 from tests.fusion.networks import assert_same, random_inputs
 from tests.fusion.test_layout_choice import NETWORKS
-from trtcli import builder
+from trtcli.builder import measured as deciding
+from trtcli.builder.choose import choose
+from trtcli.builder.layouts import chosen_layouts, layout_record, measured_times
+from trtcli.builder.measured import Chosen, measured_layouts
+from trtcli.builder.search import Ask
+from trtcli.builder.setting import Setting, new_setting
 from trtcli.config import BuildConfig
-from trtcli.layouts import Alone, chosen_layouts, layout_record, measured_times, reformat_reason
 from trtcli.report.layers import layer_info_lines
+from trtcli.report.reformats import reformat_reason
 
 DEVICE = open_device("cpu")
 
@@ -38,69 +44,74 @@ def fused(network: Network, channels_last: tuple[str, ...] | None = None) -> Fus
     return optimize(network, FusionOptions(device="cuda", channels_last=channels_last, disabled=("convolution-pointwise", "pooling-pointwise")))
 
 
+def profiles_of(network: Network) -> list[dict[str, InputRange]]:
+    return [{name: InputRange(*[tuple(network.tensors[name].shape)] * 3) for name in network.inputs}]
+
+
 def measured(network: Network, seconds, monkeypatch: pytest.MonkeyPatch, level: int = 3):  # noqa: ANN001
     """What the builder makes of times: ``seconds`` of (name, whether channels-last)."""
-    profiles = [{name: InputRange(*[tuple(network.tensors[name].shape)] * 3) for name in network.inputs}]
-    config, log = BuildConfig(optimization_level=level, avg_timing=1), Lines()
+    log = Lines()
+    setting = new_setting(BuildConfig(optimization_level=level, avg_timing=1), DEVICE, log, lambda _: None)
     first = fused(network)
-    choices = builder._choose(first.network, profiles, config, DEVICE, log, lambda _: None)
+    choices = choose(first.network, profiles_of(network), setting)
     turn: dict[str, int] = {}
 
-    def alone(layers: Sequence[Alone], config, device, cache, log):  # noqa: ANN001
+    def alone(asks: Sequence[Ask], _: Setting) -> list[float]:
         found = []
-        for one in layers:
-            turn[one.name] = turn.get(one.name, 0) + 1
-            found.append(seconds(one.name, turn[one.name] == 2))
-        return found, cache, len(found)
+        for one in asks:
+            turn[one.layer] = turn.get(one.layer, 0) + 1
+            found.append(seconds(one.layer, turn[one.layer] == 2))
+        return found
 
-    monkeypatch.setattr(builder, "_seconds_alone", alone)
+    monkeypatch.setattr(deciding, "seconds_alone", alone)
     again = lambda log, last: (fused(network, last), ())
-    return first, builder._measured_layouts(first, (), choices, again, profiles, config, DEVICE, log, lambda _: None), log
+    return first, *measured_layouts(Chosen(first, (), choices), again, profiles_of(network), setting), log
 
 
 def test_low_levels_keep_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, (result, _, _, record), _ = measured(NETWORKS["branches"], lambda name, last: 1e-6, monkeypatch, level=2)
-    assert result is first and record == {"layers": {}, "tensors": {}, "channelsLast": None}
+    first, chosen, record, _ = measured(NETWORKS["branches"], lambda name, last: 1e-6, monkeypatch, level=2)
+    assert chosen.fused is first and record == {"layers": {}, "tensors": {}, "channelsLast": None}
 
 
 def test_another_choice_is_kept_only_where_the_network_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     network = NETWORKS["branches"]
     slow_last = lambda name, last: 1e-3 if last and not name.startswith("reformat") else 1e-6
     for faster in (True, False):
-        monkeypatch.setattr(builder, "_different", lambda a, b, faster=faster: (2.0, 1.0) if faster else (1.0, 2.0))
-        first, (result, _, choices, record), log = measured(network, slow_last, monkeypatch)
+        monkeypatch.setattr(deciding, "different_seconds", lambda a, b, faster=faster: (2.0, 1.0) if faster else (1.0, 2.0))
+        first, chosen, record, log = measured(network, slow_last, monkeypatch)
         assert record["layers"]["exp"] == [pytest.approx(1e-3), pytest.approx(1.0)]
         if faster:
             assert record["channelsLast"] == ["conv", "conv2"]
             assert "measured times save 1000000.0 us" in log[-1]
-            assert len(choices.decisions[0]) == len(result.network.layers)
-            assert_same(first.network, result.network, 1e-4)
+            assert len(chosen.choices.decisions[0]) == len(chosen.network.layers)
+            assert_same(first.network, chosen.network, 1e-4)
         else:
-            assert result is first and record["channelsLast"] is None and "was not" in log[-1]
+            assert chosen.fused is first and record["channelsLast"] is None and "was not" in log[-1]
 
 
 def test_the_estimate_may_be_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     network = NETWORKS["chain"]
     last_layers = estimated_layouts(fused(network).planar or network, True)
-    first, (result, _, _, record), log = measured(
+    first, chosen, record, log = measured(
         network, lambda name, last: 1e-6 if last == (name in last_layers) else 1.0, monkeypatch
     )
-    assert result is first and record["channelsLast"] is None and "the estimate is the fastest" in log[-1]
+    assert chosen.fused is first and record["channelsLast"] is None and "the estimate is the fastest" in log[-1]
 
 
-def test_real_times_and_a_second_build_that_times_nothing() -> None:
+def test_real_times_and_a_second_build_that_times_nothing(tmp_path: Path) -> None:
     network = NETWORKS["branches"]
-    profiles = [{name: InputRange(*[tuple(network.tensors[name].shape)] * 3) for name in network.inputs}]
-    config, first = BuildConfig(avg_timing=1), fused(network)
-    choices = builder._choose(first.network, profiles, config, DEVICE, Lines(), lambda _: None)
+    profiles, config = profiles_of(network), BuildConfig(avg_timing=1, timing_cache_file=str(tmp_path / "t.cache"))
     again = lambda log, last: (fused(network, last), ())
-    result, _, chosen, record = builder._measured_layouts(first, (), choices, again, profiles, config, DEVICE, Lines(), lambda _: None)
-    assert record["layers"] and set(record["layers"]) <= {one.name for one in (first.planar or network).layers}
-    assert all(value is None or value > 0 for pair in record["layers"].values() for value in pair)
-    assert_same(first.network, result.network, 1e-4)
-    strict = replace(config, error_on_timing_cache_miss=True)  # everything is in the cache now
-    alike = replace(choices, cache=chosen.cache)
-    assert builder._measured_layouts(first, (), alike, again, profiles, strict, DEVICE, Lines(), lambda _: None)[3]["layers"] == record["layers"]
+    records = []
+    for strict in (False, True):
+        setting = new_setting(replace(config, error_on_timing_cache_miss=strict), DEVICE, Lines(), lambda _: None)
+        first = fused(network)
+        chosen, record = measured_layouts(Chosen(first, (), choose(first.network, profiles, setting)), again, profiles, setting)
+        assert record["layers"] and set(record["layers"]) <= {one.name for one in (first.planar or network).layers}
+        assert all(value is None or value > 0 for pair in record["layers"].values() for value in pair)
+        assert_same(first.network, chosen.network, 1e-4)
+        records.append(record)
+    assert records[0]["layers"] == records[1]["layers"] and not setting.timings.misses
 
 
 def test_no_kernel_in_one_layout() -> None:
@@ -108,8 +119,8 @@ def test_no_kernel_in_one_layout() -> None:
     assert planar is not None
     names = []
 
-    def seconds(layers: Sequence[Alone]) -> list[float]:
-        names.extend(one.name for one in layers)
+    def seconds(layers: Sequence[Ask]) -> list[float]:
+        names.extend(one.layer for one in layers)
         return [math.inf if n == 1 else 1e-6 for n, _ in enumerate(layers)]
 
     from runtime.workloads import workload_of

@@ -113,7 +113,7 @@ def test_an_engine_without_weights(tmp_path: Path, capsys: Captured) -> None:
 
 def test_fusions_that_a_measurement_decided_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two products of one input become one: optional, and part of the network that new weights must fit."""
-    monkeypatch.setattr("trtcli.builder.MIN_GAIN", -1e9)  # whatever the clock says
+    monkeypatch.setattr("trtcli.builder.measured.MIN_GAIN", -1e9)  # whatever the clock says
 
     def parallel(seed: int) -> ModelProto:
         rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from runtime import streams
 from runtime.cpu import CpuDevice
 from tactics.cache import ENGINE, STREAM_EVENT, load
 from tests.catalogue import Row, model
-from trtcli import builder
+from trtcli.builder import BuildError, build, measured, search
 from trtcli.cli import main
 from trtcli.config import BuildConfig
 
@@ -41,7 +41,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> CpuDevice:
     found.spec = replace(found.spec, multiprocessors=8)
     monkeypatch.setattr(streams, "event_cost", lambda _: 1e-9)
     monkeypatch.setattr(streams, "time_parts", lambda _, engines: [2e-3, *(1e-3 for _ in engines[1:])])
-    monkeypatch.setattr(builder, "MIN_GAIN", -1e6)  # optional fusions are taken, so that their search is part of the build
+    monkeypatch.setattr(measured, "MIN_GAIN", -1e6)  # optional fusions are taken, so that their search is part of the build
     return found
 
 
@@ -52,16 +52,16 @@ def forbidden(*_: Any, **__: Any) -> Any:
 def test_nothing_is_measured_twice(device: CpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "t.cache"
     config = BuildConfig(max_aux_streams=2, avg_timing=1, timing_cache_file=str(file))
-    first = builder.build(model(BRANCHES), config, device, log=Lines())
+    first = build(model(BRANCHES), config, device, log=Lines())
     assert first.num_aux_streams == 1 and first.record["streams"]["timingCacheMisses"] == 2
     kinds = [entry.timings[0].tactic for entry in load(file).entries.values()]
     assert kinds.count(STREAM_EVENT) == 1 and kinds.count(ENGINE) >= 2
 
     monkeypatch.setattr(streams, "event_cost", forbidden)
     monkeypatch.setattr(streams, "time_parts", forbidden)
-    monkeypatch.setattr(builder, "Bench", forbidden)
+    monkeypatch.setattr(search, "Bench", forbidden)
     log = Lines()
-    again = builder.build(model(BRANCHES), replace(config, error_on_timing_cache_miss=True), device, log=log)
+    again = build(model(BRANCHES), replace(config, error_on_timing_cache_miss=True), device, log=log)
     assert [plan.stream for plan in again.layers] == [plan.stream for plan in first.layers]
     assert [plan.tactic for plan in again.layers] == [plan.tactic for plan in first.layers]
     assert any("1000.0 us with them, 2000.0 us on one stream (from the timing cache)" in line for line in log.lines)
@@ -69,8 +69,8 @@ def test_nothing_is_measured_twice(device: CpuDevice, tmp_path: Path, monkeypatc
 
     # other versions or another share of the device ask other questions
     device.spec = replace(device.spec, share="MPS 50%")
-    with pytest.raises(builder.BuildError, match="is not in the timing cache"):
-        builder.build(model(BRANCHES), replace(config, error_on_timing_cache_miss=True), device, log=Lines())
+    with pytest.raises(BuildError, match="is not in the timing cache"):
+        build(model(BRANCHES), replace(config, error_on_timing_cache_miss=True), device, log=Lines())
 
     assert main(["cache", "prune", str(file)]) == 0  # they are no tactic's, and stay
     assert main(["cache", "list", str(file)]) == 0
@@ -79,7 +79,7 @@ def test_nothing_is_measured_twice(device: CpuDevice, tmp_path: Path, monkeypatc
 
 def test_a_miss_of_streams_alone_is_refused(device: CpuDevice, tmp_path: Path) -> None:
     config = BuildConfig(avg_timing=1, timing_cache_file=str(tmp_path / "t.cache"))
-    builder.build(model(BRANCHES), config, device, log=Lines())
+    build(model(BRANCHES), config, device, log=Lines())
     strict = replace(config, max_aux_streams=2, error_on_timing_cache_miss=True)
-    with pytest.raises(builder.BuildError, match=r"auxiliary streams is not in the timing cache.*--maxAuxStreams=0"):
-        builder.build(model(BRANCHES), strict, device, log=Lines())
+    with pytest.raises(BuildError, match=r"auxiliary streams is not in the timing cache.*--maxAuxStreams=0"):
+        build(model(BRANCHES), strict, device, log=Lines())

@@ -53,9 +53,8 @@ def _model(parsed: Parsed) -> int:
     config = parsed.config
     gpu = config.system.device != "cpu" and bool(host.cuda_version())
     network, facts = import_with_report(Path(config.model.onnx))
-    disabled = tuple("@".join(filter(None, pair)) for pair in config.build.disable_fusion)
-    fused = optimize(network, FusionOptions(disabled=disabled, device="cuda" if gpu else "cpu"))
-    sharing = share_memory(fused.network, ask=ask_kind(fused.network, TYPICAL["cuda" if gpu else "cpu"]), disabled=disabled)
+    fused = optimize(network, FusionOptions(disabled=config.build.disabled_fusions, device="cuda" if gpu else "cpu"))
+    sharing = share_memory(fused.network, ask=ask_kind(fused.network, TYPICAL["cuda" if gpu else "cpu"]), disabled=config.build.disabled_fusions)
     fused = replace(fused, misses={**fused.misses, **missed_views(fused.network, sharing)})
     if config.report.why_not:
         _print([line for node in config.report.why_not for line in why_not_in_network(fused.network, fused.misses, node)])

@@ -14,7 +14,6 @@ from fusion.passes import FusionResult
 from runtime.engine import Engine, EngineError, LayerPlan
 from runtime.memory import MemoryPlan
 from runtime.resolution import largest
-from trtcli.layouts import reformat_reason
 from trtcli.report.building import activations
 from trtcli.report.layers import (
     SCHEMA,
@@ -25,6 +24,7 @@ from trtcli.report.layers import (
     stream_branches,
     tactic_label,
 )
+from trtcli.report.reformats import reformat_reason
 from trtcli.report.whynot import Missed, megabytes, missed_fusions, missed_in_network, missed_json
 from trtcli.shapes import text
 

@@ -14,8 +14,8 @@ from runtime.resolution import sharing_of
 from runtime.segments import obstacles_of
 from runtime.views import Place
 from tactics.tactic import Config
-from trtcli.layouts import reformat_reason
 from trtcli.report.alignment import alignment_notes
+from trtcli.report.reformats import reformat_reason
 
 SCHEMA = 1
 

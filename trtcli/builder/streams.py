@@ -1,41 +1,65 @@
-"""Measured latencies of engines and their segments in the timing cache, so that a second build chooses its auxiliary streams without measuring."""
+"""Auxiliary streams, what they measure kept in the timing cache, so that a second build chooses its streams without measuring."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from fusion.bind import bind_type
 from fusion.serial import to_json
+from runtime import streams
 from runtime.device import Device
+from runtime.engine import Engine
 from runtime.parts import Part
 from runtime.streams import Measured, Timings
-from tactics.cache import ENGINE, STREAM_EVENT, Entry, Timing, TimingCache, key_of
-from tactics.select import Decision, identity
+from tactics.cache import ENGINE, STREAM_EVENT, Entry, Timing, key_of
+from tactics.select import Decision, identity, question
+from trtcli.builder.choose import Choices
+from trtcli.builder.setting import BuildError, Setting
+from trtcli.builder.workloads import Outer
+from trtcli.report.building import stream_lines
 
 
-class NotCachedError(RuntimeError):
-    """A measurement that would have been needed was forbidden."""
+def with_streams(engine: Engine, choices: Choices, setting: Setting, outer: Outer = MappingProxyType({})) -> tuple[Engine, dict[str, Any]]:
+    """``engine`` with its layers on the streams where they are the fastest, and the record of that choice. It is a body where there are
+    ``outer`` sizes.
+
+    Raises:
+        BuildError: a measurement was needed, and a cache miss forbidden.
+    """
+
+    @cache
+    def asked(profile: int) -> list[dict[str, Any]]:
+        layers = zip(engine.network.layers, choices.workloads[profile], strict=True)
+        return [question(workload, setting.device.spec, setting.select_options(layer.name), setting.versions) for layer, workload in layers]
+
+    def code(part: Part) -> str:
+        return code_of(part, asked(part.profile), choices.decisions[part.profile])
+
+    timings = CachedTimings(setting, code)
+    most = -1 if setting.config.max_aux_streams is None else setting.config.max_aux_streams
+    found, record = streams.with_streams(engine, setting.device, most, timings, outer.get("opt", {}))
+    setting.timings.save()
+    record = {**record, "timingCacheMisses": timings.misses}
+    for line in stream_lines(record, setting.log.verbose):
+        setting.log.info(line)
+    return found, record
 
 
 @dataclass
 class CachedTimings:
-    """``measured`` behind a timing cache: what was asked before is answered from it, the rest is measured and added to ``cache``.
+    """``measured`` behind the build's timing cache: what was asked before is answered from it, the rest is measured and added to it.
 
     Attributes:
         code: says what the layers of a part run, for the keys: see :func:`code_of`.
-        versions: what times depend on beside the code and the device.
-        level: the builder optimisation level of this build.
-        forbidden: a miss raises :class:`NotCachedError` instead of measuring.
         misses: measurements taken.
     """
 
-    cache: TimingCache
+    setting: Setting
     code: Callable[[Part], str]
-    versions: Mapping[str, str]
-    level: int
-    forbidden: bool = False
     measured: Timings = field(default_factory=Measured)
     misses: int = 0
 
@@ -48,17 +72,20 @@ class CachedTimings:
         return self._find(device, [self._workload(one) for one in parts], ENGINE, lambda: self.measured.parts(device, parts))
 
     def _find(self, device: Device, workloads: Sequence[Mapping[str, Any]], what: str, measure: Callable[[], Sequence[float]]) -> list[float]:
-        asked = [{"workload": one, "device": identity(device.spec), "versions": dict(sorted(self.versions.items()))} for one in workloads]
-        known = [entry.timings[0].seconds for one in asked if (entry := self.cache.find(one, self.level)) is not None and entry.timings]
+        versions, config, kept = dict(sorted(self.setting.versions.items())), self.setting.config, self.setting.timings
+        asked = [{"workload": one, "device": identity(device.spec), "versions": versions} for one in workloads]
+        known = [entry.timings[0].seconds for one in asked if (entry := kept.find(one, config.optimization_level)) is not None and entry.timings]
         found = [seconds for seconds in known if seconds is not None]
         if len(found) == len(asked):
             return found
-        if self.forbidden:
-            raise NotCachedError(what)
+        if config.error_on_timing_cache_miss:
+            raise BuildError(
+                "the latency with auxiliary streams is not in the timing cache and --errorOnTimingCacheMiss is set; --maxAuxStreams=0 needs none"
+            )
         self.misses += 1
         found = list(measure())
         for one, seconds in zip(asked, found, strict=True):
-            self.cache = self.cache.with_entry(Entry(one, (Timing(what, (), seconds),), self.level), {})
+            kept.add(Entry(one, (Timing(what, (), seconds),), config.optimization_level), {})
         return found
 
     def _workload(self, part: Part) -> dict[str, Any]:

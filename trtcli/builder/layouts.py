@@ -8,32 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from fusion.layout import back_for, estimated_layouts, order_for, to_channels_last
+from fusion.layout import REFORMAT, back_for, estimated_layouts, order_for, to_channels_last
 from fusion.layout_choice import LayoutTimes, best_layouts, border_tensors, undecided_layers
 from fusion.network import Layer, Network, TensorType
 from fusion.ops import Shuffle
-from runtime.engine import Engine
 from runtime.views import view_pieces
 from tactics.tactic import Workload
+from trtcli.builder.search import Ask
 
-REFORMAT = "reformat"  # what marks the layers that change a layout (see fusion.layout)
-
-
-@dataclass(frozen=True)
-class Alone:
-    """A layer to be timed by itself: its workload and the values of its constant inputs."""
-
-    name: str
-    workload: Workload
-    constants: Mapping[int, np.ndarray]
-
-
-Seconds = Callable[[Sequence[Alone]], Sequence[float]]  # infinite where there is no kernel
+Seconds = Callable[[Sequence[Ask]], Sequence[float]]  # infinite where there is no kernel
 WorkloadOf = Callable[[Network, Layer], Workload]
 
 
@@ -52,7 +38,7 @@ def measured_times(planar: Network, workload: WorkloadOf, seconds: Seconds) -> L
     for n in timed:
         network, layer = found[n]
         values = {number: network.constants[name] for number, name in enumerate(layer.inputs) if name in network.constants}
-        alone.append(Alone(layer.name, workload(network, layer), values))
+        alone.append(Ask(layer.name, workload(network, layer), values))
     for n, value in zip(timed, seconds(alone), strict=True):
         times[n] = value
     both = [(times[n], times[n + 1]) for n in range(0, len(times), 2)]
@@ -76,26 +62,6 @@ def layout_record(times: LayoutTimes | None, chosen: Sequence[str] | None) -> di
     if times is None:
         return {"layers": {}, "tensors": {}, "channelsLast": None}
     return {"layers": shown(times.layers), "tensors": shown(times.tensors), "channelsLast": None if chosen is None else list(chosen)}
-
-
-def reformat_reason(engine: Engine, layer: Layer) -> str:
-    """Why ``layer`` changes a layout: for whom, and what the choice was made by; empty for other layers."""
-    if REFORMAT not in layer.fusions or not isinstance(layer.op, Shuffle):
-        return ""
-    network = engine.network
-    readers = [one for one in network.layers if set(layer.outputs) & set(one.inputs)]
-    places = [one.name for one in readers] + (["the network output"] if set(layer.outputs) & set(network.outputs) else [])
-    rank = len(network.tensors[layer.inputs[0]].shape)
-    what = {order_for(rank): "to channels-last", back_for(rank): "to channels-first"}.get(layer.op.first or layer.op.second or (), "")
-    record = engine.record.get("layouts", {})
-    measured = record.get("layers", {}) if isinstance(record, Mapping) else {}
-    around = [*readers, *(one for one in network.layers if set(one.outputs) & set(layer.inputs))]
-    for one in around:
-        pair = measured.get(one.name)
-        if pair:
-            first, last = ("no kernel" if value is None else f"{value * 1e3:.1f} us" for value in pair)
-            return f"{what} for {', '.join(places)}: {one.name} takes {first} channels-first, {last} channels-last (measured)".strip()
-    return f"{what} for {', '.join(places)}: fewer bytes change layout so than elsewhere (estimated)".strip()
 
 
 # --- layers by themselves ----------------------------------------------------------------------------------------------
@@ -125,6 +91,3 @@ def _is_view(network: Network, layer: Layer) -> bool:
     types = [network.tensors[name] for name in layer.inputs]
     pieces = view_pieces(layer.op, types, network.tensors[layer.outputs[0]])
     return pieces is not None and not any(piece.columns for piece in pieces)
-
-
-__all__ = ["Alone", "chosen_layouts", "layout_record", "measured_times", "reformat_reason"]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from fusion.network import Network
 from runtime.segments import parts_of
+from trtcli.builder.setting import Log
 from trtcli.config import BuildConfig
-
-if TYPE_CHECKING:
-    from trtcli.builder import Log
 
 
 def marked_tensors(imported: Network, config: BuildConfig, log: Log) -> tuple[str, ...]:

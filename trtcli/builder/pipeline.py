@@ -1,0 +1,107 @@
+"""The build, from top to bottom: model file -> network -> fused network -> workloads -> tactics -> engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from fusion.bind import fix_sizes
+from fusion.importer import import_onnx
+from fusion.network import Network
+from runtime.device import Device
+from runtime.engine import Engine
+from runtime.segments import parts_of
+from trtcli.builder.assemble import assemble
+from trtcli.builder.bodies import bodies_of
+from trtcli.builder.choose import choose, shared_memory
+from trtcli.builder.debug_tensors import debug_tensors, marked_tensors
+from trtcli.builder.fuse import fuse_with_parts
+from trtcli.builder.measured import Chosen, measured_fusions, measured_layouts
+from trtcli.builder.record import build_record
+from trtcli.builder.setting import Log, Progress, available_sources, new_setting
+from trtcli.builder.streams import with_streams
+from trtcli.builder.workloads import Profile
+from trtcli.config import BuildConfig
+from trtcli.report.building import (
+    activations,
+    fused_line,
+    fusion_lines,
+    host_lines,
+    parsed_line,
+    profile_lines,
+    saved_bytes,
+    weight_bytes,
+)
+from trtcli.shapes import optimization_profiles, shared_sizes
+
+
+def build(
+    model: Path | bytes,
+    config: BuildConfig,
+    device: Device,
+    *,
+    log: Log,
+    progress: Callable[[Progress], None] = lambda _: None,
+    accept: Callable[[Network, Sequence[Profile]], None] = lambda *_: None,
+) -> Engine:
+    """An engine for ``model`` (a file, or a serialised ONNX model) on ``device``. ``accept`` sees the model and the optimization profiles
+    before any work is done, and may raise.
+
+    Raises:
+        fusion.importer.ModelError: the model cannot be read, or holds unsupported operators.
+        ValueError: shapes or options do not fit the model.
+        BuildError: no tactic can compute some layer, or a cache miss was forbidden.
+    """
+    began = time.perf_counter()
+    imported = import_onnx(model)
+    log.info(parsed_line(model, imported, time.perf_counter() - began))
+    profiles = optimization_profiles(imported, config, log)
+    accept(imported, profiles)
+    imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
+    for line in profile_lines(imported, profiles):
+        log.info(line)
+    config = replace(config, tactic_sources=available_sources(config.tactic_sources, device, log))
+
+    fusing = time.perf_counter()
+    marked = marked_tensors(imported, config, log)
+    fuse_again = partial(fuse_with_parts, imported, marked, profiles, config, device)
+    fused, copied = fuse_again(log)
+    optimum = {name: one.opt for name, one in profiles[0].items()}
+    sharing, _ = shared_memory(fused.network, profiles, config, device)
+    log.info(fused_line(imported, fused, sharing, saved_bytes(imported, fused.network, sharing, optimum), time.perf_counter() - fusing))
+    for line in fusion_lines(fused):
+        log.verbose(line)
+
+    setting = new_setting(config, device, log, progress)
+    chosen = Chosen(fused, copied, choose(fused.network, profiles, setting))
+    chosen, layouts = measured_layouts(chosen, fuse_again, profiles, setting)
+    optional = None
+    if not marked:  # an optional rule might take a marked tensor away
+        chosen, optional = measured_fusions(chosen, profiles, setting)
+    network = chosen.network
+    engine = assemble(network, chosen.choices, profiles, setting, bodies_of(network, profiles, setting))
+    log.info(setting.timings.summary)
+    if setting.timings.untimed:
+        log.warning(f"--buildBudget={config.build_budget:g} was used up: {setting.timings.untimed} workloads took their first legal tactic")
+    for line in host_lines(engine):
+        log.warning(line)
+    engine, streams = with_streams(engine, chosen.choices, setting)
+
+    seconds = time.perf_counter() - began
+    record = {
+        **build_record(model, imported, chosen, setting),
+        "intermediateBytesSaved": saved_bytes(imported, network, chosen.choices.sharing, optimum),
+        "optionalFusions": None if optional is None else {"enabled": list(optional.enabled), "disabled": list(optional.disabled)},
+        "layouts": layouts,
+        "streams": streams,
+        "debugTensors": debug_tensors(imported, network, marked, config, log),
+        "buildSeconds": seconds,
+    }
+    log.info(
+        f"Built in {seconds:.1f} s: {sum(len(part.layers) for part, _ in parts_of(network))} layers, weights {weight_bytes(engine) / 2**20:.1f} MiB, "
+        f"{activations(engine)}, {engine.num_aux_streams + 1} stream{'s' if engine.num_aux_streams else ''}"
+    )
+    return replace(engine, record=record)

@@ -1,0 +1,30 @@
+"""Why a layer that only changes a layout is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fusion.layout import REFORMAT, back_for, order_for
+from fusion.network import Layer
+from fusion.ops import Shuffle
+from runtime.engine import Engine
+
+
+def reformat_reason(engine: Engine, layer: Layer) -> str:
+    """Why ``layer`` changes a layout: for whom, and what the choice was made by; empty for other layers."""
+    if REFORMAT not in layer.fusions or not isinstance(layer.op, Shuffle):
+        return ""
+    network = engine.network
+    readers = [one for one in network.layers if set(layer.outputs) & set(one.inputs)]
+    places = [one.name for one in readers] + (["the network output"] if set(layer.outputs) & set(network.outputs) else [])
+    rank = len(network.tensors[layer.inputs[0]].shape)
+    what = {order_for(rank): "to channels-last", back_for(rank): "to channels-first"}.get(layer.op.first or layer.op.second or (), "")
+    record = engine.record.get("layouts", {})
+    measured = record.get("layers", {}) if isinstance(record, Mapping) else {}
+    around = [*readers, *(one for one in network.layers if set(one.outputs) & set(layer.inputs))]
+    for one in around:
+        pair = measured.get(one.name)
+        if pair:
+            first, last = ("no kernel" if value is None else f"{value * 1e3:.1f} us" for value in pair)
+            return f"{what} for {', '.join(places)}: {one.name} takes {first} channels-first, {last} channels-last (measured)".strip()
+    return f"{what} for {', '.join(places)}: fewer bytes change layout so than elsewhere (estimated)".strip()
