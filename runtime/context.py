@@ -28,7 +28,7 @@ from runtime.exclusive import Guarded, exclusive
 from runtime.heap import Heap
 from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
-from runtime.most_memory import known_limits
+from runtime.most_memory import known_limits, most_memory_at
 from runtime.recorder import Observer, Recorder, event_cost, own_seconds
 from runtime.resolution import Resolution
 from runtime.runner import Launch, Run, Runner, unknown_outputs
@@ -193,14 +193,13 @@ class ExecutionContext(Guarded):
             return -1
 
     def update_device_memory_size_for_shapes(self) -> int:
-        """Bytes of device memory that activations need at the shapes that are set.
+        """Bytes of device memory that are enough for activations at the shapes that are set.
 
         Raises:
-            EngineError: the host steps in while the network runs: ask :attr:`device_memory_size` after an inference.
+            ValueError: a shape is not set.
+            EngineError: nobody knows: the data, a branch or a loop decides a size that has no limit.
         """
-        if self._runner is not None:
-            raise EngineError("the host steps in while this network runs: device_memory_size says after an inference how much it took")
-        return self._resolve().memory.size
+        return self._resolve().memory.size if self._runner is None else most_memory_at(self.engine, self.profile, self._shapes)
 
     @property
     def all_shapes_set(self) -> bool:

@@ -289,10 +289,12 @@ class Engine:
         return self.network.tensors[name]
 
     def device_memory_size_for_profile(self, profile: int) -> int:
-        """Bytes of device memory that a context needs for activations and workspaces, whatever shapes of ``profile`` it runs.
+        """Bytes of device memory that are enough for a context's activations and workspaces, whatever shapes of ``profile`` it runs.
+
+        It is what a context takes, but a bound where the host steps in: for loops up to a few times what they take.
 
         Raises:
-            EngineError: nobody knows: the network has loops, or sizes that the data decides without a limit.
+            EngineError: nobody knows: a size that the data, a branch or a loop decides has no limit.
         """
         from runtime.most_memory import most_memory
 
@@ -300,7 +302,7 @@ class Engine:
 
     @property
     def device_memory_size(self) -> int:
-        """Bytes of device memory that a context needs for activations and workspaces, whatever it runs."""
+        """The same over all profiles."""
         return max(self.device_memory_size_for_profile(number) for number in range(len(self.profiles)))
 
     @property

@@ -60,3 +60,21 @@ def test_memory_of_the_callers(cpu):
     assert heap.take(500) == memory.address + 256
     with pytest.raises(ValueError, match="not a multiple of 256"):
         heap.lie_in(foreign(memory.address + 16), 512)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_blocks_held_at_a_time_bound_where_a_heap_ends(cpu, sizes, draw):
+    """Whatever was taken and given back before, each of them over and over and smaller at times."""
+    heap, held = Heap(cpu, given=True), {}
+    heap.lie_in(foreign(1 << 20), 1 << 30)
+    aligned = [-(-size // 256) * 256 for size in sizes]
+    bound = sum(aligned) + (len(sizes) - 1) * (max(aligned) - 256)
+    for _ in range(200):
+        which = draw.randrange(len(sizes))
+        if which in held:
+            heap.drop(held.pop(which))
+        else:
+            size = draw.choice((sizes[which], draw.randint(1, sizes[which])))
+            held[which] = heap.take(size)
+            assert held[which] + size <= (1 << 20) + bound
