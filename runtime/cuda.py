@@ -454,6 +454,10 @@ class CudaDevice(Device):
         free, _ = self._cupy.cuda.runtime.memGetInfo()
         return int(free) + int(self._cupy.get_default_memory_pool().free_bytes())
 
+    def memory_usage(self) -> tuple[int, int]:
+        free, total = self._cupy.cuda.runtime.memGetInfo()
+        return int(total) - int(free), int(self._cupy.get_default_memory_pool().total_bytes())  # the pool gives nothing back to the driver
+
     def profiler(self, start: bool) -> None:
         runtime = self._cupy.cuda.runtime
         (runtime.profilerStart if start else runtime.profilerStop)()

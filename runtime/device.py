@@ -243,6 +243,10 @@ class Device(ABC):
     def free_memory(self) -> int:
         """Bytes that could be allocated now."""
 
+    def memory_usage(self) -> tuple[int, int]:
+        """Bytes of device memory that all programs use now, and the most that this process ever held for tensors; (0, 0) where it is the host's."""
+        return 0, 0
+
     def library(self, name: str) -> Any:
         """A vendor's library (a tactic source) on this device; see :class:`runtime.libraries.Binding`.
 

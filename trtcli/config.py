@@ -111,11 +111,13 @@ class BuildConfig:
 @dataclass(frozen=True)
 class SystemConfig:
     """``device`` is ``auto`` (the first GPU, else the CPU), ``cpu``, or a GPU's number as text; ``limit_sms`` the share of its
-    multiprocessors to keep to (``64``, ``50%``), or empty; ``plugins`` the files that describe custom operators."""
+    multiprocessors to keep to (``64``, ``50%``), or empty; ``plugins`` the files that describe custom operators; ``monitor_memory``: every stage
+    says what memory it took."""
 
     device: str = "auto"
     limit_sms: str = ""
     plugins: tuple[str, ...] = ()
+    monitor_memory: bool = False
 
 
 @dataclass(frozen=True)

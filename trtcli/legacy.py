@@ -143,7 +143,6 @@ REFUSED: dict[str, Refused] = {
     "weightStreamingBudget": Refused(_LATER, ("-2",)),
     "tempdir": Refused("the builder writes no temporary files"),
     "tempfileControls": Refused("the builder writes no temporary files"),
-    "monitorMemory": Refused(_LATER),
     "asyncFileReader": Refused(_LATER),
     "refPair": Refused(_LATER),
     "persistentCacheRatio": Refused(_LATER, ("0",)),

@@ -138,6 +138,7 @@ OPTIONS: tuple[Option, ...] = (
         "keep to a share of the GPU's multiprocessors, in build and run", Share(), default="all", since="trtcli"),
     Option("plugins", SYSTEM, "system.plugins",
         "Python files that describe custom operators (docs/plugins.md)", Names("FILE.py[,...]"), repeatable=True),
+    Option("monitorMemory", SYSTEM, "system.monitor_memory", "say after every stage what host and device memory it took"),
     Option("loadInputs", RUN, "inference.load_inputs",
         "raw input values (numpy.ndarray.tofile)", FileSpec(), default="random"),
     Option("loadRefOutputs", RUN, "inference.ref_outputs",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runtime.engine import Engine, InputRange
     from runtime.nvtx import LayerRanges, Names
     from runtime.profiler import Profile
+    from trtcli.memory_usage import MemoryUsage
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -140,19 +141,26 @@ def engine_file_alone(config: Config, log: Log) -> int:
 # --- the engine ------------------------------------------------------------------------------------------------------
 
 
-def obtain_engine(config: Config, log: Log) -> tuple[Engine, Device]:
-    """The engine (loaded, or built and saved) and the device to run it on."""
+def obtain_engine(config: Config, log: Log) -> tuple[Engine, Device, MemoryUsage]:
+    """The engine (loaded, or built and saved), the device to run it on, and what goes on reporting for ``--monitorMemory``."""
+    from trtcli.memory_usage import MemoryUsage
+
+    memory = MemoryUsage(log if config.system.monitor_memory else None)
     if config.model.load_engine:
         engine = load_engine(config, log)
+        memory.stage("Load engine")
         device = open_device(config, log, engine)
+        memory.begin(device)
     else:
         device = open_device(config, log)
-        engine = build_engine(config, device, log)
+        memory.begin(device)
+        engine = build_engine(config, device, log, memory)
+        memory.peak("build")
     if config.build.time_refit:
         from trtcli.repeated import time_refits
 
         time_refits(engine, config.model.refit_onnx or config.model.onnx, log)
-    return engine, device
+    return engine, device, memory
 
 
 def load_engine(config: Config, log: Log) -> Engine:
@@ -182,7 +190,7 @@ def _refitted(config: Config, engine: Engine, log: Log) -> Engine:
     return engine
 
 
-def build_engine(config: Config, device: Device, log: Log) -> Engine:
+def build_engine(config: Config, device: Device, log: Log, memory: MemoryUsage) -> Engine:
     """An engine from ``--onnx``, saved where ``--saveEngine`` says."""
     from trtcli.builder import build
     from trtcli.progress import build_progress
@@ -194,7 +202,7 @@ def build_engine(config: Config, device: Device, log: Log) -> Engine:
             check_batches(config.inference, network, profiles[number])
 
     with build_progress(log) as progress:
-        engine = build(Path(config.model.onnx), config.build, device, log=log, progress=progress, accept=accept)
+        engine = build(Path(config.model.onnx), config.build, device, log=log, progress=progress, accept=accept, stage=memory.stage)
     engine = _refitted(config, engine, log)
     if config.build.save_engine:
         from trtcli.refitting import stripped
@@ -202,6 +210,7 @@ def build_engine(config: Config, device: Device, log: Log) -> Engine:
         size = (stripped(engine) if config.build.strip_weights else engine).save(config.build.save_engine)
         bare = ", without weights: run it with --refitFromOnnx" if config.build.strip_weights else ""
         log.info(f"Saved {config.build.save_engine} ({size / 2**20:.1f} MiB{bare})")
+        memory.stage("Save engine")
     return engine
 
 

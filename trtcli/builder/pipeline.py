@@ -46,9 +46,10 @@ def build(
     log: Log,
     progress: Callable[[Progress], None] = lambda _: None,
     accept: Callable[[Network, Sequence[Profile]], None] = lambda *_: None,
+    stage: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """An engine for ``model`` (a file, or a serialised ONNX model) on ``device``. ``accept`` sees the model and the optimization profiles
-    before any work is done, and may raise.
+    before any work is done, and may raise; ``stage`` is told of every stage that has ended.
 
     Raises:
         fusion.importer.ModelError: the model cannot be read, or holds unsupported operators.
@@ -58,6 +59,7 @@ def build(
     began = time.perf_counter()
     imported = import_onnx(model)
     log.info(parsed_line(model, imported, time.perf_counter() - began))
+    stage("Import model")
     profiles = optimization_profiles(imported, config, log)
     accept(imported, profiles)
     imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
@@ -74,6 +76,7 @@ def build(
     log.info(fused_line(imported, fused, sharing, saved_bytes(imported, fused.network, sharing, optimum), time.perf_counter() - fusing))
     for line in fusion_lines(fused):
         log.verbose(line)
+    stage("Fuse layers")
 
     setting = new_setting(config, device, log, progress)
     chosen = Chosen(fused, copied, choose(fused.network, profiles, setting))
@@ -86,9 +89,11 @@ def build(
     log.info(setting.timings.summary)
     if setting.timings.untimed:
         log.warning(f"--buildBudget={config.build_budget:g} was used up: {setting.timings.untimed} workloads took their first legal tactic")
+    stage("Select tactics")
     for line in host_lines(engine):
         log.warning(line)
     engine, streams = with_streams(engine, chosen.choices, setting)
+    stage("Choose streams")
 
     seconds = time.perf_counter() - began
     record = {

@@ -58,7 +58,7 @@ def measured_verdict(config: Config, log: Log) -> Verdict | None:
     """The verdict of a real capture: build (or load), run plainly, capture, replay, compare. None for a CPU engine."""
     from runtime.graph import compare_replay, engine_parts
 
-    engine, device = session.obtain_engine(config, log)
+    engine, device, _ = session.obtain_engine(config, log)
     if device.spec.kind != "cuda":
         return None
     shapes = session.inference_shapes(config, engine, log)

@@ -28,7 +28,7 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
     session.check_files(config)
     if config.model.version_only or config.model.time_deserialize:
         return session.engine_file_alone(config, log)
-    engine, device = session.obtain_engine(config, log)
+    engine, device, memory = session.obtain_engine(config, log)
     if config.inference.skip_inference:
         session.report_layers(config, engine, None, log)
         log.info("Skipped inference phase since --skipInference is added.")
@@ -39,6 +39,7 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
     shapes = session.inference_shapes(config, engine, log)
     inputs = session.make_inputs(config, engine, shapes, log)
     contexts = session.make_contexts(config, engine, device, shapes, log)
+    memory.stage("Create execution contexts")
     session.report_layers(config, engine, shapes, log)
     log.info("Starting inference")
     options = session.benchmark_options(config, engine, log)
@@ -46,8 +47,11 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
         from trtcli.serving import run_requests, run_sweep
 
         (run_requests if config.inference.request_rate else run_sweep)(config, contexts, shapes, options, command_line, log)
+        memory.stage("Run inference")
+        memory.peak("run")
         return PASSED
     result = run_benchmark(contexts, inputs, options)
+    memory.stage("Run inference")
     if result.graph_nodes:
         kind = "CUDA graph" if device.spec.kind == "cuda" else "Graph (of NumPy calls)"
         log.info(f"{kind} captured: {result.graph_nodes} nodes")
@@ -71,7 +75,9 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
         from runtime.profiler import profile_layers
 
         profile = profile_layers(contexts[0], inputs, options)
+        memory.stage("Profile layers")
         session.report_profile(config, profile, log)
         if report.export_report:
             session.report_page(config, engine, shapes, result, profile, command_line, log)
+    memory.peak("run")
     return PASSED if agree else FAILED

@@ -30,7 +30,7 @@ def run(parsed: Parsed, log: Log) -> int:
     config = parsed.config
     session.check_files(config)
     against = choose_reference(parsed.get("against", "auto"))
-    engine, device = session.obtain_engine(config, log)
+    engine, device, _ = session.obtain_engine(config, log)
     model = _model(config.model.onnx, engine)
     shapes = session.inference_shapes(config, engine, log)
     inputs = session.make_inputs(config, engine, shapes, log)
