@@ -35,6 +35,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.gemm.simt_gemm",
         "tactics.cuda.gemm.mma_gemm",
         "tactics.cuda.gemm.gemv",
+        "tactics.cuda.gemm.stream",
         "tactics.cuda.conv.simt_conv",
         "tactics.cuda.conv.mma_conv",
         "tactics.cuda.conv.depthwise",

@@ -294,6 +294,15 @@ static inline T fiber_bits(auto value) { static_assert(sizeof(T) == sizeof value
 static inline float __int_as_float(int v) { return fiber_bits<float>(v); }
 static inline int __float_as_int(float v) { return fiber_bits<int>(v); }
 static inline float __uint_as_float(unsigned v) { return fiber_bits<float>(v); }
+static inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    const uint64_t both = static_cast<uint64_t>(high) << 32 | low;
+    unsigned result = 0;
+    for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(both >> (selector >> i * 4 & 7) * 8 & 0xff) << i * 8;
+    return result;
+}
+static inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {  // the product of two halves is exact in float; one rounding more than the GPU's
+    return __floats2half2_rn(__low2float(a) * __low2float(b) + __low2float(c), __high2float(a) * __high2float(b) + __high2float(c));
+}
 static inline unsigned __float_as_uint(float v) { return fiber_bits<unsigned>(v); }
 static inline double __longlong_as_double(long long v) { return fiber_bits<double>(v); }
 static inline long long __double_as_longlong(double v) { return fiber_bits<long long>(v); }

@@ -24,6 +24,12 @@ static inline uint4 load_shared_16(unsigned source) {
     memcpy(&value, emulated_shared(source), 16);
     return value;
 }
+static inline uint2 load_shared_8(unsigned source) {
+    uint2 value;
+    if (source % 8 != 0) abort();
+    memcpy(&value, emulated_shared(source), 8);
+    return value;
+}
 static inline float exp2_fast(float x) { return exp2f(x); }
 
 static inline void emulated_ldmatrix(unsigned (&r)[4], unsigned address, bool transposed) {

@@ -106,6 +106,12 @@ __device__ __forceinline__ uint4 load_shared_16(unsigned source) {
     return value;
 }
 
+__device__ __forceinline__ uint2 load_shared_8(unsigned source) {
+    uint2 value;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(source) : "memory");
+    return value;
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
     float result;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

@@ -66,3 +66,79 @@ __device__ __forceinline__ void packed_fragment(const uint4 (&vectors)[PACKED_VE
         b1 = dequantized<IN_T>((words[step] >> 16 & 0xffu) | (words[step] >> 24) << 16, scaling);
     }
 }
+
+// --- weights as the sixteen rows of an mma (gemm/stream.cu): exact q - zero, without the scale -----------------------
+
+template <typename T>
+__device__ __forceinline__ float scale_of(unsigned scaling);
+template <>
+__device__ __forceinline__ float scale_of<__half>(unsigned scaling) {
+    return __low2float(bits_as<__half2>(scaling));
+}
+template <>
+__device__ __forceinline__ float scale_of<__nv_bfloat16>(unsigned scaling) {
+    return __uint_as_float(scaling << 16);
+}
+
+// Pairs of numbers less their zero point: of 4 bits those at bits 0.. and 16.. (`first`) or 4.. and 20.. (`second`), of 8 bits two bytes.
+// `mask` is 0x000f000f.
+template <typename T>
+struct Centre;
+
+template <>
+struct Centre<__half> {
+    __half2 offset, sixteenth;
+    __device__ __forceinline__ explicit Centre(unsigned scaling) : offset(__half2half2(__high2half(bits_as<__half2>(scaling)))) {
+        sixteenth = __hsub2(offset, __float2half2_rn(960.0f));  // of 1024 + 16 q: 64 + q
+    }
+    __device__ __forceinline__ unsigned first(unsigned word, unsigned mask) const {
+        return bits_as<unsigned>(__hsub2(bits_as<__half2>((word & mask) | 0x64006400u), offset));
+    }
+    __device__ __forceinline__ unsigned second(unsigned word, unsigned mask) const {
+        const __half2 value = bits_as<__half2>((word & mask << 4) | 0x64006400u);
+        return bits_as<unsigned>(__hfma2(value, __float2half2_rn(0.0625f), __hneg2(sixteenth)));
+    }
+    template <int BYTE>
+    __device__ __forceinline__ unsigned bytes(unsigned word) const {
+        return bits_as<unsigned>(__hsub2(bits_as<__half2>(__byte_perm(word, 0x64646464u, 0x4140 + 0x0101 * BYTE)), offset));
+    }
+};
+
+template <>
+struct Centre<__nv_bfloat16> {
+    __nv_bfloat162 offset;
+    float middle;  // of 2^23 + q
+    __device__ __forceinline__ explicit Centre(unsigned scaling) : offset(__bfloat162bfloat162(__high2bfloat16(bits_as<__nv_bfloat162>(scaling)))) {
+        middle = __low2float(offset) + 8388608.0f;
+    }
+    __device__ __forceinline__ unsigned first(unsigned word, unsigned mask) const {
+        return bits_as<unsigned>(__hsub2(bits_as<__nv_bfloat162>((word & mask) | 0x43004300u), offset));
+    }
+    __device__ __forceinline__ unsigned second(unsigned word, unsigned mask) const { return first(word >> 4, mask); }
+    template <int BYTE>
+    __device__ __forceinline__ unsigned bytes(unsigned word) const {
+        const float low = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7540 + BYTE)) - middle;
+        const float high = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7541 + BYTE)) - middle;
+        return bits_as<unsigned>(__floats2bfloat162_rn(low, high));
+    }
+};
+
+// The rows (0..7 by `low`, 8..15 by `high`) of step `step`, which lie in a lane's vectors as the fragments of packed_fragment do.
+template <typename T>
+__device__ __forceinline__ void packed_rows(const uint4 (&vectors)[PACKED_VECTORS], int step, const Centre<T>& low, const Centre<T>& high,
+                                            unsigned mask, unsigned (&w)[4]) {
+    if constexpr (PACKED_BITS == 4) {
+        const unsigned words[4] = {vectors[0].x, vectors[0].y, vectors[0].z, vectors[0].w};
+        const unsigned upper = words[step / 2] >> step % 2 * 8, lower = words[2 + step / 2] >> step % 2 * 8;
+        w[0] = low.first(upper, mask), w[2] = low.second(upper, mask);
+        w[1] = high.first(lower, mask), w[3] = high.second(lower, mask);
+    } else {
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+            const uint4& vector = vectors[tile % PACKED_VECTORS];
+            const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};
+            const Centre<T>& centre = tile ? high : low;
+            w[tile] = centre.template bytes<0>(words[step]), w[2 + tile] = centre.template bytes<2>(words[step]);
+        }
+    }
+}

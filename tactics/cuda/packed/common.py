@@ -66,6 +66,30 @@ def _kernel_weights(arrays: tuple[np.ndarray, ...], bits: int, depth: int, dtype
     return grouped(unpacked(weights, bits)[:, :depth], bits), scaling(scales, zeros, dtype, bits)
 
 
+def streamed_weights(workload: Workload, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The same for ``gemm/stream.cu``: a lane's part of a group is one run of the depth, a column group's scaling lies together."""
+    op, dtype = workload.op, workload.inputs[0].dtype
+    assert isinstance(op, PackedMatrixMultiply)
+    return _streamed_weights((constants[1], constants[2], constants[3]), op.bits, op.depth, dtype, 4 if kernel_block(op) == 16 else 8)
+
+
+@LastResult
+def _streamed_weights(arrays: tuple[np.ndarray, ...], bits: int, depth: int, dtype: DataType, run: int) -> tuple[np.ndarray, np.ndarray]:
+    weights, scales, zeros = arrays
+    words = scaling(scales, zeros, dtype, bits)  # [block][column group, tile, row] -> [column group][block][row][tile]
+    paired = words.reshape(len(words), -1, 2, 8).transpose(1, 0, 3, 2)
+    return grouped(in_runs(unpacked(weights, bits)[:, :depth], run), bits), np.ascontiguousarray(paired)
+
+
+def in_runs(values: np.ndarray, run: int) -> np.ndarray:
+    """``values`` ``[N, K]``, the depth padded to whole groups and permuted so that :func:`grouped` gives a lane (row, quad), of every
+    ``run * 4`` of the depth, the ``run`` (4 or 8) from ``quad * run`` on."""
+    n, k = values.shape[0], round_up(values.shape[1], 64)
+    padded = np.pad(values, ((0, 0), (0, k - values.shape[1])))
+    # (piece, quad, step, half, neighbour) -> (piece, step, half, quad, neighbour)
+    return padded.reshape(n, k // (run * 4), 4, run // 4, 2, 2).transpose(0, 1, 3, 4, 2, 5).reshape(n, k)
+
+
 def grouped(values: np.ndarray, bits: int) -> np.ndarray:
     """``values`` ``[N, K]`` (a byte each) as packed.cuh wants them: words ``[column group][depth group][vector][lane][word]``."""
     n, k = (round_up(size, step) for size, step in zip(values.shape, (16, 64), strict=True))

@@ -1,0 +1,168 @@
+// One to sixteen rows times a constant weight of 4, 8 or 16 bits: bound by reading the weight once, so every warp keeps STAGES loads under way.
+#include "mma.cuh"
+#if PACKED_BITS < 16
+#include "packed.cuh"
+#else
+constexpr int PACKED_VECTORS = 4;
+#endif
+
+// How many neighbours of the depth a lane holds: a fragment of mma takes its sixteen from four lanes, which share a block of weights.
+#if PACKED_BITS < 16 && PACKED_BLOCK < 32
+constexpr int RUN = 4;
+#else
+constexpr int RUN = 8;
+#endif
+constexpr int TILES = (ROWS + 7) / 8;  // fragments of eight rows
+#if PACKED_BITS < 16
+constexpr int SCALES = 64 / PACKED_UNIT;
+#else
+constexpr int SCALES = 0;
+#endif
+constexpr int WEIGHTS = PACKED_VECTORS * 512, SCALED = COLUMNS * WEIGHTS;  // bytes of a column group's weights; where scaling begins in a stage
+constexpr int STAGE = SCALED + (COLUMNS * SCALES + 1) / 2 * 512;           // scaling: eight bytes of a lane's sixteen each
+
+// out[m][n] = epilogue(sum_k A[m][k] * W[n][k]) for `rows` <= ROWS <= 16 rows m, on tensor cores: the weights are the fragments of sixteen rows
+// of an mma, the rows of A its eight columns, so that nothing is wasted on rows that are not there.
+//   A block has COLUMNS groups of 16 columns n; its WARPS warps take turns over the groups of 64 of the depth. Each lane copies, into its
+//   own part of a ring of STAGES, what it will multiply, and reads it back: no thread waits for another before the sums are added.
+//   A: [rows][k], k % 8 == 0; of every RUN * 4 of the depth lane (row, quad) holds the RUN from quad * RUN on. weights: [column group][depth group][vector][lane]
+//   in that order (tactics/cuda/gemm/stream.py). scaling: [column group][block][row] words of columns (row, row + 8); packed.cuh says what
+//   a word is. The ring begins to fill before the kernel waits for A. Sums: fp32, of exact q - zero within a block, then times its scale.
+// DEPTH_TAIL: whether k % 64 != 0. BLOCKS: whose registers fit a multiprocessor. Grid: ceil(groups_n / COLUMNS). Dynamic shared memory: the ring or WARPS * ROWS * COLUMNS * 64 bytes of sums, whichever is more.
+// Limits: sm_75 (fp16), sm_80+.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+    stream(const IN_T* __restrict__ a, const uint4* __restrict__ weights, const uint2* __restrict__ scaling, OUT_T* __restrict__ out, int rows, int n,
+           int k, EpilogueArgs args) {
+    extern __shared__ __align__(128) char memory[];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, quad = lane % 4;
+    const int groups = (k + 63) / 64, groups_n = (n + 15) / 16, group_n = blockIdx.x * COLUMNS;
+    const unsigned ring = shared_address(memory) + warp * (STAGES * STAGE) + lane * 16, last = ring + (STAGES - 1) * STAGE;
+    unsigned stage = ring;
+
+    const uint4* source[COLUMNS];
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c)  // groups that are not there: the last one again, for nobody
+        source[c] = weights + (static_cast<long long>(min(group_n + c, groups_n - 1)) * groups + warp) * (PACKED_VECTORS * 32) + lane;
+    int next = warp;
+    auto fetch = [&]() {
+        if (next < groups) {
+#pragma unroll
+            for (int c = 0; c < COLUMNS; ++c) {
+#pragma unroll
+                for (int v = 0; v < PACKED_VECTORS; ++v) copy_async<16>(stage + c * WEIGHTS + v * 512, source[c] + v * 32, true);
+                source[c] += WARPS * PACKED_VECTORS * 32;
+#if PACKED_BITS < 16
+                const int blocks = (k + PACKED_BLOCK - 1) / PACKED_BLOCK;
+#pragma unroll
+                for (int s = 0; s < SCALES; ++s) {
+                    const int block = PACKED_BLOCK < 64 ? next * SCALES + s : next * 64 / PACKED_BLOCK, at = c * SCALES + s;
+                    copy_async<8>(stage + SCALED + at / 2 * 512 + at % 2 * 8, scaling + (min(group_n + c, groups_n - 1) * blocks + block) * 8 + row,
+                                  SCALES == 1 || !DEPTH_TAIL || block < blocks);
+                }
+#endif
+            }
+        }
+        copy_async_commit();
+        next += WARPS;
+        stage = stage == last ? ring : stage + STAGE;
+    };
+#pragma unroll
+    for (int s = 0; s < STAGES; ++s) fetch();
+    pdl_prefetch_constants(args, n);
+    pdl_launch_next();
+    pdl_wait();
+
+    // A, for the turn after this one. Rows that are not there are the last one again: columns of the mma that nobody reads.
+    Pack<unsigned, RUN / 2> ahead[TILES][16 / RUN];
+    const IN_T* from[TILES];
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) from[t] = a + static_cast<long long>(min(row + t * 8, rows - 1)) * k + warp * 64 + quad * RUN;
+    auto load = [&](int group) {
+        if (group < groups) {
+            const int left = k - group * 64 - quad * RUN;
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+                for (int i = 0; i < 16 / RUN; ++i) {
+                    if (DEPTH_TAIL) ahead[t][i] = {};
+                    if (!DEPTH_TAIL || left > i * RUN * 4) ahead[t][i] = *reinterpret_cast<const Pack<unsigned, RUN / 2>*>(from[t] + i * RUN * 4);
+                }
+                from[t] += WARPS * 64;
+            }
+        }
+    };
+    load(warp);
+
+    // Known only at run time, so that the assembler keeps it in a register: an instruction cannot hold a mask and MAGIC both.
+    const unsigned mask = 0x000f000fu + (static_cast<unsigned>(rows) >> 16);
+    float sum[COLUMNS][TILES][4] = {};
+#pragma unroll(COLUMNS * TILES <= 2 ? 2 : 1)
+    for (int group = warp; group < groups; group += WARPS) {
+        unsigned x[TILES][8];
+#pragma unroll
+        for (int t = 0; t < TILES; ++t)
+#pragma unroll
+            for (int i = 0; i < 8; ++i) x[t][i] = ahead[t][i / (RUN / 2)].value[i % (RUN / 2)];
+        load(group + WARPS);
+        copy_async_wait<STAGES - 1>();  // `stage` is the oldest
+#pragma unroll
+        for (int c = 0; c < COLUMNS; ++c) {
+            uint4 vectors[PACKED_VECTORS];
+#pragma unroll
+            for (int v = 0; v < PACKED_VECTORS; ++v) vectors[v] = load_shared_16(stage + c * WEIGHTS + v * 512);
+#if PACKED_BITS == 16
+#pragma unroll
+            for (int step = 0; step < 4; ++step) {
+                const unsigned w[4] = {vectors[step].x, vectors[step].y, vectors[step].z, vectors[step].w};
+#pragma unroll
+                for (int t = 0; t < TILES; ++t) mma_16x8<IN_T>(sum[c][t], w, x[t][step * 2], x[t][step * 2 + 1]);
+            }
+#else
+#pragma unroll
+            for (int s = 0; s < SCALES; ++s) {
+                const uint2 words = load_shared_8(stage + SCALED + (c * SCALES + s) / 2 * 512 + (c * SCALES + s) % 2 * 8);
+                const Centre<IN_T> low(words.x), high(words.y);
+                float part[TILES][4] = {};
+#pragma unroll
+                for (int step = s * (4 / SCALES); step < (s + 1) * (4 / SCALES); ++step) {
+                    unsigned w[4];
+                    packed_rows(vectors, step, low, high, mask, w);
+#pragma unroll
+                    for (int t = 0; t < TILES; ++t) mma_16x8<IN_T>(part[t], w, x[t][step * 2], x[t][step * 2 + 1]);
+                }
+                const float scale[2] = {scale_of<IN_T>(words.x), scale_of<IN_T>(words.y)};
+#pragma unroll
+                for (int t = 0; t < TILES; ++t)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) sum[c][t][e] += scale[e / 2] * part[t][e];
+            }
+#endif
+        }
+        fetch();
+    }
+
+    copy_async_wait<0>();
+    __syncthreads();  // the ring becomes the sums of all warps: [warp][row][column]
+    float* part = reinterpret_cast<float*>(memory);
+    constexpr int WIDTH = COLUMNS * 16;
+#pragma unroll
+    for (int c = 0; c < COLUMNS; ++c)
+#pragma unroll
+        for (int t = 0; t < TILES; ++t)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int m = t * 8 + quad * 2 + e % 2;
+                if (m < ROWS) part[(warp * ROWS + m) * WIDTH + c * 16 + row + e / 2 * 8] = sum[c][t][e];
+            }
+    __syncthreads();
+    for (int index = threadIdx.x; index < rows * WIDTH; index += WARPS * 32) {
+        float total[1] = {0.0f};
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) total[0] += part[w * ROWS * WIDTH + index];
+        const int m = index / WIDTH, column = group_n * 16 + index % WIDTH;
+        if (column < n) {
+            epilogue(total, args, m, column, n);
+            out[static_cast<long long>(m) * n + column] = from_float<OUT_T>(total[0]);
+        }
+    }
+}

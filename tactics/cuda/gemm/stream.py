@@ -1,0 +1,223 @@
+"""One to sixteen rows times a constant weight (``stream.cu``): bound by reading the weight once, in the order in which it is multiplied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product as combinations
+
+import numpy as np
+
+from fusion.dtypes import DataType
+from fusion.ops import MatrixMultiply
+from tactics.cuda.epilogue import overwritable
+from tactics.cuda.gemm.common import C_TYPES, Defines, Epilogue, ceil_div, defines, epilogue_of, null, pdl, refuse_types, round_up
+from tactics.cuda.gemm.mma_gemm import Product, k_alignment, product_of
+from tactics.memo import LastResult
+from tactics.tactic import (
+    Argument,
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Refusal,
+    Scalar,
+    Tactic,
+    Workload,
+    config,
+    floor_seconds,
+)
+
+MOST_ROWS = 16
+GROUP = 64  # of the depth, is what a warp multiplies in a turn
+_STAGES = (2, 3, 4, 6, 8, 12, 16)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One configuration: ``columns`` groups of 16 columns a block, whose ``warps`` share the depth, each with ``stages`` turns of weights
+    under way; ``tiles`` fragments of eight rows."""
+
+    columns: int
+    warps: int
+    stages: int
+    tiles: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.warps
+
+    @property
+    def registers(self) -> int:
+        """Registers a thread holds: about (54 to 130 by ptxas)."""
+        return 50 + 10 * self.columns * self.tiles
+
+    @property
+    def resident(self) -> int:
+        """Blocks whose registers a multiprocessor has room for, which the compiler is told."""
+        return max(1, min(2048 // self.threads, 65536 // (self.registers * self.threads)))
+
+    def shared_bytes(self, bits: int, block: int) -> int:
+        """Dynamic shared memory: the ring, or the sums of all warps."""
+        scales = 0 if bits == 16 else GROUP // min(block, GROUP) * self.columns
+        stage = self.columns * 128 * bits + ceil_div(scales, 2) * 512
+        return self.warps * max(self.stages * stage, self.columns * self.tiles * 8 * 64)
+
+    def config(self) -> Config:
+        """As a tactic's configuration."""
+        return config(**self.__dict__)
+
+
+def stream_of(configuration: Config) -> Stream:
+    """The inverse of :meth:`Stream.config`."""
+    return Stream(**dict(configuration))
+
+
+def legal(stream: Stream, bits: int, block: int, device: DeviceSpec) -> bool:
+    """Every condition of the kernel and the hardware."""
+    return (
+        1 <= stream.warps <= 16
+        and 1 <= stream.columns <= 4
+        and 2 <= stream.stages <= 16
+        and stream.shared_bytes(bits, block) <= device.shared_memory
+        and stream.registers <= 65536 // stream.threads
+    )
+
+
+def estimate(stream: Stream, m: int, n: int, k: int, bits: int, block: int, floor: float, device: DeviceSpec) -> float:
+    """Seconds: the floor, more where too few bytes are under way, where the last wave is short, and for what A's rows and the sums cost."""
+    blocks, turns = ceil_div(ceil_div(n, 16), stream.columns), ceil_div(ceil_div(k, GROUP), stream.warps)
+    shared = stream.shared_bytes(bits, block)
+    resident = max(1, min(device.shared_memory // (shared + 1024), stream.resident))
+    waves = ceil_div(blocks, device.multiprocessors * resident)
+    busy = min(blocks / device.multiprocessors, resident)
+    under_way = busy * stream.warps * min(stream.stages, turns) * stream.columns * 128 * bits
+    starved = max(1.0, 40e3 / under_way)
+    idle = waves * device.multiprocessors * resident / blocks if waves > 1 else 1.0
+    rows = m * 2 * n / 16 / stream.columns * k / (2 * device.bandwidth)  # A again for every block, from L2
+    uneven = turns * stream.warps / ceil_div(k, GROUP)
+    return 1.3e-6 + floor * starved * idle * uneven**0.5 + 0.5 * rows + 0.15e-6 * waves
+
+
+def configurations(workload: Workload, m: int, n: int, k: int, bits: int, block: int, device: DeviceSpec, limit: int = 48) -> list[Config]:
+    """Legal configurations for ``m`` rows, the most promising first."""
+    tiles = (ceil_div(m, 8),) if workload.is_static else (1, 2) if m <= 8 else (2,)
+    turns = ceil_div(k, GROUP)
+    floor = floor_seconds(workload, device)
+    found: dict[Stream, float] = {}
+    for columns, warps, stages, rows in combinations((1, 2, 4), (2, 4, 8, 16), _STAGES, tiles):
+        one = Stream(columns, warps, stages, rows)
+        if not legal(one, bits, block, device) or (warps > 2 and warps > turns) or (stages > 2 and stages > ceil_div(turns, warps)):
+            continue
+        found[one] = estimate(one, m, n, k, bits, block, floor, device)
+    return [one.config() for one in sorted(found, key=lambda one: (found[one], one.config()))[:limit]]
+
+
+def neighbours(workload: Workload, configuration: Config, bits: int, block: int, device: DeviceSpec) -> list[Config]:
+    """Legal configurations one step away."""
+    one = stream_of(configuration)
+    steps = [(one.columns * 2, one.warps, one.stages), (one.columns // 2, one.warps, one.stages), (one.columns, one.warps * 2, one.stages),
+             (one.columns, one.warps // 2, one.stages), (one.columns, one.warps + 2, one.stages), (one.columns, one.warps - 2, one.stages),
+             (one.columns, one.warps, one.stages + 1), (one.columns, one.warps, one.stages - 1), (one.columns + 1, one.warps, one.stages)]  # fmt: skip
+    found = [Stream(*step, one.tiles) for step in steps]
+    return [other.config() for other in found if legal(other, bits, block, device)]
+
+
+def plan(
+    workload: Workload, one: Stream, sizes: tuple[int, int, int], bits: int, block: int, epilogue: Epilogue, scaling: Argument, device: DeviceSpec,
+    more: Defines = (),
+) -> Plan:  # fmt: skip
+    """The launch for ``sizes`` (m, n, k), its weights the first packed array.
+
+    Raises:
+        ValueError: more rows than the configuration has room for.
+    """
+    m, n, k = sizes
+    if m > one.tiles * 8:
+        raise ValueError(f"{m} rows; this configuration takes {one.tiles * 8}")
+    kernel = Kernel("gemm/stream.cu", "stream", (*defines(
+        IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], ROWS=m if workload.is_static else one.tiles * 8,
+        WARPS=one.warps, COLUMNS=one.columns, STAGES=one.stages, BLOCKS=one.resident, PACKED_BITS=bits, DEPTH_TAIL=k % GROUP != 0, PDL=1 if pdl(device) else None,
+    ), *more, *epilogue.defines), epilogue.prelude)  # fmt: skip
+    arguments = (Buffer("input", 0), Buffer("packed", 0), scaling, Buffer("output"), Scalar(m), Scalar(n), Scalar(k), epilogue.argument)
+    launch = Launch(
+        kernel, (ceil_div(ceil_div(n, 16), one.columns), 1, 1), (one.threads, 1, 1), arguments, shared_memory=one.shared_bytes(bits, block),
+        dependent=pdl(device),
+    )  # fmt: skip
+    return Plan((launch,), in_place=overwritable(workload))
+
+
+class StreamedGemm(Tactic):
+    """Constant weights of 16 bits as fragments of ``mma``, each lane's own bytes in a ring of its own."""
+
+    id = "cuda.gemm.stream"
+    device = "cuda"
+    ops = (MatrixMultiply,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := refuse_types(workload, 2, (DataType.HALF, DataType.BF16)):
+            return refusal
+        dtype = workload.inputs[0].dtype
+        if device.capability < (75 if dtype is DataType.HALF else 80):
+            return Refusal(f"tensor cores multiply {dtype.label} from sm_{75 if dtype is DataType.HALF else 80} on; the device is {device.arch}")
+        product = product_of(workload)
+        if isinstance(product, Refusal):
+            return product
+        if product.batch != 1 or product.transpose_a:
+            return Refusal("this kernel takes one product, a stored [M][K]")
+        if not 1 <= product.m <= MOST_ROWS:
+            return Refusal(f"{product.m} rows; this kernel takes 1 to {MOST_ROWS}")
+        if not (len(workload.constant) > 1 and workload.constant[1]):
+            return Refusal("b is no constant that could be laid out at build")
+        if k_alignment(workload) % 8 or product.k == 0 or product.n == 0:
+            return Refusal(f"a depth of {product.k} is no multiple of 8")
+        epilogue = epilogue_of(workload)
+        return epilogue if isinstance(epilogue, Refusal) else None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        product = _product(workload)
+        return configurations(workload, product.m, product.n, product.k, 16, GROUP, device)
+
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        return neighbours(workload, config, 16, GROUP, device)
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        product = _product(workload)
+        return estimate(stream_of(config), product.m, product.n, product.k, 16, GROUP, floor_seconds(workload, device), device)
+
+    def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
+        return (_fragments((constants[1],), workload.op.transpose_b),)  # type: ignore[attr-defined]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        product, epilogue = _product(workload), epilogue_of(workload)
+        assert isinstance(epilogue, Epilogue)
+        return plan(workload, stream_of(config), (product.m, product.n, product.k), 16, GROUP, epilogue, null(), device)
+
+
+def _product(workload: Workload) -> Product:
+    product = product_of(workload)
+    assert isinstance(product, Product)
+    return product
+
+
+@LastResult
+def _fragments(arrays: tuple[np.ndarray, ...], transposed: bool) -> np.ndarray:
+    matrix = arrays[0].reshape(arrays[0].shape[-2:])
+    return fragments((matrix if transposed else matrix.T).view(np.uint16))
+
+
+def fragments(values: np.ndarray) -> np.ndarray:
+    """``values`` ``[N, K]`` (two bytes each) as words ``[column group][depth group][step][lane][word]``; a lane is (row, quad)."""
+    n, k = (round_up(size, step) for size, step in zip(values.shape, (16, GROUP), strict=True))
+    padded = np.zeros((n, k), np.uint16)
+    padded[: values.shape[0], : values.shape[1]] = values
+    # (column group, tile, row) x (depth group, piece, quad, step of a piece, half, neighbour)
+    parts = padded.reshape(n // 16, 2, 8, k // GROUP, 2, 4, 2, 2, 2)
+    words = np.ascontiguousarray(parts.transpose(0, 3, 4, 6, 2, 5, 7, 1, 8))
+    return words.view(np.uint32).reshape(n // 16, k // GROUP, 4, 32, 4)
+
+
+TACTICS = (StreamedGemm(),)
