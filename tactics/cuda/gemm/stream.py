@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product as combinations
 
 import numpy as np
@@ -11,7 +11,18 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.ops import MatrixMultiply
 from tactics.cuda.epilogue import overwritable
-from tactics.cuda.gemm.common import C_TYPES, Defines, Epilogue, ceil_div, defines, epilogue_of, null, pdl, refuse_types, round_up
+from tactics.cuda.gemm.common import (
+    C_TYPES,
+    Defines,
+    Epilogue,
+    ceil_div,
+    defines,
+    epilogue_of,
+    null,
+    pdl,
+    refuse_types,
+    round_up,
+)
 from tactics.cuda.gemm.mma_gemm import Product, k_alignment, product_of
 from tactics.memo import LastResult
 from tactics.tactic import (
@@ -32,7 +43,7 @@ from tactics.tactic import (
 
 MOST_ROWS = 16
 GROUP = 64  # of the depth, is what a warp multiplies in a turn
-_STAGES = (2, 3, 4, 6, 8, 12, 16)
+UNDER_WAY = (32 << 10, 64 << 10, 128 << 10)  # bytes that the rings of a multiprocessor's blocks hold together: what is tried
 
 
 @dataclass(frozen=True)
@@ -60,11 +71,14 @@ class Stream:
         """Blocks whose registers a multiprocessor has room for, which the compiler is told."""
         return max(1, min(2048 // self.threads, 65536 // (self.registers * self.threads)))
 
+    def stage_bytes(self, bits: int, block: int) -> int:
+        """What a warp copies for a turn."""
+        scales = 0 if bits == 16 else GROUP // min(block, GROUP) * self.columns
+        return self.columns * 128 * bits + ceil_div(scales, 2) * 512
+
     def shared_bytes(self, bits: int, block: int) -> int:
         """Dynamic shared memory: the ring, or the sums of all warps."""
-        scales = 0 if bits == 16 else GROUP // min(block, GROUP) * self.columns
-        stage = self.columns * 128 * bits + ceil_div(scales, 2) * 512
-        return self.warps * max(self.stages * stage, self.columns * self.tiles * 8 * 64)
+        return self.warps * max(self.stages * self.stage_bytes(bits, block), self.columns * self.tiles * 8 * 64)
 
     def config(self) -> Config:
         """As a tactic's configuration."""
@@ -105,14 +119,16 @@ def estimate(stream: Stream, m: int, n: int, k: int, bits: int, block: int, floo
 def configurations(workload: Workload, m: int, n: int, k: int, bits: int, block: int, device: DeviceSpec, limit: int = 48) -> list[Config]:
     """Legal configurations for ``m`` rows, the most promising first."""
     tiles = (ceil_div(m, 8),) if workload.is_static else (1, 2) if m <= 8 else (2,)
-    turns = ceil_div(k, GROUP)
-    floor = floor_seconds(workload, device)
+    turns, floor = ceil_div(k, GROUP), floor_seconds(workload, device)
     found: dict[Stream, float] = {}
-    for columns, warps, stages, rows in combinations((1, 2, 4), (2, 4, 8, 16), _STAGES, tiles):
-        one = Stream(columns, warps, stages, rows)
-        if not legal(one, bits, block, device) or (warps > 2 and warps > turns) or (stages > 2 and stages > ceil_div(turns, warps)):
-            continue
-        found[one] = estimate(one, m, n, k, bits, block, floor, device)
+    for columns, warps, under_way, rows in combinations((1, 2, 4), (2, 4, 8, 16), UNDER_WAY, tiles):
+        one = Stream(columns, warps, 2, rows)
+        blocks = ceil_div(ceil_div(n, 16), columns)
+        busy = min(one.resident, ceil_div(blocks, device.multiprocessors))
+        stages = under_way // (busy * warps * one.stage_bytes(bits, block))
+        one = replace(one, stages=max(2, min(16, stages, ceil_div(turns, warps))))
+        if legal(one, bits, block, device) and (warps == 2 or warps <= turns):
+            found[one] = estimate(one, m, n, k, bits, block, floor, device)
     return [one.config() for one in sorted(found, key=lambda one: (found[one], one.config()))[:limit]]
 
 

@@ -15,6 +15,7 @@ from tactics.cuda.gemm import tiles
 from tactics.cuda.gemm.gemv import Gemv
 from tactics.cuda.gemm.mma_gemm import MmaGemm
 from tactics.cuda.gemm.simt_gemm import SimtGemm
+from tactics.cuda.gemm.stream import StreamedGemm, fragments
 from tactics.tactic import DeviceSpec, Launch, Refusal, Tactic, Workload
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, H100, available, close, kernels, run_plan
@@ -87,6 +88,28 @@ def test_split_depth_through_memory_and_warps_over_the_depth() -> None:
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_few_rows(rows: int) -> None:
     run(Gemv(), product((rows, 264), (21, 264), constant=True, bare=True), configs=2)
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [((1,), DataType.HALF), ((3, 4), DataType.BF16)])
+def test_few_rows_of_weights_that_stream(rows: tuple[int, ...], dtype: DataType) -> None:
+    case = product((*rows, 200), (21, 200), dtype, constant=True)
+    run(StreamedGemm(), case, wanted=lambda one: one["warps"] == 2 and one["columns"] == 2)
+
+
+def test_streamed_weights_hold_every_element_once() -> None:
+    values = np.arange(32 * 128, dtype=np.uint16).reshape(32, 128)
+    words = fragments(values)
+    assert np.array_equal(np.sort(words.view(np.uint16).reshape(-1)), np.arange(32 * 128))
+    row, quad, group = 3, 2, 1  # a lane's first word: row 3, the first two of the eight of quad 2
+    assert words[0, group, 0, row * 4 + quad, 0] == int(values[row, 64 + 16]) | int(values[row, 64 + 17]) << 16
+    assert words[0, group, 0, row * 4 + quad, 1] == int(values[row + 8, 64 + 16]) | int(values[row + 8, 64 + 17]) << 16
+
+
+def test_streamed_weights_are_refused_where_they_cannot_be() -> None:
+    for case, text in ((product((17, 64), (8, 64), constant=True), "17 rows"), (product((2, 64), (8, 64)), "no constant"),
+                       (product((2, 60), (8, 60), constant=True), "multiple of 8"), (product((2, 64), (8, 64), DataType.FLOAT, constant=True), "FP32")):  # fmt: skip
+        refusal = StreamedGemm().supports(case[0], H100)
+        assert isinstance(refusal, Refusal) and text in refusal.reason, refusal
 
 
 def test_few_rows_of_float_with_a_stored_by_depth() -> None:
