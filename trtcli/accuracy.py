@@ -13,15 +13,15 @@ from trtcli.log import Log
 ALGORITHMS = ("l0", "l1", "l2", "lInf", "cos")
 
 
-def outputs_agree(config: InferenceConfig, outputs: Mapping[str, np.ndarray], log: Log) -> bool:
-    """Whether the loss of every output that has a reference is below ``--accuracyThreshold``; a line for each.
+def outputs_agree(config: InferenceConfig, references: Mapping[str, str], outputs: Mapping[str, np.ndarray], log: Log) -> bool:
+    """Whether the loss of every output that has a file among the ``references`` is below ``--accuracyThreshold``; a line for each.
 
     Raises:
         ValueError: a file has the wrong size.
         OSError: a file cannot be read.
     """
     passed = True
-    for name, path in config.ref_outputs.items():
+    for name, path in references.items():
         if name not in outputs:
             log.warning(f"--loadRefOutputs: no output is named {name!r}; skipped. The outputs are {', '.join(outputs)}")
             continue

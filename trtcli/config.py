@@ -121,6 +121,14 @@ class SystemConfig:
 
 
 @dataclass(frozen=True)
+class ReferencePair:
+    """Files with values of inputs, and of the outputs that they should give, by name."""
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class InferenceConfig:
     """How the engine is run and measured.
 
@@ -144,6 +152,7 @@ class InferenceConfig:
         skip_inference: stop after the build.
         ref_outputs: output name to a file of raw values that it is compared with, by ``accuracy_algorithm`` (see :mod:`trtcli.accuracy`); the
             run fails from a loss of ``accuracy_threshold`` on. ``atol``, ``rtol``: the errors that ``l0`` allows.
+        more_references: further pairs of inputs and outputs (``--refPair``), each run once after the benchmark.
     """
 
     shapes: Shapes = field(default_factory=dict)
@@ -166,6 +175,7 @@ class InferenceConfig:
     sweep_batch: tuple[int, int] | None = None
     skip_inference: bool = False
     ref_outputs: Mapping[str, str] = field(default_factory=dict)
+    more_references: tuple[ReferencePair, ...] = ()
     accuracy_algorithm: str = "l0"
     accuracy_threshold: float = 0.0
     atol: float = 1e-5

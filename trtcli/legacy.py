@@ -1,4 +1,4 @@
-"""Flags of trtexec that are not in :mod:`trtcli.options`: old ones that keep working with a warning, and those refused.
+"""Flags of trtexec that are not in :mod:`trtcli.options`: those that keep working with a warning, old ones above all, and those refused.
 
 Nothing here is silently ignored: a deprecated flag is translated to today's flags, or does nothing because what it
 asked for is the default now; a refused flag stops the run, unless its value asks for nothing (``--sparsity=disable``).
@@ -20,13 +20,14 @@ def _nothing(value: str | None) -> Today:
 class Deprecated:
     """An old flag. ``today`` turns its value into today's flags (it may raise ValueError); ``advice`` ends the warning.
 
-    ``takes_value``: ``yes``, ``no`` or ``maybe`` (``--calib`` came with and without a file).
+    ``takes_value``: ``yes``, ``no`` or ``maybe`` (``--calib`` came with and without a file). ``idle``: not an old flag, but what it asks for always holds.
     """
 
     advice: str
     today: Callable[[str | None], Today] = _nothing
     takes_value: str = "no"
     repeatable: bool = False
+    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ def _sparsity(value: str | None) -> Today:
     return []
 
 
+def _tempfiles(value: str | None) -> Today:
+    for part in (value or "").split(","):
+        key, _, control = part.partition(":")
+        if key not in ("in_memory", "temporary") or control not in ("allow", "deny"):
+            raise ValueError(f"{part!r} is not in_memory:allow, in_memory:deny, temporary:allow or temporary:deny")
+    return []
+
+
 def _best(value: str | None) -> Today:
     return [("fp16", None), ("bf16", None)]
 
@@ -107,6 +116,11 @@ DEPRECATED: dict[str, Deprecated] = {
     "minShapesCalib": Deprecated(_CALIBRATION, takes_value="yes"),
     "optShapesCalib": Deprecated(_CALIBRATION, takes_value="yes"),
     "maxShapesCalib": Deprecated(_CALIBRATION, takes_value="yes"),
+    "weightless": Deprecated("use --stripWeights", lambda _: [("stripWeights", None)]),
+    "allowGPUFallback": Deprecated("there is no DLA core; all layers run on the device", idle=True),
+    "asyncFileReader": Deprecated("engine files are mapped into memory: weights are read when they are uploaded", idle=True),
+    "tempdir": Deprecated("the builder writes no temporary files", takes_value="yes", idle=True),
+    "tempfileControls": Deprecated("the builder writes no temporary files", _tempfiles, "yes", idle=True),
     "inputIOFormats": Deprecated("inputs have the data types of the model, in linear layout", _io_formats, "yes"),
     "outputIOFormats": Deprecated("outputs have the data types of the model, in linear layout", _io_formats, "yes"),
 }
@@ -126,7 +140,9 @@ REFUSED: dict[str, Refused] = {
     "int4": Refused(_QUANTISED),
     "tilingOptimizationLevel": Refused(_LATER, ("0",)),
     "l2LimitForTiling": Refused(_LATER, ("-1",)),
-    "hardwareCompatibilityLevel": Refused("an engine runs on the kind of device that it was built on", ("none",)),
+    "hardwareCompatibilityLevel": Refused(
+        "an engine runs on GPUs of the compute capability that it was built on", ("none", "sameComputeCapability", "samecomputecapability")
+    ),
     "versionCompatible": Refused(_LATER),
     "vc": Refused(_LATER),
     "excludeLeanRuntime": Refused("there is no lean runtime"),
@@ -141,15 +157,9 @@ REFUSED: dict[str, Refused] = {
     "preview": Refused("is TensorRT's own: trtcli has no preview features"),
     "allowWeightStreaming": Refused(_LATER),
     "weightStreamingBudget": Refused(_LATER, ("-2",)),
-    "tempdir": Refused("the builder writes no temporary files"),
-    "tempfileControls": Refused("the builder writes no temporary files"),
-    "asyncFileReader": Refused(_LATER),
-    "refPair": Refused(_LATER),
     "persistentCacheRatio": Refused(_LATER, ("0",)),
     "restricted": Refused(_SAFE),
-    "weightless": Refused(_LATER),
-    "useDLACore": Refused(_DLA),
-    "allowGPUFallback": Refused(_DLA),
+    "useDLACore": Refused(_DLA, ("-1",)),
     "buildDLAStandalone": Refused(_DLA),
     "layerDeviceTypes": Refused(_DLA),
     "uint8AsymmetricQuantizationDLA": Refused(_DLA),

@@ -143,6 +143,8 @@ OPTIONS: tuple[Option, ...] = (
         "raw input values (numpy.ndarray.tofile)", FileSpec(), default="random"),
     Option("loadRefOutputs", RUN, "inference.ref_outputs",
         "raw files that the outputs of the last query are compared with", FileSpec()),
+    Option("refPair", RUN, "inference.more_references",
+        "the --loadInputs and --loadRefOutputs after it are pair N", Integer(0, 9999), repeatable=True),
     Option("accuracyAlgorithm", RUN, "inference.accuracy_algorithm",
         "the loss that --loadRefOutputs takes",
         Choice(("l0", "l1", "l2", "lInf", "cos")), default="l0"),

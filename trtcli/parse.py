@@ -7,11 +7,11 @@ that take them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from trtcli.config import Config, ProfileShapes
+from trtcli.config import Config, ProfileShapes, ReferencePair
 from trtcli.legacy import DEPRECATED, REFUSED
 from trtcli.options import COMMANDS, MODEL, CommandTable, Option
 
@@ -63,7 +63,8 @@ def parse(command: str, argv: Sequence[str]) -> Parsed:
     options = {option.name: option for option in table.options}
     flags, words, complaints = _scan(argv, options, table)
     flags, profiles, wrong = _profiles(flags, options)
-    complaints += wrong
+    flags, pairs, strange = _reference_pairs(flags, options)
+    complaints += wrong + strange
     flags, warnings, more = _translate(flags, options)
     values, more_still = _read(flags, options)
     complaints += more + more_still
@@ -73,8 +74,10 @@ def parse(command: str, argv: Sequence[str]) -> Parsed:
         config,
         build=replace(config.build, shapes=config.inference.shapes, profiles=profiles, batch_range=_batch_range(config)),
     )
-    if profiles:
-        values.append(("profile", None))  # for warnings about flags without effect
+    if pairs:
+        inference = replace(config.inference, load_inputs=pairs[0].inputs, ref_outputs=pairs[0].outputs, more_references=pairs[1:])
+        config = replace(config, inference=inference)
+    values += [(name, None) for name, found in (("profile", profiles), ("refPair", pairs)) if found]  # for warnings about flags without effect
     given = [name for name, _ in values]
     if not complaints:
         complaints += _contradictions(command, config, given)
@@ -142,54 +145,84 @@ def _unknown(token: str, name: str, options: dict[str, Option]) -> str:
     return f"Unknown option: {token}" + (f" (did you mean --{lower[near[0]]}?)" if near else "")
 
 
-# --- optimization profiles -------------------------------------------------------------------------------------------
+# --- flags that belong to the one before them ------------------------------------------------------------------------
 
 _BOUNDS = {"minShapes": "min_shapes", "optShapes": "opt_shapes", "maxShapes": "max_shapes"}
 _STRAY = "Multiple --minShapes/--optShapes/--maxShapes without --profile are not allowed."
+_PAIR = {"loadInputs": "inputs", "loadRefOutputs": "outputs"}
+
+_Groups = dict[int, dict[str, Any]]  # per number its members' values, by field
+
+
+def _grouped(
+    flags: list[_Flag], head: str, members: Mapping[str, str], options: dict[str, Option], twice: str
+) -> tuple[list[_Flag], _Groups, list[str]]:
+    """The flags without the groups of ``--head=N`` and the members right behind it, each once; what the groups say, and complaints."""
+    kept: list[_Flag] = []
+    found: _Groups = {}
+    complaints: list[str] = []
+    rest = list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if flag.name != head:
+            kept.append(flag)
+            continue
+        group: dict[str, Any] = {}
+        while rest and rest[0].name in members and members[rest[0].name] not in group:
+            member = rest.pop(0)
+            group[members[member.name]] = {}
+            try:
+                group[members[member.name]] = _value(options[member.name], member.value)
+            except ValueError as error:
+                complaints.append(f"--{member.name}={member.value or ''}: {error}")
+        try:
+            number = _value(options[head], flag.value)
+        except ValueError as error:
+            complaints.append(f"--{head}={flag.value or ''}: {error}")
+            continue
+        if number in found:
+            complaints.append(f"--{head}={number}: given twice. {twice}")
+        found[number] = group
+    return kept, found, complaints
+
+
+def _gaps(found: _Groups) -> list[int]:
+    return sorted(set(range(max(found, default=-1))) - set(found))
 
 
 def _profiles(
     flags: list[_Flag], options: dict[str, Option]
 ) -> tuple[list[_Flag], tuple[ProfileShapes, ...], list[str]]:
-    """The flags without the groups of ``--profile=N`` and the shape flags right behind it, and what the groups say."""
+    """The flags without the groups of ``--profile=N``, and what the groups say."""
     bounds = [flag.name for flag in flags if flag.name in _BOUNDS]
     if "profile" not in options or not any(flag.name == "profile" for flag in flags):
         return flags, (), [_STRAY] if len(set(bounds)) < len(bounds) else []
-    found: dict[int, ProfileShapes] = {}
-    complaints: list[str] = []
-    kept: list[_Flag] = []
-    rest = list(flags)
-    while rest:
-        flag = rest.pop(0)
-        if flag.name != "profile":
-            kept.append(flag)
-            if flag.name in _BOUNDS and _STRAY not in complaints:
-                complaints.append(_STRAY)
-            continue
-        group: dict[str, Any] = {}
-        while rest and rest[0].name in _BOUNDS and _BOUNDS[rest[0].name] not in group:
-            bound = rest.pop(0)
-            try:
-                group[_BOUNDS[bound.name]] = _value(options[bound.name], bound.value)
-            except ValueError as error:
-                complaints.append(f"--{bound.name}={bound.value or ''}: {error}")
-                group[_BOUNDS[bound.name]] = {}
-        try:
-            number = _value(options["profile"], flag.value)
-        except ValueError as error:
-            complaints.append(f"--profile={flag.value or ''}: {error}")
-            continue
-        if number in found:
-            complaints.append(f"--profile={number}: given twice. Optimization profile index cannot be the same.")
-        if not group:
-            complaints.append(
-                f"Found invalid or missing shape spec at profile index {number}: "
-                "--minShapes, --optShapes or --maxShapes must follow --profile directly"
-            )
-        found[number] = ProfileShapes(**group)
-    gaps = sorted(set(range(max(found, default=-1))) - set(found))
-    complaints += [f"Found invalid or missing shape spec at profile index {gap}: profiles are numbered from 0" for gap in gaps]
-    return kept, tuple(found[number] for number in sorted(found)), complaints
+    kept, found, complaints = _grouped(flags, "profile", _BOUNDS, options, "Optimization profile index cannot be the same.")
+    if any(flag.name in _BOUNDS for flag in kept):
+        complaints.append(_STRAY)
+    missing = "Found invalid or missing shape spec at profile index"
+    complaints += [f"{missing} {number}: --minShapes, --optShapes or --maxShapes must follow --profile directly" for number, group in found.items() if not group]
+    complaints += [f"{missing} {gap}: profiles are numbered from 0" for gap in _gaps(found)]
+    return kept, tuple(ProfileShapes(**found[number]) for number in sorted(found)), complaints
+
+
+def _reference_pairs(
+    flags: list[_Flag], options: dict[str, Option]
+) -> tuple[list[_Flag], tuple[ReferencePair, ...], list[str]]:
+    """The flags without the groups of ``--refPair=N``, and what the groups say."""
+    if "refPair" not in options or not any(flag.name == "refPair" for flag in flags):
+        return flags, (), []
+    kept, found, complaints = _grouped(flags, "refPair", _PAIR, options, "Reference pair index cannot be the same.")
+    if len(found) < 2 and not complaints:
+        complaints.append("When using --refPair, you need at least two pairs of I/O.")
+    for number, group in found.items():
+        names = [name for name, field in _PAIR.items() if field not in group]
+        complaints += [f"Missing --{name} for reference pair at index {number}: it must follow --refPair={number} directly" for name in names]
+    complaints += [f"Missing --refPair={gap}: pairs are numbered from 0" for gap in _gaps(found)]
+    complaints += [f"--{flag.name}: beside --refPair it belongs right behind one" for flag in kept if flag.name in _PAIR]
+    if complaints:
+        return kept, (), complaints
+    return kept, tuple(ReferencePair(**found[number]) for number in sorted(found)), []
 
 
 # --- old flags -------------------------------------------------------------------------------------------------------
@@ -218,7 +251,7 @@ def _translate(flags: list[_Flag], options: dict[str, Option]) -> tuple[list[_Fl
                 complaints.append(f"--{flag.name}: {error}")
                 continue
             added += [_Flag(*one) for one in today if one[0] in options]
-            warnings.append(f"--{flag.name} is deprecated: {old.advice}")
+            warnings.append(f"--{flag.name} {'does nothing' if old.idle else 'is deprecated'}: {old.advice}")
     # An old flag that says the same as a new one beside it adds nothing.
     names = {flag.name for flag in kept}
     for flag in added:

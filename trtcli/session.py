@@ -55,7 +55,8 @@ def check_files(config: Config) -> None:
         ValueError, OSError: naming the flag and the file.
     """
     inference = config.inference
-    given = (config.model.onnx, config.model.load_engine, config.model.refit_onnx, *inference.load_inputs.values(), *inference.ref_outputs.values())
+    given = [config.model.onnx, config.model.load_engine, config.model.refit_onnx, *inference.load_inputs.values(), *inference.ref_outputs.values()]
+    given += [path for pair in inference.more_references for path in (*pair.inputs.values(), *pair.outputs.values())]
     for path in given:
         if path and not Path(path).is_file():
             what = "is a folder" if Path(path).is_dir() else "it does not exist"
@@ -452,13 +453,19 @@ def save_debug_tensors(
         log.info(f"Saved the summary of {len(saver.written)} debug tensors to {SUMMARY_FILE}")
 
 
-def compare_outputs(config: Config, outputs: Mapping[str, np.ndarray], log: Log) -> bool:
-    """``--loadRefOutputs``: whether the outputs are near enough to their references."""
+def compare_outputs(config: Config, context: ExecutionContext, shapes: Shapes, outputs: Mapping[str, np.ndarray], log: Log) -> bool:
+    """``--loadRefOutputs``: whether the ``outputs`` of the benchmark are near enough to their references, and those of every further ``--refPair``."""
     if not config.inference.ref_outputs:
         return True
     from trtcli.accuracy import outputs_agree
+    from trtcli.inputs import make_inputs as values_of
 
-    return outputs_agree(config.inference, outputs, log)
+    agree = outputs_agree(config.inference, config.inference.ref_outputs, outputs, log)
+    for number, pair in enumerate(config.inference.more_references, 1):
+        log.info(f"Reference pair {number}: inputs {', '.join(pair.inputs.values())}")
+        found = context.execute(values_of(context.engine.network, shapes, pair.inputs))
+        agree = outputs_agree(config.inference, pair.outputs, found, log) and agree
+    return agree
 
 
 def report_outputs(

@@ -81,6 +81,24 @@ def test_runs_pass_and_fail_by_their_outputs(files: dict[str, Path], capsys: Cap
     assert "Cannot open file missing.raw: it does not exist" in capsys.readouterr().err
 
 
+def test_every_pair_must_agree(files: dict[str, Path], capsys: Captured) -> None:
+    """The second pair's inputs are run, too: its outputs are not those of the first."""
+    other, wanted = (files["x"].with_name(name) for name in ("other.raw", "wanted.raw"))
+    np.array([-5, 6, 7, -8], np.float32).tofile(other)
+    np.array([0, 6, 7, 0], np.float32).tofile(wanted)
+    base = [f"--onnx={files['onnx']}", "--accuracyThreshold=0.1", *QUICK, "--dumpOutput"]
+    first = ["--refPair=0", f"--loadInputs=x:{files['x']}", f"--loadRefOutputs=y:{files['good']}"]
+    second = ["--refPair=1", f"--loadInputs=x:{other}"]
+    assert main([*base, *first, *second, f"--loadRefOutputs=y:{wanted}"]) == 0
+    found = capsys.readouterr()
+    assert found.out.count("Accuracy of y: l0 loss 0, threshold 0.1: passed") == 2 and f"Reference pair 1: inputs {other}" in found.out
+    assert main([*base, *first, *second, f"--loadRefOutputs=y:{files['good']}"]) == 1
+    found = capsys.readouterr()
+    assert "passed" in found.out and "Accuracy of y: l0 loss 0.75, threshold 0.1: FAILED" in found.err
+    assert main([*base, *first, *second, "--loadRefOutputs=y:missing.raw"]) == 1
+    assert "Cannot open file missing.raw: it does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from trtcli.config import Config
+from trtcli.config import Config, ReferencePair
 from trtcli.legacy import DEPRECATED, REFUSED
 from trtcli.options import BY_NAME, COMMANDS, GROUPS, OPTIONS
 from trtcli.parse import Parsed, UsageError, parse
@@ -115,6 +115,7 @@ def test_flags_without_effect_are_named() -> None:
         ("--nvtxMode=verbose", "--profilingVerbosity=detailed"),
         ("--timingCache=c", "--timingCacheFile=c"),
         ("--saveProfile=p", "--exportProfile=p"),
+        ("--weightless", "--stripWeights"),
     ],
 )
 def test_old_flags_mean_todays(old: str, new: str) -> None:
@@ -254,6 +255,45 @@ def test_optimization_profiles() -> None:
 )
 def test_wrong_profiles(flags: tuple[str, ...], complaint: str) -> None:
     assert any(complaint in line for line in complaints("--onnx=m", *flags))
+
+
+def test_reference_pairs() -> None:
+    parsed = trtexec(
+        "--refPair=1", "--loadInputs=x:c", "--loadRefOutputs=y:d", "--refPair=0", "--loadRefOutputs=y:b,z:e", "--loadInputs=x:a", "--accuracyThreshold=0.5"
+    )
+    inference = parsed.config.inference
+    assert (inference.load_inputs, inference.ref_outputs) == ({"x": "a"}, {"y": "b", "z": "e"})
+    assert inference.more_references == (ReferencePair({"x": "c"}, {"y": "d"}),) and not parsed.warnings
+
+
+_ONE = ("--loadInputs=x:a", "--loadRefOutputs=y:b")
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--refPair=0", *_ONE), "When using --refPair, you need at least two pairs of I/O."),
+        (("--refPair=0", *_ONE, "--refPair=1", _ONE[0]), "Missing --loadRefOutputs for reference pair at index 1"),
+        (("--refPair=0", *_ONE, "--refPair=0", *_ONE), "--refPair=0: given twice. Reference pair index cannot be the same."),
+        (("--refPair=0", *_ONE, "--refPair=2", *_ONE), "Missing --refPair=1: pairs are numbered from 0"),
+        (("--refPair=0", *_ONE, "--refPair=1", *_ONE, _ONE[0]), "--loadInputs: beside --refPair it belongs right behind one"),
+        (("--refPair=0", *_ONE, "--refPair=1", "--loadInputs=nonsense", _ONE[1]), "--loadInputs=nonsense: 'nonsense' is not name:file"),
+        (("--refPair=0", *_ONE, "--refPair=1", *_ONE), "needs --accuracyThreshold above 0"),
+    ],
+)
+def test_wrong_reference_pairs(flags: tuple[str, ...], complaint: str) -> None:
+    assert any(complaint in line for line in complaints("--onnx=m", *flags))
+
+
+def test_flags_that_ask_for_what_always_holds() -> None:
+    parsed = trtexec("--tempfileControls=in_memory:deny,temporary:deny", "--tempdir=t", "--asyncFileReader", "--allowGPUFallback", "--useDLACore=-1",
+                     "--hardwareCompatibilityLevel=sameComputeCapability")  # fmt: skip
+    assert parsed.config == trtexec().config
+    assert [line.split(": ")[0] for line in parsed.warnings] == [
+        f"--{name} does nothing" for name in ("tempfileControls", "tempdir", "asyncFileReader", "allowGPUFallback")
+    ]
+    (complaint,) = complaints("--onnx=m", "--tempfileControls=in_memory")
+    assert "'in_memory' is not in_memory:allow" in complaint
 
 
 def test_layer_precisions() -> None:

@@ -68,7 +68,7 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
         )
     session.report_performance(config, result, device.spec.kind == "cuda", log)
     session.report_outputs(config, inputs, result.outputs, log)
-    agree = session.compare_outputs(config, result.outputs, log)
+    agree = session.compare_outputs(config, contexts[0], shapes, result.outputs, log)
     session.save_debug_tensors(config, contexts[0], inputs, command_line, log)
     report = config.report
     if report.dump_profile or report.export_profile or report.export_report:
