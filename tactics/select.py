@@ -27,7 +27,8 @@ NEAR_FLOOR = 1.05  # a winner this close to its floor ends the search
 AT_FLOOR = "not timed: the best is at its floor"
 NEIGHBOURS_LEVEL = 5  # from which on the neighbours of the fastest configuration are tried, too
 MOST_CLIMBS = 6
-NOISE = 1.01  # within this of the fastest, the smaller tactic id wins, so that equal builds choose equally
+NOISE = 1.01  # within this of the fastest our own kernels win before libraries', then the smaller id, so that equal builds choose equally
+LEADERS = 1.05  # within this of the fastest, candidates of different batches are timed once more together
 
 
 @dataclass(frozen=True)
@@ -366,7 +367,7 @@ def finish(
         raise NoTacticError(f"every tactic failed on {device.name}: {_reasons(rows)}")
     fastest = timed[0][0]
     best, winner = min(
-        (pair for pair in timed if pair[0] <= fastest * NOISE), key=lambda pair: (pair[1].tactic.id, pair[1].config)
+        (pair for pair in timed if pair[0] <= fastest * NOISE), key=lambda pair: (bool(pair[1].tactic.source), pair[1].tactic.id, pair[1].config)
     )
     rows += [
         Timing(c.tactic.id, c.config, seconds, "", fingerprint(c.tactic, c.plan, device))
@@ -434,6 +435,7 @@ def _timed(
     """(seconds, candidate), ascending, and whether one stands near the floor: then no further batch was timed."""
     floor = reachable_seconds(workload, device)
     timed: list[tuple[float, Candidate]] = []
+    batch_of: dict[int, int] = {}
     for first in range(0, len(ready), BATCH):
         batch = ready[first : first + BATCH]
         for candidate, result in zip(batch, bench.time(batch, options.rounds), strict=True):
@@ -441,10 +443,17 @@ def _timed(
                 rows.append(Timing(candidate.tactic.id, candidate.config, None, f"failed: {result}"))
             else:
                 timed.append((result, candidate))
+                batch_of[id(candidate)] = first
         if timed and min(seconds for seconds, _ in timed) < floor * NEAR_FLOOR:
             rows += [Timing(c.tactic.id, c.config, None, AT_FLOOR) for c in ready[first + BATCH :]]
             return sorted(timed, key=lambda pair: pair[0]), True
-    return sorted(timed, key=lambda pair: pair[0]), False
+    timed.sort(key=lambda pair: pair[0])
+    leaders = [candidate for seconds, candidate in timed[:BATCH] if seconds <= timed[0][0] * LEADERS]
+    if len({batch_of[id(candidate)] for candidate in leaders}) > 1:  # a device gets hotter, and slower, from batch to batch
+        again = bench.time(leaders, options.rounds)
+        known = {id(one): result for one, result in zip(leaders, again, strict=True) if not isinstance(result, Exception)}
+        timed = sorted(((known.get(id(one), seconds), one) for seconds, one in timed), key=lambda pair: pair[0])
+    return timed, False
 
 
 def _climbed(

@@ -57,6 +57,7 @@ def conv(batch: int, size: int, channels: int, out: int, taps: int, stride: int,
 CASES = [
     gemm(128, 768, 768, "bias"), gemm(128, 3072, 768, "gelu"), gemm(128, 3072, 768, "gelu_tanh"), gemm(128, 768, 3072, "sum"),
     gemm(4096, 3072, 768, "gelu_tanh"), gemm(4096, 768, 3072, "sum"), gemm(4096, 4096, 4096, "bias"), gemm(1, 4096, 4096, "bias"),
+    gemm(1, 11008, 4096, "bias"), gemm(8, 4096, 4096, "bias"), gemm(16, 11008, 4096, "bias"),
     conv(1, 56, 64, 64, 3, 1, "relu"), conv(1, 14, 256, 256, 3, 1, "relu"), conv(1, 7, 512, 2048, 1, 1, "sum relu"),
     conv(32, 56, 64, 64, 3, 1, "relu"), conv(32, 28, 512, 128, 1, 1, "relu"), conv(32, 14, 1024, 2048, 1, 2, "bias"),
 ]  # fmt: skip

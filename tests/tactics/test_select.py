@@ -100,6 +100,29 @@ def test_a_wrong_result_within_the_noise_of_the_best_does_not_win_by_its_name(mo
     assert decision.tactic == "cpu.b"
 
 
+def test_leaders_of_different_batches_are_timed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    class _Hot(_Bench):
+        """Every batch finds the device slower than the one before."""
+
+        heat = 1.0
+
+        def time(self, batch: Sequence[Candidate], rounds: int) -> list[float | Exception]:
+            self.heat += 0.03
+            return [seconds * self.heat for seconds in super().time(batch, rounds) if not isinstance(seconds, Exception)]
+
+    seconds = {f"cpu.a[k={n}]": 1.0 if n == select.BATCH else 1.02 if n == 0 else 2.0 for n in range(2 * select.BATCH)}
+    bench = _Hot(seconds)
+    decision = _run(monkeypatch, [_Fake("a", configs=[config(k=n) for n in range(2 * select.BATCH)])], bench, SelectOptions(level=5))
+    assert decision.config == config(k=select.BATCH) and bench.timed == 2 * select.BATCH + 2
+
+
+def test_of_equals_a_library_does_not_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, own = _Fake("a"), _Fake("b")
+    library.source = "CUBLAS_LT"  # type: ignore[misc]
+    decision = _run(monkeypatch, [library, own], _Bench({"cpu.a": 1.0, "cpu.b": 1.001}), SelectOptions(sources=("CUBLAS_LT",)))
+    assert decision.tactic == "cpu.b"
+
+
 def test_ties_go_to_the_smaller_id(monkeypatch: pytest.MonkeyPatch) -> None:
     decision = _run(monkeypatch, [_Fake("b"), _Fake("a")], _Bench({"cpu.a": 1.005, "cpu.b": 1.0}))
     assert decision.tactic == "cpu.a"
