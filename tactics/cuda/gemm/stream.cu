@@ -96,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     // Known only at run time, so that the assembler keeps it in a register: an instruction cannot hold a mask and MAGIC both.
     const unsigned mask = 0x000f000fu + (static_cast<unsigned>(rows) >> 16);
     float sum[COLUMNS][TILES][4] = {};
-#pragma unroll(COLUMNS * TILES <= 2 ? 2 : 1)
+#pragma unroll(COLUMNS * TILES <= 2 && SCALES <= 2 ? 2 : 1)
     for (int group = warp; group < groups; group += WARPS) {
         unsigned x[TILES][8];
 #pragma unroll

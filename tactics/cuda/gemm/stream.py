@@ -46,6 +46,9 @@ GROUP = 64  # of the depth, is what a warp multiplies in a turn
 UNDER_WAY = (32 << 10, 64 << 10, 128 << 10)  # bytes that the rings of a multiprocessor's blocks hold together: what is tried
 
 
+_REGISTERS = {1: 64, 2: 88, 4: 112, 8: 160}  # by fragments of sums
+
+
 @dataclass(frozen=True)
 class Stream:
     """One configuration: ``columns`` groups of 16 columns a block, whose ``warps`` share the depth, each with ``stages`` turns of weights
@@ -63,8 +66,8 @@ class Stream:
 
     @property
     def registers(self) -> int:
-        """Registers a thread holds: about (54 to 130 by ptxas)."""
-        return 50 + 10 * self.columns * self.tiles
+        """Registers that a thread may have: so many that nothing is spilled."""
+        return _REGISTERS[self.columns * self.tiles]
 
     @property
     def resident(self) -> int:
@@ -94,7 +97,8 @@ def legal(stream: Stream, bits: int, block: int, device: DeviceSpec) -> bool:
     """Every condition of the kernel and the hardware."""
     return (
         1 <= stream.warps <= 16
-        and 1 <= stream.columns <= 4
+        and stream.columns in (1, 2, 4)
+        and (block >= 32 or stream.columns < 4)  # spills
         and 2 <= stream.stages <= 16
         and stream.shared_bytes(bits, block) <= device.shared_memory
         and stream.registers <= 65536 // stream.threads
@@ -137,7 +141,7 @@ def neighbours(workload: Workload, configuration: Config, bits: int, block: int,
     one = stream_of(configuration)
     steps = [(one.columns * 2, one.warps, one.stages), (one.columns // 2, one.warps, one.stages), (one.columns, one.warps * 2, one.stages),
              (one.columns, one.warps // 2, one.stages), (one.columns, one.warps + 2, one.stages), (one.columns, one.warps - 2, one.stages),
-             (one.columns, one.warps, one.stages + 1), (one.columns, one.warps, one.stages - 1), (one.columns + 1, one.warps, one.stages)]  # fmt: skip
+             (one.columns, one.warps, one.stages + 1), (one.columns, one.warps, one.stages - 1)]  # fmt: skip
     found = [Stream(*step, one.tiles) for step in steps]
     return [other.config() for other in found if legal(other, bits, block, device)]
 
