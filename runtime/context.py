@@ -20,7 +20,7 @@ from fusion.dims import substitute
 from fusion.network import TensorType
 from runtime.addresses import Addresses, check_memory, shape_text
 from runtime.arena import Arena
-from runtime.debugging import Listener, Shown
+from runtime.debugging import Listener, Shown, check_written
 from runtime.device import Binding, CaptureError, Device, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange, sizes_of
 from runtime.enqueue import Action, bind_step, locate, schedule
@@ -32,7 +32,6 @@ from runtime.most_memory import known_limits, most_memory_at
 from runtime.recorder import Observer, Recorder, event_cost, own_seconds
 from runtime.resolution import Resolution
 from runtime.runner import Launch, Run, Runner, unknown_outputs
-from runtime.segments import parts_of
 from runtime.watch import Both, Watch
 from tactics.tactic import Buffer, Copy, Plan, tensor_bytes
 
@@ -526,8 +525,7 @@ class ExecutionContext(Guarded):
         Raises:
             ValueError: no layer writes it: it was fused away (build with --markDebug=name), or there is no such tensor.
         """
-        if name not in {one for network, _ in parts_of(self.engine.network) for layer in network.layers for one in layer.outputs}:
-            raise ValueError(f"debug tensor {name!r}: no layer writes it; it was fused away (build with --markDebug={name}), or does not exist")
+        check_written(self.engine.network, name)
         others = tuple(one for one in self._shown if one != name)
         self._shown = (*others, name) if state else others
 

@@ -37,6 +37,16 @@ def completed_by(network: Network, names: Collection[str], running: Collection[i
     return found
 
 
+def check_written(network: Network, name: str) -> None:
+    """Refuse a tensor that cannot be shown.
+
+    Raises:
+        ValueError: no layer writes it.
+    """
+    if not any(name in layer.outputs for part, _ in parts_of(network) for layer in part.layers):
+        raise ValueError(f"debug tensor {name!r}: no layer writes it; it was fused away (build with --markDebug={name}), or does not exist")
+
+
 class Shown(Watch):
     """Gives tensors to a listener when they are whole.
 

@@ -92,7 +92,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("builderOptimizationLevel", BUILD, "build.optimization_level",
         "effort, 0 (first tactic that works) to 5 (time all)", Integer(0, 5), default="3"),
     Option("maxAuxStreams", BUILD, "build.max_aux_streams",
-        "extra streams inside an inference; 0: none", Integer(0, 15), default="heuristic"),
+        "extra streams inside an inference; 0: none", Integer(0, 15, none=-1), default="heuristic"),
     Option("memPoolSize", BUILD, "build.memory_pools",
         "limits per layer (workspace, tacticSharedMem), in MiB", MemoryPools(), default="the device's"),
     Option("noTF32", BUILD, "build.tf32", "float32 products keep all their bits", sets=False),

@@ -266,7 +266,10 @@ def make_inputs(config: Config, engine: Engine, shapes: Shapes, log: Log) -> dic
 def make_contexts(config: Config, engine: Engine, device: Device, shapes: Shapes, log: Log) -> list[ExecutionContext]:
     """An execution context per inference stream, with its shapes set."""
     from runtime.context import ExecutionContext
+    from runtime.debugging import check_written
 
+    for name in config.report.save_debug:  # rather than after the benchmark
+        check_written(engine.network, name)
     profile, allocation = config.inference.profile or 0, config.inference.allocation
     contexts = [ExecutionContext(engine, device, profile, allocation) for _ in range(config.inference.inf_streams)]
     for context in contexts:

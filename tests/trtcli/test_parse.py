@@ -72,7 +72,7 @@ def test_all_complaints_at_once() -> None:
 @pytest.mark.parametrize(
     "flag",
     ["--iterations=-1", "--duration=-2", "--warmUp=-1", "--infStreams=0", "--avgRuns=0", "--avgTiming=0", "--idleTime=-1",
-     "--sleepTime=x", "--builderOptimizationLevel=6", "--maxAuxStreams=-1", "--buildBudget=0", "--device=gpu",
+     "--sleepTime=x", "--builderOptimizationLevel=6", "--maxAuxStreams=-2", "--buildBudget=0", "--device=gpu",
      "--percentile=-1", "--memPoolSize=workspace:-1", "--profilingVerbosity=all", "--saveEngine="],
 )  # fmt: skip
 def test_bad_values_name_flag_and_value(flag: str) -> None:
@@ -83,6 +83,7 @@ def test_bad_values_name_flag_and_value(flag: str) -> None:
 def test_given_twice() -> None:
     assert complaints("--onnx=m", "--fp16", "--fp16") == ("--fp16: given twice",)
     assert complaints("--onnx=m", "--onnx=n") == ("--onnx: given twice",)
+    assert trtexec("--maxAuxStreams=-1", "--maxTactics=-1").config == trtexec().config
     rules = trtexec("--disableFusion=gelu", "--disableFusion=mish@a").config.build.disable_fusion
     assert rules == (("gelu", ""), ("mish", "a"))
 
