@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import TypeVar
 
-from fusion.dims import Sym, bind, is_static, substitute
+from fusion.dims import Dim, Sym, bind, is_static, substitute
 from fusion.network import ControlFlow, Network, Op, TensorType
 
 OpType = TypeVar("OpType", bound=Op)
@@ -23,7 +23,7 @@ def bind_op(op: OpType, sizes: Mapping[str, int]) -> OpType:
     for item in fields(op):
         value = getattr(op, item.name)
         if not is_static(value):
-            changed[item.name] = _bind(value, sizes)
+            changed[item.name] = _changed(value, lambda dim: bind(dim, sizes))
     return replace(op, **changed) if changed else op
 
 
@@ -64,17 +64,12 @@ def fix_sizes(network: Network, sizes: Mapping[str, int]) -> Network:
 def _fix_op(op: Op, sizes: Mapping[str, int]) -> Op:
     assert is_dataclass(op)
     values = {item.name: getattr(op, item.name) for item in fields(op)}
-    changed = {name: _substitute(value, sizes) for name, value in values.items() if not is_static(value)}
+    changed = {name: _changed(value, lambda dim: substitute(dim, sizes)) for name, value in values.items() if not is_static(value)}
     return replace(op, **changed) if changed else op
 
 
-def _substitute(value: object, sizes: Mapping[str, int]) -> object:
+def _changed(value: object, change: Callable[[Sym], Dim]) -> object:
+    """``value`` with ``change`` of every symbolic dimension in it."""
     if isinstance(value, tuple):
-        return tuple(_substitute(item, sizes) for item in value)
-    return substitute(value, sizes) if isinstance(value, Sym) else value
-
-
-def _bind(value: object, sizes: Mapping[str, int]) -> object:
-    if isinstance(value, tuple):
-        return tuple(_bind(item, sizes) for item in value)
-    return bind(value, sizes) if isinstance(value, Sym) else value
+        return tuple(_changed(item, change) for item in value)
+    return change(value) if isinstance(value, Sym) else value

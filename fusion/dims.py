@@ -16,6 +16,8 @@ from typing import TypeAlias
 Atom: TypeAlias = "str | Call"
 Monomial: TypeAlias = tuple[tuple["Atom", int], ...]  # ((atom, power), ...), sorted
 
+_NAME = "A-Za-z0-9_.:/"  # the characters of names
+
 
 class _Kept:
     """Text, hash and names are computed once: dimensions hold dimensions, many levels deep, and all are asked for all the time."""
@@ -135,8 +137,8 @@ Shape: TypeAlias = tuple[Dim, ...]
 
 
 def symbol(name: str) -> Sym:
-    """The named size ``name`` (any text without the characters ``+-*(), ``; others are replaced by ``_``)."""
-    return Sym((((((re.sub(r"[^A-Za-z0-9_.:/]", "_", name) or "_"), 1),), 1),))
+    """The named size ``name``; other characters than letters, digits and ``_.:/`` become ``_``."""
+    return Sym((((((re.sub(f"[^{_NAME}]", "_", name) or "_"), 1),), 1),))
 
 
 def dim_min(*dims: Dim) -> Dim:
@@ -223,11 +225,19 @@ def parse(text: str | int) -> Dim:
     """
     if isinstance(text, int):
         return text
-    tokens = re.findall(r"[A-Za-z0-9_.:/]+|[-+*(),]", text)
-    dim, rest = _parse_sum(tokens)
+    tokens = re.findall(rf"[{_NAME}]+|[-+*(),]|\S", text)
+    try:
+        dim, rest = _parse_sum(tokens)
+    except (ZeroDivisionError, RecursionError):
+        raise ValueError(f"not a dimension: {text!r}") from None
     if rest:
         raise ValueError(f"not a dimension: {text!r}")
     return dim
+
+
+def divisor(dim: Dim) -> int:
+    """The greatest integer known to divide ``dim`` for every value of its names (0 for the dimension 0)."""
+    return gcd(*(coefficient for _, coefficient in dim.terms)) if isinstance(dim, Sym) else abs(dim)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,11 +303,6 @@ def _extreme(function: str, dims: tuple[Dim, ...]) -> Dim:
     return others[0] if len(others) == 1 else _call(function, *others)
 
 
-def divisor(dim: Dim) -> int:
-    """The greatest integer known to divide ``dim`` for every value of its names (0 for the dimension 0)."""
-    return gcd(*(coefficient for _, coefficient in dim.terms)) if isinstance(dim, Sym) else abs(dim)
-
-
 def _parse_sum(tokens: list[str]) -> tuple[Dim, list[str]]:
     sign = 1
     if tokens[:1] == ["-"]:
@@ -323,8 +328,10 @@ def _parse_atom(tokens: list[str]) -> tuple[Dim, list[str]]:
     if not tokens:
         raise ValueError("not a dimension: it ends too early")
     head, rest = tokens[0], tokens[1:]
-    if head.lstrip("-").isdigit():
+    if head.isdecimal():
         return int(head), rest
+    if not re.fullmatch(f"[{_NAME}]+", head):
+        raise ValueError(f"not a dimension: {head!r} where a name or a number is expected")
     if rest[:1] == ["("] and head in ("floordiv", "mod", "min", "max"):
         arguments: list[Dim] = []
         rest = rest[1:]
@@ -337,5 +344,7 @@ def _parse_atom(tokens: list[str]) -> tuple[Dim, list[str]]:
             break
         if rest[:1] != [")"]:
             raise ValueError("not a dimension: ')' is missing")
+        if len(arguments) != 2 and head in ("floordiv", "mod"):
+            raise ValueError(f"not a dimension: {head} of {len(arguments)} arguments; it takes 2")
         return _apply(head, tuple(arguments)), rest[1:]
     return symbol(head), rest

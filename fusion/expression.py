@@ -91,7 +91,7 @@ class Function:
     """One pointwise function: argument count, NumPy meaning, and the rule for its result type.
 
     ``result`` is ``"same"`` (the type of the first argument), ``"bool"``, or ``"second"`` (where). ``activation`` marks
-    those that reports call Activation; ``unary`` and others follow from the argument count.
+    those that reports call Activation.
     """
 
     arity: int
@@ -155,7 +155,7 @@ def size(expression: Expression) -> int:
 
 
 def functions(expression: Expression) -> tuple[str, ...]:
-    """The function names in ``expression``, innermost first, with repetitions (``Cast`` for conversions)."""
+    """The function names in ``expression``, innermost first, with repetitions (``cast`` for conversions)."""
     if isinstance(expression, Operand | Literal):
         return ()
     if isinstance(expression, Convert):
@@ -266,10 +266,6 @@ def _power(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.power(a, b)
 
 
-def _round(x: np.ndarray) -> np.ndarray:
-    return np.rint(x)
-
-
 FUNCTIONS: dict[str, Function] = {
     # binary arithmetic
     "add": Function(2, np.add),
@@ -305,7 +301,7 @@ FUNCTIONS: dict[str, Function] = {
     "erf": Function(1, erf),
     "floor": Function(1, np.floor),
     "ceil": Function(1, np.ceil),
-    "round": Function(1, _round),  # half to even
+    "round": Function(1, np.rint),  # half to even
     # activations; further arguments are literals
     "relu": Function(1, lambda x: np.maximum(x, x.dtype.type(0)), activation=True),
     "sigmoid": Function(1, _sigmoid, activation=True),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fusion.dtypes import data_type
-from fusion.network import Fate, Layer, Network, ShapeError, TensorType, size_makers, symbols_of
+from fusion.network import Fate, Layer, Network, ShapeError, TensorType, may_be_equal, size_makers, symbols_of
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Graph:
                 known = self._types.get(name)
                 if known is None:
                     fresh[name] = new
-                elif known.dtype is not new.dtype or not _same_shape(known.shape, new.shape):
+                elif known.dtype is not new.dtype or not may_be_equal(known.shape, new.shape):
                     raise ShapeError(f"{name} is {known}, the fused layer would make {new}")
         return fresh
 
@@ -274,9 +274,3 @@ class Graph:
         position = self._position[old.name]
         self._remove(old)
         self._add(new, position)
-
-
-def _same_shape(a: Sequence, b: Sequence) -> bool:
-    return len(a) == len(b) and all(
-        x == y or not (isinstance(x, int) and isinstance(y, int)) for x, y in zip(a, b, strict=True)
-    )

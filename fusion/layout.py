@@ -36,6 +36,7 @@ from fusion.ops import (
     Tile,
     TopK,
 )
+from fusion.regions import Regions
 
 CHANNEL_OPS = (Convolution, Deconvolution, Pooling, GroupNormalization, LocalResponseNormalization)
 REFORMAT = "reformat"  # what marks a layer (Layer.fusions) that changes a layout
@@ -107,19 +108,12 @@ def estimated_layouts(network: Network, direct_stem: bool) -> frozenset[str]:
     chosen = {layer.name for layer in network.layers if isinstance(layer.op, CHANNEL_OPS)}
     flexible = {layer.name: layer for layer in network.layers if is_flexible(network, layer)}
     producers, readers = network.producers(), network.readers()
-    region: dict[str, str] = {name: name for name in flexible}
-
-    def find(name: str) -> str:
-        while region[name] != name:
-            region[name] = region[region[name]]
-            name = region[name]
-        return name
-
+    regions = Regions(flexible)
     for layer in flexible.values():
         for tensor in layer.inputs:
             maker = producers.get(tensor)
             if maker is not None and maker.name in flexible and has_layout(network, tensor):
-                region[find(maker.name)] = find(layer.name)
+                regions.join(maker.name, layer.name)
     # Bytes that cross each region's border if it runs channels-first (against channels-last neighbours), or channels-last.
     first: dict[str, float] = {}
     last: dict[str, float] = {}
@@ -129,7 +123,7 @@ def estimated_layouts(network: Network, direct_stem: bool) -> frozenset[str]:
         if tensor in network.constants or not has_layout(network, tensor):
             continue
         around = [*([maker] if maker is not None else []), *users]
-        touched = {find(layer.name) for layer in around if layer.name in flexible}
+        touched = {regions.of(layer.name) for layer in around if layer.name in flexible}
         if not touched:
             continue
         cost = moved_bytes(kind)
@@ -143,7 +137,7 @@ def estimated_layouts(network: Network, direct_stem: bool) -> frozenset[str]:
             if rigid:
                 last[root] = last.get(root, 0.0) + cost
     for name in flexible:
-        root = find(name)
+        root = regions.of(name)
         if first.get(root, 0.0) > 0 and first.get(root, 0.0) >= last.get(root, 0.0):
             chosen.add(name)
     return frozenset(chosen)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from fusion.layout import CHANNEL_OPS, estimated_layouts, has_layout, is_flexible, is_stem, moved_bytes
 from fusion.network import Layer, Network
 from fusion.ops import Convolution, Deconvolution
+from fusion.regions import Regions
 
 _ENDLESS = 1 << 60
 
@@ -33,31 +34,24 @@ def undecided_layers(network: Network, direct_stem: bool = True) -> tuple[Layer,
     and lie between layers of both kinds, so that something is reformatted in any case."""
     free = {layer.name: layer for layer in network.layers if _is_free(network, layer)}
     producers, readers = network.producers(), network.readers()
-    root = {name: name for name in free}
-
-    def find(name: str) -> str:
-        while root[name] != name:
-            root[name] = root[root[name]]
-            name = root[name]
-        return name
-
+    regions = Regions(free)
     touched = _tensors(network, free)
     for tensor in touched:
         around = [one.name for one in (producers.get(tensor), *readers.get(tensor, ())) if one is not None and one.name in free]
         for name in around[1:]:
-            root[find(name)] = find(around[0])
+            regions.join(name, around[0])
     first, last = set(), set()  # regions that border on layers of one layout only
     for tensor in touched:
         if not moved_bytes(network.tensors[tensor]):
             continue
         maker, users = producers.get(tensor), readers.get(tensor, [])
-        region = find(next(one.name for one in (maker, *users) if one is not None and one.name in free))
+        region = regions.of(next(one.name for one in (maker, *users) if one is not None and one.name in free))
         fixed = [one for one in (maker, *users) if one is not None and one.name not in free and not _reads_planes(network, one, tensor, direct_stem)]
         if any(isinstance(one.op, Convolution | Deconvolution) for one in fixed):
             last.add(region)
         if tensor in network.inputs or tensor in network.outputs or any(not isinstance(one.op, Convolution | Deconvolution) for one in fixed):
             first.add(region)
-    return tuple(layer for layer in network.layers if layer.name in free and find(layer.name) in first & last)
+    return tuple(layer for layer in network.layers if layer.name in free and regions.of(layer.name) in first & last)
 
 
 def border_tensors(network: Network, layers: Sequence[Layer]) -> tuple[str, ...]:

@@ -221,6 +221,11 @@ def symbols_of(network: Network, layer: Layer) -> frozenset[str]:
     return found
 
 
+def may_be_equal(a: Shape, b: Shape) -> bool:
+    """Whether two shapes can be one: the same rank, no two different numbers on an axis."""
+    return len(a) == len(b) and all(x == y or not (isinstance(x, int) and isinstance(y, int)) for x, y in zip(a, b, strict=True))
+
+
 def broadcast(shapes: Sequence[Shape]) -> Shape:
     """The shape that NumPy broadcasting gives; a symbolic dimension against a number other than 1 becomes the number.
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fusion.graph import Graph
-from fusion.network import Fate, Layer, Network, Op, ShapeError, TensorType
+from fusion.network import Fate, Layer, Network, Op, ShapeError, may_be_equal
 from fusion.ops import Pointwise
 
 _NOTHING: Mapping = MappingProxyType({})
@@ -345,8 +345,9 @@ def validate(network: Network) -> None:
         except ShapeError as error:
             raise InvalidNetwork(f"{layer.name}: {error}") from error
         for name, inferred in zip(layer.outputs, types, strict=True):
-            if not compatible(inferred, network.tensors[name]):
-                raise InvalidNetwork(f"{layer.name} makes {inferred}, but {name} is {network.tensors[name]}")
+            declared = network.tensors[name]
+            if inferred.dtype is not declared.dtype or not may_be_equal(inferred.shape, declared.shape):
+                raise InvalidNetwork(f"{layer.name} makes {inferred}, but {name} is {declared}")
     for name in network.outputs:
         if name not in known:
             raise InvalidNetwork(f"nothing defines the network output {name}")
@@ -363,10 +364,3 @@ def validate(network: Network) -> None:
                 raise InvalidNetwork(
                     f"{layer.name} computes ONNX node {node}, whose fate says {network.fates.get(node)}"
                 )
-
-
-def compatible(a: TensorType, b: TensorType) -> bool:
-    """Whether two types can be one: same data type and rank, no two different numbers on an axis."""
-    if a.dtype is not b.dtype or len(a.shape) != len(b.shape):
-        return False
-    return all(x == y or not (isinstance(x, int) and isinstance(y, int)) for x, y in zip(a.shape, b.shape, strict=True))

@@ -70,7 +70,7 @@ class Builder:
         name = f"{self.prefix}/{suffix}" if suffix else self.prefix
         if fold and all(value.is_constant for value in inputs) and self._may_fold(op, inputs, types):
             return _folded(op, tuple(inputs), types, name, self.origin)
-        step = Step(self._unique(name), op, tuple(self.data(value) for value in inputs), self.origin)
+        step = Step(self.unique(name), op, tuple(self.data(value) for value in inputs), self.origin)
         step.outputs = tuple(Value("", type_, step=step, origin=self.origin) for type_ in types)
         self.steps.append(step)
         return step.outputs
@@ -129,7 +129,7 @@ class Builder:
                      tuple(item.den if isinstance(item, Ratio) else 1 for item in items)]  # fmt: skip
             inputs = tuple(self.layer(ShapeValue(part, shape, DataType.INT64), suffix="shape") for part in parts)
             op = Pointwise(apply("div", *(Convert(value.dtype, Operand(index)) for index in (0, 1))))
-        step = Step(self._unique(name), op, inputs, value.origin or self.origin)
+        step = Step(self.unique(name), op, inputs, value.origin or self.origin)
         step.outputs = (value,)
         value.step = step
         self.steps.append(step)
@@ -235,7 +235,8 @@ class Builder:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _unique(self, name: str) -> str:
+    def unique(self, name: str) -> str:
+        """``name``, with a number behind it where a layer has that name already; it is taken from now on."""
         unique, count = name, 0
         while unique in self._names:
             count += 1

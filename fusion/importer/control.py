@@ -210,17 +210,13 @@ def import_loop(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
         def values(_: Builder, inner: BodyScope) -> dict[str, Value]:
             found = dict(zip(names[:2], (counter, always), strict=True))
             for index in range(states):
-                found[names[2 + index]] = carried[index] if index in carried else inner.enter(_given(node, 2 + index))
+                found[names[2 + index]] = carried[index] if index in carried else inner.enter(node.input(2 + index))
             return found
 
         return values
 
-    initial = [_given(node, 2 + index) for index in range(states)]
+    initial = [node.input(2 + index) for index in range(states)]
     return _loop(walk, node, scope, graph, initial, prepare, trip, condition, decides=True), False
-
-
-def _given(node: Node, index: int) -> Value:
-    return node.input(index)
 
 
 def _loop(
@@ -267,7 +263,7 @@ def _loop(
     outputs = [*([goes_on] if goes_on is not None else []), *kept, *body.outputs[first + states :]]
     network = body.network(f"{node.name}/{part}body", [*([counter] if counted else []), *(carried[index] for index in types)], outputs)
     own = body.builder.own_sizes | changing
-    finals = [_final(b, initial[index].type, kind, own, index) for index, kind in types.items()]
+    finals = [_final(b, initial[index].type, kind, index) for index, kind in types.items()]
     fixed = trip is not None and condition is None and goes_on is None and not b.is_read(trip)
     length: Dim = max(trip, 0) if fixed and isinstance(trip, int) else trip if fixed and trip is not None else b.size(f"{part}count")
     slices = [
@@ -298,7 +294,7 @@ def _widened(b: Builder, before: TensorType, after: TensorType, changing: set[st
     return TensorType(before.dtype, tuple(shape))
 
 
-def _final(b: Builder, initial: TensorType, inside: TensorType, own: set[str], index: int) -> TensorType:
+def _final(b: Builder, initial: TensorType, inside: TensorType, index: int) -> TensorType:
     """The type of a carried tensor at the end."""
     shape = (old if old == new else b.size(f"final{index}_{axis}") for axis, (old, new) in enumerate(zip(initial.shape, inside.shape, strict=True)))
     return TensorType(initial.dtype, tuple(shape))

@@ -73,7 +73,7 @@ def _name_outputs(inputs: Mapping[str, Value], outputs: Mapping[str, Value], bui
         if data.step is None or id(data) in claimed:
             builder.origin, builder.prefix = data.origin, f"{name}/copy"
             copy = builder.data(builder.constant(data.array, "value")) if data.is_constant else data
-            step = Step(builder._unique(builder.prefix), Pointwise(Operand(0)), (copy,), data.origin)
+            step = Step(builder.unique(builder.prefix), Pointwise(Operand(0)), (copy,), data.origin)
             step.outputs = (data := Value(name, data.type, step=step, origin=data.origin),)
             builder.steps.append(step)
         data.name = name

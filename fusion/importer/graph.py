@@ -18,7 +18,7 @@ from fusion.importer.tensors import array_of, external_location, is_external, sp
 from fusion.importer.values import Value, constant
 
 if TYPE_CHECKING:
-    from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
+    from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto
 
 DEEPEST_CALL = 64
 CONTROL = ("If", "Loop", "Scan")
@@ -83,11 +83,14 @@ class Walk:
                 scope.values[tensor.name] = self._initializer(tensor)
         for sparse in graph.sparse_initializer:
             if sparse.values.name in needed:
-                scope.values[sparse.values.name] = constant(sparse_array(sparse), sparse.values.name)
+                scope.values[sparse.values.name] = self._initializer(sparse.values, sparse)
 
-    def _initializer(self, tensor: TensorProto) -> Value | None:
+    def _initializer(self, tensor: TensorProto, sparse: SparseTensorProto | None = None) -> Value | None:
+        """A weight; ``tensor`` may be the values of a ``sparse`` one."""
         try:
             type_ = tensor_type(tensor)
+            if sparse is not None:
+                return constant(sparse_array(sparse), tensor.name)
             if is_external(tensor):
                 external_location(tensor, self._folder)
         except Unsupported as error:
@@ -253,21 +256,20 @@ class Walk:
     def branch(self, node: Node, scope: Scope, chosen: bool) -> tuple[Value | None, ...]:
         """An If of which one branch is always ``chosen``: its nodes join those around it."""
         graph = node.required("then_branch" if chosen else "else_branch")
-        inner = Scope(scope.opsets, f"{node.name}/", scope.origin, scope, scope.depth + 1, scope.attributes)
         wanted = {output.name for index, output in enumerate(graph.output) if node.wants(index)}
-        self.initializers(graph, inner, wanted | {name for proto in graph.node for name in read_names(proto)})
-        self.run(graph.node, names_in(graph.node, inner.prefix), inner, wanted)
-        return tuple(inner.find(output.name) if output.name in wanted else None for output in graph.output)
-
+        return self._inlined(graph, Scope(scope.opsets, f"{node.name}/", scope.origin, scope, scope.depth + 1, scope.attributes), wanted)
 
     def subgraph(self, graph: GraphProto, given: Sequence[Any], scope: Scope, prefix: str) -> tuple[Any, ...]:
         """The results of a subgraph whose inputs are ``given``: its nodes join those around it."""
         inner = Scope(scope.opsets, prefix, scope.origin, scope, scope.depth + 1, scope.attributes)
         inner.values.update(zip((entry.name for entry in graph.input), given, strict=True))
-        wanted = {output.name for output in graph.output}
+        return self._inlined(graph, inner, {output.name for output in graph.output})
+
+    def _inlined(self, graph: GraphProto, inner: Scope, wanted: set[str]) -> tuple[Value | None, ...]:
+        """The outputs of a graph whose nodes are imported into ``inner``; None for those that are not ``wanted``."""
         self.initializers(graph, inner, wanted | {name for proto in graph.node for name in read_names(proto)})
-        self.run(graph.node, names_in(graph.node, prefix), inner, wanted)
-        return tuple(inner.find(output.name) for output in graph.output)
+        self.run(graph.node, names_in(graph.node, inner.prefix), inner, wanted)
+        return tuple(inner.find(output.name) if output.name in wanted else None for output in graph.output)
 
 
 def _tensors(values: Iterable[Any]) -> tuple[Value | None, ...]:

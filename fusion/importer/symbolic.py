@@ -29,6 +29,8 @@ _RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a function as the rule of these operators."""
+
     def register(function: Rule) -> Rule:
         for name in names:
             _RULES[name] = function
@@ -42,10 +44,12 @@ def evaluate(node: Node, origin: str) -> tuple[Value | np.ndarray, ...] | None:
 
     None when the node is not arithmetic on shapes.
     """
-    if node.domain or node.op not in _RULES:
+    if node.domain:
         return None
     if node.op in ALWAYS:
         return (from_elements(_of_shape(node), DataType.INT64, origin),)
+    if node.op not in _RULES:
+        return None
     present = [value for value in node.inputs if value is not None]
     if not any(value.elements is not None for value in present):
         if node.op != "Concat" or not _is_partly_known(present):
@@ -379,8 +383,3 @@ def _boxed(result: object) -> np.ndarray:
     box = np.empty((), object)
     box[()] = result
     return box
-
-
-@rule(*ALWAYS)
-def _shape(node: Node, arrays: Arrays) -> np.ndarray | None:
-    return _of_shape(node)

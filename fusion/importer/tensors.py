@@ -150,9 +150,21 @@ def external_location(tensor: TensorProto, folder: Path | None) -> tuple[Path, i
 
 
 def sparse_array(sparse: SparseTensorProto) -> np.ndarray:
-    """A sparse tensor, made dense."""
-    values, indices = array_of(sparse.values), array_of(sparse.indices)
-    result = np.zeros(tuple(sparse.dims), values.dtype)
+    """A sparse tensor, made dense. Its indices count in the flattened tensor, or name a place along each axis in rows.
+
+    Raises:
+        Unsupported: trtcli has no such element type.
+        ModelError: indices do not fit the shape or the number of values.
+    """
+    values, indices, shape = array_of(sparse.values), array_of(sparse.indices), tuple(sparse.dims)
+    ends = np.array([int(np.prod(shape, dtype=np.int64))] if indices.ndim == 1 else shape)
+    rows = indices.reshape(len(indices), -1)
+    if indices.ndim not in (1, 2) or rows.shape != (values.size, len(ends)) or not np.all((rows >= 0) & (rows < ends)):
+        raise ModelError(
+            f"sparse tensor {sparse.values.name!r} of shape {list(shape)}: indices of shape {list(indices.shape)} for {values.size} values "
+            "do not fit it, or lie outside"
+        )
+    result = np.zeros(shape, values.dtype)
     if indices.ndim == 1:
         result.reshape(-1)[indices] = values
     else:

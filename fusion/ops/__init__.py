@@ -22,8 +22,9 @@ from fusion.ops.recurrent import Recurrence
 from fusion.ops.reduce import Reduce
 from fusion.ops.reinterpret import Reinterpret
 from fusion.ops.resize import Resize
+from fusion.ops.roi import RoiAlign, RoiPool
 from fusion.ops.rotary import RotaryEmbedding
-from fusion.ops.sampling import DeformableColumns, GridSample, RoiAlign, RoiPool
+from fusion.ops.sampling import DeformableColumns, GridSample
 from fusion.ops.select import NonMaxSuppression, NonZero, Unique
 from fusion.ops.shuffle import Concatenation, Expand, Padding, Shuffle, Slice, Tile
 from fusion.ops.softmax import Softmax

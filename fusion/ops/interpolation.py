@@ -53,7 +53,7 @@ def axis_taps(
     if mode == "linear":
         reach, kernel = 1.0, _triangle
     elif mode == "cubic":
-        reach, kernel = 2.0, lambda distance: _cubic(distance, cubic_a)
+        reach, kernel = 2.0, lambda distance: keys_kernel(distance, cubic_a)
     else:
         raise ValueError(f"Resize has no mode {mode!r}: nearest, linear or cubic")
     first = math.floor(-reach / squeeze) + 1
@@ -113,8 +113,8 @@ def _triangle(distance: np.ndarray) -> np.ndarray:
     return np.maximum(1 - distance, 0)
 
 
-def _cubic(t: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel (R. G. Keys, 1981), with free parameter ``a``."""
+def keys_kernel(t: np.ndarray, a: float) -> np.ndarray:
+    """The weight of a neighbour at distance ``t`` >= 0 in cubic convolution (R. G. Keys, 1981), with free parameter ``a``."""
     near = ((a + 2) * t - (a + 3)) * t * t + 1
     far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
     return np.where(t <= 1, near, np.where(t < 2, far, 0.0))

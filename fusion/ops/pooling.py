@@ -64,12 +64,7 @@ class Pooling(Op):
         counts = split_channels(out.shape, self.channels_last)[2]
         first = widen(channels_first(x, self.channels_last))
         axes = tuple(range(-len(counts), 0))
-        needed = [
-            (count - 1) * stride + dilation * (k - 1) + 1 - size - pre
-            for count, stride, dilation, k, size, pre in zip(
-                counts, self.stride, self.dilation, self.window, first.shape[2:], self.pre_padding, strict=True
-            )
-        ]
+        needed = self.overhang(first.shape[2:], counts)  # type: ignore[arg-type]
         lowest = least(first.dtype) if self.kind == "max" else 0
         padded = pad_spatial(first, self.pre_padding, needed, lowest)  # type: ignore[arg-type]
         view = windows(padded, self.window, self.stride, self.dilation, counts)  # type: ignore[arg-type]
@@ -86,6 +81,11 @@ class Pooling(Op):
         else:
             raise ValueError(f"pooling has no kind {self.kind!r}: max, average or lp")
         return (apply_epilogue(self.epilogue, dtype, channels_back(result, self.channels_last), extras),)
+
+    def overhang(self, spatial: Sequence[int], counts: Sequence[int]) -> list[int]:
+        """Along each axis, how many elements behind an input of ``spatial`` the last of ``counts`` windows needs (negative: it ends before)."""
+        axes = zip(counts, self.stride, self.dilation, self.window, spatial, self.pre_padding, strict=True)
+        return [(count - 1) * int(stride) + gap * (int(k) - 1) + 1 - size - int(pre) for count, stride, gap, k, size, pre in axes]  # type: ignore[arg-type]
 
     def window_counts(self, spatial: Sequence[int], counts: Sequence[int]) -> np.ndarray:
         """What an average is divided by: how many positions count, per output position (int64, shape ``counts``)."""

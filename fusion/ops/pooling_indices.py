@@ -33,20 +33,19 @@ class PoolingIndices(Op):
     layer_type: ClassVar[str] = "Pooling"
     arity: ClassVar[int] = 1
 
+    @property
+    def _pooling(self) -> Pooling:
+        """The pooling whose maxima these are."""
+        return Pooling("max", self.window, self.stride, self.pre_padding, self.post_padding, self.dilation, self.ceil_mode)
+
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
-        pooling = Pooling("max", self.window, self.stride, self.pre_padding, self.post_padding, self.dilation, self.ceil_mode)
-        return (TensorType(DataType.INT64, pooling.infer(inputs)[0].shape),)
+        return (TensorType(DataType.INT64, self._pooling.infer(inputs)[0].shape),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         (x,) = inputs
         spatial = x.shape[2:]
         counts = tuple(int(dim) for dim in self.infer([TensorType(DataType(x.dtype.name), x.shape)])[0].shape[2:])  # type: ignore[arg-type]
-        post = [
-            (count - 1) * stride + dilation * (k - 1) + 1 - size - pre
-            for count, stride, dilation, k, size, pre in zip(
-                counts, self.stride, self.dilation, self.window, spatial, self.pre_padding, strict=True
-            )
-        ]
+        post = self._pooling.overhang(spatial, counts)
         index = np.arange(np.prod(spatial, dtype=np.int64)).reshape(spatial)
         if self.column_major:
             index = np.arange(index.size).reshape(spatial[::-1]).T

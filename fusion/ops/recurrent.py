@@ -10,7 +10,7 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.expression import Expression, evaluate
-from fusion.network import Op, ShapeError, TensorType
+from fusion.network import Op, ShapeError, TensorType, may_be_equal
 from fusion.ops.epilogue import widen
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -85,9 +85,7 @@ class Recurrence(Op):
             if number is None:
                 continue
             found = inputs[number].shape
-            if len(found) != len(wanted) or any(
-                isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(found, wanted, strict=True)
-            ):
+            if not may_be_equal(found, wanted):
                 raise ShapeError(f"{name} of shape {found}, not {wanted}")
         every = TensorType(x.dtype, tuple(sizes[axis] for axis in self.output_order))
         return (every, *[TensorType(x.dtype, state)] * (2 if self.cell == "lstm" else 1))

@@ -27,6 +27,7 @@ from fusion.network import Layer, ShapeError, TensorType, broadcast
 from fusion.ops import Pointwise
 from fusion.rewrite import Refusal
 
+NOT_NEGATIVE = frozenset({"relu", "sigmoid", "exp", "abs", "square", "sqrt", "softplus", "hard_sigmoid"})  # functions that give no negative numbers
 COMMUTATIVE = frozenset({"add", "mul", "min", "max", "and", "or", "xor", "equal"})
 
 

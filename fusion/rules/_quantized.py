@@ -184,12 +184,6 @@ def is_read_elsewhere(graph: Graph, layer: Layer, match: Match) -> bool:
     return layer.name in needed
 
 
-def is_held_back(graph: Graph, layer: Layer) -> bool:
-    """Whether ``layer`` dequantises constants: weights that a product may still take as they are stored."""
-    scaling = dequantized(graph, layer)
-    return scaling is not None and graph.constant(scaling.tensor) is not None
-
-
 # --- layers through which scales pass ----------------------------------------------------------------------------------
 
 

@@ -121,7 +121,7 @@ def emit(move: Movement, source: Shape, target: Shape) -> tuple[Shuffle, ...]:
         place = {atom: position for position, atom in enumerate(move.order)}
         axes = [axis for atom in range(len(move.sizes)) for axis in by_output[place[atom]]]
         axes = _with_ones(axes, target)
-        return (Shuffle(reshape=tuple(target[axis] for axis in axes), second=_inverse(axes)),)
+        return (Shuffle(reshape=tuple(target[axis] for axis in axes), second=inverse(axes)),)
     middle = tuple(move.sizes[atom] for atom in move.order)
     moving = Shuffle(reshape=None if source == move.sizes else move.sizes, second=move.order)
     return (moving,) if middle == target else (moving, Shuffle(reshape=target))
@@ -203,16 +203,9 @@ def _natural(first: tuple[int, ...], source: Shape, target: Shape) -> tuple[int,
     return tuple(placed)
 
 
-def _inverse(permutation: Sequence[int]) -> tuple[int, ...]:
-    inverse = [0] * len(permutation)
-    for position, axis in enumerate(permutation):
-        inverse[axis] = position
-    return tuple(inverse)
-
-
 def inverse(permutation: Sequence[int]) -> tuple[int, ...]:
     """The permutation that undoes ``permutation``."""
-    return _inverse(permutation)
+    return tuple(sorted(range(len(permutation)), key=permutation.__getitem__))
 
 
 def transpose_of(shape: Shape, op: Shuffle) -> tuple[int, ...] | None:

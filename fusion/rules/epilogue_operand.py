@@ -10,7 +10,7 @@ from fusion.network import Layer
 from fusion.ops import Pointwise
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._expressions import distinct, equal_shape, join, joins_too_large, number, show, too_large
+from fusion.rules._expressions import distinct, equal_shape, join, joins_too_large, number, show, static_size, too_large
 from fusion.rules.pointwise import CHEAP
 
 
@@ -38,15 +38,9 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
 
 
 def _size(graph: Graph, names: tuple[str, ...]) -> int | None:
-    total = 0
-    for kind in graph.types(names):
-        count = kind.dtype.itemsize
-        for dim in kind.shape:
-            if not isinstance(dim, int):
-                return None
-            count *= dim
-        total += count
-    return total
+    """The bytes of tensors, when all of their sizes are numbers."""
+    counts = [(static_size(kind.shape), kind.dtype.itemsize) for kind in graph.types(names)]
+    return None if any(count is None for count, _ in counts) else sum(count * width for count, width in counts if count is not None)
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:

@@ -27,7 +27,8 @@ def spatial_padding(pad: Padding, channels_last: bool) -> tuple[tuple, tuple] | 
     return tuple(pad.pre[axis] for axis in spatial), tuple(pad.post[axis] for axis in spatial)
 
 
-def _match(graph: Graph, layer: Layer) -> Match | None:
+def padding_before(graph: Graph, layer: Layer) -> Match | None:
+    """The padding layer in front of ``layer``, and ``layer``."""
     pad = graph.producer(layer.inputs[0])
     return Match((pad, layer), (pad.outputs[0],)) if pad is not None and isinstance(pad.op, Padding) else None
 
@@ -69,4 +70,4 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     return Replacement((Layer("", op, (*pad.inputs, *layer.inputs[1:]), layer.outputs),))
 
 
-RULE = Rule("padding-convolution", __doc__.splitlines()[0], (Convolution, Deconvolution), _match, _rewrite, _check)
+RULE = Rule("padding-convolution", __doc__.splitlines()[0], (Convolution, Deconvolution), padding_before, _rewrite, _check)

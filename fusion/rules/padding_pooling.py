@@ -8,16 +8,10 @@ from dataclasses import replace
 from fusion.expression import functions
 from fusion.graph import Graph
 from fusion.network import Layer
-from fusion.ops import Padding, Pointwise, Pooling
+from fusion.ops import Pointwise, Pooling
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules.padding_convolution import spatial_padding
-
-_NOT_NEGATIVE = frozenset({"relu", "sigmoid", "abs", "square", "exp", "sqrt", "hard_sigmoid", "softplus"})
-
-
-def _match(graph: Graph, layer: Layer) -> Match | None:
-    pad = graph.producer(layer.inputs[0])
-    return Match((pad, layer), (pad.outputs[0],)) if pad is not None and isinstance(pad.op, Padding) else None
+from fusion.rules._expressions import NOT_NEGATIVE
+from fusion.rules.padding_convolution import padding_before, spatial_padding
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
@@ -61,7 +55,7 @@ def _not_negative(graph: Graph, tensor: str) -> bool:
         return False
     expression = maker.op.expression if isinstance(maker.op, Pointwise) else getattr(maker.op, "epilogue", None)
     names = functions(expression) if expression is not None else ()
-    return bool(names) and names[-1] in _NOT_NEGATIVE
+    return bool(names) and names[-1] in NOT_NEGATIVE
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
@@ -78,4 +72,4 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     return Replacement((Layer("", op, (*pad.inputs, *layer.inputs[1:]), layer.outputs),))
 
 
-RULE = Rule("padding-pooling", __doc__.splitlines()[0], (Pooling,), _match, _rewrite, _check)
+RULE = Rule("padding-pooling", __doc__.splitlines()[0], (Pooling,), padding_before, _rewrite, _check)

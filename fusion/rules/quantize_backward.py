@@ -8,7 +8,7 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Concatenation, Pointwise
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._expressions import equal_shape
+from fusion.rules._expressions import equal_shape, static_size
 from fusion.rules._quantized import keeps_order, moves_data, quantized
 
 
@@ -30,22 +30,15 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     if keeps_order(maker.op) and (scaling.scale.reshape(()) < 0 or scaling.quantized.is_float):
         return Refusal("data type", f"{maker.name} would compare {scaling.quantized.value}, scale {float(scaling.scale.reshape(())):g}")
     before, after = (graph.type(one.inputs[0] if one is maker else one.outputs[0]) for one in match.layers)
-    if not keeps_order(maker.op) and not equal_shape(before.shape, after.shape) and _grows(before.shape, after.shape):
+    if not keeps_order(maker.op) and not equal_shape(before.shape, after.shape) and _shrinks(before.shape, after.shape):
         return Refusal("no gain", f"{maker.name} cuts {maker.inputs[0]} down: more would be quantised than is read")
     return None
 
 
-def _grows(before: tuple, after: tuple) -> bool:
-    """Whether ``before`` surely has more elements than ``after``."""
-    sizes = []
-    for shape in (before, after):
-        count = 1
-        for dim in shape:
-            if not isinstance(dim, int):
-                return False
-            count *= dim
-        sizes.append(count)
-    return sizes[0] > 4 * sizes[1]
+def _shrinks(before: tuple, after: tuple) -> bool:
+    """Whether ``after`` surely has less than a quarter of the elements of ``before``."""
+    read, quantised = static_size(before), static_size(after)
+    return read is not None and quantised is not None and read > 4 * quantised
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:

@@ -7,7 +7,7 @@ from fusion.network import Layer
 from fusion.ops import Pooling, Reduce
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._expressions import show
+from fusion.rules._expressions import show, static_size
 
 # A pooling kernel walks the window in one thread. Larger windows are better cut into pieces, which Reduce does.
 LARGEST_WINDOW = 256
@@ -30,11 +30,9 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
         return Refusal("device", "a NumPy mean over contiguous axes is faster than a loop over windows")
     if not graph.type(layer.inputs[0]).dtype.is_float:
         return Refusal("data type", f"{layer.name} averages {graph.type(layer.inputs[0]).dtype.value}")
-    count = 1
-    for size in shape[2:]:
-        if not isinstance(size, int):
-            return Refusal("dynamic", f"the window {show(shape[2:])} depends on run-time sizes")
-        count *= size
+    count = static_size(shape[2:])
+    if count is None:
+        return Refusal("dynamic", f"the window {show(shape[2:])} depends on run-time sizes")
     if count > LARGEST_WINDOW:
         return Refusal("size", f"the window {show(shape[2:])} has {count} positions, {LARGEST_WINDOW} are allowed")
     return None

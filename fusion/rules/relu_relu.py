@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from fusion.dtypes import DataType
 from fusion.expression import Apply, Expression, Literal
+from fusion.rules._expressions import NOT_NEGATIVE
 from fusion.rules._local import bottom_up, expression_rule
-
-_NOT_NEGATIVE = frozenset({"relu", "sigmoid", "exp", "abs", "square", "sqrt", "softplus", "hard_sigmoid"})
 
 
 def _bounds(node: Expression) -> tuple[Expression, float, float, DataType] | None:
@@ -26,7 +25,7 @@ def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:
             return node
         inner = node.arguments[0]
         if node.function == "relu" and isinstance(inner, Apply):
-            if inner.function in _NOT_NEGATIVE:
+            if inner.function in NOT_NEGATIVE:
                 return inner
             clip = _bounds(inner)
             if clip is not None and clip[2] >= 0:

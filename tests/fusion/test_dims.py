@@ -78,7 +78,7 @@ def test_an_unknown_name_is_named() -> None:
         bind(symbol("sequence") + 1, {"batch": 1})
 
 
-@pytest.mark.parametrize("text", ["", "1 +", "floordiv(a", "(a)"])
+@pytest.mark.parametrize("text", ["", "1 +", "floordiv(a", "(a)", "a $", "*", "floordiv(a)", "floordiv(4, 0)", "1" + "*(" * 9])
 def test_bad_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a dimension"):
         parse(text)

@@ -10,10 +10,11 @@ from fusion.expression import Convert, Expression, Operand
 from fusion.importer.builder import X0, X1, X2, Builder, call, literal
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
+from fusion.importer.operators.random import key_of
 from fusion.importer.registry import operator
 from fusion.importer.tensors import data_type_of
 from fusion.importer.values import Value
-from fusion.ops import Reinterpret
+from fusion.ops import Fill, Random, Reinterpret
 
 UNARY = {
     "Abs": "abs", "Acos": "acos", "Acosh": "acosh", "Asin": "asin", "Asinh": "asinh", "Atan": "atan", "Atanh": "atanh",
@@ -231,9 +232,6 @@ def identity(b: Builder, node: Node) -> Value:
 @operator("Dropout")
 def dropout(b: Builder, node: Node) -> tuple[Value, ...]:
     """Inference: the input itself, and a mask that is all true. With ``training_mode`` what a uniform number below ``ratio`` hits becomes 0."""
-    from fusion.importer.operators.random import key_of
-    from fusion.ops import Fill, Random
-
     x, given, training = node.input(0), node.optional(1), node.optional(2)
     dtype = DataType.BOOL if node.opset >= 10 else x.dtype
     ratio = 0.0

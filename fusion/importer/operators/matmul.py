@@ -8,6 +8,7 @@ from fusion.importer.builder import X0, X1, Builder, call, literal
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
 from fusion.importer.operators.convolution import integer_product, widen
+from fusion.importer.operators.quantization import quantize
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
 from fusion.ops import Determinant, MatrixMultiply
@@ -72,8 +73,6 @@ def integer_matmul(
 @operator("QLinearMatMul")
 def qlinear_matmul(b: Builder, node: Node) -> Value:
     """The int32 product, scaled and rounded in the epilogue."""
-    from fusion.importer.operators.quantization import quantize
-
     a, a_scale, a_zero, other, b_scale, b_zero, scale, zero = (node.input(index) for index in range(8))
     rows = a_scale.rank == 1 and a_scale.shape != (1,)
     if rows:

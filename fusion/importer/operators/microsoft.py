@@ -13,6 +13,7 @@ from fusion.importer.node import Node
 from fusion.importer.operators.convolution import conv, per_channel
 from fusion.importer.operators.generate import trilu
 from fusion.importer.operators.matmul import gemm, product_of
+from fusion.importer.operators.movement import channels_first, channels_last
 from fusion.importer.operators.normalization import layer_norm, layer_normalization, rms_normalization, statistics
 from fusion.importer.operators.pooling import pool
 from fusion.importer.operators.slicing import cut
@@ -95,12 +96,16 @@ def activation_of(name: str, parameters: Sequence[float], dtype: DataType) -> Ex
     return call(function, X0, *(literal(value, dtype) for value in values))
 
 
-@operator("FusedGemm", domain=MICROSOFT)
-def fused_gemm(b: Builder, node: Node) -> Value:
+def activated(b: Builder, node: Node, x: Value) -> Value:
+    """The activation that the attributes of a fused product name, of ``x``; without one ``x`` itself."""
     names = ("activation_alpha", "activation_beta", "activation_gamma")
     parameters = [node.attributes[name] for name in names if name in node.attributes]
-    result = one_of(gemm(b, node))
-    return b.pointwise(activation_of(node.attr("activation", ""), parameters, result.dtype), result, suffix="activation")
+    return b.pointwise(activation_of(node.attr("activation", ""), parameters, x.dtype), x, suffix="activation")
+
+
+@operator("FusedGemm", domain=MICROSOFT)
+def fused_gemm(b: Builder, node: Node) -> Value:
+    return activated(b, node, one_of(gemm(b, node)))
 
 
 @operator("FusedConv", domain=MICROSOFT)
@@ -115,18 +120,18 @@ def fused_conv(b: Builder, node: Node) -> Value:
 
 
 @operator("NhwcConv", "NhwcFusedConv", "NhwcMaxPool", domain=MICROSOFT)
-def channels_last(b: Builder, node: Node) -> Value:
+def channels_last_operator(b: Builder, node: Node) -> Value:
     """The operator on channels-first tensors between two transpositions, which the layout pass makes disappear."""
     inner = {"NhwcConv": conv, "NhwcFusedConv": fused_conv, "NhwcMaxPool": pool}[node.op]
     inputs = list(node.inputs)
     for index in (0, 3):
         value = node.optional(index)
         if value is not None:
-            inputs[index] = b.transpose(value, (0, value.rank - 1, *range(1, value.rank - 1)), f"channels_first_{index}")
+            inputs[index] = channels_first(b, value, f"channels_first_{index}")
     if node.op != "NhwcMaxPool" and inputs[1] is not None:  # the weights stand as [O, *window, C / groups]
-        inputs[1] = b.transpose(inputs[1], (0, inputs[1].rank - 1, *range(1, inputs[1].rank - 1)), "weights")
+        inputs[1] = channels_first(b, inputs[1], "weights")
     made = one_of(inner(b, replace(node, op="MaxPool" if inner is pool else node.op, inputs=tuple(inputs))))
-    return b.transpose(made, (0, *range(2, made.rank), 1), "channels_last")
+    return channels_last(b, made)
 
 
 @operator("BiasAdd", domain=MICROSOFT)
@@ -158,7 +163,7 @@ def group_norm(b: Builder, node: Node) -> tuple[Value, ...]:
         x = b.pointwise(call("add", X0, X1), x, skip, suffix="sum")
         if bias is not None:
             x = b.pointwise(call("add", X0, X1), x, bias if last else per_channel(b, bias, rank, "bias"), suffix="biased")
-    first = b.transpose(x, (0, rank - 1, *range(1, rank - 1)), "channels_first") if last else x
+    first = channels_first(b, x) if last else x
     wide = [b.convert(value, x.dtype, name) for value, name in ((gamma, "scale_type"), (beta, "shift_type"))]
     scale, shift = (per_channel(b, value, rank, name) for value, name in zip(wide, ("scale", "shift"), strict=True))
     expression: Expression = call("add", call("mul", X0, X1), X2)
@@ -166,7 +171,7 @@ def group_norm(b: Builder, node: Node) -> tuple[Value, ...]:
         expression = call("swish", expression, literal(1.0, x.dtype))
     epilogue, extras = b.epilogue(expression, scale, shift)
     result = b.layer(GroupNormalization(node.required("groups"), node.attr("epsilon", 1e-5), epilogue=epilogue), first, *extras)
-    return (b.transpose(result, (0, *range(2, rank), 1), "channels_last") if last else result), x
+    return (channels_last(b, result) if last else result), x
 
 
 @operator("EmbedLayerNormalization", domain=MICROSOFT)

@@ -14,8 +14,8 @@ from fusion.importer.node import Node
 from fusion.importer.operators.generate import range_
 from fusion.importer.operators.indexing import gather, gather_nd
 from fusion.importer.operators.matmul import product_of
-from fusion.importer.operators.microsoft import activation_of, fused_matmul, one_of
-from fusion.importer.operators.movement import pad
+from fusion.importer.operators.microsoft import activated, fused_matmul, one_of
+from fusion.importer.operators.movement import channels_first, channels_last, pad
 from fusion.importer.operators.quantization import qlinear_conv
 from fusion.importer.operators.sampling import grid_sample
 from fusion.importer.operators.select import unique
@@ -57,10 +57,8 @@ def qlinear_conv_any(b: Builder, node: Node) -> Value:
     """As the standard's, channels last when ``channels_last`` is 1 (the weights stand as they always do)."""
     if not node.attr("channels_last", 0):
         return one_of(qlinear_conv(b, node))
-    x = node.input(0)
-    first = b.transpose(x, (0, x.rank - 1, *range(1, x.rank - 1)), "channels_first")
-    made = one_of(qlinear_conv(b, replace(node, inputs=(first, *node.inputs[1:]))))
-    return b.transpose(made, (0, *range(2, made.rank), 1), "channels_last")
+    first = channels_first(b, node.input(0))
+    return channels_last(b, one_of(qlinear_conv(b, replace(node, inputs=(first, *node.inputs[1:])))))
 
 
 @operator("MatMulInteger16", domain=MICROSOFT)
@@ -80,10 +78,8 @@ def gemm_fast_gelu(b: Builder, node: Node) -> Value:
 
 @operator("FusedMatMulActivation", domain=MICROSOFT)
 def fused_matmul_activation(b: Builder, node: Node) -> Value:
-    made = one_of(fused_matmul(b, node))
-    names = ("activation_alpha", "activation_beta", "activation_gamma")
-    parameters = [node.attributes[name] for name in names if name in node.attributes]
-    return b.pointwise(activation_of(node.required("activation"), parameters, made.dtype), made, suffix="activation")
+    node.required("activation")
+    return activated(b, node, one_of(fused_matmul(b, node)))
 
 
 @operator("BiasSoftmax", domain=MICROSOFT)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fusion.dims import product
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression
 from fusion.importer.builder import X0, X1, X2, Builder, call, literal
@@ -20,6 +21,8 @@ from fusion.importer.operators import recurrent
 from fusion.importer.operators.convolution import widen
 from fusion.importer.operators.matmul import integer_matmul
 from fusion.importer.operators.microsoft import one_of
+from fusion.importer.operators.microsoft_attention import attention
+from fusion.importer.operators.movement import channels_first, channels_last
 from fusion.importer.operators.pooling import pool
 from fusion.importer.operators.quantization import dequantize_linear, quantize, quantize_linear
 from fusion.importer.registry import MICROSOFT, operator
@@ -70,8 +73,6 @@ def _softmax(b: Builder, node: Node, x: Value) -> Value:
     axis = node.axis(node.attr("axis", -1), x.rank)
     if node.attr("opset", 13) >= 13 or axis == x.rank - 1:
         return b.layer(Softmax(axis), x, suffix="softmax")
-    from fusion.dims import product
-
     flat = b.reshape(x, (product(x.shape[:axis]), product(x.shape[axis:])), "rows")  # before opset 13 all axes from this one are one
     return b.reshape(b.layer(Softmax(1), flat, suffix="softmax"), x.shape, "shape")
 
@@ -102,10 +103,10 @@ def average_pool(b: Builder, node: Node) -> Value:
     x = real(b, node.input(0), node.input(1), node.optional(2), "x")
     last = bool(node.attr("channels_last", 0))
     if last:
-        x = b.transpose(x, (0, x.rank - 1, *range(1, x.rank - 1)), "channels_first")
+        x = channels_first(b, x)
     made = one_of(pool(b, replace(node, op="AveragePool", inputs=(x,), outputs=node.outputs[:1])))
     if last:
-        made = b.transpose(made, (0, *range(2, made.rank), 1), "channels_last")
+        made = channels_last(b, made)
     return narrow(b, made, node.input(3), node.optional(4), node.input(0).dtype)
 
 
@@ -256,8 +257,6 @@ def _weights(b: Builder, x: Value, scale: Value, zero: Value, name: str) -> Valu
 @operator("QAttention", domain=MICROSOFT)
 def q_attention(b: Builder, node: Node) -> tuple[Value, ...]:
     """Attention of the dequantised input and weights."""
-    from fusion.importer.operators.microsoft_attention import attention
-
     x, w, bias, x_scale, w_scale = (node.input(index) for index in range(5))
     zero = node.optional(7)
     wide: Expression = X0 if zero is None else call("sub", Convert(INT32, X0), Convert(INT32, X2))

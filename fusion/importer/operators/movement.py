@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from fusion.dims import Dim, Shape, dim_max, dim_min, product
 from fusion.dtypes import DataType
-from fusion.importer.builder import X0, X1, X2, Builder, call
+from fusion.importer.builder import X0, X1, X2, Builder, call, literal
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
 from fusion.importer.ratio import Ratio
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
+from fusion.layout import back_for, order_for
 from fusion.network import ShapeError, broadcast
-from fusion.ops import Concatenation, Expand, Fill, Padding, Shuffle, Tile
+from fusion.ops import Concatenation, Expand, Fill, GatherElements, Padding, Range, Shuffle, Tile
 
 
 @operator("Reshape")
@@ -156,6 +157,16 @@ def _broadcast_to(b: Builder, shape: Shape, target: Shape) -> Shape:
     return tuple(found)
 
 
+def channels_first(b: Builder, x: Value, suffix: str = "channels_first") -> Value:
+    """``[N, *spatial, C]`` as ``[N, C, *spatial]``."""
+    return b.transpose(x, back_for(x.rank), suffix)
+
+
+def channels_last(b: Builder, x: Value, suffix: str = "channels_last") -> Value:
+    """``[N, C, *spatial]`` as ``[N, *spatial, C]``."""
+    return b.transpose(x, order_for(x.rank), suffix)
+
+
 def expand_to(b: Builder, x: Value, shape: Shape, suffix: str = "") -> Value:
     """``x`` broadcast to ``shape``; ``x`` itself when it has that shape."""
     return x if x.shape == tuple(shape) else b.layer(Expand(tuple(shape)), x, suffix=suffix)
@@ -227,10 +238,6 @@ def _image(x: Value) -> Shape:
 @operator("ReverseSequence")
 def reverse_sequence(b: Builder, node: Node) -> Value:
     """Element t of sequence i comes from ``length[i] - 1 - t`` while t is below the length, else from t."""
-    from fusion.dtypes import DataType
-    from fusion.importer.builder import X0, X1, call, literal
-    from fusion.ops import GatherElements, Range
-
     x, lengths = node.input(0), node.input(1)
     batch_axis, time_axis = node.attr("batch_axis", 1), node.attr("time_axis", 0)
     times = b.layer(Range(0, 1, x.shape[time_axis], DataType.INT64), suffix="times")

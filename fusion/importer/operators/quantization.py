@@ -9,11 +9,14 @@ from fusion.expression import Convert, Expression
 from fusion.importer.builder import X0, X1, X2, Builder, call, literal
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
+from fusion.importer.operators.convolution import integer_product, per_channel
 from fusion.importer.operators.elementwise import FP8_LIMITS
+from fusion.importer.operators.slicing import cut
+from fusion.importer.operators.windows import window
 from fusion.importer.registry import operator
 from fusion.importer.tensors import data_type_of
 from fusion.importer.values import Value
-from fusion.ops import Expand
+from fusion.ops import Convolution, Expand
 
 RANGES = {
     DataType.INT8: (-128, 127), DataType.UINT8: (0, 255), DataType.INT16: (-32768, 32767), DataType.UINT16: (0, 65535),
@@ -41,9 +44,7 @@ def along(b: Builder, node: Node, parameter: Value, x: Value, name: str) -> Valu
     repeated = b.reshape(spread, (*shape[:axis], shape[axis] * block, *shape[axis + 1 :]), f"{name}_blocks")
     if repeated.shape == x.shape:
         return repeated
-    from fusion.importer.operators.slicing import cut  # the last block may be short
-
-    return cut(b, repeated, (0,) * x.rank, x.shape, (1,) * x.rank, name)
+    return cut(b, repeated, (0,) * x.rank, x.shape, (1,) * x.rank, name)  # the last block is short
 
 
 def quantize(
@@ -123,10 +124,6 @@ def _is_zero(zero: Value) -> bool:
 @operator("QLinearConv")
 def qlinear_conv(b: Builder, node: Node) -> Value:
     """The int32 convolution (zero points subtracted, bias added), then scaled and rounded."""
-    from fusion.importer.operators.convolution import integer_product, per_channel
-    from fusion.importer.operators.windows import window
-    from fusion.ops import Convolution
-
     x, x_scale, x_zero, weights, w_scale, w_zero, y_scale, y_zero = (node.input(index) for index in range(8))
     sizes = tuple(int(size) for size in weights.shape[2:])  # type: ignore[arg-type]
     w = window(node, x.shape[2:], sizes)

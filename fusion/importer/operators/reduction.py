@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fusion.dims import product
-from fusion.expression import Expression
+from fusion.dtypes import DataType
+from fusion.expression import Convert, Expression, substitute
 from fusion.importer.builder import X0, X1, Builder, call
 from fusion.importer.node import Node
 from fusion.importer.registry import operator
@@ -31,26 +32,18 @@ def reduction(b: Builder, node: Node) -> Value:
     """Axes are an attribute, since opset 18 (ReduceSum: 13) an input; none given means all, or nothing at all."""
     x = node.input(0)
     kind, prologue, epilogue = REDUCTIONS[node.op]
+    # Where nothing is reduced, what the operator does to each element still happens.
+    element = X0 if kind == "logsumexp" else substitute(epilogue, {0: prologue})
     given = node.optional(1)
     axes = tuple(node.attr("axes", ())) if given is None else b.ints(given, "axes")
     if not axes:
         if node.attr("noop_with_empty_axes", 0):
-            # Nothing is reduced, but what the operator does to each element still happens.
-            from fusion.expression import substitute
-
-            element = X0 if kind == "logsumexp" else substitute(epilogue, {0: prologue})
             return b.pointwise(element, x)
         axes = tuple(range(x.rank))
     axes = tuple(sorted({node.axis(axis, x.rank) for axis in axes}))
     if x.rank == 0:
-        return b.pointwise(X0 if kind == "logsumexp" else _then(epilogue, prologue), x)
+        return b.pointwise(element, x)
     return b.layer(Reduce(kind, axes, bool(node.attr("keepdims", 1)), prologue, epilogue), x)
-
-
-def _then(epilogue: Expression, prologue: Expression) -> Expression:
-    from fusion.expression import substitute
-
-    return substitute(epilogue, {0: prologue})
 
 
 @operator("Softmax", "LogSoftmax", since=13)
@@ -73,8 +66,6 @@ def softmax_flattened(b: Builder, node: Node) -> Value:
 @operator("Hardmax")
 def hardmax(b: Builder, node: Node) -> Value:
     """1 at the first maximum along the axis, 0 elsewhere."""
-    from fusion.expression import Convert
-
     x = node.input(0)
     flatten = node.opset < 13
     axis = node.axis(node.attr("axis", 1 if flatten else -1), x.rank)
@@ -82,8 +73,6 @@ def hardmax(b: Builder, node: Node) -> Value:
     if flatten and product(x.shape[axis + 1 :]) != 1:
         seen, axis = b.reshape(x, (product(x.shape[:axis]), product(x.shape[axis:])), "flatten"), 1
     best = b.layer(ArgReduce(axis, True), seen, suffix="argmax")
-    from fusion.dtypes import DataType
-
     positions = b.layer(Range(0, 1, seen.shape[axis], DataType.INT64), suffix="positions")
     positions = b.reshape(positions, (seen.shape[axis], *(1,) * (seen.rank - axis - 1)), "column")
     result = b.pointwise(Convert(x.dtype, call("equal", X0, X1)), positions, best)

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.parser import parse_model
 
-from fusion.importer import import_onnx
+from fusion.importer import ModelError, import_onnx
 from fusion.importer.registry import operators
 from fusion.network import Fate, Network
 from fusion.reference import run
@@ -174,6 +174,24 @@ def test_sparse_initializer() -> None:
                               [helper.make_tensor_value_info("y", 1, [5])], sparse_initializer=[sparse])  # fmt: skip
     network = import_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
     np.testing.assert_array_equal(run(network, {"x": np.zeros(5, np.float32)})["y"], [0, 2, 0, 3, 0])
+
+
+@pytest.mark.parametrize(
+    ("values", "indices", "complaint"),
+    [
+        (np.float32([2, 3]), [1, 5], "sparse tensor 'w' of shape .5.*lie outside"),
+        (np.float32([2, 3]), [1, -1], "lie outside"),
+        (np.float32([2, 3]), [1, 2, 3], "for 2 values do not fit"),
+        (np.float32([2, 3]), [[1, 1], [2, 2]], "do not fit"),
+        (np.array(["a", "b"], object), [1, 2], "initializer w: tensors of type STRING"),
+    ],
+)
+def test_bad_sparse_initializers(values: np.ndarray, indices: list, complaint: str) -> None:
+    sparse = helper.make_sparse_tensor(numpy_helper.from_array(values, "w"), numpy_helper.from_array(np.array(indices)), [5])
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [helper.make_tensor_value_info("x", 1, [5])],
+                              [helper.make_tensor_value_info("y", 1, [5])], sparse_initializer=[sparse])  # fmt: skip
+    with pytest.raises(ModelError, match=complaint):
+        import_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
 
 
 def test_number_of_operators_only_grows() -> None:
