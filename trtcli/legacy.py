@@ -26,7 +26,6 @@ class Deprecated:
     advice: str
     today: Callable[[str | None], Today] = _nothing
     takes_value: str = "no"
-    repeatable: bool = False
     idle: bool = False
 
 
@@ -111,6 +110,7 @@ DEPRECATED: dict[str, Deprecated] = {
     "best": Deprecated("only FP16 and BF16 are tried: use --fp16 --bf16; " + _CALIBRATION, _best),
     "int8": Deprecated("layers run in INT8 where the model has QuantizeLinear/DequantizeLinear nodes, with or without it"),
     "fp8": Deprecated("layers run in FP8 where the model has QuantizeLinear/DequantizeLinear nodes, with or without it"),
+    "int4": Deprecated("weights are INT4 where the model has DequantizeLinear or MatMulNBits nodes of that type, with or without it"),
     "calib": Deprecated(_CALIBRATION, takes_value="maybe"),
     "calibProfile": Deprecated(_CALIBRATION, takes_value="yes"),
     "minShapesCalib": Deprecated(_CALIBRATION, takes_value="yes"),
@@ -118,6 +118,10 @@ DEPRECATED: dict[str, Deprecated] = {
     "maxShapesCalib": Deprecated(_CALIBRATION, takes_value="yes"),
     "weightless": Deprecated("use --stripWeights", lambda _: [("stripWeights", None)]),
     "allowGPUFallback": Deprecated("there is no DLA core; all layers run on the device", idle=True),
+    "decomposableAttentions": Deprecated(
+        "an attention that no fused kernel serves is computed layer by layer in any case", takes_value="yes", idle=True
+    ),
+    "excludeLeanRuntime": Deprecated("there is no lean runtime to embed", idle=True),
     "asyncFileReader": Deprecated("engine files are mapped into memory: weights are read when they are uploaded", idle=True),
     "tempdir": Deprecated("the builder writes no temporary files", takes_value="yes", idle=True),
     "tempfileControls": Deprecated("the builder writes no temporary files", _tempfiles, "yes", idle=True),
@@ -129,7 +133,6 @@ _LATER = "is not in this version of trtcli"
 _DLA = "needs a DLA core, which trtcli does not use"
 _SAFE = "belongs to the safety runtime, which trtcli does not have"
 _PLUGIN = "loads compiled TensorRT plugins, which trtcli cannot run"
-_QUANTISED = "is not supported: INT4 weights come from the model (DequantizeLinear or MatMulNBits nodes)"
 _TUNER = f"(TensorRT's global tuner) {_LATER}; --builderOptimizationLevel=5 searches most"
 
 REFUSED: dict[str, Refused] = {
@@ -137,7 +140,6 @@ REFUSED: dict[str, Refused] = {
     "deploy": Refused("Caffe models are not supported; export the model to ONNX"),
     "model": Refused("Caffe models are not supported; use --onnx=FILE"),
     "output": Refused("outputs are those of the ONNX model"),
-    "int4": Refused(_QUANTISED),
     "tilingOptimizationLevel": Refused(_LATER, ("0",)),
     "l2LimitForTiling": Refused(_LATER, ("-1",)),
     "hardwareCompatibilityLevel": Refused(
@@ -145,14 +147,12 @@ REFUSED: dict[str, Refused] = {
     ),
     "versionCompatible": Refused(_LATER),
     "vc": Refused(_LATER),
-    "excludeLeanRuntime": Refused("there is no lean runtime"),
     "leanDLLPath": Refused("there is no lean runtime"),
     "useRuntime": Refused("there is only the full runtime", ("full",)),
     "runtimePlatform": Refused("an engine runs on the platform that it was built on", ("SameAsBuild",)),
     "pluginInstanceNorm": Refused(_PLUGIN),
     "pi": Refused(_PLUGIN),
     "enablePluginOverride": Refused(_PLUGIN),
-    "decomposableAttentions": Refused(f"{_LATER}: use --disableFusion"),
     "distributiveIndependence": Refused(_LATER),
     "preview": Refused("is TensorRT's own: trtcli has no preview features"),
     "allowWeightStreaming": Refused(_LATER),

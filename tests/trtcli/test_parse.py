@@ -288,10 +288,11 @@ def test_wrong_reference_pairs(flags: tuple[str, ...], complaint: str) -> None:
 
 def test_flags_that_ask_for_what_always_holds() -> None:
     parsed = trtexec("--tempfileControls=in_memory:deny,temporary:deny", "--tempdir=t", "--asyncFileReader", "--allowGPUFallback", "--useDLACore=-1",
-                     "--hardwareCompatibilityLevel=sameComputeCapability")  # fmt: skip
+                     "--hardwareCompatibilityLevel=sameComputeCapability", "--decomposableAttentions=a,b*", "--excludeLeanRuntime")  # fmt: skip
     assert parsed.config == trtexec().config
     assert [line.split(": ")[0] for line in parsed.warnings] == [
-        f"--{name} does nothing" for name in ("tempfileControls", "tempdir", "asyncFileReader", "allowGPUFallback")
+        f"--{name} does nothing"
+        for name in ("tempfileControls", "tempdir", "asyncFileReader", "allowGPUFallback", "decomposableAttentions", "excludeLeanRuntime")
     ]
     (complaint,) = complaints("--onnx=m", "--tempfileControls=in_memory")
     assert "'in_memory' is not in_memory:allow" in complaint
