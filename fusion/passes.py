@@ -69,6 +69,7 @@ from fusion.rules import (
     rms_normalization,
     rotary_embedding,
     rotary_shuffle,
+    separable_convolution,
     shuffle_matmul,
     shuffle_reduce,
     shuffle_reshape,
@@ -109,7 +110,7 @@ READERS = (
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE, gather_slice.RULE,
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
-OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE, convolution_pooling.RULE)
+OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_pooling.RULE)
 
 # Before anything else wants the dequantisations, which are pointwise layers; weights stay as they are stored so long.
 QUANTIZATION = (

@@ -62,6 +62,24 @@ def residual() -> ModelProto:
     return g.model(SHAPES["residual"], g.node("Gemm", x, g.weight(10, 32, fan=32), g.weight(10), transB=1))
 
 
+MOBILENET = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def mobilenet(blocks: int = 17, width: float = 0.25) -> ModelProto:
+    """MobileNetV2's first ``blocks`` inverted residuals, ``width`` of its channels, on images of 32 x 32. Source: Sandler et al., 2018, table 2."""
+    g = _Graph()
+    x, c, left = g.conv("x", 3, 16, 3, strides=[2, 2]), 16, blocks
+    for expansion, channels, count, stride in MOBILENET:
+        for number in range(min(count, left)):
+            wide, out = c * expansion, max(8, int(channels * width))
+            y = g.conv(x, c, wide, 1) if expansion > 1 else x
+            y = g.conv(g.conv(y, wide, wide, 3, group=wide, strides=[stride if number == 0 else 1] * 2), wide, out, 1, relu=False)
+            x, c = (g.node("Add", x, y) if number else y), out
+        left = max(0, left - count)
+    x = g.node("Flatten", g.node("GlobalAveragePool", x))
+    return g.model((1, 3, 32, 32), g.node("Gemm", x, g.weight(10, c, fan=c), g.weight(10), transB=1))
+
+
 def transformer() -> ModelProto:
     """One encoder layer: four heads of 8, residual sums, normalisation, GELU."""
     g = _Graph()

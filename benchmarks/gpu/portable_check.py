@@ -54,9 +54,10 @@ def main() -> int:
     parser.add_argument("--out", default="portable.jsonl")
     parser.add_argument("--record", default="", metavar="NAME", help="append the best of each timed case to benchmarks/results/NAME.jsonl")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, default=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        Group(options.one, options.seconds, options.out).run()
+        Group(options.one, options.seconds, options.out, options.workers).run()
         return 0
     start = time.monotonic()
     out = Path(options.out)
@@ -75,7 +76,8 @@ def main() -> int:
 
 def _start(name: str, options: argparse.Namespace) -> subprocess.Popen:
     seconds = options.seconds * (0.65 if name.startswith("check") else 0.95)
-    command = [sys.executable, __file__, "--one", name, "--seconds", str(seconds), "--out", options.out]
+    workers = max(6, (os.cpu_count() or 6) // (2 if "," in options.groups or options.groups == "changed" else 1))
+    command = [sys.executable, __file__, "--one", name, "--seconds", str(seconds), "--out", options.out, "--workers", str(workers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -161,7 +163,7 @@ def _results(out: Path) -> list:
 class Group:
     """One group of cases, in this process."""
 
-    def __init__(self, name: str, seconds: float, out: str) -> None:
+    def __init__(self, name: str, seconds: float, out: str, workers: int) -> None:
         import numpy as np
         import torch
         from cuda.bindings import driver
@@ -191,15 +193,18 @@ class Group:
         self.keys: dict[object, str] = {}
         self.generator = torch.Generator(device="cuda").manual_seed(1)
         self.random = __import__("random").Random(7)
-        self.pool = ProcessPoolExecutor(max(6, (os.cpu_count() or 6) // 2), get_context("spawn"))  # threads would compile one at a time
+        self.pool = ProcessPoolExecutor(workers, get_context("spawn"))  # threads would compile one at a time
 
     def run(self) -> None:
         """Queue the group's cases (their kernels start to compile), then run them."""
+        begin = time.monotonic()
         getattr(self, self.name)()
         timing = self.name.startswith("time")
         if timing:
+            queued = time.monotonic()
             for future in self.futures.values():
                 future.exception(timeout=max(1.0, self.deadline - time.monotonic()))
+            print(f"{len(self.queue)} cases queued in {queued - begin:.1f} s, {len(self.futures)} kernels compiled after {time.monotonic() - begin:.1f} s", flush=True)
         with open(f"{self.out}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX if timing else fcntl.LOCK_SH)
             for step, arguments in self.queue:
@@ -790,7 +795,7 @@ class Group:
                 sums = self.conv_reference(workload, inputs) + inputs[2].double()
                 expected = functional.silu(sums) if activation == "swish" else self.torch.relu(sums)
             case = depthwise_case(activation, c, size, window, stride)
-            self.timing(case, (Depthwise(),), workload, inputs, expected, torch_call, 6)
+            self.timing(case, (Depthwise(),), workload, inputs, expected, torch_call, 4)
             self.queue.append((self.time_copy, (case, workload)))
 
     def time_copy(self, case: str, workload) -> None:  # noqa: ANN001

@@ -26,6 +26,7 @@ from fusion.ops.roi import RoiAlign, RoiPool
 from fusion.ops.rotary import RotaryEmbedding
 from fusion.ops.sampling import DeformableColumns, GridSample
 from fusion.ops.select import NonMaxSuppression, NonZero, Unique
+from fusion.ops.separable_convolution import SeparableConvolution
 from fusion.ops.shuffle import Concatenation, Expand, Padding, Shuffle, Slice, Tile
 from fusion.ops.softmax import Softmax
 
@@ -35,7 +36,7 @@ OPS = {
         ArgReduce, Attention, Concatenation, Convolution, ConvolutionPooling, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, If, LocalResponseNormalization, Loop, MatrixMultiply, NonMaxSuppression, NonZero,
         Normalization, PackedMatrixMultiply, Padding, Pointwise, Pooling, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
-        ScatterND, ShapeValue, Shuffle, Slice, Softmax, SumNormalization, Tile, TopK, Unique,
+        ScatterND, SeparableConvolution, ShapeValue, Shuffle, Slice, Softmax, SumNormalization, Tile, TopK, Unique,
         # rare
         Custom, DeformableColumns, Determinant, Fold, GridSample, Inverse, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,
     )

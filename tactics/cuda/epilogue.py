@@ -103,6 +103,14 @@ def epilogue_argument(code: EpilogueCode) -> Struct:
     return Struct((*(code.operands or (Scalar(0, "u64"),)), *code.sizes))
 
 
+def in_namespace(code: EpilogueCode, name: str) -> str:
+    """The prelude of ``code`` with all its names in namespace ``name``: for an epilogue in the middle of a kernel. Its defines stay out."""
+    lines = code.prelude.splitlines(keepends=True)
+    includes = "".join(line for line in lines if line.startswith("#include"))
+    body = "".join(line for line in lines if not line.startswith("#include"))
+    return f"{includes}namespace {name} {{\n{body}}}\n" if body else ""
+
+
 def operand_kinds(workload: Workload) -> tuple[str, ...] | Refusal:
     """Per epilogue operand (layer inputs from ``arity`` on): scalar, column, row, full, periodic or strided."""
     kinds = []

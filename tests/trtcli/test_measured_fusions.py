@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from fusion.importer import import_onnx
-from fusion.ops import Convolution
+from fusion.ops import Convolution, SeparableConvolution
 from fusion.passes import FusionOptions, optimize
 from runtime.devices import open_device
 from runtime.engine import ON_HOST, InputRange
@@ -18,6 +18,7 @@ from runtime.views import Sharing
 from tactics.select import Decision
 from tests.catalogue import Row, model
 from tests.models import onnxruntime_outputs
+from tests.quantized import last_scale, mobilenet, quantized
 from trtcli.builder import build, measured
 from trtcli.builder.choose import Choices
 from trtcli.builder.measured import Chosen
@@ -139,3 +140,21 @@ def test_convolution_and_pooling(device_name: str, monkeypatch: pytest.MonkeyPat
     x = np.random.default_rng(0).standard_normal((2, 3, 27, 30)).astype(np.float32)
     found = engine.create_execution_context(device).execute({"x": x})
     np.testing.assert_allclose(found["y"], onnxruntime_outputs(onnx.load_from_string(data), {"x": x})["y"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("device_name", ["cpu", pytest.param("0", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("gain", [-1e6, 2.0])
+def test_depthwise_separable_pairs(device_name: str, gain: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "MIN_GAIN", gain)
+    model = quantized(mobilenet(3), (1, 3, 32, 32), "int8")
+    device, log = open_device(device_name), _Lines()
+    engine = build(model.SerializeToString(), BuildConfig(avg_timing=1, tf32=False), device, log=log)
+    joined = [layer for layer in engine.network.layers if isinstance(layer.op, SeparableConvolution)]
+    assert len(joined) == (3 if gain < 0 else 0)
+    if gain > 0:
+        why = [miss for miss in engine.record["misses"].values() if miss["rule"] == "separable-convolution"]
+        assert len(why) >= 3 and all(miss["condition"] == "measured" and "us before" in miss["detail"] for miss in why)
+    x = {"x": np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)}
+    found, expected = engine.create_execution_context(device).execute(x), onnxruntime_outputs(model, x)
+    for name, wanted in expected.items():
+        assert np.abs(found[name] - wanted).max() <= 2.01 * last_scale(model)  # a value between two steps may go to the other one in each layer

@@ -188,7 +188,7 @@ __device__ __forceinline__ void multiply_tile(unsigned shared, int blocks, LoadA
     __syncthreads();
 }
 
-#ifndef ROW_MAP  // a kernel that scatters its rows defines ROW_MAP and its own RowMap
+#ifndef ROW_MAP  // a kernel that scatters its rows defines ROW_MAP and its own RowMap (and ROW_HOLES where it gives -1 for rows that are none)
 struct RowMap {
     long long offset;
     __device__ __forceinline__ long long operator()(long long row) const { return offset + row; }
@@ -210,6 +210,9 @@ struct Target {
 template <int V>
 __device__ __forceinline__ void put(const Target& to, const EpilogueArgs& args, SUM_T (&value)[V], long long row, int n) {
     const long long m = to.place(row);
+#ifdef ROW_HOLES
+    if (m < 0) return;
+#endif
 #ifdef PARTIAL
     fx::store<V>(to.partial + m * to.ld + to.column0 + n, value);
 #else

@@ -54,7 +54,7 @@ def check_all(
             plan = tactic.plan(workload, config, DEVICE)
             packed = tactic.prepare(workload, config, {number: given[number] for number in constants})
             # What is packed has no memory of its own at run time.
-            shown = [np.empty(0, a.dtype) if packed and i in constants and i < 2 and _gone(op, i, packed) else a
+            shown = [np.empty(0, a.dtype) if packed and i in constants and i < 3 and _gone(op, i, packed) else a
                      for i, a in enumerate(given)]  # fmt: skip
             results = [poisoned(tensor) for tensor in outputs]
             raw = np.full(plan.workspace + 64, 0xFF, np.uint8)
@@ -81,7 +81,7 @@ def check_all(
 
 def _gone(op: Op, number: int, packed: Sequence[np.ndarray]) -> bool:
     """Weights of windowed layers are always packed; matrices only when they are converted."""
-    return type(op).__name__ in ("Convolution", "ConvolutionPooling", "Deconvolution") and number == 1
+    return number in {"Convolution": (1,), "ConvolutionPooling": (1,), "Deconvolution": (1,), "SeparableConvolution": (1, 2)}.get(type(op).__name__, ())
 
 
 def compare(got: np.ndarray, expected: np.ndarray, label: str) -> None:

@@ -21,6 +21,7 @@ from fusion.ops import (
     Pooling,
     Reduce,
     Resize,
+    SeparableConvolution,
     Shuffle,
     Slice,
 )
@@ -88,6 +89,12 @@ CASES: dict[str, tuple[tuple[str, ...], Workload, tuple[int, ...]]] = {
             IMAGE, (24, 16, 3, 3), (24,), constant=(1, 2),
         ),
         (0, 3),
+    ),
+    "depthwise-separable": (
+        ("conv.separable", "conv.separable.mma"),
+        _case(SeparableConvolution(_convolution(16, 3, groups=16, epilogue=apply("relu", apply("add", X, Y))), _convolution(16, 1), 1),
+              IMAGE, (16, 1, 3, 3), (24, 16, 1, 1), (16,), (24,), (2, 6, 5, 24), constant=(1, 2, 3, 4), dtype=F16),
+        (0, 5, 6),
     ),
     "group normalisation": (
         ("normalization.strided",),

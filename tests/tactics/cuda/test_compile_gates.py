@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 
 from fusion.dtypes import DataType
-from fusion.expression import Operand, apply
+from fusion.expression import Convert, Expression, Literal, Operand, apply, substitute
 from fusion.network import Op, TensorType
 from fusion.ops import (
     ArgReduce,
@@ -51,6 +51,7 @@ from fusion.ops import (
     RotaryEmbedding,
     ScatterElements,
     ScatterND,
+    SeparableConvolution,
     ShapeValue,
     Shuffle,
     Slice,
@@ -102,6 +103,25 @@ def _packed() -> list[Workload]:
     return [_case(op, (F16, (rows, 2048)), *weights, constant=(1, 2, 3, 4)) for rows in (1, 512)]
 
 
+def _separable(dtype: DataType, stride: int) -> Workload:
+    """A pair of MobileNetV2; the second 5x5 as EfficientNet has it."""
+    taps, channels = (3, 144) if stride == 1 else (5, 672)
+    first, second = (relu_quantized(dtype, SCALE_BIAS) for _ in range(2))
+    op = SeparableConvolution(Convolution((stride,) * 2, (taps // 2,) * 2, (taps // 2,) * 2, (1, 1), channels, True, first),
+                              Convolution((1, 1), (0, 0), (0, 0), (1, 1), 1, True, second), 2)  # fmt: skip
+    weights = ((dtype, (channels, 1, taps, taps)), (dtype, (channels // 6, channels, 1, 1)))
+    scales = [(F32, (size,)) for size in (channels, channels, channels // 6, channels // 6)]
+    return _case(op, (dtype, (8, 28, 28, channels)), *weights, *scales, constant=(1, 2, 3, 4, 5, 6))
+
+
+def relu_quantized(dtype: DataType, real: Expression) -> Expression:
+    """``relu(real)``, rounded to ``dtype``."""
+    real = apply("relu", substitute(real, {0: Convert(F32, X)}))
+    if dtype is DataType.INT8:
+        real = apply("clip", apply("round", real), Literal(-128.0, F32), Literal(127.0, F32))
+    return Convert(dtype, real)
+
+
 @cache
 def cases() -> tuple[Workload, ...]:
     """Workloads of common networks, so that every tactic finds one that it serves."""
@@ -128,6 +148,7 @@ def cases() -> tuple[Workload, ...]:
         _case(ConvolutionPooling(Convolution((2, 2), (3, 3), (3, 3), (1, 1), 1, True, BIAS_RELU, False),
                                  Pooling("max", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1), channels_last=True)),
               (F16, (8, 3, 224, 224)), (F16, (64, 3, 7, 7)), (F16, (64,)), constant=(1, 2)),
+        *(_separable(dtype, stride) for dtype in (DataType.INT8, F16) for stride in (1, 2)),
         _case(Deconvolution((2, 2), (0, 0), (0, 0), (1, 1), (0, 0), 1, True), (F16, (2, 14, 14, 64)), (F16, (64, 32, 2, 2)), constant=(1,)),
         _case(Attention(0.125), *[(F16, (2, 12, 128, 64))] * 3),
         _case(Pointwise(apply("gelu", X)), (F16, (1000,))),

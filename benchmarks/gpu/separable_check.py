@@ -1,0 +1,361 @@
+"""Depthwise and pointwise convolution in one kernel beside the two kernels, on the GPU of this machine.
+
+    python benchmarks/gpu/separable_check.py [--device 0] [--seconds 60] [--layers MobileNetV2,...] [--batches 1,32] [--types int8,fp16]
+                                             [--fused 8] [--single 2] [--cubins FOLDER] [--compile-only] [--record NAME]
+
+Every pair of MobileNetV2 and EfficientNet-B0 (whose pairs have a squeeze between them, which EfficientNet-Lite0 leaves out), quantised or in FP16, with scale,
+bias, activation and requantisation as a build makes them. Of each kernel the first configurations are timed: replays of a graph over rotating copies of all data,
+in turns, the median. ``pair`` is the fastest depthwise and the fastest pointwise kernel one after the other, which leaves what the second reads in the L2
+cache; ``sum`` adds the times of each alone, which is what the builder compares. Every fused result is compared with the reference tactic's.
+Kernels compile in processes of their own; with --cubins they are kept, so that another machine can compile (--compile-only) beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from fusion.dtypes import DataType, data_type  # noqa: E402
+from fusion.expression import Convert, Expression, Literal, Operand, apply  # noqa: E402
+from fusion.network import TensorType  # noqa: E402
+from fusion.ops import Convolution, SeparableConvolution  # noqa: E402
+from runtime.device import Binding, Tensor  # noqa: E402
+from tactics.cuda.conv.depthwise import Depthwise  # noqa: E402
+from tactics.cuda.conv.separable import MmaSeparable, SimtSeparable  # noqa: E402
+from tactics.select import SelectOptions, candidates, kernels_of  # noqa: E402
+from tactics.separable import parts  # noqa: E402
+from tactics.tactic import Config, DeviceSpec, Kernel, Plan, Tactic, Workload, tensor_bytes, workload_bytes  # noqa: E402
+
+FLOAT, HALF, INT8 = DataType.FLOAT, DataType.HALF, DataType.INT8
+# (channels, height and width, output channels, window, stride) and how often the network has the pair, images of 224 x 224.
+LAYERS = {
+    "MobileNetV2": (
+        ((32, 112, 16, 3, 1), 1), ((96, 112, 24, 3, 2), 1), ((144, 56, 24, 3, 1), 1), ((144, 56, 32, 3, 2), 1), ((192, 28, 32, 3, 1), 2),
+        ((192, 28, 64, 3, 2), 1), ((384, 14, 64, 3, 1), 3), ((384, 14, 96, 3, 1), 1), ((576, 14, 96, 3, 1), 2), ((576, 14, 160, 3, 2), 1),
+        ((960, 7, 160, 3, 1), 2), ((960, 7, 320, 3, 1), 1),
+    ),
+    "EfficientNet-B0": (
+        ((32, 112, 16, 3, 1), 1), ((96, 112, 24, 3, 2), 1), ((144, 56, 24, 3, 1), 1), ((144, 56, 40, 5, 2), 1), ((240, 28, 40, 5, 1), 1),
+        ((240, 28, 80, 3, 2), 1), ((480, 14, 80, 3, 1), 2), ((480, 14, 112, 5, 1), 1), ((672, 14, 112, 5, 1), 2), ((672, 14, 192, 5, 2), 1),
+        ((1152, 7, 192, 5, 1), 3), ((1152, 7, 320, 3, 1), 1),
+    ),
+    "five": (((32, 112, 16, 3, 1), 1), ((96, 112, 24, 3, 2), 1), ((144, 56, 24, 3, 1), 1), ((384, 14, 64, 3, 1), 1), ((960, 7, 160, 3, 1), 1)),
+}  # fmt: skip
+
+
+def epilogue(dtype: DataType, activation: bool) -> Expression:
+    """Bias (and ReLU6), for 8 bits behind the scale and before the requantisation."""
+    total: Expression = Operand(0) if dtype is HALF else apply("mul", Convert(FLOAT, Operand(0)), Operand(2))
+    real = apply("add", total, Operand(1))
+    if activation:
+        real = apply("clip", real, Literal(0.0, real_type(dtype)), Literal(6.0, real_type(dtype)))
+    if dtype is HALF:
+        return real
+    return Convert(dtype, apply("clip", apply("round", apply("div", real, Literal(0.047, FLOAT))), Literal(-128.0, FLOAT), Literal(127.0, FLOAT)))
+
+
+def real_type(dtype: DataType) -> DataType:
+    """The type of the epilogue's constants."""
+    return HALF if dtype is HALF else FLOAT
+
+
+def workload(layer: tuple[int, int, int, int, int], batch: int, dtype: DataType) -> Workload:
+    """A pair as one layer."""
+    channels, size, out, window, stride = layer
+    pad = (window // 2,) * 2
+    first = Convolution((stride,) * 2, pad, pad, (1, 1), channels, True, epilogue(dtype, True))
+    second = Convolution((1, 1), (0, 0), (0, 0), (1, 1), 1, True, epilogue(dtype, False))
+    extras = 1 if dtype is HALF else 2
+    op = SeparableConvolution(first, second, extras)
+    inputs = (
+        TensorType(dtype, (batch, size, size, channels)), TensorType(dtype, (channels, 1, window, window)), TensorType(dtype, (out, channels, 1, 1)),
+        *(TensorType(real_type(dtype), (channels,)) for _ in range(extras)), *(TensorType(real_type(dtype), (out,)) for _ in range(extras)),
+    )  # fmt: skip
+    return Workload(op, inputs, op.infer(inputs), (False, *(True for _ in inputs[1:])))
+
+
+def values(one: Workload, random: np.random.Generator) -> list[np.ndarray]:
+    """All inputs; scales that keep results in range."""
+    op = one.op
+    assert isinstance(op, SeparableConvolution)
+    found = []
+    for number, kind in enumerate(one.inputs):
+        shape = tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
+        depth = int(np.prod(shape[1:])) if number in (1, 2) else 1
+        if kind.dtype is INT8:
+            found.append(random.integers(-128, 128, shape, dtype=np.int8))
+        elif op.operands == 2 and number in (4, 6):
+            taps = int(np.prod(one.inputs[1].shape[1:] if number == 4 else one.inputs[2].shape[1:]))  # type: ignore[arg-type]
+            found.append(np.full(shape, (3000.0 if number == 4 else 2000.0) ** -1 * taps**-0.5, np.float32))
+        else:
+            found.append((random.standard_normal(shape, dtype=np.float32) * depth**-0.5).astype(kind.dtype.numpy))
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan to time: of the whole (part -1), of the depthwise (0) or of the pointwise convolution (1)."""
+
+    part: int
+    tactic: Tactic
+    config: Config
+    plan: Plan
+    workload: Workload
+
+
+def spread(ranked: list[Config]) -> list[Config]:
+    """The best of each kind of tile first."""
+    first: dict[tuple[int, ...], Config] = {}
+    for config in ranked:
+        chosen = dict(config)
+        first.setdefault(tuple(chosen[name] for name in ("bm", "bk", "splits")), config)
+    best = list(first.values())
+    return best + [one for one in ranked if one not in best]
+
+
+def choices(one: Workload, spec: DeviceSpec, fused: int, single: int, wide: bool) -> list[Choice]:
+    """The first configurations of each kernel; the reference stands first."""
+    found = [Choice(-1, SimtSeparable(), (), SimtSeparable().plan(one, (), spec), one)]
+    tactic = MmaSeparable()
+    found += [Choice(-1, tactic, config, tactic.plan(one, config, spec), one) for config in (spread(tactic.ranked(one, spec)) if wide else tactic.configs(one, spec))[:fused]]
+    for number, part in enumerate(parts(one)):
+        best = [pair for pair in candidates(part, spec, SelectOptions(level=4))[0] if not pair[0].reference]
+        if number == 0:  # products with the filters on the diagonal never win
+            best = [pair for pair in best if isinstance(pair[0], Depthwise)]
+        found += [Choice(number, tactic, config, tactic.plan(part, config, spec), part) for tactic, config in best[: single + number]]
+    return found
+
+
+def compiled(kernel: Kernel, arch: str) -> tuple[str, bytes | str]:
+    """The cubin of a kernel by its key, or what the compiler says."""
+    from tactics.compiler import compile_cubin
+
+    try:
+        return kernel.key(arch), compile_cubin(kernel.source(), kernel.defines, arch, kernel.file).image
+    except Exception as error:
+        return kernel.key(arch), str(error)
+
+
+class Layer:
+    """All tensors of a pair on the device, in so many copies that no cache holds them."""
+
+    def __init__(self, device: Any, one: Workload, cubins: dict[str, bytes], random: np.random.Generator) -> None:
+        self.device, self.workload, self.cubins = device, one, cubins
+        self.stream = device.stream()
+        _, second = parts(one)
+        self.host = values(one, random)
+        self.types = [*one.inputs, second.inputs[0], one.outputs[0]]
+        self.offsets, self.size = [], 0
+        for kind in self.types:
+            self.offsets.append(self.size)
+            self.size += -(-tensor_bytes(kind) // 256) * 256
+        self.copies = max(2, min(64, -(-2 * device.spec.l2_bytes // self.size)))
+        self.memory = device.allocate(self.copies * self.size)
+        for copy in range(self.copies):
+            for number, array in enumerate(self.host):
+                if copy:
+                    device.copy(self._at(copy, number), self._at(0, number), array.nbytes, self.stream)
+                else:
+                    device.upload(self._at(0, number), array)
+        self.stream.synchronize()
+        self.kept: list[Any] = []
+
+    def _at(self, copy: int, number: int) -> int:
+        return self.memory.address + copy * self.size + self.offsets[number]
+
+    def programs(self, choice: Choice) -> list[Any]:
+        """One program per copy."""
+        op = self.workload.op
+        assert isinstance(op, SeparableConvolution)
+        count = len(self.workload.inputs)
+        whole = tuple(range(count))
+        first, second = op.split(whole)
+        inputs, output = {-1: (whole, count + 1), 0: (first, count), 1: ((count, *second), count + 1)}[choice.part]
+        constants = {place: self.host[number] for place, number in enumerate(inputs) if number < count and number > 0}
+        packed, memory = choice.tactic.prepare(choice.workload, choice.config, constants), []
+        for array in packed:
+            memory.append(self.device.allocate(max(1, array.nbytes)))
+            self.device.upload(memory[-1].address, np.ascontiguousarray(array))
+        workspace = self.device.allocate(choice.plan.workspace + 256)
+        modules = self.device.load({kernel.key(self.device.spec.arch): self.cubins[kernel.key(self.device.spec.arch)] for kernel in kernels_of(choice.plan)})
+        self.kept += [memory, workspace, modules]
+        tensors = tuple(Tensor(one.address, TensorType(data_type(array.dtype), array.shape)) for one, array in zip(memory, packed, strict=True))
+        return [
+            self.device.program(choice.plan, Binding(
+                tuple(Tensor(self._at(copy, number), self.types[number]) for number in inputs),
+                (Tensor(self._at(copy, output), self.types[output]),), tensors, workspace.address, choice.plan.workspace,
+            ), modules)
+            for copy in range(self.copies)
+        ]  # fmt: skip
+
+    def result(self, programs: list[Any]) -> np.ndarray:
+        """The output of the first copy, which was poisoned before."""
+        kind = self.types[-1]
+        self.device.fill(self._at(0, len(self.types) - 1), 0xFF, tensor_bytes(kind), self.stream)
+        programs[0].run(self.stream)
+        found = np.empty(tuple(kind.shape), kind.dtype.numpy)  # type: ignore[arg-type]
+        self.stream.synchronize()
+        self.device.download(found, self._at(0, len(self.types) - 1))
+        return found
+
+    def seconds(self, sequences: list[list[list[Any]]], rounds: int = 5) -> list[float]:
+        """Seconds of each sequence of programs (run one after the other on the same copy), timed in turns."""
+        runs = []
+        for sequence in sequences:
+            def enqueue(times: int, sequence: list[list[Any]] = sequence) -> None:
+                for copy in range(times):
+                    for programs in sequence:
+                        programs[copy % self.copies].run(self.stream)
+
+            enqueue(1)
+            self.stream.synchronize()
+            times = self.copies * max(1, -(-24 // self.copies))
+            runs.append((self.device.capture(self.stream, lambda enqueue=enqueue, times=times: enqueue(times)), times))
+        samples: list[list[float]] = [[] for _ in runs]
+        for turn in range(rounds + 1):
+            for number, (graph, times) in enumerate(runs):
+                marks = (self.device.event(), self.device.event())
+                marks[0].record(self.stream)
+                graph.launch(self.stream)
+                marks[1].record(self.stream)
+                self.stream.synchronize()
+                if turn:
+                    samples[number].append(marks[1].seconds_since(marks[0]) / times)
+        return [statistics.median(one) for one in samples]
+
+
+def wrong(got: np.ndarray, expected: np.ndarray) -> str:
+    """What is wrong with a result beside the reference's; empty when nothing is. Quantised values may differ by a step where one between rounded the other way."""
+    if got.dtype.kind == "i":
+        steps = np.abs(got.astype(np.int16) - expected.astype(np.int16))
+        share = np.count_nonzero(steps) / steps.size
+        return "" if steps.max() <= 1 and share < 0.01 else f"{share:.2%} differ, by up to {steps.max()}"
+    error = np.linalg.norm(got.astype(np.float32) - expected.astype(np.float32)) / max(1e-30, float(np.linalg.norm(expected.astype(np.float32))))
+    return "" if error < 2e-3 else f"relative error {error:.1e}"
+
+
+def short(config: Config) -> str:
+    """A configuration in few letters."""
+    names = {"bm": "m", "bn": "n", "bk": "k", "warps_m": "wm", "warps_n": "wn", "stages": "s", "splits": "c", "tile_y": "y", "tile_x": "x"}
+    chosen = dict(config)
+    return " ".join(f"{letter}{chosen[name]}" for name, letter in names.items() if name in chosen)
+
+
+def main() -> int:
+    """Compile, check, time; 1 when a result is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="0")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--layers", default="MobileNetV2,EfficientNet-B0")
+    parser.add_argument("--batches", default="32,1")
+    parser.add_argument("--types", default="int8,fp16")
+    parser.add_argument("--fused", type=int, default=8, help="configurations of the fused kernel")
+    parser.add_argument("--single", type=int, default=2, help="configurations of each of the two kernels")
+    parser.add_argument("--cubins", default="", help="a folder that keeps compiled kernels")
+    parser.add_argument("--compile-only", action="store_true", help="for an H100, without one")
+    parser.add_argument("--all", action="store_true", help="print every configuration")
+    parser.add_argument("--wide", action="store_true", help="configurations of many kinds, not the most promising ones")
+    parser.add_argument("--record", default="", metavar="NAME", help="append to benchmarks/results/NAME.jsonl")
+    options = parser.parse_args()
+    begin = time.monotonic()
+    device: Any = None
+    if options.compile_only:
+        from tests.harness.fiber import H100
+
+        spec = replace(H100, shared_memory=227 * 1024)
+    else:
+        from runtime.devices import open_device
+
+        device = open_device(options.device)
+        spec = device.spec
+    kinds = {"int8": INT8, "fp16": HALF}
+    layers = list(dict.fromkeys(layer for name in options.layers.split(",") for layer, _ in LAYERS[name]))
+    cases = [(layer, int(batch), kinds[kind]) for batch in options.batches.split(",") for kind in options.types.split(",") for layer in layers]
+    made = {case: choices(workload(*case), spec, options.fused, options.single, options.wide) for case in cases}
+    wanted = {kernel.key(spec.arch): kernel for found in made.values() for choice in found for kernel in kernels_of(choice.plan)}
+    folder = Path(options.cubins) if options.cubins else None
+    cubins = {key: (folder / key).read_bytes() for key in wanted if folder is not None and (folder / key).exists()}
+    missing = [kernel for key, kernel in wanted.items() if key not in cubins]
+    if missing:
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+            for key, image in pool.map(compiled, missing, [spec.arch] * len(missing)):
+                if isinstance(image, str):
+                    print("does not compile:", wanted[key].file, image[:300])
+                    continue
+                cubins[key] = image
+                if folder is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / key).write_bytes(image)
+    print(f"{len(cubins)} kernels, {len(missing)} of them compiled now, after {time.monotonic() - begin:.1f} s", flush=True)
+    return 0 if device is None else measured(device, made, cubins, options, begin)
+
+
+def measured(device: Any, made: dict[tuple, list[Choice]], cubins: dict[str, bytes], options: argparse.Namespace, begin: float) -> int:
+    """Checks and times every case that there is time for."""
+    from runtime.cuda_spec import cuda_properties
+
+    random, lines, mistakes, times = np.random.default_rng(0), [], 0, {}
+    for case, found in made.items():
+        (c, size, out, window, stride), batch, dtype = case
+        name = f"b{batch} {c}x{size} -> {out} k{window} s{stride} {dtype.label}"
+        if time.monotonic() - begin > options.seconds - 1:
+            print("no time left for", name)
+            break
+        layer = Layer(device, found[0].workload, cubins, random)
+        arch = device.spec.arch
+        ready = [(choice, layer.programs(choice)) for choice in found if all(kernel.key(arch) in cubins for kernel in kernels_of(choice.plan))]
+        truth = layer.result(ready[0][1])
+        for choice, programs in ready[1:]:
+            problem = wrong(layer.result(programs), truth) if choice.part < 0 else ""
+            if problem:
+                mistakes += 1
+                print(f"WRONG {name} {short(choice.config)}: {problem}", flush=True)
+        alone = layer.seconds([[programs] for _, programs in ready[1:]])
+        ranked = {part: sorted((seconds, number) for number, (seconds, (choice, _)) in enumerate(zip(alone, ready[1:], strict=True)) if choice.part == part) for part in (-1, 0, 1)}
+        first, second, best = (ranked[part][0] for part in (0, 1, -1))
+        pair = [ready[1 + first[1]][1], ready[1 + second[1]][1]]
+        fused, both = layer.seconds([[ready[1 + best[1]][1]], pair], 9)
+        floor = workload_bytes(found[0].workload) / device.spec.bandwidth
+        times[case] = (fused, both)
+        chosen = ready[1 + best[1]][0]
+        print(f"{name:34s} fused {fused * 1e6:6.2f} pair {both * 1e6:6.2f} ({both / fused:.2f}) sum {first[0] * 1e6:.2f}+{second[0] * 1e6:.2f} "
+              f"floor {floor * 1e6:.1f} | {best[1]}: {short(chosen.config)}", flush=True)  # fmt: skip
+        if options.all:
+            print("    " + ", ".join(f"{seconds * 1e6:.2f} [{short(ready[1 + number][0].config)}]" for seconds, number in ranked[-1][1:7]), flush=True)
+        singles = f"{ready[1 + first[1]][0].tactic.id} {first[0] * 1e6:.2f} + {ready[1 + second[1]][0].tactic.id} {second[0] * 1e6:.2f} alone"
+        lines.append((f"depthwise + pointwise {name}", fused, both, f"{short(chosen.config)}; floor {floor * 1e6:.2f}; {singles}"))
+    for network, layers in LAYERS.items():
+        for batch in dict.fromkeys(case[1] for case in made):
+            for dtype in dict.fromkeys(case[2] for case in made):
+                whole = [(times.get((layer, batch, dtype)), count) for layer, count in layers]
+                if network == "five" or any(one is None for one, _ in whole):
+                    continue
+                fused, both = (sum(one[place] * count for one, count in whole if one is not None) for place in (0, 1))
+                kept = sum(min(one) * count for one, count in whole if one is not None)
+                print(f"{network} b{batch} {dtype.label}: fused {fused * 1e6:.1f} us, pairs {both * 1e6:.1f} ({both / fused:.2f}); the faster of each {kept * 1e6:.1f}")
+                lines.append((f"depthwise + pointwise pairs of {network} b{batch} {dtype.label}", kept, both, f"all fused {fused * 1e6:.2f}"))
+    print(f"{mistakes} wrong; total {time.monotonic() - begin:.0f} s")
+    if options.record:
+        from benchmarks.runner import compare, record
+
+        where = {key: str(cuda_properties(0)[name]) for key, name in (("device", "name"), ("driver", "driver"))}
+        results = [compare(name, [fused * 1e6], "us", [both * 1e6], "our two kernels", note=note, **where) for name, fused, both, note in lines]
+        print("recorded in", record(options.record, results).name)
+    return 1 if mistakes else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
