@@ -33,7 +33,7 @@ from tactics.tactic import Workload, floor_seconds  # noqa: E402
 CASES = [
     (1, 4096, 4096, 4, 128), (1, 11008, 4096, 4, 128), (1, 4096, 11008, 4, 32), (8, 11008, 4096, 4, 128), (1, 11008, 4096, 8, 128),
     (1, 32000, 4096, 4, 128), (16, 11008, 4096, 4, 128), (64, 11008, 4096, 4, 128), (512, 11008, 4096, 4, 128), (2048, 4096, 4096, 4, 128),
-    (8, 4096, 4096, 8, 64), (64, 4096, 4096, 8, 128),
+    (8, 4096, 4096, 8, 64), (64, 4096, 4096, 8, 128), (4, 4096, 4096, 4, 128), (16, 4096, 4096, 4, 32),
 ]  # fmt: skip
 
 
@@ -79,7 +79,9 @@ def main() -> None:
         floor = floor_seconds(search.workload, device.spec) * 1e6
         note = f"{best[False].tactic} {dict(best[False].config)}; floor {floor:.1f} us"
         record(arguments.results, [compare(name, [ours], "us", [peer], best[True].tactic, device=device.spec.name, driver=driver, note=note)])
-        print(f"{name}: packed {ours:.1f}, FP16 {peer:.1f} ({peer / ours:.2f}x), floor {floor:.1f} us; {note}", flush=True)
+        tactics = sorted({row.tactic for row in timed if "dequantized" not in row.tactic})
+        each = ", ".join(f"{tactic} {min((row.seconds or 0) * 1e6 for row in timed if row.tactic == tactic):.2f}" for tactic in tactics)
+        print(f"{name}: packed {ours:.2f} ({ours / floor:.2f} of its floor {floor:.2f} us), FP16 {peer:.1f} ({peer / ours:.2f}x); {each}; {note}", flush=True)
         if time.perf_counter() - began > arguments.seconds:
             break
     compilers.close()
