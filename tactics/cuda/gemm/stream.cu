@@ -20,54 +20,67 @@ constexpr int SCALES = 0;
 #endif
 constexpr int WEIGHTS = PACKED_VECTORS * 512, SCALED = COLUMNS * WEIGHTS;  // bytes of a column group's weights; where scaling begins in a stage
 constexpr int STAGE = SCALED + (COLUMNS * SCALES + 1) / 2 * 512;           // scaling: eight bytes of a lane's sixteen each
+constexpr int GROUPS = (DEPTH + 63) / 64, TURNS = (GROUPS + WARPS - 1) / WARPS;
+constexpr bool WHOLE = STAGES >= TURNS, EVEN = GROUPS % WARPS == 0, TAIL = DEPTH % 64 != 0;  // the ring holds all; all warps have as much to do
+constexpr int FRAGMENTS = COLUMNS * TILES * (SCALES > 2 ? 2 : 1);
+constexpr int UNROLL = WHOLE && TURNS * FRAGMENTS <= 8 ? TURNS : FRAGMENTS <= 2 ? 2 : 1;
 
 // out[m][n] = epilogue(sum_k A[m][k] * W[n][k]) for `rows` <= ROWS <= 16 rows m, on tensor cores: the weights are the fragments of sixteen rows
 // of an mma, the rows of A its eight columns, so that nothing is wasted on rows that are not there.
 //   A block has COLUMNS groups of 16 columns n; its WARPS warps take turns over the groups of 64 of the depth. Each lane copies, into its
 //   own part of a ring of STAGES, what it will multiply, and reads it back: no thread waits for another before the sums are added.
-//   A: [rows][k], k % 8 == 0; of every RUN * 4 of the depth lane (row, quad) holds the RUN from quad * RUN on. weights: [column group][depth group][vector][lane]
+//   A: [rows][k], k = DEPTH, DEPTH % 8 == 0; of every RUN * 4 of the depth lane (row, quad) holds the RUN from quad * RUN on. weights: [column group][depth group][vector][lane]
 //   in that order (tactics/cuda/gemm/stream.py). scaling: [column group][block][row] words of columns (row, row + 8); packed.cuh says what
 //   a word is. The ring begins to fill before the kernel waits for A. Sums: fp32, of exact q - zero within a block, then times its scale.
-// DEPTH_TAIL: whether k % 64 != 0. BLOCKS: whose registers fit a multiprocessor. Grid: ceil(groups_n / COLUMNS). Dynamic shared memory: the ring or WARPS * ROWS * COLUMNS * 64 bytes of sums, whichever is more.
+// BLOCKS: whose registers fit a multiprocessor. Grid: ceil(groups_n / COLUMNS). Dynamic shared memory: the ring or WARPS * ROWS * COLUMNS * 64 bytes of sums, whichever is more.
 // Limits: sm_75 (fp16), sm_80+.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     stream(const IN_T* __restrict__ a, const uint4* __restrict__ weights, const uint2* __restrict__ scaling, OUT_T* __restrict__ out, int rows, int n,
-           int k, EpilogueArgs args) {
+           EpilogueArgs args) {
     extern __shared__ __align__(128) char memory[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, quad = lane % 4;
-    const int groups = (k + 63) / 64, groups_n = (n + 15) / 16, group_n = blockIdx.x * COLUMNS;
-    const unsigned ring = shared_address(memory) + warp * (STAGES * STAGE) + lane * 16, last = ring + (STAGES - 1) * STAGE;
-    unsigned stage = ring;
+    const int groups_n = (n + 15) / 16, group_n = blockIdx.x * COLUMNS;
+    const unsigned ring = shared_address(memory) + warp * (STAGES * STAGE) + lane * 16;
 
     const uint4* source[COLUMNS];
+#if PACKED_BITS < 16
+    constexpr int BLOCKS_K = (DEPTH + PACKED_BLOCK - 1) / PACKED_BLOCK;
+    constexpr int STRIDE = WARPS * 64 % PACKED_BLOCK ? 0 : WARPS * 64 / PACKED_BLOCK * 8;  // of scaling from turn to turn, where it is one
+    const uint2* scales[COLUMNS];
+#endif
 #pragma unroll
-    for (int c = 0; c < COLUMNS; ++c)  // groups that are not there: the last one again, for nobody
-        source[c] = weights + (static_cast<long long>(min(group_n + c, groups_n - 1)) * groups + warp) * (PACKED_VECTORS * 32) + lane;
+    for (int c = 0; c < COLUMNS; ++c) {  // groups that are not there: the last one again, for nobody
+        const long long group = min(group_n + c, groups_n - 1);
+        source[c] = weights + (group * GROUPS + warp) * (PACKED_VECTORS * 32) + lane;
+#if PACKED_BITS < 16
+        scales[c] = scaling + group * (BLOCKS_K * 8) + (STRIDE ? warp * 64 / PACKED_BLOCK * 8 : 0) + row;
+#endif
+    }
     int next = warp;
-    auto fetch = [&]() {
-        if (next < groups) {
+    auto fetch = [&](unsigned stage) {  // of weights, always the turn after the last
+        if (next < GROUPS) {
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c) {
 #pragma unroll
-                for (int v = 0; v < PACKED_VECTORS; ++v) copy_async<16>(stage + c * WEIGHTS + v * 512, source[c] + v * 32, true);
+                for (int v = 0; v < PACKED_VECTORS; ++v)
+                    copy_async<16>(stage + c * WEIGHTS + v * 512, source[c] + v * 32, true);
                 source[c] += WARPS * PACKED_VECTORS * 32;
 #if PACKED_BITS < 16
-                const int blocks = (k + PACKED_BLOCK - 1) / PACKED_BLOCK;
 #pragma unroll
                 for (int s = 0; s < SCALES; ++s) {
-                    const int block = PACKED_BLOCK < 64 ? next * SCALES + s : next * 64 / PACKED_BLOCK, at = c * SCALES + s;
-                    copy_async<8>(stage + SCALED + at / 2 * 512 + at % 2 * 8, scaling + (min(group_n + c, groups_n - 1) * blocks + block) * 8 + row,
-                                  SCALES == 1 || !DEPTH_TAIL || block < blocks);
+                    const int block = !STRIDE ? next * 64 / PACKED_BLOCK : s, at = c * SCALES + s;
+                    copy_async<8>(stage + SCALED + at / 2 * 512 + at % 2 * 8, scales[c] + block * 8,
+                                  SCALES == 1 || !TAIL || next * SCALES + s < BLOCKS_K);
                 }
+                scales[c] += STRIDE;
 #endif
             }
         }
-        copy_async_commit();
         next += WARPS;
-        stage = stage == last ? ring : stage + STAGE;
+        copy_async_commit();
     };
 #pragma unroll
-    for (int s = 0; s < STAGES; ++s) fetch();
+    for (int s = 0; s < STAGES; ++s) fetch(ring + s * STAGE);
     pdl_prefetch_constants(args, n);
     pdl_launch_next();
     pdl_wait();
@@ -76,34 +89,37 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     Pack<unsigned, RUN / 2> ahead[TILES][16 / RUN];
     const IN_T* from[TILES];
 #pragma unroll
-    for (int t = 0; t < TILES; ++t) from[t] = a + static_cast<long long>(min(row + t * 8, rows - 1)) * k + warp * 64 + quad * RUN;
-    auto load = [&](int group) {
-        if (group < groups) {
-            const int left = k - group * 64 - quad * RUN;
+    for (int t = 0; t < TILES; ++t) from[t] = a + static_cast<long long>(min(row + t * 8, rows - 1)) * DEPTH + warp * 64 + quad * RUN;
+    auto load = [&](int turn) {
+        if (turn < TURNS && (EVEN || warp + turn * WARPS < GROUPS)) {
+            const int left = DEPTH - (warp + turn * WARPS) * 64 - quad * RUN;
 #pragma unroll
-            for (int t = 0; t < TILES; ++t) {
+            for (int t = 0; t < TILES; ++t)
 #pragma unroll
                 for (int i = 0; i < 16 / RUN; ++i) {
-                    if (DEPTH_TAIL) ahead[t][i] = {};
-                    if (!DEPTH_TAIL || left > i * RUN * 4) ahead[t][i] = *reinterpret_cast<const Pack<unsigned, RUN / 2>*>(from[t] + i * RUN * 4);
+                    if (TAIL) ahead[t][i] = {};
+                    if (!TAIL || left > i * RUN * 4)
+                        ahead[t][i] = *reinterpret_cast<const Pack<unsigned, RUN / 2>*>(from[t] + i * RUN * 4);
                 }
-                from[t] += WARPS * 64;
-            }
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) from[t] += WARPS * 64;
         }
     };
-    load(warp);
+    load(0);
 
     // Known only at run time, so that the assembler keeps it in a register: an instruction cannot hold a mask and MAGIC both.
     const unsigned mask = 0x000f000fu + (static_cast<unsigned>(rows) >> 16);
     float sum[COLUMNS][TILES][4] = {};
-#pragma unroll(COLUMNS * TILES <= 2 && SCALES <= 2 ? 2 : 1)
-    for (int group = warp; group < groups; group += WARPS) {
+    unsigned stage = ring;
+#pragma unroll(UNROLL)
+    for (int turn = 0; turn < TURNS; ++turn) {
+        if (!EVEN && warp + turn * WARPS >= GROUPS) break;
         unsigned x[TILES][8];
 #pragma unroll
         for (int t = 0; t < TILES; ++t)
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[t][i] = ahead[t][i / (RUN / 2)].value[i % (RUN / 2)];
-        load(group + WARPS);
+        load(turn + 1);
         copy_async_wait<STAGES - 1>();  // `stage` is the oldest
 #pragma unroll
         for (int c = 0; c < COLUMNS; ++c) {
@@ -138,7 +154,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
             }
 #endif
         }
-        fetch();
+        if constexpr (WHOLE)
+            copy_async_commit();  // counts as a turn's
+        else
+            fetch(stage);
+        stage = WHOLE || stage != ring + (STAGES - 1) * STAGE ? stage + STAGE : ring;
     }
 
     copy_async_wait<0>();

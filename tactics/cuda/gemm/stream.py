@@ -98,7 +98,7 @@ def legal(stream: Stream, bits: int, block: int, device: DeviceSpec) -> bool:
     return (
         1 <= stream.warps <= 16
         and stream.columns in (1, 2, 4)
-        and (block >= 32 or stream.columns < 4)  # spills
+        and (block >= 32 or stream.columns * stream.tiles <= 2)  # else it spills
         and 2 <= stream.stages <= 16
         and stream.shared_bytes(bits, block) <= device.shared_memory
         and stream.registers <= 65536 // stream.threads
@@ -160,9 +160,9 @@ def plan(
         raise ValueError(f"{m} rows; this configuration takes {one.tiles * 8}")
     kernel = Kernel("gemm/stream.cu", "stream", (*defines(
         IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], ROWS=m if workload.is_static else one.tiles * 8,
-        WARPS=one.warps, COLUMNS=one.columns, STAGES=one.stages, BLOCKS=one.resident, PACKED_BITS=bits, DEPTH_TAIL=k % GROUP != 0, PDL=1 if pdl(device) else None,
+        WARPS=one.warps, COLUMNS=one.columns, STAGES=one.stages, BLOCKS=one.resident, PACKED_BITS=bits, DEPTH=k, PDL=1 if pdl(device) else None,
     ), *more, *epilogue.defines), epilogue.prelude)  # fmt: skip
-    arguments = (Buffer("input", 0), Buffer("packed", 0), scaling, Buffer("output"), Scalar(m), Scalar(n), Scalar(k), epilogue.argument)
+    arguments = (Buffer("input", 0), Buffer("packed", 0), scaling, Buffer("output"), Scalar(m), Scalar(n), epilogue.argument)
     launch = Launch(
         kernel, (ceil_div(ceil_div(n, 16), one.columns), 1, 1), (one.threads, 1, 1), arguments, shared_memory=one.shared_bytes(bits, block),
         dependent=pdl(device),

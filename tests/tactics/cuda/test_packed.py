@@ -14,6 +14,7 @@ from fusion.expression import Operand, apply
 from fusion.network import TensorType
 from fusion.ops import PackedMatrixMultiply
 from fusion.ops.packed_matmul import packed, unpacked
+from tactics.cuda.gemm.stream import Stream
 from tactics.cuda.packed.common import grouped
 from tactics.cuda.packed.dequantized import TACTICS as DEQUANTIZED
 from tactics.cuda.packed.packed_gemm import PackedGemm
@@ -85,9 +86,22 @@ def test_groups_hold_every_weight_once(bits: int) -> None:
 
 
 @harness
-@pytest.mark.parametrize(("bits", "block", "dtype"), [(4, 32, DataType.HALF), (8, 128, DataType.BF16), (4, 72, DataType.BF16)])
-def test_few_rows(bits: int, block: int, dtype: DataType) -> None:
-    run(PackedGemv(), case((3,), 21, 72 if block == 72 else 328, bits, block, dtype), wanted=lambda one: one["warps"] == 2)
+@pytest.mark.parametrize(
+    ("rows", "k", "bits", "block", "dtype", "stream"),
+    [
+        (3, 328, 4, 32, DataType.HALF, Stream(2, 2, 3, 1)),  # the ring holds all
+        (3, 328, 8, 128, DataType.BF16, Stream(4, 2, 2, 1)),  # and does not
+        (1, 72, 4, 72, DataType.BF16, Stream(1, 2, 2, 1)),
+        (10, 264, 4, 16, DataType.HALF, Stream(1, 4, 2, 2)),
+        (9, 1152, 8, 256, DataType.HALF, Stream(2, 2, 3, 2)),  # a block of weights takes more than one turn
+    ],
+)
+def test_few_rows(rows: int, k: int, bits: int, block: int, dtype: DataType, stream: Stream) -> None:
+    workload, inputs, expected = case((rows,), 21, k, bits, block, dtype)
+    assert PackedGemv().supports(workload, A100) is None
+    packed_arrays = PackedGemv().prepare(workload, (), {n: inputs[n] for n in (1, 2, 3)})
+    (result,) = run_plan(emulated(PackedGemv().plan(workload, stream.config(), A100)), inputs, workload.outputs, packed_arrays)
+    close(result, expected, str(stream), LIMITS)
 
 
 @harness
