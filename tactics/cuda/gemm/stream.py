@@ -46,7 +46,7 @@ GROUP = 64  # of the depth, is what a warp multiplies in a turn
 UNDER_WAY = (32 << 10, 64 << 10, 128 << 10)  # bytes that the rings of a multiprocessor's blocks hold together: what is tried
 
 
-_REGISTERS = {1: 64, 2: 88, 4: 112, 8: 160}  # by fragments of sums
+_REGISTERS = {1: 80, 2: 96, 4: 112, 8: 160}  # by fragments of sums
 
 
 @dataclass(frozen=True)
