@@ -71,6 +71,22 @@ def test_what_costs_other_layers_more_is_dropped(monkeypatch: pytest.MonkeyPatch
     assert sum(isinstance(layer.op, Convolution) for layer in engine.network.layers) == 2 and engine.record["optionalFusions"] is None
 
 
+SEPARABLE = Row(
+    "separable", "a = Conv<group=8, pads=[1,1,1,1]>(x, f)\nb = Relu(a)\nc = Conv(b, w)\ny = MaxPool<kernel_shape=[2,2], strides=[2,2]>(c)", "",
+    values={"f": (8, 1, 3, 3), "w": (8, 8, 1, 1)},
+)  # fmt: skip
+
+
+def test_what_takes_the_place_of_a_fusion_that_lost_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "MIN_GAIN", 2.0)
+    log = _Lines()
+    engine = build(model(SEPARABLE), BuildConfig(avg_timing=1), open_device("cpu"), log=log)
+    assert [layer.op.layer_type for layer in engine.network.layers] == ["Convolution", "Convolution", "Pooling"]
+    timed = [line for line in log.lines if "us before" in line]
+    assert [line.split(":")[0] for line in timed] == ["separable-convolution", "convolution-pooling"]
+    assert "measured" in {miss["condition"] for miss in engine.record["misses"].values()}
+
+
 def test_low_levels_try_nothing() -> None:
     log = _Lines()
     build(model(SIBLINGS), BuildConfig(optimization_level=2, avg_timing=1), open_device("cpu"), log=log)

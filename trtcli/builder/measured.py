@@ -15,7 +15,7 @@ from typing import Any
 from fusion.network import Layer, Network
 from fusion.ops import Concatenation
 from fusion.passes import OPTIONAL, FusionOptions, FusionResult, with_optional
-from fusion.rewrite import Miss
+from fusion.rewrite import Applied, Miss
 from runtime.engine import ON_HOST, fixed_sizes
 from runtime.workloads import workload_of
 from tactics.select import Decision
@@ -90,30 +90,23 @@ def measured_fusions(now: Chosen, profiles: Sequence[Profile], setting: Setting)
     if not _may_measure(setting):
         return now, None
     log = setting.log
-    options = _optional_fusions(now, setting)
-    everywhere = with_optional(now.fused, options)
-    if everywhere.network is now.network:
-        return replace(now, fused=everywhere), None
-    changed = _tried("Optional fusions", everywhere, now.copied, profiles, setting)
-    if changed is None:
-        return now, None
-    sites = everywhere.applied[len(now.fused.applied) :]
+    all_of_them = _optional_fusions(now, setting)
     losers: dict[str, str] = {}
-    for site in sites:
-        nodes = _nodes_of(now.network, site.layers)
-        before, after = (seconds_of(one, nodes) for one in (now, changed))
-        times = f"{before * 1e6:.1f} us before, {after * 1e6:.1f} us after"
-        log.verbose(f"{site.rule}: {', '.join(site.layers)}: {times}")
-        if not _pays(before, after):
-            losers |= {f"{site.rule}@{node}": times for node in nodes}
-    if losers:
-        options = replace(options, disabled=(*options.disabled, *losers))
-        winners = _with_times(with_optional(now.fused, options), losers)
-        if winners.network is now.network:
-            return replace(now, fused=winners), None
-        changed = _tried("Optional fusions", winners, now.copied, profiles, setting)
+    lost = 0
+    while True:  # where one fusion loses, another rule's may take its place, and is measured then
+        options = replace(all_of_them, disabled=(*all_of_them.disabled, *losers))
+        fused = _with_times(with_optional(now.fused, options), losers)
+        if fused.network is now.network:
+            return replace(now, fused=fused), None
+        changed = _tried("Optional fusions", fused, now.copied, profiles, setting)
         if changed is None:
             return now, None
+        found = _losers(now, changed, log)
+        if not found:
+            break
+        lost += len(found)
+        for site, times in found:
+            losers |= {f"{site.rule}@{node}": times for node in _nodes_of(now.network, site.layers)}
     kept = changed.fused.applied[len(now.fused.applied) :]
     counts = ", ".join(f"{count} {rule}" for rule, count in Counter(one.rule for one in kept).items())
     before = seconds_of(now)
@@ -121,10 +114,23 @@ def measured_fusions(now: Chosen, profiles: Sequence[Profile], setting: Setting)
     if saved <= min(0.0, MIN_GAIN * before):  # a concatenation may have lost its place
         log.info(f"Measured fusions: none; what {len(kept)} of them save, other layers lose")
         return now, None
-    log.info(f"Measured fusions: {counts} save {saved * 1e6:.1f} us; {len(sites) - len(kept)} others were no faster")
+    log.info(f"Measured fusions: {counts} save {saved * 1e6:.1f} us; {lost} others were no faster")
     for one in kept:
         log.verbose(f"{one.rule}: {', '.join(one.layers)} -> {one.result}")
     return changed, options
+
+
+def _losers(now: Chosen, changed: Chosen, log: Log) -> list[tuple[Applied, str]]:
+    """The optional fusions of ``changed`` that do not pay against ``now``, each with its times in words."""
+    found = []
+    for site in changed.fused.applied[len(now.fused.applied) :]:
+        nodes = _nodes_of(now.network, site.layers)
+        before, after = (seconds_of(one, nodes) for one in (now, changed))
+        times = f"{before * 1e6:.1f} us before, {after * 1e6:.1f} us after"
+        log.verbose(f"{site.rule}: {', '.join(site.layers)}: {times}")
+        if not _pays(before, after):
+            found.append((site, times))
+    return found
 
 
 def seconds_alone(asks: Sequence[Ask], setting: Setting) -> list[float]:
