@@ -126,28 +126,33 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
         }
         const int n = group * 16 + lane % 4 * 4;  // of the stage's channels
+        fx::Vec<IN_T, 4> result[UNITS][2] = {};   // all before the first store, so that operands by channel are read once
+        auto each = [&](auto&& what) {
 #pragma unroll
-        for (int u = 0; u < UNITS; ++u)
+            for (int u = 0; u < UNITS; ++u)
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = (warp / GROUPS + u * (WARPS / GROUPS)) * 16 + lane / 4 + half * 8;
+                for (int half = 0; half < 2; ++half) what(u, half, (warp / GROUPS + u * (WARPS / GROUPS)) * 16 + lane / 4 + half * 8);
+        };
+        if (k + n < channels)
+            each([&](int u, int half, int row) {
                 const long long there = place(row), m = there < 0 ? place.first : there;
-                fx::Vec<IN_T, 4> result{};
                 const SUM_T four[4] = {sum[u][0][half * 2], sum[u][0][half * 2 + 1], sum[u][1][half * 2], sum[u][1][half * 2 + 1]};
                 if constexpr (VEC_D == 4) {
-                    if (k + n < channels) finish_depthwise(four, result, inner_args, m, k + n, channels);
+                    finish_depthwise(four, result[u][half], inner_args, m, k + n, channels);
                 } else {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         const SUM_T one[1] = {four[e]};
                         fx::Vec<IN_T, 1> single{};
                         if (k + n + e < channels) finish_depthwise(one, single, inner_args, m, k + n + e, channels);
-                        result.value[e] = single.value[0];
+                        result[u][half].value[e] = single.value[0];
                     }
                 }
-                const int byte = n * ELEMENT;
-                *reinterpret_cast<fx::Vec<IN_T, 4>*>(memory + swizzled<A_CHUNKS>(row, byte / 16) + byte % 16) = result;
-            }
+            });
+        const int byte = n * ELEMENT;
+        each([&](int u, int half, int row) {
+            *reinterpret_cast<fx::Vec<IN_T, 4>*>(memory + swizzled<A_CHUNKS>(row, byte / 16) + byte % 16) = result[u][half];
+        });
     };
 
     // --- the pipeline: as multiply_tile, with the depthwise results between the copies and the product
