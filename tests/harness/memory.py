@@ -24,6 +24,11 @@ class OverwritingDevice(CpuDevice):
         finalize(owner, _overwrite, memory.owner, self._gone)
         return Memory(memory.address, size, owner)
 
+    def overwrite(self) -> None:
+        """Once more, for work that was enqueued before and runs now."""
+        for raw in self._gone:
+            raw.fill(0xFF)
+
 
 class _Owner:
     """What the last holder of a piece of memory drops."""

@@ -273,8 +273,9 @@ def test_an_events_cost_is_measured(cpu):
     assert 0 <= event_cost(cpu) < 1e-2 and event_cost(cpu) == event_cost(cpu)
 
 
-class LazyDevice(CpuDevice):
-    """Streams that run only when someone waits, then in a random order that events allow: what a GPU may do."""
+class LazyDevice(OverwritingDevice):
+    """Streams that run only when someone waits, then in a random order that events allow: what a GPU may do. So memory that is given back before its
+    last reader ran is lost."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -289,10 +290,14 @@ class LazyDevice(CpuDevice):
     def event(self, timing=True, spin=True):
         return LazyEvent()
 
+    def synchronize(self):
+        self.run_all()
+
     def run_all(self):
         while any(one.queue for one in self.streams):
             able = [one for one in self.streams if one.queue and (one.queue[0][0] is None or one.queue[0][0]())]
             assert able, "streams wait for each other"
+            self.overwrite()
             self.random.choice(able).queue.pop(0)[1]()
 
 
@@ -353,3 +358,30 @@ def test_results_do_not_depend_on_the_order_that_streams_allow(graph, seed):
         wanted = ExecutionContext(expected, CpuDevice()).execute({"x": x})
         for name in outputs:
             np.testing.assert_array_equal(context.read_tensor(name), wanted[name])
+
+
+@pytest.mark.parametrize("grows", ["arena", "inputs and outputs"])
+def test_sizes_change_while_inferences_are_queued(mlp, grows):
+    """Nothing waits for the stream but the runtime itself: memory that it gives back must have had its last reader."""
+    build, outputs = mlp
+    engine = build.engine(*outputs, sizes={"batch": (1, 4, 64)}, streams={"relu1": 1, "relu2": 2})
+    device, random = LazyDevice(3), np.random.default_rng(2)
+    context, plain = ExecutionContext(engine, device, allocation="runtime"), ExecutionContext(engine, CpuDevice())
+    if grows == "arena":
+        context.set_input_shape("x", (64, 8))
+        context.use_own_memory()
+    stream, found = device.stream(), []
+    arrays = [random.standard_normal((rows, 8)).astype(np.float32) for rows in (2, 9, 64, 3, 40)]
+    for x in arrays:
+        context.set_input_shape("x", x.shape)
+        context.use_own_memory()
+        device.upload(context.get_tensor_address("x"), x, stream)
+        context.execute_async_v3(stream)
+        found.append({name: np.empty(context.get_tensor_shape(name), np.float32) for name in outputs})
+        for name, array in found[-1].items():
+            device.download(array, context.get_tensor_address(name), stream)
+    stream.synchronize()
+    for x, results in zip(arrays, found, strict=True):
+        wanted = plain.execute({"x": x})
+        for name, array in results.items():
+            np.testing.assert_array_equal(array, wanted[name])
