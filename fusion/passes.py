@@ -15,8 +15,10 @@ from fusion.precision import LayerTypes, to_half
 from fusion.rewrite import ALL, VIEW_RULES, Applied, Miss, Record, Rule, apply_rules, nearest_misses
 from fusion.rules import (
     attention,
+    attention_batch,
     attention_heads,
     attention_layout,
+    attention_scale,
     cast_chain,
     common_subexpression,
     concatenation_part,
@@ -65,9 +67,11 @@ from fusion.rules import (
     reduce_pooling,
     reduce_prologue,
     relu_relu,
+    reshape_batch,
     reshape_rows,
     rms_normalization,
     rotary_embedding,
+    rotary_part,
     rotary_shuffle,
     separable_convolution,
     shuffle_matmul,
@@ -79,6 +83,7 @@ from fusion.rules import (
     sibling_convolutions,
     sibling_products,
     sigmoid,
+    slice_shuffle,
     softmax_log,
     softmax_pointwise,
     softmax_prologue,
@@ -99,12 +104,14 @@ PADDING = (padding_convolution.RULE, padding_pooling.RULE)
 # Products take their epilogues before anything else wants the same pointwise layers.
 PRODUCTS = (
     convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
-    matmul_scale.RULE, matmul_pointwise.RULE, matmul_split.RULE, shuffle_matmul.RULE, shuffle_rows.RULE,
-    reshape_rows.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
+    matmul_scale.RULE, matmul_pointwise.RULE, matmul_split.RULE, slice_shuffle.RULE, shuffle_matmul.RULE, shuffle_rows.RULE,
+    reshape_rows.RULE, reshape_batch.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, group_normalization.RULE)
-ATTENTION = (attention.RULE, attention_heads.RULE, rotary_shuffle.RULE, attention_layout.RULE, recurrence_layout.RULE)
+ATTENTION = (
+    attention.RULE, attention_heads.RULE, attention_batch.RULE, rotary_shuffle.RULE, attention_layout.RULE, attention_scale.RULE, recurrence_layout.RULE,
+)  # fmt: skip
 READERS = (
     softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE, gather_slice.RULE,
@@ -123,7 +130,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("weights", (packed_matmul.RULE,)),  # of products whose activations turned out to be real
     ("clean", CLEAN),
     # Before its last layer is joined with what reads it, a rotary embedding still looks like one.
-    ("products", (*CLEAN, *IDIOMS, *PADDING, rotary_embedding.RULE, *PRODUCTS, pointwise.RULE)),
+    ("products", (*CLEAN, *IDIOMS, *PADDING, rotary_embedding.RULE, rotary_part.RULE, *PRODUCTS, pointwise.RULE)),
     ("statistics", (*CLEAN, *STATISTICS)),
     ("attention", (*CLEAN, *IDIOMS, *PRODUCTS, pointwise.RULE, *ATTENTION)),
     ("readers", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE, *ATTENTION, *READERS)),

@@ -18,6 +18,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, type_of
 from fusion.network import ControlFlow, Layer, Network, Op, TensorType
 from fusion.ops import (
+    Attention,
     Convolution,
     Cumulative,
     Custom,
@@ -192,6 +193,9 @@ class _Narrowing:
         return bool(reals) and all(name in self.statistics for name in reals)
 
     def _narrow(self, layer: Layer) -> None:
+        if isinstance(layer.op, Attention) and layer.op.wide and self.network.tensors[layer.inputs[0]].dtype is not self.dtype:
+            self._keep(layer)
+            return
         old = [self.network.tensors[name].dtype for name in layer.inputs]
         # Expressions read statistics as they are; products and data movements want one type.
         free = (
@@ -293,6 +297,8 @@ class _Narrowing:
             value = getattr(op, item.name)
             if value is _WIDE:
                 changes[item.name] = self.dtype
+        if isinstance(op, Attention) and op.wide:
+            changes["wide"] = False
         if isinstance(op, Pointwise):
             changes["expression"] = self._result(op.expression, old, new, stored)
             return replace(op, **changes)

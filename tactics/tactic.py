@@ -424,7 +424,7 @@ def workload_flops(workload: Workload) -> float:
     if isinstance(op, Recurrence):
         return 2.0 * float(np.prod(shapes[0])) * op.hidden
     if isinstance(op, Attention):
-        q, k = (dict(zip(layout, one.shape, strict=True)) for layout, one in op.unpacked(workload.inputs)[:2])
+        q, k = (dict(zip(part.layout, part.type.shape, strict=True)) for part in op.stored(workload.inputs)[:2])
         return 4.0 * float(np.prod([int(one) for one in (q["b"], q["h"], q["s"], k["s"], q["d"])]))  # type: ignore[arg-type]
     return 0.0
 

@@ -84,6 +84,19 @@ TURN = """@a = Slice(@, zero, four, last)
 @s = Mul(@r, sin)
 @y = Add(@c, @s)
 """  # a rotary embedding
+PAIRS = """xe = Slice(x, zero, eight, last, two)
+xo = Slice(x, one, eight, last, two)
+xn = Neg(xo)
+xa = Unsqueeze(xn, four)
+xb = Unsqueeze(xe, four)
+xj = Concat<axis=-1>(xa, xb)
+xr = Reshape(xj, flat)
+xc = Mul(x, cos)
+xs = Mul(xr, sin)
+xy = Add(xc, xs)
+"""  # one that turns even and odd elements, as GPT-J writes it
+PAIR_VALUES = {name: np.array([value]) for name, value in (("zero", 0), ("one", 1), ("two", 2), ("last", 3), ("four", 4), ("eight", 8))}
+PAIR_VALUES["flat"] = np.array([2, 5, 3, 8])
 
 
 def _pairs(*names: str) -> dict[str, tuple[int, ...]]:
@@ -191,6 +204,27 @@ CATALOGUE: Sequence[Row] = (
     Row("rotary embedding by halves", "a, b = Split<axis=-1, num_outputs=2>(x)\nac = Mul(a, cos)\nbs = Mul(b, sin)\nu = Sub(ac, bs)\n"
         "bc = Mul(b, cos)\nas_ = Mul(a, sin)\nv = Add(bc, as_)\ny = Concat<axis=-1>(u, v)", "rotary-embedding",
         inputs={"x": (2, 5, 3, 8), "cos": (5, 1, 4), "sin": (5, 1, 4)}, near=(("bc = Mul(b, cos)", "bc = Mul(b, sin)"),)),
+    Row("rotary embedding of neighbours", PAIRS + "y = Identity(xy)", "rotary-embedding", inputs={"x": (2, 5, 3, 8), "cos": (5, 1, 8), "sin": (5, 1, 8)},
+        values=PAIR_VALUES, near_output="xo"),
+    Row("rotary embedding of a part of each row", "x, r = Split<axis=-1>(w, parts)\n" + PAIRS + "y = Concat<axis=-1>(xy, r)", "rotary-part",
+        inputs={"w": (2, 5, 3, 12), "cos": (5, 1, 8), "sin": (5, 1, 8)}, values={**PAIR_VALUES, "parts": np.array([8, 4])},
+        near=(("(xy, r)", "(xy, q)"), ("xa =", "q = Slice(w, zero, four, last)\nxa =")),),
+    Row("attention of scaled queries and keys", "a = Sin(q)\nqs = Mul(a, c)\nkt = Transpose<perm=[0,1,3,2]>(k)\nks = Mul(kt, c)\ns = MatMul(qs, ks)\n"
+        "p = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "attention-scale", layers=2, inputs=HEADS, values={"c": 0.6}, near=(("ks = Mul(kt, c)", "ks = Mul(kt, g)"),), near_values={"g": (8, 1)}),
+    Row("attention with heads in the batch", "".join(f"{n}1 = Reshape({n}, heads)\n{n}2 = Transpose<perm=[0,2,1,3]>({n}1)\n{n}3 = Reshape({n}2, fold)\n" for n in "qkv") +
+        "kt = Transpose<perm=[0,2,1]>(k3)\ns = MatMul(q3, kt)\np = Softmax<axis=-1>(s)\no = MatMul(p, v3)\nu = Reshape(o, unfold)\n"
+        "w = Transpose<perm=[0,2,1,3]>(u)\ny = Reshape(w, merge)", "attention-batch", inputs={"q": (2, 5, 16), "k": (2, 5, 16), "v": (2, 5, 16)},
+        values={"heads": np.array([2, 5, 2, 8]), "fold": np.array([4, 5, 8]), "unfold": np.array([2, 2, 5, 8]), "merge": np.array([2, 5, 16])},
+        near=(("p = Softmax<axis=-1>(s)", "p = Softmax<axis=1>(s)"),)),
+    Row("softmax of scores whose product had heads in the batch", "s = MatMul(x, z)\nt = Reshape(s, unfold)\nu = Add(t, m)\ny = Softmax<axis=-1>(u)", "reshape-batch", layers=2,
+        inputs={"x": (4, 5, 8), "z": (4, 8, 5), "m": (2, 1, 1, 5)}, values={"unfold": np.array([2, 2, 5, 5])}, near=(("Softmax<axis=-1>(u)", "Tanh(u)"),)),
+    Row("parts of a packed projection, some transposed", "p = MatMul(x, w)\na, r = Split<axis=1>(p, parts)\nt = Transpose<perm=[1,0]>(p)\nb, e = Split<axis=0>(t, parts)\n"
+        "c = Transpose<perm=[1,0]>(e)\ny = Mul(a, c)", "slice-shuffle", layers=2, inputs=ROWS_2D, values={"w": (16, 8), "parts": np.array([4, 4])},
+        near=(("y = Mul(a, c)", "y0 = Mul(a, c)\ny1 = Transpose<perm=[1,0]>(t)\ny2 = Softmax<axis=0>(t)\ny3 = MatMul(y1, y2)\ny = MatMul(y3, y0)"),)),
+    Row("attention with capped scores", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nt = Div(s, c)\nu = Tanh(t)\nw = Mul(u, c)\nz = Add(w, m)\n"
+        "p = Softmax<axis=-1>(z)\ny = MatMul(p, v)", "attention", inputs={**HEADS, "m": (2, 1, 5, 5)}, values={"c": 2.0}, near=(("Tanh", "Sin"),)),
+    Row("attention in a sliding window", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nu = Add(s, m)\np = Softmax<axis=-1>(u)\ny = MatMul(p, v)", "attention",
+        inputs=HEADS, values={"m": np.where(np.tril(np.ones((5, 5))) * np.triu(np.ones((5, 5)), -1), 0.0, -1e9).astype(np.float32)}, near_output="p"),
     Row("attention", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nt = Mul(s, c)\np = Softmax<axis=-1>(t)\ny = MatMul(p, v)",
         "attention", inputs=HEADS, values={"c": 0.35}, near_output="p"),
     Row("attention of rotated heads", "q = Transpose<perm=[0,2,1,3]>(x)\nk = Transpose<perm=[0,2,1,3]>(z)\n" + TURN.replace("@", "q") + TURN.replace("@", "k") +

@@ -25,6 +25,7 @@ UNNAMED = frozenset((
     "GELU by tanh", "GELU by erf", "log of a sum of exponentials", "group normalisation", "layer normalisation of a sum that others read",
     "SiLU", "hard swish", "Mish", "rotary embedding by halves", "an operand that is expanded", "a function of what is expanded",
     "attention with an expanded mask", "common subexpression", "joined tensors joined with more", "slices joined again",
+    "attention with heads in the batch", "softmax of scores whose product had heads in the batch", "parts of a packed projection, some transposed",
 ))  # fmt: skip
 IDS = [row.name.replace(" ", "-") for row in CATALOGUE]
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
-from fusion.expression import Apply, Convert, Expression, Literal, Operand, substitute
+from fusion.dtypes import DataType
+from fusion.expression import Apply, Convert, Expression, Literal, Operand, substitute, type_of
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Attention, MatrixMultiply, Pointwise, Shuffle, Softmax
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import join, number, show
-from fusion.rules._scores import Scores, is_causal, read_scores
+from fusion.rules._scores import Scores, band, read_scores
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -37,8 +39,20 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
         return None
     if not (_keeps_value(op.epilogue) or op.epilogue == IDENTITY):
         return None
-    layers = (first, *between, layer, *after, second)
-    return Match(layers, tuple(item.outputs[0] for item in layers[:-1]), {"between": between})
+    cast, values = _narrow_values(graph, first, second)
+    casts = (cast,) if cast is not None and graph.only_reader(cast.outputs[0]) is not None else ()
+    layers = (first, *between, layer, *after, *casts, second)
+    return Match(layers, tuple(item.outputs[0] for item in layers[:-1]), {"between": between, "values": values})
+
+
+def _narrow_values(graph: Graph, first: Layer, second: Layer) -> tuple[Layer | None, str]:
+    """The values, and the cast that widens them to the float32 of the softmax (as torch's older exporter writes attention in float16)."""
+    values = second.inputs[1]
+    cast = graph.producer(values)
+    if cast is None or not isinstance(cast.op, Pointwise) or cast.op.expression != Convert(DataType.FLOAT, Operand(0)):
+        return None, values
+    narrow = graph.type(cast.inputs[0]).dtype
+    return (cast, cast.inputs[0]) if narrow.is_float and narrow is graph.type(first.inputs[0]).dtype else (None, values)
 
 
 def _product_before(graph: Graph, layer: Layer) -> Layer | None:
@@ -83,11 +97,12 @@ def _whole(match: Match) -> _Whole:
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
     first, second = match.layers[0], match.layers[-1]
-    q, k, v = (graph.type(name) for name in (*first.inputs[:2], second.inputs[1]))
+    q, k, v = (graph.type(name) for name in (*first.inputs[:2], match.found["values"]))
+    wide = match.found["values"] != second.inputs[1]
     out = graph.type(second.outputs[0])
     if second.op.transpose_a or second.op.epilogue != IDENTITY:
         return Refusal("pattern", f"{second.name} does more than probabilities times values")
-    if not (q.dtype is k.dtype is v.dtype is out.dtype) or not q.dtype.is_float:
+    if not (q.dtype is k.dtype is v.dtype) or not (wide or v.dtype is out.dtype) or not q.dtype.is_float:
         return Refusal(
             "data type",
             f"q, k, v and the result are {q.dtype.value}, {k.dtype.value}, {v.dtype.value}, {out.dtype.value}",
@@ -97,13 +112,11 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
         return Refusal(
             "rank", f"q, k and v have shapes {show(q.shape)}, {show(k.shape)}, {show(v.shape)}; 2 to 4 axes are allowed"
         )
-    if not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
+    if k.shape[:-2] != v.shape[:-2] or (q.shape[:-2] != k.shape[:-2] and (*q.shape[:-3], 1) != k.shape[:-2]):  # 1: one head serves all
         return Refusal("batch", f"q, k and v have shapes {show(q.shape)}, {show(k.shape)}, {show(v.shape)}")
     whole = _whole(match)
     if whole.scores is None:
-        return Refusal("scores", f"between {first.name} and the softmax stands more than a scale and a mask")
-    if len({kind for kind, _ in whole.scores.masks}) > 1 or [kind for kind, _ in whole.scores.masks].count("keep") > 1:
-        return Refusal("mask", "the scores have masks of different kinds")
+        return Refusal("scores", f"between {first.name} and the softmax stands more than a scale, a cap and a mask")
     return None
 
 
@@ -115,13 +128,15 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     stored = [
         _as_bhsd(graph, layers, first.inputs[0], first.op.transpose_a),
         _as_bhsd(graph, layers, first.inputs[1], not first.op.transpose_b),
-        _as_bhsd(graph, layers, second.inputs[1], second.op.transpose_b),
+        _as_bhsd(graph, layers, match.found["values"], second.op.transpose_b),
     ]
-    causal, mask = False, ""
-    if whole.scores.masks:
-        causal, mask = _mask(graph, layers, whole, match)
+    kept: tuple[bool, int] = (False, 0)
+    mask, scores = "", whole.scores
+    if scores.masks:
+        kept, mask = _mask(graph, layers, whole, match)
     out = graph.type(second.outputs[0]).shape
-    op = Attention(whole.scores.scale, causal, bool(mask))
+    causal, window = kept
+    op = Attention(scores.scale * (scores.cap or 1), causal, bool(mask), softcap=scores.cap, window=window, wide=match.found["values"] != second.inputs[1])
     inputs = (*stored, *((mask,) if mask else ()))
     if len(out) == 4:
         return Replacement((*layers, Layer("", op, inputs, second.outputs)))
@@ -147,19 +162,17 @@ def _as_bhsd(graph: Graph, layers: list[Layer], tensor: str, swapped: bool) -> s
     return name
 
 
-def _mask(graph: Graph, layers: list[Layer], whole: _Whole, match: Match) -> tuple[bool, str]:
-    """(causal, name of the mask tensor or "")."""
+def _mask(graph: Graph, layers: list[Layer], whole: _Whole, match: Match) -> tuple[tuple[bool, int], str]:
+    """((causal, window), name of the mask tensor or "")."""
     assert whole.scores is not None
-    kind = whole.scores.masks[0][0]
-    expression = whole.scores.masks[0][1]
-    for _, other in whole.scores.masks[1:]:
-        expression = Apply("add", (expression, other))
+    kind, expression = _one_mask(graph, whole)
     rank = len(graph.type(match.layers[0].outputs[0]).shape)
     if isinstance(expression, Operand):
         tensor = whole.names[expression.index]
         value = graph.constant(tensor)
-        if value is not None and is_causal(value, kind) and _full_size(graph, match, value):
-            return True, ""
+        found = band(value, kind) if value is not None and _full_size(graph, match, value) else None
+        if found is not None:
+            return found, ""
         shape = graph.type(tensor).shape
     else:
         expression, names = number(expression, whole.names)
@@ -171,7 +184,23 @@ def _mask(graph: Graph, layers: list[Layer], whole: _Whole, match: Match) -> tup
         wide = graph.fresh(f"{tensor}.bhst")
         layers.append(Layer(f"{tensor} to bhst", Shuffle(reshape=(shape[0], 1, *shape[1:])), (tensor,), (wide,)))
         tensor = wide
-    return False, tensor
+    return (False, 0), tensor
+
+
+def _one_mask(graph: Graph, whole: _Whole) -> tuple[str, Expression]:
+    """All masks as one: boolean when all are, else additive."""
+    assert whole.scores is not None
+    added = [mask for kind, mask in whole.scores.masks if kind == "add"]
+    keeps = [mask for kind, mask in whole.scores.masks if kind == "keep"]
+    keep = reduce(lambda a, b: Apply("and", (a, b)), keeps) if keeps else None
+    if not added:
+        assert keep is not None
+        return "keep", keep
+    total = reduce(lambda a, b: Apply("add", (a, b)), added)
+    if keep is None:
+        return "add", total
+    least = Literal(-np.inf, type_of(total, [graph.type(name).dtype for name in whole.names]))
+    return "add", Apply("where", (keep, total, least))
 
 
 def _full_size(graph: Graph, match: Match, mask: np.ndarray) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fusion.dims import Shape
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Attention, Expand, Shuffle
@@ -13,34 +14,29 @@ from fusion.rules._shuffles import is_view
 
 @dataclass(frozen=True)
 class _Repeat:
-    """``[B, K, T, D]`` -> ``[B, K, 1, T, D]`` -> ``[B, K, n, T, D]`` -> ``[B, K * n, T, D]``."""
+    """``narrow`` ``[B, K, 1, T, D]`` -> ``[B, K, n, T, D]`` -> ``[B, K * n, T, D]``."""
 
     layers: tuple[Layer, ...]
-    source: str
-    heads: int
+    narrow: str
+    shape: Shape  # [B, K, T, D]
 
 
 def _repeat(graph: Graph, tensor: str) -> _Repeat | None:
     join = graph.producer(tensor)
     expand = graph.producer(join.inputs[0]) if join is not None and isinstance(join.op, Shuffle) else None
-    split = graph.producer(expand.inputs[0]) if expand is not None and isinstance(expand.op, Expand) else None
-    if join is None or expand is None or split is None or not isinstance(split.op, Shuffle):
+    if join is None or expand is None or not isinstance(expand.op, Expand):
         return None
-    source, narrow = graph.type(split.inputs[0]).shape, graph.type(expand.inputs[0]).shape
-    wide, whole = graph.type(expand.outputs[0]).shape, graph.type(tensor).shape
-    if len(source) != 4 or len(narrow) != 5 or len(wide) != 5 or len(whole) != 4 or not isinstance(source[1], int):
+    narrow, wide, whole = (graph.type(name).shape for name in (expand.inputs[0], expand.outputs[0], tensor))
+    if len(narrow) != 5 or len(wide) != 5 or len(whole) != 4 or not isinstance(narrow[1], int):
         return None
-    if narrow != (*source[:2], 1, *source[2:]) or wide[:2] + wide[3:] != source or whole[2:] != source[2:]:
+    if narrow[2] != 1 or narrow[:2] + narrow[3:] != wide[:2] + wide[3:] or whole[2:] != narrow[3:] or not is_view(wide, join.op):
         return None
-    for shuffle, shape in ((split, source), (join, wide)):
-        if not is_view(shape, shuffle.op):
-            return None
-    return _Repeat((split, expand, join), split.inputs[0], source[1])
+    return _Repeat((expand, join), expand.inputs[0], narrow[:2] + narrow[3:])
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
     op = layer.op
-    if op.packed or op.layouts[1] != "bhsd" or op.layouts[2] != "bhsd":
+    if op.parts or op.layouts[1] != "bhsd" or op.layouts[2] != "bhsd":
         return None
     k, v = (_repeat(graph, name) for name in layer.inputs[1:3])
     if k is None or v is None:
@@ -52,15 +48,24 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
     k, v = match.found["k"], match.found["v"]
-    if k.heads != v.heads:
-        return Refusal("heads", f"{k.heads} key heads and {v.heads} value heads")
+    if k.shape[1] != v.shape[1]:
+        return Refusal("heads", f"{k.shape[1]} key heads and {v.shape[1]} value heads")
     return None
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:
-    attention = match.layers[-1]
-    inputs = (attention.inputs[0], match.found["k"].source, match.found["v"].source, *attention.inputs[3:])
-    return Replacement((Layer("", attention.op, inputs, attention.outputs),))
+    attention, views, sources = match.layers[-1], [], []
+    for one in (match.found["k"], match.found["v"]):
+        before = graph.producer(one.narrow)  # a plain reshape of the heads that made room for the repetition
+        if before is not None and isinstance(before.op, Shuffle) and before.op.first is before.op.second is None and graph.type(before.inputs[0]).shape == one.shape:
+            sources.append(before.inputs[0])
+            continue
+        source = graph.fresh(f"{one.narrow}.heads")
+        if source not in sources:
+            views.append(Layer(f"{one.narrow} heads", Shuffle(reshape=one.shape), (one.narrow,), (source,)))
+        sources.append(source)
+    inputs = (attention.inputs[0], *sources, *attention.inputs[3:])
+    return Replacement((*views, Layer("", attention.op, inputs, attention.outputs)))
 
 
 RULE = Rule("attention-heads", __doc__.splitlines()[0], (Attention,), _match, _rewrite, _check)

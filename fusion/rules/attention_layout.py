@@ -15,7 +15,7 @@ INNERMOST = "d"
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
-    for side in () if layer.op.packed else range(3):
+    for side in () if layer.op.parts else range(3):
         shuffle = graph.producer(layer.inputs[side])
         if shuffle is None or not isinstance(shuffle.op, Shuffle):
             continue

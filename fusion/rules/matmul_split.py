@@ -76,7 +76,12 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
         if other is None or other.axis != match.found["selection"].axis:
             return Refusal("shared", f"{layer.inputs[0]} is read as a whole by {reader.name}")
     if _columns(graph, match) is None:
-        return Refusal("axes", f"{layer.name} does not take a block of columns of {product.name}")
+        return Refusal("axes", f"{layer.name} does not take columns of {product.name}")
+    if _within_heads(graph, match):
+        counts = {part.count for reader in graph.readers(layer.inputs[0]) if (part := _selection(graph, reader)) is not None}
+        whole = graph.type(layer.inputs[0]).shape[match.found["selection"].axis]
+        if len(counts) > 1 or 3 * max(counts) > whole:
+            return Refusal("parts", f"{layer.inputs[0]} is cut within each head, in parts of {sorted(counts)} of {whole}; equal thirds (q, k, v) are split")
     rank = len(graph.type(product.outputs[0]).shape)
     for name in product.inputs[product.op.arity :]:
         shape = graph.type(name).shape
@@ -87,9 +92,16 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
 
 @dataclass(frozen=True)
 class _Columns:
-    start: int
-    count: int
+    """Columns of the product, in their order, and what is done with them then."""
+
+    indices: np.ndarray
     move: Movement
+
+    @property
+    def label(self) -> str:
+        """``first:last`` of a run, else the first ones."""
+        first, last = int(self.indices[0]), int(self.indices[-1])
+        return f"{first}:{last + 1}" if last - first + 1 == len(self.indices) else f"{first}, ... {last}"
 
 
 def _columns(graph: Graph, match: Match) -> _Columns | None:
@@ -100,19 +112,27 @@ def _columns(graph: Graph, match: Match) -> _Columns | None:
     if found is None or not isinstance(columns, int):
         return None
     atoms = found.target[selection.axis]
-    last = found.source[-1]
-    # The selected axis must be the slowest factor of the columns, so that a selection is one block.
-    if len(atoms) != 1 or not last or atoms[0] != last[0]:
+    inner = found.source[-1]
+    # The selected axis must be a factor of the columns alone, so that the weights can be selected instead.
+    if len(atoms) != 1 or atoms[0] not in inner:
         return None
-    parts = found.move.sizes[atoms[0]]
-    if not isinstance(parts, int):
+    sizes = [found.move.sizes[atom] for atom in inner]
+    if not all(isinstance(size, int) for size in sizes):
         return None
-    width = columns // parts
-    sizes = tuple(selection.count if atom == atoms[0] else size for atom, size in enumerate(found.move.sizes))
-    kept = [atom for atom, size in enumerate(sizes) if size != 1]
+    grid = np.arange(columns).reshape(sizes)  # type: ignore[arg-type]
+    chosen = grid.take(range(selection.start, selection.start + selection.count), axis=inner.index(atoms[0]))
+    left = tuple(selection.count if atom == atoms[0] else size for atom, size in enumerate(found.move.sizes))
+    kept = [atom for atom, size in enumerate(left) if size != 1]
     order = tuple(kept.index(atom) for atom in found.move.order if atom in kept)
-    move = minimal(Movement(tuple(sizes[atom] for atom in kept), order))
-    return _Columns(selection.start * width, selection.count * width, move)
+    return _Columns(chosen.reshape(-1), minimal(Movement(tuple(left[atom] for atom in kept), order)))
+
+
+def _within_heads(graph: Graph, match: Match) -> bool:
+    """Whether the parts alternate along the columns and are runs of them, as the halves of every head are in a rotary embedding."""
+    product, shuffle, selection = (match.found[key] for key in ("product", "shuffle", "selection"))
+    found = factored(graph.type(product.outputs[0]).shape, shuffle.op if shuffle is not None else Shuffle())
+    inner = found.source[-1] if found is not None else ()
+    return len(inner) > 1 and found is not None and found.target[selection.axis] == (inner[-1],)
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
@@ -126,15 +146,15 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
         value = graph.constants[name]
         if value.ndim < -axis or value.shape[axis] == 1:
             return name
-        index = [slice(None)] * value.ndim
-        index[axis] = slice(block.start, block.start + block.count)
-        new = graph.fresh(f"{name}[{block.start}:{block.start + block.count}]")
+        index: list[slice | np.ndarray] = [slice(None)] * value.ndim
+        index[axis] = block.indices
+        new = graph.fresh(f"{name}[{block.label}]")
         constants[new] = np.ascontiguousarray(value[tuple(index)])
         return new
 
     weights = cut(product.inputs[1], -2 if product.op.transpose_b else -1)
     extras = [cut(name, -1) if graph.constant(name) is not None else name for name in product.inputs[2:]]
-    narrow: Shape = (*graph.type(product.outputs[0]).shape[:-1], block.count)
+    narrow: Shape = (*graph.type(product.outputs[0]).shape[:-1], len(block.indices))
     target = graph.type(layer.outputs[0]).shape
     moves = emit(block.move, narrow, target)
     origins = tuple(
@@ -142,7 +162,7 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     )
     fusions = tuple(dict.fromkeys((*product.fusions, RULE.name)))
     result = graph.fresh(f"{layer.outputs[0]}.columns") if moves else layer.outputs[0]
-    name = f"{product.name} [{block.start}:{block.start + block.count}]"
+    name = f"{product.name} [{block.label}]"
     layers = [Layer(name, product.op, (product.inputs[0], weights, *extras), (result,), origins, fusions)]
     for index, op in enumerate(moves):
         target_name = layer.outputs[0] if index == len(moves) - 1 else graph.fresh(f"{layer.outputs[0]}.moved")

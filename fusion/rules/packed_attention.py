@@ -1,15 +1,19 @@
-"""Attention(x wq, x wk, x wv) -> Attention(x [wq wk wv]): three projections of one tensor become one product, read in place."""
+"""Attention(x wq, x wk, x wv) -> Attention(x [wq wk wv]): projections of one tensor become one product, read in place; also keys and values alone.
+
+A rotary embedding of queries and keys stays between: it turns their heads of the joined projection, and attention reads values behind it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fusion.expression import Expression, Operand, apply
 from fusion.graph import Graph
 from fusion.network import Layer
-from fusion.ops import Attention, MatrixMultiply, Shuffle
+from fusion.ops import Attention, MatrixMultiply, RotaryEmbedding, Shuffle
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._shuffles import movement
@@ -18,48 +22,97 @@ LAYOUTS = ("bshd", "sbhd")  # a row of a projection holds all heads of one posit
 _BIAS: Expression = apply("add", Operand(0), Operand(1))
 
 
+@dataclass(frozen=True)
+class _Side:
+    """What makes q, k or v: a product, seen as heads, which a rotary embedding may turn."""
+
+    product: Layer
+    view: Layer
+    turn: Layer | None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return (self.product, self.view, *((self.turn,) if self.turn is not None else ()))
+
+    @property
+    def heads(self) -> str:
+        """The tensor of heads that the product makes."""
+        return self.view.outputs[0]
+
+
+def _side(graph: Graph, tensor: str) -> _Side | None:
+    turn = graph.producer(tensor)
+    view = turn
+    if turn is not None and isinstance(turn.op, RotaryEmbedding):
+        view = graph.producer(turn.inputs[0])
+    else:
+        turn = None
+    product = graph.producer(view.inputs[0]) if view is not None and isinstance(view.op, Shuffle) else None
+    if view is None or product is None or not isinstance(product.op, MatrixMultiply):
+        return None
+    return _Side(product, view, turn)
+
+
 def _match(graph: Graph, layer: Layer) -> Match | None:
-    if layer.op.packed:
+    if layer.op.parts:
         return None
-    products, views = [], []
-    for name in layer.inputs[:3]:
-        view = graph.producer(name)
-        product = graph.producer(view.inputs[0]) if view is not None and isinstance(view.op, Shuffle) else None
-        if view is None or product is None or not isinstance(product.op, MatrixMultiply):
-            return None
-        views.append(view)
-        products.append(product)
-    layers = (*products, *views, layer)
-    if len({item.name for item in layers}) != 7:
+    sides = [_side(graph, name) for name in layer.inputs[:3]]
+    first = 0 if sides[0] is not None and sides[2] is not None and sides[0].product.inputs[0] == sides[2].product.inputs[0] else 1
+    found = [side for side in sides[first:] if side is not None]
+    layers = tuple(dict.fromkeys((*(one for side in found for one in side.layers), layer)))
+    if len(found) < 3 - first or len(layers) != sum(len(side.layers) for side in found) + 1:
         return None
-    vanishing = tuple(item.outputs[0] for item in layers[:-1])
-    return Match(layers, vanishing, {"products": tuple(products), "views": tuple(views)})
+    return Match(layers, tuple(item.outputs[0] for item in layers[:-1]), {"sides": tuple(found), "first": first})
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
-    attention, products = match.layers[-1], match.found["products"]
+    attention, sides, first = match.layers[-1], match.found["sides"], match.found["first"]
+    products = [side.product for side in sides]
     if graph.limits.device != "cuda":
         return Refusal("device", "on the CPU three products are as fast as one, and their results need no strides")
     if len({product.inputs[0] for product in products}) > 1:
         return Refusal("inputs", f"the products read {', '.join(product.inputs[0] for product in products)}")
     if len({(product.op.transpose_a, product.op.transpose_b) for product in products}) > 1:
         return Refusal("transpose", "the products transpose their operands differently")
-    if len(set(attention.op.layouts[:3])) > 1 or attention.op.layouts[0] not in LAYOUTS:
+    if len(set(attention.op.layouts[first:3])) > 1 or attention.op.layouts[2] not in LAYOUTS:
         return Refusal("layout", f"q, k and v are stored as {', '.join(attention.op.layouts[:3])}; {' or '.join(LAYOUTS)} is needed")
-    for product, view in zip(products, match.found["views"], strict=True):
-        weights = graph.constant(product.inputs[1])
+    for side in sides:
+        weights = graph.constant(side.product.inputs[1])
         if weights is None or weights.ndim != 2:
-            return Refusal("weights", f"{product.inputs[1]} is no constant matrix")
-        if _bias(graph, product) is None:
-            return Refusal("epilogue", f"{product.name} does more than add a constant row")
-        moved = movement(graph.type(view.inputs[0]).shape, view.op)
+            return Refusal("weights", f"{side.product.inputs[1]} is no constant matrix")
+        if _bias(graph, side.product) is None:
+            return Refusal("epilogue", f"{side.product.name} does more than add a constant row")
+        moved = movement(graph.type(side.view.inputs[0]).shape, side.view.op)
         if moved is None or not moved.is_view:
-            return Refusal("moves", f"{view.name} moves data")
-    shapes = {graph.type(name).shape for name in attention.inputs[:3]}
+            return Refusal("moves", f"{side.view.name} moves data")
+    shapes = [graph.type(side.heads).shape for side in sides]
     types = {graph.type(product.outputs[0]).dtype for product in products}
-    if len(shapes) > 1 or len(types) > 1:
-        return Refusal("shapes", "q, k and v differ in shape or data type (grouped queries, cross attention)")
+    others = {(*shape[:2], shape[3]) for shape in shapes}
+    if len(others) > 1 or len(types) > 1 or not all(isinstance(shape[2], int) for shape in shapes):
+        return Refusal("shapes", f"q, k and v differ in more than the number of their heads: {', '.join(map(str, shapes))}")
+    return _turns_differ(graph, sides)
+
+
+def _turns_differ(graph: Graph, sides: Sequence[_Side]) -> Refusal | None:
+    """Rotary embeddings can be one layer when queries and keys turn alike, and values do not turn."""
+    turns = [side.turn for side in sides]
+    if not any(turns):
+        return None
+    if len(sides) < 3 or turns[2] is not None or turns[0] is None or turns[1] is None:
+        return Refusal("rotary embedding", "only some of what would be one tensor turns")
+    alike = all(_same(graph, *pair) for pair in zip(turns[0].inputs[1:], turns[1].inputs[1:], strict=True))
+    if turns[0].op != turns[1].op or not alike or turns[0].op.heads:
+        return Refusal("rotary embedding", f"{turns[0].name} and {turns[1].name} turn by different angles")
+    for name in turns[0].inputs[1:]:
+        shape = graph.type(name).shape
+        if len(shape) > 1 and shape[-2] != 1:
+            return Refusal("rotary embedding", f"{name} has angles of its own for every head")
     return None
+
+
+def _same(graph: Graph, one: str, other: str) -> bool:
+    a, b = graph.constant(one), graph.constant(other)
+    return one == other or (a is not None and b is not None and a.dtype == b.dtype and np.array_equal(a, b))
 
 
 def _bias(graph: Graph, product: Layer) -> np.ndarray | None:
@@ -77,34 +130,53 @@ def _bias(graph: Graph, product: Layer) -> np.ndarray | None:
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
-    attention, products = match.layers[-1], match.found["products"]
+    attention, sides, first = match.layers[-1], match.found["sides"], match.found["first"]
+    products = [side.product for side in sides]
     op = products[0].op
     weights = [graph.constant(product.inputs[1]) for product in products]
     joined: np.ndarray = np.concatenate(weights, axis=0 if op.transpose_b else 1)  # type: ignore[arg-type]
     rows = [_bias(graph, product) for product in products]
     plain = all(product.op.epilogue == IDENTITY for product in products)
-    names = {"weights": graph.fresh(f"{products[0].inputs[1]}.qkv"), "bias": graph.fresh(f"{products[0].inputs[1]}.qkv.bias")}
+    name = "kv" if first else "qkv"
+    names = {"weights": graph.fresh(f"{products[0].inputs[1]}.{name}"), "bias": graph.fresh(f"{products[0].inputs[1]}.{name}.bias")}
     constants = {names["weights"]: np.ascontiguousarray(joined)}
     inputs = [products[0].inputs[0], names["weights"]]
     if not plain:
         constants[names["bias"]] = np.concatenate(rows)  # type: ignore[arg-type]
         inputs.append(names["bias"])
-    flat, packed = graph.fresh(f"{attention.name}.qkv"), graph.fresh(f"{attention.name}.packed")
-    origins = tuple(dict.fromkeys(node for product in products for node in product.origins))
+    flat, packed = graph.fresh(f"{attention.name}.{name}"), graph.fresh(f"{attention.name}.packed")
     product = Layer(
         " + ".join(product.name for product in products), replace(op, epilogue=IDENTITY if plain else _BIAS), tuple(inputs),
-        (flat,), origins, tuple(dict.fromkeys((*(rule for one in products for rule in one.fusions), RULE.name))),
+        (flat,), _union(product.origins for product in products), _union((*(product.fusions for product in products), (RULE.name,))),
     )  # fmt: skip
-    a, b, heads, size = graph.type(attention.inputs[0]).shape
-    view = Layer(f"{attention.name} packed", Shuffle(reshape=(a, b, 3, heads, size)), (flat,), (packed,))
-    layout = attention.op.layouts[0][:2] + "thd"
-    changed = replace(attention.op, packed=True, layouts=(layout, layout, layout, attention.op.layouts[3]))
-    moved = tuple(node for one in match.found["views"] for node in one.origins)
-    fused = Layer(
-        attention.name, changed, (packed, *attention.inputs[3:]), attention.outputs,
-        tuple(dict.fromkeys((*moved, *attention.origins))), tuple(dict.fromkeys((*attention.fusions, RULE.name))),
-    )  # fmt: skip
-    return Replacement((product, view, fused), constants)
+    shapes = [graph.type(side.heads).shape for side in sides]
+    counts = [int(shape[2]) for shape in shapes]
+    a, b, _, size = shapes[0]
+    layers = [product, Layer(f"{attention.name} packed", Shuffle(reshape=(a, b, sum(counts), size)), (flat,), (packed,))]
+    if sides[0].turn is not None:
+        turns = [side.turn for side in sides[:2]]
+        turned = graph.fresh(f"{attention.name}.turned")
+        layers.append(Layer(
+            " + ".join(turn.name for turn in turns), replace(turns[0].op, heads=sum(counts[:2])), (packed, *turns[0].inputs[1:]), (turned,),
+            _union(turn.origins for turn in turns), _union((*(turn.fusions for turn in turns), (RULE.name,))),
+        ))  # fmt: skip
+        sources, parts = [turned, packed], [(0, 0, counts[0]), (0, counts[0], counts[1]), (1, counts[0] + counts[1], counts[2])]
+    elif first:
+        query = graph.type(attention.inputs[0]).shape[attention.op.layouts[0].index("h")]
+        sources, parts = [attention.inputs[0], packed], [(0, 0, int(query)), (1, 0, counts[0]), (1, counts[0], counts[1])]  # type: ignore[arg-type]
+    else:
+        sources, parts = [packed], [(0, sum(counts[:side]), count) for side, count in enumerate(counts)]
+    changed = replace(attention.op, parts=tuple(parts))
+    moved = _union(side.view.origins for side in sides)
+    layers.append(Layer(
+        attention.name, changed, (*sources, *attention.inputs[3:]), attention.outputs,
+        _union((moved, attention.origins)), _union((attention.fusions, (RULE.name,))),
+    ))  # fmt: skip
+    return Replacement(tuple(layers), constants)
+
+
+def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one for group in groups for one in group))
 
 
 RULE = Rule("packed-attention", __doc__.splitlines()[0], (Attention,), _match, _rewrite, _check)

@@ -1,4 +1,4 @@
-"""f(Shuffle(x)) -> Shuffle(f(x)), for f of one tensor, where the maker of x can compute f, or the next Shuffle undoes this one."""
+"""f(Shuffle(x)) -> Shuffle(f(x)), for f of one tensor, where the maker of x can compute f, or the next Shuffle can join this one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
     shuffle, layer = match.layers
-    if _undone(graph, shuffle, layer):
+    if _joins(graph, shuffle, layer):
         return None
     maker = graph.producer(shuffle.inputs[0])
     if maker is None or not isinstance(maker.op, EXPRESSION_OPS):
@@ -34,15 +34,14 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     return None
 
 
-def _undone(graph: Graph, shuffle: Layer, layer: Layer) -> bool:
-    """Whether the only reader of ``layer`` moves everything back, so that the two shuffles together move nothing."""
+def _joins(graph: Graph, shuffle: Layer, layer: Layer) -> bool:
+    """Whether the only reader of ``layer`` moves data too, so that the two become one movement, or none."""
     reader = graph.only_reader(layer.outputs[0])
     if reader is None or not isinstance(reader.op, Shuffle) or graph.only_reader(shuffle.outputs[0]) is None:
         return False
     a = movement(graph.type(shuffle.inputs[0]).shape, shuffle.op)
     b = movement(graph.type(layer.outputs[0]).shape, reader.op)
-    both = compose(a, b) if a is not None and b is not None and not a.is_view else None
-    return both is not None and both.is_view
+    return a is not None and b is not None and not a.is_view and not b.is_view and compose(a, b) is not None
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:

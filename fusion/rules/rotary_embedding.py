@@ -1,49 +1,76 @@
-"""x * cos + concat(-x2, x1) * sin -> RotaryEmbedding(x, cos, sin), for the halves x1, x2 of x; also half by half."""
+"""x * cos + concat(-x2, x1) * sin -> RotaryEmbedding(x, cos, sin), for the halves or even and odd elements x1, x2 of x; also part by part."""
 
 from __future__ import annotations
 
-from fusion.expression import Apply, Expression, Operand
+from dataclasses import dataclass, replace
+
+from fusion.expression import Apply, Convert, Expression, Literal, Operand
 from fusion.graph import Graph
 from fusion.network import Layer, ShapeError
-from fusion.ops import Concatenation, Pointwise, RotaryEmbedding, Slice
+from fusion.ops import Concatenation, Gather, Pointwise, RotaryEmbedding, Shuffle, Slice
+from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One of two parts of every row of ``x``: its halves, or its even and odd elements (``interleaved``). ``layers`` cut it out."""
+
+    x: str
+    number: int
+    interleaved: bool
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Two tensors as the parts of the rows of one. ``layers`` join them; ``interleaved``, the last one makes ``[..., half, 2]``."""
+
+    parts: tuple[str, str]
+    interleaved: bool
+    layers: tuple[Layer, ...]
+
+
 def _match(graph: Graph, layer: Layer) -> Match | None:
-    return _whole(graph, layer) if isinstance(layer.op, Pointwise) else _by_halves(graph, layer)
+    return _whole(graph, layer) if isinstance(layer.op, Pointwise) else _by_parts(graph, layer)
 
 
 def _whole(graph: Graph, layer: Layer) -> Match | None:
-    """``x * cos + turned * sin``, turned being the halves of x exchanged, one of them negated."""
-    terms = _terms(layer, "add")
+    """``x * cos + turned * sin``, turned being the parts of x exchanged, one of them negated."""
+    assert isinstance(layer.op, Pointwise)
+    turned_sum, outer = _inside(layer.op.expression)
+    terms = _terms(turned_sum, layer, "add")
     for straight, crossed in (terms, terms[::-1]) if terms else ():
         for turned in crossed:
-            join = graph.producer(turned)
-            if join is None or not isinstance(join.op, Concatenation) or not _last(graph, join, turned) or len(join.inputs) != 2:
+            views, source = _behind_views(graph, turned)
+            joined = None if source is None else _joined(graph, source)
+            if joined is None or joined.interleaved != bool(views):
                 continue
-            negation, first = graph.producer(join.inputs[0]), graph.producer(join.inputs[1])
-            if negation is None or first is None or not isinstance(negation.op, Pointwise):
+            negation = graph.producer(joined.parts[0])
+            if negation is None or not isinstance(negation.op, Pointwise) or negation.op.expression != Apply("neg", (Operand(0),)):
                 continue
-            second = graph.producer(negation.inputs[0])
-            if negation.op.expression != Apply("neg", (Operand(0),)) or second is None:
+            parts = _parts(graph, joined.parts[1], negation.inputs[0])
+            if parts is None or parts[0].interleaved != joined.interleaved or parts[0].x not in straight:
                 continue
-            x = _halved(graph, first, second)
-            if x is None or x not in straight:
-                continue
-            cos, sin = _other(straight, x), _other(crossed, turned)
-            layers = (first, second, negation, join, layer)
-            return Match(layers, tuple(one.outputs[0] for one in layers[:-1]), {"inputs": (x, cos, sin)})
+            cut = dict.fromkeys(one for part in parts for one in part.layers)
+            cos, sin = _other(straight, parts[0].x), _other(crossed, turned)
+            layers = (*cut, negation, *joined.layers, *views, layer)
+            found = {"inputs": (parts[0].x, cos, sin), "interleaved": joined.interleaved, "outer": outer}
+            return Match(layers, tuple(one.outputs[0] for one in layers[:-1]), found)
     return None
 
 
-def _by_halves(graph: Graph, join: Layer) -> Match | None:
-    """``concat(x1 * cos - x2 * sin, x2 * cos + x1 * sin)``."""
-    if len(join.inputs) != 2 or not _last(graph, join, join.outputs[0]):
+def _by_parts(graph: Graph, join: Layer) -> Match | None:
+    """``join(x1 * cos - x2 * sin, x2 * cos + x1 * sin)``."""
+    joined = _joined(graph, join)
+    if joined is None:
         return None
-    left, right = (graph.producer(name) for name in join.inputs)
+    left, right = (graph.producer(name) for name in joined.parts)
     if left is None or right is None or left is right:
         return None
-    minus, plus = _terms(left, "sub"), _terms(right, "add")
+    if not isinstance(left.op, Pointwise) or not isinstance(right.op, Pointwise):
+        return None
+    minus, plus = _terms(left.op.expression, left, "sub"), _terms(right.op.expression, right, "add")
     if minus is None or plus is None:
         return None
     for a in minus[0]:
@@ -52,18 +79,32 @@ def _by_halves(graph: Graph, join: Layer) -> Match | None:
             sin = _other(minus[1], b)
             if {frozenset(one) for one in plus} != {frozenset((b, cos)), frozenset((a, sin))}:
                 continue
-            first, second = graph.producer(a), graph.producer(b)
-            x = None if first is None or second is None else _halved(graph, first, second)
-            if x is None or first is None or second is None:
+            parts = _parts(graph, a, b)
+            if parts is None or parts[0].interleaved != joined.interleaved:
                 continue
-            layers = (first, second, left, right, join)
-            return Match(layers, tuple(one.outputs[0] for one in layers[:-1]), {"inputs": (x, cos, sin)})
+            cut = dict.fromkeys(one for part in parts for one in part.layers)
+            layers = (*cut, left, right, *joined.layers)
+            found = {"inputs": (parts[0].x, cos, sin), "interleaved": joined.interleaved, "pairs": joined.interleaved}
+            return Match(layers, tuple(one.outputs[0] for one in layers[:-1]), found)
     return None
 
 
-def _terms(layer: Layer, function: str) -> tuple[tuple[str, str], tuple[str, str]] | None:
-    """The tensors of ``a * b`` and ``c * d`` when the layer computes their sum (difference)."""
-    expression = layer.op.expression if isinstance(layer.op, Pointwise) else None
+def _inside(expression: Expression) -> tuple[Expression, Expression]:
+    """The sum within scales and casts that follow it, and these as a function of operand 0."""
+    if isinstance(expression, Convert):
+        inner, outer = _inside(expression.argument)
+        return inner, replace(expression, argument=outer)
+    if isinstance(expression, Apply) and expression.function in ("mul", "div"):
+        for index, argument in enumerate(expression.arguments):
+            if isinstance(expression.arguments[1 - index], Literal):
+                inner, outer = _inside(argument)
+                arguments = tuple(outer if one is argument else one for one in expression.arguments)
+                return inner, replace(expression, arguments=arguments)
+    return expression, Operand(0)
+
+
+def _terms(expression: Expression, layer: Layer, function: str) -> tuple[tuple[str, str], tuple[str, str]] | None:
+    """The tensors of ``a * b`` and ``c * d`` when ``expression``, of the layer's inputs, is their sum (difference)."""
     if not isinstance(expression, Apply) or expression.function != function:
         return None
     first, second = (_product(argument, layer) for argument in expression.arguments)
@@ -83,24 +124,79 @@ def _other(pair: tuple[str, str], name: str) -> str:
     return pair[1] if pair[0] == name else pair[0]
 
 
-def _last(graph: Graph, join: Layer, tensor: str) -> bool:
-    return bool(join.op.axis == len(graph.type(tensor).shape) - 1)
+def _behind_views(graph: Graph, tensor: str) -> tuple[tuple[Layer, ...], Layer | None]:
+    """The plain reshape that makes ``tensor``, if one does, and the layer before it."""
+    layer = graph.producer(tensor)
+    if layer is None or not isinstance(layer.op, Shuffle) or layer.op.first is not None or layer.op.second is not None:
+        return (), layer
+    return (layer,), graph.producer(layer.inputs[0])
 
 
-def _halved(graph: Graph, first: Layer, second: Layer) -> str | None:
-    """The tensor of which ``first`` and ``second`` are the halves of every row."""
-    source = first.inputs[0]
-    if not isinstance(first.op, Slice) or not isinstance(second.op, Slice) or second.inputs[0] != source:
+def _joined(graph: Graph, join: Layer) -> _Joined | None:
+    if not isinstance(join.op, Concatenation) or len(join.inputs) != 2 or join.op.axis != len(graph.type(join.outputs[0]).shape) - 1:
         return None
-    shape = graph.type(source).shape
-    width = shape[-1]
-    if not isinstance(width, int) or width % 2:
-        return None
-    for layer, start in ((first, 0), (second, width // 2)):
-        op = layer.op
-        if op.starts != (*(0,) * (len(shape) - 1), start) or op.sizes != (*shape[:-1], width // 2) or set(op.steps) != {1}:
+    if graph.type(join.inputs[0]).shape[-1] != 1:
+        return _Joined((join.inputs[0], join.inputs[1]), False, (join,))
+    views = [graph.producer(name) for name in join.inputs]
+    sources = []
+    for view, name in zip(views, join.inputs, strict=True):
+        narrow = graph.type(name).shape[:-1]
+        if view is None or _behind_views(graph, name)[0] != (view,) or graph.type(view.inputs[0]).shape != narrow:
             return None
-    return source
+        sources.append(view.inputs[0])
+    return _Joined((sources[0], sources[1]), True, (*(view for view in views if view is not None), join))
+
+
+def _parts(graph: Graph, first: str, second: str) -> tuple[_Part, _Part] | None:
+    """The first and the second part of the rows of one tensor, if that is what the two are."""
+    a, b = _part(graph, first), _part(graph, second)
+    if a is None or b is None or (a.x, a.interleaved, a.number, b.number) != (b.x, b.interleaved, 0, 1):
+        return None
+    return a, b
+
+
+def _part(graph: Graph, tensor: str) -> _Part | None:
+    layer = graph.producer(tensor)
+    if layer is not None and isinstance(layer.op, Slice):
+        found = _slice_part(graph, layer)
+        if found is not None:
+            return found
+    return _column_part(graph, tensor)
+
+
+def _slice_part(graph: Graph, layer: Layer) -> _Part | None:
+    op, shape = layer.op, graph.type(layer.inputs[0]).shape
+    width = shape[-1]
+    if not isinstance(width, int) or width % 2 or op.sizes != (*shape[:-1], width // 2) or any(op.starts[:-1]) or set(op.steps[:-1]) - {1}:
+        return None
+    start, step = op.starts[-1], op.steps[-1]
+    if step == 1 and start in (0, width // 2):
+        return _Part(layer.inputs[0], int(start > 0), False, (layer,))
+    return _Part(layer.inputs[0], start, True, (layer,)) if step == 2 and start in (0, 1) else None
+
+
+def _column_part(graph: Graph, tensor: str) -> _Part | None:
+    """One column of x seen as ``[..., half, 2]``."""
+    views, layer = _behind_views(graph, tensor)
+    if layer is None or not isinstance(layer.op, Slice | Gather):
+        return None
+    pairs = graph.type(layer.inputs[0]).shape
+    number: object = None
+    if pairs[-1] != 2:
+        return None
+    if isinstance(layer.op, Slice):
+        if not any(layer.op.starts[:-1]) and layer.op.sizes == (*pairs[:-1], 1):
+            number = layer.op.starts[-1]
+    elif layer.op.axis == len(pairs) - 1:
+        index = graph.constant(layer.inputs[1])
+        number = int(index.reshape(-1)[0]) % 2 if index is not None and index.size == 1 else None
+    before, _ = _behind_views(graph, layer.inputs[0])
+    if number not in (0, 1) or not before or graph.type(tensor).shape != pairs[:-1]:
+        return None
+    x = before[0].inputs[0]
+    if graph.type(x).shape != (*pairs[:-2], pairs[-2] * 2):
+        return None
+    return _Part(x, number, True, (*before, layer, *views))  # type: ignore[arg-type]
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
@@ -115,7 +211,17 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:
-    return Replacement((Layer("", RotaryEmbedding(), match.found["inputs"], match.layers[-1].outputs),))
+    op, inputs, outputs = RotaryEmbedding(match.found["interleaved"]), match.found["inputs"], match.layers[-1].outputs
+    outer = match.found.get("outer", IDENTITY)
+    if outer != IDENTITY:
+        turned = graph.fresh(f"{outputs[0]}.turned")
+        rest = replace(match.layers[-1], name=f"{match.layers[-1].name} scale", op=Pointwise(outer), inputs=(turned,))
+        return Replacement((Layer("", op, inputs, (turned,)), rest))
+    if not match.found.get("pairs"):
+        return Replacement((Layer("", op, inputs, outputs),))
+    turned = graph.fresh(f"{outputs[0]}.turned")  # what reads the pairs makes rows of them
+    view = Layer(f"{outputs[0]} pairs", Shuffle(reshape=graph.type(outputs[0]).shape), (turned,), outputs)
+    return Replacement((Layer("", op, inputs, (turned,)), view))
 
 
 RULE = Rule("rotary-embedding", __doc__.splitlines()[0], (Pointwise, Concatenation), _match, _rewrite, _check)

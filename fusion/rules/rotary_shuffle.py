@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Attention, RotaryEmbedding, Shuffle
@@ -16,8 +18,20 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     readers = graph.readers(layer.outputs[0])
     if not readers or not all(isinstance(reader.op, Attention) for reader in readers):
         return None
+    before, order = _last_transpose(graph, shuffle)
+    return None if order is None else Match((shuffle, layer), (shuffle.outputs[0],), {"order": order, "before": before})
+
+
+def _last_transpose(graph: Graph, shuffle: Layer) -> tuple[Shuffle | None, tuple[int, ...] | None]:
+    """The transpose that ends a shuffle, and what the shuffle does before it."""
     order = transpose_of(graph.type(shuffle.inputs[0]).shape, shuffle.op)
-    return None if order is None else Match((shuffle, layer), (shuffle.outputs[0],), {"order": order})
+    if order is not None:
+        return None, order
+    op = shuffle.op
+    assert isinstance(op, Shuffle)
+    if op.second is None or op.second == tuple(range(len(op.second))):
+        return None, None
+    return replace(op, second=None), op.second
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
@@ -25,6 +39,8 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     order = match.found["order"]
     if order[-1] != len(order) - 1:
         return Refusal("axes", f"{shuffle.name} moves the last axis")
+    if layer.op.heads:
+        return Refusal("heads", f"{layer.name} takes a part of the heads")
     for name in layer.inputs[1:]:
         shape = _aligned(graph, name, len(order))
         back = [axis for axis in inverse(order) if shape[axis] != 1]
@@ -35,16 +51,22 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:
     shuffle, layer = match.layers
-    back = inverse(match.found["order"])
+    order, before = match.found["order"], match.found["before"]
+    back = inverse(order)
     tables, views = [], []
     for name in layer.inputs[1:]:
         shape = _aligned(graph, name, len(back))
         view = graph.fresh(f"{name}.{layer.name}")
         views.append(Layer(f"{layer.name} {name}", Shuffle(reshape=tuple(shape[axis] for axis in back)), (name,), (view,)))
         tables.append(view)
+    source = shuffle.inputs[0]
+    if before is not None:
+        source = graph.fresh(f"{shuffle.outputs[0]}.rows")
+        views.append(replace(shuffle, op=before, outputs=(source,)))
     middle = graph.fresh(f"{layer.outputs[0]}.before")
-    turned = Layer(layer.name, layer.op, (*shuffle.inputs, *tables), (middle,), layer.origins, (*layer.fusions, RULE.name))
-    return Replacement((*views, turned, Layer(shuffle.name, shuffle.op, (middle,), layer.outputs, shuffle.origins, shuffle.fusions)))
+    turned = Layer(layer.name, layer.op, (source, *tables), (middle,), layer.origins, (*layer.fusions, RULE.name))
+    moved = Layer(f"{shuffle.name} transpose", Shuffle(order), (middle,), layer.outputs, shuffle.origins, shuffle.fusions)
+    return Replacement((*views, turned, moved if before is not None else replace(moved, name=shuffle.name)))
 
 
 def _aligned(graph: Graph, name: str, rank: int) -> tuple:

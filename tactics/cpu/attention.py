@@ -21,8 +21,8 @@ class AttentionRows(Tactic):
     ops = (Attention,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if workload.op.packed:  # type: ignore[attr-defined]
-            return Refusal("q, k and v are packed in one tensor; this tactic reads three")
+        if workload.op.parts:  # type: ignore[attr-defined]
+            return Refusal("q, k and v are parts of other tensors; this tactic reads three")
         if not workload.inputs[0].dtype.is_float:
             return Refusal(
                 f"{workload.inputs[0].dtype.label} queries: attention multiplies floating-point numbers only"
@@ -64,7 +64,10 @@ class AttentionRows(Tactic):
             }
             for _ in range(threads)
         ]
-        late = np.arange(t) > np.arange(s)[:, None] + t - s if op.causal else None
+        ahead = np.arange(t) - np.arange(s)[:, None] - (t - s)
+        late = ahead > 0 if op.causal else None
+        if op.window:
+            late = ahead <= -op.window if late is None else late | (ahead <= -op.window)
         minus = held.type(-np.inf)
 
         def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
@@ -100,6 +103,10 @@ class AttentionRows(Tactic):
                         partial(np.multiply, query, held.type(op.scale), out=query),
                         partial(np.matmul, query, keys.T, out=scores),
                     ]
+                    if op.softcap:
+                        cap = held.type(op.softcap)
+                        job += [partial(np.divide, scores, cap, out=scores), partial(np.tanh, scores, out=scores),
+                                partial(np.multiply, scores, cap, out=scores)]  # fmt: skip
                     if mask is not None:
                         part = mask[i, j, r0:r1]
                         if part.dtype == np.bool_:

@@ -31,6 +31,8 @@ def gather_nd(b: Builder, node: Node) -> Value:
     x, indices = node.input(0), node.input(1)
     if not isinstance(indices.shape[-1], int):
         raise Unsupported(f"indices of shape {indices.shape}: the last dimension must be known")
+    if indices.shape[-1] == 1 and not node.attr("batch_dims", 0):  # one index per row: what an index list becomes in torch's exporter
+        return b.layer(Gather(0), x, b.reshape(indices, indices.shape[:-1], "rows"))
     return b.layer(GatherND(node.attr("batch_dims", 0)), x, indices)
 
 

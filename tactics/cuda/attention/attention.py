@@ -48,23 +48,22 @@ def heads_of(workload: Workload) -> Heads | Refusal:
     """The workload's sizes and strides, or why these kernels cannot take it."""
     op = workload.op
     assert isinstance(op, Attention)
-    if op.packed:
-        stored = [(op.layouts[0], sizes(workload, 0))] * 3
-    else:
-        stored = [(op.layouts[side], sizes(workload, side)) for side in range(3)]
-    stored.append((op.layouts[3], sizes(workload, len(workload.inputs))))
-    shapes = [shape for _, shape in stored]
+    parts = op.stored(workload.inputs)
+    shapes = [tuple(int(dim) for dim in part.type.shape) for part in parts]  # type: ignore[arg-type]
     named, strides = [], []
-    for layout, shape in stored:
+    for layout, shape, whole in (
+        *((part.layout, shape, sizes(workload, part.number)) for part, shape in zip(parts, shapes, strict=True)),
+        (op.layouts[3], sizes(workload, len(workload.inputs)), sizes(workload, len(workload.inputs))),
+    ):
         step, found = 1, {}
-        for axis, size in zip(reversed(layout), reversed(shape), strict=True):
+        for axis, size in zip(reversed(layout), reversed(whole), strict=True):
             found[axis] = step
             step *= size
         named.append(dict(zip(layout, shape, strict=True)))
         strides.append(tuple(found[axis] for axis in AXES))
     q, k, v, _ = named
     if q["h"] % k["h"] or k["h"] != v["h"] or k["s"] != v["s"] or q["d"] != k["d"]:
-        return Refusal(f"shapes {shapes[:3]} do not fit: heads, keys or head sizes differ")
+        return Refusal(f"shapes {shapes} do not fit: heads, keys or head sizes differ")
     mask = 0
     mask_strides: tuple[int, ...] = (0, 0, 0, 0)
     if op.masked:
@@ -85,42 +84,40 @@ def heads_of(workload: Workload) -> Heads | Refusal:
 
 
 def _refuse(workload: Workload, types: tuple[DataType, ...]) -> Refusal | None:
-    if refusal := refuse_types(workload, 1 if workload.op.packed else 3, types):  # type: ignore[attr-defined]
+    op = workload.op
+    assert isinstance(op, Attention)
+    if refusal := refuse_types(workload, op.sources, types):
         return refusal
-    if workload.outputs[0].dtype is not workload.inputs[0].dtype:
+    if workload.outputs[0].dtype is not workload.inputs[0].dtype and not op.wide:
         return Refusal("the output's type differs from the inputs'")
     heads = heads_of(workload)
     if isinstance(heads, Refusal):
         return heads
     if heads.batch > 65535 or heads.heads > 65535 or heads.batch * heads.heads * heads.s_q * heads.s_k == 0:
         return Refusal(f"batch {heads.batch}, {heads.heads} heads, {heads.s_q} queries, {heads.s_k} keys")
-    op = workload.op
-    assert isinstance(op, Attention)
-    for tensor, layout in zip((0,) if op.packed else (0, 1, 2), op.layouts, strict=False):
-        if workload.axis_varies(tensor, layout.index("d")):
+    for part in op.stored(workload.inputs):
+        if workload.axis_varies(part.number, part.layout.index("d")):
             return Refusal("the head size may vary; it is compiled into this kernel")
     return None
 
 
 def _mask_defines(workload: Workload, heads: Heads) -> dict[str, object]:
-    causal = workload.op.causal  # type: ignore[attr-defined]
+    op = workload.op
+    assert isinstance(op, Attention)
     return {
-        "MASK": heads.mask, "CAUSAL": int(causal),
+        "MASK": heads.mask, "CAUSAL": int(op.causal), "WINDOW": op.window or None, "SOFTCAP": f"{op.softcap!r}f" if op.softcap else None,
         "MASK_T": C_TYPES[workload.inputs[-1].dtype] if heads.mask == 1 else None,
     }  # fmt: skip
 
 
 def _operands(workload: Workload, heads: Heads) -> tuple[Argument, ...]:
-    """q, k, v and the mask: parts of a packed input differ by their offset."""
+    """q, k, v and the mask: parts of one input differ by their offset."""
     op = workload.op
     assert isinstance(op, Attention)
+    parts = [Buffer("input", part.number, part.first * strides[1] * part.type.dtype.itemsize)
+             for part, strides in zip(op.stored(workload.inputs), heads.strides, strict=False)]  # fmt: skip
     mask: Argument = Buffer("input", op.arity - 1) if heads.mask else Scalar(0, "u64")
-    if not op.packed:
-        return (Buffer("input", 0), Buffer("input", 1), Buffer("input", 2), mask)
-    inner = op.layouts[0][op.layouts[0].index("t") + 1 :]
-    shape = dict(zip(op.layouts[0], sizes(workload, 0), strict=True))
-    part = math.prod(shape[axis] for axis in inner) * workload.inputs[0].dtype.itemsize
-    return (*(Buffer("input", 0, side * part) for side in range(3)), mask)
+    return (*parts, mask)
 
 
 class MmaAttention(Tactic):
@@ -203,6 +200,7 @@ class MmaAttention(Tactic):
             lengths = [heads.d, heads.d_v]
         kernel = Kernel("attention/mma_attention.cu", "mma_attention", defines(
             IN_T=C_TYPES[workload.inputs[0].dtype], WARPS=warps, ROW_TILES=row_tiles, BLOCK_KV=block_kv, HEAD=head,
+            OUT_T=C_TYPES[workload.outputs[0].dtype], WIDE=1 if workload.op.wide else None,  # type: ignore[attr-defined]
             VEC_IN=vector_bytes(2, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads), **self._mask_layout(workload, heads),
         ))  # fmt: skip
         arguments = (
@@ -223,7 +221,7 @@ class MmaAttention(Tactic):
         if not heads.mask:
             return {}
         rank = len(workload.inputs[-1].shape)
-        one_row = heads.mask_strides[2] == 0 and (rank < 2 or not workload.axis_varies(3, rank - 2))
+        one_row = heads.mask_strides[2] == 0 and (rank < 2 or not workload.axis_varies(len(workload.inputs) - 1, rank - 2))
         pairs = workload.is_static and heads.s_k % 2 == 0 and heads.mask_strides[3] == 1 and all(s % 2 == 0 for s in heads.mask_strides[:3])
         return {"MASK_ROWS": 0 if one_row else 1, "MASK_PAIRS": int(pairs)}
 
@@ -249,7 +247,7 @@ class SimtAttention(Tactic):
         heads = heads_of(workload)
         assert isinstance(heads, Heads)
         kernel = Kernel("attention/simt_attention.cu", "simt_attention", defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], D_PER_LANE=ceil_div(heads.d_v, 32), **_mask_defines(workload, heads),
+            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], D_PER_LANE=ceil_div(heads.d_v, 32), **_mask_defines(workload, heads),
         ))  # fmt: skip
         arguments = (
             *_operands(workload, heads),

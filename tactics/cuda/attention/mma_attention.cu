@@ -14,6 +14,9 @@ constexpr bool KEEP_Q = ROW_TILES * HEAD <= 128;  // q's fragments stay in regis
 #ifndef MASK_PAIRS
 #define MASK_PAIRS 0
 #endif
+#ifndef WINDOW
+#define WINDOW 0
+#endif
 
 struct Strides {  // of batch, head and position, in elements; the head dimension is contiguous
     long long b, h, s;
@@ -31,6 +34,14 @@ __device__ __forceinline__ unsigned pack_pair<__nv_bfloat16>(float low, float hi
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const unsigned*>(&pair);
 }
+
+#ifdef SOFTCAP
+// c * tanh(s / c) in units of log2(e), of a score in these units. tanh by the exponential: 1 - 2 / (e^2x + 1) is right at both ends.
+__device__ __forceinline__ float capped(float score) {
+    constexpr float unit = SOFTCAP * 1.4426950408889634f;
+    return unit - 2.0f * unit / (exp2_fast(score * (2.0f / SOFTCAP)) + 1.0f);
+}
+#endif
 
 // Copies `BLOCK` rows of a matrix with row stride `stride`, the first at `source`; rows from `rows` on and columns from
 // `width` on become zeros.
@@ -50,16 +61,17 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
 //   q, k, v, out: any strides of batch, head and position; head dimension contiguous, d and d_v <= HEAD (32, 64, 96, 128 ...,
 //   a multiple of 32). VEC_IN: alignment in bytes of every row (16, 8, 4, 2).
 //   heads_per_kv query heads share one key/value head. scale_log2 is the scale times log2(e).
+//   SOFTCAP=c (float): c * tanh(score / c) takes the place of a scaled score.
 //   MASK: 0 none; 1 additive of type MASK_T; 2 boolean bytes (true keeps); strides in elements, 0 broadcasts. The scores start
-//   from it, so its loads are under way before the keys have come; needs scale > 0. MASK_ROWS=0: one row serves all queries.
+//   from it, so its loads are under way before the keys have come; needs scale > 0. With SOFTCAP it is added behind. MASK_ROWS=0: one row serves all queries.
 //   MASK_PAIRS=1: neighbouring keys are neighbours in memory, aligned in pairs.
-//   CAUSAL=1 keeps key t <= s + s_k - s_q. Rows without any key give zeros.
+//   CAUSAL=1 keeps key t <= s + s_k - s_q, WINDOW=w key t > s + s_k - s_q - w. Rows without any key give zeros.
 //   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 4 * BLOCK_KV) * HEAD * 2.
 // Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023; the online
 // softmax is Milakov and Gimelshein, 2018. sm_75 (fp16), sm_80+.
 extern "C" __global__ void __launch_bounds__(THREADS)
     mma_attention(const IN_T* __restrict__ q, const IN_T* __restrict__ k, const IN_T* __restrict__ v, const void* __restrict__ mask,
-                  IN_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int d, int d_v, Strides q_stride, Strides k_stride,
+                  OUT_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int d, int d_v, Strides q_stride, Strides k_stride,
                   Strides v_stride, Strides out_stride, Strides mask_stride, int mask_k, float scale_log2) {
     extern __shared__ __align__(128) char memory[];
     const unsigned shared_q = shared_address(memory), shared_k = shared_q + Q_BYTES, shared_v = shared_k + 2 * KV_BYTES;
@@ -67,7 +79,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int q0 = blockIdx.x * BLOCK_Q, head = blockIdx.y, batch = blockIdx.z;
     const int reach = s_k - s_q;  // causal: key t is visible from row s when t <= s + reach
     const int keys = CAUSAL ? max(0, min(s_k, q0 + BLOCK_Q + reach)) : s_k;
-    const int tiles = (keys + BLOCK_KV - 1) / BLOCK_KV;
+    const int first_tile = WINDOW ? max(0, q0 + reach - WINDOW + 1) / BLOCK_KV : 0;
+    const int tiles = max((keys + BLOCK_KV - 1) / BLOCK_KV, first_tile);
     q += batch * q_stride.b + head * q_stride.h + q0 * q_stride.s;
     k += batch * k_stride.b + head / heads_per_kv * k_stride.h;
     v += batch * v_stride.b + head / heads_per_kv * v_stride.h;
@@ -83,9 +96,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     };
     pdl_start();
     load_rows<BLOCK_Q>(shared_q, q, q_stride.s, s_q - q0, d);
-    if (tiles > 0) load_k(0);
+    if (tiles > first_tile) load_k(first_tile);
     copy_async_commit();
-    if (tiles > 0) load_v(0);
+    if (tiles > first_tile) load_v(first_tile);
     copy_async_commit();
 
     float result[ROW_TILES][HEAD / 8][4] = {};
@@ -95,7 +108,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     unsigned fragment_q[KEEP_Q ? ROW_TILES : 1][KEEP_Q ? HEAD / 16 : 1][4];
     const int q_row = warp * ROW_TILES * 16 + lane % 16;
 #if MASK
+#ifdef SOFTCAP
+    const float unscale = 1.4426950408889634f;
+#else
     const float unscale = 1.4426950408889634f / scale_log2;
+#endif
     const long long mask_base = batch * mask_stride.b + head * mask_stride.h;
     auto mask_pair = [&](int row, int key) {  // what the scores of two neighbouring keys start from
         float2 start = make_float2(0.0f, 0.0f);
@@ -129,9 +146,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     };
 #endif
 
-    for (int tile = 0; tile < tiles; ++tile) {
+    for (int tile = first_tile; tile < tiles; ++tile) {
         float score[ROW_TILES][BLOCK_KV / 8][4] = {};
-#if MASK
+#if MASK && !defined(SOFTCAP)
 #pragma unroll
         for (int j = 0; j < BLOCK_KV / 8; ++j) {
             const int key = tile * BLOCK_KV + j * 8 + lane % 4 * 2;
@@ -154,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         copy_async_commit();
 
         const unsigned tile_k = shared_k + tile % 2 * KV_BYTES, tile_v = shared_v + tile % 2 * KV_BYTES;
-        if (KEEP_Q && tile == 0) {
+        if (KEEP_Q && tile == first_tile) {
 #pragma unroll
             for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
@@ -186,7 +203,30 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
         }
 
-        const bool edge = (tile + 1) * BLOCK_KV > s_k || (CAUSAL && (tile + 1) * BLOCK_KV > q0 + reach + 1);
+        const bool edge = (tile + 1) * BLOCK_KV > s_k || (CAUSAL && (tile + 1) * BLOCK_KV > q0 + reach + 1) ||
+                          (WINDOW && tile * BLOCK_KV < q0 + BLOCK_Q + reach - WINDOW);
+#ifdef SOFTCAP
+#pragma unroll
+        for (int j = 0; j < BLOCK_KV / 8; ++j) {
+#if MASK
+            const int key = tile * BLOCK_KV + j * 8 + lane % 4 * 2;
+            const float2 shared_start = mask_pair(MASK_ROWS ? s_q : 0, key);
+#endif
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; ++i)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+#if MASK
+                    const int row = q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
+                    const float2 added = MASK_ROWS ? mask_pair(row, key) : shared_start;
+#else
+                    const float2 added = make_float2(0.0f, 0.0f);
+#endif
+                    score[i][j][half * 2] = capped(score[i][j][half * 2] * scale_log2) + added.x;
+                    score[i][j][half * 2 + 1] = capped(score[i][j][half * 2 + 1] * scale_log2) + added.y;
+                }
+        }
+#endif
 #pragma unroll
         for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
@@ -199,8 +239,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                     for (int e = 0; e < 2; ++e) {
                         float& value = score[i][j][half * 2 + e];
                         const int key = tile * BLOCK_KV + j * 8 + lane % 4 * 2 + e;
+#ifndef SOFTCAP
                         value *= scale_log2;
-                        if (edge && (key >= s_k || (CAUSAL && key > row + reach))) value = -INFINITY;
+#endif
+                        if (edge && (key >= s_k || (CAUSAL && key > row + reach) || (WINDOW && key <= row + reach - WINDOW))) value = -INFINITY;
                         peak = fmaxf(peak, value);
                     }
                 peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 1));
@@ -245,8 +287,27 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
     }
     copy_async_wait<0>();
-    if (tiles == 0) __syncthreads();  // q's own copies are still settling
+    if (tiles == first_tile) __syncthreads();  // q's own copies are still settling
 
+#ifdef WIDE  // the result is float32: quads of lanes store 32 bytes of a row each
+#pragma unroll
+    for (int i = 0; i < ROW_TILES; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float sum = total[i][half];
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
+            const int row = q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
+            if (row >= s_q) continue;
+            float* to = out + (row - q0) * out_stride.s;
+#pragma unroll
+            for (int j = 0; j < HEAD / 8; ++j)
+#pragma unroll
+                for (int e = 0; e < 2; ++e)
+                    if (j * 8 + lane % 4 * 2 + e < d_v) to[j * 8 + lane % 4 * 2 + e] = result[i][j][half * 2 + e] * factor;
+        }
+#else
     // Through this warp's rows of q in shared memory, so that stores are whole 16-byte vectors.
 #pragma unroll
     for (int i = 0; i < ROW_TILES; ++i)
@@ -268,11 +329,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const int row = warp * ROW_TILES * 16 + index / CHUNKS, chunk = index % CHUNKS;
         if (q0 + row >= s_q || chunk * 8 >= d_v) continue;
         const char* from = memory + swizzled<CHUNKS>(row, chunk);
-        IN_T* to = out + row * out_stride.s + chunk * 8;
+        OUT_T* to = out + row * out_stride.s + chunk * 8;
         if constexpr (VEC_IN == 16) {
             *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
         } else {
             for (int e = 0; e < 8 && chunk * 8 + e < d_v; ++e) to[e] = reinterpret_cast<const IN_T*>(from)[e];
         }
     }
+#endif
 }

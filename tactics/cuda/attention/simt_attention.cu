@@ -1,6 +1,10 @@
 // Attention on the ordinary cores: the reference of its family. Plain CUDA C++, any GPU.
 #include "epilogue.cuh"
 
+#ifndef WINDOW
+#define WINDOW 0
+#endif
+
 struct Strides {  // of batch, head, position and head dimension, in elements
     long long b, h, s, d;
 };
@@ -9,11 +13,11 @@ struct Strides {  // of batch, head, position and head dimension, in elements
 // 32, the softmax runs online, then lane e owns output dimensions e, e + 32, ...
 //   Any strides, any lengths; d <= 512 (the row of q is staged in shared memory), d_v <= 32 * D_PER_LANE.
 //   MASK: 0 none; 1 additive of type MASK_T; 2 boolean bytes (true keeps); mask_stride.d is the stride of the key.
-//   CAUSAL=1 keeps key t <= s + s_k - s_q. Rows without any key give zeros.
+//   CAUSAL=1 keeps key t <= s + s_k - s_q, WINDOW=w t > s + s_k - s_q - w. SOFTCAP=c: c * tanh(score / c) before the mask. Rows without any key give zeros.
 //   Grid: x = ceil(s_q / 4), y = heads, z = batch; block 128.
 extern "C" __global__ void __launch_bounds__(128)
     simt_attention(const IN_T* __restrict__ q, const IN_T* __restrict__ k, const IN_T* __restrict__ v, const void* __restrict__ mask,
-                   IN_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int d, int d_v, Strides q_stride, Strides k_stride,
+                   OUT_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int d, int d_v, Strides q_stride, Strides k_stride,
                    Strides v_stride, Strides out_stride, Strides mask_stride, float scale) {
     __shared__ float row_q[4][512];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -27,13 +31,18 @@ extern "C" __global__ void __launch_bounds__(128)
     v += batch * v_stride.b + head / heads_per_kv * v_stride.h;
     const int keys = CAUSAL ? min(s_k, row + 1 + s_k - s_q) : s_k;
 
+    const int oldest = WINDOW ? max(0, row + s_k - s_q - WINDOW + 1) : 0;
+
     float top = -INFINITY, total = 0.0f, sum[D_PER_LANE] = {};
-    for (int first = 0; first < keys; first += 32) {
+    for (int first = oldest; first < keys; first += 32) {
         const int key = first + lane;
         float score = -INFINITY;
         if (key < keys) {
             score = 0.0f;
             for (int e = 0; e < d; ++e) score += row_q[warp][e] * to_float(k[key * k_stride.s + e * k_stride.d]);
+#ifdef SOFTCAP
+            score = SOFTCAP * tanhf(score / SOFTCAP);
+#endif
 #if MASK
             const long long at = batch * mask_stride.b + head * mask_stride.h + row * mask_stride.s + key * mask_stride.d;
 #if MASK == 1
@@ -65,5 +74,5 @@ extern "C" __global__ void __launch_bounds__(128)
     for (int i = 0; i < D_PER_LANE; ++i)
         if (lane + i * 32 < d_v)
             out[batch * out_stride.b + head * out_stride.h + row * out_stride.s + (lane + i * 32) * out_stride.d] =
-                from_float<IN_T>(sum[i] * factor);
+                from_float<OUT_T>(sum[i] * factor);
 }

@@ -141,18 +141,21 @@ struct Strides {
 extern "C" __global__ void __launch_bounds__(THREADS)
     plain_attention(const IN_T* __restrict__ q, const IN_T* __restrict__ k, const IN_T* __restrict__ v, const MASK_T* __restrict__ mask,
                     IN_T* __restrict__ out, SUM* __restrict__ scratch, int heads, int group, int rows, int keys, int depth, int width,
-                    long long k_offset, long long v_offset, SUM scale, const Strides sq, const Strides sk, const Strides sv, const Strides sm,
+                    SUM scale, const Strides sq, const Strides sk, const Strides sv, const Strides sm,
                     const Strides so) {
     pdl_start();
     const long long row = blockIdx.x % rows, head = blockIdx.x / rows % heads, batch = blockIdx.x / rows / heads;
     SUM* scores = scratch + static_cast<long long>(blockIdx.x) * keys;
     q += batch * sq.axis[0] + head * sq.axis[1] + row * sq.axis[2];
-    k += k_offset + batch * sk.axis[0] + head / group * sk.axis[1];
-    v += v_offset + batch * sv.axis[0] + head / group * sv.axis[1];
+    k += batch * sk.axis[0] + head / group * sk.axis[1];
+    v += batch * sv.axis[0] + head / group * sv.axis[1];
     for (int t = threadIdx.x; t < keys; t += THREADS) {
         SUM total = SUM(0);
         for (int d = 0; d < depth; ++d) total += fx::widen(q[d * sq.axis[3]]) * fx::widen(k[t * sk.axis[2] + d * sk.axis[3]]);
         total *= scale;
+#ifdef SOFTCAP
+        total = SUM(SOFTCAP) * fx::tanh(total / SUM(SOFTCAP));
+#endif
 #if MASKED
         const MASK_T given = mask[batch * sm.axis[0] + head * sm.axis[1] + row * sm.axis[2] + t * sm.axis[3]];
 #if MASKED == 2
@@ -163,6 +166,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #endif
 #if CAUSAL
         if (t > row + keys - rows) total = -fx::div(SUM(1), SUM(0));
+#endif
+#ifdef WINDOW
+        if (t <= row + keys - rows - WINDOW) total = -fx::div(SUM(1), SUM(0));
 #endif
         scores[t] = total;
     }

@@ -160,31 +160,30 @@ class PlainAttention(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         op = workload.op
         assert isinstance(op, Attention)
-        return _refusal(workload, 1 if op.packed else 3, (DataType.DOUBLE,))
+        return _refusal(workload, op.sources, (DataType.DOUBLE,))
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op = workload.op
         assert isinstance(op, Attention)
-        parts = [(op.layouts[0], workload.inputs[0])] * 3 if op.packed else list(zip(op.layouts, workload.inputs[:3], strict=False))
-        sizes = [dict(zip(layout, dims(tensor), strict=True)) for layout, tensor in parts]
-        q, k, v = sizes
+        parts = op.stored(workload.inputs)
+        q, k, v = (dict(zip(part.layout, dims(part.type), strict=True)) for part in parts)
         rows, keys = q["s"], k["s"]
         if not count(workload.outputs[0]):
             return Plan(())
-        strides = [self._strides(layout, tensor) for layout, tensor in (*parts, (op.layouts[3], workload.outputs[0]))]
-        part = strides[0].get("t", 0)
+        stored = [(part.layout, workload.inputs[part.number]) for part in parts]
+        strides = [self._strides(layout, tensor) for layout, tensor in (*stored, (op.layouts[3], workload.outputs[0]))]
         mask = workload.inputs[op.arity - 1] if op.masked else workload.inputs[0]
         named = Struct(tuple(Scalar(step, "i64") for step in self._mask_strides(mask) if op.masked) or (Scalar(0, "i64"),) * 4)
         kind = 0 if not op.masked else 2 if mask.dtype is DataType.BOOL else 1
-        names = defines(device, KIND=2, MASKED=kind, MASK_T=storage_type(mask.dtype), CAUSAL=op.causal,
+        extra = {name: value for name, value in (("SOFTCAP", op.softcap), ("WINDOW", op.window)) if value}
+        names = defines(device, KIND=2, MASKED=kind, MASK_T=storage_type(mask.dtype), CAUSAL=op.causal, **extra,
                         **_types(DataType.DOUBLE, DataType.DOUBLE))  # fmt: skip
-        buffers = [A, A, A] if op.packed else [Buffer("input", number) for number in range(3)]
+        buffers = [Buffer("input", part.number, part.first * step["h"] * 8) for part, step in zip(parts, strides, strict=False)]
         fields = [Struct(tuple(Scalar(one[axis], "i64") for axis in "bhsd")) for one in strides]
         blocks = q["b"] * q["h"] * rows
         arguments: tuple[Argument, ...] = (
             *buffers, Buffer("input", op.arity - 1) if op.masked else A, OUT, Buffer("workspace"), Scalar(q["h"]), Scalar(q["h"] // k["h"]),
-            Scalar(rows), Scalar(keys), Scalar(q["d"]), Scalar(v["d"]), Scalar(part, "i64"), Scalar(2 * part, "i64"),
-            Scalar(op.scale, "f64"), *fields[:3], named, fields[3],
+            Scalar(rows), Scalar(keys), Scalar(q["d"]), Scalar(v["d"]), Scalar(op.scale, "f64"), *fields[:3], named, fields[3],
         )  # fmt: skip
         kernel = Kernel(FILE, "plain_attention", names)
         return Plan((launch(kernel, blocks, THREADS, arguments),), max(1, blocks * keys) * 8)

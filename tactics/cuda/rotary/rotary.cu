@@ -1,46 +1,83 @@
-// Rotary position embedding: out = [x1 * cos - x2 * sin, x2 * cos + x1 * sin] for the halves x1, x2 of every row of x.
-// x is [rows, 2 * half]; a thread turns VEC pairs. COS_WIDE=1: a row of cos has one value per element, else one per pair; SIN_WIDE
-// likewise. The place of a row of cos and sin follows from the axes of x before the last, AXES of them, innermost first.
-// VEC divides half. Grid: ceil(rows * half / VEC / THREADS).
+// Rotary position embedding: of every row of x, `width` elements, the first 2 * half turn in pairs (a, b) to (a * cos - b * sin,
+// b * cos + a * sin); the others are copied. INTERLEAVED=1: a pair is two neighbours, else element i of the first and of the second half.
+// A thread has VEC pairs, or 2 * VEC elements that stay. COS_WIDE=1: a row of cos has one value per element, else one per pair; SIN_WIDE
+// likewise. The place of a row of x, cos and sin follows from the axes of the result before the last, AXES of them, innermost first.
+// VEC divides half and the pairs that stay. Grid: ceil(rows * width / 2 / VEC / THREADS).
 #include "division.cuh"
 #include "functions.cuh"
 #include "pdl.cuh"
 
 struct Axes {
     Divider size[AXES];
+    unsigned x_stride[AXES];
     unsigned cos_stride[AXES];
     unsigned sin_stride[AXES];
 };
 
+using WORK = fx::Compute<IN_T>;
+
+// The angles of VEC pairs from `pair` on: what the first and what the second element of each is multiplied with.
+template <bool WIDE>
+__device__ __forceinline__ void angles(WORK (&first)[VEC], WORK (&second)[VEC], const IN_T* row, unsigned pair, unsigned half) {
+    if constexpr (WIDE && INTERLEAVED) {
+        WORK both[2 * VEC];
+        fx::load<2 * VEC>(both, row + 2 * pair);
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) first[i] = both[2 * i], second[i] = both[2 * i + 1];
+    } else {
+        fx::load<VEC>(first, row + pair);
+        fx::load<VEC>(second, row + pair + (WIDE ? half : 0));
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
     rotary_embedding(const IN_T* __restrict__ x, const IN_T* __restrict__ cos, const IN_T* __restrict__ sin, IN_T* __restrict__ out,
-                     unsigned count, unsigned half, const Divider vectors, const Axes axes) {
+                     unsigned count, unsigned half, unsigned width, const Divider vectors, const Axes axes) {
     pdl_start();
     unsigned row = blockIdx.x * THREADS + threadIdx.x;
     if (row >= count) return;
-    const unsigned column = vectors.split(row) * VEC;  // row is the row now
-    const unsigned base = row * 2 * half + column;
-    unsigned c = column, s = column;
+    const unsigned pair = vectors.split(row) * VEC;  // row is the row now
+    IN_T* target = out + row * width;
+    unsigned from = 0, c = 0, s = 0;
 #pragma unroll
     for (int axis = 0; axis < AXES; ++axis) {
         const unsigned index = axis == AXES - 1 ? row : axes.size[axis].split(row);
+        from += index * axes.x_stride[axis];
         c += index * axes.cos_stride[axis];
         s += index * axes.sin_stride[axis];
     }
-    using WORK = fx::Compute<IN_T>;
+    const IN_T* source = x + from;
+    if (PARTIAL && pair >= half) {
+        WORK kept[2 * VEC];
+        fx::load<2 * VEC>(kept, source + 2 * pair);
+        fx::store<2 * VEC>(target + 2 * pair, kept);
+        return;
+    }
     WORK first[VEC], second[VEC], cos1[VEC], cos2[VEC], sin1[VEC], sin2[VEC];
-    fx::load<VEC>(first, x + base);
-    fx::load<VEC>(second, x + base + half);
-    fx::load<VEC>(cos1, cos + c);
-    fx::load<VEC>(cos2, cos + c + (COS_WIDE ? half : 0));
-    fx::load<VEC>(sin1, sin + s);
-    fx::load<VEC>(sin2, sin + s + (SIN_WIDE ? half : 0));
+    if constexpr (INTERLEAVED) {
+        WORK both[2 * VEC];
+        fx::load<2 * VEC>(both, source + 2 * pair);
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) first[i] = both[2 * i], second[i] = both[2 * i + 1];
+    } else {
+        fx::load<VEC>(first, source + pair);
+        fx::load<VEC>(second, source + pair + half);
+    }
+    angles<COS_WIDE>(cos1, cos2, cos + c, pair, half);
+    angles<SIN_WIDE>(sin1, sin2, sin + s, pair, half);
 #pragma unroll
     for (int i = 0; i < VEC; ++i) {
         const WORK a = first[i], b = second[i];
         first[i] = a * cos1[i] - b * sin1[i];
         second[i] = b * cos2[i] + a * sin2[i];
     }
-    fx::store<VEC>(out + base, first);
-    fx::store<VEC>(out + base + half, second);
+    if constexpr (INTERLEAVED) {
+        WORK both[2 * VEC];
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) both[2 * i] = first[i], both[2 * i + 1] = second[i];
+        fx::store<2 * VEC>(target + 2 * pair, both);
+    } else {
+        fx::store<VEC>(target + pair, first);
+        fx::store<VEC>(target + pair + half, second);
+    }
 }

@@ -44,25 +44,38 @@ class Rotary(Tactic):
         return refuse_large(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        widest = vector_width(workload.inputs[0].dtype.itemsize, dims(workload.inputs[0])[-1] // 2)
+        half, width = _pairs(workload)
+        widest = vector_width(workload.inputs[0].dtype.itemsize * (2 if _op(workload).interleaved else 1), half, width // 2 - half)
         return [config(threads=threads, v=v) for v in dict.fromkeys((widest, max(1, widest // 2))) for threads in (128, 256)]
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        chosen, (x, cos, sin) = dict(config), workload.inputs
-        v, threads, (*outer, width) = chosen["v"], chosen["threads"], dims(x)
-        half = width // 2
-        count = prod(outer) * half // v
+        chosen, (x, cos, sin), op = dict(config), workload.inputs, _op(workload)
+        v, threads, outer = chosen["v"], chosen["threads"], dims(workload.outputs[0])[:-1]
+        half, width = _pairs(workload)
+        vectors = width // 2 // v
+        count = prod(outer) * vectors
         if not count and workload.is_static:
             return Plan(())
-        outer = outer or [1]
-        names = defines(device, IN_T=storage_type(x.dtype), VEC=v, THREADS=threads, AXES=len(outer),
-                        COS_WIDE=dims(cos)[-1] == width, SIN_WIDE=dims(sin)[-1] == width)  # fmt: skip
+        outer = outer or (1,)
+        names = defines(device, IN_T=storage_type(x.dtype), VEC=v, THREADS=threads, AXES=len(outer), INTERLEAVED=op.interleaved,
+                        PARTIAL=width > 2 * half, COS_WIDE=dims(cos)[-1] == 2 * half, SIN_WIDE=dims(sin)[-1] == 2 * half)  # fmt: skip
         fields = [field for size in reversed(outer) for field in divider(size)]
-        for table in (cos, sin):
-            fields += [Scalar(stride, "u32") for stride in reversed(_strides(table, len(outer)))]
-        arguments = (Buffer("input"), Buffer("input", 1), Buffer("input", 2), OUT, Scalar(count, "u32"), Scalar(half, "u32"),
-                     Struct(divider(half // v)), Struct(tuple(fields)))  # fmt: skip
+        for tensor in (x, cos, sin):
+            fields += [Scalar(stride, "u32") for stride in reversed(_strides(tensor, len(outer)))]
+        arguments = (Buffer("input"), Buffer("input", 1), Buffer("input", 2), OUT, Scalar(count, "u32"), Scalar(half, "u32"), Scalar(width, "u32"),
+                     Struct(divider(vectors)), Struct(tuple(fields)))  # fmt: skip
         return Plan((launch(Kernel(FILE, "rotary_embedding", names), ceil_div(count, threads), threads, arguments),))
+
+
+def _op(workload: Workload) -> RotaryEmbedding:
+    assert isinstance(workload.op, RotaryEmbedding)
+    return workload.op
+
+
+def _pairs(workload: Workload) -> tuple[int, int]:
+    """Pairs of a row that turn, and the elements of a row."""
+    width = dims(workload.inputs[0])[-1]
+    return (_op(workload).rotated or width) // 2, width
 
 
 def _strides(table: TensorType, axes: int) -> list[int]:

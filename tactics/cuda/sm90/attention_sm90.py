@@ -35,7 +35,10 @@ def _common_refusal(workload: Workload, device: DeviceSpec, head_sizes: tuple[in
     """What both kernels ask."""
     if refusal := _refuse(workload, (DataType.HALF, DataType.BF16)) or refused(device, workload.inputs[0].dtype, True):
         return refusal
-    heads = _heads(workload)
+    heads, op = _heads(workload), workload.op
+    assert isinstance(op, Attention)
+    if op.softcap or op.window or op.wide:
+        return Refusal("scores have a cap or a window, or the result is wider than the inputs; this kernel knows none of these")
     if heads.d != heads.d_v or heads.d not in head_sizes:
         return Refusal(f"head sizes {heads.d} and {heads.d_v}; this kernel takes {' or '.join(map(str, head_sizes))} for both")
     if workload.op.scale <= 0:  # type: ignore[attr-defined]
@@ -108,8 +111,8 @@ class Sm90ShortAttention(Tactic):
             return refusal
         heads, op = _heads(workload), workload.op
         assert isinstance(op, Attention)
-        side = 0 if op.packed else 1
-        if workload.axis_varies(side, op.layouts[side].index("s")):
+        keys = op.stored(workload.inputs)[1]
+        if workload.axis_varies(keys.number, keys.layout.index("s")):
             return Refusal(f"the number of keys may vary; this kernel is compiled for it (up to {SHORT_KEYS})")
         if heads.s_k > SHORT_KEYS:
             return Refusal(f"{heads.s_k} keys; this kernel takes up to {SHORT_KEYS}")

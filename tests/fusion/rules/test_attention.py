@@ -14,8 +14,15 @@ from fusion.network import Network
 from fusion.ops import Attention, Expand, MatrixMultiply, Shuffle, Softmax
 from fusion.passes import FusionOptions, optimize
 from fusion.rewrite import validate
-from fusion.rules import attention, attention_heads, attention_layout
-from fusion.rules._scores import Scores, is_causal, read_scores
+from fusion.rules import (
+    attention,
+    attention_batch,
+    attention_heads,
+    attention_layout,
+    attention_scale,
+    reshape_batch,
+)
+from fusion.rules._scores import Scores, band, read_scores
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, X2, Build, assert_same
 
@@ -100,20 +107,80 @@ def test_a_constant_triangle_is_causal(kind: str) -> None:
 
 def test_an_almost_triangular_mask_is_not_causal() -> None:
     triangle = np.tril(np.ones((S, S), bool))
-    assert is_causal(triangle, "keep")
+    assert band(triangle, "keep") == (True, 0)
     triangle[0, 1] = True
-    assert not is_causal(triangle, "keep")
-    assert not is_causal(np.ones((S, S), bool), "keep")
-    assert not is_causal(np.zeros((S, S)), "add")
+    assert band(triangle, "keep") is None
+    assert band(np.ones((S, S), bool), "keep") is None
+    assert band(np.zeros((S, S)), "add") is None
+    assert band(np.where(np.tril(np.ones((S, S), bool)), 0, -5.0), "add") is None  # -5 hides nothing
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+@pytest.mark.parametrize("keys", [S, S + 3])
+def test_bands_are_windows(window: int, keys: int) -> None:
+    ahead = np.arange(keys) - np.arange(S)[:, None] - (keys - S)
+    band_of_keys = (ahead <= 0) & (ahead > -window)
+    assert band(band_of_keys[None, None], "keep") == (True, window)
+    assert band(np.where(band_of_keys, 0, -np.inf), "add") == (True, window)
+    assert band(ahead > -window, "keep") == (False, window)
+    band_of_keys[1, :] = True
+    assert band(band_of_keys, "keep") is None
+
+
+def test_a_constant_band_needs_no_mask() -> None:
+    build = Build()
+    ahead = np.arange(S) - np.arange(S)[:, None]
+    mask = build.constant("mask", np.where((ahead <= 0) & (ahead > -2), 0, -3e38).astype(np.float32))
+    network = fuse(core(apply("add", X0, X1), mask, build=build), attention.RULE)
+    layer = only(network, Attention)
+    assert (layer.op.causal, layer.op.window, layer.op.masked) == (True, 2, False)
 
 
 def test_scores() -> None:
     assert read_scores(apply("div", apply("mul", X0, lit(3.0)), lit(2.0))) == Scores(1.5)
     assert read_scores(Convert(FLOAT, apply("mul", lit(3.0), X0))) == Scores(3.0)
     assert read_scores(apply("max", apply("add", X0, X1), lit(-3e38))) == Scores(1.0, (("add", X1),))
-    for other in (apply("mul", X0, X1), apply("tanh", X0), apply("mul", apply("add", X0, X1), lit(2.0)),
-                  apply("div", lit(1.0), X0), apply("where", X1, X0, lit(0.0))):  # fmt: skip
+    assert read_scores(apply("mul", apply("tanh", apply("div", X0, lit(50.0))), lit(30.0))) == Scores(0.02, (), 30.0)
+    for other in (apply("mul", X0, X1), apply("div", lit(1.0), X0), apply("where", X1, X0, lit(0.0)),
+                  apply("mul", apply("add", X0, X1), lit(-2.0)), apply("tanh", apply("add", X0, X1)), apply("tanh", apply("tanh", X0))):  # fmt: skip
         assert read_scores(other) is None
+
+
+def test_a_scale_behind_the_mask() -> None:
+    """As Falcon scales scores and ALiBi together."""
+    build = Build()
+    network = fuse(core(apply("mul", apply("add", X0, X1), lit(0.25)), build.input("alibi", H, 1, S), build=build), attention.RULE)
+    assert only(network, Attention).op.scale == 0.25
+    assert "Pointwise" in kinds(network)  # of the mask
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_capped_scores(masked: bool) -> None:
+    build = Build()
+    capped = apply("mul", apply("tanh", apply("div", apply("mul", X0, lit(0.5)), lit(3.0))), lit(3.0))
+    expression = apply("add", capped, X1) if masked else capped
+    network = fuse(core(expression, *([build.input("mask", S, S)] if masked else []), build=build), attention.RULE)
+    layer = only(network, Attention)
+    assert (layer.op.softcap, layer.op.masked) == (3.0, masked)
+    assert layer.op.scale == pytest.approx(0.5)
+
+
+def test_a_bias_and_a_boolean_mask_are_one_mask() -> None:
+    """MPT: ALiBi is added, then positions are filled."""
+    build = Build()
+    bias = build.input("bias", H, 1, S)
+    hidden = build.constant("hidden", np.eye(S, dtype=bool)[::-1])
+    network = fuse(core(apply("where", X2, lit(-3e38), apply("add", X0, X1)), bias, hidden, build=build), attention.RULE)
+    assert only(network, Attention).op.masked
+    assert network.tensors[only(network, Attention).inputs[3]].dtype is FLOAT
+
+
+def test_one_key_head_for_all() -> None:
+    """Falcon: keys and values broadcast against the heads of queries."""
+    build = Build()
+    q, k, v = build.input("q", B, H, S, D), build.input("k", B, 1, S, D), build.input("v", B, 1, S, D)
+    y = build.layer("softmax", Softmax(3), build.layer("scores", MatrixMultiply(transpose_b=True), q, k))
+    assert kinds(fuse(build.network(build.layer("context", MatrixMultiply(), y, v)), attention.RULE)) == ["Attention"]
 
 
 @pytest.mark.parametrize("rank", [2, 3])
@@ -149,7 +216,7 @@ def test_the_guard_against_empty_rows() -> None:
 @pytest.mark.parametrize(
     "network, condition",
     [
-        (lambda: core(apply("tanh", X0)), "scores"),
+        (lambda: core(apply("sigmoid", X0)), "scores"),
         (lambda: core(apply("mul", X0, X1), "g", build=_with_input("g")), "scores"),
         (lambda: _grouped(), "batch"),
         (lambda: _busy(), "network output"),
@@ -320,3 +387,130 @@ def test_interleaved_heads_are_copied() -> None:
 
 def test_different_repetitions_are_copied() -> None:
     assert refused(repeated(2, 3), attention_heads.RULE).condition == "heads"
+
+
+def test_keys_may_be_repeated_behind_any_movement() -> None:
+    """As torch exports ``repeat_kv`` of values that were just transposed: the transpose and the new axis are one movement."""
+    build = Build()
+    q, heads = build.input("q", B, 6, S, D), []
+    for name in "kv":
+        x = build.input(name, B, S, 3, D)
+        y = build.layer(f"{name}_split", Shuffle((0, 2, 1, 3), (B, 3, 1, S, D)), x)
+        y = build.layer(f"{name}_expand", Expand((B, 3, 2, S, D)), y)
+        heads.append(build.layer(f"{name}_join", Shuffle(reshape=(B, 6, S, D)), y))
+    network = fuse(build.network(build.layer("attention", Attention(0.5), q, *heads)), attention_heads.RULE)
+    assert "Expand" not in kinds(network)
+
+
+# --- scales of queries and keys -----------------------------------------------------------------------------------------
+
+
+def scaled(factor: float = 0.5, through: bool = False, function: str = "mul") -> Build:
+    build = Build()
+    q, k, v = (build.input(name, B, H, S, D) for name in "qkv")
+    q = build.pointwise("q_scale", apply(function, X0, lit(factor)), q)
+    if through:
+        k = build.pointwise("k_scale", apply("div", X0, lit(2.0)), build.input("k5", B, H, 1, S, D))
+        k = build.layer("k_view", Shuffle(reshape=(B, H, S, D)), k)
+    build.layer("attention", Attention(0.5), q, k, v)
+    return build
+
+
+def test_scales_of_queries_and_keys_are_the_scale_of_scores() -> None:
+    network = fuse(scaled().network("attention:out"), attention_scale.RULE)
+    assert kinds(network) == ["Attention"]
+    assert only(network, Attention).op.scale == 0.25
+    network = fuse(scaled(through=True).network("attention:out"), attention_scale.RULE)
+    assert kinds(network) == ["Shuffle", "Attention"]
+    assert only(network, Attention).op.scale == 0.125
+
+
+def test_a_scaled_query_that_others_read_is_read_past() -> None:
+    network = fuse(scaled().network("attention:out", "q_scale:out"), attention_scale.RULE)
+    assert only(network, Attention).inputs[0] == "q"
+    assert "Pointwise" in kinds(network)
+
+
+def test_no_scale() -> None:
+    assert refused(scaled(5e-324).network("attention:out"), attention_scale.RULE).condition == "scale"
+    build = Build()
+    q, k, v = (build.input(name, B, H, S, D) for name in "qkv")
+    q = build.pointwise("q_scale", "mul", q, build.input("g", H, 1, 1))
+    assert kinds(fuse(build.network(build.layer("attention", Attention(0.5), q, k, v)), attention_scale.RULE)) == ["Pointwise", "Attention"]
+
+
+# --- heads in the batch -------------------------------------------------------------------------------------------------
+
+
+def folded(mask: tuple[int, ...] = (), alone: bool = False) -> Build:
+    """Heads folded into the batch for products of three axes, as diffusers and older transformers write attention."""
+    build = Build()
+    parts = []
+    for name in "qkv":
+        y = build.layer(f"{name}_heads", Shuffle(None, (B, S, H, D), (0, 2, 1, 3)), build.input(name, B, S, H * D))
+        parts.append(build.layer(f"{name}_fold", Shuffle(reshape=(B * H, S, D)), y))
+    y = build.layer("scores", MatrixMultiply(transpose_b=True), parts[0], parts[1])
+    if mask:
+        y = build.pointwise("masked", "add", y, build.input("mask", *mask))
+    y = build.layer("context", MatrixMultiply(), build.layer("softmax", Softmax(2), y), parts[2])
+    y = build.layer("unfold", Shuffle(None, (B, H, S, D), (0, 2, 1, 3)), y)
+    build.layer("merge", Shuffle(reshape=(B, S, H * D)), y)
+    return build
+
+
+@pytest.mark.parametrize("mask", [(), (B * H, 1, S), (S, S), (1, S, S)])
+def test_heads_in_the_batch_are_heads_again(mask: tuple[int, ...]) -> None:
+    network = folded(mask).network("merge:out")
+    result = optimize(network, FusionOptions(device="cuda")).network
+    validate(result)
+    assert_same(network, result)
+    layer = only(result, Attention)
+    assert layer.op.layouts == ("bshd",) * 4
+    assert all(one.op.first is one.op.second is None for one in result.layers if isinstance(one.op, Shuffle))
+
+
+def test_a_batch_that_is_none_of_heads_stays() -> None:
+    build = Build()
+    q, k, v = (build.input(name, B * H, 1, S, D) for name in "qkv")
+    assert len(fuse(build.network(build.layer("attention", Attention(0.5), q, k, v)), attention_batch.RULE).layers) == 1
+
+
+@pytest.mark.parametrize("count", [B * H, 1, 0])
+def test_masks_of_heads_in_the_batch(count: int) -> None:
+    build = Build()
+    parts = [build.layer(f"{n}_fold", Shuffle(reshape=(B * H, 1, S, D)), build.input(n, B, H, S, D)) for n in "qkv"]
+    mask = build.input("mask", count, 1, 1, S) if count else build.input("mask", S)
+    network = build.network(build.layer("attention", Attention(0.5, masked=True), *parts, mask))
+    network = fuse(network, attention_batch.RULE)
+    assert network.tensors[only(network, Attention).inputs[0]].shape == (B, H, S, D)
+    assert network.tensors[only(network, Attention).inputs[3]].shape == ((B, H, 1, S) if count > 1 else (1, 1, 1, S) if count else (S,))
+
+
+def unfolded(scores: bool = True, batch: int = B * H, operand: tuple[int, ...] = (B * H, 1, S)) -> Build:
+    """Bloom: the products have the heads in the batch, mask and softmax have them apart."""
+    build = Build()
+    q, k, v = build.input("q", batch, S, D), build.input("k", batch, D, S), build.input("v", batch, S, D)
+    y = build.layer("scores", MatrixMultiply(epilogue=apply("add", X0, X1)), q, k, build.input("alibi", *operand))
+    y = build.layer("split", Shuffle(reshape=(B, batch // B, S, S)), y)
+    y = build.layer("softmax", Softmax(3), y)
+    build.layer("context", MatrixMultiply(), build.layer("join", Shuffle(reshape=(batch, S, S)), y), v)
+    return build
+
+
+def test_products_have_the_axes_of_the_softmax() -> None:
+    network = fuse(unfolded().network("context:out"), reshape_batch.RULE)
+    assert all(len(network.tensors[one.outputs[0]].shape) == 4 for one in network.layers if isinstance(one.op, MatrixMultiply))
+    network = fuse(unfolded().network("context:out"), reshape_batch.RULE, attention.RULE)
+    assert kinds(network).count("Attention") == 1
+
+
+def test_products_whose_batch_does_not_split_stay() -> None:
+    build = Build()
+    q, k = build.input("q", B * H, S, D), build.input("k", D, S)
+    y = build.layer("split", Shuffle(reshape=(B, H, S, S)), build.layer("scores", MatrixMultiply(), q, k))
+    assert kinds(fuse(build.network(build.pointwise("no_softmax", "tanh", y)), reshape_batch.RULE)) == ["MatrixMultiply", "Shuffle", "Pointwise"]
+    build = Build()
+    q, k = build.input("q", B * H, S, D), build.input("k", 1, D, S)
+    y = build.layer("scores", MatrixMultiply(), q, k)
+    y = build.layer("split", Shuffle(reshape=(B, 1, H * S, S)), y)  # rows are folded as well
+    assert len(fuse(build.network(build.layer("softmax", Softmax(3), y)), reshape_batch.RULE).layers) == 3

@@ -8,7 +8,7 @@ import pytest
 from fusion.dims import symbol
 from fusion.expression import apply
 from fusion.graph import Limits
-from fusion.ops import Attention, MatrixMultiply, Shuffle
+from fusion.ops import Attention, MatrixMultiply, RotaryEmbedding, Shuffle
 from fusion.rules import packed_attention
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, Build
@@ -55,7 +55,7 @@ def test_three_projections_become_one(layout: str, masked: bool, transpose_b: bo
     network = fuse(build.network(out), packed_attention.RULE, limits=CUDA)
     assert kinds(network) == ["MatrixMultiply", "Shuffle", "Attention"]
     assert only(network, MatrixMultiply).name == "q_proj + k_proj + v_proj"
-    assert only(network, Attention).op.layouts[0] == layout[:2] + "thd"
+    assert only(network, Attention).op.parts == ((0, 0, HEADS), (0, HEADS, HEADS), (0, 2 * HEADS, HEADS))
     assert set(only(network, MatrixMultiply).origins) == {"q_proj", "k_proj", "v_proj"}
 
 
@@ -72,18 +72,65 @@ def test_a_missing_bias_counts_as_zeros() -> None:
 def test_the_batch_may_be_symbolic() -> None:
     build, out = projections(batch=symbol("batch"))
     network = fuse(build.network(out), packed_attention.RULE, limits=CUDA, sizes={"batch": 3})
-    assert only(network, Attention).op.packed
+    assert only(network, Attention).op.parts
 
 
 def test_near_misses() -> None:
     build, out = projections()
     assert refused(build.network(out), packed_attention.RULE).condition == "device"
-    build, out = projections(other=True)
-    assert refused(build.network(out), packed_attention.RULE, limits=CUDA).condition == "inputs"
     build, out = projections(activation=True)
     assert refused(build.network(out), packed_attention.RULE, limits=CUDA).condition == "epilogue"
     build, out = projections("bhsd")
     assert refused(build.network(out), packed_attention.RULE, limits=CUDA).condition == "layout"
+
+
+def test_keys_and_values_of_another_tensor() -> None:
+    build, out = projections(other=True)
+    network = fuse(build.network(out), packed_attention.RULE, limits=CUDA)
+    layer = only(network, Attention)
+    assert layer.op.parts == ((0, 0, HEADS), (1, 0, HEADS), (1, HEADS, HEADS))
+    assert kinds(network).count("MatrixMultiply") == 2
+
+
+def grouped(heads: tuple[int, int, int] = (4, 2, 2), sizes: tuple[int, int, int] = (4, 4, 4), turned: str = "qk", tables: str = "qk",
+            per_head: bool = False) -> Build:  # fmt: skip
+    """Grouped queries, and a rotary embedding of what ``turned`` names (``tables``: by the same angles)."""
+    build = Build()
+    x = build.input("x", BATCH, ROWS, WIDTH)
+    angles = {name: [build.constant(f"{name}.{table}", (ROWS, heads[0] if per_head else 1, 4)) for table in ("cos", "sin")] for name in "qkv"}
+    parts = []
+    for name, count, size in zip("qkv", heads, sizes, strict=True):
+        product = build.layer(f"{name}_proj", MatrixMultiply(), x, build.constant(f"{name}.w", (WIDTH, count * size)))
+        part = build.layer(f"{name}_heads", Shuffle(reshape=(BATCH, ROWS, count, size)), product)
+        if name in turned:
+            part = build.layer(f"{name}_turn", RotaryEmbedding(), part, *angles["q" if name in tables else name])
+        parts.append(part)
+    build.layer("attention", Attention(0.5, layouts=("bshd",) * 4), *parts)
+    return build
+
+
+def test_grouped_queries() -> None:
+    network = fuse(grouped(turned="").network("attention:out"), packed_attention.RULE, limits=CUDA)
+    assert only(network, Attention).op.parts == ((0, 0, 4), (0, 4, 2), (0, 6, 2))
+    assert kinds(network) == ["MatrixMultiply", "Shuffle", "Attention"]
+
+
+def test_a_rotary_embedding_turns_queries_and_keys_of_the_joined_projection() -> None:
+    network = fuse(grouped().network("attention:out"), packed_attention.RULE, limits=CUDA)
+    assert kinds(network) == ["MatrixMultiply", "Shuffle", "RotaryEmbedding", "Attention"]
+    assert only(network, RotaryEmbedding).op.heads == 6
+    assert only(network, Attention).op.parts == ((0, 0, 4), (0, 4, 2), (1, 6, 2))
+
+
+def test_near_misses_of_joined_heads() -> None:
+    for build, condition in (
+        (grouped(turned="q"), "rotary embedding"),
+        (grouped(turned="qkv", tables="qkv"), "rotary embedding"),
+        (grouped(tables="q"), "rotary embedding"),
+        (grouped((2, 2, 2), per_head=True), "rotary embedding"),
+        (grouped((3, 3, 3), sizes=(4, 4, 2), turned=""), "shapes"),
+    ):
+        assert refused(build.network("attention:out"), packed_attention.RULE, limits=CUDA).condition == condition
 
 
 def test_a_projection_that_someone_else_reads_stays() -> None:

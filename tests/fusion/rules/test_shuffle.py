@@ -353,7 +353,7 @@ def test_a_product_that_is_not_cut_in_columns_stays(kind: str) -> None:
     else:
         part = build.layer("part", Slice((0, 0, 0), (BATCH, SEQ, 8), (1, 1, 1)), y)
     miss = refused(build.network(part, *outputs), matmul_split.RULE, sizes=SIZES)
-    assert miss.condition == {"whole": "shared", "output": "network output", "rows": "axes", "inner": "axes"}[kind]
+    assert miss.condition == {"whole": "shared", "output": "network output", "rows": "axes", "inner": "parts"}[kind]
 
 
 # --- shuffle and reduce ----------------------------------------------------------------------------------------------

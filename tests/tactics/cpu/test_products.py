@@ -147,6 +147,7 @@ def test_sizes_other_than_those_it_was_built_for(check):
         op = MatrixMultiply()
         check(op, [values(rng, (batch, rows, 20), np.float32), b], {1}, built=(op, [a, b]))
         whole = values(rng, (batch, 3, rows, 8), np.float32)
+        check(Attention(0.3, causal=True, softcap=0.5, window=4), [whole] * 3)
         check(Attention(0.3), [whole] * 3, built=(Attention(0.3), [values(rng, (1, 3, 90, 8), np.float32)] * 3))
 
 

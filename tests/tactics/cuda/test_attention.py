@@ -21,7 +21,8 @@ SMALL = config(warps=2, row_tiles=1, block_kv=32)
 LIMITS = {"float16": 2e-3, "bfloat16": 1.2e-2, "float32": 1e-5}
 
 
-def attention(b, h, s_q, s_k, d, dtype=DataType.HALF, mask=None, causal=False, layout="bhsd", kv_heads=None, d_v=None, boolean=False):
+def attention(b, h, s_q, s_k, d, dtype=DataType.HALF, mask=None, causal=False, layout="bhsd", kv_heads=None, d_v=None, boolean=False, window=0, softcap=0.0,
+              wide=False):  # fmt: skip
     """(workload, inputs, expected)."""
     generator = np.random.default_rng(5)
     sizes = [(h, s_q, d), (kv_heads or h, s_k, d), (kv_heads or h, s_k, d_v or d)]
@@ -38,7 +39,7 @@ def attention(b, h, s_q, s_k, d, dtype=DataType.HALF, mask=None, causal=False, l
         values[..., -1] = -math.inf
         inputs.append(values.astype(dtype.numpy))
     types = tuple(TensorType(DataType.BOOL if one.dtype == np.bool_ else dtype, one.shape) for one in inputs)
-    op = Attention(d**-0.5, causal, mask is not None, (layout,) * 4)
+    op = Attention(d**-0.5, causal, mask is not None, (layout,) * 4, (), softcap, window, wide)
     return Workload(op, types, op.infer(types)), inputs, op.evaluate(inputs)
 
 
@@ -48,7 +49,7 @@ def run(tactic: Tactic, case, chosen: Config = (), device: DeviceSpec = A100) ->
     assert refusal is None, refusal
     assert chosen in tactic.configs(workload, device)
     (result,) = run_plan(emulated(tactic.plan(workload, chosen, device)), inputs, workload.outputs)
-    close(result, expected[0], f"{tactic.id} {dict(chosen)}", LIMITS)
+    close(result, expected[0], f"{tactic.id} {dict(chosen)}", {**LIMITS, "float32": LIMITS[inputs[0].dtype.name]})
 
 
 CASES = {
@@ -61,6 +62,9 @@ CASES = {
     "boolean odd": dict(sizes=(1, 2, 33, 33, 64), mask=(33, 33), boolean=True),
     "causal, fewer keys than queries": dict(sizes=(1, 2, 50, 33, 64), causal=True),
     "shared key heads": dict(sizes=(1, 4, 20, 65, 64), causal=True, kv_heads=2),
+    "a window": dict(sizes=(1, 2, 50, 90, 64), causal=True, window=20),
+    "a cap and a mask": dict(sizes=(1, 2, 33, 40, 64), softcap=0.7, mask=(1, 2, 33, 40), window=9),
+    "a wide result": dict(sizes=(1, 2, 21, 40, 64), wide=True, layout="bshd"),
     "one query": dict(sizes=(2, 2, 1, 45, 64)),
     "bfloat16": dict(sizes=(1, 2, 33, 40, 64), dtype=DataType.BF16),
 }  # fmt: skip
@@ -70,6 +74,17 @@ CASES = {
 def test_tensor_cores(name: str) -> None:
     case = dict(CASES[name])
     run(MmaAttention(), attention(*case.pop("sizes"), **case), SMALL)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("tactic", "sizes"), [(MmaAttention(), ((2, 21, 8, 64),)), (SimtAttention(), ((2, 21, 4, 64), (2, 37, 4, 64)))])
+def test_parts_of_fewer_inputs(tactic: Tactic, sizes: tuple) -> None:
+    """Queries, keys and values of one projection with grouped heads, and keys and values of one."""
+    parts = ((0, 0, 4), (0, 4, 2), (0, 6, 2)) if len(sizes) == 1 else ((0, 0, 4), (1, 0, 2), (1, 2, 2))
+    op = Attention(0.125, len(sizes) == 1, False, ("bshd",) * 4, parts)
+    generator = np.random.default_rng(1)
+    inputs = [generator.normal(size=size).astype(np.float16) for size in sizes]
+    types = tuple(TensorType(DataType.HALF, size) for size in sizes)
+    run(tactic, (Workload(op, types, op.infer(types)), inputs, op.evaluate(inputs)), SMALL if isinstance(tactic, MmaAttention) else ())
 
 
 @pytest.mark.parametrize(("d", "d_v"), [(33, 33), (64, 24)])
@@ -82,7 +97,7 @@ def test_other_tiles(chosen: Config) -> None:
     run(MmaAttention(), attention(1, 1, 37, 140, 64, mask=(1, 1, 1, 140)), chosen)
 
 
-@pytest.mark.parametrize("name", ["one mask row in pairs", "boolean odd", "shared key heads"])
+@pytest.mark.parametrize("name", ["one mask row in pairs", "boolean odd", "shared key heads", "a cap and a mask"])
 def test_reference(name: str) -> None:
     case = dict(CASES[name])
     run(SimtAttention(), attention(*case.pop("sizes"), **case))  # type: ignore[misc]
@@ -116,3 +131,17 @@ def test_compiles_without_spills(arch: str) -> None:
         for kernel in kernels(MmaAttention().plan(workload, MmaAttention().configs(workload, device)[0], device)):
             resources = compile_cubin(kernel.source(), kernel.defines, arch).resources
             assert resources.spill_stores == 0, (arch, d, mask, resources)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name in CASES if "window" in name or "cap" in name or "wide" in name])
+def test_on_gpu(name: str) -> None:
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    case = dict(CASES[name])
+    workload, inputs, expected = attention(*case.pop("sizes"), **case)  # type: ignore[misc]
+    spec = open_device("0").spec
+    for tactic, chosen in ((MmaAttention(), MmaAttention().configs(workload, spec)[0]), (SimtAttention(), ())):
+        (result,) = run_on_gpu(tactic.plan(workload, chosen, spec), inputs, workload.outputs)
+        close(result, expected[0], tactic.id, {**LIMITS, "float32": LIMITS["float16"]})

@@ -69,12 +69,12 @@ def test_transposed_convolution(last: bool) -> None:
     [
         Attention(0.5, causal=True),
         Attention(0.5, masked=True, layouts=("bshd", "bhsd", "bhsd", "bshd")),
-        Attention(0.5, packed=True, layouts=("bsthd", "", "", "bshd")),
+        Attention(0.5, layouts=("bshd",) * 4, parts=((0, 0, 4), (0, 4, 2), (0, 6, 2)), softcap=1.5, window=2),
     ],
 )
 def test_attention(op: Attention) -> None:
-    if op.packed:
-        return run(PlainAttention(), op, normal(2, 3, 3, 4, 5))
+    if op.parts:
+        return run(PlainAttention(), op, normal(2, 3, 8, 5))
     q = normal(2, 3, 4, 5) if op.layouts[0] == "bshd" else normal(2, 4, 3, 5)
     mask = normal(1, 1, 3, 6, seed=3) > -0.5
     mask[0, 0, 1] = False

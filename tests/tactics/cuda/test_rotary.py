@@ -19,32 +19,39 @@ pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA 
 TACTIC = Rotary()
 
 
-def workload(x: tuple, cos: tuple, sin: tuple, dtype: DataType = DataType.FLOAT, varies: tuple = ()) -> Workload:
+PLAIN = RotaryEmbedding()
+
+
+def workload(x: tuple, cos: tuple, sin: tuple, dtype: DataType = DataType.FLOAT, varies: tuple = (), op: RotaryEmbedding = PLAIN) -> Workload:
     types = tuple(TensorType(dtype, shape) for shape in (x, cos, sin))
-    op = RotaryEmbedding()
     return Workload(op, types, op.infer(types), varies=varies)
 
 
-def run(x: tuple, cos: tuple, sin: tuple, dtype: DataType = DataType.FLOAT, configs: int = 1) -> None:
+def run(x: tuple, cos: tuple, sin: tuple, dtype: DataType = DataType.FLOAT, configs: int = 1, op: RotaryEmbedding = PLAIN) -> None:
     random = np.random.default_rng(0)
     arrays = [random.normal(size=shape).astype(dtype.numpy) for shape in (x, cos, sin)]
-    check(TACTIC, workload(x, cos, sin, dtype), arrays, RotaryEmbedding().evaluate(arrays), configs=configs)
+    check(TACTIC, workload(x, cos, sin, dtype, op=op), arrays, op.evaluate(arrays), configs=configs)
 
 
 @pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF], ids=lambda d: d.value)
 def test_heads(dtype: DataType) -> None:
     run((2, 3, 5, 32), (1, 1, 5, 32), (1, 1, 5, 32), dtype, configs=4)
     run((2, 5, 3, 32), (5, 1, 16), (2, 5, 1, 32), dtype)
+    run((2, 5, 6, 64), (5, 1, 8), (5, 1, 16), dtype, op=RotaryEmbedding(True, 16, 4))
+    run((2, 5, 6, 64), (5, 1, 24), (5, 1, 48), dtype, op=RotaryEmbedding(False, 48))
 
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_shape(data: st.DataObject) -> None:
     outer = data.draw(st.lists(st.integers(1, 5), min_size=3, max_size=3))
-    half = data.draw(st.sampled_from([1, 3, 4]))
-    table = [tuple(data.draw(st.sampled_from([1, size])) for size in outer[data.draw(st.integers(0, 3)) :]) for _ in range(2)]
+    half, rest = data.draw(st.sampled_from([1, 3, 4])), data.draw(st.sampled_from([0, 0, 2, 8]))
+    heads = data.draw(st.integers(0, outer[-1]))
+    op = RotaryEmbedding(data.draw(st.booleans()), 2 * half if rest else 0, heads)
+    turned = [*outer[:-1], heads or outer[-1]]
+    table = [tuple(data.draw(st.sampled_from([1, size])) for size in turned[data.draw(st.integers(0, 3)) :]) for _ in range(2)]
     widths = [data.draw(st.sampled_from([half, 2 * half])) for _ in range(2)]
-    run((*outer, 2 * half), (*table[0], widths[0]), (*table[1], widths[1]))
+    run((*outer, 2 * half + rest), (*table[0], widths[0]), (*table[1], widths[1]), op=op)
 
 
 def test_sizes_that_vary() -> None:

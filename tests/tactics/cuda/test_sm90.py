@@ -406,8 +406,8 @@ def test_the_stem_reads_rows_where_tma_can():
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
-def attention(shapes, layouts=("bhsd",) * 4, dtype=HALF, packed=False, causal=False, scale=0.125, masked=False) -> Workload:
-    op = Attention(scale, causal, masked, layouts, packed)
+def attention(shapes, layouts=("bhsd",) * 4, dtype=HALF, parts=(), causal=False, scale=0.125, masked=False) -> Workload:
+    op = Attention(scale, causal, masked, layouts, parts)
     inputs = tuple(TensorType(dtype, tuple(shape)) for shape in shapes)
     return Workload(op, inputs, op.infer(inputs))
 
@@ -416,13 +416,14 @@ ATTENTIONS = {
     "plain": attention([(2, 3, 200, 64)] * 3),
     "positions first": attention([(2, 200, 3, 64)] * 3, ("bshd",) * 4),
     "shared heads, long keys": attention([(2, 6, 40, 128), (2, 2, 300, 128), (2, 2, 300, 128)]),
-    "packed": attention([(2, 130, 3, 4, 64)], ("bsthd", "", "", "bshd"), packed=True),
+    "packed": attention([(2, 130, 12, 64)], ("bshd",) * 4, parts=((0, 0, 4), (0, 4, 4), (0, 8, 4))),
+    "keys and values packed": attention([(2, 40, 4, 64), (2, 130, 4, 64)], ("bshd",) * 4, parts=((0, 0, 4), (1, 0, 2), (1, 2, 2))),
     "causal": attention([(1, 2, 300, 128)] * 3, causal=True, dtype=DataType.BF16),
 }
 
 
 SHORT_ATTENTIONS = {
-    **{name: ATTENTIONS[name] for name in ("plain", "positions first", "packed")},
+    **{name: ATTENTIONS[name] for name in ("plain", "positions first", "packed", "keys and values packed")},
     "short causal": attention([(1, 2, 77, 128)] * 3, causal=True, dtype=DataType.BF16),
     "narrow heads": attention([(2, 3, 49, 32)] * 3),
     "key padding": attention([(2, 3, 100, 64)] * 3 + [(2, 1, 1, 100)], masked=True),
