@@ -17,7 +17,7 @@ from fusion.dtypes import DataType
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.reference import run
 from runtime.benchmark import BenchmarkOptions, run_benchmark
-from runtime.device import CaptureError, DeviceMemoryError
+from runtime.device import CaptureError, Device, DeviceMemoryError
 from runtime.engine import IDLE, Engine, EngineError, InputRange, LayerPlan, sizes_of
 from runtime.graph import GraphRunner, capture_obstacles, capture_segments, compare_replay, segments_line
 from runtime.heap import Heap
@@ -658,14 +658,26 @@ ROUNDS = """g (float[n, 4] x, bool c, int64 t) => (float[n, 4] y, float[5, n, 4]
 @pytest.mark.parametrize("text", [ROUNDS, FORKED], ids=["rounds", "forked"])
 def test_the_most_memory_of_loops_and_branches_is_enough(text, cpu, tmp_path):
     """In exactly so much memory of the caller's, any sizes and counts in any order; and it is not many times what an inference takes."""
+    _in_the_most_memory(text, cpu, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("text", [ROUNDS, FORKED], ids=["rounds", "forked"])
+def test_the_most_memory_is_enough_on_a_gpu(text, tmp_path):
+    from runtime.devices import open_device
+
+    _in_the_most_memory(text, open_device("0"), tmp_path)
+
+
+def _in_the_most_memory(text: str, device: Device, tmp_path) -> None:
     model = parse(text)
     width, count = (4, "t") if text is ROUNDS else (8, "steps")
     config = BuildConfig(optimization_level=0, min_shapes={"x": (1, width)}, opt_shapes={"x": (8, width)}, max_shapes={"x": (64, width)})
-    engine = made(model, cpu, tmp_path, config)
+    engine = made(model, device, tmp_path, replace(config, tf32=False))
     need = engine.device_memory_size
-    context = engine.create_execution_context_without_device_memory(cpu)
-    context.set_device_memory(cpu.allocate(need))
-    own = engine.create_execution_context(cpu)
+    context = engine.create_execution_context_without_device_memory(device)
+    context.set_device_memory(device.allocate(need))
+    own = engine.create_execution_context(device)
     draw = np.random.default_rng(1)
     for rows, times in ((64, 4), (7, 3), (64, 0), (33, 5), (1, 2), (64, 3)):
         inputs = {"x": draw.standard_normal((rows, width)).astype(np.float32), count: np.array(times), "c": np.array(bool(times % 2))}

@@ -58,3 +58,16 @@ def test_a_build_and_a_run_report_every_stage(tmp_path, capsys):
     assert len(re.findall(r"\[MemUsageStats\] Peak memory usage of the run: CPU [\d.]+ MiB$", out, re.MULTILINE)) == 1
     assert main(["check", str(path), "--monitorMemory"]) == 1
     assert "--monitorMemory: trtcli check may build nothing" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_stages_on_a_gpu(tmp_path, capsys):
+    model = parse_model('<ir_version: 8, opset_import: ["" : 18]> g (float[256, 4096] x) => (float[256, 4096] y) { y = Relu(x) }')
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert main([f"--onnx={path}", "--device=0", "--iterations=1", "--duration=0", "--warmUp=0", "--monitorMemory"]) == 0
+    out = capsys.readouterr().out
+    now = re.findall(r"\[MemUsageChange\] [^:]+: CPU [+-][\d.]+, GPU [+-][\d.]+, now: CPU [\d.]+, GPU ([\d.]+) \(MiB\)", out)
+    assert len(now) == 7 and min(map(float, now)) > 100  # the driver's own memory
+    (peak,) = re.findall(r"Peak memory usage of the run: CPU [\d.]+ MiB, GPU ([\d.]+) MiB", out)
+    assert float(peak) >= 8  # input and output
