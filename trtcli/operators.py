@@ -18,7 +18,7 @@ NARROW = ("float4e2m1", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e
 
 # What an operator does not do, where ONNX would allow it.
 RESTRICTIONS = {
-    "Attention": "forms beyond one plain attention (caches, softcap, windows, scores as output) are composed of several layers",
+    "Attention": "lengths of keys, scores as output, and causal attention over other numbers of keys without a past are composed of several layers",
     "AveragePool": "1 to 3 spatial axes",
     "BatchNormalization": "inference only",
     "Conv": "1 to 3 spatial axes, known window",

@@ -28,6 +28,7 @@ from fusion.ops import (
     MatrixMultiply,
     Padding,
     Range,
+    RotaryEmbedding,
     ScatterElements,
     ShapeValue,
     Softmax,
@@ -167,10 +168,11 @@ def group_query_attention(b: Builder, node: Node) -> tuple[Value, ...]:
     keys, values = (cache.read(one, layout, q.dtype) for cache, one in zip(caches, (keys, values), strict=True))
     cap, sink = node.attr("softcap", 0.0), node.optional(11)
     shown = node.attr("qk_output", 0) if node.wants(3) else 0
-    plain = not cap and sink is None and not node.attr("smooth_softmax", 0) and not shown
+    plain = sink is None and not node.attr("smooth_softmax", 0) and not shown
     mask = _causal_mask(b, node, places, total, lengths, node.optional(10), q.dtype, first_prompt and plain)
     if plain:
-        out = attend(b, node, q, keys, values, layout, mask, mask is None and bool(node.attr("causal", 1)))
+        window = max(0, node.attr("local_window_size", -1)) if mask is None else 0
+        out = attend(b, node, q, keys, values, layout, mask, mask is None and bool(node.attr("causal", 1)), cap, window)
     else:
         assert mask is not None
         out, *scores = _in_parts(b, node, q, keys, values, layout, mask, cap, sink)
@@ -277,46 +279,33 @@ def rotary_embedding(b: Builder, node: Node) -> Value:
 def rotate(b: Builder, x: Value, cos: Value, sin: Value, positions: Value, interleaved: bool, name: str) -> Value:
     """x ``[B, S, H, D]``, pairs of its first ``2 * cos.shape[1]`` elements turned by the angles at ``positions`` ``[B or 1, S]``."""
     half = cos.shape[1]
+    if not isinstance(half, int) or not isinstance(x.shape[3], int):
+        raise Unsupported("the width of heads and cosines must be known")
     batch, steps = positions.shape
     c, s = (
         b.reshape(b.layer(Gather(0), table, positions, suffix=f"{name}_{which}"), (batch, steps, 1, half), f"{name}_{which}_row")
         for table, which in ((cos, "cos"), (sin, "sin"))
     )
-    shape, size = x.shape[:3], 2 * half
-    if interleaved:
-        front = x if x.shape[3] == size else cut(b, x, (0,) * 4, (*shape, size), (1,) * 4, f"{name}_front")
-        pairs = b.reshape(front, (*shape, half, 2), f"{name}_pairs")
-        real, imaginary = (
-            b.reshape(cut(b, pairs, (0, 0, 0, 0, part), (*shape, half, 1), (1,) * 5, f"{name}_part{part}"), (*shape, half), f"{name}_4d{part}")
-            for part in (0, 1)
-        )
-    else:
-        real, imaginary = (cut(b, x, (0, 0, 0, part * half), (*shape, half), (1,) * 4, f"{name}_part{part}") for part in (0, 1))
-    parts = [
-        b.pointwise(call(function, call("mul", X0, X2), call("mul", X1, X3)), real, imaginary, *pair, suffix=f"{name}_{function}")
-        for function, pair in (("sub", (c, s)), ("add", (s, c)))
-    ]
-    if interleaved:
-        columns = [b.reshape(part, (*shape, half, 1), f"{name}_column{index}") for index, part in enumerate(parts)]
-        parts = [b.reshape(b.layer(Concatenation(4), *columns, suffix=f"{name}_joined"), (*shape, size), f"{name}_turned")]
-    if x.shape[3] != size:
-        parts.append(cut(b, x, (0, 0, 0, size), (*shape, x.shape[3] - size), (1,) * 4, f"{name}_rest"))
-    return parts[0] if len(parts) == 1 else b.layer(Concatenation(3), *parts, suffix=f"{name}_rotated")
+    width = 2 * half
+    rotated = 0 if x.shape[3] == width else width
+    return b.layer(RotaryEmbedding(interleaved, rotated), x, c, s, suffix=f"{name}_rotated")
 
 
-def attend(b: Builder, node: Node, q: Value, k: Value, v: Value, layout: str, mask: Value | None, causal: bool) -> Value:
+def attend(
+    b: Builder, node: Node, q: Value, k: Value, v: Value, layout: str, mask: Value | None, causal: bool, cap: float = 0.0, window: int = 0
+) -> Value:
     """Attention of q ``[B, S, H, D]``; k and v stand in ``layout``. The result is ``[B, S, H * D]``."""
     depth = q.shape[3]
     if not isinstance(depth, int):
         raise Unsupported("the head size must be known")
     scale = node.attr("scale", 0.0) or 1.0 / math.sqrt(depth)
-    op = Attention(scale, causal, mask is not None, ("bshd", layout, layout, "bshd"))
+    op = Attention(scale, causal, mask is not None, ("bshd", layout, layout, "bshd"), softcap=cap, window=window)
     out = b.layer(op, q, k, v, *([] if mask is None else [mask]))
     return b.reshape(out, (*out.shape[:2], out.shape[2] * out.shape[3]), "merge")
 
 
 def _in_parts(b: Builder, node: Node, q: Value, k: Value, v: Value, layout: str, mask: Value, cap: float, sink: Value | None) -> tuple[Value, ...]:
-    """Attention with scores capped, ``cap * tanh(scores / cap)``, or with one more score per head (``sink``, or 0) that takes no value.
+    """Attention with scores capped, ``cap * tanh(scores / cap)``, whose scores are an output, or with one more score per head (``sink``, or 0) that takes no value.
     The result, the scores before the softmax, and those behind it."""
     batch, steps, heads, depth = q.shape
     if layout == "bshd":
@@ -395,9 +384,9 @@ def _appended(b: Builder, past: Value, new: Value, places: Value, total: Dim, na
 def _causal_mask(
     b: Builder, node: Node, places: Value, total: Dim, lengths: Value, bias: Value | None, dtype: DataType, first_prompt: bool
 ) -> Value | None:
-    """What a query at ``places`` may see of ``total`` keys, as an additive mask; None when plain causality says it all."""
+    """What a query at ``places`` may see of ``total`` keys, as an additive mask; None when plain causality (and a window) says it all."""
     window, causal = node.attr("local_window_size", -1), bool(node.attr("causal", 1))
-    if first_prompt and bias is None and window < 0 and causal:
+    if first_prompt and bias is None and window != 0 and causal:
         return None
     keys = b.layer(Range(0, 1, total, INT64), suffix="keys")
     batch, steps = places.shape

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.parser import parse_model
+from onnx.reference import ReferenceEvaluator
 
 from fusion.importer import import_onnx
 from fusion.network import Network
@@ -463,7 +464,65 @@ def test_attention() -> None:
     np.testing.assert_allclose(run(network, {"q": q, "k": k, "v": v})["y0"], wanted, 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize("softcap", [0.0, 2.0])  # one layer, and the ONNX function
+def _attention(shapes: dict[str, tuple[int, ...]], **attributes: object) -> None:
+    """One attention layer beside reshapes, transposes and concatenations; results as those of onnx's reference."""
+    inputs = {name: floats(*shape, seed=index) for index, (name, shape) in enumerate(shapes.items())}
+    order = [name if name in inputs else "" for name in ("q", "k", "v", "mask", "past_k", "past_v")]
+    while not order[-1]:
+        order.pop()
+    outputs = ["y"] if "past_k" not in inputs else ["y", "present_k", "present_v"]
+    node = helper.make_node("Attention", order, outputs, "node", **attributes)
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    graph = helper.make_graph([node], "g", infos, [helper.make_empty_tensor_value_info(name) for name in outputs])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)], ir_version=13)
+    network = import_onnx(model)
+    assert {type(layer.op).__name__ for layer in network.layers} <= {"Attention", "Shuffle", "Concatenation"}
+    found = run(network, inputs)
+    for name, wanted in zip(outputs, ReferenceEvaluator(model).run(outputs, inputs), strict=True):
+        np.testing.assert_allclose(found[name], wanted, 1e-4, 1e-5, err_msg=name)
+
+
+def test_attention_with_a_cap_a_window_or_a_past() -> None:
+    whole = dict.fromkeys("qkv", (2, 4, 6, 8))
+    _attention(whole, softcap=0.5)
+    _attention(whole | {"mask": (6, 6)}, softcap=0.5, is_causal=1)
+    _attention(whole, is_causal=1, left_window_size=2)
+    _attention(whole, left_window_size=0, right_window_size=0)
+    _attention(whole, is_causal=1, right_window_size=3)
+    past = dict.fromkeys(("past_k", "past_v"), (2, 2, 3, 8))
+    _attention({"q": (2, 4, 1, 8), "k": (2, 2, 1, 8), "v": (2, 2, 1, 8)} | past)
+    _attention({"q": (2, 5, 32), "k": (2, 5, 16), "v": (2, 5, 16)} | past, is_causal=1, q_num_heads=4, kv_num_heads=2, left_window_size=3)
+
+
+def test_attention_forms_of_the_function_body() -> None:
+    """What one layer does not say goes through ONNX's function."""
+    inputs = {name: floats(1, 2, size, 8, seed=index) for index, (name, size) in enumerate((("q", 3), ("k", 5), ("v", 5)))}
+    for attributes in ({"is_causal": 1}, {"right_window_size": 1}, {"left_window_size": 1}):
+        model = node_model("Attention", inputs, {}, opset=25, dynamic=False, **attributes)
+        network = import_onnx(model)
+        assert "Attention" not in {type(layer.op).__name__ for layer in network.layers}
+        (wanted,) = ReferenceEvaluator(model).run(None, inputs)
+        np.testing.assert_allclose(next(iter(run(network, inputs).values())), wanted, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize("rank", [3, 4])
+@pytest.mark.parametrize("part", [0, 4])
+def test_rotary_embedding(interleaved: int, rank: int, part: int) -> None:
+    x = floats(2, 5, 24) if rank == 3 else floats(2, 3, 5, 8)
+    half = (part or 8) // 2
+    attributes: dict[str, object] = {"interleaved": interleaved, "rotary_embedding_dim": part} | ({"num_heads": 3} if rank == 3 else {})
+    for positions in (None, np.array([[4, 0, 1, 2, 3]] * 2)):
+        tables = [floats(*((2, 5) if positions is None else (7,)), half, seed=seed) for seed in (1, 2)]
+        inputs = {"x": x, "cos": tables[0], "sin": tables[1]} | ({} if positions is None else {"positions": positions})
+        model = node_model("RotaryEmbedding", inputs, {}, opset=23, dynamic=False, **attributes)
+        network = import_onnx(model)
+        assert {type(layer.op).__name__ for layer in network.layers} <= {"RotaryEmbedding", "Shuffle", "Gather"}
+        (wanted,) = ReferenceEvaluator(model).run(None, inputs)
+        np.testing.assert_allclose(next(iter(run(network, inputs).values())), wanted, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
 def test_attention_over_values_and_masks_of_other_types(softcap: float) -> None:
     q, k, v = (floats(1, 2, 4, 8, seed=index, dtype=dtype) for index, dtype in enumerate((np.float16, np.float16, np.float32)))
     inputs = {"q": q, "k": k, "v": v, "mask": np.array([[0, -5, 3, 1]] * 4, np.int32)}
