@@ -175,7 +175,7 @@ class FusionResult:
     Attributes:
         network: the result.
         applied: every fusion, in order.
-        misses: per layer of the result, the rule that came nearest to joining it with a neighbour, and why it did not.
+        misses: per layer of the result, the rules that came near to changing it and why they did not, the nearest first.
         counts: how often each rule was applied.
         warnings: what a user should know (weights that do not fit the chosen precision).
         planar: the network as it was before layouts were chosen, or None where there was nothing to choose.
@@ -183,7 +183,7 @@ class FusionResult:
 
     network: Network
     applied: tuple[Applied, ...] = ()
-    misses: Mapping[str, Miss] = field(default_factory=dict)
+    misses: Mapping[str, tuple[Miss, ...]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     planar: Network | None = None

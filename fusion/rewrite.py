@@ -2,7 +2,8 @@
 
 A :class:`Rule` is data and pure functions. The engine, not the rule, makes sure that a tensor that a rewrite removes has
 no other reader and is no network output; it names the fused layer, merges its origins, infers the new types and keeps
-the fate of every ONNX node. Everything that was refused leaves a :class:`Miss` with its reason.
+the fate of every ONNX node. Everything that was refused leaves a :class:`Miss` with its reason; of a finished network
+:func:`nearest_misses` also asks each rule where it would have matched but for one thing (``Rule.near``).
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class Replacement:
     keep_name: bool = False
 
 
+# What nearly is a rule's pattern, and why it is not; None where only the engine's own conditions (another reader of a tensor
+# between the layers, a network output) stand in the way.
+Near = tuple[Match, Refusal | None]
+
+
 @dataclass(frozen=True)
 class Rule:
     """One fusion rule.
@@ -80,6 +86,8 @@ class Rule:
         check: conditions on values and shapes; None when they hold.
         canonical: it only writes a layer in its usual form, so it is no fusion to report (and cannot be near a miss).
         local: where it does not fit a layer once it never will (it looks at the layer and its inputs' types and values only).
+        near: where ``match`` finds nothing around a layer, what comes near the pattern. Only reports ask, never a pass.
+        near_anchors: operations at which ``near`` is tried; empty for ``anchors``.
     """
 
     name: str
@@ -90,6 +98,8 @@ class Rule:
     check: Callable[[Graph, Match], Refusal | None] = lambda graph, match: None
     canonical: bool = False
     local: bool = False
+    near: Callable[[Graph, Layer], Near | None] | None = None
+    near_anchors: tuple[type[Op], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class Record:
     """What the engine did: filled while rules run."""
 
     applied: list[Applied] = field(default_factory=list)
-    misses: dict[str, tuple[int, Miss]] = field(default_factory=dict)  # per layer: how near, and the miss
+    misses: dict[str, dict[str, tuple[int, Miss]]] = field(default_factory=dict)  # per layer and rule: how near, and the miss
     # By identity of a layer: the layer (kept, so that its identity stays its own), and the local rules that do not fit it.
     settled: dict[int, tuple[Layer, set[str]]] = field(default_factory=dict)
 
@@ -133,11 +143,21 @@ class Record:
         return dict(Counter(item.rule for item in self.applied))
 
     def note(self, match: Match, miss: Miss, nearness: int) -> None:
-        """Keeps ``miss`` for each of its layers unless one as near is known: rules that know more stand before general ones."""
+        """Keeps ``miss`` for each of its layers unless one of the same rule as near is known."""
         for layer in match.layers:
-            known = self.misses.get(layer.name)
-            if known is None or nearness > known[0]:
-                self.misses[layer.name] = (nearness, miss)
+            known = self.misses.setdefault(layer.name, {})
+            if miss.rule not in known or nearness > known[miss.rule][0]:
+                known[miss.rule] = nearness, miss
+
+    def nearest(self, rules: Sequence[Rule] = ()) -> dict[str, tuple[Miss, ...]]:
+        """Per layer its misses, the nearest first; of equally near ones that which would have joined more layers, then that whose
+        rule stands earlier in ``rules``: rules that know more stand before general ones."""
+        order = {rule.name: place for place, rule in enumerate(rules)}
+
+        def key(item: tuple[int, Miss]) -> tuple[int, int, int]:
+            return -item[0], -len(item[1].layers), order.get(item[1].rule, len(order))
+
+        return {layer: tuple(miss for _, miss in sorted(found.values(), key=key)) for layer, found in self.misses.items()}
 
 
 def apply_rules(
@@ -217,7 +237,7 @@ def _attempt(graph: Graph, rule: Rule, match: Match, disabled: frozenset[str], r
         fused = _named(graph, rule, match, replacement)
         touched = graph.replace(match.layers, fused, replacement.constants, replacement.aliases, replacement.fate)
     except ShapeError as error:
-        _note(record, rule, match, Refusal("types", str(error)), 1)
+        _note(record, rule, match, Refusal("types", str(error)), _CONDITION)
         return None
     if not rule.canonical:
         names = tuple(item.name for item in match.layers)
@@ -226,19 +246,23 @@ def _attempt(graph: Graph, rule: Rule, match: Match, disabled: frozenset[str], r
     return touched
 
 
+# How near a rule came: to its pattern, to its own conditions, to the engine's (no other readers), to nothing but a switch.
+_PATTERN, _CONDITION, _READERS, _SWITCH = range(4)
+
+
 def _judge(graph: Graph, rule: Rule, match: Match, disabled: frozenset[str], record: Record) -> Replacement | None:
     """The replacement, or None after noting why there is none."""
     refusal = rule.check(graph, match)
-    nearness = 1
+    nearness = _CONDITION
     if refusal is None:
-        refusal, nearness = _shared(graph, match), 2
+        refusal, nearness = _shared(graph, match), _READERS
     if refusal is None and is_disabled(rule.name, match.layers, disabled):
-        refusal, nearness = Refusal("disabled", f"switched off by --disableFusion={rule.name}"), 3
+        refusal, nearness = Refusal("disabled", f"switched off by --disableFusion={rule.name}"), _SWITCH
     if refusal is None:
         made = rule.rewrite(graph, match)
         if isinstance(made, Replacement):
             return made
-        refusal, nearness = made, 1
+        refusal, nearness = made, _CONDITION
     _note(record, rule, match, refusal, nearness)
     return None
 
@@ -249,18 +273,35 @@ def _note(record: Record, rule: Rule, match: Match, refusal: Refusal, nearness: 
         record.note(match, Miss(rule.name, names, refusal.condition, refusal.detail, match.vanishing), nearness)
 
 
-def nearest_misses(graph: Graph, rules: Sequence[Rule], disabled: Iterable[str] = ()) -> dict[str, Miss]:
-    """Per layer the rule that comes nearest to joining it with another one, and why it does not; nothing is changed."""
+def nearest_misses(graph: Graph, rules: Sequence[Rule], disabled: Iterable[str] = ()) -> dict[str, tuple[Miss, ...]]:
+    """Per layer the rules that nearly apply to it and why they do not, the nearest first; nothing is changed."""
     record = Record()
     switched_off = frozenset(disabled)
+    by_op: dict[type[Op], dict[str, Rule]] = {}
+    for rule in rules:
+        for anchor in (*rule.anchors, *rule.near_anchors) if not rule.canonical else ():
+            by_op.setdefault(anchor, {})[rule.name] = rule
     for layer in graph.ordered():
-        for rule in rules:
-            if rule.canonical or type(layer.op) not in rule.anchors:
-                continue
-            match = rule.match(graph, layer)
+        for rule in by_op.get(type(layer.op), {}).values():
+            match = rule.match(graph, layer) if type(layer.op) in rule.anchors else None
             if match is not None:
                 _judge(graph, rule, match, switched_off, record)
-    return {name: miss for name, (_, miss) in record.misses.items()}
+            elif rule.near is not None and type(layer.op) in (rule.near_anchors or rule.anchors):
+                _note_near(graph, rule, layer, record)
+    return record.nearest(rules)
+
+
+def _note_near(graph: Graph, rule: Rule, layer: Layer, record: Record) -> None:
+    assert rule.near is not None
+    found = rule.near(graph, layer)
+    if found is None:
+        return
+    match, refusal = found
+    shared = None if refusal is not None else _shared(graph, match)
+    if refusal is not None:
+        _note(record, rule, match, refusal, _PATTERN)
+    elif shared is not None:
+        _note(record, rule, match, shared, _READERS)
 
 
 def is_disabled(rule: str, layers: Sequence[Layer], disabled: frozenset[str]) -> bool:

@@ -351,16 +351,19 @@ def view_layers(network: Network, host: Collection[int] = ()) -> frozenset[str]:
     return share_memory(network, host).views
 
 
-def missed_views(network: Network, sharing: Sharing | None = None) -> dict[str, Miss]:
-    """Per concatenation and slice that moves bytes, why it is no view."""
+def with_missed_views(
+    misses: Mapping[str, Sequence[Miss]], network: Network, sharing: Sharing | None = None
+) -> dict[str, tuple[Miss, ...]]:
+    """``misses`` per layer, led by why a concatenation or slice that moves bytes is no view."""
     refusals = (sharing or share_memory(network)).refusals
     producers = network.producers()
-    found = {}
+    found = {name: tuple(one) for name, one in misses.items()}
     for layer in network.layers:
         if layer.name in refusals:
             makers = dict.fromkeys(producers[name].name for name in layer.inputs if name in producers)
             rule, condition, detail = refusals[layer.name]
-            found[layer.name] = Miss(rule, (*makers, layer.name), condition, detail, layer.outputs)
+            miss = Miss(rule, (*makers, layer.name), condition, detail, layer.outputs)
+            found[layer.name] = (miss, *found.get(layer.name, ()))
     return found
 
 

@@ -20,7 +20,7 @@ from runtime.cpu import CpuDevice
 from runtime.device import Device
 from runtime.devices import open_device
 from runtime.engine import Engine
-from runtime.views import VIEW, Sharing, intermediate_bytes, missed_views, share_memory
+from runtime.views import VIEW, Sharing, intermediate_bytes, share_memory, with_missed_views
 from runtime.workloads import workload_of
 from tests.catalogue import Row, model
 from tests.harness.fiber import available
@@ -118,7 +118,7 @@ def test_one_part_is_copied_where_it_must_be(name):
     assert len(parts) == copies
     changed = copy_parts(network, parts)
     validate(changed)
-    (missed,) = missed_views(network, on_a_gpu(network)).values()
+    ((missed,),) = with_missed_views({}, network, on_a_gpu(network)).values()
     assert (missed.rule, missed.condition) == ("concatenation-view", "two places")
     assert len(moving(changed, on_a_gpu(changed))) == 1 - copies
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusion.dtypes import DataType
-from fusion.expression import FUNCTIONS, Apply
+from fusion.expression import FUNCTIONS, Apply, Operand
 from fusion.graph import Graph
 from fusion.network import Layer, Op
-from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply
-from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._expressions import fits_epilogue, pointwise_reader, with_epilogue
+from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply, Pointwise
+from fusion.ops.epilogue import IDENTITY
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
+from fusion.rules._expressions import fits_epilogue, pointwise_reader, subtrees, with_epilogue
 
 PRODUCTS = (Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply)
 
@@ -49,6 +50,18 @@ def rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     """The layer with a larger epilogue."""
     fused = with_epilogue(graph, *match.layers)
     return fused if isinstance(fused, Refusal) else Replacement((fused,))
+
+
+def near_logarithm(graph: Graph, layer: Layer) -> Near | None:
+    """The logarithm of the result of ``layer``, beside other uses of it in the epilogue, or in a layer that did not join."""
+    if Apply("log", (Operand(0),)) in set(subtrees(layer.op.epilogue)):
+        return Match((layer,)), Refusal("operands", f"{layer.name} also uses its result without the logarithm")
+    for reader in graph.readers(layer.outputs[0]) if layer.op.epilogue == IDENTITY else ():
+        if isinstance(reader.op, Pointwise):
+            logarithm = Apply("log", (Operand(reader.inputs.index(layer.outputs[0])),))
+            if logarithm in set(subtrees(reader.op.expression)):
+                return Match((layer, reader), layer.outputs), fits_epilogue(graph, layer, reader)
+    return None
 
 
 def is_activation(reader: Layer) -> bool:

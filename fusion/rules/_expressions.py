@@ -57,6 +57,12 @@ def swap(expression: Expression, old: Expression, new: Expression) -> Expression
     return expression
 
 
+def without_logarithm(expression: Expression) -> Expression | None:
+    """``expression`` with operand 0 in place of its logarithm; None where it reads operand 0 otherwise, or not at all."""
+    rest = swap(expression, Apply("log", (Operand(0),)), Operand(-1))
+    return None if rest == expression or 0 in operands(rest) else substitute(rest, {-1: Operand(0)})
+
+
 def number(expression: Expression, names: Sequence[str], fixed: int = 0) -> tuple[Expression, tuple[str, ...]]:
     """``expression`` over ``names`` with unused names dropped, each name once, numbered in the order of reading.
 

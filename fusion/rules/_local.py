@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from fusion.dtypes import DataType
-from fusion.expression import Apply, Convert, Expression, type_of
+from fusion.expression import Apply, Convert, Expression, functions, size, type_of
 from fusion.graph import Graph
 from fusion.network import Layer, Op
 from fusion.ops import (
@@ -23,8 +23,8 @@ from fusion.ops import (
     Softmax,
 )
 from fusion.ops.epilogue import IDENTITY, product_type
-from fusion.rewrite import Match, Replacement, Rule
-from fusion.rules._expressions import number
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
+from fusion.rules._expressions import join, number
 
 EXPRESSION_OPS: tuple[type[Op], ...] = (
     Pointwise, Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply, Normalization, GroupNormalization, Pooling, Reduce, Softmax,
@@ -32,12 +32,24 @@ EXPRESSION_OPS: tuple[type[Op], ...] = (
 
 # From an expression and the types of its operands to a better expression, or the same.
 Improve = Callable[[Expression, tuple[DataType, ...]], Expression]
+# From the same to why an expression that was not improved nearly is what the rule looks for, or None.
+Nearly = Callable[[Expression, tuple[DataType, ...]], Refusal | None]
+
+# Groups of functions of which a pattern has one each.
+Pieces = tuple[frozenset[str], ...]
+
+_LAYERS, _FUNCTIONS = 4, 24  # over how many layers, and of how many functions, a pattern is looked for that is not in one
 
 
-def expression_rule(name: str, equation: str, improve: Improve, canonical: bool = False) -> Rule:
-    """The rule that replaces expressions, prologues and epilogues by ``improve`` of them."""
+def expression_rule(
+    name: str, equation: str, improve: Improve, canonical: bool = False, pieces: Pieces = (), nearly: Nearly = lambda expression, types: None
+) -> Rule:
+    """The rule that replaces expressions, prologues and epilogues by ``improve`` of them.
+
+    It comes near where a pattern of these ``pieces`` stands in several layers that could not be joined, and where ``nearly`` says so."""
 
     remembered = lru_cache(maxsize=4096)(improve)  # networks repeat the same few expressions hundreds of times
+    near_remembered = lru_cache(maxsize=4096)(nearly)
 
     def match(graph: Graph, layer: Layer) -> Match | None:
         changed = improved(graph, layer, remembered)
@@ -46,7 +58,55 @@ def expression_rule(name: str, equation: str, improve: Improve, canonical: bool 
     def rewrite(graph: Graph, match: Match) -> Replacement:
         return Replacement((match.found["layer"],), keep_name=True)
 
-    return Rule(name, equation, EXPRESSION_OPS, match, rewrite, canonical=canonical, local=True)
+    def near(graph: Graph, layer: Layer) -> Near | None:
+        apart = _apart(graph, layer, remembered, pieces) if pieces else None
+        if apart is not None:
+            return apart, None
+        found = (near_remembered(*one) for one in _expressions(graph, layer))
+        refusal = next((one for one in found if one is not None), None)
+        return None if refusal is None else (Match((layer,)), refusal)
+
+    return Rule(name, equation, EXPRESSION_OPS, match, rewrite, canonical=canonical, local=True, near=near)
+
+
+def _apart(graph: Graph, layer: Layer, improve: Improve, pieces: Pieces) -> Match | None:
+    """``layer`` and the pointwise layers before it which, were they one, ``improve`` would change."""
+    if not isinstance(layer.op, Pointwise):
+        return None
+    layers = [layer]
+    for one in layers:  # which grows
+        makers = (graph.producer(name) for name in one.inputs)
+        layers += [maker for maker in makers if maker is not None and isinstance(maker.op, Pointwise) and maker not in layers]
+        if len(layers) >= _LAYERS:
+            break
+    if len(layers) == 1 or not all(any(group & _names(one.op.expression) for one in layers) for group in pieces):
+        return None
+    expression, names = layer.op.expression, layer.inputs
+    layers[1:] = sorted(layers[1:_LAYERS], key=graph.position, reverse=True)  # readers before makers
+    for count, maker in enumerate(layers[1:], 2):
+        if size(expression) + size(maker.op.expression) > _FUNCTIONS:
+            return None
+        expression, names = number(*join(expression, names, maker.outputs[0], maker.op.expression, maker.inputs))
+        if improve(expression, tuple(kind.dtype for kind in graph.types(names))) != expression:
+            return Match(tuple(reversed(layers[:count])), tuple(one.outputs[0] for one in layers[1:count]))
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _names(expression: Expression) -> frozenset[str]:
+    return frozenset(functions(expression))
+
+
+def _expressions(graph: Graph, layer: Layer) -> list[tuple[Expression, tuple[DataType, ...]]]:
+    """The expressions of ``layer`` that compute something, each with the types of its operands."""
+    op, types = layer.op, [kind.dtype for kind in graph.types(layer.inputs)]
+    if isinstance(op, Pointwise):
+        return [(op.expression, tuple(types))]
+    prologue = getattr(op, "prologue", IDENTITY)
+    result = type_of(prologue, types[:1])
+    result = product_type(result) if isinstance(op, Convolution | Deconvolution | MatrixMultiply) else result
+    found = [(prologue, tuple(types[:1])), (op.epilogue, (result, *types[op.arity :]))]
+    return [one for one in found if one[0] != IDENTITY]
 
 
 def improved(graph: Graph, layer: Layer, improve: Improve) -> Layer | None:

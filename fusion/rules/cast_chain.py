@@ -37,4 +37,4 @@ def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:
     return bottom_up(expression, step)
 
 
-RULE = expression_rule("cast-chain", __doc__.splitlines()[0], _improve)
+RULE = expression_rule("cast-chain", __doc__.splitlines()[0], _improve, pieces=(frozenset({"cast"}),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Concatenation
-from fusion.rewrite import Match, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -33,4 +33,14 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((Layer("", layer.op, inputs, layer.outputs),), keep_name=True)
 
 
-RULE = Rule("concatenation-part", __doc__.splitlines()[0], (Concatenation,), _match, _rewrite)
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    """The parts of another concatenation, in another order or apart."""
+    for tensor in dict.fromkeys(layer.inputs):
+        for other in graph.readers(tensor):
+            if other.op == layer.op and 1 < len(other.inputs) < len(layer.inputs) and set(other.inputs) <= set(layer.inputs):
+                parts = f"{other.name} joins {', '.join(other.inputs)}, {layer.name} joins {', '.join(layer.inputs)}"
+                return Match((other, layer)), Refusal("sequence", f"{parts}: the few do not follow each other in the many")
+    return None
+
+
+RULE = Rule("concatenation-part", __doc__.splitlines()[0], (Concatenation,), _match, _rewrite, near=_near)

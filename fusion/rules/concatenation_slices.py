@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from fusion.dims import Dim
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Concatenation, Slice
-from fusion.rewrite import Match, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -50,4 +52,19 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((*new, Layer("", layer.op, inputs, layer.outputs)), keep_name=True)
 
 
-RULE = Rule("concatenation-slices", __doc__.splitlines()[0], (Concatenation,), _match, _rewrite)
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    """Two slices of one tensor, side by side, that are no neighbours in it."""
+    for first, second in pairwise(layer.inputs):
+        makers = [one for one in (graph.producer(first), graph.producer(second)) if one is not None and isinstance(one.op, Slice)]
+        if len(makers) < 2 or makers[0].inputs[0] != makers[1].inputs[0]:
+            continue
+        source, a, b = makers[0].inputs[0], _cut(graph, first, layer.op.axis), _cut(graph, second, layer.op.axis)
+        if a is None or b is None:
+            refusal = Refusal("cut", f"{first} and {second} are cut out of {source} in steps, or along other axes than {layer.op.axis}")
+        else:
+            refusal = Refusal("sequence", f"{first} is {source} from {a[1]} to {a[2]}, {second} from {b[1]} to {b[2]}")
+        return Match((*dict.fromkeys(makers), layer)), refusal
+    return None
+
+
+RULE = Rule("concatenation-slices", __doc__.splitlines()[0], (Concatenation,), _match, _rewrite, near=_near)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fusion.graph import Graph
 from fusion.network import Layer, ShapeError
 from fusion.ops import Attention, Expand, Pointwise
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 from fusion.rules._local import EXPRESSION_OPS
 
 
@@ -27,6 +27,8 @@ def _broadcast_inputs(layer: Layer) -> range:
     """The inputs that broadcast against the others or the result."""
     if isinstance(layer.op, Attention):
         return range(layer.op.arity - 1, layer.op.arity) if layer.op.masked else range(0)
+    if not isinstance(layer.op, EXPRESSION_OPS):
+        return range(0)
     return range(0 if isinstance(layer.op, Pointwise) else layer.op.arity, len(layer.inputs))
 
 
@@ -47,4 +49,17 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((replace(match.layers[-1], name="", inputs=match.found["inputs"]),), keep_name=len(match.layers) == 1)
 
 
-RULE = Rule("expand-operand", __doc__.splitlines()[0], (*EXPRESSION_OPS, Attention), _match, _rewrite, _check)
+def _near(graph: Graph, expand: Layer) -> Near | None:
+    """Someone reads what is expanded as it is."""
+    (tensor,) = expand.outputs
+    for reader in graph.readers(tensor):
+        if not any(reader.inputs[index] == tensor for index in _broadcast_inputs(reader)):
+            return Match((expand, reader), (tensor,)), Refusal(
+                "reader", f"{reader.name} reads all of {tensor}; pointwise layers, epilogues and the masks of attention broadcast"
+            )
+    return None
+
+
+RULE = Rule(
+    "expand-operand", __doc__.splitlines()[0], (*EXPRESSION_OPS, Attention), _match, _rewrite, _check, near=_near, near_anchors=(Expand,)
+)

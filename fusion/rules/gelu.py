@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fusion.dtypes import DataType
 from fusion.expression import FUNCTIONS, Expression
 from fusion.rules._local import expression_rule
-from fusion.rules._recognise import Idiom, fixed, recognise
+from fusion.rules._recognise import Idiom, fixed, nearly, recognise
 
 _ERF = Idiom((frozenset({"erf"}), frozenset({"mul", "div"})), fixed("gelu", FUNCTIONS["gelu"].numpy), least=4)
 _TANH = Idiom(
@@ -19,4 +19,10 @@ def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:
     return recognise(recognise(expression, types, _ERF), types, _TANH)
 
 
-RULE = expression_rule("gelu", __doc__.splitlines()[0], _improve)
+RULE = expression_rule(
+    "gelu",
+    __doc__.splitlines()[0],
+    _improve,
+    pieces=(frozenset({"erf", "tanh"}), frozenset({"mul", "div"})),
+    nearly=lambda expression, types: nearly("gelu", expression, types, _ERF, _TANH),
+)

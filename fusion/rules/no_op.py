@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from fusion.dims import is_static
-from fusion.expression import Operand
+from fusion.expression import Apply, Expression, Literal, Operand, text
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Concatenation, Expand, Padding, Pointwise, Resize, Shuffle, Slice, Tile
-from fusion.rewrite import Match, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
+from fusion.rules._expressions import show
+from fusion.rules._shuffles import transpose_of
 
 
 def _does_nothing(graph: Graph, layer: Layer) -> bool:
@@ -54,6 +56,36 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement(aliases={layer.outputs[0]: layer.inputs[0]}, fate="no-op")
 
 
+_SCALES = frozenset({"add", "sub", "mul", "div", "pow", "square", "neg", "reciprocal", "sqrt", "rsqrt"})
+
+
+def _is_scale(expression: Expression) -> bool:
+    """Whether ``expression`` only scales, shifts and raises operand 0."""
+    if isinstance(expression, Apply):
+        return expression.function in _SCALES and all(map(_is_scale, expression.arguments))
+    return expression == Operand(0) or isinstance(expression, Literal)
+
+
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    """What keeps the shape but not the values."""
+    op, shape = layer.op, graph.type(layer.inputs[0]).shape if layer.inputs else ()
+    if not layer.inputs or shape != graph.type(layer.outputs[0]).shape:
+        return None
+    found = ""
+    if isinstance(op, Pointwise) and len(layer.inputs) == 1 and _is_scale(op.expression):
+        found = f"it makes {text(op.expression, ['x'])} of x; only x + 0, x * 1 and x ** 1 do nothing"
+    elif isinstance(op, Shuffle):
+        moved = transpose_of(shape, op)
+        found = f"it moves elements of {show(shape)}" + (f": axes are read in the order {', '.join(map(str, moved))}" if moved else "")
+    elif isinstance(op, Slice):
+        found = f"it reads {show(shape)} in steps of {', '.join(map(str, op.steps))}"
+    elif isinstance(op, Padding):
+        found = f"it adds {', '.join(map(str, op.pre))} before and {', '.join(map(str, op.post))} behind the axes of {show(shape)}"
+    elif isinstance(op, Resize):
+        found = f"it moves samples: scales {', '.join(map(str, op.scales))}, coordinates {op.coordinates}"
+    return (Match((layer,)), Refusal("values", found)) if found else None
+
+
 RULE = Rule(
     "no-op",
     __doc__.splitlines()[0],
@@ -61,4 +93,5 @@ RULE = Rule(
     _match,
     _rewrite,
     local=True,
+    near=_near,
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fusion.graph import Graph
 from fusion.network import Layer
-from fusion.ops import Expand, Pointwise
-from fusion.rewrite import Match, Replacement, Rule
+from fusion.ops import Expand, Pointwise, Reduce, Softmax
+from fusion.ops.epilogue import IDENTITY
+from fusion.rewrite import Match, Near, Replacement, Rule
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -26,4 +27,12 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     )
 
 
-RULE = Rule("pointwise-expand", __doc__.splitlines()[0], (Pointwise,), _match, _rewrite)
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    """The function became a prologue, because others read what is expanded."""
+    expand = graph.producer(layer.inputs[0])
+    if layer.op.prologue == IDENTITY or expand is None or not isinstance(expand.op, Expand):
+        return None
+    return Match((expand, layer), expand.outputs), None
+
+
+RULE = Rule("pointwise-expand", __doc__.splitlines()[0], (Pointwise,), _match, _rewrite, near=_near, near_anchors=(Reduce, Softmax))

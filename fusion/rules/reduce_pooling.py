@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from fusion.expression import text
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Pooling, Reduce
 from fusion.ops.epilogue import IDENTITY
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 from fusion.rules._expressions import show, static_size
 
 # A pooling kernel walks the window in one thread. Larger windows are better cut into pieces, which Reduce does.
@@ -46,4 +47,15 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((Layer("", op, layer.inputs, layer.outputs),), keep_name=True)
 
 
-RULE = Rule("reduce-pooling", __doc__.splitlines()[0], (Reduce,), _match, _rewrite, _check)
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    """A mean over other axes of an image, or of a function of it."""
+    rank = len(graph.type(layer.inputs[0]).shape)
+    spatial = tuple(range(2, rank))
+    if layer.op.kind != "mean" or rank not in (4, 5) or not set(spatial) & set(layer.op.axes):
+        return None
+    if layer.op.axes != spatial:
+        return Match((layer,)), Refusal("axes", f"{layer.name} is a mean over axes {layer.op.axes}; pooling is one over {spatial}")
+    return Match((layer,)), Refusal("prologue", f"{layer.name} is a mean of {text(layer.op.prologue, ['x'])}; pooling takes x itself")
+
+
+RULE = Rule("reduce-pooling", __doc__.splitlines()[0], (Reduce,), _match, _rewrite, _check, near=_near)

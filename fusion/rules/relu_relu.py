@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusion.dtypes import DataType
-from fusion.expression import Apply, Expression, Literal
-from fusion.rules._expressions import NOT_NEGATIVE
+from fusion.expression import FUNCTIONS, Apply, Expression, Literal
+from fusion.rewrite import Refusal
+from fusion.rules._expressions import NOT_NEGATIVE, subtrees
 from fusion.rules._local import bottom_up, expression_rule
 
 
@@ -43,8 +44,24 @@ def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:
     return bottom_up(expression, step)
 
 
+def _nearly(expression: Expression, types: Sequence[DataType]) -> Refusal | None:
+    """A rectifier or clip of an activation that it changes."""
+    for node in subtrees(expression):
+        inner = node.arguments[0] if isinstance(node, Apply) else None
+        if not isinstance(node, Apply) or not isinstance(inner, Apply) or not FUNCTIONS[inner.function].activation:
+            continue
+        if node.function == "relu":
+            clip = _bounds(inner)
+            what = f"clip to [{clip[1]:g}, {clip[2]:g}] is" if clip is not None else f"{inner.function} may be"
+            return Refusal("range", f"{what} negative, which relu makes 0")
+        outer, clip = _bounds(node), _bounds(inner)
+        if outer is not None and clip is not None:
+            return Refusal("range", f"clip to [{outer[1]:g}, {outer[2]:g}] after clip to [{clip[1]:g}, {clip[2]:g}]: the ranges do not meet")
+    return None
+
+
 def _clip(x: Expression, low: float, high: float, dtype: DataType) -> Expression:
     return Apply("clip", (x, Literal(low, dtype), Literal(high, dtype)))
 
 
-RULE = expression_rule("relu-relu", __doc__.splitlines()[0], _improve)
+RULE = expression_rule("relu-relu", __doc__.splitlines()[0], _improve, pieces=(frozenset({"relu", "clip"}),), nearly=_nearly)

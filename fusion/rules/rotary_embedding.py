@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import permutations
 
-from fusion.expression import Apply, Convert, Expression, Literal, Operand
+from fusion.expression import Apply, Convert, Expression, Literal, Operand, size, text
 from fusion.graph import Graph
 from fusion.network import Layer, ShapeError
 from fusion.ops import Concatenation, Gather, Pointwise, RotaryEmbedding, Shuffle, Slice
 from fusion.ops.epilogue import IDENTITY
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
+from fusion.rules._expressions import join, number
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,63 @@ def _column_part(graph: Graph, tensor: str) -> _Part | None:
     return _Part(x, number, True, (*before, layer, *views))  # type: ignore[arg-type]
 
 
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    return _near_whole(graph, layer) if isinstance(layer.op, Pointwise) else _near_halves(graph, layer)
+
+
+def _near_whole(graph: Graph, layer: Layer) -> Near | None:
+    """The turned tensor is made of two slices that are not the halves of every row, or of halves in another order."""
+    terms = _terms(layer, "add")
+    for turned in {*terms[0], *terms[1]} if terms else ():
+        concatenation = graph.producer(turned)
+        if concatenation is None or not isinstance(concatenation.op, Concatenation) or len(concatenation.inputs) != 2:
+            continue
+        negation, first = (graph.producer(name) for name in concatenation.inputs)
+        if negation is None or first is None or not isinstance(negation.op, Pointwise) or negation.op.expression != Apply("neg", (Operand(0),)):
+            continue
+        second = graph.producer(negation.inputs[0])
+        if second is None or not isinstance(first.op, Slice) or not isinstance(second.op, Slice):
+            continue
+        cuts = (f"{one.name} takes {one.inputs[0]} from {one.op.starts}, {one.op.sizes} elements in steps of {one.op.steps}" for one in (first, second))
+        layers = tuple(dict.fromkeys((first, second, negation, concatenation, layer)))
+        return Match(layers), Refusal("halves", f"{'; '.join(cuts)}: not the halves of each row of a term")
+    return None
+
+
+def _near_halves(graph: Graph, layer: Layer) -> Near | None:
+    """Two expressions of the halves of one tensor are joined, but they are not those of a rotation."""
+    joined = _joined(graph, layer)
+    found = (_spread(graph, graph.producer(name)) for name in joined.parts) if joined is not None else ()
+    sides = [one for one in found if one is not None]
+    if joined is None or len(sides) != 2:
+        return None
+    (left, a), (right, b) = sides
+    for first, second in permutations([name for name in a if name in b], 2):
+        parts = _parts(graph, first, second)
+        if parts is not None:
+            layers = tuple(dict.fromkeys((*parts[0].layers, *parts[1].layers, *joined.layers)))
+            terms = f"{text(left, a)} and {text(right, b)}; a rotation joins a * cos - b * sin and b * cos + a * sin"
+            return Match(layers), Refusal("terms", f"{layer.name} joins {terms}")
+    return None
+
+
+def _spread(graph: Graph, layer: Layer | None) -> tuple[Expression, tuple[str, ...]] | None:
+    """What the pointwise ``layer`` computes, with the pointwise layers before it."""
+    if layer is None or not isinstance(layer.op, Pointwise):
+        return None
+    expression, names = layer.op.expression, layer.inputs
+    while size(expression) <= _LARGEST:
+        makers = (graph.producer(name) for name in names)
+        maker = next((one for one in makers if one is not None and isinstance(one.op, Pointwise)), None)
+        if maker is None:
+            return expression, names
+        expression, names = number(*join(expression, names, maker.outputs[0], maker.op.expression, maker.inputs))
+    return None
+
+
+_LARGEST = 12  # functions that half of a rotary embedding may be made of
+
+
 def _check(graph: Graph, match: Match) -> Refusal | None:
     types = graph.types(match.found["inputs"])
     if any(one.dtype is not types[0].dtype or not one.dtype.is_float for one in types):
@@ -224,4 +283,4 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((Layer("", op, inputs, (turned,)), view))
 
 
-RULE = Rule("rotary-embedding", __doc__.splitlines()[0], (Pointwise, Concatenation), _match, _rewrite, _check)
+RULE = Rule("rotary-embedding", __doc__.splitlines()[0], (Pointwise, Concatenation), _match, _rewrite, _check, near=_near)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fusion.expression import Operand, apply, operands, substitute
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Softmax
-from fusion.rewrite import Match, Replacement, Rule
-from fusion.rules._expressions import swap
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
+from fusion.rules._epilogue import near_logarithm
+from fusion.rules._expressions import without_logarithm
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
     if layer.op.log:
         return None
-    logarithm = apply("log", Operand(0))
-    rest = swap(layer.op.epilogue, logarithm, Operand(-1))
-    if rest == layer.op.epilogue or 0 in operands(rest):
-        return None
-    return Match((layer,), found={"epilogue": substitute(rest, {-1: Operand(0)})})
+    epilogue = without_logarithm(layer.op.epilogue)
+    return None if epilogue is None else Match((layer,), found={"epilogue": epilogue})
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:
@@ -28,4 +25,11 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((Layer("", op, layer.inputs, layer.outputs),), keep_name=True)
 
 
-RULE = Rule("softmax-log", __doc__.splitlines()[0], (Softmax,), _match, _rewrite)
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    found = near_logarithm(graph, layer)
+    if found is not None and layer.op.log:
+        return found[0], Refusal("logarithm", f"{layer.name} is a logarithm already")
+    return found
+
+
+RULE = Rule("softmax-log", __doc__.splitlines()[0], (Softmax,), _match, _rewrite, near=_near)

@@ -37,7 +37,7 @@ def refused(network: Network, *rules: Rule, limits: Limits = Limits(), sizes: Ma
     result = fuse(network, *rules, limits=limits, record=record, sizes=sizes)
     assert [layer.op for layer in result.layers] == [layer.op for layer in network.layers]
     assert record.misses, "nothing was refused: the rule did not even match"
-    return next(iter(record.misses.values()))[1]
+    return next(iter(record.nearest().values()))[0]
 
 
 def only(network: Network, op: type[Op]) -> Layer:

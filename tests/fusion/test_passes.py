@@ -103,7 +103,7 @@ def test_switching_off_one_rule_at_one_node() -> None:
     names = [layer.name for layer in result.network.layers]
     assert "conv0 + bn0 + relu0" in names
     assert "conv1 + bn1 + add1" in names
-    miss = result.misses["relu1"]
+    miss, *_ = result.misses["relu1"]
     assert miss.condition == "disabled"
     assert miss.rule == "convolution-activation"
 

@@ -71,7 +71,7 @@ def test_a_rule_can_be_switched_off(item: str) -> None:
     record = Record()
     network = fuse(chain("relu", "tanh"), pointwise.RULE, disabled=(item,), record=record)
     assert len(network.layers) == 2
-    assert record.misses["relu0"][1].condition == "disabled"
+    assert record.nearest()["relu0"][0].condition == "disabled"
 
 
 def test_a_rule_is_switched_off_at_one_layer_only() -> None:
@@ -88,7 +88,7 @@ def test_the_nearest_miss_wins() -> None:
     )
     record = Record()
     fuse(network, pointwise.RULE, far, record=record)
-    assert record.misses["first"][1].condition == "network output"
+    assert record.nearest()["first"][0].condition == "network output"
 
 
 def _pair(graph: Graph, layer: Layer) -> Match | None:

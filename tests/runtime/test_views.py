@@ -11,7 +11,7 @@ from fusion.dims import symbol
 from fusion.expression import Operand, apply
 from fusion.ops import Concatenation, MatrixMultiply, Pointwise, Reduce, Shuffle, Slice
 from runtime.resolution import outline, resolve
-from runtime.views import Place, intermediate_bytes, missed_views, share_memory
+from runtime.views import Place, intermediate_bytes, share_memory, with_missed_views
 from tactics.tactic import Copy
 from tests.runtime.conftest import ADD, RELU, Graph
 from tests.runtime.test_context import check
@@ -175,7 +175,7 @@ def test_what_is_no_view_says_why():
     part = build.layer(Slice((0, 1), (2, 2), (1, 1)), columns, name="part")
     twice = build.layer(Concatenation(0), z, made, x, name="twice")
     middle = build.layer(Concatenation(1), build.input("w", (2, 4, 3)), build.layer(NEG, "w"), name="middle")
-    found = missed_views(build.network(columns, copied, part, twice, middle))
+    found = {name: one for name, (one,) in with_missed_views({}, build.network(columns, copied, part, twice, middle)).items()}
     assert {name: (miss.rule, miss.condition) for name, miss in found.items()} == {
         "columns": ("concatenation-view", "kernel"), "copied": ("concatenation-view", "caller's memory"),
         "part": ("slice-view", "caller's memory"), "middle": ("concatenation-view", "layout"), "twice": ("concatenation-view", "caller's memory"),

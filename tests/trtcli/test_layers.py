@@ -56,10 +56,13 @@ def engine(verbosity: str = "detailed") -> Engine:
         "trtcli": "0.1.0", "date": "2026-11-22T00:00:00", "model": "tiny.onnx",
         "options": {"profiling_verbosity": verbosity},
         "misses": {
-            "soft": {
-                "rule": "softmax-prologue", "layers": ["fc + bias", "soft"], "condition": "shared",
-                "detail": "y is also read by other", "tensors": ["y"],
-            }
+            "soft": [
+                {
+                    "rule": "softmax-prologue", "layers": ["fc + bias", "soft"], "condition": "shared",
+                    "detail": "y is also read by other", "tensors": ["y"],
+                },
+                {"rule": "softmax-log", "layers": ["soft"], "condition": "log", "detail": "it is one already", "tensors": []},
+            ]
         },
     }  # fmt: skip
     profile = {"x": InputRange((1, 4), (2, 4), (8, 4))}
@@ -145,6 +148,7 @@ def test_why_not() -> None:
         "  nearest rule: softmax-prologue - refused (shared): y is also read by other",
         "  it would have joined it with fc + bias",
         "  it would save 32 bytes of traffic, about 32.0 us of 4 (800.0 %)",
+        "  also near: softmax-log - refused (log): it is one already",
     ]
     assert why_not_lines(engine(), "bias") == [
         "bias is one of 2 nodes in layer 'fc + bias' (4.0 us, memory bound).",
@@ -175,5 +179,5 @@ def test_what_saves_nothing_is_not_missed() -> None:
     dear = Miss("matmul-pointwise", ("fc", "bias"), "shape", "bias broadcasts", ("w",))
     cheap = Miss("shuffle-shuffle", ("fc", "soft"), "no gain", "one permutation", ("w",))
     unknown = Miss("softmax-prologue", ("fc", "soft"), "shape", "", ("y",))
-    found = missed_in_network(network, [cheap, unknown, dear, dear])
+    found = missed_in_network(network, {"a": (cheap,), "b": (unknown, cheap), "fc": (dear,), "bias": (dear, unknown)})
     assert [(one.miss, one.bytes) for one in found] == [(dear, 2 * 64), (unknown, None)]

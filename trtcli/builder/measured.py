@@ -207,7 +207,7 @@ def _with_times(result: FusionResult, losers: Mapping[str, str]) -> FusionResult
         times = next((losers[place] for place in places if place in losers), "") if miss.condition == "disabled" else ""
         return replace(miss, condition="measured", detail=times) if times else miss
 
-    return replace(result, misses={name: said(miss) for name, miss in result.misses.items()})
+    return replace(result, misses={name: tuple(map(said, misses)) for name, misses in result.misses.items()})
 
 
 def _nodes_of(network: Network, layers: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.network import Network
-from runtime.views import missed_views
+from runtime.views import with_missed_views
 from trtcli.builder.measured import Chosen
 from trtcli.builder.setting import Setting
 from trtcli.report.building import fusion_lines
@@ -20,7 +20,7 @@ from trtcli.version import __version__
 def build_record(model: Path | bytes, imported: Network, chosen: Chosen, setting: Setting) -> dict[str, Any]:
     """What was built from what, with which options, and why layers are as they are."""
     data = model.read_bytes() if isinstance(model, Path) else model
-    misses = {**chosen.fused.misses, **missed_views(chosen.network, chosen.choices.sharing)}
+    misses = with_missed_views(chosen.fused.misses, chosen.network, chosen.choices.sharing)
     return {
         "trtcli": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -32,7 +32,7 @@ def build_record(model: Path | bytes, imported: Network, chosen: Chosen, setting
         "importedLayers": len(imported.layers),
         "layers": len(chosen.network.layers),
         "fusions": fusion_lines(chosen.fused),
-        "misses": {layer: _plain(asdict(miss)) for layer, miss in misses.items()},  # for --whyNot
+        "misses": {layer: [_plain(asdict(miss)) for miss in near] for layer, near in misses.items()},  # for --whyNot
         "copiedParts": [list(part) for part in chosen.copied],
         "cacheHits": len(setting.timings.hits),
         "cacheMisses": setting.timings.misses,

@@ -45,7 +45,7 @@ def _model(parsed: Parsed) -> int:
     from fusion.importer import import_with_report
     from fusion.passes import FusionOptions, optimize
     from runtime.columns import TYPICAL, ask_kind
-    from runtime.views import missed_views, share_memory
+    from runtime.views import share_memory, with_missed_views
     from trtcli import host
     from trtcli.report.inspection import model_json, model_lines
     from trtcli.report.whynot import why_not_in_network
@@ -55,7 +55,7 @@ def _model(parsed: Parsed) -> int:
     network, facts = import_with_report(Path(config.model.onnx))
     fused = optimize(network, FusionOptions(disabled=config.build.disabled_fusions, device="cuda" if gpu else "cpu"))
     sharing = share_memory(fused.network, ask=ask_kind(fused.network, TYPICAL["cuda" if gpu else "cpu"]), disabled=config.build.disabled_fusions)
-    fused = replace(fused, misses={**fused.misses, **missed_views(fused.network, sharing)})
+    fused = replace(fused, misses=with_missed_views(fused.misses, fused.network, sharing))
     if config.report.why_not:
         _print([line for node in config.report.why_not for line in why_not_in_network(fused.network, fused.misses, node)])
     elif parsed.get("json"):

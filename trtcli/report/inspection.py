@@ -290,7 +290,7 @@ def model_lines(facts: ImportReport, imported: Network, fused: FusionResult) -> 
     lines += ["", *_table(("  #", "Layer", "Type", "Output", "nodes"), rows, stretch=1, right=(4,)), ""]
     lines.append(f"{len(imported.layers)} layers became {len(network.layers)}; {_fates_line(network)}")
     lines += [f"  {count:4} x {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: (-item[1], item[0]))]
-    return [*lines, *_missed_lines(missed_in_network(network, fused.misses.values()))]
+    return [*lines, *_missed_lines(missed_in_network(network, fused.misses))]
 
 
 def model_json(facts: ImportReport, fused: FusionResult) -> dict[str, Any]:
@@ -331,5 +331,5 @@ def model_json(facts: ImportReport, fused: FusionResult) -> dict[str, Any]:
         ],
         "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in network.fates.items()},
         "Fusions": dict(fused.counts),
-        "MissedFusions": missed_json(missed_in_network(network, fused.misses.values())),
+        "MissedFusions": missed_json(missed_in_network(network, fused.misses)),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -36,20 +36,25 @@ def _crossings(miss: Miss) -> int:
 
 def missed_fusions(engine: Engine) -> list[Missed]:
     """The fusions that the build refused, dearest first; those that would save no traffic are left out."""
-    found = [(miss, _traffic(engine, miss)) for miss in dict.fromkeys(recorded_misses(engine).values())]
+    found = [(miss, _traffic(engine, miss)) for miss in _nearest(recorded_misses(engine))]
     missed = [Missed(miss, saved, saved / engine.device.bandwidth) for miss, saved in found if saved]
     return sorted(missed, key=lambda one: -(one.bytes or 0))
 
 
-def missed_in_network(network: Network, misses: Iterable[Miss]) -> list[Missed]:
+def missed_in_network(network: Network, misses: Mapping[str, Sequence[Miss]]) -> list[Missed]:
     """The same for a network that was not built, largest first, those of unknown size last."""
     found = []
-    for miss in dict.fromkeys(misses):
+    for miss in _nearest(misses):
         types = [network.tensors[name] for name in miss.tensors if name in network.tensors]
         if types and _crossings(miss):
             known = all(one.is_static for one in types)
             found.append(Missed(miss, _crossings(miss) * sum(map(tensor_bytes, types)) if known else None))
     return sorted(found, key=lambda one: -1 if one.bytes is None else one.bytes, reverse=True)
+
+
+def _nearest(misses: Mapping[str, Sequence[Miss]]) -> list[Miss]:
+    """The nearest miss of each layer, each once: what would be saved is saved once."""
+    return list(dict.fromkeys(one[0] for one in misses.values() if one))
 
 
 def missed_json(missed: Iterable[Missed]) -> list[dict[str, Any]]:
@@ -77,13 +82,12 @@ def why_not_lines(engine: Engine, name: str) -> list[str]:
     if layer is None:
         return [f"{name}: {fate}"]
     plan = engine.layers[engine.network.layers.index(layer)]
-    miss = recorded_misses(engine).get(layer.name)
-    lines = [f"{name} {_place(name, layer)} ({_cost(plan)}).", *_miss_lines(layer, miss)]
-    saved = _traffic(engine, miss) if miss else 0
-    return [*lines, f"  {_gain(engine, saved)}"] if saved else lines
+    misses = recorded_misses(engine).get(layer.name, ())
+    saved = _traffic(engine, misses[0]) if misses else 0
+    return [f"{name} {_place(name, layer)} ({_cost(plan)}).", *_miss_lines(layer, misses, _gain(engine, saved) if saved else "")]
 
 
-def why_not_in_network(network: Network, misses: Mapping[str, Miss], name: str) -> list[str]:
+def why_not_in_network(network: Network, misses: Mapping[str, Sequence[Miss]], name: str) -> list[str]:
     """The answer about a node or layer of a network that has not been built.
 
     Raises:
@@ -92,10 +96,9 @@ def why_not_in_network(network: Network, misses: Mapping[str, Miss], name: str) 
     layer, fate = find(network, name)
     if layer is None:
         return [f"{name}: {fate}"]
-    miss = misses.get(layer.name)
-    lines = [f"{name} {_place(name, layer)}.", *_miss_lines(layer, miss)]
-    saved = [one.bytes for one in missed_in_network(network, [miss] if miss else []) if one.bytes]
-    return [*lines, *(f"  it would save {megabytes(count)} of traffic" for count in saved)]
+    found = misses.get(layer.name, ())
+    saved = [one.bytes for one in missed_in_network(network, {name: found}) if one.bytes]
+    return [f"{name} {_place(name, layer)}.", *_miss_lines(layer, found, f"it would save {megabytes(saved[0])} of traffic" if saved else "")]
 
 
 def find(network: Network, name: str) -> tuple[Layer | None, str]:
@@ -120,27 +123,36 @@ _FATES = {
 }
 
 
-def recorded_misses(engine: Engine) -> dict[str, Miss]:
-    """Per layer the nearest refusal that the build recorded."""
+def recorded_misses(engine: Engine) -> dict[str, tuple[Miss, ...]]:
+    """Per layer the refusals that the build recorded, the nearest first."""
     found: Any = engine.record.get("misses", {})
     return {
-        layer: Miss(
-            rule=str(one["rule"]),
-            layers=tuple(one["layers"]),
-            condition=str(one["condition"]),
-            detail=str(one["detail"]),
-            tensors=tuple(one.get("tensors", ())),
+        layer: tuple(
+            Miss(
+                rule=str(one["rule"]),
+                layers=tuple(one["layers"]),
+                condition=str(one["condition"]),
+                detail=str(one["detail"]),
+                tensors=tuple(one.get("tensors", ())),
+            )
+            for one in misses
         )
-        for layer, one in (found.items() if isinstance(found, Mapping) else ())
+        for layer, misses in (found.items() if isinstance(found, Mapping) else ())
     }
 
 
-def _miss_lines(layer: Layer, miss: Miss | None) -> list[str]:
-    if miss is None:
+def _miss_lines(layer: Layer, misses: Sequence[Miss], gain: str) -> list[str]:
+    """The nearest miss, what it would gain, and the others in a line each."""
+    if not misses:
         return ["  no rule matched around it: nothing was refused"]
-    others = ", ".join(one for one in miss.layers if one != layer.name)
-    lines = [f"  nearest rule: {miss.rule} - refused ({miss.condition}): {miss.detail}"]
-    return [*lines, f"  it would have joined it with {others}"] if others else lines
+    lines = []
+    for place, miss in enumerate(misses):
+        lines.append(f"  {'also near' if place else 'nearest rule'}: {miss.rule} - refused ({miss.condition}): {miss.detail}")
+        others = ", ".join(one for one in miss.layers if one != layer.name)
+        if not place:
+            lines += [f"  it would have joined it with {others}"] if others else []
+            lines += [f"  {gain}"] if gain else []
+    return lines
 
 
 def _place(name: str, layer: Layer) -> str:

@@ -1,0 +1,72 @@
+"""What comes near a rule's pattern: the report names the rule, the condition that failed and the values seen; the catalogue has more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fusion.importer import import_onnx
+from fusion.passes import FusionOptions, optimize
+from tests.catalogue import CONV, IMAGE, ROWS_2D, TURN, Row, W, model
+
+HALVES = {"zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3])}
+TURNED = {"x": (2, 3, 5, 8), "cos": (2, 1, 5, 8), "sin": (2, 1, 5, 8)}
+
+# Per case: the row (its ``rule`` is the one that must be named), the condition, and a part of the detail.
+CASES = [
+    (Row("clips that do not meet", "t = Clip(x, a, b)\ny = Clip(t, c, d)", "relu-relu", values={"a": 0.0, "b": 1.0, "c": 2.0, "d": 3.0}),
+     "range", "clip to [2, 3] after clip to [0, 1]: the ranges do not meet"),
+    (Row("a rectified clip below 0", "t = Clip(x, a, b)\ny = Relu(t)", "relu-relu", values={"a": -2.0, "b": -1.0}), "range", "clip to [-2, -1] is negative"),
+    (Row("rectified twice, read between", "t = Relu(x)\ny = Relu(t)", "relu-relu", outputs=("t",)), "network output", "t is a network output"),
+    (Row("GELU of which all is read", "a = Div(x, root)\nb = Erf(a)\nc = Add(b, one)\nd = Mul(x, c)\ny = Mul(d, half)", "gelu",
+         values={"root": float(np.sqrt(2)), "one": 1.0, "half": 0.5}, outputs=("b", "d")), "network output", "d is a network output"),
+    (Row("SiLU read by another", "s = Sigmoid(x)\nt = Mul(x, s)\nz = Softmax(s)\ny = Exp(t)", "swish", outputs=("z",)), "shared", "s is also read by Softmax2"),
+    (Row("sigmoid of twice the number", "a = Mul(x, two)\nb = Neg(a)\nc = Exp(b)\nd = Add(c, one)\ne = Div(one, d)\ny = Add(e, x)", "sigmoid",
+         values={"two": 1.05, "one": 1.1}), "values", "at x = "),
+    (Row("softmax with and without logarithm", "t = Softmax(x)\nu = Log(t)\ny = Mul(t, u)", "softmax-log", inputs=ROWS_2D), "operands", "without the logarithm"),
+    (Row("logarithm of log-softmax", "t = LogSoftmax(x)\ny = Log(t)", "softmax-log", inputs=ROWS_2D), "logarithm", "is a logarithm already"),
+    (Row("exponentials that others read", "t = Exp(x)\nu = ReduceSum(t, axes)\ny = Log(u)", "log-sum-exp", inputs=ROWS_2D, values={"axes": np.array([1])},
+         outputs=("t",)), "network output", "t is a network output"),
+    (Row("a sum with and without logarithm", "t = Exp(x)\nu = ReduceSum(t, axes)\nv = Log(u)\ny = Mul(u, v)", "log-sum-exp", inputs=ROWS_2D,
+         values={"axes": np.array([1])}), "operands", "without the logarithm"),
+    (Row("mean of squares", "t = Mul(x, x)\ny = ReduceMean(t, axes)", "reduce-pooling", values={"axes": np.array([2, 3])}), "prologue", "is a mean of square(x)"),
+    (Row("a scale", "t = Mul(x, c)\ny = Softmax<axis=2>(t)", "no-op", values={"c": 2.0}, outputs=("t",)), "values", "it makes mul(x, 2.0) of x; only x + 0"),
+    (Row("rows backwards", "y = Slice(x, a, b, c, d)", "no-op", inputs=ROWS_2D,
+         values={"a": np.array([5]), "b": np.array([-7]), "c": np.array([0]), "d": np.array([-1])}), "values", "in steps of -1, 1"),
+    (Row("an image shifted", "y = Pad(x, pads)", "no-op", values={"pads": np.array([0, 0, 1, 0, 0, 0, -1, 0])}), "values", "0, 0, 1, 0 before and 0, 0, -1, 0 behind"),
+    (Row("two pools of a tensor", "a = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)\nb = MaxPool<kernel_shape=[5,5], pads=[2,2,2,2]>(x)\n"
+         "y = Concat<axis=1>(a, b)", "common-subexpression"), "attributes", "window is (3, 3) in MaxPool0, (5, 5) in MaxPool1"),
+    (Row("slices in steps joined", "p = Slice(x, a, c, e, f)\nq = Slice(x, b, c, e, f)\ny = Concat<axis=1>(p, q)", "concatenation-slices", inputs=ROWS_2D,
+         values={"a": np.array([0]), "b": np.array([1]), "c": np.array([16]), "e": np.array([1]), "f": np.array([2])}), "cut", "cut out of x in steps"),
+    (Row("rotary embedding of other halves", TURN.replace("@", "x") + "y = Identity(xy)", "rotary-embedding", inputs=TURNED, values={**HALVES, "two": np.array([2]), "six": np.array([6])},
+         near=(("xb = Slice(x, four, eight, last)", "xb = Slice(x, two, six, last)"),)), "halves", "Slice1 takes x from (0, 0, 0, 2), (2, 3, 5, 4) elements"),
+    (Row("convolution + sum that broadcasts it", CONV + "y = Add(t, z)", "convolution-sum", values=W, inputs={**IMAGE, "z": (3, 2, 8, 6, 6)}), "shape",
+         "Add1 broadcasts 2x8x6x6 to 3x2x8x6x6"),
+    (Row("convolution + minimum that broadcasts it", CONV + "y = Min(t, z)", "convolution-sum", inputs={"x": (1, 8, 6, 6), "z": (2, 8, 6, 6)}, values=W), "shape",
+         "Min1 broadcasts 1x8x6x6 to 2x8x6x6"),
+    (Row("convolution + maximum that broadcasts it", CONV + "y = Max(t, z)", "convolution-sum", inputs={"x": (1, 8, 6, 6), "z": (2, 8, 6, 6)}, values=W), "shape",
+         "Max1 broadcasts 1x8x6x6 to 2x8x6x6"),
+    (Row("convolution of width 1 + sum", "t = Conv(x, w)\ny = Add(t, z)", "convolution-sum", inputs={"x": (2, 8, 6, 3), "z": (2, 8, 4, 5)}, values=W), "shape",
+         "Add1 broadcasts 2x8x4x1 to 2x8x4x5"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "condition", "detail"), CASES, ids=[case[0].name.replace(" ", "-") for case in CASES])
+def test_what_comes_near_is_explained(row: Row, condition: str, detail: str) -> None:
+    result = optimize(import_onnx(model(row, near=True)), FusionOptions())
+    found = [miss for misses in result.misses.values() for miss in misses if miss.rule == row.rule]
+    assert [miss for miss in found if miss.condition == condition and detail in miss.detail], result.misses
+    assert row.rule not in result.counts
+
+
+def test_the_rule_that_knows_more_speaks_first() -> None:
+    result = optimize(import_onnx(model(Row("SiLU", "s = Sigmoid(x)\ny = Mul(x, s)", "swish", outputs=("s",)))))
+    assert [miss.rule for miss in result.misses["Mul1"]] == ["swish", "pointwise"]
+    (miss, *_) = result.misses["Sigmoid0"]
+    assert miss.layers == ("Sigmoid0", "Mul1") and miss.tensors == ("s",)
+
+
+def test_of_equally_near_rules_the_one_of_more_layers_speaks_first() -> None:
+    text = "s = Mul(x, x)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\nr = Sqrt(e)\ny = Div(x, r)"
+    result = optimize(import_onnx(model(Row("RMS", text, "", inputs=ROWS_2D, values={"axes": np.array([1]), "eps": 1e-5}, outputs=("v",)))))
+    assert [misses[0].rule for misses in result.misses.values()] == ["rms-normalization"] * 2
