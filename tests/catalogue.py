@@ -24,6 +24,7 @@ class Row:
         inputs: shapes, float32 unless ``types`` says otherwise.
         values: constants: a shape (random values), an array, or one number.
         near: text to replace in ``nodes`` so that the pattern no longer holds (pairs old, new).
+        near_rule: the rule that the near miss names, where the pattern fails at another one before ``rule``'s turn comes.
         near_output: tensors (a space between two) which, being network outputs as well, must keep the rule away.
         device: where the rule works, when only one of them has it.
         measured: the rule is one that the builder keeps only where a measurement says so.
@@ -36,6 +37,7 @@ class Row:
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: {"x": (2, 8, 6, 6)})
     values: Mapping[str, Value] = field(default_factory=dict)
     near: tuple[tuple[str, str], ...] = ()
+    near_rule: str = ""
     near_output: str = ""
     near_values: Mapping[str, Value] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
@@ -215,7 +217,7 @@ CATALOGUE: Sequence[Row] = (
         "kt = Transpose<perm=[0,2,1]>(k3)\ns = MatMul(q3, kt)\np = Softmax<axis=-1>(s)\no = MatMul(p, v3)\nu = Reshape(o, unfold)\n"
         "w = Transpose<perm=[0,2,1,3]>(u)\ny = Reshape(w, merge)", "attention-batch", inputs={"q": (2, 5, 16), "k": (2, 5, 16), "v": (2, 5, 16)},
         values={"heads": np.array([2, 5, 2, 8]), "fold": np.array([4, 5, 8]), "unfold": np.array([2, 2, 5, 8]), "merge": np.array([2, 5, 16])},
-        near=(("p = Softmax<axis=-1>(s)", "p = Softmax<axis=1>(s)"),)),
+        near=(("p = Softmax<axis=-1>(s)", "p = Softmax<axis=1>(s)"),), near_rule="attention"),
     Row("softmax of scores whose product had heads in the batch", "s = MatMul(x, z)\nt = Reshape(s, unfold)\nu = Add(t, m)\ny = Softmax<axis=-1>(u)", "reshape-batch", layers=2,
         inputs={"x": (4, 5, 8), "z": (4, 8, 5), "m": (2, 1, 1, 5)}, values={"unfold": np.array([2, 2, 5, 5])}, near=(("Softmax<axis=-1>(u)", "Tanh(u)"),)),
     Row("parts of a packed projection, some transposed", "p = MatMul(x, w)\na, r = Split<axis=1>(p, parts)\nt = Transpose<perm=[1,0]>(p)\nb, e = Split<axis=0>(t, parts)\n"

@@ -13,7 +13,7 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Attention, MatrixMultiply, Pointwise, Shuffle, Softmax
 from fusion.ops.epilogue import IDENTITY
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 from fusion.rules._expressions import join, number, show
 from fusion.rules._scores import Scores, band, read_scores
 
@@ -43,6 +43,25 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     casts = (cast,) if cast is not None and graph.only_reader(cast.outputs[0]) is not None else ()
     layers = (first, *between, layer, *after, *casts, second)
     return Match(layers, tuple(item.outputs[0] for item in layers[:-1]), {"between": between, "values": values})
+
+
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    """A softmax between two products that is not along the scores' rows, or has a logarithm or a function behind it."""
+    op, rank = layer.op, len(graph.type(layer.outputs[0]).shape)
+    before = graph.producer(layer.inputs[0])
+    first = _product_before(graph, before) if before is not None and isinstance(before.op, Pointwise) else before
+    second = next((one for one in graph.readers(layer.outputs[0]) if isinstance(one.op, MatrixMultiply)), None)
+    if before is None or first is None or not isinstance(first.op, MatrixMultiply) or second is None:
+        return None
+    layers = tuple(dict.fromkeys((first, before, layer, second)))
+    match = Match(layers, tuple(one.outputs[0] for one in layers[:-1]))
+    if op.axis != rank - 1:
+        return match, Refusal("axis", f"{layer.name} is along axis {op.axis}; attention's is along the last, {rank - 1}")
+    if op.log:
+        return match, Refusal("logarithm", f"{layer.name} is a logarithm of probabilities")
+    if second.inputs[0] != layer.outputs[0]:
+        return match, Refusal("operands", f"{second.name} has the probabilities on the right; values are on the right of attention")
+    return match, Refusal("epilogue", f"{layer.name} makes more of the probabilities than {second.name} multiplies")
 
 
 def _narrow_values(graph: Graph, first: Layer, second: Layer) -> tuple[Layer | None, str]:
@@ -208,4 +227,4 @@ def _full_size(graph: Graph, match: Match, mask: np.ndarray) -> bool:
     return tuple(mask.shape[-2:]) == tuple(scores[-2:])
 
 
-RULE = Rule("attention", __doc__.splitlines()[0], (Softmax,), _match, _rewrite, _check)
+RULE = Rule("attention", __doc__.splitlines()[0], (Softmax,), _match, _rewrite, _check, near=_near)

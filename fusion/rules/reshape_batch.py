@@ -6,7 +6,7 @@ from fusion.dims import Dim, Shape, product
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import MatrixMultiply, Pointwise, Shuffle, Softmax
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -24,6 +24,15 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     if len(source) != 4 or source[-2:] != graph.type(layer.inputs[0]).shape[-2:] or not _made_by_softmax(graph, before.inputs[0]):
         return None
     return Match((before, layer), (layer.inputs[0],), {"lead": source[:-2], "after": None, "before": before})
+
+
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    """The batch of the product is split for something else than a softmax."""
+    after = graph.only_reader(layer.outputs[0])
+    if len(graph.type(layer.outputs[0]).shape) != 3 or after is None or not _splits(graph, after):
+        return None
+    readers = ", ".join(one.name for one in graph.readers(after.outputs[0])) or "the network's caller"
+    return Match((layer, after)), Refusal("reader", f"{after.name} is for {readers}, not for a softmax")
 
 
 def _plain(layer: Layer) -> bool:
@@ -94,4 +103,4 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((*views, Layer("", layer.op, tuple(inputs), (result,)), folded))
 
 
-RULE = Rule("reshape-batch", __doc__.splitlines()[0], (MatrixMultiply,), _match, _rewrite, _check)
+RULE = Rule("reshape-batch", __doc__.splitlines()[0], (MatrixMultiply,), _match, _rewrite, _check, near=_near)

@@ -207,7 +207,7 @@ def _near(graph: Graph, layer: Layer) -> Near | None:
 
 def _near_whole(graph: Graph, layer: Layer) -> Near | None:
     """The turned tensor is made of two slices that are not the halves of every row, or of halves in another order."""
-    terms = _terms(layer, "add")
+    terms = _terms(_inside(layer.op.expression)[0], layer, "add")
     for turned in {*terms[0], *terms[1]} if terms else ():
         concatenation = graph.producer(turned)
         if concatenation is None or not isinstance(concatenation.op, Concatenation) or len(concatenation.inputs) != 2:

@@ -7,10 +7,12 @@ import pytest
 
 from fusion.importer import import_onnx
 from fusion.passes import FusionOptions, optimize
-from tests.catalogue import CONV, IMAGE, ROWS_2D, TURN, Row, W, model
+from tests.catalogue import CONV, HEADS, IMAGE, ROWS_2D, TURN, Row, W, model
 
 HALVES = {"zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3])}
 TURNED = {"x": (2, 3, 5, 8), "cos": (2, 1, 5, 8), "sin": (2, 1, 5, 8)}
+
+SCORES = "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\n"
 
 # Per case: the row (its ``rule`` is the one that must be named), the condition, and a part of the detail.
 CASES = [
@@ -40,6 +42,13 @@ CASES = [
          values={"a": np.array([0]), "b": np.array([1]), "c": np.array([16]), "e": np.array([1]), "f": np.array([2])}), "cut", "cut out of x in steps"),
     (Row("rotary embedding of other halves", TURN.replace("@", "x") + "y = Identity(xy)", "rotary-embedding", inputs=TURNED, values={**HALVES, "two": np.array([2]), "six": np.array([6])},
          near=(("xb = Slice(x, four, eight, last)", "xb = Slice(x, two, six, last)"),)), "halves", "Slice1 takes x from (0, 0, 0, 2), (2, 3, 5, 4) elements"),
+    (Row("softmax along the wrong axis", SCORES + "p = Softmax<axis=2>(s)\ny = MatMul(p, v)", "attention", inputs=HEADS), "axis",
+     "along axis 2; attention's is along the last, 3"),
+    (Row("log-softmax between products", SCORES + "p = LogSoftmax<axis=-1>(s)\ny = MatMul(p, v)", "attention", inputs=HEADS), "logarithm", "of probabilities"),
+    (Row("probabilities on the right", SCORES + "p = Softmax<axis=-1>(s)\ny = MatMul(vt, p)", "attention", inputs={**HEADS, "vt": (2, 2, 8, 5)}), "operands",
+     "has the probabilities on the right"),
+    (Row("probabilities squared", SCORES + "p = Softmax<axis=-1>(s)\nu = Mul(p, p)\ny = MatMul(u, v)", "attention", inputs=HEADS), "epilogue",
+     "makes more of the probabilities"),
     (Row("convolution + sum that broadcasts it", CONV + "y = Add(t, z)", "convolution-sum", values=W, inputs={**IMAGE, "z": (3, 2, 8, 6, 6)}), "shape",
          "Add1 broadcasts 2x8x6x6 to 3x2x8x6x6"),
     (Row("convolution + minimum that broadcasts it", CONV + "y = Min(t, z)", "convolution-sum", inputs={"x": (1, 8, 6, 6), "z": (2, 8, 6, 6)}, values=W), "shape",
