@@ -11,6 +11,8 @@ from runtime.devices import open_device
 from runtime.engine import Engine
 from trtcli.builder import build as build_engine
 from trtcli.config import BuildConfig
+from trtcli.files import check_writable
+from trtcli.options import OPTIONS
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -31,13 +33,22 @@ def build(
 ) -> Engine:
     """An engine for an ONNX model, given as a file, its bytes or a ModelProto.
 
-    ``device`` is what ``--device`` takes. ``config.save_engine`` is left to ``Engine.save``.
+    ``device`` is what ``--device`` takes. The engine is also saved where ``config.save_engine`` says (without weights if ``config.strip_weights``).
 
     Raises:
         ValueError: the model, its shapes or the options do not fit; the text says which.
+        TypeError: the model is none of these.
+        OSError: the engine cannot be saved.
         runtime.device.DeviceError: there is no such device.
     """
-    return build_engine(_source(model), config or BuildConfig(), open_device(device), log=_Logger())
+    config = config or BuildConfig()
+    _check(config)
+    engine = build_engine(_source(model), config, open_device(device), log=_Logger())
+    if config.save_engine:
+        from trtcli.refitting import save_engine
+
+        save_engine(engine, config)
+    return engine
 
 
 def refit(engine: Engine, model: str | os.PathLike[str] | bytes | ModelProto) -> Engine:
@@ -51,7 +62,26 @@ def refit(engine: Engine, model: str | os.PathLike[str] | bytes | ModelProto) ->
     return refit_engine(engine, _source(model), _Logger())
 
 
+def _check(config: BuildConfig) -> None:
+    """Refuse single values that the command line would refuse; the builder sees to the others."""
+    for field in ("save_engine", "timing_cache_file"):
+        if path := getattr(config, field):
+            check_writable(f"BuildConfig: {field}", path, special=False)
+    for option in OPTIONS:
+        section, _, field = option.target.partition(".")
+        value = getattr(config, field, None) if section == "build" and option.read is not None else None
+        if isinstance(value, int | float | str) and value != "":
+            try:
+                option.read(str(value))  # type: ignore[misc]
+            except ValueError as error:
+                raise ValueError(f"BuildConfig: {field}={value!r}: {error}") from None
+
+
 def _source(model: str | os.PathLike[str] | bytes | ModelProto) -> Path | bytes:
     if isinstance(model, str | os.PathLike):
         return Path(model)
-    return model if isinstance(model, bytes) else model.SerializeToString()
+    if isinstance(model, bytes | bytearray | memoryview):
+        return bytes(model)
+    if not hasattr(model, "SerializeToString"):
+        raise TypeError(f"{type(model).__name__} is no model: give a file, its bytes or an onnx.ModelProto")
+    return model.SerializeToString()

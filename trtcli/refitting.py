@@ -29,6 +29,15 @@ from trtcli.config import BuildConfig
 from trtcli.shapes import shared_sizes
 
 
+def save_engine(engine: Engine, config: BuildConfig) -> int:
+    """Write ``engine`` where ``config`` says, without weights where it says so; the file's bytes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    return (stripped(engine) if config.strip_weights else engine).save(config.save_engine)
+
+
 def stripped(engine: Engine) -> Engine:
     """``engine`` without weights, to be saved; :func:`refit` gives it some."""
     bare = _with_bodies(engine, lambda number, bodies: tuple(map(stripped, bodies)))

@@ -206,9 +206,9 @@ def build_engine(config: Config, device: Device, log: Log, memory: MemoryUsage) 
         engine = build(Path(config.model.onnx), config.build, device, log=log, progress=progress, accept=accept, stage=memory.stage)
     engine = _refitted(config, engine, log)
     if config.build.save_engine:
-        from trtcli.refitting import stripped
+        from trtcli.refitting import save_engine
 
-        size = (stripped(engine) if config.build.strip_weights else engine).save(config.build.save_engine)
+        size = save_engine(engine, config.build)
         bare = ", without weights: run it with --refitFromOnnx" if config.build.strip_weights else ""
         log.info(f"Saved {config.build.save_engine} ({size / 2**20:.1f} MiB{bare})")
         memory.stage("Save engine")

@@ -181,6 +181,8 @@ def _check(name: str, flag: str, declared: Shape, extents: Extents) -> None:
             f"{flag}: input {name!r} is {text(declared)} in the model, {text(extents)} has {len(extents)} dimensions"
         )
     for axis, (dim, value) in enumerate(zip(declared, extents, strict=True)):
+        if value < 0:
+            raise ValueError(f"{flag}: input {name!r}: dimension {axis} is {value}; give each a size of 0 or more")
         if isinstance(dim, int) and dim != value:
             raise ValueError(
                 f"{flag}: input {name!r} is {text(declared)} in the model, dimension {axis} cannot be {value}"

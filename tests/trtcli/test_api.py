@@ -51,3 +51,45 @@ def test_cpu_engines_hold_weights_once() -> None:
     patches = np.lib.stride_tricks.sliding_window_view(x[0], (3, 3), (1, 2))  # c, y, x, 3, 3
     wanted = np.einsum("cyxij,ocij->oyx", patches, w).reshape(1, -1) @ v
     np.testing.assert_allclose(context.execute({"x": x})["y"], wanted, rtol=1e-4, atol=1e-4)
+
+
+def _relu() -> bytes:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"optimization_level": 9}, r"BuildConfig: optimization_level=9: 9 is out of range \(0..5\)"),
+        ({"profiling_verbosity": "loud"}, "BuildConfig: profiling_verbosity='loud': 'loud' is none of none, "),
+        ({"max_aux_streams": 99}, "BuildConfig: max_aux_streams=99: 99 is out of range"),
+        ({"timing_cache_file": "no/such/folder/c"}, "BuildConfig: timing_cache_file=no/such/folder/c: the folder no/such/folder does not exist"),
+        ({"save_engine": "no/such/folder/e"}, "the folder no/such/folder does not exist"),
+        ({"opt_shapes": {"x": (-1, 3)}}, "--optShapes: input 'x': dimension 0 is -1; give each a size"),
+    ],
+)
+def test_values_that_the_command_line_would_refuse(options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        trtcli.build(_relu(), trtcli.BuildConfig(**options), device="cpu")  # type: ignore[arg-type]
+
+
+def test_what_is_no_model() -> None:
+    with pytest.raises(TypeError, match=r"int is no model: give a file, its bytes or an onnx\.ModelProto"):
+        trtcli.build(5, device="cpu")  # type: ignore[arg-type]
+    assert {"build", "Engine"} <= set(dir(trtcli))
+
+
+def test_the_engine_is_saved_where_the_options_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"opt_shapes": {"x": (2, 3)}, "optimization_level": 0}
+    names = {"pin_tactic": (("Relu_1", "cpu"), ("Relu_0", "cpu")), "disable_fusion": (("all", "nothing"), ("gelu", "Relu_0"))}
+    trtcli.build(memoryview(_relu()), trtcli.BuildConfig(save_engine=str(tmp_path / "e"), **options, **names), device="cpu")  # type: ignore[arg-type]
+    x = np.array([[1, -2, 3], [-4, 5, -6]], np.float32)
+    np.testing.assert_array_equal(trtcli.Engine.load(tmp_path / "e").create_execution_context().execute({"x": x})["y"], np.maximum(x, 0))
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("--")]
+    assert told == [
+        "--pinTactic: no layer is named 'Relu_1' after fusion; did you mean 'Relu_0'?", "--disableFusion=all@nothing: no node or layer is named 'nothing'",
+    ]  # fmt: skip

@@ -20,6 +20,7 @@ from trtcli.builder.choose import choose, shared_memory
 from trtcli.builder.debug_tensors import debug_tensors, marked_tensors
 from trtcli.builder.fuse import fuse_with_parts
 from trtcli.builder.measured import Chosen, measured_fusions, measured_layouts
+from trtcli.builder.names import unknown_names
 from trtcli.builder.record import build_record
 from trtcli.builder.setting import Log, Progress, available_sources, new_setting
 from trtcli.builder.streams import with_streams
@@ -76,6 +77,8 @@ def build(
     log.info(fused_line(imported, fused, sharing, saved_bytes(imported, fused.network, sharing, optimum), time.perf_counter() - fusing))
     for line in fusion_lines(fused):
         log.verbose(line)
+    for line in unknown_names(imported, fused.network, config):
+        log.warning(line)
     stage("Fuse layers")
 
     setting = new_setting(config, device, log, progress)
