@@ -21,12 +21,17 @@ from typing import Any
 from fusion.files import replacing
 
 SCHEMA = 1
+_HEAD = b'{"schema":'  # how every cache file begins, but for blanks
 ENGINE, STREAM_EVENT = "engine", "stream-event"  # in place of a tactic: the latency of a whole engine, the cost of an edge between streams
 DEEPEST = 5  # the level of a complete search, and of a choice made by hand
 
 
 class CacheError(ValueError):
     """A file that is no timing cache, or one of another schema; the text names the file and what was found."""
+
+
+class ForeignFileError(CacheError):
+    """A file that never was a timing cache, whole or not: it belongs to something else and is not replaced."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def load(path: Path) -> TimingCache:
     """The cache in ``path``; an absent file is an empty cache.
 
     Raises:
-        CacheError: not a timing cache, or another schema.
+        CacheError: not a timing cache, or another schema; :class:`ForeignFileError` where it never was one.
         OSError: the file cannot be read.
     """
     with _lock(path):
@@ -111,11 +116,14 @@ def save(path: Path, cache: TimingCache) -> TimingCache:
     """Merge ``cache`` into the file (see :meth:`TimingCache.merged`) and return what is in the file now.
 
     Raises:
+        ForeignFileError: the file is something else; it is left as it was.
         OSError: the file cannot be written; the old one is left as it was.
     """
     with _lock(path):
         try:
             merged = cache.merged(_read(path))
+        except ForeignFileError:
+            raise
         except CacheError:  # whoever loaded it has been told; a good file replaces it
             merged = cache
         write(path, merged)
@@ -174,8 +182,14 @@ def _lock(path: Path) -> AbstractContextManager[object]:
 def _read(path: Path) -> TimingCache:
     if not path.exists():
         return TimingCache()
+    data = path.read_bytes()
+    begins = b"".join(data[:64].split())[: len(_HEAD)]
+    if not _HEAD.startswith(begins):
+        raise ForeignFileError(f"{path}: is no timing cache, but another file; give one of its own")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(data.decode("utf-8"))
+        if isinstance(content, dict) and content.get("schema") == SCHEMA and not {"entries", "kernels"} & content.keys():
+            raise ForeignFileError(f"{path}: is no timing cache, but holds {', '.join(list(content)[1:4]) or 'nothing'}; give one of its own")
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             found = content.get("schema") if isinstance(content, dict) else type(content).__name__
             raise CacheError(

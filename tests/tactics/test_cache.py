@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tactics.cache import CacheError, Entry, Timing, TimingCache, load, save
+from tactics.cache import CacheError, Entry, ForeignFileError, Timing, TimingCache, load, save
 
 ASKED = {"workload": {"op": 1}, "device": ["cuda", "X"], "versions": {"nvrtc": "13.0"}}
 WINNER = Timing("cuda.gemm.mma", (("bm", 64),), 1.5e-6, "", "abc")
@@ -38,6 +38,24 @@ def test_anything_else_is_refused_by_name(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(CacheError, match=r"c\.json"):
         load(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "\x08\x09ONNX", '{"name": 1}', '{"schema": 1, "Layers": []}'])
+def test_what_never_was_a_cache_is_left_as_it_was(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "model"
+    path.write_text(content)
+    for work in (load, lambda file: save(file, _cache())):
+        with pytest.raises(ForeignFileError, match="model: is no timing cache, but "):
+            work(path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"sch', '{\n "schema": 1, "entries": {"a', '{"schema": 7, "Layers": []}'])
+def test_a_damaged_or_old_cache_is_replaced(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(content)
+    save(path, _cache())
+    assert load(path) == _cache()
 
 
 def test_saving_merges_with_what_another_build_wrote(tmp_path: Path) -> None:

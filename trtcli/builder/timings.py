@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tactics import cache as timing_cache
-from tactics.cache import CacheError, Entry, TimingCache
+from tactics.cache import CacheError, Entry, ForeignFileError, TimingCache
 from trtcli.config import BuildConfig
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ class BuildTimings:
             return TimingCache()
         try:
             found = timing_cache.load(self._file)
+        except ForeignFileError as error:
+            self._log.warning(f"--timingCacheFile={error}. Building without it; the file is left as it is, and nothing is kept")
+            self._file = None
+            return TimingCache()
         except CacheError as error:
             self._log.warning(f"{error}. Building without it; the build's own timings will replace it")
             return TimingCache()
