@@ -105,9 +105,18 @@ class Walk:
             proto, name = nodes[index], names[index]
             if not any(output in needed for output in proto.output if output):
                 if not scope.origin:
-                    self.records[name] = Record(reached=False)
+                    self._leave_out(proto, name)
                 continue
             self._node(proto, name, scope, needed)
+
+    def _leave_out(self, proto: NodeProto, name: str) -> None:
+        """Records a node that is never computed, and those inside of it."""
+        self.records[name] = Record(reached=False)
+        for attribute in proto.attribute:
+            if attribute.HasField("g"):
+                inner = attribute.g.node
+                for one, its_name in zip(inner, names_in(inner, f"{name}/{attribute.name}/"), strict=True):
+                    self._leave_out(one, its_name)
 
     def _node(self, proto: NodeProto, name: str, scope: Scope, needed: set[str]) -> None:
         proto = _with_attributes(proto, scope)
@@ -254,8 +263,12 @@ class Walk:
         return tuple(scope.values.get(name) for name in body.output)
 
     def branch(self, node: Node, scope: Scope, chosen: bool) -> tuple[Value | None, ...]:
-        """An If of which one branch is always ``chosen``: its nodes join those around it."""
-        graph = node.required("then_branch" if chosen else "else_branch")
+        """An If of which one branch is always ``chosen``: its nodes join those around it, those of the other are dead."""
+        parts = ("else_branch", "then_branch")
+        graph, other = (node.required(parts[one]) for one in (chosen, not chosen))
+        if not scope.origin:
+            for proto, name in zip(other.node, names_in(other.node, f"{node.name}/{parts[not chosen]}/"), strict=True):
+                self._leave_out(proto, name)
         wanted = {output.name for index, output in enumerate(graph.output) if node.wants(index)}
         return self._inlined(graph, Scope(scope.opsets, f"{node.name}/", scope.origin, scope, scope.depth + 1, scope.attributes), wanted)
 

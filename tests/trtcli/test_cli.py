@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from onnx import TensorProto, helper, save
+from onnx import TensorProto, helper, parser, save
 
 from tests.catalogue import Row
 from tests.catalogue import model as row_model
@@ -126,6 +126,22 @@ def test_inspect_why_not(plain: Path, capsys: Captured) -> None:
     assert "refused (disabled): switched off by --disableFusion=pointwise" in out
     assert "it would save 48 bytes of traffic" in out
     assert main(["inspect", str(plain), "--whyNot=nope"]) == 1
+
+
+def test_inspect_why_not_inside_of_a_branch(tmp_path: Path, capsys: Captured) -> None:
+    path, engine = tmp_path / "branch.onnx", tmp_path / "branch.engine"
+    save(parser.parse_model("""<ir_version: 8, opset_import: ["" : 18]> g (float[2, 3] x, bool c) => (float[2, 3] y, float[2, 3] z) {
+        y = If(c) <then_branch = t () => (float[2, 3] a) { e = Abs(x) f = ReduceMax<axes = [1]>(e) a = Mul(e, f) },
+                   else_branch = f () => (float[2, 3] b) { b = Neg(x) }>
+        z = Exp(x) }"""), path)
+    node = "If_0/then/Abs_0"
+    assert main(["inspect", str(path), "--device=cpu", f"--whyNot={node}"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{node} is a layer of its own.") and "refused (shared): e" in out.replace("If_0/then/", "")
+    assert main(["build", str(path), "--device=cpu", f"--saveEngine={engine}"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(engine), f"--whyNot={node}"]) == 0
+    assert capsys.readouterr().out.startswith(f"{node} is a layer of its own (inside of a branch or loop).")
 
 
 def test_inspect_why_not_of_a_concatenation(tmp_path: Path, capsys: Captured) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from fusion.bind import bind_type
-from fusion.network import Fate, Layer, Network, typical_sizes
+from fusion.network import ControlFlow, Fate, Layer, Network, typical_sizes
 from fusion.rewrite import Miss
 from runtime.engine import Engine, LayerPlan, sizes_of
 from tactics.tactic import tensor_bytes
@@ -81,10 +81,11 @@ def why_not_lines(engine: Engine, name: str) -> list[str]:
     layer, fate = find(engine.network, name)
     if layer is None:
         return [f"{name}: {fate}"]
-    plan = engine.layers[engine.network.layers.index(layer)]
+    plan = dict(zip((one.name for one in engine.network.layers), engine.layers, strict=True)).get(layer.name)
     misses = recorded_misses(engine).get(layer.name, ())
     saved = _traffic(engine, misses[0]) if misses else 0
-    return [f"{name} {_place(name, layer)} ({_cost(plan)}).", *_miss_lines(layer, misses, _gain(engine, saved) if saved else "")]
+    cost = _cost(plan) if plan is not None else "inside of a branch or loop"
+    return [f"{name} {_place(name, layer)} ({cost}).", *_miss_lines(layer, misses, _gain(engine, saved) if saved else "")]
 
 
 def why_not_in_network(network: Network, misses: Mapping[str, Sequence[Miss]], name: str) -> list[str]:
@@ -102,24 +103,34 @@ def why_not_in_network(network: Network, misses: Mapping[str, Sequence[Miss]], n
 
 
 def find(network: Network, name: str) -> tuple[Layer | None, str]:
-    """The layer that computes node ``name`` (or is called so), or None and what became of the node.
+    """The layer that computes node ``name`` (or is called so), branches and bodies of loops included, or None and what became of the node.
 
     Raises:
         ValueError: there is no such node or layer.
     """
-    layers = {layer.name: layer for layer in network.layers}
-    fate = Fate("layer", name) if name in layers else network.fates.get(name)
+    networks = list(_networks(network))
+    layers = {layer.name: layer for one in networks for layer in one.layers}
+    fates = {node: fate for one in networks for node, fate in one.fates.items()}
+    fate = Fate("layer", name) if name in layers else fates.get(name)
     if fate is None:
-        near = get_close_matches(name, [*network.fates, *layers], 3)
+        near = get_close_matches(name, [*fates, *layers], 3)
         advice = f"; near it: {', '.join(near)}" if near else ""
         raise ValueError(f"--whyNot={name}: no such ONNX node or layer{advice}")
     return layers.get(fate.layer) if fate.kind == "layer" else None, _FATES.get(fate.kind, fate.kind)
 
 
+def _networks(network: Network) -> Iterator[Network]:
+    """``network`` and those inside of its layers."""
+    yield network
+    for layer in network.layers:
+        for body in layer.op.bodies if isinstance(layer.op, ControlFlow) else ():
+            yield from _networks(body)
+
+
 _FATES = {
     "folded": "computed at build time: it is part of the engine's constants",
     "no-op": "does nothing: what reads it reads its input",
-    "dead": "removed: no output of the network needs it",
+    "dead": "removed: no output of the network needs it, or it is in a branch that is never taken",
 }
 
 

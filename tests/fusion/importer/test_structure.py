@@ -158,7 +158,20 @@ def test_constant_condition() -> None:
         network = import_onnx(model)
         assert len(network.layers) == count
         assert network.fates["If_0"].kind == "layer"
+        dead = {name for name, fate in network.fates.items() if fate.kind == "dead"}
+        assert dead == ({"If_0/else_branch/Neg_0", "If_0/else_branch/Exp_1"} if flag else {"If_0/then_branch/Relu_0"})
+        assert len(network.fates) == 4, "the If, and the nodes of both branches"
         same(model, network, 2)
+
+
+def test_what_is_inside_of_dead_nodes_is_dead() -> None:
+    inner = "If(p) <then_branch = c () => (float[2] u) { u = Abs(x) }, else_branch = d () => (float[2] v) { v = Neg(x) }>"
+    branches = f"<then_branch = a () => (float[2] t) {{ t = Relu(x) }}, else_branch = b () => (float[2] e) {{ e = {inner} }}>"
+    model = parse(f"g (float[2] x, bool p) => (float[2] y) <bool c = {{1}}> {{ y = If(c) {branches} z = {inner} }}")
+    assert {name: fate.kind for name, fate in import_onnx(model).fates.items()} == {
+        "If_0": "layer", "If_0/Relu_0": "layer", "If_0/else_branch/If_0": "dead", "If_0/else_branch/If_0/then_branch/Abs_0": "dead",
+        "If_0/else_branch/If_0/else_branch/Neg_0": "dead", "If_1": "dead", "If_1/then_branch/Abs_0": "dead", "If_1/else_branch/Neg_0": "dead",
+    }  # fmt: skip
 
 
 def test_nothing_between_input_and_output() -> None:
