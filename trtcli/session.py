@@ -62,20 +62,23 @@ def check_files(config: Config) -> None:
             what = "is a folder" if Path(path).is_dir() else "it does not exist"
             raise ValueError(f"Cannot open file {path}: {what}")
     build, report = config.build, config.report
-    for flag, path in (("--saveEngine", build.save_engine), ("--timingCacheFile", build.timing_cache_file)):
-        if path:
-            check_writable(flag, path, special=False)
-    for flag, path in (
+    whole = (("--saveEngine", build.save_engine), ("--timingCacheFile", build.timing_cache_file))
+    reports = (
         ("--exportTimes", report.export_times),
         ("--exportOutput", report.export_output),
         ("--exportProfile", report.export_profile),
         ("--exportLayerInfo", report.export_layer_info),
         ("--exportReport", report.export_report),
-    ):
+        *(("--saveDebugTensors", path) for path in report.save_debug.values()),
+    )
+    taken = {os.path.realpath(path): "is an input" for path in given if path}
+    for flag, path in (*whole, *reports):
         if path:
-            check_writable(flag, path)
-    for path in report.save_debug.values():
-        check_writable("--saveDebugTensors", path)
+            check_writable(flag, path, special=(flag, path) in reports)
+            real = os.path.realpath(path)
+            if real in taken and not path.startswith("/dev/"):
+                raise ValueError(f"{flag}={path}: this file {taken[real]}; give another one")
+            taken[real] = f"is also what {flag} writes"
     if config.system.plugins:
         from trtcli import plugins
 

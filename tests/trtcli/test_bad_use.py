@@ -108,3 +108,13 @@ def test_device_memory_exhausted(engine_file: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(CpuDevice, "allocate", full)
     err = refused(capsys, f"--loadEngine={engine_file}", *RUN)
     assert "MiB are free on device cpu" in err and "need" in err
+
+
+@pytest.mark.parametrize("flag", ["--exportTimes", "--exportReport", "--saveDebugTensors=y"])
+def test_an_output_over_an_input_or_another_output(engine_file: Path, tmp_path: Path, flag: str, capsys: Captured) -> None:
+    before, mark = engine_file.read_bytes(), ":" if "=" in flag else "="
+    err = refused(capsys, f"--loadEngine={engine_file}", f"{flag}{mark}{engine_file}", *RUN)
+    assert f"{flag.split('=')[0]}={engine_file}: this file is an input; give another one" in err and engine_file.read_bytes() == before
+    twice = tmp_path / "twice"
+    err = refused(capsys, f"--loadEngine={engine_file}", f"--exportLayerInfo={twice}", f"{flag}{mark}{tmp_path / '.' / 'twice'}", *RUN)
+    assert "this file is also what --export" in err and not twice.exists()
