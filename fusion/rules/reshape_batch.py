@@ -1,6 +1,8 @@
-"""reshape(a b) -> reshape(a) reshape(b), before and behind a softmax: where heads are folded into the batch only for a product, they are not."""
+"""reshape(a b) -> reshape(a) reshape(b), before and behind a softmax: heads that are folded into the batch for products only are not; softmax(reshape(x)) -> reshape(softmax(x))."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from fusion.dims import Dim, Shape, product
 from fusion.graph import Graph
@@ -10,6 +12,8 @@ from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
+    if isinstance(layer.op, Softmax):
+        return _match_softmax(graph, layer)
     shape = graph.type(layer.outputs[0]).shape
     if len(shape) != 3:
         return None
@@ -29,10 +33,19 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 def _near(graph: Graph, layer: Layer) -> Near | None:
     """The batch of the product is split for something else than a softmax."""
     after = graph.only_reader(layer.outputs[0])
-    if len(graph.type(layer.outputs[0]).shape) != 3 or after is None or not _splits(graph, after):
+    if isinstance(layer.op, Softmax) or len(graph.type(layer.outputs[0]).shape) != 3 or after is None or not _splits(graph, after):
         return None
     readers = ", ".join(one.name for one in graph.readers(after.outputs[0])) or "the network's caller"
     return Match((layer, after)), Refusal("reader", f"{after.name} is for {readers}, not for a softmax")
+
+
+def _match_softmax(graph: Graph, layer: Layer) -> Match | None:
+    before, rank = graph.producer(layer.inputs[0]), len(graph.type(layer.inputs[0]).shape)
+    if before is None or not _plain(before) or rank != 3 or layer.op.axis != 2 or len(layer.inputs) > 1 or graph.only_reader(layer.inputs[0]) is None:
+        return None
+    if len(graph.type(before.inputs[0]).shape) != 4 or graph.type(before.inputs[0]).shape[-2:] != graph.type(layer.inputs[0]).shape[-2:]:
+        return None
+    return Match((before, layer), (layer.inputs[0],), {"softmax": before})
 
 
 def _plain(layer: Layer) -> bool:
@@ -46,8 +59,11 @@ def _splits(graph: Graph, layer: Layer) -> bool:
 
 def _is_softmax(graph: Graph, layer: Layer) -> bool:
     """A softmax, or a mask before one."""
+    readers = graph.readers(layer.outputs[0])
     if isinstance(layer.op, Pointwise):
-        return any(isinstance(one.op, Softmax) for one in graph.readers(layer.outputs[0]))
+        return any(_is_softmax(graph, one) for one in readers if isinstance(one.op, Softmax | Shuffle))
+    if _plain(layer):  # heads are folded in again
+        return any(isinstance(one.op, Softmax) for one in readers)
     return isinstance(layer.op, Softmax)
 
 
@@ -59,6 +75,8 @@ def _made_by_softmax(graph: Graph, tensor: str) -> bool:
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
+    if "softmax" in match.found:
+        return None
     layer = next(one for one in match.layers if isinstance(one.op, MatrixMultiply))
     lead = match.found["lead"]
     batch = graph.type(layer.outputs[0]).shape[0]
@@ -81,6 +99,11 @@ def _unfolded(shape: Shape, batch: Dim, lead: Shape) -> Shape | None:
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:
+    if "softmax" in match.found:
+        before, softmax = match.layers
+        unfolded = graph.fresh(f"{softmax.outputs[0]}.unfolded")
+        fold = replace(before, inputs=(unfolded,), outputs=softmax.outputs)
+        return Replacement((replace(softmax, op=replace(softmax.op, axis=3), inputs=before.inputs, outputs=(unfolded,)), fold))
     layer = next(one for one in match.layers if isinstance(one.op, MatrixMultiply))
     lead, after, before = (match.found[key] for key in ("lead", "after", "before"))
     batch = graph.type(layer.outputs[0]).shape[0]
@@ -103,4 +126,4 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement((*views, Layer("", layer.op, tuple(inputs), (result,)), folded))
 
 
-RULE = Rule("reshape-batch", __doc__.splitlines()[0], (MatrixMultiply,), _match, _rewrite, _check, near=_near)
+RULE = Rule("reshape-batch", __doc__.splitlines()[0], (MatrixMultiply, Softmax), _match, _rewrite, _check, near=_near)

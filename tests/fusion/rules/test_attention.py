@@ -504,6 +504,17 @@ def test_products_have_the_axes_of_the_softmax() -> None:
     assert kinds(network).count("Attention") == 1
 
 
+def test_masks_between_two_foldings() -> None:
+    """Whisper before transformers 4.40: scores are unfolded for the mask only."""
+    build = Build()
+    q, k, v = build.input("q", B * H, S, D), build.input("k", B * H, D, S), build.input("v", B * H, S, D)
+    y = build.layer("split", Shuffle(reshape=(B, H, S, S)), build.layer("scores", MatrixMultiply(), q, k))
+    y = build.layer("fold", Shuffle(reshape=(B * H, S, S)), build.pointwise("masked", "add", y, build.input("mask", S, S)))
+    y = build.layer("context", MatrixMultiply(), build.layer("softmax", Softmax(2), y), v)
+    network = fuse(build.network(y), reshape_batch.RULE, attention.RULE)
+    assert kinds(network).count("Attention") == 1
+
+
 def test_products_whose_batch_does_not_split_stay() -> None:
     build = Build()
     q, k = build.input("q", B * H, S, D), build.input("k", D, S)

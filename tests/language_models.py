@@ -1,0 +1,420 @@
+"""Blocks of language and diffusion models as exporters write them, small and with random weights, for tests of fusions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+
+
+@dataclass(frozen=True)
+class Block:
+    """One model.
+
+    Attributes:
+        nodes: its nodes in ONNX's text form, one a line.
+        inputs: shapes; a text is a named size. Integer inputs are those in ``integers``.
+        outputs: names.
+        weights: shapes of random matrices and vectors (scaled so that results stay near 1), or arrays.
+        layers: how many layers work on a GPU when all is fused.
+        rank: of the output ``y``.
+    """
+
+    nodes: str
+    inputs: Mapping[str, tuple[int | str, ...]]
+    outputs: tuple[str, ...]
+    weights: Mapping[str, tuple[int, ...] | np.ndarray | float | list[int]]
+    layers: int
+    integers: tuple[str, ...] = ()
+    rank: int = 3
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+def model(block: Block, dtype: type = np.float32) -> ModelProto:
+    """The ONNX model of ``block``; its real numbers are of ``dtype``."""
+    random = np.random.default_rng(3)
+    constants = []
+    for name, value in block.weights.items():
+        if isinstance(value, tuple):
+            array = random.standard_normal(value) * (value[0] ** -0.5 if len(value) > 1 else 0.1) + (1 if name.startswith("g_") else 0)
+        else:
+            array = np.asarray(value)
+        array = array.astype(dtype) if array.dtype.kind == "f" else array
+        constants.append(numpy_helper.from_array(np.asarray(array), name))
+    nodes = [parser.parse_node(line.strip()) for line in block.nodes.strip().splitlines() if line.strip()]
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{index}"
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64 if name in block.integers else kind, shape) for name, shape in block.inputs.items()]
+    outputs = [helper.make_tensor_value_info(name, kind, [None] * (4 if name.startswith("present") else block.rank)) for name in block.outputs]
+    graph = helper.make_graph(nodes, "block", inputs, outputs, constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(made)
+    return made
+
+
+def inputs_of(block: Block, dtype: type = np.float32, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+    """Random inputs; integers are positions 0, 1, 2 ... behind the past where there is one."""
+    random, sizes = np.random.default_rng(4), {**block.sizes, **(sizes or {})}
+    found = {}
+    for name, shape in block.inputs.items():
+        concrete = [one if isinstance(one, int) else sizes[one] for one in shape]
+        if name in block.integers:
+            found[name] = np.broadcast_to(np.arange(concrete[-1]) + sizes.get("past", 0), concrete).astype(np.int64)
+        else:
+            found[name] = random.standard_normal(concrete).astype(dtype)
+    return found
+
+
+def _rms_norm(out: str, x: str, weight: str) -> str:
+    """RMS normalisation in layers, statistics and all (T5LayerNorm, LlamaRMSNorm)."""
+    return f"""
+        {out}_s = Pow({x}, two)
+        {out}_m = ReduceMean<keepdims=1>({out}_s, last)
+        {out}_e = Add({out}_m, eps)
+        {out}_r = Sqrt({out}_e)
+        {out}_i = Div(one, {out}_r)
+        {out}_n = Mul({x}, {out}_i)
+        {out} = Mul({weight}, {out}_n)
+    """
+
+
+def _heads(out: str, x: str, heads: str) -> str:
+    return f"""
+        {out}_h = Reshape({x}, {heads})
+        {out} = Transpose<perm=[0,2,1,3]>({out}_h)
+    """
+
+
+def _rotate(out: str, x: str) -> str:
+    return f"""
+        {out}_a = Slice({x}, zero_, half_, last)
+        {out}_b = Slice({x}, half_, most, last)
+        {out}_nb = Neg({out}_b)
+        {out}_r = Concat<axis=-1>({out}_nb, {out}_a)
+        {out}_c = Mul({x}, cos)
+        {out}_d = Mul({out}_r, sin)
+        {out} = Add({out}_c, {out}_d)
+    """
+
+
+def _repeat(out: str, x: str) -> str:
+    """``repeat_kv``: every key head serves two query heads."""
+    return f"""
+        {out}_u = Unsqueeze({x}, two_)
+        {out}_shape = Shape({x})
+        {out}_b = Gather({out}_shape, zero_)
+        {out}_t = Gather({out}_shape, two_)
+        {out}_to = Concat<axis=0>({out}_b, kv, two_, {out}_t, size)
+        {out}_e = Expand({out}_u, {out}_to)
+        {out}_full = Concat<axis=0>({out}_b, all, {out}_t, size)
+        {out} = Reshape({out}_e, {out}_full)
+    """
+
+
+def llama(cache: bool = True, batch: int | str = "batch", steps: int | str = "steps") -> Block:
+    """A decoder layer of Llama: RMS norms, grouped queries, rotary embedding, SwiGLU; with ``cache``, keys and values go behind the past."""
+    width, heads, kv, size, inner = 64, 4, 2, 16, 96
+    angles = np.outer(np.arange(64), 0.5 ** np.arange(size // 2))
+    nodes = f"""
+        cos_ = Gather(cosines, positions)
+        cos = Unsqueeze(cos_, one_)
+        sin_ = Gather(sines, positions)
+        sin = Unsqueeze(sin_, one_)
+        {_rms_norm("n", "x", "g_1")}
+        q0 = MatMul(n, wq)
+        k0 = MatMul(n, wk)
+        v0 = MatMul(n, wv)
+        {_heads("q1", "q0", "heads")}
+        {_heads("k1", "k0", "kv_heads")}
+        {_heads("v1", "v0", "kv_heads")}
+        {_rotate("q", "q1")}
+        {_rotate("k2", "k1")}
+        {"k3 = Concat<axis=2>(past_k, k2)" if cache else "k3 = Identity(k2)"}
+        {"v3 = Concat<axis=2>(past_v, v1)" if cache else "v3 = Identity(v1)"}
+        {_repeat("k", "k3")}
+        {_repeat("v", "v3")}
+        kt = Transpose<perm=[0,1,3,2]>(k)
+        s0 = MatMul(q, kt)
+        s1 = Mul(s0, scale)
+        s2 = Add(s1, mask)
+        p = Softmax<axis=-1>(s2)
+        c0 = MatMul(p, v)
+        c1 = Transpose<perm=[0,2,1,3]>(c0)
+        c = Reshape(c1, rows)
+        o = MatMul(c, wo)
+        h = Add(x, o)
+        {_rms_norm("m", "h", "g_2")}
+        gate0 = MatMul(m, wg)
+        gate1 = Sigmoid(gate0)
+        gate = Mul(gate0, gate1)
+        up = MatMul(m, wu)
+        both = Mul(gate, up)
+        down = MatMul(both, wd)
+        y = Add(h, down)
+        {"present_k = Identity(k3)" if cache else ""}
+        {"present_v = Identity(v3)" if cache else ""}
+    """
+    past: dict[str, tuple[int | str, ...]] = dict.fromkeys(("past_k", "past_v"), (batch, kv, "past", size)) if cache else {}
+    return Block(
+        nodes, {"x": (batch, steps, width), "positions": (batch, steps), "mask": (batch, 1, steps, "total" if cache else steps), **past},
+        ("y", *(("present_k", "present_v") if cache else ())),
+        {
+            "cosines": np.cos(np.concatenate((angles, angles), 1)), "sines": np.sin(np.concatenate((angles, angles), 1)),
+            "wq": (width, heads * size), "wk": (width, kv * size), "wv": (width, kv * size), "wo": (heads * size, width),
+            "wg": (width, inner), "wu": (width, inner), "wd": (inner, width), "g_1": (width,), "g_2": (width,),
+            "two": 2.0, "one": 1.0, "eps": 1e-5, "scale": size**-0.5, "last": [-1], "zero_": [0], "half_": [size // 2], "most": [2**40],
+            "one_": [1], "two_": [2], "kv": [kv], "all": [heads], "size": [size],
+            "heads": [0, 0, heads, size], "kv_heads": [0, 0, kv, size], "rows": [0, 0, width],
+        },
+        layers=18 if cache else 11, integers=("positions",), sizes={"batch": 2, "steps": 3, "past": 5 if cache else 0, "total": 8},
+    )  # fmt: skip
+
+
+def gpt2() -> Block:
+    """A layer of GPT-2: one packed projection, a constant causal mask chosen by Where, GELU by tanh."""
+    width, heads, length = 64, 4, 8
+    nodes = f"""
+        n = LayerNormalization<axis=-1>(x, g_1, b1)
+        flat = Reshape(n, matrix)
+        qkv0 = Gemm(flat, wqkv, bqkv)
+        qkv = Reshape(qkv0, packed)
+        q0, k0, v0 = Split<axis=2, num_outputs=3>(qkv)
+        {_heads("q", "q0", "heads")}
+        k1 = Reshape(k0, heads)
+        kt = Transpose<perm=[0,2,3,1]>(k1)
+        {_heads("v", "v0", "heads")}
+        s0 = MatMul(q, kt)
+        s1 = Div(s0, root)
+        s2 = Where(triangle, s1, lowest)
+        p = Softmax<axis=-1>(s2)
+        c0 = MatMul(p, v)
+        c1 = Transpose<perm=[0,2,1,3]>(c0)
+        c = Reshape(c1, matrix)
+        o0 = Gemm(c, wo, bo)
+        o = Reshape(o0, rows)
+        h = Add(o, x)
+        m = LayerNormalization<axis=-1>(h, g_2, b2)
+        m1 = Reshape(m, matrix)
+        f0 = Gemm(m1, w1, c1b)
+        f = Reshape(f0, wide)
+        t0 = Pow(f, three)
+        t1 = Mul(t0, cubic)
+        t2 = Add(f, t1)
+        t3 = Mul(t2, steep)
+        t4 = Tanh(t3)
+        t5 = Add(t4, one)
+        t6 = Mul(f, half)
+        t7 = Mul(t6, t5)
+        t8 = Reshape(t7, wide_matrix)
+        d0 = Gemm(t8, w2, c2b)
+        d = Reshape(d0, rows)
+        y = Add(h, d)
+    """
+    return Block(
+        nodes, {"x": ("batch", length, width)}, ("y",),
+        {
+            "g_1": (width,), "b1": (width,), "g_2": (width,), "b2": (width,), "wqkv": (width, 3 * width), "bqkv": (3 * width,), "wo": (width, width), "bo": (width,),
+            "w1": (width, 4 * width), "c1b": (4 * width,), "w2": (4 * width, width), "c2b": (width,), "triangle": np.tril(np.ones((1, 1, length, length), bool)),
+            "lowest": -3.0e4, "root": (width / heads) ** 0.5, "three": 3.0, "cubic": 0.044715, "steep": (2 / np.pi) ** 0.5, "one": 1.0, "half": 0.5,
+            "matrix": [-1, width], "packed": [-1, length, 3 * width], "heads": [0, 0, heads, width // heads], "rows": [-1, length, width],
+            "wide": [-1, length, 4 * width], "wide_matrix": [-1, 4 * width],
+        },
+        layers=7, sizes={"batch": 2},
+    )  # fmt: skip
+
+
+def t5() -> Block:
+    """A decoder layer of T5: no scale, a relative position bias, cross-attention to an encoder's result, softmax of float32 scores."""
+    width, heads, length, other = 64, 4, 6, 9
+    self_attention, cross_attention = (
+        f"""
+        {_rms_norm(f"{p}n", before, f"g_{p}")}
+        {p}q0 = MatMul({p}n, {p}wq)
+        {p}k0 = MatMul({source}, {p}wk)
+        {p}v0 = MatMul({source}, {p}wv)
+        {_heads(f"{p}q", f"{p}q0", "heads")}
+        {_heads(f"{p}k", f"{p}k0", "heads")}
+        {_heads(f"{p}v", f"{p}v0", "heads")}
+        {p}kt = Transpose<perm=[0,1,3,2]>({p}k)
+        {p}s0 = MatMul({p}q, {p}kt)
+        {p}s = Add({p}s0, {bias})
+        {p}p = Softmax<axis=-1>({p}s)
+        {p}c0 = MatMul({p}p, {p}v)
+        {p}c1 = Transpose<perm=[0,2,1,3]>({p}c0)
+        {p}c = Reshape({p}c1, rows)
+        {p}o = MatMul({p}c, {p}wo)
+        {after} = Add({before}, {p}o)
+        """
+        for p, before, source, bias, after in (("a", "x", "an", "bias", "h1"), ("b", "h1", "encoded", "mask", "h2"))
+    )
+    nodes = f"""
+        b0 = Gather(table, buckets)
+        b1 = Transpose<perm=[2,0,1]>(b0)
+        b2 = Unsqueeze(b1, zero_)
+        bias = Add(b2, triangle)
+        {self_attention}
+        {cross_attention}
+        {_rms_norm("m", "h2", "g_m")}
+        f0 = MatMul(m, w1)
+        f = Relu(f0)
+        d = MatMul(f, w2)
+        y = Add(h2, d)
+    """
+    distance = np.clip(np.arange(length)[:, None] - np.arange(length), 0, 3)
+    return Block(
+        nodes, {"x": ("batch", length, width), "encoded": ("batch", other, width), "mask": ("batch", 1, 1, other)}, ("y",),
+        {
+            "table": (4, heads), "buckets": distance, "triangle": np.where(np.tril(np.ones((1, 1, length, length))), 0.0, -3e4),
+            **{f"{p}w{side}": (width, width) for p in "ab" for side in "qkvo"}, "g_a": (width,), "g_b": (width,), "g_m": (width,),
+            "w1": (width, 96), "w2": (96, width), "two": 2.0, "one": 1.0, "eps": 1e-6, "last": [-1], "zero_": [0],
+            "heads": [0, 0, heads, width // heads], "rows": [0, 0, width],
+        },
+        layers=12, sizes={"batch": 2},
+    )  # fmt: skip
+
+
+def whisper() -> Block:
+    """A decoder layer of Whisper: causal self-attention and cross-attention, both with the scale on the queries, heads folded into the batch."""
+    width, heads, length, other = 64, 4, 6, 10
+    size = width // heads
+
+    def attention(p: str, before: str, source: str, keys: int, mask: bool, after: str) -> str:
+        return f"""
+        {p}n = LayerNormalization<axis=-1>({before}, g_{p}, {p}b)
+        {p}q0 = MatMul({p}n, {p}wq)
+        {p}q1 = Add({p}q0, {p}bq)
+        {p}q2 = Mul({p}q1, scale)
+        {p}k0 = MatMul({source}, {p}wk)
+        {p}v0 = MatMul({source}, {p}wv)
+        {p}v1 = Add({p}v0, {p}bv)
+        {_heads(f"{p}q3", f"{p}q2", "heads")}
+        {_heads(f"{p}k1", f"{p}k0", "heads")}
+        {_heads(f"{p}v2", f"{p}v1", "heads")}
+        {p}q = Reshape({p}q3, fold)
+        {p}k = Reshape({p}k1, {p}fold)
+        {p}v = Reshape({p}v2, {p}fold)
+        {p}kt = Transpose<perm=[0,2,1]>({p}k)
+        {p}s0 = MatMul({p}q, {p}kt)
+        {f"{p}s1 = Reshape({p}s0, unfold_scores)" if mask else ""}
+        {f"{p}s2 = Add({p}s1, triangle)" if mask else ""}
+        {f"{p}s = Reshape({p}s2, fold_scores)" if mask else f"{p}s = Identity({p}s0)"}
+        {p}p = Softmax<axis=-1>({p}s)
+        {p}c0 = MatMul({p}p, {p}v)
+        {p}c1 = Reshape({p}c0, unfold)
+        {p}c2 = Transpose<perm=[0,2,1,3]>({p}c1)
+        {p}c = Reshape({p}c2, rows)
+        {p}o0 = MatMul({p}c, {p}wo)
+        {p}o = Add({p}o0, {p}bo)
+        {after} = Add({before}, {p}o)
+        """
+
+    nodes = f"""
+        {attention("a", "x", "an", length, True, "h1")}
+        {attention("b", "h1", "encoded", other, False, "h2")}
+        m = LayerNormalization<axis=-1>(h2, g_m, mb)
+        f0 = MatMul(m, w1)
+        f1 = Add(f0, b1)
+        e0 = Div(f1, root)
+        e1 = Erf(e0)
+        e2 = Add(e1, one)
+        e3 = Mul(f1, e2)
+        e4 = Mul(e3, half)
+        d0 = MatMul(e4, w2)
+        d = Add(d0, b2)
+        y = Add(h2, d)
+    """
+    biases = {f"{p}{name}": (width,) for p in "ab" for name in ("bq", "bv", "bo", "b")}
+    return Block(
+        nodes, {"x": (2, length, width), "encoded": (2, other, width)}, ("y",),
+        {
+            **{f"{p}w{side}": (width, width) for p in "ab" for side in "qkvo"}, **biases, "g_a": (width,), "g_b": (width,), "g_m": (width,), "mb": (width,),
+            "w1": (width, 4 * width), "b1": (4 * width,), "w2": (4 * width, width), "b2": (width,), "scale": size**-0.5, "root": 2**0.5, "one": 1.0, "half": 0.5,
+            "heads": [0, 0, heads, size], "fold": [2 * heads, length, size], "afold": [2 * heads, length, size], "bfold": [2 * heads, other, size],
+            "unfold": [2, heads, length, size], "unfold_scores": [2, heads, length, length], "fold_scores": [2 * heads, length, length], "rows": [2, length, width],
+            "triangle": np.where(np.tril(np.ones((1, 1, length, length))), 0.0, -3e4),
+        },
+        layers=12,
+    )  # fmt: skip
+
+
+def unet_attention() -> Block:
+    """A transformer block of Stable Diffusion's U-Net: an image's positions attend to themselves and to a text; GEGLU; heads in the batch."""
+    width, heads, side, other = 64, 2, 4, 7
+    size, length = width // heads, side * side
+
+    def attention(p: str, before: str, source: str, keys: int, after: str) -> str:
+        return f"""
+        {p}n = LayerNormalization<axis=-1>({before}, g_{p}, {p}b)
+        {p}q0 = MatMul({p}n, {p}wq)
+        {p}k0 = MatMul({source}, {p}wk)
+        {p}v0 = MatMul({source}, {p}wv)
+        {_heads(f"{p}q1", f"{p}q0", "heads")}
+        {_heads(f"{p}k1", f"{p}k0", "heads")}
+        {_heads(f"{p}v1", f"{p}v0", "heads")}
+        {p}q = Reshape({p}q1, fold)
+        {p}k = Reshape({p}k1, {p}fold)
+        {p}v = Reshape({p}v1, {p}fold)
+        {p}kt = Transpose<perm=[0,2,1]>({p}k)
+        {p}s0 = MatMul({p}q, {p}kt)
+        {p}s = Mul({p}s0, scale)
+        {p}p = Softmax<axis=-1>({p}s)
+        {p}c0 = MatMul({p}p, {p}v)
+        {p}c1 = Reshape({p}c0, unfold)
+        {p}c2 = Transpose<perm=[0,2,1,3]>({p}c1)
+        {p}c = Reshape({p}c2, rows)
+        {p}o0 = MatMul({p}c, {p}wo)
+        {p}o = Add({p}o0, {p}bo)
+        {after} = Add({p}o, {before})
+        """
+
+    nodes = f"""
+        gr = Reshape(image, groups)
+        gi = InstanceNormalization(gr, ones, zeros)
+        gb = Reshape(gi, pixels)
+        gs = Mul(gb, g_c)
+        ga = Add(gs, shift)
+        pi = Conv(ga, w_in, b_in)
+        t = Transpose<perm=[0,2,3,1]>(pi)
+        x = Reshape(t, rows)
+        {attention("a", "x", "an", length, "h1")}
+        {attention("b", "h1", "text", other, "h2")}
+        m = LayerNormalization<axis=-1>(h2, g_m, mb)
+        f0 = MatMul(m, w1)
+        f1 = Add(f0, b1)
+        value, gate = Split<axis=-1, num_outputs=2>(f1)
+        e0 = Div(gate, root)
+        e1 = Erf(e0)
+        e2 = Add(e1, one)
+        e3 = Mul(gate, e2)
+        e4 = Mul(e3, half)
+        e5 = Mul(value, e4)
+        d0 = MatMul(e5, w2)
+        d = Add(d0, b2)
+        z0 = Add(d, h2)
+        z1 = Reshape(z0, places)
+        z2 = Transpose<perm=[0,3,1,2]>(z1)
+        z3 = Conv(z2, w_out, b_out)
+        y = Add(z3, image)
+    """
+    return Block(
+        nodes, {"image": (2, width, side, side), "text": (2, other, 48)}, ("y",),
+        {
+            **{f"aw{name}": (width, width) for name in "qkvo"}, "bwq": (width, width), "bwk": (48, width), "bwv": (48, width), "bwo": (width, width),
+            **{f"{p}{name}": (width,) for p in "ab" for name in ("b", "bo")}, "g_a": (width,), "g_b": (width,), "g_m": (width,), "mb": (width,),
+            "w1": (width, 8 * width), "b1": (8 * width,), "w2": (4 * width, width), "b2": (width,), "w_in": (width, width, 1, 1), "b_in": (width,),
+            "w_out": (width, width, 1, 1), "b_out": (width,), "ones": np.ones(8), "zeros": np.zeros(8), "g_c": np.full((width, 1, 1), 0.9), "shift": np.full((width, 1, 1), 0.1),
+            "scale": size**-0.5, "root": 2**0.5, "one": 1.0, "half": 0.5, "groups": [2, 8, -1], "pixels": [2, width, side, side], "places": [2, side, side, width],
+            "heads": [2, -1, heads, size], "fold": [2 * heads, length, size], "afold": [2 * heads, length, size], "bfold": [2 * heads, other, size],
+            "unfold": [2, heads, length, size], "rows": [2, length, width],
+        },
+        layers=18, rank=4,
+    )  # fmt: skip
+
+
+BLOCKS = {
+    "llama": llama(False), "llama with a cache": llama(), "gpt2": gpt2(), "t5": t5(), "whisper": whisper(), "unet attention": unet_attention(),
+}  # fmt: skip
