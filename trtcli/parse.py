@@ -366,10 +366,8 @@ def _contradictions(command: str, config: Config, given: list[str]) -> list[str]
         found.append("--errorOnTimingCacheMiss: needs a cache, --timingCacheFile=FILE without --noBuilderCache")
     inference = config.inference
     found += [f"--{name}: goes with --loadEngine=FILE only" for name in ("getPlanVersionOnly", "timeDeserialize") if name in given and not model.load_engine]
-    if config.system.monitor_memory and command in ("inspect", "check"):
-        found.append(f"--monitorMemory: trtcli {command} may build nothing; it goes with trtcli build, profile, verify, or no command")
     if command == "inspect":
-        found += [f"--{name}: goes with trtcli build, profile, or no command" for name in ("dumpRefit", "timeRefit") if name in given]
+        found += [f"--{name}: goes with trtcli build, profile, or no command" for name in ("dumpRefit", "timeRefit", "monitorMemory") if name in given]
     if build.time_refit and not (model.onnx or model.refit_onnx):
         found.append("--timeRefit: needs a model to take weights from, --refitFromOnnx=FILE")
     if command in ("trtexec", "profile"):

@@ -26,6 +26,8 @@ def run(parsed: Parsed, log: Log) -> int:
     verdict = static_verdict(config)
     if verdict.buildable and config.system.device != "cpu" and host.cuda_version():
         verdict = measured_verdict(config, log) or verdict
+    if config.system.monitor_memory and verdict.how == "static":
+        log.warning("--monitorMemory: the answer is static, nothing was built")
     print(json_text(verdict_json(verdict)) if parsed.get("json") else "\n".join(verdict_lines(verdict)))
     return PASSED if verdict.capturable else NOT_CAPTURABLE
 
