@@ -83,6 +83,12 @@ def heads_of(workload: Workload) -> Heads | Refusal:
     return Heads(q["b"], q["h"], k["h"], q["s"], k["s"], q["d"], v["d"], tuple(strides), mask, mask_strides)
 
 
+def _head(heads: Heads) -> int:
+    """The head size that kernels are compiled for."""
+    head = round_up(max(heads.d, heads.d_v), 32)
+    return 256 if head > 128 else head
+
+
 def _refuse(workload: Workload, types: tuple[DataType, ...]) -> Refusal | None:
     op = workload.op
     assert isinstance(op, Attention)
@@ -121,7 +127,9 @@ def _operands(workload: Workload, heads: Heads) -> tuple[Argument, ...]:
 
 
 class MmaAttention(Tactic):
-    """FlashAttention-2 with mma.sync: ``warps`` x ``row_tiles`` x 16 query rows per block, ``block_kv`` keys at a time."""
+    """FlashAttention-2 with mma.sync: ``warps`` x ``row_tiles`` x 16 query rows per block, ``block_kv`` keys at a time.
+
+    float32 is multiplied as tf32, or, where that is not allowed, as three products of tf32 parts."""
 
     id = "cuda.attention.mma"
     device = "cuda"
@@ -130,7 +138,7 @@ class MmaAttention(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if device.capability < 75:
             return Refusal(f"tensor cores of this kernel need sm_75; the device is {device.arch}")
-        types = (DataType.HALF,) if device.capability < 80 else (DataType.HALF, DataType.BF16)
+        types = (DataType.HALF,) if device.capability < 80 else (DataType.HALF, DataType.BF16, DataType.FLOAT)
         if refusal := _refuse(workload, types):
             return refusal
         heads = heads_of(workload)
@@ -144,28 +152,29 @@ class MmaAttention(Tactic):
         return None if self.configs(workload, device) else Refusal("no configuration fits the shared memory")
 
     @staticmethod
-    def _legal(warps: int, row_tiles: int, block_kv: int, head: int, device: DeviceSpec) -> bool:
-        return MmaAttention._registers(row_tiles, block_kv, head) <= 230 and MmaAttention._shared(warps, row_tiles, block_kv, head) <= device.shared_memory
+    def _legal(warps: int, row_tiles: int, block_kv: int, head: int, size: int, device: DeviceSpec) -> bool:
+        if MmaAttention._registers(row_tiles, block_kv, head, size) > 230:
+            return False
+        return MmaAttention._shared(warps, row_tiles, block_kv, head, size) <= device.shared_memory
 
     @staticmethod
-    def _registers(row_tiles: int, block_kv: int, head: int) -> int:
-        return row_tiles * (head // 2 + block_kv // 2 + (head // 4 if row_tiles * head <= 128 else 4)) + 60
+    def _registers(row_tiles: int, block_kv: int, head: int, size: int) -> int:
+        kept = head * size // 8 if row_tiles * head * size <= 256 else 4
+        return row_tiles * (head // 2 + block_kv // 2 + kept) + (60 if size == 2 else 76)
 
     @staticmethod
-    def _shared(warps: int, row_tiles: int, block_kv: int, head: int) -> int:
-        return (warps * row_tiles * 16 + 4 * block_kv) * head * 2
+    def _shared(warps: int, row_tiles: int, block_kv: int, head: int, size: int) -> int:
+        return (warps * row_tiles * 16 + 4 * block_kv) * head * size
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         heads = heads_of(workload)
         assert isinstance(heads, Heads)
-        head = round_up(max(heads.d, heads.d_v), 32)
-        head = 256 if head > 128 else head
         found = [
             config(warps=warps, row_tiles=row_tiles, block_kv=block_kv)
             for warps in (1, 2, 4, 8)
             for row_tiles in (1, 2)
             for block_kv in (32, 64, 128)
-            if self._legal(warps, row_tiles, block_kv, head, device)
+            if self._legal(warps, row_tiles, block_kv, _head(heads), workload.inputs[0].dtype.itemsize, device)
         ]
         return sorted(found, key=lambda one: (self.estimate(workload, one, device), one))
 
@@ -173,47 +182,49 @@ class MmaAttention(Tactic):
         heads, chosen = heads_of(workload), dict(config)
         assert isinstance(heads, Heads)
         warps, row_tiles, block_kv = chosen["warps"], chosen["row_tiles"], chosen["block_kv"]
-        rows = warps * row_tiles * 16
+        rows, dtype = warps * row_tiles * 16, workload.inputs[0].dtype
         blocks = ceil_div(heads.s_q, rows) * heads.heads * heads.batch
         head = round_up(max(heads.d, heads.d_v), 32)
-        registers = min(255, self._registers(row_tiles, block_kv, head))
-        per_sm = max(1, min(device.shared_memory // self._shared(warps, row_tiles, block_kv, head), 65536 // (registers * warps * 32), 32))
+        registers = min(255, self._registers(row_tiles, block_kv, head, dtype.itemsize))
+        shared = self._shared(warps, row_tiles, block_kv, head, dtype.itemsize)
+        per_sm = max(1, min(device.shared_memory // shared, 65536 // (registers * warps * 32), 32))
         busy = min(per_sm, ceil_div(blocks, device.multiprocessors))
         waves = ceil_div(blocks, device.multiprocessors * busy)
         steps = ceil_div(heads.s_k, block_kv)
         share = 0.39 if device.capability in range(90, 110) else 0.6  # of the peak that mma.sync reaches here
-        rate = (device.flops.get(workload.inputs[0].dtype.value) or 1e14) / device.multiprocessors * share
+        name, slower = (dtype.value, 1.0) if dtype.itemsize == 2 else ("tf32", 1.0 if workload.tf32 else 3.0)
+        rate = (device.flops.get(name) or (1e14 if dtype.itemsize == 2 else 5e13)) / device.multiprocessors * share / slower
         throughput = busy * rows * block_kv * (4 * head / rate + 3.2e-11)  # products, and the softmax
-        latency = 7.3e-7 + 1.07e-8 * block_kv * row_tiles * head / 64
-        # Fitted to 84 timings on an H200: the best was always among the first four.
+        latency = (7.3e-7 + 1.07e-8 * block_kv * row_tiles * head / 64) * dtype.itemsize / 2 * slower
+        # Fitted to 84 timings on an H200 (float16): the best was always among the first four.
         return 1e-7 + waves * (steps * max(throughput, latency) + 1.7e-6 * (1 + 1.3e-5 * rows * head))
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        heads, chosen = heads_of(workload), dict(config)
-        assert isinstance(heads, Heads)
-        head = round_up(max(heads.d, heads.d_v), 32)
-        head = 256 if head > 128 else head
+        heads, chosen, op = heads_of(workload), dict(config), workload.op
+        assert isinstance(heads, Heads) and isinstance(op, Attention)
+        head, dtype = _head(heads), workload.inputs[0].dtype
         warps, row_tiles, block_kv = chosen["warps"], chosen["row_tiles"], chosen["block_kv"]
         lengths = [stride for strides, size in zip(heads.strides, (heads.d, heads.d, heads.d_v, heads.d_v), strict=True)
                    for stride in (size, *(s for s in strides[:3]))]  # fmt: skip
         if not workload.is_static:  # strides that may change are multiples of the head size, or of a fixed packed row
             lengths = [heads.d, heads.d_v]
+        wide, narrow = workload.outputs[0].dtype is DataType.FLOAT, dtype.itemsize == 2
         kernel = Kernel("attention/mma_attention.cu", "mma_attention", defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], WARPS=warps, ROW_TILES=row_tiles, BLOCK_KV=block_kv, HEAD=head,
-            OUT_T=C_TYPES[workload.outputs[0].dtype], WIDE=1 if workload.op.wide else None,  # type: ignore[attr-defined]
-            VEC_IN=vector_bytes(2, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads), **self._mask_layout(workload, heads),
+            IN_T=C_TYPES[dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], WIDE=1 if wide else None, F32=None if narrow else 1,
+            EXACT=None if narrow or workload.tf32 else 1, WARPS=warps, ROW_TILES=row_tiles, BLOCK_KV=block_kv, HEAD=head,
+            VEC_IN=vector_bytes(dtype.itemsize, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads),
+            **self._mask_layout(workload, heads),
         ))  # fmt: skip
         arguments = (
             *_operands(workload, heads),
             Buffer("output"), *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.d, heads.d_v)),
             *(Struct(tuple(Scalar(stride, "i64") for stride in strides[:3])) for strides in heads.strides),
             Struct(tuple(Scalar(stride, "i64") for stride in heads.mask_strides[:3])), Scalar(heads.mask_strides[3]),
-            Scalar(workload.op.scale * math.log2(math.e), "f32"),  # type: ignore[attr-defined]
+            Scalar(op.scale * math.log2(math.e), "f32"),
         )  # fmt: skip
         grid = (ceil_div(heads.s_q, warps * row_tiles * 16), heads.heads, heads.batch)
-        return Plan((Launch(kernel, grid, (warps * 32, 1, 1), arguments, shared_memory=self._shared(warps, row_tiles, block_kv, head),
-                            dependent=pdl(device)),))  # fmt: skip
-
+        shared = self._shared(warps, row_tiles, block_kv, head, dtype.itemsize)
+        return Plan((Launch(kernel, grid, (warps * 32, 1, 1), arguments, shared_memory=shared, dependent=pdl(device)),))
 
     @staticmethod
     def _mask_layout(workload: Workload, heads: Heads) -> dict[str, object]:

@@ -1,12 +1,15 @@
-// Fused attention with tensor cores: out = softmax(scale * q k^T + mask) v, fp16 or bf16, without a score matrix in memory.
+// Fused attention with tensor cores: out = softmax(scale * q k^T + mask) v, fp16, bf16 or fp32, without a score matrix in memory.
 #include "mma.cuh"
 
 constexpr int THREADS = WARPS * 32;
 constexpr int BLOCK_Q = WARPS * 16 * ROW_TILES;
-constexpr int CHUNKS = HEAD / 8;
-constexpr int KV_BYTES = BLOCK_KV * HEAD * 2;
-constexpr int Q_BYTES = BLOCK_Q * HEAD * 2;
-constexpr bool KEEP_Q = ROW_TILES * HEAD <= 128;  // q's fragments stay in registers
+constexpr int SIZE = sizeof(IN_T);
+constexpr int PER = 16 / SIZE;  // elements of a chunk
+constexpr int CHUNKS = HEAD / PER;
+constexpr int STEPS = HEAD * SIZE / 32;  // of the first product
+constexpr int KV_BYTES = BLOCK_KV * HEAD * SIZE;
+constexpr int Q_BYTES = BLOCK_Q * HEAD * SIZE;
+constexpr bool KEEP_Q = ROW_TILES * HEAD * SIZE <= 256;  // q's fragments stay in registers
 
 #ifndef MASK_ROWS
 #define MASK_ROWS 1
@@ -16,6 +19,12 @@ constexpr bool KEEP_Q = ROW_TILES * HEAD <= 128;  // q's fragments stay in regis
 #endif
 #ifndef WINDOW
 #define WINDOW 0
+#endif
+#ifndef F32
+#define F32 0
+#endif
+#ifndef EXACT
+#define EXACT 0
 #endif
 
 struct Strides {  // of batch, head and position, in elements; the head dimension is contiguous
@@ -43,6 +52,26 @@ __device__ __forceinline__ float capped(float score) {
 }
 #endif
 
+// d += a b for a step of either product. fp32 is rounded to tf32; EXACT=1 multiplies its two tf32 parts by each other instead, of which
+// the smallest product is left out: 21 bits of every factor count. (Markidis et al., "NVIDIA Tensor Core Programmability", 2018.)
+__device__ __forceinline__ void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    if constexpr (SIZE == 2) {
+        mma_16x8<IN_T>(d, a, b0, b1);
+        return;
+    } else {
+        auto rest = [](unsigned bits, unsigned high) { return round_to_tf32(__float_as_uint(__uint_as_float(bits) - __uint_as_float(high))); };
+        unsigned high[4], low[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) high[r] = round_to_tf32(a[r]), low[r] = EXACT ? rest(a[r], high[r]) : 0u;
+        const unsigned high0 = round_to_tf32(b0), high1 = round_to_tf32(b1);
+        if (EXACT) {
+            mma_16x8<IN_T>(d, low, high0, high1);
+            mma_16x8<IN_T>(d, high, rest(b0, high0), rest(b1, high1));
+        }
+        mma_16x8<IN_T>(d, high, high0, high1);
+    }
+}
+
 // Copies `BLOCK` rows of a matrix with row stride `stride`, the first at `source`; rows from `rows` on and columns from
 // `width` on become zeros.
 template <int BLOCK>
@@ -52,7 +81,7 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
         const int index = first + threadIdx.x;
         if (BLOCK * CHUNKS % THREADS != 0 && index >= BLOCK * CHUNKS) break;
         const int row = index / CHUNKS, chunk = index % CHUNKS;
-        copy_chunk<VEC_IN>(target + swizzled<CHUNKS>(row, chunk), source + row * stride + chunk * 8, row < rows ? width - chunk * 8 : 0);
+        copy_chunk<VEC_IN>(target + swizzled<CHUNKS>(row, chunk), source + row * stride + chunk * PER, row < rows ? width - chunk * PER : 0);
     }
 }
 
@@ -60,13 +89,14 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
 // an online softmax; a warp owns whole rows. K and V are double-buffered (cp.async), V one step behind K.
 //   q, k, v, out: any strides of batch, head and position; head dimension contiguous, d and d_v <= HEAD (32, 64, 96, 128 ...,
 //   a multiple of 32). VEC_IN: alignment in bytes of every row (16, 8, 4, 2).
+//   F32=1: they are fp32. WIDE: the result is.
 //   heads_per_kv query heads share one key/value head. scale_log2 is the scale times log2(e).
 //   SOFTCAP=c (float): c * tanh(score / c) takes the place of a scaled score.
 //   MASK: 0 none; 1 additive of type MASK_T; 2 boolean bytes (true keeps); strides in elements, 0 broadcasts. The scores start
 //   from it, so its loads are under way before the keys have come; needs scale > 0. With SOFTCAP it is added behind. MASK_ROWS=0: one row serves all queries.
 //   MASK_PAIRS=1: neighbouring keys are neighbours in memory, aligned in pairs.
 //   CAUSAL=1 keeps key t <= s + s_k - s_q, WINDOW=w key t > s + s_k - s_q - w. Rows without any key give zeros.
-//   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 4 * BLOCK_KV) * HEAD * 2.
+//   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 4 * BLOCK_KV) * HEAD * SIZE.
 // Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023; the online
 // softmax is Milakov and Gimelshein, 2018. sm_75 (fp16), sm_80+.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -105,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float top[ROW_TILES][2], total[ROW_TILES][2] = {};
 #pragma unroll
     for (int i = 0; i < ROW_TILES; ++i) top[i][0] = top[i][1] = -INFINITY;
-    unsigned fragment_q[KEEP_Q ? ROW_TILES : 1][KEEP_Q ? HEAD / 16 : 1][4];
+    unsigned fragment_q[KEEP_Q ? ROW_TILES : 1][KEEP_Q ? STEPS : 1][4];
     const int q_row = warp * ROW_TILES * 16 + lane % 16;
 #if MASK
 #ifdef SOFTCAP
@@ -175,12 +205,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
-                for (int step = 0; step < HEAD / 16; ++step)
+                for (int step = 0; step < STEPS; ++step)
                     ldmatrix_x4(fragment_q[KEEP_Q ? i : 0][KEEP_Q ? step : 0],
                                 shared_q + swizzled<CHUNKS>(q_row + i * 16, step * 2 + lane / 16));
         }
 #pragma unroll
-        for (int step = 0; step < HEAD / 16; ++step) {
+        for (int step = 0; step < STEPS; ++step) {
             unsigned now[ROW_TILES][4];
 #pragma unroll
             for (int i = 0; i < ROW_TILES; ++i) {
@@ -197,8 +227,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 ldmatrix_x4(b, tile_k + swizzled<CHUNKS>(j * 16 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
 #pragma unroll
                 for (int i = 0; i < ROW_TILES; ++i) {
-                    mma_16x8<IN_T>(score[i][2 * j], now[i], b[0], b[1]);
-                    mma_16x8<IN_T>(score[i][2 * j + 1], now[i], b[2], b[3]);
+                    multiply(score[i][2 * j], now[i], b[0], b[1]);
+                    multiply(score[i][2 * j + 1], now[i], b[2], b[3]);
                 }
             }
         }
@@ -266,6 +296,27 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
         copy_async_wait<2>();  // this tile's V
         __syncthreads();
+#if F32
+        // Keys may be summed in any order: the one in which the scores lie, so that weights are fragments as they are.
+#pragma unroll
+        for (int step = 0; step < BLOCK_KV / 8; ++step) {
+            unsigned p[ROW_TILES][4];
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; ++i)
+#pragma unroll
+                for (int r = 0; r < 4; ++r) p[i][r] = __float_as_uint(score[i][step][r % 2 * 2 + r / 2]);
+            const int row = step * 8 + lane % 4 * 2;
+#pragma unroll
+            for (int j = 0; j < HEAD / 8; ++j) {
+                const int column = j * 8 + lane / 4;
+                const unsigned b0 = load_shared_4(tile_v + swizzled<CHUNKS>(row, column / PER) + column % PER * SIZE);
+                const unsigned b1 = load_shared_4(tile_v + swizzled<CHUNKS>(row + 1, column / PER) + column % PER * SIZE);
+#pragma unroll
+                for (int i = 0; i < ROW_TILES; ++i) multiply(result[i][j], p[i], b0, b1);
+            }
+        }
+    }
+#else
 #pragma unroll
         for (int step = 0; step < BLOCK_KV / 16; ++step) {
             unsigned p[ROW_TILES][4];
@@ -280,12 +331,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 ldmatrix_x4_transposed(b, tile_v + swizzled<CHUNKS>(step * 16 + lane % 16, j * 2 + lane / 16));
 #pragma unroll
                 for (int i = 0; i < ROW_TILES; ++i) {
-                    mma_16x8<IN_T>(result[i][2 * j], p[i], b[0], b[1]);
-                    mma_16x8<IN_T>(result[i][2 * j + 1], p[i], b[2], b[3]);
+                    multiply(result[i][2 * j], p[i], b[0], b[1]);
+                    multiply(result[i][2 * j + 1], p[i], b[2], b[3]);
                 }
             }
         }
     }
+#endif
     copy_async_wait<0>();
     if (tiles == first_tile) __syncthreads();  // q's own copies are still settling
 
@@ -302,10 +354,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             if (row >= s_q) continue;
             float* to = out + (row - q0) * out_stride.s;
 #pragma unroll
-            for (int j = 0; j < HEAD / 8; ++j)
-#pragma unroll
-                for (int e = 0; e < 2; ++e)
-                    if (j * 8 + lane % 4 * 2 + e < d_v) to[j * 8 + lane % 4 * 2 + e] = result[i][j][half * 2 + e] * factor;
+            for (int j = 0; j < HEAD / 8; ++j) {
+                const int column = j * 8 + lane % 4 * 2;
+                const float first = result[i][j][half * 2] * factor, second = result[i][j][half * 2 + 1] * factor;
+                if constexpr (VEC_IN >= 2 * SIZE) {
+                    if (column < d_v) *reinterpret_cast<float2*>(to + column) = make_float2(first, second);
+                } else {
+                    if (column < d_v) to[column] = first;
+                    if (column + 1 < d_v) to[column + 1] = second;
+                }
+            }
         }
 #else
     // Through this warp's rows of q in shared memory, so that stores are whole 16-byte vectors.
