@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import traceback
 
 from trtcli.log import Log
@@ -51,4 +52,17 @@ def report(error: BaseException, log: Log) -> int:
         log.verbose("".join(traceback.format_exception(error)).rstrip())
     for line in lines_of(error):
         log.error(line)
+    if type(error).__name__ == "DeviceLostError":
+        _end_quietly()
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+
+
+def _end_quietly() -> None:
+    """A broken GPU context cannot be cleared away, and cupy says so for every object when the program ends; the user has been told once."""
+    raised, ignored = sys.excepthook, sys.unraisablehook
+
+    def is_cupys(kind: type[BaseException]) -> bool:
+        return kind.__module__.split(".")[0] in ("cupy", "cupy_backends")
+
+    sys.excepthook = lambda kind, value, trace: None if is_cupys(kind) else raised(kind, value, trace)
+    sys.unraisablehook = lambda told: None if is_cupys(told.exc_type) else ignored(told)

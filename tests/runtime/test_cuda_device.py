@@ -409,11 +409,15 @@ try:
     arrays.run(t.Launch(t.kernel("wild"), (1, 1, 1), (1, 1, 1), (t.Buffer("output"),)))
 except Exception as error:
     print(type(error).__name__, error)
+    from trtcli.errors import report
+    from trtcli.log import Log
+    report(error, Log())
 """
     done = subprocess.run(
         [sys.executable, "-c", program, __file__], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.startswith("DeviceLostError") and "start it again" in done.stdout, done.stdout + done.stderr
+    assert done.stderr.count("[E]") == len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 @pytest.mark.gpu

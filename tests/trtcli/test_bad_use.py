@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from onnx import TensorProto, helper, save
 
 import trtcli
 from runtime.cpu import CpuDevice
-from runtime.device import CaptureError, DeviceMemoryError
+from runtime.device import CaptureError, DeviceLostError, DeviceMemoryError
 from runtime.engine import EngineError
 from trtcli.cli import main
+from trtcli.errors import report
+from trtcli.log import Log
 
 Captured = pytest.CaptureFixture[str]
 RUN = ["--device=cpu", "--duration=0", "--iterations=1", "--warmUp=0"]
@@ -118,3 +122,17 @@ def test_an_output_over_an_input_or_another_output(engine_file: Path, tmp_path: 
     twice = tmp_path / "twice"
     err = refused(capsys, f"--loadEngine={engine_file}", f"--exportLayerInfo={twice}", f"{flag}{mark}{tmp_path / '.' / 'twice'}", *RUN)
     assert "this file is also what --export" in err and not twice.exists()
+
+
+def test_a_broken_gpu_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """Not again for every kernel that cupy cannot unload at the end."""
+    told: list[BaseException] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, value, trace: told.append(value))
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: told.append(one.exc_value))
+    assert report(DeviceLostError("waiting for a stream: it broke"), Log()) == 1
+    assert capsys.readouterr().err.endswith("[E] waiting for a stream: it broke\n")
+    ours, cupys = ValueError("ours"), type("CUDADriverError", (RuntimeError,), {"__module__": "cupy_backends.cuda.api.driver"})("once more")
+    for error in (ours, cupys):
+        sys.excepthook(type(error), error, None)
+        sys.unraisablehook(SimpleNamespace(exc_type=type(error), exc_value=error))  # type: ignore[arg-type]
+    assert told == [ours, ours]
