@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -125,6 +125,8 @@ QUANTIZATION = (
     quantized_convolution.RULE, quantized_matmul.RULE, dequantize_forward.RULE, quantize_backward.RULE,
 )  # fmt: skip
 
+_QUANTIZED = tuple(rule for rule in (*QUANTIZATION, packed_matmul.RULE) if rule not in CLEAN)  # their patterns are gone when all is done
+
 PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("quantization", QUANTIZATION),
     ("weights", (packed_matmul.RULE,)),  # of products whose activations turned out to be real
@@ -179,6 +181,7 @@ class FusionResult:
         counts: how often each rule was applied.
         warnings: what a user should know (weights that do not fit the chosen precision).
         planar: the network as it was before layouts were chosen, or None where there was nothing to choose.
+        earlier: misses of the steps whose rules look at the network but once, each with the ONNX nodes of its layers.
     """
 
     network: Network
@@ -187,6 +190,7 @@ class FusionResult:
     counts: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     planar: Network | None = None
+    earlier: tuple[tuple[Miss, tuple[str, ...]], ...] = ()
 
 
 def optimize(network: Network, options: FusionOptions = FusionOptions()) -> FusionResult:
@@ -200,30 +204,31 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
     record = Record()
     warnings: tuple[str, ...] = ()
     planar: Network | None = None
-    network = _fuse(network, limits, options, record)
+    earlier: dict[tuple[Miss, tuple[str, ...]], None] = {}
+    network = _fuse(network, limits, options, record, earlier)
     if options.precision is not None:
         unknown = options.layer_types.unknown(network)
         network, warnings = to_half(network, options.precision, options.layer_types)
         for flag, names in zip(("--layerPrecisions", "--layerOutputTypes"), unknown, strict=True):
             warnings += tuple(f"{flag}: no layer or node is named {name!r}" for name in names)
-        network = _fuse(network, limits, options, record)
+        network = _fuse(network, limits, options, record, earlier)
     if options.device == "cuda":
         chosen = None if options.channels_last is None else frozenset(options.channels_last)
         changed = to_channels_last(network, direct_stem=True, chosen=chosen)
         if changed is not network:
-            planar, network = network, _fuse(changed, limits, options, record)
+            planar, network = network, _fuse(changed, limits, options, record, earlier)
     graph = Graph(network, limits)
     apply_rules(graph, FINAL, options.disabled, record)
     network, inner = _optimize_bodies(graph.rebuild(), replace(options, channels_last=None))
     reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL)
-    misses = nearest_misses(Graph(network, limits), reported, options.disabled)
+    misses = _misses(network, limits, reported, options, tuple(earlier))
     counts = Counter(record.counts())
     for one in inner:
         record.applied += one.applied
         counts.update(one.counts)
         warnings += one.warnings
         misses = {**misses, **one.misses}
-    result = FusionResult(network, tuple(record.applied), misses, counts, warnings, planar)
+    result = FusionResult(network, tuple(record.applied), misses, counts, warnings, planar, tuple(earlier))
     return with_optional(result, options) if options.enabled else result
 
 
@@ -241,9 +246,23 @@ def with_optional(result: FusionResult, options: FusionOptions) -> FusionResult:
     reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL or rule in rules)
     outer = {layer.name for layer in result.network.layers}
     misses = {name: miss for name, miss in result.misses.items() if name not in outer}  # of the networks inside layers
-    misses.update(nearest_misses(Graph(network, limits), reported, options.disabled))
+    misses.update(_misses(network, limits, reported, options, result.earlier))
     counts = Counter(result.counts) + Counter(record.counts())
-    return FusionResult(network, (*result.applied, *record.applied), misses, counts, result.warnings, result.planar)
+    return FusionResult(network, (*result.applied, *record.applied), misses, counts, result.warnings, result.planar, result.earlier)
+
+
+def _misses(
+    network: Network, limits: Limits, rules: Sequence[Rule], options: FusionOptions, earlier: Iterable[tuple[Miss, tuple[str, ...]]]
+) -> dict[str, tuple[Miss, ...]]:
+    """What comes near in ``network``, then what came near in ``earlier`` steps, by the layers in which those nodes are now."""
+    found = nearest_misses(Graph(network, limits), rules, options.disabled)
+    for miss, nodes in earlier:
+        layers = tuple(dict.fromkeys(network.fates[node].layer for node in nodes if network.fates[node].kind == "layer"))
+        for layer in layers:
+            known = found.get(layer, ())
+            if all(one.rule != miss.rule for one in known):
+                found[layer] = (*known, replace(miss, layers=layers))
+    return found
 
 
 def _optimize_bodies(network: Network, options: FusionOptions) -> tuple[Network, list[FusionResult]]:
@@ -276,13 +295,19 @@ def check_rules(options: FusionOptions) -> None:
             )
 
 
-def _fuse(network: Network, limits: Limits, options: FusionOptions, record: Record) -> Network:
+def _fuse(
+    network: Network, limits: Limits, options: FusionOptions, record: Record, earlier: dict[tuple[Miss, tuple[str, ...]], None]
+) -> Network:
+    """``network`` after all steps; what the quantisation rules missed is added to ``earlier``."""
     graph = Graph(network, limits)
     graph.prune()
     quantized = any(kind.dtype.itemsize == 1 and kind.dtype is not DataType.BOOL for kind in network.tensors.values())
     for name, rules in PASSES:
         if name in ("quantization", "weights") and not quantized:
             continue
+        if name == "clean" and quantized:
+            for miss in dict.fromkeys(one for near in nearest_misses(graph, _QUANTIZED, options.disabled).values() for one in near):
+                earlier[miss, tuple(node for layer in miss.layers for node in graph.layers[layer].origins)] = None
         # "readers" has nearly all rules and runs until nothing changes; what an earlier step missed is found there.
         apply_rules(graph, rules, options.disabled, record, once=name != "readers")
         graph.prune()
