@@ -75,6 +75,7 @@ def model(row: Row, near: bool = False) -> bytes:
 W = {"w": (8, 8, 3, 3)}
 CONV = "t = Conv<pads=[1,1,1,1]>(x, w)\n"
 ROWS_2D = {"x": (6, 16)}
+ROWS_3D = {"x": (2, 5, 16)}
 IMAGE = {"x": (2, 8, 6, 6)}
 HEADS = dict.fromkeys(("q", "k", "v"), (2, 2, 5, 8))
 
@@ -99,6 +100,15 @@ xy = Add(xc, xs)
 """  # one that turns even and odd elements, as GPT-J writes it
 PAIR_VALUES = {name: np.array([value]) for name, value in (("zero", 0), ("one", 1), ("two", 2), ("last", 3), ("four", 4), ("eight", 8))}
 PAIR_VALUES["flat"] = np.array([2, 5, 3, 8])
+
+
+QDQ = "q = QuantizeLinear(x, s, i8)\nd = DequantizeLinear(q, s, i8)\n"
+SCALES: Mapping[str, Value] = {"s": 0.125, "s2": 0.0625, "i8": np.array(0, np.int8)}
+
+
+def _bytes(*shape: int) -> np.ndarray:
+    """Random int8 weights."""
+    return np.random.default_rng(3).integers(-9, 10, shape).astype(np.int8)
 
 
 def _pairs(*names: str) -> dict[str, tuple[int, ...]]:
@@ -268,4 +278,66 @@ CATALOGUE: Sequence[Row] = (
         "y = Softmax(t)", "concatenation-part", layers=5, inputs={"x": (6, 16)}, outputs=("z",), near=(("(a, b, e)", "(b, a, e)"),)),
     Row("slices joined again", "p, q = Split<axis=1,num_outputs=2>(x)\nr = Exp(q)\nt = Concat<axis=1>(p, q, r)\ny = Softmax(t)", "concatenation-slices", layers=4,
         inputs=ROWS_2D, near=(("(p, q, r)", "(q, p, r)"),)),
+    Row("cast there and back", "t = Cast<to=11>(x)\nu = Cast<to=1>(t)\ny = Relu(u)", "cast-chain", near=(("Cast<to=11>", "Cast<to=10>"),)),
+    Row("sigmoid written out", "a = Neg(x)\nb = Exp(a)\nc = Add(b, one)\ny = Div(one, c)", "sigmoid", values={"one": 1.0}, near_values={"one": 1.1}),
+    Row("softplus written out", "a = Exp(x)\nb = Add(a, one)\ny = Log(b)", "softplus", values={"one": 1.0}, near_values={"one": 1.2}),
+    Row("constants computed at build", "c = DequantizeLinear(w, s)\ny = Mul(x, c)", "constant-fold",
+        values={"w": np.arange(-4, 4, dtype=np.int8).reshape(8, 1, 1), "s": 0.5},
+        near_output="c"),
+    Row("activation of a normalisation", "t = LayerNormalization(x, g, b)\ny = Relu(t)", "normalization-pointwise", inputs=ROWS_2D,
+        values={"g": (16,), "b": (16,)}, near_output="t"),
+    Row("normalisation of a cast", "h = Cast<to=10>(x)\nt = Transpose<perm=[1,0]>(h)\nu = Cast<to=1>(t)\ny = LayerNormalization(u, g, b)",
+        "normalization-cast", layers=3, inputs=ROWS_2D, values={"g": (6,), "b": (6,)}, near_output="u"),
+    Row("a function of an epilogue's operand", "t = MatMul(x, w)\nu = Tanh(z)\ny = Mul(t, u)", "epilogue-operand", inputs={"x": (6, 16), "z": (6, 12)},
+        values={"w": (16, 12)}, near_output="u"),
+    Row("transposes of rows around a product", "t = Transpose<perm=[1,0,2]>(x)\nu = MatMul(t, w)\ny = Transpose<perm=[1,0,2]>(u)", "shuffle-rows",
+        inputs=ROWS_3D, values={"w": (16, 12)}, near=(("u = MatMul(t, w)", "m = MatMul(t, w)\nu = Add(m, r)"),), near_values={"r": (5, 1, 1)}),
+    Row("a reshape of rows behind a product", "t = MatMul(x, w)\nu = Reshape(t, shape)\ny = Add(u, z)", "reshape-rows",
+        inputs={"x": (10, 16), "z": (2, 5, 12)}, values={"w": (16, 12), "shape": np.array([2, 5, 12])},
+        near=(("t = MatMul(x, w)", "m = MatMul(x, w)\nt = Add(m, r)"),), near_values={"r": (10, 1)}),
+    Row("a flattened channels-last image before a product", "t = Transpose<perm=[0,3,1,2]>(x)\nu = Flatten(t)\ny = MatMul(u, w)", "shuffle-weights",
+        inputs={"x": (2, 4, 5, 3)}, values={"w": (60, 7)}, near=(("perm=[0,3,1,2]", "perm=[1,3,0,2]"),), near_values={"w": (30, 7)}),
+    Row("grouped queries", "".join(f"{n}5 = Unsqueeze({n}, two)\n{n}x = Expand({n}5, repeat)\n{n}h = Reshape({n}x, heads)\n" for n in "kv") +
+        "kt = Transpose<perm=[0,1,3,2]>(kh)\ns = MatMul(q, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, vh)", "attention-heads",
+        inputs={"q": (2, 4, 5, 8), "k": (2, 2, 5, 8), "v": (2, 2, 5, 8)},
+        values={"two": np.array([2]), "repeat": np.array([2, 2, 2, 5, 8]), "heads": np.array([2, 4, 5, 8])}, near_output="vx"),
+    Row("heads that are transposed around attention", "qh = Transpose<perm=[0,2,1,3]>(q)\nkt = Transpose<perm=[0,2,3,1]>(k)\nvh = Transpose<perm=[0,2,1,3]>(v)\n"
+        "s = MatMul(qh, kt)\np = Softmax<axis=-1>(s)\no = MatMul(p, vh)\ny = Transpose<perm=[0,2,1,3]>(o)", "attention-layout", inputs=dict.fromkeys("qkv", (2, 5, 2, 8)),
+        near=(("qh = Transpose<perm=[0,2,1,3]>", "qh = Transpose<perm=[0,3,1,2]>"), ("perm=[0,2,3,1]", "perm=[0,3,2,1]"),
+              ("vh = Transpose<perm=[0,2,1,3]>", "vh = Transpose<perm=[0,3,1,2]>"), ("y = Transpose<perm=[0,2,1,3]>", "y = Transpose<perm=[0,1,3,2]>"))),
+    Row("projections of one tensor before attention", "".join(f"{n}p = MatMul(x, {n}w)\n{n}r = Reshape({n}p, split)\n{n}h = Transpose<perm=[0,2,1,3]>({n}r)\n" for n in "qkv") +
+        "kt = Transpose<perm=[0,1,3,2]>(kh)\ns = MatMul(qh, kt)\np = Softmax<axis=-1>(s)\no = MatMul(p, vh)\nm = Transpose<perm=[0,2,1,3]>(o)\ny = Reshape(m, whole)",
+        "packed-attention", layers=2, device="cuda", inputs=ROWS_3D,
+        values={**dict.fromkeys(("qw", "kw", "vw"), (16, 16)), "split": np.array([2, 5, 2, 8]), "whole": np.array([2, 5, 16])},
+        near=(("kp = MatMul(x, kw)", "z = Relu(x)\nkp = MatMul(z, kw)"),)),
+    Row("batch first around an LSTM", "t = Transpose<perm=[1,0,2]>(x)\nh = LSTM<hidden_size=8>(t, w, r)\nu = Squeeze(h, one)\ny = Transpose<perm=[1,0,2]>(u)",
+        "recurrence-layout", layers=2, inputs=ROWS_3D, values={"w": (1, 32, 16), "r": (1, 32, 8), "one": np.array([1])},
+        near=(("t = Transpose<perm=[1,0,2]>(x)", "t = Relu(x)"), ("y = Transpose<perm=[1,0,2]>", "y = Transpose<perm=[0,2,1]>"))),
+    Row("convolution of joined tensors", "t = Concat<axis=1>(x, z)\ny = Conv<pads=[1,1,1,1]>(t, w)", "convolution-concatenation", layers=2, measured=True,
+        inputs=_pairs("x", "z"), values={"w": (8, 16, 3, 3)}, near_output="t"),
+    Row("convolutions of one tensor", "a = Conv(x, w)\nb = Conv(x, v)\nc = GlobalMaxPool(a)\nd = GlobalMaxPool(b)\ny = Add(c, d)", "sibling-convolutions", layers=3,
+        device="cpu", measured=True, inputs={"x": (1, 8, 6, 6)}, values={"w": (8, 8, 1, 1), "v": (8, 8, 1, 1)}, near_values={"v": (8, 8, 3, 3)}),
+    Row("products of one tensor", "a = MatMul(x, w)\nb = MatMul(x, v)\nc = Softmax(a)\nd = Softmax(b)\ny = Add(c, d)", "sibling-products", layers=3,
+        measured=True, inputs={"x": (1, 16)}, values={"w": (16, 12), "v": (16, 12)}, near_output="b"),
+    Row("dequantised and quantised again", QDQ + "r = QuantizeLinear(d, s, i8)\ny = DequantizeLinear(r, s, i8)", "dequantize-quantize",
+        values=SCALES, near=(("QuantizeLinear(d, s, i8)", "QuantizeLinear(d, s2, i8)"),)),
+    Row("quantised convolution", QDQ + "w = DequantizeLinear(q8, s2, i8)\ny = Conv(d, w)", "quantized-convolution", layers=2,
+        values={**SCALES, "q8": _bytes(8, 8, 3, 3)}, near=(("Conv(d, w)", "Conv(x, w)"),)),
+    Row("quantised convolution + ReLU + quantisation", QDQ + "w = DequantizeLinear(q8, s2, i8)\nc = Conv(d, w)\nt = Relu(c)\nr = QuantizeLinear(t, s, i8)\n"
+        "y = DequantizeLinear(r, s, i8)", "convolution-pointwise", layers=2, values={**SCALES, "q8": _bytes(8, 8, 3, 3)}, near_output="t"),
+    Row("quantised convolution + residual sum", QDQ + "w = DequantizeLinear(q8, s2, i8)\nt = Conv<pads=[1,1,1,1]>(d, w)\nv = Add(t, d)\ny = Relu(v)",
+        "convolution-sum", layers=2, values={**SCALES, "q8": _bytes(8, 8, 3, 3)}, near_output="t"),
+    Row("quantised matrix product", QDQ + "w = DequantizeLinear(q8, s2, i8)\ny = MatMul(d, w)", "quantized-matmul", layers=2, inputs=ROWS_2D,
+        values={**SCALES, "q8": _bytes(16, 12)}, near=(("DequantizeLinear(q8, s2, i8)", "DequantizeLinear<axis=0>(q8, many)"),),
+        near_values={"many": np.linspace(0.1, 0.2, 16)}),
+    Row("dequantisation before data movement", QDQ + "t = Transpose<perm=[1,0]>(d)\ny = Softmax(t)", "dequantize-forward", layers=4, inputs=ROWS_2D, values=SCALES,
+        near=(("DequantizeLinear(q, s, i8)", "DequantizeLinear<axis=1>(q, many)"),), near_values={"many": np.linspace(0.1, 0.2, 16)}),
+    Row("dequantisations of one scale, joined", "q = QuantizeLinear(x, s, i8)\nr = QuantizeLinear(z, s, i8)\nd = DequantizeLinear(q, s, i8)\ne = DequantizeLinear(r, s, i8)\n"
+        "t = Concat<axis=0>(d, e)\ny = Softmax(t)", "dequantize-forward", layers=4, inputs={"x": (6, 16), "z": (6, 16)}, values=SCALES,
+        near=(("QuantizeLinear(z, s, i8)", "QuantizeLinear(z, s2, i8)"), ("DequantizeLinear(r, s, i8)", "DequantizeLinear(r, s2, i8)"))),
+    Row("quantisation behind data movement", "a = Softmax(x)\nt = Transpose<perm=[1,0]>(a)\nq = QuantizeLinear(t, s2, i8)\ny = DequantizeLinear(q, s2, i8)",
+        "quantize-backward", layers=3, inputs=ROWS_2D, values=SCALES, near_output="t"),
+    Row("packed weights", "w = DequantizeLinear<axis=0, block_size=32>(q8, many)\ny = MatMul(x, w)", "packed-matmul", inputs={"x": (4, 128)}, opset=21,
+        values={"q8": _bytes(128, 128), "many": np.linspace(0.01, 0.02, 512).reshape(4, 128)}, near=(("block_size=32", "block_size=8"),),
+        near_values={"many": np.linspace(0.01, 0.02, 2048).reshape(16, 128)}),
 )  # fmt: skip

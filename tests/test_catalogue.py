@@ -8,7 +8,7 @@ import pytest
 
 from fusion.importer import import_onnx
 from fusion.network import Network
-from fusion.passes import FusionOptions, optimize
+from fusion.passes import RULES, FusionOptions, optimize
 from fusion.rewrite import validate
 from runtime.devices import open_device
 from runtime.views import view_layers
@@ -62,6 +62,11 @@ def test_the_near_miss_is_explained(row: Row) -> None:
     if row.near_output and row.rule != "pointwise-shuffle":  # which then finds no shuffle that undoes the first
         wanted = {f"{name} is a network output" for name in row.near_output.split()}
         assert any(miss.condition == "network output" and miss.detail in wanted for miss in named)
+
+
+def test_every_rule_has_a_row() -> None:
+    """Those that only write a layer in its usual form are no fusions to report; tests/fusion/rules/test_clean.py has them."""
+    assert {row.rule for row in CATALOGUE if row.rule} == {name for name, rule in RULES.items() if not rule.canonical}
 
 
 @pytest.fixture(scope="module")

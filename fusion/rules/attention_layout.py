@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Attention, Shuffle
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 from fusion.rules._shuffles import inverse
 
 # Kernels read rows of d elements; where the other axes stand is a matter of strides.
@@ -15,32 +16,41 @@ INNERMOST = "d"
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
-    for side in () if layer.op.parts else range(3):
-        shuffle = graph.producer(layer.inputs[side])
-        if shuffle is None or not isinstance(shuffle.op, Shuffle):
-            continue
-        last = _last_transpose(graph, shuffle)
-        if last is None:
-            continue
-        layout = "".join(layer.op.layouts[side][inverse(last)[axis]] for axis in range(4))
+    for side, shuffle, layout in _transposes(graph, layer):
         if layout[-1] != INNERMOST:
             continue
-        alone = graph.only_reader(shuffle.outputs[0]) is not None and layer.inputs.count(shuffle.outputs[0]) == 1
         found = {"side": side, "shuffle": shuffle, "layout": layout}
-        if alone:
+        if side == 3:
+            return Match((layer, shuffle), (layer.outputs[0],), found)
+        if graph.only_reader(shuffle.outputs[0]) is not None and layer.inputs.count(shuffle.outputs[0]) == 1:
             return Match((shuffle, layer), (shuffle.outputs[0],), found)
         return Match((layer,), found=found)
-    after = graph.only_reader(layer.outputs[0]) or next(iter(graph.readers(layer.outputs[0])), None)
-    if after is not None and isinstance(after.op, Shuffle):
-        first = _first_transpose(graph, after)
-        if first is not None:
-            layout = "".join(layer.op.layouts[3][axis] for axis in first)
-            if layout[-1] == INNERMOST:
-                return Match((layer, after), (layer.outputs[0],), {"side": 3, "shuffle": after, "layout": layout})
     return None
 
 
-def _last_transpose(graph: Graph, shuffle: Layer) -> tuple[int, ...] | None:
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    """A transpose after which the elements of a head would not follow each other."""
+    for side, shuffle, layout in _transposes(graph, layer):
+        name = ("queries", "keys", "values", "results")[side]
+        refusal = Refusal("innermost", f"with {shuffle.name} the {name} would be stored as {layout}; the elements of a head, {INNERMOST}, must be innermost")
+        return Match((layer, shuffle) if side == 3 else (shuffle, layer), (layer if side == 3 else shuffle).outputs), refusal
+    return None
+
+
+def _transposes(graph: Graph, layer: Layer) -> Iterator[tuple[int, Layer, str]]:
+    """(side, shuffle, layout that would take its place): the transposes of queries, keys, values (0 to 2) and the result (3)."""
+    for side in () if layer.op.parts else range(3):
+        shuffle = graph.producer(layer.inputs[side])
+        last = _last_transpose(shuffle) if shuffle is not None and isinstance(shuffle.op, Shuffle) else None
+        if shuffle is not None and last is not None:
+            yield side, shuffle, "".join(layer.op.layouts[side][inverse(last)[axis]] for axis in range(4))
+    after = graph.only_reader(layer.outputs[0]) or next(iter(graph.readers(layer.outputs[0])), None)
+    first = _first_transpose(after) if after is not None and isinstance(after.op, Shuffle) else None
+    if after is not None and first is not None:
+        yield 3, after, "".join(layer.op.layouts[3][axis] for axis in first)
+
+
+def _last_transpose(shuffle: Layer) -> tuple[int, ...] | None:
     """The transpose that ends ``shuffle``, when it moves something."""
     op = shuffle.op
     if op.second is not None:
@@ -50,7 +60,7 @@ def _last_transpose(graph: Graph, shuffle: Layer) -> tuple[int, ...] | None:
     return None
 
 
-def _first_transpose(graph: Graph, shuffle: Layer) -> tuple[int, ...] | None:
+def _first_transpose(shuffle: Layer) -> tuple[int, ...] | None:
     op = shuffle.op
     if op.first is not None:
         return None if op.first == tuple(range(len(op.first))) else op.first
@@ -92,4 +102,4 @@ def _put(inputs: tuple[str, ...], side: int, tensor: str) -> tuple[str, ...]:
     return tuple(tensor if index == side else name for index, name in enumerate(inputs))
 
 
-RULE = Rule("attention-layout", __doc__.splitlines()[0], (Attention,), _match, _rewrite)
+RULE = Rule("attention-layout", __doc__.splitlines()[0], (Attention,), _match, _rewrite, near=_near)

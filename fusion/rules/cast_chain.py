@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, type_of
+from fusion.rewrite import Refusal
+from fusion.rules._expressions import subtrees
 from fusion.rules._local import bottom_up, expression_rule
 
 _LOSSLESS = {
@@ -37,4 +39,14 @@ def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:
     return bottom_up(expression, step)
 
 
-RULE = expression_rule("cast-chain", __doc__.splitlines()[0], _improve, pieces=(frozenset({"cast"}),))
+def _nearly(expression: Expression, types: Sequence[DataType]) -> Refusal | None:
+    """A cast of a cast that loses something."""
+    for node in subtrees(expression):
+        inner = node.argument if isinstance(node, Convert) else None
+        if isinstance(inner, Convert):
+            first, second = type_of(inner.argument, types).value, inner.dtype.value
+            return Refusal("data type", f"{first} does not fit {second} without loss, so {second} cannot be skipped")
+    return None
+
+
+RULE = expression_rule("cast-chain", __doc__.splitlines()[0], _improve, pieces=(frozenset({"cast"}),), nearly=_nearly)

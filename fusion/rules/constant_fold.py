@@ -8,7 +8,7 @@ from fusion.dims import is_static
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import OPS
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 from fusion.rules._expressions import static_size
 
 # A result much larger than what it is made of (Expand, Tile) costs the engine file more than the computation costs.
@@ -22,6 +22,14 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     if any(name in graph.outputs for name in layer.outputs):
         return None
     return Match((layer,))
+
+
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    """Its result is known, but somebody wants it of the network."""
+    if not layer.inputs or any(graph.constant(name) is None for name in layer.inputs):
+        return None
+    name = next(name for name in layer.outputs if name in graph.outputs)
+    return Match((layer,)), Refusal("network output", f"{name} is a network output")
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
@@ -44,4 +52,4 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     return Replacement(constants=folded, aliases=dict(zip(layer.outputs, folded, strict=True)), fate="folded")
 
 
-RULE = Rule("constant-fold", __doc__.splitlines()[0], tuple(OPS.values()), _match, _rewrite, _check, local=True)
+RULE = Rule("constant-fold", __doc__.splitlines()[0], tuple(OPS.values()), _match, _rewrite, _check, local=True, near=_near)

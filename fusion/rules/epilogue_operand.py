@@ -9,7 +9,7 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Pointwise
 from fusion.ops.epilogue import IDENTITY
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 from fusion.rules._expressions import distinct, equal_shape, join, joins_too_large, number, show, static_size, too_large
 from fusion.rules.pointwise import CHEAP
 
@@ -21,6 +21,14 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     if layer.outputs[0] in reader.inputs[: reader.op.arity]:
         return None
     return Match((layer, reader), (layer.outputs[0],))
+
+
+def _near(graph: Graph, layer: Layer) -> Near | None:
+    """Others than an epilogue read it, too."""
+    for reader in graph.readers(layer.outputs[0]) if graph.only_reader(layer.outputs[0]) is None else ():
+        if getattr(reader.op, "epilogue", IDENTITY) != IDENTITY and layer.outputs[0] not in reader.inputs[: reader.op.arity]:
+            return Match((layer, reader), layer.outputs), None
+    return None
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
@@ -68,4 +76,4 @@ def _result_first(expression: Expression, names: tuple[str, ...], place: int) ->
     return substitute(expression, moves), (names[place], *names[:place], *names[place + 1 :])
 
 
-RULE = Rule("epilogue-operand", __doc__.splitlines()[0], (Pointwise,), _match, _rewrite, _check)
+RULE = Rule("epilogue-operand", __doc__.splitlines()[0], (Pointwise,), _match, _rewrite, _check, near=_near)
