@@ -29,11 +29,21 @@ from tactics.tactic import tensor_bytes
 _FORESEEN = 1 << 16  # slices that a loop makes room for at once; beyond, the room doubles when it is full
 
 
+class UnboundedError(EngineError):
+    """Nobody knows how much memory is enough; ``why`` says what decides it."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(
+            f"the most memory that activations may need is not known: {why}; run the largest inference once and ask a context's device_memory_size"
+        )
+
+
 def most_memory(engine: Engine, profile: int = 0) -> int:
     """Bytes for any inference of ``engine`` within optimization profile ``profile``; it needs no device.
 
     Raises:
-        EngineError: nobody knows: a size that the data, a branch or a loop decides has no limit.
+        UnboundedError: a size that the data, a branch or a loop decides has no limit.
     """
     if not engine.is_segmented:
         return largest(engine, profile).memory.size
@@ -45,7 +55,7 @@ def most_memory_at(engine: Engine, profile: int, shapes: Mapping[str, tuple[int,
 
     Raises:
         ValueError: the shapes do not fit the inputs.
-        EngineError: nobody knows.
+        UnboundedError: as above.
     """
     need = _need(engine, profile, sizes_of(engine.network, shapes))
     return need.placed + need.scratch
@@ -155,9 +165,7 @@ def _check_known(network: Network, needed: Iterable[str], sizes: Mapping[str, in
         why = f"a branch or loop decides size {name!r}"
         if reading is not None:
             why = f"the data decides size {name!r} (read from tensor {reading.tensor!r}), which has no limit"
-        raise EngineError(
-            f"the most memory that activations may need is not known: {why}; run the largest inference once and ask a context's device_memory_size"
-        )
+        raise UnboundedError(why)
 
 
 def _bytes(kind: TensorType, sizes: Mapping[str, int]) -> int:

@@ -35,6 +35,7 @@ from trtcli.builder.choose import given_decisions
 from trtcli.builder.workloads import workloads_at
 from trtcli.config import BuildConfig, ProfileShapes
 from trtcli.log import Log
+from trtcli.report.inspection import engine_json, engine_lines
 from trtcli.report.layers import stream_branches
 
 
@@ -697,6 +698,10 @@ def test_memory_that_nobody_can_bound_is_said(cpu, tmp_path):
         engine = made(model, cpu, tmp_path, config)
         with pytest.raises(EngineError, match=f"the most memory that activations may need is not known: .*{why}.*run the largest inference once"):
             _ = engine.device_memory_size
+        (told,) = engine_json(engine)["Memory"]
+        assert why in told["Unbounded"] and told["Unbounded"] in "\n".join(engine_lines(engine)).replace("\n", " ")
+    bounded = made(parse(ROUNDS), cpu, tmp_path, BuildConfig(optimization_level=0, opt_shapes={"x": (8, 4)}))
+    assert engine_json(bounded)["Memory"] == [{"Profile": 0, "BoundBytes": bounded.device_memory_size}]
 
 
 def on_streams(engine: Engine, draw: random.Random) -> Engine:

@@ -8,7 +8,8 @@ from typing import Any
 
 from fusion.network import Network
 from fusion.passes import FusionResult
-from runtime.engine import Engine, EngineError, InputRange, sizes_of
+from runtime.engine import Engine, InputRange, sizes_of
+from runtime.most_memory import UnboundedError
 from runtime.resolution import largest
 from runtime.segments import parts_of
 from runtime.views import Sharing, intermediate_bytes, view_layers
@@ -99,8 +100,8 @@ def activations(engine: Engine) -> str:
     if engine.is_segmented:
         try:
             return f"activations up to {engine.device_memory_size / 2**20:.1f} MiB"
-        except EngineError:
-            return "activations as large as the data makes them"
+        except UnboundedError as error:
+            return f"activations as large as the data makes them ({error.why})"
     plans = [largest(engine, number).memory for number in range(len(engine.profiles))]
     most = max(plans, key=lambda plan: plan.size)
     return f"activations {most.size / 2**20:.1f} MiB (lower bound {most.lower_bound / 2**20:.1f})"

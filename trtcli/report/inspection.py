@@ -13,6 +13,7 @@ from fusion.network import Network
 from fusion.passes import FusionResult
 from runtime.engine import Engine, EngineError, LayerPlan
 from runtime.memory import MemoryPlan
+from runtime.most_memory import UnboundedError, most_memory
 from runtime.resolution import largest
 from trtcli.report.building import activations
 from trtcli.report.layers import (
@@ -64,6 +65,22 @@ def _memory_lines(engine: Engine) -> list[str]:
         f"lower bound {_mebibytes(plan.lower_bound)}"
         for number, plan in enumerate(_memory_plans(engine))
     ]
+
+
+def _memory_json(engine: Engine) -> list[dict[str, Any]]:
+    """Per profile what is planned; where the host steps in a bound, or why there is none."""
+    if not engine.is_segmented:
+        return [
+            {"Profile": number, "PeakBytes": plan.size, "SumBytes": plan.total, "LowerBoundBytes": plan.lower_bound}
+            for number, plan in enumerate(_memory_plans(engine))
+        ]
+    found: list[dict[str, Any]] = []
+    for number in range(len(engine.profiles)):
+        try:
+            found.append({"Profile": number, "BoundBytes": most_memory(engine, number)})
+        except UnboundedError as error:
+            found.append({"Profile": number, "Unbounded": error.why})
+    return found
 
 
 def _memory_plans(engine: Engine) -> list[MemoryPlan]:
@@ -242,10 +259,7 @@ def engine_json(engine: Engine) -> dict[str, Any]:
         "Layers": layer_objects(engine, {name: one.opt for name, one in engine.profiles[0].items()}),
         "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in engine.network.fates.items()},
         "MissedFusions": missed_json(missed_fusions(engine)),
-        "Memory": [
-            {"Profile": number, "PeakBytes": plan.size, "SumBytes": plan.total, "LowerBoundBytes": plan.lower_bound}
-            for number, plan in enumerate(_memory_plans(engine))
-        ],
+        "Memory": _memory_json(engine),
         "OtherProfiles": [
             {
                 "Profile": number,

@@ -146,7 +146,7 @@ def recorded_misses(engine: Engine) -> dict[str, tuple[Miss, ...]]:
                 detail=str(one["detail"]),
                 tensors=tuple(one.get("tensors", ())),
             )
-            for one in misses
+            for one in (misses if isinstance(misses, list) else [misses])  # older engines recorded the nearest one alone
         )
         for layer, misses in (found.items() if isinstance(found, Mapping) else ())
     }
