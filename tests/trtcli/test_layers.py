@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,6 +158,13 @@ def test_why_not() -> None:
     assert why_not_lines(engine(), "drop") == ["drop: does nothing: what reads it reads its input"]
     with pytest.raises(ValueError, match=r"--whyNot=sofft: no such ONNX node or layer; near it: soft"):
         why_not_lines(engine(), "sofft")
+
+
+def test_an_engine_that_recorded_the_nearest_miss_alone() -> None:
+    new = engine()
+    nearest = {layer: misses[0] for layer, misses in new.record["misses"].items()}
+    old = replace(new, record={**new.record, "misses": nearest})
+    assert why_not_lines(old, "soft") == why_not_lines(new, "soft")[:-1] and engine_json(old)["MissedFusions"]
 
 
 def test_missed_fusions_are_listed_with_their_price() -> None:
