@@ -59,6 +59,18 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_in_the_docs_exist(page: Path) -> None:
+    for name in re.findall(r"`([A-Za-z_0-9./-]+)(?::[^`]*)?`", page.read_text(encoding="utf-8")):
+        if re.match(r"(fusion|tactics|runtime|trtcli|tests|benchmarks|examples|docs)/.", name):
+            found = (ROOT / name).exists() or any(ROOT.glob(f"{name}.*")) or any(ROOT.glob(f"{name}-*"))
+        elif re.fullmatch(r"[a-z_0-9/]+[.](py|cuh?)", name):
+            found = any(ROOT.glob(f"tactics/**/{name}")) or any(ROOT.glob(f"*/{name}"))
+        else:
+            continue
+        assert found, f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_in_the_docs_exist(page: Path) -> None:
     from trtcli.legacy import DEPRECATED, REFUSED
     from trtcli.options import COMMANDS as TABLES

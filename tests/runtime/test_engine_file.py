@@ -18,7 +18,7 @@ from fusion.dtypes import DataType
 from fusion.network import Fate
 from fusion.ops import Gather, Shuffle
 from runtime import engine_file
-from runtime.engine import Alternative, Engine, EngineError
+from runtime.engine import Alternative, Engine, EngineError, InputRange, LayerPlan
 
 
 @pytest.fixture
@@ -210,6 +210,8 @@ def test_nan_seconds_survive(engine, tmp_path):
 
 def test_the_example_of_the_documentation(engine, tmp_path, monkeypatch, capsys):
     text = (Path(__file__).parents[2] / "docs" / "engine-file.md").read_text(encoding="utf-8")
+    keys = {*engine_file._describe(engine), *(item.name for cls in (LayerPlan, InputRange) for item in dataclasses.fields(cls))}
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     engine.save(tmp_path / "model.engine")
     monkeypatch.chdir(tmp_path)

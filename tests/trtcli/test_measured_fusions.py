@@ -49,6 +49,7 @@ def test_siblings(gain: float, disabled: tuple, joined: bool, monkeypatch: pytes
     names = [layer.name for layer in engine.network.layers]
     assert ("Conv0 + Relu2 + Conv1 + Relu3" in names) == joined
     assert any(line.startswith("Measured fusions: 1 sibling-convolutions save") for line in log.lines) == joined
+    assert not any(plan.cached for plan in engine.layers), "all was timed in this build"
     assert any("sibling-convolutions: Conv0 + Relu2, Conv1 + Relu3 -> Conv0" in one for one in engine.record["fusions"]) == joined
     if not joined:
         misses = [miss for one in engine.record["misses"].values() for miss in one if miss["rule"] == "sibling-convolutions"]

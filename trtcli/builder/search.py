@@ -117,13 +117,13 @@ def _known(one: Ask, asked: Mapping[str, Any], options: SelectOptions, setting: 
     entry = timings.find(asked, level)
     hit = decide_from(entry, one.workload, setting.device.spec, compilers, options, one.limits) if entry else None
     if entry is not None and hit is not None:
-        timings.hit(entry)
-    elif config.error_on_timing_cache_miss or (config.timing_cache_file and timings.cache.entries):
+        return replace(hit, cached=timings.hit(entry))
+    if config.error_on_timing_cache_miss or (config.timing_cache_file and timings.cache.entries):
         difference = timings.cache.nearest_difference(asked, level)
         if config.error_on_timing_cache_miss:
             raise BuildError(f"layer {one.layer!r} is not in the timing cache ({difference}) and --errorOnTimingCacheMiss is set")
         setting.log.verbose(f"Timing cache miss: {one.layer}: {difference}")
-    return hit
+    return None
 
 
 def _after(state: Progress, one: Ask, decision: Decision) -> Progress:

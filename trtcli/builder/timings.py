@@ -46,10 +46,12 @@ class BuildTimings:
             self.cache = self.cache.with_entry(entry, kernels)
             self._given.discard(entry.key)
 
-    def hit(self, entry: Entry) -> None:
-        """Count ``entry`` where it is the file's."""
-        if entry.key in self._given:
+    def hit(self, entry: Entry) -> bool:
+        """Whether a layer that is decided by ``entry`` was timed by another build: then it is a hit."""
+        given = entry.key in self._given
+        if given:
             self.hits.add(entry.key)
+        return given
 
     def save(self) -> None:
         """Merge what is new into the file."""
