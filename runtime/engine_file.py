@@ -136,7 +136,7 @@ def versions_of(path: str | os.PathLike[str]) -> tuple[str, str]:
     except OSError as error:
         raise EngineError(f"cannot open engine file {str(path)!r}: {error.strerror or error}") from error
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"{str(path)!r} is not an engine file: build one with --onnx=model.onnx --saveEngine={path}") from error
+        raise _no_engine(str(path)) from error
     return str(record.get("trtcli", "unknown")), str(meta.get("version"))
 
 
@@ -158,6 +158,11 @@ def parse(data: bytes | mmap.mmap, path: str = "bytes") -> Engine:
         raise EngineError(
             f"engine file {path!r} is damaged: {type(error).__name__}: {text}; build it again"
         ) from error
+
+
+def _no_engine(path: str) -> EngineError:
+    what = f"an ONNX model, by its name: give it as --onnx={path}" if path.lower().endswith(".onnx") else f"build one with --onnx=model.onnx --saveEngine={path}"
+    return EngineError(f"{path!r} is not an engine file: {what}")
 
 
 def _bytes(array: np.ndarray) -> memoryview:
@@ -218,7 +223,7 @@ def _parse(data: memoryview, path: str) -> Engine:
             f"engine file {path!r} is cut short: {len(data)} bytes, its header alone has {length}; build it again"
         )
     if length > min(HEADER_LIMIT, len(data) - 8) or bytes(data[8:9]) != b"{":
-        raise EngineError(f"{path!r} is not an engine file: build one with --onnx=model.onnx --saveEngine={path}")
+        raise _no_engine(path)
     header = json.loads(bytes(data[8 : 8 + length]))
     meta = header.pop("__metadata__", {})
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:

@@ -101,7 +101,8 @@ def _check_device(engine: Engine, device: Device) -> None:
     built, here = engine.device, device.spec
     if built.kind != here.kind:
         raise EngineError(
-            f"the engine was built for {_what(built.kind)}, --device={device.name} is {_what(here.kind)}: build it there"
+            f"the engine was built for {built.name}, {_what(built.kind)}, and this device is {_what(here.kind)}: run it where it was built "
+            "(trtcli doctor says what this machine offers), or build the model again here"
         )
     if built.kind == "cuda" and built.arch != here.arch:
         raise EngineError(
@@ -121,7 +122,7 @@ def share_mismatch(engine: Engine, device: Device) -> str:
 
 
 def _what(kind: str) -> str:
-    return {"cpu": "the CPU", "cuda": "a GPU"}.get(kind, kind)
+    return {"cpu": "a CPU", "cuda": "a GPU"}.get(kind, kind)
 
 
 _UPLOADED: weakref.WeakValueDictionary[tuple[int, int], _Weights] = weakref.WeakValueDictionary()

@@ -15,7 +15,7 @@ PASSED, FAILED, NOT_CAPTURABLE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
 def lines_of(error: BaseException) -> list[str]:
     """The lines that a user reads about ``error``."""
     if isinstance(error, UsageError):
-        return [*error.complaints, "trtcli --help lists all flags"]
+        return [*error.complaints, f"trtcli {error.command} --help shows its flags" if error.command else "trtcli --help lists all flags"]
     if isinstance(error, KeyboardInterrupt):
         return ["Interrupted"]
     if isinstance(error, OSError) and error.errno is not None:

@@ -13,14 +13,15 @@ from typing import Any
 
 from trtcli.config import Config, ProfileShapes, ReferencePair
 from trtcli.legacy import DEPRECATED, REFUSED
-from trtcli.options import COMMANDS, MODEL, CommandTable, Option
+from trtcli.options import COMMANDS, MODEL, Option
 
 
 class UsageError(ValueError):
-    """A command line that cannot be obeyed; ``complaints`` has one line for each thing wrong with it."""
+    """A command line that cannot be obeyed; ``complaints`` has one line for each thing wrong with it, ``command`` is the one that was meant."""
 
-    def __init__(self, complaints: Iterable[str]) -> None:
+    def __init__(self, complaints: Iterable[str], command: str = "") -> None:
         self.complaints = tuple(complaints)
+        self.command = command
         super().__init__("\n".join(self.complaints))
 
 
@@ -61,7 +62,7 @@ def parse(command: str, argv: Sequence[str]) -> Parsed:
     """
     table = COMMANDS[command]
     options = {option.name: option for option in table.options}
-    flags, words, complaints = _scan(argv, options, table)
+    flags, words, complaints = _scan(argv, options, command)
     flags, profiles, wrong = _profiles(flags, options)
     flags, pairs, strange = _reference_pairs(flags, options)
     complaints += wrong + strange
@@ -82,7 +83,7 @@ def parse(command: str, argv: Sequence[str]) -> Parsed:
     if not complaints:
         complaints += _contradictions(command, config, given)
     if complaints:
-        raise UsageError(complaints)
+        raise UsageError(complaints, "" if command == "trtexec" else command)
     warnings += _pointless(command, config, given, options)
     line = " ".join(["trtcli", *([] if command == "trtexec" else [command]), *argv])
     return Parsed(config, tuple(words), tuple(extra.items()), tuple(warnings), line)
@@ -92,7 +93,7 @@ def parse(command: str, argv: Sequence[str]) -> Parsed:
 
 
 def _scan(
-    argv: Sequence[str], options: dict[str, Option], table: CommandTable
+    argv: Sequence[str], options: dict[str, Option], command: str
 ) -> tuple[list[_Flag], list[str], list[str]]:
     flags: list[_Flag] = []
     words: list[str] = []
@@ -113,9 +114,10 @@ def _scan(
             flags.append(_Flag(name, rest.pop(0)))
         else:
             flags.append(_Flag(name, None))
+    table = COMMANDS[command]
     least, most = table.words
     if len(words) < least:
-        complaints.append(f"Too few arguments: usage is {table.usage}")
+        complaints.append(f"Too few arguments: trtcli {command} takes {table.usage}")
     complaints += [f"Unknown argument: {word}{' (flags start with --)' if most == 0 else ''}" for word in words[most:]]
     return flags, words[:most], complaints
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 OLDEST_OPSET = 6
+ENGINE = b'"trtcli-engine"'  # stands at the start of engine files
 NEWEST_OPSET = 28  # newer ones may hold attributes that trtcli would not obey
 
 
@@ -69,6 +70,8 @@ def _parse(data: bytes, name: str) -> ModelProto:
     try:
         model.ParseFromString(data)
     except DecodeError:
+        if ENGINE in data[: 1 << 20]:
+            raise ModelError(f"{name}: an engine file, not a model: run it with --loadEngine={name}") from None
         raise ModelError(f"{name}: not an ONNX file, or cut short ({len(data)} bytes do not parse)") from None
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +53,29 @@ def test_shapes_outside_of_the_profile(engine_file: Path, context, capsys: Captu
     assert "input 'x' 9x4 is outside of what the engine was built for (1x4 to 8x4); build again with --minShapes and --maxShapes" in err
     with pytest.raises(ValueError, match=r"input 'x': shape 9x4 is outside of profile 0 \(1x4 to 8x4\)"):
         context.set_input_shape("x", (9, 4))
+
+
+def test_a_file_of_the_other_kind(engine_file: Path, capsys: Captured) -> None:
+    assert f"an engine file, not a model: run it with --loadEngine={engine_file}" in refused(capsys, f"--onnx={engine_file}", *RUN)
+    model = engine_file.with_suffix(".onnx")
+    err = refused(capsys, f"--loadEngine={model}", *RUN)
+    assert f"give it as --onnx={model}" in err and "--saveEngine" not in err, "the advice must not write over the model"
+
+
+def test_an_engine_of_the_other_kind_of_device(engine_file: Path) -> None:
+    engine = trtcli.Engine.load(engine_file)
+    other = replace(engine, device=replace(engine.device, kind="cuda", name="NVIDIA H100", arch="sm_90a"))
+    with pytest.raises(EngineError, match=r"built for NVIDIA H100, a GPU, and this device is a CPU: run it where it was built .*or build the model again"):
+        other.create_execution_context(CpuDevice())
+
+
+def test_words_of_commands(engine_file: Path, capsys: Captured) -> None:
+    for words, complaint in ((["compare", "a"], "trtcli compare takes A B"), (["cache", "list"], "trtcli cache takes ACTION FILE")):
+        assert main(words) == 1
+        err = capsys.readouterr().err
+        assert complaint in err and f"trtcli {words[0]} --help shows its flags" in err
+    assert main(["inspect", str(engine_file), "--whyNot=soft9"]) == 1
+    assert capsys.readouterr().err.rstrip().endswith("near it: soft"), "named once, as node or layer"
 
 
 def test_an_address_that_is_not_set(context) -> None:

@@ -26,10 +26,10 @@ def run(parsed: Parsed, log: Log) -> int:
         "merge": (_merge, 2, 99), "diff": (_diff, 2, 2), "prune": (_prune, 1, 1),
     }  # fmt: skip
     if action not in actions:
-        raise UsageError([f"Unknown action: {action} ({', '.join(actions)})"])
+        raise UsageError([f"Unknown action: {action} ({', '.join(actions)})"], "cache")
     function, least, most = actions[action]
     if not least <= len(words) <= most:
-        raise UsageError([f"cache {action}: wrong number of arguments (trtcli cache --help)"])
+        raise UsageError([f"cache {action}: wrong number of arguments"], "cache")
     value, lines = function(*words)
     print(json_text({"schema": SCHEMA, **value}) if parsed.get("json") else "\n".join(lines))
     return PASSED

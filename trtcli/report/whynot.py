@@ -113,7 +113,7 @@ def find(network: Network, name: str) -> tuple[Layer | None, str]:
     fates = {node: fate for one in networks for node, fate in one.fates.items()}
     fate = Fate("layer", name) if name in layers else fates.get(name)
     if fate is None:
-        near = get_close_matches(name, [*fates, *layers], 3)
+        near = get_close_matches(name, {**fates, **layers}, 3)
         advice = f"; near it: {', '.join(near)}" if near else ""
         raise ValueError(f"--whyNot={name}: no such ONNX node or layer{advice}")
     return layers.get(fate.layer) if fate.kind == "layer" else None, _FATES.get(fate.kind, fate.kind)
