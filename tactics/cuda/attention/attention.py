@@ -26,6 +26,8 @@ from tactics.tactic import (
 )
 
 AXES = "bhsd"
+FILE = "attention/mma_attention.cu"
+MOST_QUERIES = 16  # of GroupedAttention
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ def heads_of(workload: Workload) -> Heads | Refusal:
             step *= size
         mask_strides = tuple(reversed(found_strides))
     return Heads(q["b"], q["h"], k["h"], q["s"], k["s"], q["d"], v["d"], tuple(strides), mask, mask_strides)
+
+
+def _rows(strides: tuple[int, ...]) -> Struct:
+    """Strides of batch, head and position, in elements."""
+    return Struct(tuple(Scalar(stride, "i64") for stride in strides[:3]))
 
 
 def _head(heads: Heads) -> int:
@@ -202,39 +209,95 @@ class MmaAttention(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         heads, chosen, op = heads_of(workload), dict(config), workload.op
         assert isinstance(heads, Heads) and isinstance(op, Attention)
-        head, dtype = _head(heads), workload.inputs[0].dtype
+        head, dtype, splits, grouped = _head(heads), workload.inputs[0].dtype, chosen.get("splits", 1), "splits" in chosen
         warps, row_tiles, block_kv = chosen["warps"], chosen["row_tiles"], chosen["block_kv"]
         lengths = [stride for strides, size in zip(heads.strides, (heads.d, heads.d, heads.d_v, heads.d_v), strict=True)
                    for stride in (size, *(s for s in strides[:3]))]  # fmt: skip
         if not workload.is_static:  # strides that may change are multiples of the head size, or of a fixed packed row
             lengths = [heads.d, heads.d_v]
         wide, narrow = workload.outputs[0].dtype is DataType.FLOAT, dtype.itemsize == 2
-        kernel = Kernel("attention/mma_attention.cu", "mma_attention", defines(
+        names = defines(
             IN_T=C_TYPES[dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], WIDE=1 if wide else None, F32=None if narrow else 1,
             EXACT=None if narrow or workload.tf32 else 1, WARPS=warps, ROW_TILES=row_tiles, BLOCK_KV=block_kv, HEAD=head,
+            GROUPED=1 if grouped else None, SPLIT=1 if splits > 1 else None,
             VEC_IN=vector_bytes(dtype.itemsize, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads),
-            **self._mask_layout(workload, heads),
-        ))  # fmt: skip
-        arguments = (
-            *_operands(workload, heads),
-            Buffer("output"), *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.d, heads.d_v)),
-            *(Struct(tuple(Scalar(stride, "i64") for stride in strides[:3])) for strides in heads.strides),
-            Struct(tuple(Scalar(stride, "i64") for stride in heads.mask_strides[:3])), Scalar(heads.mask_strides[3]),
-            Scalar(op.scale * math.log2(math.e), "f32"),
+            **self._mask_layout(workload, heads, grouped),
         )  # fmt: skip
-        grid = (ceil_div(heads.s_q, warps * row_tiles * 16), heads.heads, heads.batch)
+        group = heads.heads // heads.kv_heads
+        workspace = Buffer("workspace")
+        arguments: tuple[Argument, ...] = (
+            *_operands(workload, heads), Buffer("output"), *map(Scalar, (group, heads.s_q, heads.s_k, heads.d, heads.d_v)),
+            *(_rows(strides) for strides in heads.strides), _rows(heads.mask_strides), Scalar(heads.mask_strides[3]),
+            Scalar(op.scale * math.log2(math.e), "f32"), workspace if splits > 1 else Scalar(0, "u64"), Scalar(splits),
+        )  # fmt: skip
+        rows, parts = (heads.s_q * group, heads.kv_heads) if grouped else (heads.s_q, heads.heads)
+        grid = (ceil_div(rows, warps * row_tiles * 16) * splits, parts, heads.batch)
         shared = self._shared(warps, row_tiles, block_kv, head, dtype.itemsize)
-        return Plan((Launch(kernel, grid, (warps * 32, 1, 1), arguments, shared_memory=shared, dependent=pdl(device)),))
+        one = Launch(Kernel(FILE, "mma_attention", names), grid, (warps * 32, 1, 1), arguments, shared_memory=shared, dependent=pdl(device))
+        if splits == 1:
+            return Plan((one,))
+        joined: tuple[Argument, ...] = (workspace, Buffer("output"), *map(Scalar, (group, heads.s_q, heads.d_v)), _rows(heads.strides[3]), Scalar(splits))
+        combine = Launch(Kernel(FILE, "attention_combine", names), (rows, parts, heads.batch), (min(round_up(heads.d_v, 32), 256), 1, 1), joined,
+                         dependent=pdl(device))  # fmt: skip
+        return Plan((one, combine), heads.batch * parts * splits * rows * (head + 2) * 4)
 
     @staticmethod
-    def _mask_layout(workload: Workload, heads: Heads) -> dict[str, object]:
-        """How the kernel may read the mask: one row for all queries, and keys in pairs."""
+    def _mask_layout(workload: Workload, heads: Heads, grouped: bool) -> dict[str, object]:
+        """How the kernel may read the mask: one row for all rows of a block (queries, and where these are ``grouped`` heads), and keys in pairs."""
         if not heads.mask:
             return {}
         rank = len(workload.inputs[-1].shape)
         one_row = heads.mask_strides[2] == 0 and (rank < 2 or not workload.axis_varies(len(workload.inputs) - 1, rank - 2))
         pairs = workload.is_static and heads.s_k % 2 == 0 and heads.mask_strides[3] == 1 and all(s % 2 == 0 for s in heads.mask_strides[:3])
+        one_row = one_row and not (grouped and heads.mask_strides[1])
         return {"MASK_ROWS": 0 if one_row else 1, "MASK_PAIRS": int(pairs)}
+
+
+class GroupedAttention(MmaAttention):
+    """Few queries over many keys, as in generation: the queries of all heads that share keys are rows of one block, and blocks share the keys
+    of a head; a second launch joins what they found. (Dao et al., "Flash-Decoding", 2023.)"""
+
+    id = "cuda.attention.grouped"
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if refusal := super().supports(workload, device):
+            return refusal
+        heads, op = heads_of(workload), workload.op
+        assert isinstance(heads, Heads) and isinstance(op, Attention)
+        queries = op.stored(workload.inputs)[0]
+        if workload.axis_varies(queries.number, queries.layout.index("s")) or heads.s_q > MOST_QUERIES:
+            return Refusal(f"{heads.s_q} queries, or a number that varies; this kernel is for up to {MOST_QUERIES}")
+        return None
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        heads = heads_of(workload)
+        assert isinstance(heads, Heads)
+        size, rows = workload.inputs[0].dtype.itemsize, heads.s_q * heads.heads // heads.kv_heads
+        found = []
+        for block_kv in (32, 64):
+            row_tiles = 2 if rows > 16 and self._legal(1, 2, block_kv, _head(heads), size, device) else 1
+            if not self._legal(1, row_tiles, block_kv, _head(heads), size, device):
+                continue
+            tiles = ceil_div(heads.s_k, block_kv)
+            most = ceil_div(8 * device.multiprocessors, max(1, heads.batch * heads.kv_heads))
+            found += [config(warps=1, row_tiles=row_tiles, block_kv=block_kv, splits=splits)
+                      for splits in (1, 2, 4, 8, 16, 32, 64) if splits == 1 or splits <= min(tiles, most)]  # fmt: skip
+        return sorted(found, key=lambda one: (self.estimate(workload, one, device), one))[:6]
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        heads, chosen = heads_of(workload), dict(config)
+        assert isinstance(heads, Heads)
+        dtype, splits, block_kv = workload.inputs[0].dtype, chosen["splits"], chosen["block_kv"]
+        head, rows = _head(heads), heads.s_q * heads.heads // heads.kv_heads
+        blocks = ceil_div(rows, 16 * chosen["row_tiles"]) * heads.kv_heads * heads.batch * splits
+        shared = self._shared(1, chosen["row_tiles"], block_kv, head, dtype.itemsize)
+        busy = min(max(1, device.shared_memory // shared), ceil_div(blocks, device.multiprocessors))
+        waves = ceil_div(blocks, device.multiprocessors * busy)
+        steps = ceil_div(ceil_div(heads.s_k, block_kv), splits)
+        # A block has two steps of keys under way; a step takes a latency, or its share of the bandwidth.
+        bandwidth = device.bandwidth / device.multiprocessors / busy
+        step = max(1.1e-6, 2 * block_kv * head * dtype.itemsize / bandwidth)
+        return 1.5e-6 + waves * (2e-6 + steps * step) + (2.5e-6 + splits * 5e-8 if splits > 1 else 0.0)
 
 
 class SimtAttention(Tactic):
@@ -270,4 +333,4 @@ class SimtAttention(Tactic):
         return Plan((Launch(kernel, grid, (128, 1, 1), arguments),))
 
 
-TACTICS = (MmaAttention(), SimtAttention())
+TACTICS = (MmaAttention(), GroupedAttention(), SimtAttention())

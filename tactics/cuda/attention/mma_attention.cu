@@ -26,6 +26,12 @@ constexpr bool KEEP_Q = ROW_TILES * HEAD * SIZE <= 256;  // q's fragments stay i
 #ifndef EXACT
 #define EXACT 0
 #endif
+#ifndef GROUPED
+#define GROUPED 0
+#endif
+#ifndef SPLIT
+#define SPLIT 0
+#endif
 
 struct Strides {  // of batch, head and position, in elements; the head dimension is contiguous
     long long b, h, s;
@@ -96,25 +102,39 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
 //   from it, so its loads are under way before the keys have come; needs scale > 0. With SOFTCAP it is added behind. MASK_ROWS=0: one row serves all queries.
 //   MASK_PAIRS=1: neighbouring keys are neighbours in memory, aligned in pairs.
 //   CAUSAL=1 keeps key t <= s + s_k - s_q, WINDOW=w key t > s + s_k - s_q - w. Rows without any key give zeros.
+//   GROUPED=1: the rows of a block are queries of all heads that share a key head, row g * s_q + s query s of the g-th, so that keys are read
+//   once for them; the grid's y counts key heads. SPLIT=1: the grid's x has `splits` blocks for every block of rows, each with a share of the
+//   keys, and `partial` gets what attention_combine joins: per (batch, key head, split, row) HEAD sums, then the peaks and totals of all.
 //   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 4 * BLOCK_KV) * HEAD * SIZE.
 // Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023; the online
 // softmax is Milakov and Gimelshein, 2018. sm_75 (fp16), sm_80+.
 extern "C" __global__ void __launch_bounds__(THREADS)
     mma_attention(const IN_T* __restrict__ q, const IN_T* __restrict__ k, const IN_T* __restrict__ v, const void* __restrict__ mask,
                   OUT_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int d, int d_v, Strides q_stride, Strides k_stride,
-                  Strides v_stride, Strides out_stride, Strides mask_stride, int mask_k, float scale_log2) {
+                  Strides v_stride, Strides out_stride, Strides mask_stride, int mask_k, float scale_log2, float* __restrict__ partial,
+                  int splits) {
     extern __shared__ __align__(128) char memory[];
     const unsigned shared_q = shared_address(memory), shared_k = shared_q + Q_BYTES, shared_v = shared_k + 2 * KV_BYTES;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int q0 = blockIdx.x * BLOCK_Q, head = blockIdx.y, batch = blockIdx.z;
-    const int reach = s_k - s_q;  // causal: key t is visible from row s when t <= s + reach
-    const int keys = CAUSAL ? max(0, min(s_k, q0 + BLOCK_Q + reach)) : s_k;
-    const int first_tile = WINDOW ? max(0, q0 + reach - WINDOW + 1) / BLOCK_KV : 0;
-    const int tiles = max((keys + BLOCK_KV - 1) / BLOCK_KV, first_tile);
-    q += batch * q_stride.b + head * q_stride.h + q0 * q_stride.s;
+    const int part = SPLIT ? blockIdx.x % splits : 0, q0 = (SPLIT ? blockIdx.x / splits : blockIdx.x) * BLOCK_Q, batch = blockIdx.z;
+    const int head = GROUPED ? blockIdx.y * heads_per_kv : blockIdx.y, rows = GROUPED ? heads_per_kv * s_q : s_q;
+    const int reach = s_k - s_q;  // causal: key t is visible from query s when t <= s + reach
+    // The queries of the block's rows, and of row `row`; where a row lies.
+    const int low = GROUPED ? 0 : q0, high = GROUPED ? s_q - 1 : q0 + BLOCK_Q - 1;
+    auto query = [&](int row) { return GROUPED ? row % s_q : row; };
+    auto place = [&](const Strides& stride, int row) { return GROUPED ? row / s_q * stride.h + row % s_q * stride.s : row * stride.s; };
+    const int keys = CAUSAL ? max(0, min(s_k, high + 1 + reach)) : s_k;
+    int first_tile = WINDOW ? max(0, low + reach - WINDOW + 1) / BLOCK_KV : 0;
+    int tiles = max((keys + BLOCK_KV - 1) / BLOCK_KV, first_tile);
+    if (SPLIT) {
+        const int share = (tiles - first_tile + splits - 1) / splits;
+        first_tile = min(first_tile + part * share, tiles);
+        tiles = min(first_tile + share, tiles);
+    }
+    q += batch * q_stride.b + head * q_stride.h;
     k += batch * k_stride.b + head / heads_per_kv * k_stride.h;
     v += batch * v_stride.b + head / heads_per_kv * v_stride.h;
-    out += batch * out_stride.b + head * out_stride.h + q0 * out_stride.s;
+    out += batch * out_stride.b + head * out_stride.h;
 
     auto load_k = [&](int tile) {
         const int first = tile * BLOCK_KV;
@@ -125,7 +145,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         load_rows<BLOCK_KV>(shared_v + tile % 2 * KV_BYTES, v + first * v_stride.s, v_stride.s, s_k - first, d_v);
     };
     pdl_start();
-    load_rows<BLOCK_Q>(shared_q, q, q_stride.s, s_q - q0, d);
+    if (GROUPED) {
+        for (int index = threadIdx.x; index < BLOCK_Q * CHUNKS; index += THREADS) {
+            const int row = index / CHUNKS, chunk = index % CHUNKS;
+            copy_chunk<VEC_IN>(shared_q + swizzled<CHUNKS>(row, chunk), q + place(q_stride, min(q0 + row, rows - 1)) + chunk * PER,
+                               q0 + row < rows ? d - chunk * PER : 0);
+        }
+    } else {
+        load_rows<BLOCK_Q>(shared_q, q + q0 * q_stride.s, q_stride.s, s_q - q0, d);
+    }
     if (tiles > first_tile) load_k(first_tile);
     copy_async_commit();
     if (tiles > first_tile) load_v(first_tile);
@@ -146,8 +174,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const long long mask_base = batch * mask_stride.b + head * mask_stride.h;
     auto mask_pair = [&](int row, int key) {  // what the scores of two neighbouring keys start from
         float2 start = make_float2(0.0f, 0.0f);
-        const long long at = mask_base + row * mask_stride.s + static_cast<long long>(key) * mask_k;
-        const bool there[2] = {row < s_q && key < s_k, row < s_q && key + 1 < s_k};
+        const long long at = mask_base + place(mask_stride, row) + static_cast<long long>(key) * mask_k;
+        const bool there[2] = {row < rows && key < s_k, row < rows && key + 1 < s_k};
 #if MASK == 1
         const MASK_T* source = static_cast<const MASK_T*>(mask) + at;
         if (MASK_PAIRS) {
@@ -182,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int j = 0; j < BLOCK_KV / 8; ++j) {
             const int key = tile * BLOCK_KV + j * 8 + lane % 4 * 2;
-            const float2 shared_start = mask_pair(MASK_ROWS ? s_q : 0, key);
+            const float2 shared_start = mask_pair(MASK_ROWS ? rows : 0, key);
 #pragma unroll
             for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
@@ -233,14 +261,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
         }
 
-        const bool edge = (tile + 1) * BLOCK_KV > s_k || (CAUSAL && (tile + 1) * BLOCK_KV > q0 + reach + 1) ||
-                          (WINDOW && tile * BLOCK_KV < q0 + BLOCK_Q + reach - WINDOW);
+        const bool edge = (tile + 1) * BLOCK_KV > s_k || (CAUSAL && (tile + 1) * BLOCK_KV > low + reach + 1) ||
+                          (WINDOW && tile * BLOCK_KV <= high + reach - WINDOW);
 #ifdef SOFTCAP
 #pragma unroll
         for (int j = 0; j < BLOCK_KV / 8; ++j) {
 #if MASK
             const int key = tile * BLOCK_KV + j * 8 + lane % 4 * 2;
-            const float2 shared_start = mask_pair(MASK_ROWS ? s_q : 0, key);
+            const float2 shared_start = mask_pair(MASK_ROWS ? rows : 0, key);
 #endif
 #pragma unroll
             for (int i = 0; i < ROW_TILES; ++i)
@@ -261,7 +289,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {  // rows lane / 4 and lane / 4 + 8 of this 16-row tile
-                const int row = q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
+                const int row = query(q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4);
                 float peak = top[i][half];
 #pragma unroll
                 for (int j = 0; j < BLOCK_KV / 8; ++j)
@@ -341,7 +369,25 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     copy_async_wait<0>();
     if (tiles == first_tile) __syncthreads();  // q's own copies are still settling
 
-#ifdef WIDE  // the result is float32: quads of lanes store 32 bytes of a row each
+#if SPLIT
+    const long long first_row = ((static_cast<long long>(batch) * gridDim.y + blockIdx.y) * splits + part) * rows;
+    float* const statistics = partial + static_cast<long long>(gridDim.z) * gridDim.y * splits * rows * HEAD;
+#pragma unroll
+    for (int i = 0; i < ROW_TILES; ++i)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float sum = total[i][half];
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            const int row = q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
+            if (row >= rows) continue;
+            float* to = partial + (first_row + row) * HEAD;
+#pragma unroll
+            for (int j = 0; j < HEAD / 8; ++j)
+                *reinterpret_cast<float2*>(to + j * 8 + lane % 4 * 2) = make_float2(result[i][j][half * 2], result[i][j][half * 2 + 1]);
+            if (lane % 4 == 0) *reinterpret_cast<float2*>(statistics + 2 * (first_row + row)) = make_float2(top[i][half], sum);
+        }
+#elif defined(WIDE)  // the result is float32: quads of lanes store 32 bytes of a row each
 #pragma unroll
     for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
@@ -351,8 +397,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             sum += __shfl_xor_sync(0xffffffffu, sum, 2);
             const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
             const int row = q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
-            if (row >= s_q) continue;
-            float* to = out + (row - q0) * out_stride.s;
+            if (row >= rows) continue;
+            float* to = out + place(out_stride, row);
 #pragma unroll
             for (int j = 0; j < HEAD / 8; ++j) {
                 const int column = j * 8 + lane % 4 * 2;
@@ -385,9 +431,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __syncwarp();
     for (int index = lane; index < ROW_TILES * 16 * CHUNKS; index += 32) {
         const int row = warp * ROW_TILES * 16 + index / CHUNKS, chunk = index % CHUNKS;
-        if (q0 + row >= s_q || chunk * 8 >= d_v) continue;
+        if (q0 + row >= rows || chunk * 8 >= d_v) continue;
         const char* from = memory + swizzled<CHUNKS>(row, chunk);
-        OUT_T* to = out + row * out_stride.s + chunk * 8;
+        OUT_T* to = out + place(out_stride, q0 + row) + chunk * 8;
         if constexpr (VEC_IN == 16) {
             *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
         } else {
@@ -396,3 +442,28 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 #endif
 }
+
+#if SPLIT
+// Joins the shares of the keys: out = sum of 2^(peak - highest) * sums over the splits, divided by the sum of totals weighted alike.
+// Grid: x = rows of a group, y = key heads, z = batch; a thread has columns threadIdx.x, + blockDim.x ...
+extern "C" __global__ void attention_combine(const float* __restrict__ partial, OUT_T* __restrict__ out, int heads_per_kv, int s_q, int d_v,
+                                             Strides out_stride, int splits) {
+    pdl_start();
+    const int row = blockIdx.x, rows = gridDim.x;
+    const long long first_row = (static_cast<long long>(blockIdx.z) * gridDim.y + blockIdx.y) * splits * rows + row;
+    const float2* statistics = reinterpret_cast<const float2*>(partial + static_cast<long long>(gridDim.z) * gridDim.y * splits * rows * HEAD) + first_row;
+    float highest = -INFINITY, total = 0.0f;
+    for (int i = 0; i < splits; ++i) highest = fmaxf(highest, statistics[i * rows].x);
+    if (highest == -INFINITY) highest = 0.0f;
+    for (int i = 0; i < splits; ++i) total += statistics[i * rows].y * exp2_fast(statistics[i * rows].x - highest);
+    const float factor = total > 0.0f ? 1.0f / total : 0.0f;
+    const int head = blockIdx.y * heads_per_kv + row / s_q;
+    out += blockIdx.z * out_stride.b + head * out_stride.h + row % s_q * out_stride.s;
+    for (int column = threadIdx.x; column < d_v; column += blockDim.x) {
+        float sum = 0.0f;
+        for (int i = 0; i < splits; ++i)
+            sum += exp2_fast(statistics[i * rows].x - highest) * partial[(first_row + static_cast<long long>(i) * rows) * HEAD + column];
+        out[column] = fx::narrow<OUT_T>(sum * factor);
+    }
+}
+#endif

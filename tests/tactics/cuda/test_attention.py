@@ -12,7 +12,7 @@ from fusion.dtypes import DataType
 from fusion.network import TensorType
 from fusion.ops import Attention
 from tactics.compiler import compile_cubin
-from tactics.cuda.attention.attention import MmaAttention, SimtAttention
+from tactics.cuda.attention.attention import GroupedAttention, MmaAttention, SimtAttention
 from tactics.tactic import Config, DeviceSpec, Launch, Refusal, Tactic, Workload, config
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, H100, available, close, kernels, run_plan
@@ -95,6 +95,28 @@ def test_head_sizes(d: int, d_v: int) -> None:
     run(MmaAttention(), attention(1, 2, 20, 37, d, d_v=d_v), SMALL)
 
 
+GROUPS = {
+    "one query, split": (dict(sizes=(2, 8, 1, 300, 64), kv_heads=2, mask=(1, 8, 1, 300)), 4),
+    "a few queries, causal, split": (dict(sizes=(1, 6, 3, 150, 64), kv_heads=2, causal=True, layout="bshd", mask=(1, 6, 3, 150)), 2),
+    "whole": (dict(sizes=(1, 6, 3, 70, 64), kv_heads=2, causal=True, window=20), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_of_heads(name: str) -> None:
+    """Rows are the queries of all heads that share keys; more splits than blocks of keys leave some empty."""
+    case, splits = dict(GROUPS[name][0]), GROUPS[name][1]
+    one = attention(*case.pop("sizes"), **case)  # type: ignore[arg-type, misc]
+    run(GroupedAttention(), one, config(warps=1, row_tiles=1, block_kv=32, splits=splits), replace(A100, multiprocessors=8))
+
+
+def test_more_splits_than_blocks_of_keys() -> None:
+    workload, inputs, expected = attention(1, 2, 1, 40, 64, wide=True)
+    chosen = config(warps=1, row_tiles=1, block_kv=32, splits=4)
+    (result,) = run_plan(emulated(GroupedAttention().plan(workload, chosen, A100)), inputs, workload.outputs)
+    close(result, expected[0], "empty splits", {"float32": LIMITS["float16"]})
+
+
 def test_float32_without_tf32() -> None:
     """Three products of parts: as near as float32 sums are."""
     workload, inputs, expected = attention(1, 2, 21, 40, 64, DataType.FLOAT, causal=True, layout="bshd")
@@ -142,20 +164,23 @@ def test_compiles_without_spills(arch: str) -> None:
     cases = [(64, None, DataType.HALF), (64, (2, 1, 1, 197), DataType.HALF), (128, None, DataType.HALF)]
     for d, mask, dtype in [*cases, *([(64, None, DataType.FLOAT), (128, None, DataType.FLOAT)] if arch in ("sm_80", "sm_90a") else [])]:
         workload, *_ = attention(2, 1, 197, 197, d, dtype, mask=mask)
-        for kernel in kernels(MmaAttention().plan(workload, MmaAttention().configs(workload, device)[0], device)):
+        few, *_ = attention(2, 4, 1, 700, d, dtype, kv_heads=1, mask=None if mask is None else (2, 1, 1, 700))
+        plans = [tactic.plan(one, tactic.configs(one, device)[0], device) for tactic, one in ((MmaAttention(), workload), (GroupedAttention(), few))]
+        for kernel in dict.fromkeys(kernel for plan in plans for kernel in kernels(plan)):
             resources = compile_cubin(kernel.source(), kernel.defines, arch).resources
             assert resources.spill_stores == 0, (arch, d, mask, dtype, resources)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [name for name in CASES if "window" in name or "cap" in name or "wide" in name or name == "float32"])
+@pytest.mark.parametrize("name", [name for name in CASES if "window" in name or "cap" in name or "wide" in name or name == "float32"] + list(GROUPS))
 def test_on_gpu(name: str) -> None:
     from runtime.devices import open_device
     from tests.harness.gpu import run_on_gpu
 
-    case = dict(CASES[name])
+    case = dict({**CASES, **{name: one for name, (one, _) in GROUPS.items()}}[name])
     workload, inputs, expected = attention(*case.pop("sizes"), **case)  # type: ignore[misc]
     spec = open_device("0").spec
-    for tactic, chosen in ((MmaAttention(), MmaAttention().configs(workload, spec)[0]), (SimtAttention(), ())):
+    grouped = [(GroupedAttention(), one) for one in GroupedAttention().configs(workload, spec)] if workload.inputs[0].shape[2] <= 16 else []
+    for tactic, chosen in ((MmaAttention(), MmaAttention().configs(workload, spec)[0]), (SimtAttention(), ()), *grouped):
         (result,) = run_on_gpu(tactic.plan(workload, chosen, spec), inputs, workload.outputs)
         close(result, expected[0], tactic.id, {**LIMITS, "float32": LIMITS["float16"]})
