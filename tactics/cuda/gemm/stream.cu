@@ -23,7 +23,8 @@ constexpr int STAGE = SCALED + (COLUMNS * SCALES + 1) / 2 * 512;           // sc
 constexpr int GROUPS = (DEPTH + 63) / 64, TURNS = (GROUPS + WARPS - 1) / WARPS;
 constexpr bool WHOLE = STAGES >= TURNS, EVEN = GROUPS % WARPS == 0, TAIL = DEPTH % 64 != 0;  // the ring holds all; all warps have as much to do
 constexpr int FRAGMENTS = COLUMNS * TILES * (SCALES > 2 ? 2 : 1);
-constexpr int UNROLL = WHOLE && TURNS * FRAGMENTS <= 8 ? TURNS : FRAGMENTS <= 2 ? 2 : 1;
+constexpr int CHAINS = COLUMNS * TILES == 1 && SCALES == 1 ? 2 : 1;  // sums of a block of weights in two parts, where one mma would wait for the other
+constexpr int UNROLL = FRAGMENTS == 1 ? WHOLE && TURNS <= 4 ? TURNS : 2 : 1;
 
 // out[m][n] = epilogue(sum_k A[m][k] * W[n][k]) for `rows` <= ROWS <= 16 rows m, on tensor cores: the weights are the fragments of sixteen rows
 // of an mma, the rows of A its eight columns, so that nothing is wasted on rows that are not there.
@@ -32,30 +33,22 @@ constexpr int UNROLL = WHOLE && TURNS * FRAGMENTS <= 8 ? TURNS : FRAGMENTS <= 2 
 //   A: [rows][k], k = DEPTH, DEPTH % 8 == 0; of every RUN * 4 of the depth lane (row, quad) holds the RUN from quad * RUN on. weights: [column group][depth group][vector][lane]
 //   in that order (tactics/cuda/gemm/stream.py). scaling: [column group][block][row] words of columns (row, row + 8); packed.cuh says what
 //   a word is. The ring begins to fill before the kernel waits for A. Sums: fp32, of exact q - zero within a block, then times its scale.
-// BLOCKS: whose registers fit a multiprocessor. Grid: ceil(groups_n / COLUMNS). Dynamic shared memory: the ring or WARPS * ROWS * COLUMNS * 64 bytes of sums, whichever is more.
+// BLOCKS: whose registers fit a multiprocessor. n > 16 * (COLUMNS - 1). Grid: ceil(groups_n / COLUMNS). Dynamic shared memory: the ring or WARPS * ROWS * COLUMNS * 64 bytes of sums, whichever is more.
 // Limits: sm_75 (fp16), sm_80+.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     stream(const IN_T* __restrict__ a, const uint4* __restrict__ weights, const uint2* __restrict__ scaling, OUT_T* __restrict__ out, int rows, int n,
            EpilogueArgs args) {
     extern __shared__ __align__(128) char memory[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, quad = lane % 4;
-    const int groups_n = (n + 15) / 16, group_n = blockIdx.x * COLUMNS;
+    const int group_n = min(static_cast<int>(blockIdx.x) * COLUMNS, (n + 15) / 16 - COLUMNS);  // the last block begins early rather than end late
     const unsigned ring = shared_address(memory) + warp * (STAGES * STAGE) + lane * 16;
 
-    const uint4* source[COLUMNS];
+    const uint4* source = weights + (static_cast<long long>(group_n) * GROUPS + warp) * (PACKED_VECTORS * 32) + lane;
 #if PACKED_BITS < 16
     constexpr int BLOCKS_K = (DEPTH + PACKED_BLOCK - 1) / PACKED_BLOCK;
     constexpr int STRIDE = WARPS * 64 % PACKED_BLOCK ? 0 : WARPS * 64 / PACKED_BLOCK * 8;  // of scaling from turn to turn, where it is one
-    const uint2* scales[COLUMNS];
+    const uint2* scales = scaling + static_cast<long long>(group_n) * (BLOCKS_K * 8) + (STRIDE ? warp * 64 / PACKED_BLOCK * 8 : 0) + row;
 #endif
-#pragma unroll
-    for (int c = 0; c < COLUMNS; ++c) {  // groups that are not there: the last one again, for nobody
-        const long long group = min(group_n + c, groups_n - 1);
-        source[c] = weights + (group * GROUPS + warp) * (PACKED_VECTORS * 32) + lane;
-#if PACKED_BITS < 16
-        scales[c] = scaling + group * (BLOCKS_K * 8) + (STRIDE ? warp * 64 / PACKED_BLOCK * 8 : 0) + row;
-#endif
-    }
     int next = warp;
     auto fetch = [&](unsigned stage) {  // of weights, always the turn after the last
         if (next < GROUPS) {
@@ -63,18 +56,20 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
             for (int c = 0; c < COLUMNS; ++c) {
 #pragma unroll
                 for (int v = 0; v < PACKED_VECTORS; ++v)
-                    copy_async<16>(stage + c * WEIGHTS + v * 512, source[c] + v * 32, true);
-                source[c] += WARPS * PACKED_VECTORS * 32;
+                    copy_async<16>(stage + c * WEIGHTS + v * 512, source + (c * GROUPS * PACKED_VECTORS + v) * 32, true);
 #if PACKED_BITS < 16
 #pragma unroll
                 for (int s = 0; s < SCALES; ++s) {
                     const int block = !STRIDE ? next * 64 / PACKED_BLOCK : s, at = c * SCALES + s;
-                    copy_async<8>(stage + SCALED + at / 2 * 512 + at % 2 * 8, scales[c] + block * 8,
+                    copy_async<8>(stage + SCALED + at / 2 * 512 + at % 2 * 8, scales + (c * BLOCKS_K + block) * 8,
                                   SCALES == 1 || !TAIL || next * SCALES + s < BLOCKS_K);
                 }
-                scales[c] += STRIDE;
 #endif
             }
+            source += WARPS * PACKED_VECTORS * 32;
+#if PACKED_BITS < 16
+            scales += STRIDE;
+#endif
         }
         next += WARPS;
         copy_async_commit();
@@ -121,39 +116,47 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
             for (int i = 0; i < 8; ++i) x[t][i] = ahead[t][i / (RUN / 2)].value[i % (RUN / 2)];
         load(turn + 1);
         copy_async_wait<STAGES - 1>();  // `stage` is the oldest
+        uint4 vectors[COLUMNS][PACKED_VECTORS];
 #pragma unroll
-        for (int c = 0; c < COLUMNS; ++c) {
-            uint4 vectors[PACKED_VECTORS];
+        for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
-            for (int v = 0; v < PACKED_VECTORS; ++v) vectors[v] = load_shared_16(stage + c * WEIGHTS + v * 512);
+            for (int v = 0; v < PACKED_VECTORS; ++v) vectors[c][v] = load_shared_16(stage + c * WEIGHTS + v * 512);
 #if PACKED_BITS == 16
 #pragma unroll
-            for (int step = 0; step < 4; ++step) {
-                const unsigned w[4] = {vectors[step].x, vectors[step].y, vectors[step].z, vectors[step].w};
+        for (int step = 0; step < 4; ++step)
+#pragma unroll
+            for (int c = 0; c < COLUMNS; ++c) {
+                const unsigned w[4] = {vectors[c][step].x, vectors[c][step].y, vectors[c][step].z, vectors[c][step].w};
 #pragma unroll
                 for (int t = 0; t < TILES; ++t) mma_16x8<IN_T>(sum[c][t], w, x[t][step * 2], x[t][step * 2 + 1]);
             }
 #else
 #pragma unroll
-            for (int s = 0; s < SCALES; ++s) {
-                const uint2 words = load_shared_8(stage + SCALED + (c * SCALES + s) / 2 * 512 + (c * SCALES + s) % 2 * 8);
-                const Centre<IN_T> low(words.x), high(words.y);
-                float part[TILES][4] = {};
+        for (int s = 0; s < SCALES; ++s) {
+            uint2 words[COLUMNS];
 #pragma unroll
-                for (int step = s * (4 / SCALES); step < (s + 1) * (4 / SCALES); ++step) {
+            for (int c = 0; c < COLUMNS; ++c) words[c] = load_shared_8(stage + SCALED + (c * SCALES + s) / 2 * 512 + (c * SCALES + s) % 2 * 8);
+            float part[CHAINS][COLUMNS][TILES][4] = {};
+#pragma unroll
+            for (int step = s * (4 / SCALES); step < (s + 1) * (4 / SCALES); ++step)
+#pragma unroll
+                for (int c = 0; c < COLUMNS; ++c) {
                     unsigned w[4];
-                    packed_rows(vectors, step, low, high, mask, w);
+                    packed_rows(vectors[c], step, Centre<IN_T>(words[c].x), Centre<IN_T>(words[c].y), mask, w);
 #pragma unroll
-                    for (int t = 0; t < TILES; ++t) mma_16x8<IN_T>(part[t], w, x[t][step * 2], x[t][step * 2 + 1]);
+                    for (int t = 0; t < TILES; ++t) mma_16x8<IN_T>(part[step % CHAINS][c][t], w, x[t][step * 2], x[t][step * 2 + 1]);
                 }
-                const float scale[2] = {scale_of<IN_T>(words.x), scale_of<IN_T>(words.y)};
+#pragma unroll
+            for (int c = 0; c < COLUMNS; ++c) {
+                const float scale[2] = {scale_of<IN_T>(words[c].x), scale_of<IN_T>(words[c].y)};
 #pragma unroll
                 for (int t = 0; t < TILES; ++t)
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) sum[c][t][e] += scale[e / 2] * part[t][e];
+                    for (int e = 0; e < 4; ++e)
+                        sum[c][t][e] += scale[e / 2] * (CHAINS == 1 ? part[0][c][t][e] : part[0][c][t][e] + part[CHAINS - 1][c][t][e]);
             }
-#endif
         }
+#endif
         if constexpr (WHOLE)
             copy_async_commit();  // counts as a turn's
         else
@@ -180,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) total[0] += part[w * ROWS * WIDTH + index];
         const int m = index / WIDTH, column = group_n * 16 + index % WIDTH;
-        if (column < n) {
+        if (column >= static_cast<int>(blockIdx.x) * WIDTH && column < n) {  // the others are the block's before, which may have written over an operand
             epilogue(total, args, m, column, n);
             out[static_cast<long long>(m) * n + column] = from_float<OUT_T>(total[0]);
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product as combinations
 
 import numpy as np
@@ -43,10 +43,9 @@ from tactics.tactic import (
 
 MOST_ROWS = 16
 GROUP = 64  # of the depth, is what a warp multiplies in a turn
-UNDER_WAY = (32 << 10, 64 << 10, 128 << 10)  # bytes that the rings of a multiprocessor's blocks hold together: what is tried
-
-
-_REGISTERS = {1: 80, 2: 96, 4: 112, 8: 160}  # by fragments of sums
+CLOCK = 1.7e9  # Hz, about
+# Registers that a thread may have, by (columns, tiles): so many that at most a few bytes are spilled (ptxas, sm_75 to sm_120).
+_REGISTERS = {(1, 1): 64, (2, 1): 64, (3, 1): 80, (4, 1): 80, (1, 2): 80, (2, 2): 112, (4, 2): 144}
 
 
 @dataclass(frozen=True)
@@ -64,15 +63,14 @@ class Stream:
         """Threads of a block."""
         return 32 * self.warps
 
-    @property
-    def registers(self) -> int:
-        """Registers that a thread may have: so many that nothing is spilled."""
-        return _REGISTERS[self.columns * self.tiles]
+    def registers(self, bits: int, block: int) -> int:
+        """Registers that a thread may have."""
+        scaled = 32 if block < 32 else 16 if self.columns > 2 and (bits == 8 or block < GROUP) else 0
+        return _REGISTERS[self.columns, self.tiles] + scaled
 
-    @property
-    def resident(self) -> int:
+    def blocks(self, bits: int, block: int) -> int:
         """Blocks whose registers a multiprocessor has room for, which the compiler is told."""
-        return max(1, min(2048 // self.threads, 65536 // (self.registers * self.threads)))
+        return max(1, min(2048 // self.threads, 65536 // (self.registers(bits, block) * self.threads)))
 
     def stage_bytes(self, bits: int, block: int) -> int:
         """What a warp copies for a turn."""
@@ -93,57 +91,63 @@ def stream_of(configuration: Config) -> Stream:
     return Stream(**dict(configuration))
 
 
-def legal(stream: Stream, bits: int, block: int, device: DeviceSpec) -> bool:
+def legal(stream: Stream, n: int, bits: int, block: int, device: DeviceSpec) -> bool:
     """Every condition of the kernel and the hardware."""
     return (
-        1 <= stream.warps <= 16
-        and stream.columns in (1, 2, 4)
-        and (block >= 32 or stream.columns * stream.tiles <= 2)  # else it spills
+        (stream.columns, stream.tiles) in _REGISTERS
+        and 1 <= stream.warps <= 16
         and 2 <= stream.stages <= 16
+        and 16 * stream.columns <= round_up(n, 16)
+        and (block >= 32 or stream.columns * stream.tiles <= 2)  # else it spills
         and stream.shared_bytes(bits, block) <= device.shared_memory
-        and stream.registers <= 65536 // stream.threads
+        and stream.registers(bits, block) <= 65536 // stream.threads
     )
 
 
 def estimate(stream: Stream, m: int, n: int, k: int, bits: int, block: int, floor: float, device: DeviceSpec) -> float:
-    """Seconds: the floor, more where too few bytes are under way, where the last wave is short, and for what A's rows and the sums cost."""
-    blocks, turns = ceil_div(ceil_div(n, 16), stream.columns), ceil_div(ceil_div(k, GROUP), stream.warps)
-    shared = stream.shared_bytes(bits, block)
-    resident = max(1, min(device.shared_memory // (shared + 1024), stream.resident))
-    waves = ceil_div(blocks, device.multiprocessors * resident)
-    busy = min(blocks / device.multiprocessors, resident)
+    """Seconds that a configuration should take.
+
+    The slower of memory (the floor, more where too few bytes are under way) and arithmetic (issue slots, or latency where warps are few), and
+    what stands between two kernels: the later the blocks of the next one find room beside this one's, the less of it is hidden.
+    """
+    blocks, groups = ceil_div(ceil_div(n, 16), stream.columns), ceil_div(k, GROUP)
+    resident = max(1, min(device.shared_memory // (stream.shared_bytes(bits, block) + 1024), stream.blocks(bits, block)))
+    share = blocks / device.multiprocessors
+    busy, most = min(share, resident), min(ceil_div(blocks, device.multiprocessors), resident)
+    turns = ceil_div(groups, stream.warps)
     under_way = busy * stream.warps * min(stream.stages, turns) * stream.columns * 128 * bits
-    starved = max(1.0, 40e3 / under_way)
-    idle = waves * device.multiprocessors * resident / blocks if waves > 1 else 1.0
-    rows = m * 2 * n / 16 / stream.columns * k / (2 * device.bandwidth)  # A again for every block, from L2
-    uneven = turns * stream.warps / ceil_div(k, GROUP)
-    return 1.3e-6 + floor * starved * idle * uneven**0.5 + 0.5 * rows + 0.15e-6 * waves
+    memory = floor / 0.95 * max(1.0, 30e3 / under_way)
+    issue = {4: 55, 8: 75, 16: 25}[bits] + 16 / stream.columns + 25 * (stream.tiles - 1)  # cycles of a group of weights
+    latency = 350 * (0.6 + 0.4 * stream.columns) / stream.columns / (busy * stream.warps / 4)
+    groups_each = (most if share <= resident else share) * stream.columns * turns * stream.warps
+    arithmetic = groups_each / 4 * max(issue, latency) / CLOCK
+    rows = m * 2 * k * blocks / (1.9 * device.bandwidth)  # A again for every block, from L2
+    room = min(1.0, (resident - most) / most)
+    slow, fast = max(memory, arithmetic), min(memory, arithmetic)
+    return slow + 0.3 * fast + 0.25 * rows + 2e-6 * (1 - 0.5 * room) + 0.3e-6 * (ceil_div(blocks, device.multiprocessors * resident) - 1)
 
 
 def configurations(workload: Workload, m: int, n: int, k: int, bits: int, block: int, device: DeviceSpec, limit: int = 48) -> list[Config]:
     """Legal configurations for ``m`` rows, the most promising first."""
     tiles = (ceil_div(m, 8),) if workload.is_static else (1, 2) if m <= 8 else (2,)
-    turns, floor = ceil_div(k, GROUP), floor_seconds(workload, device)
+    groups, floor = ceil_div(k, GROUP), floor_seconds(workload, device)
     found: dict[Stream, float] = {}
-    for columns, warps, under_way, rows in combinations((1, 2, 4), (2, 4, 8, 16), UNDER_WAY, tiles):
-        one = Stream(columns, warps, 2, rows)
-        blocks = ceil_div(ceil_div(n, 16), columns)
-        busy = min(one.resident, ceil_div(blocks, device.multiprocessors))
-        stages = under_way // (busy * warps * one.stage_bytes(bits, block))
-        one = replace(one, stages=max(2, min(16, stages, ceil_div(turns, warps))))
-        if legal(one, bits, block, device) and (warps == 2 or warps <= turns):
+    for columns, warps, stages, rows in combinations((1, 2, 3, 4), (2, 4, 8, 16), (2, 3, 4, 8), tiles):
+        turns = ceil_div(groups, warps)
+        one = Stream(columns, warps, max(2, min(stages, turns)), rows)
+        if legal(one, n, bits, block, device) and (warps == 2 or warps <= groups):
             found[one] = estimate(one, m, n, k, bits, block, floor, device)
     return [one.config() for one in sorted(found, key=lambda one: (found[one], one.config()))[:limit]]
 
 
-def neighbours(workload: Workload, configuration: Config, bits: int, block: int, device: DeviceSpec) -> list[Config]:
+def neighbours(configuration: Config, n: int, bits: int, block: int, device: DeviceSpec) -> list[Config]:
     """Legal configurations one step away."""
     one = stream_of(configuration)
-    steps = [(one.columns * 2, one.warps, one.stages), (one.columns // 2, one.warps, one.stages), (one.columns, one.warps * 2, one.stages),
+    steps = [(one.columns + 1, one.warps, one.stages), (one.columns - 1, one.warps, one.stages), (one.columns, one.warps * 2, one.stages),
              (one.columns, one.warps // 2, one.stages), (one.columns, one.warps + 2, one.stages), (one.columns, one.warps - 2, one.stages),
              (one.columns, one.warps, one.stages + 1), (one.columns, one.warps, one.stages - 1)]  # fmt: skip
     found = [Stream(*step, one.tiles) for step in steps]
-    return [other.config() for other in found if legal(other, bits, block, device)]
+    return [other.config() for other in found if legal(other, n, bits, block, device)]
 
 
 def plan(
@@ -156,11 +160,13 @@ def plan(
         ValueError: more rows than the configuration has room for.
     """
     m, n, k = sizes
+    if round_up(n, 16) < 16 * one.columns:
+        raise ValueError(f"{n} columns; a block of this configuration has {one.columns} groups of 16")
     if m > one.tiles * 8:
         raise ValueError(f"{m} rows; this configuration takes {one.tiles * 8}")
     kernel = Kernel("gemm/stream.cu", "stream", (*defines(
         IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], ROWS=m if workload.is_static else one.tiles * 8,
-        WARPS=one.warps, COLUMNS=one.columns, STAGES=one.stages, BLOCKS=one.resident, PACKED_BITS=bits, DEPTH=k, PDL=1 if pdl(device) else None,
+        WARPS=one.warps, COLUMNS=one.columns, STAGES=one.stages, BLOCKS=one.blocks(bits, block), PACKED_BITS=bits, DEPTH=k, PDL=1 if pdl(device) else None,
     ), *more, *epilogue.defines), epilogue.prelude)  # fmt: skip
     arguments = (Buffer("input", 0), Buffer("packed", 0), scaling, Buffer("output"), Scalar(m), Scalar(n), epilogue.argument)
     launch = Launch(
@@ -202,7 +208,7 @@ class StreamedGemm(Tactic):
         return configurations(workload, product.m, product.n, product.k, 16, GROUP, device)
 
     def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
-        return neighbours(workload, config, 16, GROUP, device)
+        return neighbours(config, _product(workload).n, 16, GROUP, device)
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         product = _product(workload)

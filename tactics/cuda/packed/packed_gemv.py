@@ -33,7 +33,7 @@ class PackedGemv(Tactic):
         return stream.configurations(workload, *shape_of(workload), *_packing(workload), device)
 
     def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
-        return stream.neighbours(workload, config, *_packing(workload), device)
+        return stream.neighbours(config, shape_of(workload)[1], *_packing(workload), device)
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         return stream.estimate(stream_of(config), *shape_of(workload), *_packing(workload), floor_seconds(workload, device), device)
