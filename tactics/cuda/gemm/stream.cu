@@ -33,7 +33,7 @@ constexpr int UNROLL = FRAGMENTS == 1 ? WHOLE && TURNS <= 4 ? TURNS : 2 : 1;
 //   A: [rows][k], k = DEPTH, DEPTH % 8 == 0; of every RUN * 4 of the depth lane (row, quad) holds the RUN from quad * RUN on. weights: [column group][depth group][vector][lane]
 //   in that order (tactics/cuda/gemm/stream.py). scaling: [column group][block][row] words of columns (row, row + 8); packed.cuh says what
 //   a word is. The ring begins to fill before the kernel waits for A. Sums: fp32, of exact q - zero within a block, then times its scale.
-// BLOCKS: whose registers fit a multiprocessor. n > 16 * (COLUMNS - 1). Grid: ceil(groups_n / COLUMNS). Dynamic shared memory: the ring or WARPS * ROWS * COLUMNS * 64 bytes of sums, whichever is more.
+// A_SHARED: ROWS <= 8 known rows go through shared memory, too. BLOCKS: whose registers fit a multiprocessor. n > 16 * (COLUMNS - 1). Grid: ceil(groups_n / COLUMNS). Dynamic shared memory: the ring (and A's rows) or WARPS * ROWS * COLUMNS * 64 bytes of sums, whichever is more.
 // Limits: sm_75 (fp16), sm_80+.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     stream(const IN_T* __restrict__ a, const uint4* __restrict__ weights, const uint2* __restrict__ scaling, OUT_T* __restrict__ out, int rows, int n,
@@ -80,7 +80,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     pdl_launch_next();
     pdl_wait();
 
-    // A, for the turn after this one. Rows that are not there are the last one again: columns of the mma that nobody reads.
+    // Rows of A that are not there are the last one again: columns of the mma that nobody reads.
+#ifdef A_SHARED  // what this warp multiplies in all its turns, [turn][row][64]
+    const unsigned rows_at = shared_address(memory) + WARPS * STAGES * STAGE + warp * (TURNS * ROWS * 128);
+    for (int i = lane; i < TURNS * ROWS * 8; i += 32) {
+        const int depth = (warp + i / (ROWS * 8) * WARPS) * 64 + i % 8 * 8;
+        copy_async<16>(rows_at + i * 16, a + static_cast<long long>(i / 8 % ROWS) * DEPTH + depth, depth < DEPTH);
+    }
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncwarp();
+    const unsigned own_row = rows_at + min(row, ROWS - 1) * 128 + quad * RUN * 2;
+#else            // for the turn after this one
     Pack<unsigned, RUN / 2> ahead[TILES][16 / RUN];
     const IN_T* from[TILES];
 #pragma unroll
@@ -101,6 +112,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
         }
     };
     load(0);
+#endif
 
     // Known only at run time, so that the assembler keeps it in a register: an instruction cannot hold a mask and MAGIC both.
     const unsigned mask = 0x000f000fu + (static_cast<unsigned>(rows) >> 16);
@@ -110,11 +122,25 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     for (int turn = 0; turn < TURNS; ++turn) {
         if (!EVEN && warp + turn * WARPS >= GROUPS) break;
         unsigned x[TILES][8];
+#ifdef A_SHARED
+#pragma unroll
+        for (int i = 0; i < 16 / RUN; ++i) {
+            const unsigned at = own_row + turn * (ROWS * 128) + i * RUN * 8;
+            if constexpr (RUN == 8) {
+                const uint4 words = load_shared_16(at);
+                x[0][i * 4] = words.x, x[0][i * 4 + 1] = words.y, x[0][i * 4 + 2] = words.z, x[0][i * 4 + 3] = words.w;
+            } else {
+                const uint2 words = load_shared_8(at);
+                x[0][i * 2] = words.x, x[0][i * 2 + 1] = words.y;
+            }
+        }
+#else
 #pragma unroll
         for (int t = 0; t < TILES; ++t)
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[t][i] = ahead[t][i / (RUN / 2)].value[i % (RUN / 2)];
         load(turn + 1);
+#endif
         copy_async_wait<STAGES - 1>();  // `stage` is the oldest
         uint4 vectors[COLUMNS][PACKED_VECTORS];
 #pragma unroll

@@ -42,6 +42,7 @@ from tactics.tactic import (
 )
 
 MOST_ROWS = 16
+SHARED_ROWS = 16  # rows of A times turns, up to which a warp keeps all of A that it multiplies in shared memory
 GROUP = 64  # of the depth, is what a warp multiplies in a turn
 CLOCK = 1.7e9  # Hz, about
 # Registers that a thread may have, by (columns, tiles): so many that at most a few bytes are spilled (ptxas, sm_75 to sm_120).
@@ -99,7 +100,7 @@ def legal(stream: Stream, n: int, bits: int, block: int, device: DeviceSpec) -> 
         and 2 <= stream.stages <= 16
         and 16 * stream.columns <= round_up(n, 16)
         and (block >= 32 or stream.columns * stream.tiles <= 2)  # else it spills
-        and stream.shared_bytes(bits, block) <= device.shared_memory
+        and stream.shared_bytes(bits, block) + stream.warps * SHARED_ROWS * 128 <= device.shared_memory
         and stream.registers(bits, block) <= 65536 // stream.threads
     )
 
@@ -164,13 +165,16 @@ def plan(
         raise ValueError(f"{n} columns; a block of this configuration has {one.columns} groups of 16")
     if m > one.tiles * 8:
         raise ValueError(f"{m} rows; this configuration takes {one.tiles * 8}")
+    held = m * ceil_div(ceil_div(k, GROUP), one.warps)
+    in_shared = workload.is_static and held <= SHARED_ROWS and m <= 8
     kernel = Kernel("gemm/stream.cu", "stream", (*defines(
         IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], ROWS=m if workload.is_static else one.tiles * 8,
-        WARPS=one.warps, COLUMNS=one.columns, STAGES=one.stages, BLOCKS=one.blocks(bits, block), PACKED_BITS=bits, DEPTH=k, PDL=1 if pdl(device) else None,
+        WARPS=one.warps, COLUMNS=one.columns, STAGES=one.stages, BLOCKS=one.blocks(bits, block), PACKED_BITS=bits, DEPTH=k, A_SHARED=1 if in_shared else None, PDL=1 if pdl(device) else None,
     ), *more, *epilogue.defines), epilogue.prelude)  # fmt: skip
     arguments = (Buffer("input", 0), Buffer("packed", 0), scaling, Buffer("output"), Scalar(m), Scalar(n), epilogue.argument)
     launch = Launch(
-        kernel, (ceil_div(ceil_div(n, 16), one.columns), 1, 1), (one.threads, 1, 1), arguments, shared_memory=one.shared_bytes(bits, block),
+        kernel, (ceil_div(ceil_div(n, 16), one.columns), 1, 1), (one.threads, 1, 1), arguments,
+        shared_memory=one.shared_bytes(bits, block) + (one.warps * held * 128 if in_shared else 0),
         dependent=pdl(device),
     )  # fmt: skip
     return Plan((launch,), in_place=overwritable(workload))
