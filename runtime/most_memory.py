@@ -22,8 +22,8 @@ from fusion.network import ControlFlow, Layer, Network, TensorType
 from fusion.ops import If, Loop
 from runtime.engine import Engine, EngineError, sizes_of
 from runtime.memory import ALIGNMENT
-from runtime.resolution import largest, outline, resolve_segment
-from runtime.segments import segments_of
+from runtime.resolution import Outline, largest, outline, resolve_segment
+from runtime.segments import Segment, segments_of
 from tactics.tactic import tensor_bytes
 
 _FORESEEN = 1 << 16  # slices that a loop makes room for at once; beyond, the room doubles when it is full
@@ -93,12 +93,20 @@ def _need(engine: Engine, profile: int, around: Mapping[str, int]) -> _Need:
             roots = made
         else:
             _check_known(network, segment.needs, sizes)
-            inner = (_aligned(resolve_segment(engine, fixed, segment, sizes, engine.device).memory.size),)
+            inner = (_aligned(_own(engine, fixed, segment, sizes)),)
             scratch = max(scratch, *inner)
             roots = made & {fixed.places[name].root for name in segment.outside}
         crossing += [_bytes(network.tensors[name], sizes) for name in roots - set(network.outputs)]
         passing = _either(passing, inner)
     return _Need(placed + sum(crossing), scratch, tuple(one for one in (*crossing, *passing) if one))
+
+
+def _own(engine: Engine, fixed: Outline, segment: Segment, sizes: Mapping[str, int]) -> int:
+    """What ``segment`` needs for itself."""
+    try:
+        return resolve_segment(engine, fixed, segment, sizes, engine.device).memory.size
+    except EngineError as error:  # a branch that is never taken at the largest sizes, for one
+        raise UnboundedError(f"not all of it can run at the largest sizes ({error})") from error
 
 
 def _loop_blocks(network: Network, op: Loop, outputs: Sequence[str], body: Engine, around: Mapping[str, int]) -> tuple[int, ...]:

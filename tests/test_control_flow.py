@@ -693,6 +693,19 @@ def _in_the_most_memory(text: str, device: Device, tmp_path) -> None:
         assert 0 < one.update_device_memory_size_for_shapes() < need
 
 
+def test_a_branch_that_the_largest_sizes_never_take(cpu, tmp_path):
+    """Its shapes would be negative there: it has no bound, and the engine is as good as any."""
+    model = parse("""g (float[1, 1, n] x, bool c) => (float[1, 1, k] y) {
+        y = If(c) <then_branch = t () => (float[1, 1, a] p) { q = MaxPool<kernel_shape = [4]>(x) p = Neg(q) }, else_branch = f () => (float[1, 1, b] r) { r = Exp(x) }>
+    }""")
+    shapes = {name: {"x": (1, 1, 2)} for name in ("min_shapes", "opt_shapes", "max_shapes")}
+    engine = made(model, cpu, tmp_path, BuildConfig(optimization_level=0, **shapes))
+    with pytest.raises(EngineError, match="is not known: not all of it can run at the largest sizes"):
+        _ = engine.device_memory_size
+    x = np.float32([[[0, 1]]])
+    np.testing.assert_allclose(engine.create_execution_context(cpu).execute({"x": x, "c": np.array(False)})["y"], np.exp(x), rtol=1e-6)
+
+
 def test_memory_that_nobody_can_bound_is_said(cpu, tmp_path):
     for model, config, why in ((parse(LOOP), QUICK, "decides size"), (parse(GROWING), QUICK, "a branch or loop decides size")):
         engine = made(model, cpu, tmp_path, config)
