@@ -115,7 +115,8 @@ def _loop_blocks(network: Network, op: Loop, outputs: Sequence[str], body: Engin
     made = [_bytes(body.network.tensors[name], sizes) for name in body.network.outputs]
     first = int(op.decides)
     slices = [_bytes(network.tensors[name], around) for name in outputs[op.carried :]]
-    if slices and (op.trip is None or bind(op.trip, around) > _FORESEEN):  # without a known trip count the slices' own shape is unknown
+    trip = None if op.trip is None else _known_shape((op.trip,), around)[0]
+    if slices and (trip is None or trip > _FORESEEN):
         slices += [2 * one for one in slices]
     found = (*made, *made[first : first + op.carried], *slices, *_need(body, 0, around).blocks)
     return tuple(size for size in found if size)
