@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +15,7 @@ from fusion.rewrite import validate
 from runtime.devices import open_device
 from runtime.views import view_layers
 from tests.catalogue import CATALOGUE, Row, model
+from tests.fusion.networks import assert_same
 from tests.models import onnxruntime_outputs, random_inputs
 from trtcli.builder import build
 from trtcli.config import BuildConfig
@@ -62,6 +65,23 @@ def test_the_near_miss_is_explained(row: Row) -> None:
     if row.near_output and row.rule != "pointwise-shuffle":  # which then finds no shuffle that undoes the first
         wanted = {f"{name} is a network output" for name in row.near_output.split()}
         assert any(miss.condition == "network output" and miss.detail in wanted for miss in named)
+
+
+@pytest.mark.parametrize("row", CATALOGUE, ids=IDS)
+def test_what_others_need_is_still_made(row: Row) -> None:
+    """Every tensor within the pattern may be a network output as well, or have another reader; the near miss is computed as it was, too."""
+    within = [name for node in onnx.load_from_string(model(row)).graph.node for name in node.output if name and name not in ("y", *row.outputs)]
+    cases = [(model(row, near=True), "cpu")]
+    for name in within:
+        also_output = model(replace(row, outputs=(*row.outputs, name)))
+        cases.append((also_output, "cpu"))
+        if import_onnx(also_output).tensors[name].dtype.is_float:
+            cases.append((model(replace(row, nodes=f"{row.nodes}\nother = Sin({name})", outputs=(*row.outputs, "other"))), "cuda"))
+    for data, device in cases:
+        network = import_onnx(data)
+        result = optimize(network, _options(row, device))
+        validate(result.network)
+        assert_same(network, result.network)
 
 
 def test_every_rule_has_a_row() -> None:
