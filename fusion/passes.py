@@ -181,7 +181,8 @@ class FusionResult:
         counts: how often each rule was applied.
         warnings: what a user should know (weights that do not fit the chosen precision).
         planar: the network as it was before layouts were chosen, or None where there was nothing to choose.
-        earlier: misses of the steps whose rules look at the network but once, each with the ONNX nodes of its layers.
+        earlier: what came near in steps after which casts and reformats stand between the layers, or whose rules do not run again; each with
+            the ONNX nodes of its layers.
     """
 
     network: Network
@@ -206,7 +207,9 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
     planar: Network | None = None
     earlier: dict[tuple[Miss, tuple[str, ...]], None] = {}
     network = _fuse(network, limits, options, record, earlier)
+    reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL)
     if options.precision is not None:
+        earlier |= _misses_of(Graph(network, limits), reported, options)  # afterwards casts stand between layers
         unknown = options.layer_types.unknown(network)
         network, warnings = to_half(network, options.precision, options.layer_types)
         for flag, names in zip(("--layerPrecisions", "--layerOutputTypes"), unknown, strict=True):
@@ -216,11 +219,11 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
         chosen = None if options.channels_last is None else frozenset(options.channels_last)
         changed = to_channels_last(network, direct_stem=True, chosen=chosen)
         if changed is not network:
+            earlier |= _misses_of(Graph(network, limits), reported, options)  # afterwards reformats stand between layers
             planar, network = network, _fuse(changed, limits, options, record, earlier)
     graph = Graph(network, limits)
     apply_rules(graph, FINAL, options.disabled, record)
     network, inner = _optimize_bodies(graph.rebuild(), replace(options, channels_last=None))
-    reported = tuple(rule for rule in RULES.values() if rule not in OPTIONAL)
     misses = _misses(network, limits, reported, options, tuple(earlier))
     counts = Counter(record.counts())
     for one in inner:
@@ -258,11 +261,19 @@ def _misses(
     found = nearest_misses(Graph(network, limits), rules, options.disabled)
     for miss, nodes in earlier:
         layers = tuple(dict.fromkeys(network.fates[node].layer for node in nodes if network.fates[node].kind == "layer"))
+        if len(layers) == 1 < len(miss.layers) and RULES[miss.rule] not in _QUANTIZED:
+            continue  # another rule joined them later
         for layer in layers:
             known = found.get(layer, ())
             if all(one.rule != miss.rule for one in known):
                 found[layer] = (*known, replace(miss, layers=layers))
     return found
+
+
+def _misses_of(graph: Graph, rules: Sequence[Rule], options: FusionOptions) -> dict[tuple[Miss, tuple[str, ...]], None]:
+    """What comes near in ``graph``, with the ONNX nodes of its layers: later steps rename them, or put others between them."""
+    found = dict.fromkeys(one for near in nearest_misses(graph, rules, options.disabled).values() for one in near)
+    return {(miss, tuple(node for layer in miss.layers for node in graph.layers[layer].origins)): None for miss in found}
 
 
 def _optimize_bodies(network: Network, options: FusionOptions) -> tuple[Network, list[FusionResult]]:
@@ -306,8 +317,7 @@ def _fuse(
         if name in ("quantization", "weights") and not quantized:
             continue
         if name == "clean" and quantized:
-            for miss in dict.fromkeys(one for near in nearest_misses(graph, _QUANTIZED, options.disabled).values() for one in near):
-                earlier[miss, tuple(node for layer in miss.layers for node in graph.layers[layer].origins)] = None
+            earlier |= _misses_of(graph, _QUANTIZED, options)
         # "readers" has nearly all rules and runs until nothing changes; what an earlier step missed is found there.
         apply_rules(graph, rules, options.disabled, record, once=name != "readers")
         graph.prune()

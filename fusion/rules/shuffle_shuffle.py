@@ -42,6 +42,8 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     both = match.found["both"]
     ops = emit(both, graph.type(source).shape, graph.type(target).shape)
     keep = len(match.layers) == 1
+    if not ops and target in graph.outputs and (source in graph.outputs or graph.producer(source) is None):
+        ops = (Shuffle(reshape=graph.type(target).shape),)  # the caller wants both: a copy
     if not ops:
         return Replacement(aliases={target: source}, fate="no-op")
     origins = tuple(dict.fromkeys((*(() if keep else before.origins), *layer.origins)))

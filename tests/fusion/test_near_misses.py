@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fusion.dtypes import DataType
 from fusion.importer import import_onnx
+from fusion.ops import Shuffle
 from fusion.passes import FusionOptions, optimize
 from tests.catalogue import CONV, HEADS, IMAGE, ROWS_2D, TURN, Row, W, model
+from tests.fusion.networks import assert_same
 
 HALVES = {"zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3])}
 TURNED = {"x": (2, 3, 5, 8), "cos": (2, 1, 5, 8), "sin": (2, 1, 5, 8)}
@@ -79,3 +82,27 @@ def test_of_equally_near_rules_the_one_of_more_layers_speaks_first() -> None:
     text = "s = Mul(x, x)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\nr = Sqrt(e)\ny = Div(x, r)"
     result = optimize(import_onnx(model(Row("RMS", text, "", inputs=ROWS_2D, values={"axes": np.array([1]), "eps": 1e-5}, outputs=("v",)))))
     assert [misses[0].rule for misses in result.misses.values()] == ["rms-normalization"] * 2
+
+
+@pytest.mark.parametrize("options", [FusionOptions(device="cuda"), FusionOptions(precision=DataType.HALF)], ids=["cuda", "fp16"])
+def test_what_casts_and_reformats_come_between_is_remembered(options: FusionOptions) -> None:
+    row = Row("sum", CONV + "y = Add(t, z)", "", values=W, inputs={"x": (1, 8, 6, 6), "z": (3, 8, 6, 6)})
+    result = optimize(import_onnx(model(row)), options)
+    (found,) = {miss for misses in result.misses.values() for miss in misses if miss.rule == "convolution-sum"}
+    assert (found.layers, found.condition) == (("Conv0", "Add1"), "shape")
+
+
+def test_what_is_joined_after_all_is_not_missed() -> None:
+    row = Row("sum", CONV + "u = Relu(t)\ny = Add(u, z)", "", values=W, inputs={"x": (1, 8, 6, 6), "z": (1, 8, 6, 6)})
+    for options in (FusionOptions(device="cuda"), FusionOptions(device="cuda", precision=DataType.HALF)):
+        assert not optimize(import_onnx(model(row)), options).misses
+
+
+def test_movements_that_undo_each_other_between_input_and_output_are_a_copy() -> None:
+    row = Row("copy", "t = Transpose<perm=[0,2,3,1]>(x)\nu = Reshape(t, a)\nv = Reshape(u, b)\ny = Transpose<perm=[0,3,1,2]>(v)", "",
+              values={"a": np.array([2, 36, 8]), "b": np.array([2, 6, 6, 8])})  # fmt: skip
+    network = import_onnx(model(row))
+    result = optimize(network)
+    (layer,) = result.network.layers
+    assert layer.op == Shuffle(reshape=(2, 8, 6, 6)) and len(layer.origins) == 4
+    assert_same(network, result.network)
