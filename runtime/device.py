@@ -147,7 +147,9 @@ class Event(ABC):
 
 
 class Program(ABC):
-    """A plan bound to addresses."""
+    """A plan bound to addresses. ``keep`` holds what must live as long: who owns the memory there, as far as that is not the caller's."""
+
+    keep: object = None
 
     @abstractmethod
     def run(self, stream: Stream) -> None:

@@ -42,7 +42,9 @@ def bind_step(loaded: LoadedEngine, resolution: Resolution, step: Step, arena: i
         workspace=arena + step.workspace if step.plan.workspace else 0,
         workspace_size=step.plan.workspace,
     )
-    return loaded.device.program(step.plan, binding, loaded.modules)
+    program = loaded.device.program(step.plan, binding, loaded.modules)
+    program.keep = loaded  # it knows the weights by their addresses only
+    return program
 
 
 def schedule(device: Device, steps: Sequence[Step], programs: Sequence[Program]) -> list[Action]:

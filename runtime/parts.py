@@ -54,7 +54,7 @@ class BoundPart:
             EngineError: it cannot run here.
             DeviceError: memory is short, or a kernel is missing.
         """
-        loaded = self._loaded = load_engine(part.engine, device)  # kept: programs know the weights by address only
+        loaded = load_engine(part.engine, device)
         network, places = part.engine.network, loaded.outlines[part.profile].places
         resolution = part.resolution(device.spec)
         self._arena = device.allocate(resolution.memory.size)
