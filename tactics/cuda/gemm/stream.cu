@@ -20,6 +20,7 @@ constexpr int SCALES = 0;
 #endif
 constexpr int WEIGHTS = PACKED_VECTORS * 512, SCALED = COLUMNS * WEIGHTS;  // bytes of a column group's weights; where scaling begins in a stage
 constexpr int STAGE = SCALED + (COLUMNS * SCALES + 1) / 2 * 512;           // scaling: eight bytes of a lane's sixteen each
+constexpr int WIDE = ACROSS * COLUMNS, THREADS = ACROSS * WARPS * 32;
 constexpr int GROUPS = (DEPTH + 63) / 64, TURNS = (GROUPS + WARPS - 1) / WARPS;
 constexpr bool WHOLE = STAGES >= TURNS, EVEN = GROUPS % WARPS == 0, TAIL = DEPTH % 64 != 0;  // the ring holds all; all warps have as much to do
 constexpr int FRAGMENTS = COLUMNS * TILES * (SCALES > 2 ? 2 : 1);
@@ -28,20 +29,23 @@ constexpr int UNROLL = FRAGMENTS == 1 ? WHOLE && TURNS <= 4 ? TURNS : 2 : 1;
 
 // out[m][n] = epilogue(sum_k A[m][k] * W[n][k]) for `rows` <= ROWS <= 16 rows m, on tensor cores: the weights are the fragments of sixteen rows
 // of an mma, the rows of A its eight columns, so that nothing is wasted on rows that are not there.
-//   A block has COLUMNS groups of 16 columns n; its WARPS warps take turns over the groups of 64 of the depth. Each lane copies, into its
+//   A block has ACROSS teams of WARPS warps. A team has COLUMNS groups of 16 columns n, its warps take turns over the groups of 64 of the
+//   depth: warps of several teams read the same of A, which then comes from L1. Each lane copies, into its
 //   own part of a ring of STAGES, what it will multiply, and reads it back: no thread waits for another before the sums are added.
 //   A: [rows][k], k = DEPTH, DEPTH % 8 == 0; of every RUN * 4 of the depth lane (row, quad) holds the RUN from quad * RUN on. weights: [column group][depth group][vector][lane]
 //   in that order (tactics/cuda/gemm/stream.py). scaling: [column group][block][row] words of columns (row, row + 8); packed.cuh says what
 //   a word is. The ring begins to fill before the kernel waits for A. Sums: fp32, of exact q - zero within a block, then times its scale.
-// A_SHARED: ROWS <= 8 known rows go through shared memory, too. BLOCKS: whose registers fit a multiprocessor. n > 16 * (COLUMNS - 1). Grid: ceil(groups_n / COLUMNS). Dynamic shared memory: the ring (and A's rows) or WARPS * ROWS * COLUMNS * 64 bytes of sums, whichever is more.
+// A_SHARED: ROWS <= 8 known rows go through shared memory, too. BLOCKS: whose registers fit a multiprocessor. n > 16 * (WIDE - 1), where a block has
+// WIDE = ACROSS * COLUMNS groups of columns. Grid: ceil(groups_n / WIDE). Dynamic shared memory: the ring (and A's rows) or WARPS * ROWS * WIDE * 64
+// bytes of sums, whichever is more.
 // Limits: sm_75 (fp16), sm_80+.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     stream(const IN_T* __restrict__ a, const uint4* __restrict__ weights, const uint2* __restrict__ scaling, OUT_T* __restrict__ out, int rows, int n,
            EpilogueArgs args) {
     extern __shared__ __align__(128) char memory[];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4, quad = lane % 4;
-    const int group_n = min(static_cast<int>(blockIdx.x) * COLUMNS, (n + 15) / 16 - COLUMNS);  // the last block begins early rather than end late
-    const unsigned ring = shared_address(memory) + warp * (STAGES * STAGE) + lane * 16;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % WARPS, team = threadIdx.x / 32 / WARPS, row = lane / 4, quad = lane % 4;
+    const int first = min(static_cast<int>(blockIdx.x) * WIDE, (n + 15) / 16 - WIDE), group_n = first + team * COLUMNS;  // the last block begins early
+    const unsigned ring = shared_address(memory) + threadIdx.x / 32 * (STAGES * STAGE) + lane * 16;
 
     const uint4* source = weights + (static_cast<long long>(group_n) * GROUPS + warp) * (PACKED_VECTORS * 32) + lane;
 #if PACKED_BITS < 16
@@ -82,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 
     // Rows of A that are not there are the last one again: columns of the mma that nobody reads.
 #ifdef A_SHARED  // what this warp multiplies in all its turns, [turn][row][64]
-    const unsigned rows_at = shared_address(memory) + WARPS * STAGES * STAGE + warp * (TURNS * ROWS * 128);
+    const unsigned rows_at = shared_address(memory) + ACROSS * WARPS * STAGES * STAGE + threadIdx.x / 32 * (TURNS * ROWS * 128);
     for (int i = lane; i < TURNS * ROWS * 8; i += 32) {
         const int depth = (warp + i / (ROWS * 8) * WARPS) * 64 + i % 8 * 8;
         copy_async<16>(rows_at + i * 16, a + static_cast<long long>(i / 8 % ROWS) * DEPTH + depth, depth < DEPTH);
@@ -193,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     copy_async_wait<0>();
     __syncthreads();  // the ring becomes the sums of all warps: [warp][row][column]
     float* part = reinterpret_cast<float*>(memory);
-    constexpr int WIDTH = COLUMNS * 16;
+    constexpr int WIDTH = WIDE * 16;
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll
@@ -201,14 +205,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 const int m = t * 8 + quad * 2 + e % 2;
-                if (m < ROWS) part[(warp * ROWS + m) * WIDTH + c * 16 + row + e / 2 * 8] = sum[c][t][e];
+                if (m < ROWS) part[(warp * ROWS + m) * WIDTH + (team * COLUMNS + c) * 16 + row + e / 2 * 8] = sum[c][t][e];
             }
     __syncthreads();
-    for (int index = threadIdx.x; index < rows * WIDTH; index += WARPS * 32) {
+    for (int index = threadIdx.x; index < rows * WIDTH; index += THREADS) {
         float total[1] = {0.0f};
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) total[0] += part[w * ROWS * WIDTH + index];
-        const int m = index / WIDTH, column = group_n * 16 + index % WIDTH;
+        const int m = index / WIDTH, column = first * 16 + index % WIDTH;
         if (column >= static_cast<int>(blockIdx.x) * WIDTH && column < n) {  // the others are the block's before, which may have written over an operand
             epilogue(total, args, m, column, n);
             out[static_cast<long long>(m) * n + column] = from_float<OUT_T>(total[0]);

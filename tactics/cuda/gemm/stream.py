@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product as combinations
 
 import numpy as np
@@ -51,18 +51,24 @@ _REGISTERS = {(1, 1): 64, (2, 1): 64, (3, 1): 80, (4, 1): 80, (1, 2): 80, (2, 2)
 
 @dataclass(frozen=True)
 class Stream:
-    """One configuration: ``columns`` groups of 16 columns a block, whose ``warps`` share the depth, each with ``stages`` turns of weights
-    under way; ``tiles`` fragments of eight rows."""
+    """One configuration: a block has ``across`` teams; a team has ``columns`` groups of 16 columns, and ``warps`` that share the depth, each with
+    ``stages`` turns of weights under way; ``tiles`` fragments of eight rows."""
 
     columns: int
     warps: int
     stages: int
     tiles: int
+    across: int = 1
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 32 * self.warps
+        return 32 * self.warps * self.across
+
+    @property
+    def wide(self) -> int:
+        """Groups of columns of a block."""
+        return self.columns * self.across
 
     def registers(self, bits: int, block: int) -> int:
         """Registers that a thread may have."""
@@ -80,7 +86,7 @@ class Stream:
 
     def shared_bytes(self, bits: int, block: int) -> int:
         """Dynamic shared memory: the ring, or the sums of all warps."""
-        return self.warps * max(self.stages * self.stage_bytes(bits, block), self.columns * self.tiles * 8 * 64)
+        return self.warps * self.across * max(self.stages * self.stage_bytes(bits, block), self.columns * self.tiles * 8 * 64)
 
     def config(self) -> Config:
         """As a tactic's configuration."""
@@ -96,11 +102,13 @@ def legal(stream: Stream, n: int, bits: int, block: int, device: DeviceSpec) -> 
     """Every condition of the kernel and the hardware."""
     return (
         (stream.columns, stream.tiles) in _REGISTERS
-        and 1 <= stream.warps <= 16
+        and stream.warps >= 1
+        and stream.across >= 1
+        and stream.threads <= 512
         and 2 <= stream.stages <= 16
-        and 16 * stream.columns <= round_up(n, 16)
+        and 16 * stream.wide <= round_up(n, 16)
         and (block >= 32 or stream.columns * stream.tiles <= 2)  # else it spills
-        and stream.shared_bytes(bits, block) + stream.warps * SHARED_ROWS * 128 <= device.shared_memory
+        and stream.shared_bytes(bits, block) + stream.threads // 32 * SHARED_ROWS * 128 <= device.shared_memory
         and stream.registers(bits, block) <= 65536 // stream.threads
     )
 
@@ -111,16 +119,16 @@ def estimate(stream: Stream, m: int, n: int, k: int, bits: int, block: int, floo
     The slower of memory (the floor, more where too few bytes are under way) and arithmetic (issue slots, or latency where warps are few), and
     what stands between two kernels: the later the blocks of the next one find room beside this one's, the less of it is hidden.
     """
-    blocks, groups = ceil_div(ceil_div(n, 16), stream.columns), ceil_div(k, GROUP)
+    blocks, groups = ceil_div(ceil_div(n, 16), stream.wide), ceil_div(k, GROUP)
     resident = max(1, min(device.shared_memory // (stream.shared_bytes(bits, block) + 1024), stream.blocks(bits, block)))
     share = blocks / device.multiprocessors
     busy, most = min(share, resident), min(ceil_div(blocks, device.multiprocessors), resident)
     turns = ceil_div(groups, stream.warps)
-    under_way = busy * stream.warps * min(stream.stages, turns) * stream.columns * 128 * bits
+    under_way = busy * stream.across * stream.warps * min(stream.stages, turns) * stream.columns * 128 * bits
     memory = floor / 0.95 * max(1.0, 30e3 / under_way)
     issue = {4: 55, 8: 75, 16: 25}[bits] + 16 / stream.columns + 25 * (stream.tiles - 1)  # cycles of a group of weights
-    latency = 350 * (0.6 + 0.4 * stream.columns) / stream.columns / (busy * stream.warps / 4)
-    groups_each = (most if share <= resident else share) * stream.columns * turns * stream.warps
+    latency = 350 * (0.6 + 0.4 * stream.columns) / stream.columns / (busy * stream.threads / 128)
+    groups_each = (most if share <= resident else share) * stream.wide * turns * stream.warps
     arithmetic = groups_each / 4 * max(issue, latency) / CLOCK
     rows = m * 2 * k * blocks / (1.9 * device.bandwidth)  # A again for every block, from L2
     room = min(1.0, (resident - most) / most)
@@ -133,9 +141,9 @@ def configurations(workload: Workload, m: int, n: int, k: int, bits: int, block:
     tiles = (ceil_div(m, 8),) if workload.is_static else (1, 2) if m <= 8 else (2,)
     groups, floor = ceil_div(k, GROUP), floor_seconds(workload, device)
     found: dict[Stream, float] = {}
-    for columns, warps, stages, rows in combinations((1, 2, 3, 4), (2, 4, 8, 16), (2, 3, 4, 8), tiles):
+    for columns, warps, stages, rows, across in combinations((1, 2, 3, 4), (2, 4, 8, 16), (2, 4, 8), tiles, (1, 2, 4) if m > 4 else (1,)):
         turns = ceil_div(groups, warps)
-        one = Stream(columns, warps, max(2, min(stages, turns)), rows)
+        one = Stream(columns, warps, max(2, min(stages, turns)), rows, across)
         if legal(one, n, bits, block, device) and (warps == 2 or warps <= groups):
             found[one] = estimate(one, m, n, k, bits, block, floor, device)
     return [one.config() for one in sorted(found, key=lambda one: (found[one], one.config()))[:limit]]
@@ -147,7 +155,7 @@ def neighbours(configuration: Config, n: int, bits: int, block: int, device: Dev
     steps = [(one.columns + 1, one.warps, one.stages), (one.columns - 1, one.warps, one.stages), (one.columns, one.warps * 2, one.stages),
              (one.columns, one.warps // 2, one.stages), (one.columns, one.warps + 2, one.stages), (one.columns, one.warps - 2, one.stages),
              (one.columns, one.warps, one.stages + 1), (one.columns, one.warps, one.stages - 1)]  # fmt: skip
-    found = [Stream(*step, one.tiles) for step in steps]
+    found = [Stream(*step, one.tiles, one.across) for step in steps] + [replace(one, across=size) for size in (one.across * 2, one.across // 2)]
     return [other.config() for other in found if legal(other, n, bits, block, device)]
 
 
@@ -161,20 +169,20 @@ def plan(
         ValueError: more rows than the configuration has room for.
     """
     m, n, k = sizes
-    if round_up(n, 16) < 16 * one.columns:
-        raise ValueError(f"{n} columns; a block of this configuration has {one.columns} groups of 16")
+    if round_up(n, 16) < 16 * one.wide:
+        raise ValueError(f"{n} columns; a block of this configuration has {one.wide} groups of 16")
     if m > one.tiles * 8:
         raise ValueError(f"{m} rows; this configuration takes {one.tiles * 8}")
     held = m * ceil_div(ceil_div(k, GROUP), one.warps)
     in_shared = workload.is_static and held <= SHARED_ROWS and m <= 8
     kernel = Kernel("gemm/stream.cu", "stream", (*defines(
         IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], ROWS=m if workload.is_static else one.tiles * 8,
-        WARPS=one.warps, COLUMNS=one.columns, STAGES=one.stages, BLOCKS=one.blocks(bits, block), PACKED_BITS=bits, DEPTH=k, A_SHARED=1 if in_shared else None, PDL=1 if pdl(device) else None,
+        WARPS=one.warps, ACROSS=one.across, COLUMNS=one.columns, STAGES=one.stages, BLOCKS=one.blocks(bits, block), PACKED_BITS=bits, DEPTH=k, A_SHARED=1 if in_shared else None, PDL=1 if pdl(device) else None,
     ), *more, *epilogue.defines), epilogue.prelude)  # fmt: skip
     arguments = (Buffer("input", 0), Buffer("packed", 0), scaling, Buffer("output"), Scalar(m), Scalar(n), epilogue.argument)
     launch = Launch(
-        kernel, (ceil_div(ceil_div(n, 16), one.columns), 1, 1), (one.threads, 1, 1), arguments,
-        shared_memory=one.shared_bytes(bits, block) + (one.warps * held * 128 if in_shared else 0),
+        kernel, (ceil_div(ceil_div(n, 16), one.wide), 1, 1), (one.threads, 1, 1), arguments,
+        shared_memory=one.shared_bytes(bits, block) + (one.threads // 32 * held * 128 if in_shared else 0),
         dependent=pdl(device),
     )  # fmt: skip
     return Plan((launch,), in_place=overwritable(workload))

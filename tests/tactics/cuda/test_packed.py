@@ -25,7 +25,7 @@ from tests.harness.fiber import A100, H100, available, close, run_plan
 
 EPILOGUE = apply("relu", apply("add", apply("add", Operand(0), Operand(1)), Operand(2)))
 LIMITS = {"float16": 2e-3, "bfloat16": 1e-2}
-CHOSEN = {"columns": 2, "warps": 2, "stages": 2, "tiles": 1}
+CHOSEN = {"columns": 2, "warps": 2, "stages": 2, "tiles": 1, "across": 1}
 harness = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 
 
@@ -92,7 +92,7 @@ def test_groups_hold_every_weight_once(bits: int) -> None:
         (3, 328, 4, 32, DataType.HALF, Stream(2, 2, 3, 1)),  # the ring holds all
         (3, 328, 8, 128, DataType.BF16, Stream(3, 2, 2, 1)),  # and does not
         (1, 72, 4, 72, DataType.BF16, Stream(1, 2, 2, 1)),
-        (10, 264, 4, 16, DataType.HALF, Stream(1, 4, 2, 2)),
+        (10, 264, 4, 16, DataType.HALF, Stream(1, 4, 2, 2, 2)),  # two teams
         (9, 1152, 8, 256, DataType.HALF, Stream(2, 2, 3, 2)),  # a block of weights takes more than one turn
     ],
 )
