@@ -29,7 +29,7 @@ from runtime.heap import Heap
 from runtime.interop import foreign, stream_handle
 from runtime.loaded import LoadedEngine, load_engine
 from runtime.most_memory import known_limits, most_memory_at
-from runtime.recorder import Observer, Recorder, event_cost, own_seconds
+from runtime.recorder import Observer, Recorder, own_seconds, span_cost
 from runtime.resolution import Resolution
 from runtime.runner import Launch, Run, Runner, unknown_outputs
 from runtime.watch import Both, Watch
@@ -485,7 +485,7 @@ class ExecutionContext(Guarded):
     def report_to_profiler(self) -> bool:
         """Report the last enqueue's times, when ``enqueue_emits_profile`` is off; waits for the device. Whether there was something to report."""
         spans = self._recorder.collect() if self._recorder is not None else {}
-        for name, seconds in own_seconds(self.engine, spans, event_cost([spans]), self.profile) if spans else ():
+        for name, seconds in own_seconds(self.engine, spans, span_cost([spans]), self.profile) if spans else ():
             if seconds is not None:
                 self._profiler.report_layer_time(name, seconds * 1e3)
         return bool(spans)

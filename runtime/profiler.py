@@ -18,7 +18,7 @@ import numpy as np
 from runtime.benchmark import BenchmarkOptions
 from runtime.context import ExecutionContext
 from runtime.device import CaptureError, Stream
-from runtime.recorder import Observer, Recorder, Spans, event_cost, own_seconds
+from runtime.recorder import Observer, Recorder, Spans, own_seconds, span_cost
 from runtime.runner import Bound, Streams
 
 
@@ -102,7 +102,7 @@ def profile_layers(context: ExecutionContext, inputs: Mapping[str, np.ndarray], 
             rows.append(found)
             if len(rows) >= options.iterations and elapsed >= options.warm_up * 1e-3 + max(0.0, options.duration):
                 break
-    overhead = event_cost(rows)
+    overhead = span_cost(rows)
     columns = zip(*(own_seconds(context.engine, row, overhead, context.profile) for row in rows), strict=True)
     layers = tuple(_layer_time(column) for column in columns)
     return Profile(len(rows), layers, overhead * 1e3, in_graph, context.engine.num_aux_streams)

@@ -99,7 +99,7 @@ class Observer(Watch):
         return Observer(self._recorder, (*self._around, layer, body))
 
 
-def event_cost(spans: Sequence[Spans]) -> float:
+def span_cost(spans: Sequence[Spans]) -> float:
     """Seconds that a span of nothing took: the median of all, for any of them may hold the time slice of another program."""
     return median([seconds for one in spans for seconds in one.get((), ())] or [0.0])
 

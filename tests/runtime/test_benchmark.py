@@ -9,7 +9,7 @@ from fusion.ops import Pointwise, Shuffle
 from runtime.benchmark import BenchmarkOptions, BenchmarkResult, Query, run_benchmark
 from runtime.cpu import CpuDevice, CpuStream
 from runtime.profiler import profile_layers
-from runtime.recorder import Recorder, event_cost, own_seconds
+from runtime.recorder import Recorder, own_seconds, span_cost
 from tactics.tactic import CpuCall, Plan, Tactic
 
 RELU = Pointwise(apply("relu", Operand(0)))
@@ -193,8 +193,8 @@ def test_profile_finds_the_slow_layer(graph, cpu, monkeypatch):
 
 def test_layers_beside_other_programs_have_times_of_their_own(engine):
     """An empty span that holds another program's time slice says nothing of what an event costs; a layer's own slice is its own misfortune."""
-    cost = event_cost([{(): [1e-6, 2e-3]}, {(): [1e-6, 1e-6]}, {}])
-    assert cost == 1e-6 and event_cost([{}]) == 0.0
+    cost = span_cost([{(): [1e-6, 2e-3]}, {(): [1e-6, 1e-6]}, {}])
+    assert cost == 1e-6 and span_cost([{}]) == 0.0
     names = [layer.name for layer in engine.network.layers]
     times = dict(own_seconds(engine, {(): [2e-3], (0,): [3e-6, 4e-6], (1,): [5e-7]}, cost))
     assert times[names[0]] == pytest.approx(5e-6) and times[names[1]] == 0.0 and times[names[2]] is None
