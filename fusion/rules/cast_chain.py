@@ -40,10 +40,10 @@ def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:
 
 
 def _nearly(expression: Expression, types: Sequence[DataType]) -> Refusal | None:
-    """A cast of a cast that loses something."""
+    """A cast of a cast that loses digits; what is quantised and dequantised is another matter."""
     for node in subtrees(expression):
         inner = node.argument if isinstance(node, Convert) else None
-        if isinstance(inner, Convert):
+        if isinstance(inner, Convert) and inner.dtype.is_float == type_of(inner.argument, types).is_float:
             first, second = type_of(inner.argument, types).value, inner.dtype.value
             return Refusal("data type", f"{first} does not fit {second} without loss, so {second} cannot be skipped")
     return None

@@ -24,8 +24,8 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 
 
 def _near(graph: Graph, layer: Layer) -> Near | None:
-    """Others than an epilogue read it, too."""
-    for reader in graph.readers(layer.outputs[0]) if graph.only_reader(layer.outputs[0]) is None else ():
+    """An epilogue alone reads it, but it is a network output."""
+    for reader in graph.readers(layer.outputs[0]) if layer.outputs[0] in graph.outputs else ():
         if getattr(reader.op, "epilogue", IDENTITY) != IDENTITY and layer.outputs[0] not in reader.inputs[: reader.op.arity]:
             return Match((layer, reader), layer.outputs), None
     return None

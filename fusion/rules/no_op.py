@@ -74,7 +74,7 @@ def _near(graph: Graph, layer: Layer) -> Near | None:
     found = ""
     if isinstance(op, Pointwise) and len(layer.inputs) == 1 and _is_scale(op.expression):
         found = f"it makes {text(op.expression, ['x'])} of x; only x + 0, x * 1 and x ** 1 do nothing"
-    elif isinstance(op, Shuffle):
+    elif isinstance(op, Shuffle) and layer.origins:  # a reformat of ours is there to move
         moved = transpose_of(shape, op)
         found = f"it moves elements of {show(shape)}" + (f": axes are read in the order {', '.join(map(str, moved))}" if moved else "")
     elif isinstance(op, Slice):

@@ -53,6 +53,8 @@ def _near(graph: Graph, layer: Layer) -> Near | None:
     spatial = tuple(range(2, rank))
     if layer.op.kind != "mean" or rank not in (4, 5) or not set(spatial) & set(layer.op.axes):
         return None
+    if graph.limits.device == "cuda" and layer.op.axes == tuple(range(1, rank - 1)):
+        return None  # those of a channels-last image: what stood in the way was seen before its layout was chosen
     if layer.op.axes != spatial:
         return Match((layer,)), Refusal("axes", f"{layer.name} is a mean over axes {layer.op.axes}; pooling is one over {spatial}")
     return Match((layer,)), Refusal("prologue", f"{layer.name} is a mean of {text(layer.op.prologue, ['x'])}; pooling takes x itself")
