@@ -19,6 +19,7 @@ from fusion.rules import (
     attention_heads,
     attention_layout,
     attention_scale,
+    cache_append,
     cast_chain,
     common_subexpression,
     concatenation_part,
@@ -137,7 +138,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("attention", (*CLEAN, *IDIOMS, *PRODUCTS, pointwise.RULE, *ATTENTION)),
     ("readers", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE, *ATTENTION, *READERS)),
     # Last: what splits packed products apart must have ended, or the two would undo each other for ever.
-    ("packed", (packed_attention.RULE,)),
+    ("packed", (packed_attention.RULE, cache_append.RULE)),
 )
 # After precision and layout are chosen: nothing looks into what these make.
 FINAL: tuple[Rule, ...] = (normalization_sum.RULE,)

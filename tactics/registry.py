@@ -74,6 +74,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.determinant.determinant",
         "tactics.cuda.reinterpret.reinterpret",
         "tactics.cuda.attention.linear_attention",
+        "tactics.cuda.attention.cache",
         "tactics.cuda.plain.products",
         "tactics.cuda.packed.packed_gemm",
         "tactics.cuda.packed.packed_gemv",

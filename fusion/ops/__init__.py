@@ -1,6 +1,7 @@
 """The vocabulary of layers: one frozen dataclass per operation, with its shape rule and its NumPy meaning."""
 
 from fusion.ops.attention import Attention
+from fusion.ops.cache import CacheAppend
 from fusion.ops.control import If, Loop
 from fusion.ops.convolution import Convolution, Deconvolution
 from fusion.ops.convolution_pooling import ConvolutionPooling
@@ -33,7 +34,7 @@ from fusion.ops.softmax import Softmax
 OPS = {
     op.__name__: op
     for op in (
-        ArgReduce, Attention, Concatenation, Convolution, ConvolutionPooling, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
+        ArgReduce, Attention, CacheAppend, Concatenation, Convolution, ConvolutionPooling, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, If, LocalResponseNormalization, Loop, MatrixMultiply, NonMaxSuppression, NonZero,
         Normalization, PackedMatrixMultiply, Padding, Pointwise, Pooling, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
         ScatterND, SeparableConvolution, ShapeValue, Shuffle, Slice, Softmax, SumNormalization, Tile, TopK, Unique,

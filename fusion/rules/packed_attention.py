@@ -5,21 +5,17 @@ A rotary embedding of queries and keys stays between: it turns their heads of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from fusion.expression import Expression, Operand, apply
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Attention, MatrixMultiply, RotaryEmbedding, Shuffle
-from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rules._packed import joined_product, refuse_products, same_value, union
 from fusion.rules._shuffles import movement
 
 LAYOUTS = ("bshd", "sbhd")  # a row of a projection holds all heads of one position
-_BIAS: Expression = apply("add", Operand(0), Operand(1))
 
 
 @dataclass(frozen=True)
@@ -70,25 +66,17 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     products = [side.product for side in sides]
     if graph.limits.device != "cuda":
         return Refusal("device", "on the CPU three products are as fast as one, and their results need no strides")
-    if len({product.inputs[0] for product in products}) > 1:
-        return Refusal("inputs", f"the products read {', '.join(product.inputs[0] for product in products)}")
-    if len({(product.op.transpose_a, product.op.transpose_b) for product in products}) > 1:
-        return Refusal("transpose", "the products transpose their operands differently")
+    if refusal := refuse_products(graph, products):
+        return refusal
     if len(set(attention.op.layouts[first:3])) > 1 or attention.op.layouts[2] not in LAYOUTS:
         return Refusal("layout", f"q, k and v are stored as {', '.join(attention.op.layouts[:3])}; {' or '.join(LAYOUTS)} is needed")
     for side in sides:
-        weights = graph.constant(side.product.inputs[1])
-        if weights is None or weights.ndim != 2:
-            return Refusal("weights", f"{side.product.inputs[1]} is no constant matrix")
-        if _bias(graph, side.product) is None:
-            return Refusal("epilogue", f"{side.product.name} does more than add a constant row")
         moved = movement(graph.type(side.view.inputs[0]).shape, side.view.op)
         if moved is None or not moved.is_view:
             return Refusal("moves", f"{side.view.name} moves data")
     shapes = [graph.type(side.heads).shape for side in sides]
-    types = {graph.type(product.outputs[0]).dtype for product in products}
     others = {(*shape[:2], shape[3]) for shape in shapes}
-    if len(others) > 1 or len(types) > 1 or not all(isinstance(shape[2], int) for shape in shapes):
+    if len(others) > 1 or not all(isinstance(shape[2], int) for shape in shapes):
         return Refusal("shapes", f"q, k and v differ in more than the number of their heads: {', '.join(map(str, shapes))}")
     return _turns_differ(graph, sides)
 
@@ -100,7 +88,7 @@ def _turns_differ(graph: Graph, sides: Sequence[_Side]) -> Refusal | None:
         return None
     if len(sides) < 3 or turns[2] is not None or turns[0] is None or turns[1] is None:
         return Refusal("rotary embedding", "only some of what would be one tensor turns")
-    alike = all(_same(graph, *pair) for pair in zip(turns[0].inputs[1:], turns[1].inputs[1:], strict=True))
+    alike = all(same_value(graph, *pair) for pair in zip(turns[0].inputs[1:], turns[1].inputs[1:], strict=True))
     if turns[0].op != turns[1].op or not alike or turns[0].op.heads:
         return Refusal("rotary embedding", f"{turns[0].name} and {turns[1].name} turn by different angles")
     for name in turns[0].inputs[1:]:
@@ -110,45 +98,11 @@ def _turns_differ(graph: Graph, sides: Sequence[_Side]) -> Refusal | None:
     return None
 
 
-def _same(graph: Graph, one: str, other: str) -> bool:
-    a, b = graph.constant(one), graph.constant(other)
-    return one == other or (a is not None and b is not None and a.dtype == b.dtype and np.array_equal(a, b))
-
-
-def _bias(graph: Graph, product: Layer) -> np.ndarray | None:
-    """The row that ``product`` adds to its result (zeros for none), None when its epilogue is anything else."""
-    columns = graph.type(product.outputs[0]).shape[-1]
-    dtype = graph.type(product.outputs[0]).dtype.numpy
-    if product.op.epilogue == IDENTITY:
-        return np.zeros(int(columns), dtype)  # type: ignore[call-overload]
-    if product.op.epilogue != _BIAS:
-        return None
-    value = graph.constant(product.inputs[2])
-    if value is None or value.size not in (1, columns) or (value.size > 1 and value.shape[-1] != columns):
-        return None
-    return np.broadcast_to(value.reshape(-1), (columns,)).astype(dtype)  # type: ignore[arg-type]
-
-
 def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     attention, sides, first = match.layers[-1], match.found["sides"], match.found["first"]
     products = [side.product for side in sides]
-    op = products[0].op
-    weights = [graph.constant(product.inputs[1]) for product in products]
-    joined: np.ndarray = np.concatenate(weights, axis=0 if op.transpose_b else 1)  # type: ignore[arg-type]
-    rows = [_bias(graph, product) for product in products]
-    plain = all(product.op.epilogue == IDENTITY for product in products)
-    name = "kv" if first else "qkv"
-    names = {"weights": graph.fresh(f"{products[0].inputs[1]}.{name}"), "bias": graph.fresh(f"{products[0].inputs[1]}.{name}.bias")}
-    constants = {names["weights"]: np.ascontiguousarray(joined)}
-    inputs = [products[0].inputs[0], names["weights"]]
-    if not plain:
-        constants[names["bias"]] = np.concatenate(rows)  # type: ignore[arg-type]
-        inputs.append(names["bias"])
-    flat, packed = graph.fresh(f"{attention.name}.{name}"), graph.fresh(f"{attention.name}.packed")
-    product = Layer(
-        " + ".join(product.name for product in products), replace(op, epilogue=IDENTITY if plain else _BIAS), tuple(inputs),
-        (flat,), _union(product.origins for product in products), _union((*(product.fusions for product in products), (RULE.name,))),
-    )  # fmt: skip
+    product, constants = joined_product(graph, products, f"{attention.name}.{'kv' if first else 'qkv'}", RULE.name)
+    (flat,), packed = product.outputs, graph.fresh(f"{attention.name}.packed")
     shapes = [graph.type(side.heads).shape for side in sides]
     counts = [int(shape[2]) for shape in shapes]
     a, b, _, size = shapes[0]
@@ -158,7 +112,7 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
         turned = graph.fresh(f"{attention.name}.turned")
         layers.append(Layer(
             " + ".join(turn.name for turn in turns), replace(turns[0].op, heads=sum(counts[:2])), (packed, *turns[0].inputs[1:]), (turned,),
-            _union(turn.origins for turn in turns), _union((*(turn.fusions for turn in turns), (RULE.name,))),
+            union(turn.origins for turn in turns), union((*(turn.fusions for turn in turns), (RULE.name,))),
         ))  # fmt: skip
         sources, parts = [turned, packed], [(0, 0, counts[0]), (0, counts[0], counts[1]), (1, counts[0] + counts[1], counts[2])]
     elif first:
@@ -167,16 +121,12 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     else:
         sources, parts = [packed], [(0, sum(counts[:side]), count) for side, count in enumerate(counts)]
     changed = replace(attention.op, parts=tuple(parts))
-    moved = _union(side.view.origins for side in sides)
+    moved = union(side.view.origins for side in sides)
     layers.append(Layer(
         attention.name, changed, (*sources, *attention.inputs[3:]), attention.outputs,
-        _union((moved, attention.origins)), _union((attention.fusions, (RULE.name,))),
+        union((moved, attention.origins)), union((attention.fusions, (RULE.name,))),
     ))  # fmt: skip
     return Replacement(tuple(layers), constants)
-
-
-def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(one for group in groups for one in group))
 
 
 RULE = Rule("packed-attention", __doc__.splitlines()[0], (Attention,), _match, _rewrite, _check)

@@ -16,6 +16,7 @@ from fusion.network import Op, TensorType
 from fusion.ops import (
     ArgReduce,
     Attention,
+    CacheAppend,
     Concatenation,
     Convolution,
     ConvolutionPooling,
@@ -151,6 +152,8 @@ def cases() -> tuple[Workload, ...]:
         *(_separable(dtype, stride) for dtype in (DataType.INT8, F16) for stride in (1, 2)),
         _case(Deconvolution((2, 2), (0, 0), (0, 0), (1, 1), (0, 0), 1, True), (F16, (2, 14, 14, 64)), (F16, (64, 32, 2, 2)), constant=(1,)),
         _case(Attention(0.125), *[(F16, (2, 12, 128, 64))] * 3),
+        _case(Attention(0.125), (F16, (2, 12, 1, 64)), *[(F16, (2, 4, 700, 64))] * 2),
+        _case(CacheAppend(((2, 8), (3, 10))), *[(F16, (2, 2, 64, 64))] * 2, (F16, (2, 1, 10, 64)), (F16, (2, 1, 12, 64))),
         _case(Pointwise(apply("gelu", X)), (F16, (1000,))),
         _case(Pointwise(BIAS_RELU), (F32, (8, 64, 64)), (F32, (64,))),
         _case(Reduce("mean", (1,), False), (F16, (64, 1000))), _case(Reduce("mean", (1, 2), True), (F16, (8, 7, 7, 2048))),
