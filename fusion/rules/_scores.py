@@ -15,12 +15,13 @@ MASKED = -1e4  # an additive mask at or below this leaves nothing of a probabili
 class Scores:
     """``scale * q k^T + mask``. ``masks`` are (kind, expression) pairs; kind is ``add``, or ``keep`` (boolean: True stays).
 
-    With ``cap``, ``cap * tanh(scale * q k^T)`` takes the place of the scaled product.
+    With ``cap``, ``cap * tanh(scale * q k^T)`` takes the place of the scaled product. ``hidden`` is what the last ``keep`` puts where it keeps nothing.
     """
 
     scale: float
     masks: tuple[tuple[str, Expression], ...] = ()
     cap: float = 0.0
+    hidden: float = -np.inf
 
     def times(self, factor: Literal, inverse: bool = False) -> Scores | None:
         """All of it times ``factor`` (or divided by it): additive masks too; what is masked stays so only for a positive one."""
@@ -30,7 +31,8 @@ class Scores:
         function = "div" if inverse else "mul"
         masks = tuple((kind, Apply(function, (Convert(factor.dtype, mask), factor)) if kind == "add" else mask) for kind, mask in self.masks)
         value = 1 / value if inverse else value
-        return Scores(self.scale, masks, self.cap * value) if self.cap else Scores(self.scale * value, masks)
+        hidden = self.hidden * value
+        return Scores(self.scale, masks, self.cap * value, hidden) if self.cap else Scores(self.scale * value, masks, hidden=hidden)
 
 
 def read_scores(expression: Expression) -> Scores | None:
@@ -61,7 +63,7 @@ def read_scores(expression: Expression) -> Scores | None:
         condition, other = others
         if isinstance(other, Literal) and other.value <= MASKED:
             keep = condition if inside[0] == 1 else Apply("not", (condition,))
-            return replace(before, masks=(*before.masks, ("keep", keep)))
+            return replace(before, masks=(*before.masks, ("keep", keep)), hidden=float(other.value))
     return None
 
 

@@ -218,8 +218,11 @@ def _one_mask(graph: Graph, whole: _Whole) -> tuple[str, Expression]:
     total = reduce(lambda a, b: Apply("add", (a, b)), added)
     if keep is None:
         return "add", total
-    least = Literal(-np.inf, type_of(total, [graph.type(name).dtype for name in whole.names]))
-    return "add", Apply("where", (keep, total, least))
+    dtype = type_of(total, [graph.type(name).dtype for name in whole.names])
+    # What the model puts there, so that rows of which everything is hidden come out alike.
+    with np.errstate(over="ignore"):
+        hidden = float(np.asarray(whole.scores.hidden).astype(dtype.numpy))
+    return "add", Apply("where", (keep, total, Literal(hidden, dtype)))
 
 
 def _full_size(graph: Graph, match: Match, mask: np.ndarray) -> bool:
