@@ -5,6 +5,7 @@ Values are computed in ``compute_type`` of their data type (float for fp16 and b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -168,10 +169,13 @@ class _Writer:
             return ""
         bottom, top = low - zero, high - zero
         if isinstance(value, Apply) and value.function == "mul":
-            rectified, factor = value.arguments
-            positive = isinstance(factor, Literal) and factor.value > 0 and top >= 0
-            if positive and isinstance(rectified, Apply) and rectified.function == "relu":
-                value, bottom = apply("mul", rectified.arguments[0], factor), max(bottom, 0)  # one limit serves for both
+            limited, factor = value.arguments
+            least_value, most_value = _limits(limited)
+            if isinstance(factor, Literal) and factor.value > 0 and isinstance(limited, Apply) and (least_value, most_value) != (-math.inf, math.inf):
+                scale = np.float32(factor.value)
+                first, last = float(np.float32(least_value) * scale), float(np.float32(most_value) * scale)
+                if first <= top and last >= bottom:  # one pair of limits serves for both: rounding and scaling keep the order
+                    value, bottom, top = apply("mul", limited.arguments[0], factor), max(bottom, first), min(top, last)
         code = self.value(value)
         bounds = ", ".join(literal(float(one), DataType.FLOAT) for one in (bottom, top))
         return f"fx::quantize<{storage_type(expression.dtype)}>({code}, {bounds}, {zero})"
@@ -197,6 +201,17 @@ class _Writer:
         if work is not types[0]:
             code = f"fx::cast<{storage_type(types[0])}>({code})"
         return code
+
+
+def _limits(expression: Expression) -> tuple[float, float]:
+    """The limits that a rectifier or a clip to known ones sets; infinite where it is neither."""
+    if isinstance(expression, Apply) and expression.function == "relu":
+        return 0.0, math.inf
+    if isinstance(expression, Apply) and expression.function == "clip":
+        low, high = expression.arguments[1:]
+        if isinstance(low, Literal) and isinstance(high, Literal) and low.value <= high.value:
+            return float(low.value), float(high.value)
+    return -math.inf, math.inf
 
 
 def _by_reciprocal(expression: Expression, types: Sequence[DataType]) -> Expression:

@@ -31,7 +31,8 @@ extern "C" __global__ void __launch_bounds__(SIMT_THREADS)
         }
         fx::Vec<IN_T, 1> result;
         const int row = row0 + threadIdx.x / SIMT_K + i * (SIMT_THREADS / SIMT_K);
-        finish_depthwise(sum, result, inner_args, min(row, pixels - 1), c, channels);
+        const float real[1] = {static_cast<float>(sum[0])};
+        finish_depthwise(real, result, inner_args, min(row, pixels - 1), c, channels);
         return to_sum(result.value[0]);
     };
     auto load_b = [&](int column, int k) {

@@ -12,8 +12,8 @@ from math import ceil, gcd, prod
 import numpy as np
 
 from fusion.dtypes import DataType
-from fusion.ops import SeparableConvolution
-from fusion.ops.epilogue import product_type
+from fusion.ops import Convolution, SeparableConvolution
+from fusion.quantization import on_float_sums
 from tactics.cuda.conv.common import Window, pack_weights, pixel_step, window_of
 from tactics.cuda.epilogue import NO_EPILOGUE, EpilogueCode, epilogue_argument, finish_code, in_namespace, overwritable
 from tactics.cuda.gemm.common import (
@@ -90,7 +90,7 @@ def _parts(workload: Workload) -> _Parts | Refusal:
     x, middle = first.inputs[0].dtype, second.inputs[0].dtype
     if refusal := _refuse_types(workload, x, middle):
         return refusal
-    inner = product_code(first)
+    inner = inner_code(first)
     outer = product_epilogue(second)
     if isinstance(inner, Refusal):
         return inner
@@ -148,9 +148,12 @@ class _Separable(Tactic):
         return Plan((launch,), in_place=in_place)
 
 
-def product_code(workload: Workload) -> EpilogueCode | Refusal:
-    """The epilogue of the depthwise convolution as ``finish`` (see :func:`tactics.cuda.epilogue.finish_code`)."""
-    return finish_code(workload, product_type(workload.inputs[0].dtype))
+def inner_code(workload: Workload) -> EpilogueCode | Refusal:
+    """The epilogue of the depthwise convolution as ``finish`` (see :func:`tactics.cuda.epilogue.finish_code`), on float32 sums."""
+    op = workload.op
+    assert isinstance(op, Convolution)
+    expression = op.epilogue if workload.inputs[0].dtype.is_float else on_float_sums(op.epilogue)
+    return finish_code(replace(workload, op=replace(op, epilogue=expression)), DataType.FLOAT)
 
 
 def _moved(argument: Struct, op: SeparableConvolution, part: int) -> Struct:
@@ -239,9 +242,16 @@ class _Shape:
     @property
     def registers(self) -> int:
         """Registers a thread wants: sums of both products, fragments, offsets of the copies."""
-        warps = self.tile.threads // 32
-        loads = ceil_div(self.halo, self.tile.threads // (self.tile.bk * self.itemsize // 16))
-        return self.tile.registers() + self.units * 9 + loads + 40 + warps // 8
+        return self.tile.registers() + self.units * 8 + self.loads - 8
+
+    @property
+    def loads(self) -> int:
+        """Pieces of 16 bytes of x that a thread copies in each stage."""
+        return ceil_div(self.halo, self.tile.threads // (self.tile.bk * self.itemsize // 16))
+
+    def blocks(self, device: DeviceSpec) -> int:
+        """Resident blocks of a multiprocessor."""
+        return max(1, min(device.shared_memory // self.shared_bytes, 2048 // self.tile.threads, 65536 // (self.tile.threads * round_up(self.registers, 8))))
 
     @property
     def units(self) -> int:
@@ -249,24 +259,20 @@ class _Shape:
         return self.tile.bm // 16 * self.groups // (self.tile.threads // 32)
 
     def seconds(self, out_channels: int, device: DeviceSpec) -> float:
-        """What it should take: stages of instructions and copies, in waves of resident blocks."""
+        """What it should take: stages of instructions, in waves of resident blocks."""
         tile, window = self.tile, self.window
         blocks = self.tiles * ceil_div(out_channels, tile.bn) * tile.splits
-        resident = max(1, min(device.shared_memory // self.shared_bytes, 2048 // tile.threads, 65536 // (tile.threads * round_up(self.registers, 8))))
-        stages = ceil_div(window.in_channels, tile.bk * tile.splits)
-        busy = min(resident, ceil_div(blocks, device.multiprocessors))
+        busy = min(self.blocks(device), ceil_div(blocks, device.multiprocessors))  # blocks that share a multiprocessor
         waves = ceil_div(blocks, device.multiprocessors * busy)
-        warps = tile.threads // 32
-        taps = _padded_taps(window, self.itemsize) // (2 if self.itemsize == 1 else 1)
-        products = tile.bm // 16 * (tile.bn // 8) * (tile.bk * self.itemsize // 32)  # mma of the pointwise convolution
-        diagonal = warps * self.units * taps * 2
-        tensor = (products + diagonal) * 6.5 / 4  # cycles of a multiprocessor's four tensor cores
-        loads = self.halo * tile.bk * self.itemsize // 16
-        issue = (products * 1.7 + diagonal * 1.8 + warps * self.units * 100 + loads / 32 * 12 + warps * 60) / 4
-        stage = max(busy * max(tensor, issue) * 1.3, 700.0 + tensor + issue)
-        out = tile.bm * tile.bn / 32 * 8 / 4
-        cycles = waves * (stages * stage + busy * out + 1500)
-        return 1.5e-6 + cycles / 1.7e9 + (7e-7 if tile.splits > 1 else 0.0)
+        steps = _padded_taps(window, self.itemsize) // (2 if self.itemsize == 1 else 1)
+        product = tile.bm // tile.warps_m // 16 * (tile.bn // tile.warps_n // 8) * (tile.bk * self.itemsize // 32)  # mma of a warp
+        issue = self.units * ((56 if self.itemsize == 1 else 40) + 4 * steps) + 6 * steps + 1.6 * product + 9 * self.loads + 60
+        tensor = 6.5 * (product + 2 * steps * self.units)
+        warps = tile.threads / 32
+        stage = max(busy * warps / 4 * max(issue, tensor) / 0.6, 900 / (tile.stages - 1) + 1.2 * (issue + tensor))
+        out = tile.bm * tile.bn / 25 * 4 + 1500 if tile.splits > 1 else tile.bm * tile.bn / tile.threads * 10
+        cycles = waves * (ceil_div(window.in_channels, tile.bk * tile.splits) * stage + out + 1500)
+        return 1.5e-6 + cycles / 1.7e9
 
     @property
     def tiles(self) -> int:
@@ -311,7 +317,7 @@ class MmaSeparable(_Separable):
         for rows, warps_m, warps_n in _WARPS:
             bn = round_up(ceil_div(found.out_channels, whole), 16 * warps_n)
             for depth in (32, 64, 128):
-                for stages in (2, 3) if device.capability >= 80 else (2,):
+                for stages in (2, 3, 4) if device.capability >= 80 else (2,):
                     for splits in (1, 2, 4, 8):
                         if splits > 1 and window.in_channels < splits * depth // itemsize:
                             continue
@@ -340,7 +346,7 @@ class MmaSeparable(_Separable):
         step = pixel_step(parts(workload)[0], window)
         own = tile_defines(tile) | {
             "TILE_Y": shape.tile_y, "TILE_X": shape.tile_x, "VEC_X": vector_bytes(itemsize, window.in_channels, step), "VEC_D": 4 if window.in_channels % 4 == 0 else 1,
-            "VEC_C": vector_columns(found.out_channels), "B_CONSTANT": 1, "PDL": 1 if pdl(device) else None,
+            "VEC_C": vector_columns(found.out_channels), "B_CONSTANT": 1, "PDL": 1 if pdl(device) else None, "MIN_BLOCKS": shape.blocks(device),
         }  # fmt: skip
         grid = (shape.tiles * ceil_div(found.out_channels, tile.bn), tile.splits, 1)
         split = round_up(ceil_div(window.in_channels, tile.splits), tile.bk)

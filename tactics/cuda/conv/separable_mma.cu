@@ -26,6 +26,24 @@ static_assert(sizeof(X_T) == ELEMENT && WARPS_K == 1, "one size of elements");
 static_assert(WARPS % GROUPS == 0 && BM / 16 % (WARPS / GROUPS) == 0, "a warp computes one group of channels, for as many pixels as others");
 static_assert(TILE_Y * TILE_X <= BM, "a row for each pixel");
 
+// Four elements as they lie in memory.
+struct alignas(4 * ELEMENT) Four {
+    unsigned word[ELEMENT];
+
+    __device__ __forceinline__ void set(const fx::Vec<IN_T, 4>& from) {
+        if constexpr (ELEMENT == 1)
+            word[0] = static_cast<unsigned char>(from.value[0]) | static_cast<unsigned char>(from.value[1]) << 8 |
+                      static_cast<unsigned char>(from.value[2]) << 16 | static_cast<unsigned>(static_cast<unsigned char>(from.value[3])) << 24;
+        else
+            memcpy(word, &from, sizeof word);
+    }
+};
+
+// Integer sums begin with the bits of 1.5 * 2^23, beside which the last bits of a float count ones: then they need no conversion.
+constexpr int FIRST_SUM = fx::Same<SUM_T, int>::value ? 0x4b400000 : 0;
+__device__ __forceinline__ float real_sum(int sum) { return __int_as_float(sum) - 12582912.0f; }
+__device__ __forceinline__ float real_sum(float sum) { return sum; }
+
 __device__ __forceinline__ constexpr int tap_place(int tap) {
     return tap >= TAPS ? 0 : (tap / TAPS_X * DILATION_Y * HALO_X + tap % TAPS_X * DILATION_X) * PIXEL;
 }
@@ -40,7 +58,7 @@ __device__ __forceinline__ constexpr int tap_place(int tap) {
 //   Grid: x = images * tiles of pixels * tiles of output channels, y = CLUSTER_K, which share the channels (k_split each, a multiple of BK).
 //   CLUSTER_K as in mma_gemm.cu. A value that is not finite spoils the other 15 channels of its pixel, too. Fewer than 2^31 elements of x.
 // VEC_D: channels that one inner epilogue takes (4, or 1 where 4 does not divide their number).
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #if CLUSTER_K > 1 && SM_ARCH >= 900
     __cluster_dims__(1, CLUSTER_K, 1)
 #endif
@@ -81,7 +99,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     LoadB<16> load_b(w, w_row, n0, out_channels, k_begin, k_end);
     auto load_constants = [&](unsigned target) {
         load_b(target + HALO_BYTES);
-        for (int at = threadIdx.x * 16; at < GROUPS * FILTER_BYTES; at += THREADS * 16) copy_async<16>(target + HALO_BYTES + B_BYTES + at, filter + at, true);
+#pragma unroll
+        for (int first = 0; first < GROUPS * FILTER_BYTES; first += THREADS * 16) {
+            const int at = first + threadIdx.x * 16;
+            if (first + THREADS * 16 <= GROUPS * FILTER_BYTES || at < GROUPS * FILTER_BYTES) copy_async<16>(target + HALO_BYTES + B_BYTES + at, filter + at, true);
+        }
         filter += GROUPS * FILTER_BYTES;
     };
 
@@ -108,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int u = 0; u < UNITS; ++u)
 #pragma unroll
-            for (int r = 0; r < 8; ++r) sum[u][r / 4][r % 4] = SUM_T(0);
+            for (int r = 0; r < 8; ++r) sum[u][r / 4][r % 4] = SUM_T(FIRST_SUM);
         const char* words = stage_filters + group * FILTER_BYTES + lane % 4 * 4;
         if (k + group * 16 < channels)  // the last stage may have fewer
 #pragma unroll
@@ -126,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
         }
         const int n = group * 16 + lane % 4 * 4;  // of the stage's channels
-        fx::Vec<IN_T, 4> result[UNITS][2] = {};   // all before the first store, so that operands by channel are read once
+        Four result[UNITS][2] = {};               // all before the first store, so that operands by channel are read once
         auto each = [&](auto&& what) {
 #pragma unroll
             for (int u = 0; u < UNITS; ++u)
@@ -136,22 +158,25 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (k + n < channels)
             each([&](int u, int half, int row) {
                 const long long there = place(row), m = there < 0 ? place.first : there;
-                const SUM_T four[4] = {sum[u][0][half * 2], sum[u][0][half * 2 + 1], sum[u][1][half * 2], sum[u][1][half * 2 + 1]};
+                const float four[4] = {real_sum(sum[u][0][half * 2]), real_sum(sum[u][0][half * 2 + 1]), real_sum(sum[u][1][half * 2]),
+                                       real_sum(sum[u][1][half * 2 + 1])};
+                fx::Vec<IN_T, 4> done{};
                 if constexpr (VEC_D == 4) {
-                    finish_depthwise(four, result[u][half], inner_args, m, k + n, channels);
+                    finish_depthwise(four, done, inner_args, m, k + n, channels);
                 } else {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
-                        const SUM_T one[1] = {four[e]};
+                        const float one[1] = {four[e]};
                         fx::Vec<IN_T, 1> single{};
                         if (k + n + e < channels) finish_depthwise(one, single, inner_args, m, k + n + e, channels);
-                        result[u][half].value[e] = single.value[0];
+                        done.value[e] = single.value[0];
                     }
                 }
+                result[u][half].set(done);
             });
         const int byte = n * ELEMENT;
         each([&](int u, int half, int row) {
-            *reinterpret_cast<fx::Vec<IN_T, 4>*>(memory + swizzled<A_CHUNKS>(row, byte / 16) + byte % 16) = result[u][half];
+            *reinterpret_cast<Four*>(memory + swizzled<A_CHUNKS>(row, byte / 16) + byte % 16) = result[u][half];
         });
     };
 

@@ -295,17 +295,18 @@ def test_unknown_functions_are_refused() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [DataType.INT8, DataType.UINT8])
-@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("before", ["", "relu", "clip"])
 @pytest.mark.parametrize("zero", [0, 5, -3])
-def test_quantisation_in_a_few_instructions(dtype: DataType, zero: int, rectified: bool) -> None:
+def test_quantisation_in_a_few_instructions(dtype: DataType, zero: int, before: str) -> None:
     """Ties, limits and infinities; a scale of a power of two divides exactly."""
     low, high = np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max
-    steps: Expression = apply("round", apply("div", apply("relu", X) if rectified else X, Literal(0.25, DataType.FLOAT)))
+    limited = {"": X, "relu": apply("relu", X), "clip": apply("clip", X, Literal(-0.375, DataType.FLOAT), Literal(6.0, DataType.FLOAT))}[before]
+    steps: Expression = apply("round", apply("div", limited, Literal(0.25, DataType.FLOAT)))
     if zero:
         steps = apply("add", steps, Literal(float(zero), DataType.FLOAT))
     expression = Convert(dtype, apply("clip", steps, Literal(float(low), DataType.FLOAT), Literal(float(high), DataType.FLOAT)))
     code = device_function("f", expression, [DataType.FLOAT])
-    assert "fx::quantize" in code and "relu" not in code
+    assert "fx::quantize" in code and "relu" not in code and "clip" not in code
     values = np.concatenate([np.arange(-4000, 4000) / 32, [1e9, -1e9, np.inf, -np.inf, 0.0, -0.0]]).astype(np.float32)
     (result,) = run_all([expression], [values])
     np.testing.assert_array_equal(result, evaluate(expression, [values]))
