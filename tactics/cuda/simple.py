@@ -11,7 +11,7 @@ from fusion.network import TensorType
 from fusion.ops.epilogue import IDENTITY
 from tactics.cuda.codegen import STORAGE_TYPES, Unsupported, computed_type, device_function, storage_type
 from tactics.cuda.epilogue import EpilogueCode, finish_code
-from tactics.tactic import Argument, Buffer, DeviceSpec, Kernel, Launch, Refusal, Scalar, Workload
+from tactics.tactic import Argument, Buffer, Config, DeviceSpec, Kernel, Launch, Refusal, Scalar, Workload, config
 
 Defines = tuple[tuple[str, str], ...]
 
@@ -20,6 +20,9 @@ LIMIT = 2**31  # elements that 32-bit offsets reach
 _RAW_TYPES = {1: "fx::u8", 2: "fx::u16", 4: "fx::u32", 8: "fx::u64", 16: "fx::b128"}
 
 OUT = Buffer("output")
+
+REGISTER_ELEMENTS = 64  # values that one thread keeps
+LONGEST_ROW = 1024 * 16  # elements that one block keeps in registers
 
 
 def raw_type(size: int) -> str:
@@ -134,6 +137,21 @@ def wrap_code(workload: Workload, prologue: Expression = IDENTITY) -> tuple[str,
     if isinstance(code, Refusal):
         return code
     return before + code.prelude, code
+
+
+def row_configs(n: int, widest: int, values: int = REGISTER_ELEMENTS, aim: int = 16) -> list[Config]:
+    """How groups of threads may keep rows of ``n`` elements in registers, the best guess first: ``group`` threads with ``vectors`` vectors of
+    ``v`` elements each, at most ``values`` a thread (16 in the largest blocks); best are 8 of them, of vectors of 8 elements ``aim``.
+    ``widest`` is the widest vector that rows and results allow."""
+    found = []
+    for v in dict.fromkeys((widest, max(1, widest // 2))):
+        for group in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
+            vectors = ceil_div(n, group * v)
+            if vectors * v > (values if group < 1024 else 16) or (group > 4 and ceil_div(n, group // 2 * v) == 1):
+                continue
+            # About 8 to 16 values a thread keep enough loads in flight without starving occupancy.
+            found.append((abs(vectors * v - (8 if v < 8 else aim)), -v, group, vectors))
+    return [config(v=-v, group=group, vectors=vectors) for _, v, group, vectors in sorted(found)][:5]
 
 
 def block_of(group: int) -> int:

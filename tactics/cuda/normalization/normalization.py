@@ -16,6 +16,7 @@ from fusion.ops.epilogue import IDENTITY
 from tactics.cuda.codegen import storage_type
 from tactics.cuda.epilogue import epilogue_argument, overwritable
 from tactics.cuda.simple import (
+    LONGEST_ROW,
     OUT,
     block_of,
     ceil_div,
@@ -26,6 +27,7 @@ from tactics.cuda.simple import (
     launch,
     out_pitch,
     refuse_large,
+    row_configs,
     vector_width,
     wrap_code,
     x_pitch,
@@ -45,8 +47,6 @@ from tactics.tactic import (
     config,
     every_tensor,
 )
-
-REGISTER_ELEMENTS = 64
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,6 @@ def view_of(workload: Workload) -> View:
                 (*varies[:channel], False, False, *varies[channel + 1 :]))  # fmt: skip
 
 
-def _refusal(workload: Workload) -> Refusal | None:
-    dtype = workload.inputs[0].dtype
-    if compute_type(dtype) not in (DataType.FLOAT, DataType.DOUBLE):
-        return Refusal(f"normalisation of {dtype.value}; it needs a floating-point type")
-    code = wrap_code(workload)
-    if isinstance(code, Refusal):
-        return code
-    return refuse_large(workload)
-
-
 def _trailing(view: View) -> bool:
     return contiguous(view.axes) and view.axes[-1] == len(view.shape) - 1
 
@@ -125,36 +115,39 @@ def _epsilon(workload: Workload) -> Scalar:
     return Scalar(workload.op.epsilon, "f32")  # type: ignore[attr-defined]
 
 
-class RowNormalization(Tactic):
-    """Trailing axes of a fixed size, in registers: one read, one write."""
+class _NormalizationTactic(Tactic):
+    """What all of them ask of a workload."""
 
-    id = "cuda.normalization.row"
     device = "cuda"
     ops = (Normalization, GroupNormalization)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := _refusal(workload):
-            return refusal
-        view = view_of(workload)
+        dtype = workload.inputs[0].dtype
+        if compute_type(dtype) not in (DataType.FLOAT, DataType.DOUBLE):
+            return Refusal(f"normalisation of {dtype.value}; it needs a floating-point type")
+        code = wrap_code(workload)
+        return code if isinstance(code, Refusal) else refuse_large(workload) or self.refuses(workload, view_of(workload), device)
+
+    def refuses(self, workload: Workload, view: View, device: DeviceSpec) -> Refusal | None:
+        """Why this kernel in particular does not serve the workload."""
+        return None
+
+
+class RowNormalization(_NormalizationTactic):
+    """Trailing axes of a fixed size, in registers: one read, one write."""
+
+    id = "cuda.normalization.row"
+
+    def refuses(self, workload: Workload, view: View, device: DeviceSpec) -> Refusal | None:
         if not _trailing(view) or any(view.varies[axis] for axis in view.axes):
             return Refusal(f"axes {view.axes} of {view.shape} are not the last ones or vary: see cuda.normalization.long")
-        if view.n > 1024 * 16:
+        if view.n > LONGEST_ROW:
             return Refusal(f"rows of {view.n} elements do not fit the registers of a block: see cuda.normalization.long")
         return None
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         view = view_of(workload)
-        widest = _vectors(workload, view)
-        found = []
-        for v in dict.fromkeys((widest, max(1, widest // 2))):
-            for group in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
-                vectors = ceil_div(view.n, group * v)
-                if vectors * v > (REGISTER_ELEMENTS if group < 1024 else 16):
-                    continue
-                if vectors == 1 and group > 4 and ceil_div(view.n, group // 2 * v) == 1:
-                    continue
-                found.append((abs(vectors * v - (8 if v < 8 else 16)), -v, group, vectors))
-        return [config(v=-v, group=group, vectors=vectors) for _, v, group, vectors in sorted(found)][:5]
+        return row_configs(view.n, _vectors(workload, view))
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         chosen, view = dict(config), view_of(workload)
@@ -192,17 +185,12 @@ def shares_of(view: View) -> Shares | None:
     return Shares(False, prod(view.shape[: middle[0]]), view.shape[group], view.shape[last], segments, view.n)
 
 
-class ClusterNormalization(Tactic):
+class ClusterNormalization(_NormalizationTactic):
     """Sets that a block, or the blocks of a cluster together, keep in registers: one read, one write."""
 
     id = "cuda.normalization.cluster"
-    device = "cuda"
-    ops = (Normalization, GroupNormalization)
 
-    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := _refusal(workload):
-            return refusal
-        view = view_of(workload)
+    def refuses(self, workload: Workload, view: View, device: DeviceSpec) -> Refusal | None:
         if compute_type(workload.inputs[0].dtype) is not DataType.FLOAT:
             return Refusal(f"normalisation of {workload.inputs[0].dtype.value}; this kernel computes in float32")
         if shares_of(view) is None:
@@ -265,17 +253,12 @@ def _most_blocks(device: DeviceSpec) -> int:
     return 16 if device.capability in (90, 100) else 8 if device.capability > 90 else 1
 
 
-class LongNormalization(Tactic):
+class LongNormalization(_NormalizationTactic):
     """Trailing axes of any size, one block per row: three reads, two of them mostly from L2."""
 
     id = "cuda.normalization.long"
-    device = "cuda"
-    ops = (Normalization, GroupNormalization)
 
-    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := _refusal(workload):
-            return refusal
-        view = view_of(workload)
+    def refuses(self, workload: Workload, view: View, device: DeviceSpec) -> Refusal | None:
         return None if _trailing(view) else Refusal(f"axes {view.axes} of {view.shape} are not the last ones")
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
@@ -317,16 +300,11 @@ def _runs_argument(view: View, v: int) -> tuple[Struct, int, int]:
     return Struct(tuple(fields)), len(kept), len(reduced)
 
 
-class StridedNormalization(Tactic):
+class StridedNormalization(_NormalizationTactic):
     """Any axes, one block per set of statistics; the plainest of the family."""
 
     id = "cuda.normalization.strided"
-    device = "cuda"
-    ops = (Normalization, GroupNormalization)
     reference = True
-
-    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        return _refusal(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
         return every_tensor(workload)
@@ -346,17 +324,12 @@ class StridedNormalization(Tactic):
         return Plan((launch(kernel, view.rows, chosen["threads"], arguments),), in_place=overwritable(workload, 0))
 
 
-class SplitNormalization(Tactic):
+class SplitNormalization(_NormalizationTactic):
     """Any axes, several blocks per set of statistics: partial sums, then the result. For few, large groups."""
 
     id = "cuda.normalization.split"
-    device = "cuda"
-    ops = (Normalization, GroupNormalization)
 
-    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := _refusal(workload):
-            return refusal
-        view = view_of(workload)
+    def refuses(self, workload: Workload, view: View, device: DeviceSpec) -> Refusal | None:
         if view.n < 4096:
             return Refusal(f"{view.n} elements share their statistics: too few to split between blocks")
         return None

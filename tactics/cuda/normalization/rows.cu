@@ -10,9 +10,44 @@ struct Add {
     __device__ __forceinline__ WORK operator()(WORK a, WORK b) const { return a + b; }
 };
 
+#if KIND != 1
+// One group of GROUP threads keeps a row in registers: at most GROUP * VECTORS * VEC elements. Grid: ceil(rows / (THREADS / GROUP)).
+
+// Brings what a thread has of a row, `sum` together, around the row's mean (with CENTER); returns 1 over its root mean square.
+__device__ __forceinline__ WORK center(WORK (&value)[VECTORS][VEC], WORK sum, int lane, int end, int n, float epsilon) {
+    const WORK mean = CENTER ? fx::group_reduce<GROUP>(sum, Add{}) / n : WORK(0);
+    WORK squares = 0;
+#pragma unroll
+    for (int j = 0; j < VECTORS; ++j)
+        if ((j * GROUP + lane) * VEC < end)
+#pragma unroll
+            for (int i = 0; i < VEC; ++i) {
+                if (CENTER) value[j][i] -= mean;
+                squares += value[j][i] * value[j][i];
+            }
+    return fx::rsqrt(fx::group_reduce<GROUP>(squares, Add{}) / n + static_cast<WORK>(epsilon));
+}
+
+// The epilogue of value * scale, to the row's place in the output.
+__device__ __forceinline__ void store(WORK (&value)[VECTORS][VEC], WORK scale, OUT_T* __restrict__ out, int lane, int end, long long row, int n,
+                                      int last, const EpilogueArgs& args) {
+#pragma unroll
+    for (int j = 0; j < VECTORS; ++j) {
+        const int column = (j * GROUP + lane) * VEC;
+        if (column >= end) continue;
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) value[j][i] *= scale;
+#if ONE_ROW
+        finish_store<VEC>(out + row * n + column, value[j], args, row, column, n);
+#else
+        finish_store_flat<VEC>(out, value[j], args, row * n + column, last);
+#endif
+    }
+}
+#endif
+
 #if KIND == 0
-// One group of GROUP threads keeps a row in registers: one read, one write. It holds at most GROUP * VECTORS * VEC elements.
-// Grid: ceil(rows / (THREADS / GROUP)).
+// One read, one write.
 extern "C" __global__ void __launch_bounds__(THREADS)
     normalize_row(const IN_T* __restrict__ x, OUT_T* __restrict__ out, int rows, int n, int last, float epsilon, const EpilogueArgs args) {
     pdl_prefetch_constants(args, last);
@@ -26,37 +61,45 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const int column = (j * GROUP + lane) * VEC;
         if (column < end) fx::load<VEC>(value[j], x + row * n + column);
     }
-    WORK mean = 0;
     if (CENTER) {
 #pragma unroll
         for (int j = 0; j < VECTORS; ++j)
             if ((j * GROUP + lane) * VEC < end)
 #pragma unroll
                 for (int i = 0; i < VEC; ++i) sum += value[j][i];
-        mean = fx::group_reduce<GROUP>(sum, Add{}) / n;
     }
-    WORK squares = 0;
-#pragma unroll
-    for (int j = 0; j < VECTORS; ++j)
-        if ((j * GROUP + lane) * VEC < end)
-#pragma unroll
-            for (int i = 0; i < VEC; ++i) {
-                if (CENTER) value[j][i] -= mean;
-                squares += value[j][i] * value[j][i];
-            }
-    const WORK scale = fx::rsqrt(fx::group_reduce<GROUP>(squares, Add{}) / n + static_cast<WORK>(epsilon));
+    const WORK scale = center(value, sum, lane, end, n, epsilon);
+    store(value, scale, out, lane, end, row, n, last, args);
+}
+#elif KIND == 2
+// Rows of x + y. KEEP_SUM=1 writes the sum, rounded, to `total` as well.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    normalize_sum(const IN_T* __restrict__ x, const IN_T* __restrict__ y, OUT_T* __restrict__ out, IN_T* __restrict__ total, int rows, int n,
+                  int last, float epsilon, const EpilogueArgs args) {
+    pdl_prefetch_constants(args, last);
+    pdl_start();
+    const long long row = static_cast<long long>(blockIdx.x) * (THREADS / GROUP) + threadIdx.x / GROUP;
+    const int lane = threadIdx.x % GROUP;
+    const int end = row < rows ? n : 0;
+    WORK value[VECTORS][VEC], sum = 0;
 #pragma unroll
     for (int j = 0; j < VECTORS; ++j) {
         const int column = (j * GROUP + lane) * VEC;
         if (column >= end) continue;
+        WORK other[VEC];
+        fx::load<VEC>(value[j], x + row * n + column);
+        fx::load<VEC>(other, y + row * n + column);
 #pragma unroll
-        for (int i = 0; i < VEC; ++i) value[j][i] *= scale;
-#if ONE_ROW
-        finish_store<VEC>(out + row * n + column, value[j], args, row, column, n);
-#else
-        finish_store_flat<VEC>(out, value[j], args, row * n + column, last);
+        for (int i = 0; i < VEC; ++i) {
+            value[j][i] += other[i];
+            sum += value[j][i];
+        }
+#if KEEP_SUM
+        fx::store<VEC>(total + row * n + column, value[j]);
 #endif
     }
+    const WORK scale = center(value, sum, lane, end, n, epsilon);
+    store(value, scale, out, lane, end, row, n, last, args);
 }
 #else
 // One block per row of any length: three reads, two of them mostly from L2.

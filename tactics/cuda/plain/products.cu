@@ -35,14 +35,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     finish_store_flat<1>(out, value, args, index, static_cast<int>(columns.divisor));
 }
 #elif KIND == 1 || KIND == 3
-// Strides in elements; axes outermost first. Grid: ceil(count / THREADS).
-struct Axis {
-    Divider out;
-    int size, window, stride, padding, dilation, step;
-};
-struct Axes {
-    Axis axis[RANK];
-};
+// Strides in elements. Grid: ceil(count / THREADS).
+#include "window.cuh"
+
+// The output channel of element `index`, its place along each axis (`place`) and, left in `index`, its image.
+__device__ __forceinline__ unsigned split_output(unsigned& index, int (&place)[RANK], const Divider& out_channels, const Axes& axes) {
+    unsigned channel = 0;
+    if (CHANNELS_LAST) channel = out_channels.split(index);
+#pragma unroll
+    for (int r = RANK - 1; r >= 0; --r) place[r] = static_cast<int>(axes.axis[r].out.split(index));
+    return CHANNELS_LAST ? channel : out_channels.split(index);
+}
 #if KIND == 1
 // Weights are [O, channels of a group, *window].
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -53,16 +56,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
     unsigned image = index;
-    int start[RANK];
-#if CHANNELS_LAST
-    const unsigned channel = out_channels.split(image);
-#endif
-#pragma unroll
-    for (int r = RANK - 1; r >= 0; --r)
-        start[r] = static_cast<int>(axes.axis[r].out.split(image)) * axes.axis[r].stride - axes.axis[r].padding;
-#if !CHANNELS_LAST
-    const unsigned channel = out_channels.split(image);
-#endif
+    int place[RANK];
+    const unsigned channel = split_output(image, place, out_channels, axes);
     const IN_T* source = x + image * image_step + static_cast<long long>(per_group.quotient(channel)) * channels * channel_step;
     const IN_T* w = weights + static_cast<long long>(channel) * channels * taps;
     SUM total = SUM(0);
@@ -73,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int r = RANK - 1; r >= 0; --r) {
             const Axis& axis = axes.axis[r];
-            const int at = start[r] + rest % axis.window * axis.dilation;
+            const int at = place[r] * axis.stride - axis.padding + rest % axis.window * axis.dilation;
             rest /= axis.window;
             inside = inside && at >= 0 && at < axis.size;
             offset += static_cast<long long>(at) * axis.step;
@@ -97,16 +92,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (index >= count) return;
     unsigned image = index;
     int place[RANK];
-#if CHANNELS_LAST
-    unsigned channel = out_channels.split(image);
-#endif
-#pragma unroll
-    for (int r = RANK - 1; r >= 0; --r) place[r] = static_cast<int>(axes.axis[r].out.split(image)) + axes.axis[r].padding;
-#if !CHANNELS_LAST
-    unsigned channel = out_channels.split(image);
-#endif
-    unsigned group = channel;
-    channel = per_group.split(group);
+    unsigned group = split_output(image, place, out_channels, axes);
+    const unsigned channel = per_group.split(group);
     const long long first = static_cast<long long>(group) * channels;
     const IN_T* source = x + image * image_step + first * channel_step;
     const IN_T* w = weights + (first * per_group.divisor + channel) * taps;
@@ -119,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int r = RANK - 1; r >= 0; --r) {
             const Axis& axis = axes.axis[r];
-            const int from = place[r] - rest % axis.window * axis.dilation, at = from / axis.stride;
+            const int from = place[r] + axis.padding - rest % axis.window * axis.dilation, at = from / axis.stride;
             rest /= axis.window;
             reaches = reaches && from >= 0 && at * axis.stride == from && at < axis.size;
             offset += static_cast<long long>(at) * axis.step;

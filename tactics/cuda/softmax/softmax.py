@@ -12,7 +12,9 @@ from fusion.ops import Softmax
 from tactics.cuda.codegen import storage_type
 from tactics.cuda.epilogue import epilogue_argument, overwritable
 from tactics.cuda.simple import (
+    LONGEST_ROW,
     OUT,
+    REGISTER_ELEMENTS,
     block_of,
     ceil_div,
     defines,
@@ -20,25 +22,13 @@ from tactics.cuda.simple import (
     known,
     launch,
     refuse_large,
+    row_configs,
     vector_width,
     wrap_code,
 )
 from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Tactic, Workload, config
 
 FILE = "softmax/softmax.cu"
-REGISTER_ELEMENTS = 64  # values that one thread keeps
-
-
-def common_refusal(workload: Workload) -> Refusal | None:
-    """Why no softmax kernel here can serve the workload."""
-    op: Softmax = workload.op  # type: ignore[assignment]
-    work = compute_type(type_of(op.prologue, [workload.inputs[0].dtype]))
-    if work not in (DataType.FLOAT, DataType.DOUBLE):
-        return Refusal(f"softmax of {work.value}; it needs a floating-point type")
-    code = wrap_code(workload, op.prologue)
-    if isinstance(code, Refusal):
-        return code
-    return refuse_large(workload)
 
 
 def split(workload: Workload) -> tuple[int, int, int]:
@@ -68,38 +58,43 @@ def _row_vectors(workload: Workload) -> int:
     return vector_width(min(sizes), known(workload, 0, (-1,)))
 
 
-class RowSoftmax(Tactic):
-    """The last axis, of a fixed length, in registers: one read, one write."""
+class _SoftmaxTactic(Tactic):
+    """What all of them ask of a workload."""
 
-    id = "cuda.softmax.row"
     device = "cuda"
     ops = (Softmax,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := common_refusal(workload):
-            return refusal
+        op: Softmax = workload.op  # type: ignore[assignment]
+        work = compute_type(type_of(op.prologue, [workload.inputs[0].dtype]))
+        if work not in (DataType.FLOAT, DataType.DOUBLE):
+            return Refusal(f"softmax of {work.value}; it needs a floating-point type")
+        code = wrap_code(workload, op.prologue)
+        return code if isinstance(code, Refusal) else refuse_large(workload) or self.refuses(workload, device)
+
+    def refuses(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        """Why this kernel in particular does not serve the workload."""
+        return None
+
+
+class RowSoftmax(_SoftmaxTactic):
+    """The last axis, of a fixed length, in registers: one read, one write."""
+
+    id = "cuda.softmax.row"
+
+    def refuses(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if split(workload)[2] != 1 or any(
             workload.axis_varies(0, axis) for axis in range(workload.op.axis, len(workload.inputs[0].shape))  # type: ignore[attr-defined]
         ):
             return Refusal(f"axis {workload.op.axis} of {dims(workload.inputs[0])} is not last or varies: see cuda.softmax.long")  # type: ignore[attr-defined]
         n = split(workload)[1]
-        if n > 1024 * REGISTER_ELEMENTS // 4:
+        if n > LONGEST_ROW:
             return Refusal(f"rows of {n} elements do not fit the registers of a block: see cuda.softmax.long")
         return None
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        rows, n, _ = split(workload)
-        widest = _row_vectors(workload)
-        found = []
-        for v in dict.fromkeys((widest, max(1, widest // 2))):
-            for group in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
-                vectors = ceil_div(n, group * v)
-                limit = REGISTER_ELEMENTS if group < 1024 else 16
-                if vectors * v > limit or (vectors == 1 and group > 4 and ceil_div(n, group // 2 * v) == 1):
-                    continue
-                found.append((abs(vectors * v - (8 if v < 8 else 16)), v, group, vectors))
-        # About 8 to 16 values a thread keeps enough loads in flight without starving occupancy.
-        return [config(v=v, group=group, vectors=vectors) for _, v, group, vectors in sorted(found, key=lambda f: (f[0], -f[1]))][:5]
+        _, n, _ = split(workload)
+        return row_configs(n, _row_vectors(workload))
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         chosen = dict(config)
@@ -111,16 +106,12 @@ class RowSoftmax(Tactic):
         return Plan((launch(kernel, blocks, threads, (Buffer("input"), OUT, Scalar(rows), Scalar(n), args)),), in_place=overwritable(workload, 0))  # type: ignore[arg-type]
 
 
-class LongSoftmax(Tactic):
+class LongSoftmax(_SoftmaxTactic):
     """The last axis, of any length, one block per row: two reads, the second mostly from L2."""
 
     id = "cuda.softmax.long"
-    device = "cuda"
-    ops = (Softmax,)
 
-    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := common_refusal(workload):
-            return refusal
+    def refuses(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         axis, rank = workload.op.axis, len(workload.inputs[0].shape)  # type: ignore[attr-defined]
         if axis != rank - 1:
             return Refusal(f"axis {axis} of {dims(workload.inputs[0])} is not the last: see cuda.softmax.strided")
@@ -140,16 +131,12 @@ class LongSoftmax(Tactic):
         return Plan((launch(kernel, rows, chosen["threads"], (Buffer("input"), OUT, Scalar(rows), Scalar(n), args)),), in_place=overwritable(workload, 0))  # type: ignore[arg-type]
 
 
-class ClusterSoftmax(Tactic):
+class ClusterSoftmax(_SoftmaxTactic):
     """The last axis, of a fixed length, in the registers of a cluster's blocks: one read, one write."""
 
     id = "cuda.softmax.cluster"
-    device = "cuda"
-    ops = (Softmax,)
 
-    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := common_refusal(workload):
-            return refusal
+    def refuses(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if device.capability < 90:
             return Refusal(f"compute capability {device.capability / 10:.1f}; clusters of blocks need 9.0")
         if compute_type(type_of(workload.op.prologue, [workload.inputs[0].dtype])) is not DataType.FLOAT:  # type: ignore[attr-defined]
@@ -181,16 +168,12 @@ class ClusterSoftmax(Tactic):
         return Plan((replace(one, cluster=(cluster, 1, 1)),))
 
 
-class ColumnSoftmax(Tactic):
+class ColumnSoftmax(_SoftmaxTactic):
     """An axis that is not the last, of a fixed length, in registers: one read, one write."""
 
     id = "cuda.softmax.columns"
-    device = "cuda"
-    ops = (Softmax,)
 
-    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := common_refusal(workload):
-            return refusal
+    def refuses(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         axis, rank = workload.op.axis, len(workload.inputs[0].shape)  # type: ignore[attr-defined]
         if axis == rank - 1 or workload.axis_varies(0, axis):
             return Refusal(f"axis {axis} of {dims(workload.inputs[0])} is the last or varies")
@@ -228,16 +211,11 @@ class ColumnSoftmax(Tactic):
         return Plan((launch(kernel, outer * ceil_div(inner, tx * v), tx * ty, arguments),))  # type: ignore[arg-type]
 
 
-class StridedSoftmax(Tactic):
+class StridedSoftmax(_SoftmaxTactic):
     """Any axis; the plainest of the family."""
 
     id = "cuda.softmax.strided"
-    device = "cuda"
-    ops = (Softmax,)
     reference = True
-
-    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        return common_refusal(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         _, n, inner = split(workload)

@@ -1,16 +1,8 @@
 // Flat index (in the whole input [rows, *size]) of the first maximum of each window; NaN counts as the largest.
 // `step` says how far apart neighbours of an axis are numbered. One thread per window. Grid: ceil(count / THREADS).
-#include "division.cuh"
 #include "functions.cuh"
 #include "pdl.cuh"
-
-struct Axis {
-    Divider out;
-    int size, window, stride, padding, dilation, step;
-};
-struct Axes {
-    Axis axis[RANK];
-};
+#include "window.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     pooling_indices(const IN_T* __restrict__ x, fx::i64* __restrict__ out, unsigned count, int taps, int plane, const Axes axes) {
