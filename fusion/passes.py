@@ -85,6 +85,7 @@ from fusion.rules import (
     sibling_products,
     sigmoid,
     slice_shuffle,
+    softmax,
     softmax_log,
     softmax_pointwise,
     softmax_prologue,
@@ -109,7 +110,7 @@ PRODUCTS = (
     reshape_rows.RULE, reshape_batch.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
-STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, group_normalization.RULE)
+STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, group_normalization.RULE, softmax.RULE)
 ATTENTION = (
     attention.RULE, attention_heads.RULE, attention_batch.RULE, rotary_shuffle.RULE, attention_layout.RULE, attention_scale.RULE, recurrence_layout.RULE,
 )  # fmt: skip

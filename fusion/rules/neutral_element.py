@@ -1,4 +1,4 @@
-"""x + 0, x - 0, x * 1, x / 1, x ** 1 -> x; also double negation, functions of literals, and literals put last."""
+"""x + 0, x - 0, x * 1, x / 1, x ** 1, max(x, -inf), min(x, inf) -> x; also double negation, functions of literals, and literals put last."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fusion.expression import Apply, Expression, Literal, evaluate, type_of
 from fusion.rules._expressions import literal_value, order_arguments
 from fusion.rules._local import bottom_up, expression_rule
 
-_RIGHT_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1}
+_RIGHT_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1, "max": -np.inf, "min": np.inf}
 
 
 def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:
@@ -29,7 +29,7 @@ def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:
         first, second = node.arguments
         if isinstance(second, Literal) and node.function in _RIGHT_NEUTRAL:
             return first if second.value == _RIGHT_NEUTRAL[node.function] else node
-        if isinstance(first, Literal) and node.function in ("add", "mul"):
+        if isinstance(first, Literal) and node.function in ("add", "mul", "max", "min"):
             if first.value == _RIGHT_NEUTRAL[node.function] and type_of(second, types) is first.dtype:
                 return second
         return node

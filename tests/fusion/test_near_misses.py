@@ -106,3 +106,18 @@ def test_movements_that_undo_each_other_between_input_and_output_are_a_copy() ->
     (layer,) = result.network.layers
     assert layer.op == Shuffle(reshape=(2, 8, 6, 6)) and len(layer.origins) == 4
     assert_same(network, result.network)
+
+
+@pytest.mark.parametrize("last", ["y = Div(x, t)", "y = Div(t, e)", "l = Log(t)\ny = Sub(x, l)", "l = Log(t)\ny = Sub(e, l)", "u = Div(e, t)\ny = Mul(u, x)"])
+def test_quotients_that_are_a_softmax_and_that_are_none(last: str) -> None:
+    row = Row("quotient", f"e = Exp(x)\nt = ReduceSum(e, axes)\n{last}", "", inputs=ROWS_2D, values={"axes": np.array([1])})
+    network = import_onnx(model(row))
+    result = optimize(network)
+    assert result.counts.get("softmax", 0) == (last.startswith("u") or last.endswith("Sub(x, l)"))
+    assert_same(network, result.network)
+
+
+def test_attention_whose_softmax_is_written_out() -> None:
+    row = Row("attention", SCORES + "c = ReduceMax(s, axes)\nd = Sub(s, c)\ne = Exp(d)\nt = ReduceSum(e, axes)\np = Div(e, t)\ny = MatMul(p, v)", "", inputs=HEADS,
+              values={"axes": np.array([3])})  # fmt: skip
+    assert len(optimize(import_onnx(model(row))).network.layers) == 1
