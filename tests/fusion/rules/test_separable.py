@@ -87,7 +87,7 @@ def test_on_a_gpu_channels_last_and_no_float32() -> None:
     network = fuse(pair(), *EPILOGUES)
     assert refused(network, RULE, limits=Limits("cuda")).condition == "layout"
     options = FusionOptions(device="cuda", enabled=(RULE.name,))
-    assert any(miss.rule == RULE.name and miss.condition == "precision" for miss in optimize(pair(), options).misses.values())
+    assert any(miss.rule == RULE.name and miss.condition == "precision" for near in optimize(pair(), options).misses.values() for miss in near)
     network = fuse(pair(dtype=HALF), *EPILOGUES)
     joined = only(optimize(network, options).network, SeparableConvolution).op
     assert isinstance(joined, SeparableConvolution) and joined.depthwise.channels_last and joined.pointwise.channels_last
