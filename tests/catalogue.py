@@ -319,6 +319,10 @@ CATALOGUE: Sequence[Row] = (
         "packed-attention", layers=2, device="cuda", inputs=ROWS_3D,
         values={**dict.fromkeys(("qw", "kw", "vw"), (16, 16)), "split": np.array([2, 5, 2, 8]), "whole": np.array([2, 5, 16])},
         near=(("kp = MatMul(x, kw)", "z = Relu(x)\nkp = MatMul(z, kw)"),)),
+    Row("a step of generation behind caches", "".join(f"{n}p = MatMul(x, {n}w)\n{n}r = Reshape({n}p, split)\n{n}h = Transpose<perm=[0,2,1,3]>({n}r)\n" for n in "qkv") +
+        "kc = Concat<axis=2>(past_k, kh)\nvc = Concat<axis=2>(past_v, vh)\nkt = Transpose<perm=[0,1,3,2]>(kc)\ns = MatMul(qh, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, vc)",
+        "cache-append", layers=3, device="cuda", outputs=("kc", "vc"), inputs={"x": (2, 1, 16), "past_k": (2, 2, 4, 8), "past_v": (2, 2, 4, 8)},
+        values={**dict.fromkeys(("qw", "kw", "vw"), (16, 16)), "split": np.array([2, 1, 2, 8])}, near=(("kp = MatMul(x, kw)", "z = Relu(x)\nkp = MatMul(z, kw)"),)),
     Row("batch first around an LSTM", "t = Transpose<perm=[1,0,2]>(x)\nh = LSTM<hidden_size=8>(t, w, r)\nu = Squeeze(h, one)\ny = Transpose<perm=[1,0,2]>(u)",
         "recurrence-layout", layers=2, inputs=ROWS_3D, values={"w": (1, 32, 16), "r": (1, 32, 8), "one": np.array([1])},
         near=(("t = Transpose<perm=[1,0,2]>(x)", "t = Relu(x)"), ("y = Transpose<perm=[1,0,2]>", "y = Transpose<perm=[0,2,1]>"))),
