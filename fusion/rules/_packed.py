@@ -21,7 +21,8 @@ def refuse_products(graph: Graph, products: Sequence[Layer]) -> Refusal | None:
     if len({product.inputs[0] for product in products}) > 1:
         return Refusal("inputs", f"the products read {', '.join(product.inputs[0] for product in products)}")
     if len({(product.op.transpose_a, product.op.transpose_b) for product in products}) > 1:
-        return Refusal("transpose", "the products transpose their operands differently")
+        flags = ", ".join(f"{product.name} ({product.op.transpose_a}, {product.op.transpose_b})" for product in products)
+        return Refusal("transpose", f"the products transpose their operands differently: {flags}")
     for product in products:
         weights = graph.constant(product.inputs[1])
         if weights is None or weights.ndim != 2:
@@ -29,7 +30,8 @@ def refuse_products(graph: Graph, products: Sequence[Layer]) -> Refusal | None:
         if row_added(graph, product) is None:
             return Refusal("epilogue", f"{product.name} does more than add a constant row")
     if len({graph.type(product.outputs[0]).dtype for product in products}) > 1:
-        return Refusal("data type", "the products differ in the type of their results")
+        types = ", ".join(graph.type(product.outputs[0]).dtype.value for product in products)
+        return Refusal("data type", f"the results of the products are {types}")
     return None
 
 

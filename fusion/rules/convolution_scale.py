@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fusion.expression import Expression, Operand, apply, functions, substitute
+from fusion.expression import Expression, Operand, apply, functions, substitute, text
 from fusion.graph import Graph
 from fusion.network import Layer, Op
 from fusion.ops import Convolution, Deconvolution, MatrixMultiply
@@ -87,7 +87,7 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     expression, names = _whole(layer, reader)
     affine = leading_affine(expression, channel_constants(graph, names, rank, axis))
     if affine is None:
-        return Refusal("pattern", "the scale is not the first thing after the product")
+        return Refusal("pattern", f"what follows the product, {text(expression)}, does not begin with a scale")
     a, w = layer.inputs[:2]
     weights = graph.constants[w]
     constants: dict[str, np.ndarray] = {}

@@ -46,7 +46,8 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     if isinstance(layer.op, Deconvolution):
         for cut in _paddings(layer.op, amounts):
             if not all(isinstance(amount, int) and amount >= 0 for amount in cut):
-                return Refusal("cut", f"{layer.name} cuts less than {pad.name} adds")
+                own, added = (layer.op.pre_padding, layer.op.post_padding), tuple(tuple(one) for one in amounts)
+                return Refusal("cut", f"{layer.name} cuts {own} of a result that is {added} times its stride {layer.op.stride} larger for {pad.name}")
     return None
 
 

@@ -9,6 +9,7 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import MatrixMultiply, Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rules._expressions import show
 from fusion.rules._shuffles import Movement, compose, emit, is_view, movement
 
 
@@ -48,12 +49,13 @@ def _plan(graph: Graph, match: Match) -> tuple[str, Movement] | Refusal:
     before, layer, after = (match.found[key] for key in ("before", "product", "after"))
     moves = _moves(graph, match)
     if moves is None:
-        return Refusal("shape", "a reshape splits axes in a way that is no permutation")
+        shapes = (graph.type(name).shape for name in (before.inputs[0], before.outputs[0], after.inputs[0], after.outputs[0]))
+        return Refusal("shape", f"{' -> '.join(map(show, shapes))}: a reshape splits axes in a way that is no permutation")
     a, b = moves
     source, k = graph.type(before.inputs[0]).shape, graph.type(before.outputs[0]).shape[-1]
     n, target = graph.type(layer.outputs[0]).shape[-1], graph.type(after.outputs[0]).shape
     if not isinstance(k, int) or not isinstance(n, int):
-        return Refusal("dynamic", "the row lengths are not numbers")
+        return Refusal("dynamic", f"rows of {k} and {n} elements: their lengths are known at run time only")
     plans = []
     if not a.is_view and source[-1] == k:
         rows = _with_columns(a, k, n)

@@ -6,6 +6,7 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule, joined_name
+from fusion.rules._expressions import show
 from fusion.rules._shuffles import Movement, compose, emit, movement
 
 
@@ -26,14 +27,19 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 def _check(graph: Graph, match: Match) -> Refusal | None:
     a, b, both = (match.found[key] for key in ("a", "b", "both"))
     if a is None or b is None or both is None:
-        return Refusal("shape", "the two reshapes split their axes in ways that do not fit one permutation")
+        return Refusal("shape", f"{_shapes(graph, match)}: the axes are split in ways that do not fit one permutation")
     if len(match.layers) == 2:
         source = graph.type(match.layers[0].inputs[0]).shape
         target = graph.type(match.layers[1].outputs[0]).shape
         new = emit(both, source, target)
         if (_cost(both), len(new)) >= (_cost(a) + _cost(b), 2):
-            return Refusal("no gain", "a transpose and a reshape that are one permutation of split axes")
+            return Refusal("no gain", f"{_shapes(graph, match)}: one permutation of split axes, which takes a transpose and a reshape anyway")
     return None
+
+
+def _shapes(graph: Graph, match: Match) -> str:
+    before, layer = match.found["before"], match.layers[-1]
+    return " -> ".join(show(graph.type(name).shape) for name in (before.inputs[0], layer.inputs[0], layer.outputs[0]))
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:
