@@ -32,7 +32,7 @@ WHEEL_MODELS = {
     "captcha": ("captcha-whisperer==0.1.0", "captcha_whisperer/models/captcha_crnn.onnx"),
 }
 
-# Those with branches inside, tested in test_control_flow.py.
+# Those with branches inside, tested in control_flow/test_speech.py.
 SPEECH_MODELS = {
     "speech": ("silero-vad==6.2.3", "silero_vad/data/silero_vad.onnx"),
     "speech_16k": ("silero-vad==6.2.3", "silero_vad/data/silero_vad_16k_op15.onnx"),

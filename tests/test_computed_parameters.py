@@ -9,7 +9,8 @@ import pytest
 
 from runtime.cpu import CpuDevice
 from runtime.device import Device
-from tests.test_control_flow import QUICK, check, made, onnxruntime_outputs, parse
+from tests.control_flow.networks import QUICK, check, made, parse
+from tests.models import onnxruntime_outputs
 
 X = np.random.default_rng(0).standard_normal((2, 3, 6, 4)).astype(np.float32)
 LINEAR = 'mode = "linear", coordinate_transformation_mode = "half_pixel"'

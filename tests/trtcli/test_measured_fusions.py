@@ -17,6 +17,7 @@ from runtime.engine import ON_HOST, InputRange
 from runtime.views import Sharing
 from tactics.select import Decision
 from tests.catalogue import Row, model
+from tests.harness.log import Lines
 from tests.models import onnxruntime_outputs
 from tests.quantized import last_scale, mobilenet, quantized
 from trtcli.builder import build, measured
@@ -31,24 +32,14 @@ SIBLINGS = Row(
 )  # fmt: skip
 
 
-class _Lines:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.lines.append(text)
-
-    verbose = warning = info
-
-
 @pytest.mark.parametrize(("gain", "disabled", "joined"), [(-1e6, (), True), (2.0, (), False), (-1e6, (("sibling-convolutions", ""),), False)])
 def test_siblings(gain: float, disabled: tuple, joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "MIN_GAIN", gain)
-    device, log, data = open_device("cpu"), _Lines(), model(SIBLINGS)
+    device, log, data = open_device("cpu"), Lines(), model(SIBLINGS)
     engine = build(data, BuildConfig(avg_timing=1, disable_fusion=disabled), device, log=log)
     names = [layer.name for layer in engine.network.layers]
     assert ("Conv0 + Relu2 + Conv1 + Relu3" in names) == joined
-    assert any(line.startswith("Measured fusions: 1 sibling-convolutions save") for line in log.lines) == joined
+    assert any(line.startswith("Measured fusions: 1 sibling-convolutions save") for line in log) == joined
     assert not any(plan.cached for plan in engine.layers), "all was timed in this build"
     assert any("sibling-convolutions: Conv0 + Relu2, Conv1 + Relu3 -> Conv0" in one for one in engine.record["fusions"]) == joined
     if not joined:
@@ -67,9 +58,9 @@ def test_what_costs_other_layers_more_is_dropped(monkeypatch: pytest.MonkeyPatch
         return float(joined if nodes is None else not joined) + 1
 
     monkeypatch.setattr(measured, "seconds_of", seconds)
-    log = _Lines()
+    log = Lines()
     engine = build(model(SIBLINGS), BuildConfig(avg_timing=1), open_device("cpu"), log=log)
-    assert "Measured fusions: none; what 1 of them save, other layers lose" in log.lines
+    assert "Measured fusions: none; what 1 of them save, other layers lose" in log
     assert sum(isinstance(layer.op, Convolution) for layer in engine.network.layers) == 2 and engine.record["optionalFusions"] is None
     missed = [miss for misses in engine.record["misses"].values() for miss in misses if miss["rule"] == "sibling-convolutions"]
     assert {(miss["condition"], miss["detail"]) for miss in missed} == {
@@ -85,27 +76,27 @@ SEPARABLE = Row(
 
 def test_what_takes_the_place_of_a_fusion_that_lost_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "MIN_GAIN", 2.0)
-    log = _Lines()
+    log = Lines()
     engine = build(model(SEPARABLE), BuildConfig(avg_timing=1), open_device("cpu"), log=log)
     assert [layer.op.layer_type for layer in engine.network.layers] == ["Convolution", "Convolution", "Pooling"]
-    timed = [line for line in log.lines if "us before" in line]
+    timed = [line for line in log if "us before" in line]
     assert [line.split(":")[0] for line in timed] == ["separable-convolution", "convolution-pooling"]
     assert "measured" in {miss["condition"] for misses in engine.record["misses"].values() for miss in misses}
 
 
 def test_low_levels_try_nothing() -> None:
-    log = _Lines()
+    log = Lines()
     build(model(SIBLINGS), BuildConfig(optimization_level=2, avg_timing=1), open_device("cpu"), log=log)
-    assert not any("Measured" in line or "sibling" in line for line in log.lines)
+    assert not any("Measured" in line or "sibling" in line for line in log)
 
 
 def test_layers_without_times_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where --buildBudget is used up, a changed network would seem to cost nothing."""
     monkeypatch.setattr(measured, "MIN_GAIN", -1e6)
-    log = _Lines()
+    log = Lines()
     build(model(SIBLINGS), BuildConfig(avg_timing=1, build_budget=1e-9), open_device("cpu"), log=log)
-    assert not any("Measured" in line or "sibling" in line for line in log.lines)
-    assert sum(line.startswith("--buildBudget=1e-09 was used up") for line in log.lines) == 1
+    assert not any("Measured" in line or "sibling" in line for line in log)
+    assert sum(line.startswith("--buildBudget=1e-09 was used up") for line in log) == 1
 
 
 def test_what_falls_to_the_host_is_no_gain() -> None:
@@ -132,7 +123,7 @@ INCEPTION = Row(
 @pytest.mark.parametrize(("fp16", "tolerance"), [(False, 1e-5), (True, 1e-2)])
 def test_siblings_of_channels_last_images(fp16: bool, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "MIN_GAIN", -1e6)
-    device, log, data = open_device("0"), _Lines(), model(INCEPTION)
+    device, log, data = open_device("0"), Lines(), model(INCEPTION)
     engine = build(data, BuildConfig(avg_timing=1, tf32=False, fp16=fp16), device, log=log)
     plans = {layer.name: plan.tactic for layer, plan in zip(engine.network.layers, engine.layers, strict=True)}
     joined = next(name for name in plans if "Conv0" in name and "Conv2" in name)
@@ -154,7 +145,7 @@ STEM = Row(
 @pytest.mark.parametrize("device_name", ["cpu", pytest.param("0", marks=pytest.mark.gpu)])
 def test_convolution_and_pooling(device_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "MIN_GAIN", -1e6)
-    device, log, data = open_device(device_name), _Lines(), model(STEM)
+    device, log, data = open_device(device_name), Lines(), model(STEM)
     engine = build(data, BuildConfig(avg_timing=1, tf32=False), device, log=log)
     joined = [layer.name for layer in engine.network.layers if layer.op.layer_type == "ConvolutionPooling"]
     last = ["Conv3 + Add4 + Relu5 + GlobalAveragePool6"] if device.spec.kind == "cuda" else []  # a reduction on the CPU
@@ -169,7 +160,7 @@ def test_convolution_and_pooling(device_name: str, monkeypatch: pytest.MonkeyPat
 def test_depthwise_separable_pairs(device_name: str, gain: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "MIN_GAIN", gain)
     model = quantized(mobilenet(3), (1, 3, 32, 32), "int8")
-    device, log = open_device(device_name), _Lines()
+    device, log = open_device(device_name), Lines()
     engine = build(model.SerializeToString(), BuildConfig(avg_timing=1, tf32=False), device, log=log)
     joined = [layer for layer in engine.network.layers if isinstance(layer.op, SeparableConvolution)]
     assert len(joined) == (3 if gain < 0 else 0)

@@ -18,6 +18,7 @@ from runtime.devices import open_device
 from runtime.engine import Engine, InputRange, LayerPlan
 from tests.fusion.networks import assert_same, random_inputs
 from tests.fusion.test_layout_choice import NETWORKS
+from tests.harness.log import Lines
 from trtcli.builder import measured as deciding
 from trtcli.builder.choose import choose
 from trtcli.builder.layouts import chosen_layouts, layout_record, measured_times
@@ -29,15 +30,6 @@ from trtcli.report.layers import layer_info_lines
 from trtcli.report.reformats import reformat_reason
 
 DEVICE = open_device("cpu")
-
-
-class Lines(list[str]):
-    """A log that remembers."""
-
-    def info(self, text: str) -> None:
-        self.append(text)
-
-    verbose = warning = info
 
 
 def fused(network: Network, channels_last: tuple[str, ...] | None = None) -> FusionResult:

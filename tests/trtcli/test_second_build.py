@@ -12,6 +12,7 @@ from runtime import streams
 from runtime.cpu import CpuDevice
 from tactics.cache import ENGINE, STREAM_EVENT, load
 from tests.catalogue import Row, model
+from tests.harness.log import Lines
 from trtcli.builder import BuildError, build, measured, search
 from trtcli.cli import main
 from trtcli.config import BuildConfig
@@ -22,16 +23,6 @@ BRANCHES = Row(
     "e = Sigmoid(d)\nf = Conv<pads=[1,1,1,1]>(e, w4)\ny = Concat<axis=1>(c, f)",
     "", inputs={"x": (1, 8, 12, 12)}, values=dict.fromkeys(("w1", "w2", "w3", "w4"), (8, 8, 3, 3)),
 )  # fmt: skip
-
-
-class Lines:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.lines.append(text)
-
-    verbose = warning = info
 
 
 @pytest.fixture
@@ -64,7 +55,7 @@ def test_nothing_is_measured_twice(device: CpuDevice, tmp_path: Path, monkeypatc
     again = build(model(BRANCHES), replace(config, error_on_timing_cache_miss=True), device, log=log)
     assert [plan.stream for plan in again.layers] == [plan.stream for plan in first.layers]
     assert [plan.tactic for plan in again.layers] == [plan.tactic for plan in first.layers]
-    assert any("1000.0 us with them, 2000.0 us on one stream (from the timing cache)" in line for line in log.lines)
+    assert any("1000.0 us with them, 2000.0 us on one stream (from the timing cache)" in line for line in log)
     assert first.record["optionalFusions"] == again.record["optionalFusions"]
 
     # other versions or another share of the device ask other questions

@@ -8,17 +8,9 @@ from fusion.dims import symbol
 from fusion.dtypes import DataType
 from fusion.network import Network, TensorType
 from runtime.engine import InputRange
+from tests.harness.log import Lines
 from trtcli.config import BuildConfig
 from trtcli.shapes import inference_shapes, match_names, optimization_profile
-
-
-class Lines:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def warning(self, text: str) -> None:
-        self.lines.append(text)
-
 
 N, S = symbol("N"), symbol("S")
 
@@ -30,7 +22,7 @@ def network(**shapes: tuple) -> Network:
 
 def profile(net: Network, **config: dict) -> tuple[dict[str, InputRange], list[str]]:
     log = Lines()
-    return optimization_profile(net, BuildConfig(**config), log), log.lines
+    return optimization_profile(net, BuildConfig(**config), log), log
 
 
 DYNAMIC = network(ids=(N, S), mask=(N, S))
