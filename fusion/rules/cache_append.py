@@ -67,20 +67,33 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     op = layer.op
     if op.parts or op.layouts[1] != "bhsd" or op.layouts[2] != "bhsd" or op.layouts[0] not in ("bhsd", "bshd"):
         return None
-    joins = [graph.producer(name) for name in layer.inputs[1:3]]
-    for join in joins:
-        if join is None or not isinstance(join.op, Concatenation) or join.op.axis != 2 or len(join.inputs) != 2:
-            return None
-    if joins[0] is joins[1]:
+    joins = tuple(dict.fromkeys(graph.producer(name) for name in layer.inputs[1:3]))
+    news = _new_rows(graph, layer, joins)
+    if news is None:
         return None
-    sides = [_side(graph, layer.inputs[0], op.layouts[0] == "bhsd"), *(_side(graph, join.inputs[1], True) for join in joins if join is not None)]
+    sides = [_side(graph, layer.inputs[0], op.layouts[0] == "bhsd"), *(_side(graph, name, heads_first) for name, heads_first in news)]
     if any(side is None for side in sides):
         return None
     inner = [one for side in sides if side is not None for one in side.layers]
     layers = tuple(dict.fromkeys((*inner, *(join for join in joins if join is not None), layer)))
-    if len(layers) != len(inner) + 3:
+    if len(layers) != len(inner) + len(joins) + 1:
         return None
-    return Match(layers, tuple(one.outputs[0] for one in inner), {"sides": tuple(sides), "joins": tuple(joins)})
+    return Match(layers, tuple(one.outputs[0] for one in inner), {"sides": tuple(sides), "joins": joins})
+
+
+def _new_rows(graph: Graph, layer: Layer, joins: Sequence[Layer | None]) -> list[tuple[str, bool]] | None:
+    """New keys and values, and whether their heads stand first: what two concatenations, or one append, put behind the past."""
+    if len(joins) == 1 and joins[0] is not None and isinstance(joins[0].op, CacheAppend):
+        append = joins[0]
+        whole = [name for name, (number, first) in zip(append.outputs, append.op.sources, strict=True) if first == 0 and
+                 graph.type(name).shape[1] == graph.type(append.inputs[number]).shape[2]]  # fmt: skip
+        if append.outputs != layer.inputs[1:3] or whole != list(append.outputs) or len({number for number, _ in append.op.sources}) < 2:
+            return None
+        return [(append.inputs[number], False) for number, _ in append.op.sources]
+    for join in joins:
+        if join is None or not isinstance(join.op, Concatenation) or join.op.axis != 2 or len(join.inputs) != 2:
+            return None
+    return [(join.inputs[1], True) for join in joins if join is not None] if len(joins) == 2 else None
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
@@ -139,11 +152,16 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
             " + ".join(turn.name for turn in turns), replace(turns[0].op, heads=sum(counts[:2])), (packed, *tables), (turned,),
             union(turn.origins for turn in turns), union((*(turn.fusions for turn in turns), (RULE.name,))),
         ))  # fmt: skip
-    inputs = (joins[0].inputs[0], joins[1].inputs[0], turned, *((packed,) if packed != turned else ()))
-    op = CacheAppend(((2, counts[0]), (len(inputs) - 1, counts[0] + counts[1])))
+    sources = (turned, *((packed,) if packed != turned else ()))
+    appended = ((2, counts[0]), (1 + len(sources), counts[0] + counts[1]))
+    if isinstance(joins[0].op, CacheAppend):
+        op, outputs = replace(joins[0].op, sources=appended), joins[0].outputs
+        inputs = (*joins[0].inputs[:2], *sources, *((joins[0].inputs[-1],) if op.total is not None else ()))
+    else:
+        op, outputs, inputs = CacheAppend(appended), (joins[0].outputs[0], joins[1].outputs[0]), (joins[0].inputs[0], joins[1].inputs[0], *sources)
     moved = union(one.origins for side in sides[1:] for one in side.layers if isinstance(one.op, Shuffle))
     layers.append(Layer(
-        " + ".join(join.name for join in joins), op, inputs, (joins[0].outputs[0], joins[1].outputs[0]),
+        " + ".join(join.name for join in joins), op, inputs, outputs,
         union((moved, *(join.origins for join in joins))), union((*(join.fusions for join in joins), (RULE.name,))),
     ))  # fmt: skip
     seen = union(one.origins for one in sides[0].layers if isinstance(one.op, Shuffle))

@@ -22,14 +22,13 @@ from fusion.importer.registry import MICROSOFT, operator
 from fusion.importer.values import Value
 from fusion.ops import (
     Attention,
+    CacheAppend,
     Concatenation,
     Fill,
     Gather,
     MatrixMultiply,
-    Padding,
     Range,
     RotaryEmbedding,
-    ScatterElements,
     ShapeValue,
     Softmax,
 )
@@ -162,7 +161,7 @@ def group_query_attention(b: Builder, node: Node) -> tuple[Value, ...]:
         longest = b.dims(node.input(6), "total_sequence_length")[0]
         have = past_k.shape[2]
         total = dim_max(have, longest) if not (isinstance(have, int) and isinstance(longest, int)) else max(have, longest)
-        keys, values = (_appended(b, past, one, places, total, name) for past, one, name in ((past_k, k, "k"), (past_v, v, "v")))
+        keys, values = _appended(b, (past_k, past_v), (k, v), places, total)
         layout = "bhsd"
     present_k, present_v = keys, values
     keys, values = (cache.read(one, layout, q.dtype) for cache, one in zip(caches, (keys, values), strict=True))
@@ -371,14 +370,13 @@ def _with_past(b: Builder, k: Value, v: Value, past_k: Value | None, past_v: Val
     return joined[0], joined[1], "bhsd"
 
 
-def _appended(b: Builder, past: Value, new: Value, places: Value, total: Dim, name: str) -> Value:
-    """The past ``[B, H, P, D]``, grown to ``total``, with the new rows ``[B, S, H, D]`` at ``places`` ``[B, S]``."""
-    batch, heads, have, size = past.shape
-    grown = past if have == total else b.layer(Padding((0,) * 4, (0, 0, total - have, 0)), past, suffix=f"{name}_grown")
-    rows = b.transpose(new, (0, 2, 1, 3), f"{name}_new")
-    steps = rows.shape[2]
-    column = b.reshape(places, (batch, 1, steps, 1), f"{name}_places")
-    return b.layer(ScatterElements(2), grown, expand_to(b, column, (batch, heads, steps, size), f"{name}_index"), rows, suffix=f"{name}_cache")
+def _appended(b: Builder, pasts: Sequence[Value], news: Sequence[Value], places: Value, total: Dim) -> list[Value]:
+    """The pasts ``[B, H, P, D]``, grown to ``total``, with the new rows ``[B, S, H, D]`` at ``places`` ``[B, S]``, which follow each other."""
+    batch = places.shape[0]
+    starts = b.reshape(cut(b, places, (0, 0), (batch, 1), (1, 1), "first_places"), (batch,), "starts")
+    if pasts[0].dtype is pasts[1].dtype:
+        return list(b.layers(CacheAppend(((2, 0), (3, 0)), total), [*pasts, *news, starts], suffix="caches"))
+    return [b.layer(CacheAppend(((1, 0),), total), past, new, starts, suffix=name) for past, new, name in zip(pasts, news, ("k_cache", "v_cache"), strict=True)]
 
 
 def _causal_mask(

@@ -37,6 +37,8 @@ class Append(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if len(workload.outputs) > MOST:
             return Refusal(f"{len(workload.outputs)} caches; this kernel takes up to {MOST}")
+        if len({tensor.dtype for tensor in workload.outputs}) > 1:
+            return Refusal("caches of different types; this kernel copies one")
         if workload.axis_varies(0, 3):
             return Refusal("the size of a head varies")
         return refuse_large(workload)
@@ -55,11 +57,13 @@ class Append(Tactic):
         for number, ((source, first), total) in enumerate(zip(op.sources, counts, strict=True)):
             (_, heads, length, size), (_, steps, wide, _) = dims(workload.inputs[number]), dims(workload.inputs[source])
             fields += [Buffer("input", number), Buffer("input", source, first * size * itemsize), Buffer("output", number)]
-            fields += [Scalar(one, "u32") for one in (total // v, length, steps * wide * size // v, wide * size // v)]
-            fields += [*divider(size // v), *divider(length + steps), *divider(heads)]
-        names = defines(device, MOVE_T=raw_type(v * itemsize), THREADS=chosen["threads"], ITEMS=chosen["items"], CACHES=len(counts))
+            fields += [Scalar(one, "u32") for one in (total // v, length, steps, steps * wide * size // v, wide * size // v)]
+            fields += [*divider(size // v), *divider(dims(workload.outputs[number])[2]), *divider(heads)]
+        names = defines(device, MOVE_T=raw_type(v * itemsize), THREADS=chosen["threads"], ITEMS=chosen["items"], CACHES=len(counts), PLACED=op.total is not None)
         blocks = ceil_div(max(counts) // v, chosen["threads"] * chosen["items"])
-        return Plan((launch(Kernel(FILE, "append", names), (blocks, len(counts)), chosen["threads"], (Struct(tuple(fields)),)),))  # type: ignore[arg-type]
+        starts: Argument = Scalar(0, "u64") if op.total is None else Buffer("input", op.arity - 1)
+        arguments = (Struct(tuple(fields)), starts)  # type: ignore[arg-type]
+        return Plan((launch(Kernel(FILE, "append", names), (blocks, len(counts)), chosen["threads"], arguments),))
 
 
 TACTICS = (Append(),)

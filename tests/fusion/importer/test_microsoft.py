@@ -11,8 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.network import Network
+from fusion.passes import FusionOptions, optimize
 from fusion.reference import run
 from fusion.serial import from_json, to_json
+from runtime.views import view_layers
 from tests.models import onnxruntime_outputs
 
 DOMAIN = "com.microsoft"
@@ -489,3 +491,27 @@ def test_linear_attention() -> None:
     given = {"q": floats(2, 3, 16), "k": floats(2, 3, 16, seed=1, scale=0.3), "v": floats(2, 3, 12, seed=2), "past": floats(2, 2, 8, 6, seed=3),
              "decay": -np.abs(floats(2, 3, 2, seed=4)), "beta": np.abs(floats(2, 3, 2, seed=5))}  # fmt: skip
     check("LinearAttention", given, {}, "q k v past decay beta", 2, q_num_heads=2, kv_num_heads=2, update_rule="gated_delta", tolerance=1e-4)
+
+
+def test_a_step_of_grouped_attention_is_a_few_layers() -> None:
+    """As generative exporters write it: a packed projection, rotary embedding and cache inside of the operator."""
+    names = ["x", "past_k", "past_v", "len"]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["qkv"], "projection"),
+        helper.make_node("GroupQueryAttention", ["qkv", "", "", "past_k", "past_v", "len", "total", "cos", "sin"], ["y0", "k", "v"], "node",
+                         domain=DOMAIN, do_rotary=1, **GROUPED),
+    ]  # fmt: skip
+    inputs = {"x": floats(2, 1, 32), "past_k": floats(2, 2, 5, 16, seed=1), "past_v": floats(2, 2, 5, 16, seed=2), "len": np.array([5, 3], np.int32)}
+    inputs["past_k"][1, :, 3:] = inputs["past_v"][1, :, 3:] = 0  # behind a shorter sequence
+    constants = {"w": floats(32, 128, seed=3), "total": np.int32(6)} | caches(16, 8)
+    infos = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(inputs[name].dtype), inputs[name].shape) for name in names]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in ("y0", "k", "v")]
+    graph = helper.make_graph(nodes, "g", infos, outputs, [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)], ir_version=8)
+    network = optimize(import_onnx(model), FusionOptions(device="cuda")).network
+    working = [type(layer.op).__name__ for layer in network.layers if layer.name not in view_layers(network)]
+    assert sorted(set(working)) == ["Attention", "CacheAppend", "Gather", "MatrixMultiply", "Pointwise", "RotaryEmbedding"]
+    assert working.count("MatrixMultiply") == working.count("RotaryEmbedding") == working.count("CacheAppend") == 1
+    found = run(network, inputs)
+    for name, wanted in onnxruntime_outputs(model, inputs).items():
+        np.testing.assert_allclose(found[name], wanted, 2e-5, 2e-5, err_msg=name)

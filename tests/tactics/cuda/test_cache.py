@@ -14,7 +14,7 @@ from tests.harness.fiber import H100, available, check, kernels
 
 
 def workload(op: CacheAppend, *shapes: tuple[int, ...], dtype: DataType = DataType.HALF, varies: tuple = ()) -> Workload:
-    types = tuple(TensorType(dtype, shape) for shape in shapes)
+    types = tuple(TensorType(dtype if len(shape) > 1 else DataType.INT64, shape) for shape in shapes)
     return Workload(op, types, op.infer(types), varies=varies)
 
 
@@ -22,6 +22,7 @@ CASES = [
     (CacheAppend(((2, 4), (3, 6))), (2, 2, 7, 16), (2, 2, 7, 16), (2, 3, 6, 16), (2, 3, 8, 16)),
     (CacheAppend(((2, 0), (2, 3))), (2, 3, 5, 12), (2, 1, 0, 12), (2, 1, 4, 12)),
     (CacheAppend(((1, 1),)), (1, 2, 9, 5), (1, 4, 3, 5)),
+    (CacheAppend(((2, 0), (2, 2)), 11), (3, 2, 7, 8), (3, 2, 7, 8), (3, 4, 4, 8), (3,)),
 ]
 
 
@@ -30,7 +31,7 @@ CASES = [
 def test_append(number: int) -> None:
     op, *shapes = CASES[number]
     random = np.random.default_rng(0)
-    arrays = [random.normal(size=shape).astype(np.float16) for shape in shapes]
+    arrays = [random.normal(size=shape).astype(np.float16) if len(shape) > 1 else np.array([5, 9, -2]) for shape in shapes]  # over the past, at the end, before it
     check(Append(), workload(op, *shapes), arrays, op.evaluate(arrays), configs=2 if not number else 1)
 
 
