@@ -145,6 +145,9 @@ class RowNormalization(_NormalizationTactic):
             return Refusal(f"rows of {view.n} elements do not fit the registers of a block: see cuda.normalization.long")
         return None
 
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return every_tensor(workload) if dims(workload.outputs[0])[-1] == view_of(workload).n else ()
+
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         view = view_of(workload)
         return row_configs(view.n, _vectors(workload, view))

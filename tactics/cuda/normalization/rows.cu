@@ -5,6 +5,7 @@
 #include "functions.cuh"
 #include "group.cuh"
 #include "pdl.cuh"
+#include "pitch.cuh"
 
 struct Add {
     __device__ __forceinline__ WORK operator()(WORK a, WORK b) const { return a + b; }
@@ -38,7 +39,7 @@ __device__ __forceinline__ void store(WORK (&value)[VECTORS][VEC], WORK scale, O
 #pragma unroll
         for (int i = 0; i < VEC; ++i) value[j][i] *= scale;
 #if ONE_ROW
-        finish_store<VEC>(out + row * n + column, value[j], args, row, column, n);
+        finish_store<VEC>(out + row * OUT_ROW(n) + column, value[j], args, row, column, n);
 #else
         finish_store_flat<VEC>(out, value[j], args, row * n + column, last);
 #endif
@@ -59,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int j = 0; j < VECTORS; ++j) {
         const int column = (j * GROUP + lane) * VEC;
-        if (column < end) fx::load<VEC>(value[j], x + row * n + column);
+        if (column < end) fx::load<VEC>(value[j], x + row * X_ROW(n) + column);
     }
     if (CENTER) {
 #pragma unroll

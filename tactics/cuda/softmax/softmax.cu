@@ -5,6 +5,7 @@
 #include "functions.cuh"
 #include "group.cuh"
 #include "pdl.cuh"
+#include "pitch.cuh"
 
 __device__ __forceinline__ WORK power(WORK x) {
 #if FAST
@@ -38,7 +39,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int j = 0; j < VECTORS; ++j) {
         const int column = (j * GROUP + lane) * VEC;
-        if (column < end) raw[j] = *reinterpret_cast<const fx::Vec<IN_T, VEC>*>(x + row * n + column);
+        if (column < end) raw[j] = *reinterpret_cast<const fx::Vec<IN_T, VEC>*>(x + row * X_ROW(n) + column);
     }
     WORK value[VECTORS][VEC], top = LOWEST;
 #pragma unroll
@@ -71,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (column >= end) continue;
 #pragma unroll
         for (int i = 0; i < VEC; ++i) value[j][i] = LOG ? value[j][i] - scale : value[j][i] * scale;
-        finish_store<VEC>(out + row * n + column, value[j], args, row, column, n);
+        finish_store<VEC>(out + row * OUT_ROW(n) + column, value[j], args, row, column, n);
     }
 }
 #elif KIND == 1

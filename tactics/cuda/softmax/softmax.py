@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -21,12 +21,26 @@ from tactics.cuda.simple import (
     dims,
     known,
     launch,
+    out_pitch,
     refuse_large,
     row_configs,
     vector_width,
     wrap_code,
+    x_pitch,
 )
-from tactics.tactic import Buffer, Config, DeviceSpec, Kernel, Plan, Refusal, Scalar, Tactic, Workload, config
+from tactics.tactic import (
+    Buffer,
+    Config,
+    DeviceSpec,
+    Kernel,
+    Plan,
+    Refusal,
+    Scalar,
+    Tactic,
+    Workload,
+    config,
+    every_tensor,
+)
 
 FILE = "softmax/softmax.cu"
 
@@ -42,7 +56,7 @@ def _defines(workload: Workload, device: DeviceSpec, **values: int) -> tuple[tup
     x, out = workload.inputs[0].dtype, workload.outputs[0].dtype
     return defines(
         device, IN_T=storage_type(x), OUT_T=storage_type(out), LOG=workload.op.log,  # type: ignore[attr-defined]
-        FAST=x in narrow and out in narrow, **values)  # fmt: skip
+        FAST=x in narrow and out in narrow, **values, **x_pitch(workload), **out_pitch(workload))  # fmt: skip
 
 
 def _kernel(workload: Workload, entry: str, values: tuple[tuple[str, str], ...]) -> tuple[Kernel, object]:
@@ -91,6 +105,9 @@ class RowSoftmax(_SoftmaxTactic):
         if n > LONGEST_ROW:
             return Refusal(f"rows of {n} elements do not fit the registers of a block: see cuda.softmax.long")
         return None
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return every_tensor(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         _, n, _ = split(workload)
