@@ -199,6 +199,10 @@ CATALOGUE: Sequence[Row] = (
     Row("layer normalisation", "m = ReduceMean(x, axes)\nd = Sub(x, m)\ns = Pow(d, two)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\n"
         "r = Sqrt(e)\nn = Div(d, r)\na = Mul(n, g)\ny = Add(a, b)", "layer-normalization", inputs=ROWS_2D,
         values={"axes": np.array([1]), "two": 2.0, "eps": 1e-5, "g": (16,), "b": (16,)}, near_output="v"),
+    Row("layer normalisation by the mean of squares", "a = ReduceSum<keepdims=0>(x, axes)\nq = Mul(x, x)\nb = ReduceSum<keepdims=0>(q, axes)\nm = Mul(a, c)\nw = Mul(b, c)\nm2 = Mul(m, m)\n"
+        "d = Sub(w, m2)\nv = Max(d, zero)\nv1 = Reshape(v, rows)\nm1 = Reshape(m, rows)\ne = Add(v1, eps)\nr = Sqrt(e)\ni = Reciprocal(r)\nu = Sub(x, m1)\nh = Mul(i, g)\n"
+        "z = Mul(u, h)\ny = Add(z, k)", "layer-normalization", inputs=ROWS_2D, near_output="a",
+        values={"axes": np.array([1]), "c": 1 / 16, "zero": 0.0, "rows": np.array([6, 1]), "eps": 1e-5, "g": (16,), "k": (16,)}),
     Row("RMS normalisation", "s = Mul(x, x)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\nr = Sqrt(e)\nn = Div(x, r)\ny = Mul(n, g)",
         "rms-normalization", inputs=ROWS_2D, values={"axes": np.array([1]), "eps": 1e-5, "g": (16,)}, near_output="v"),
     Row("instance normalisation", "m = ReduceMean(x, axes)\nd = Sub(x, m)\ns = Mul(d, d)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\n"

@@ -37,7 +37,7 @@ def find_root_mean_square(graph: Graph, last: Layer) -> Iterator[RootMeanSquare]
     for node in dict.fromkeys(subtrees(last.op.expression)):
         if not isinstance(node, Apply) or node.function not in ("mul", "div"):
             continue
-        above, below = _factors(node)
+        above, below = factors_of(node)
         for factor in [*above, *below]:
             variance = _root(factor, inverted=factor in above)
             if variance is None:
@@ -49,7 +49,7 @@ def find_root_mean_square(graph: Graph, last: Layer) -> Iterator[RootMeanSquare]
             squares, data = _squared(graph, mean)
             for numerator in above:
                 if data is not None and _name(numerator, last) == data:
-                    rest = swap(last.op.expression, node, _product(above, below, numerator, factor))
+                    rest = swap(last.op.expression, node, product_of(above, below, numerator, factor))
                     yield RootMeanSquare(data, mean.op.axes, epsilon, squares, last, rest)
 
 
@@ -109,18 +109,18 @@ def _name(expression: Expression, layer: Layer) -> str | None:
     return layer.inputs[expression.index] if isinstance(expression, Operand) and expression.index >= 0 else None
 
 
-def _factors(node: Expression) -> tuple[list[Expression], list[Expression]]:
+def factors_of(node: Expression) -> tuple[list[Expression], list[Expression]]:
     """(numerators, denominators) of a product."""
     if isinstance(node, Apply) and node.function == "mul":
-        a, b = (_factors(child) for child in node.arguments)
+        a, b = (factors_of(child) for child in node.arguments)
         return [*a[0], *b[0]], [*a[1], *b[1]]
     if isinstance(node, Apply) and node.function == "div":
-        a, b = (_factors(child) for child in node.arguments)
+        a, b = (factors_of(child) for child in node.arguments)
         return [*a[0], *b[1]], [*a[1], *b[0]]
     return [node], []
 
 
-def _product(above: list[Expression], below: list[Expression], data: Expression, root: Expression) -> Expression:
+def product_of(above: list[Expression], below: list[Expression], data: Expression, root: Expression) -> Expression:
     """The product with the normalised data (operand -1) in place of ``data`` and ``root``."""
     above, below = list(above), list(below)
     above.remove(data)

@@ -1,4 +1,4 @@
-"""(x - mean(x)) / sqrt(mean((x - mean(x)) ** 2) + e) * g + b -> Normalization(x, g, b), written out in layers."""
+"""(x - mean(x)) / sqrt(mean((x - mean(x)) ** 2) + e) * g + b -> Normalization(x, g, b), written out in layers; also by mean(x ** 2) - mean(x) ** 2."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Pointwise
 from fusion.rewrite import Match, Rule
+from fusion.rules._moments import find_moments
 from fusion.rules._statistics import check, find_root_mean_square, mean_of, normalization_match, rewrite, strip
 
 
@@ -25,7 +26,8 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
         mean = mean_of(graph, centered.inputs[m.index], data, found.axes)
         if mean is not None:
             return normalization_match(graph, found, data, (mean, centered), center=True)
-    return None
+    moments = find_moments(graph, layer)
+    return None if moments is None else normalization_match(graph, moments, moments.data, (), center=True)
 
 
 RULE = Rule("layer-normalization", __doc__.splitlines()[0], (Pointwise,), _match, rewrite, check)

@@ -9,7 +9,10 @@ from fusion.dims import symbol
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Literal, apply
 from fusion.graph import Limits
+from fusion.importer import import_onnx
 from fusion.ops import GroupNormalization, Normalization, Pooling, Reduce, Shuffle, Softmax
+from fusion.passes import optimize
+from fusion.reference import run
 from fusion.rules import (
     constant_operand,
     group_normalization,
@@ -28,8 +31,9 @@ from fusion.rules import (
     softmax_pointwise,
     softmax_prologue,
 )
+from tests.catalogue import Row, model
 from tests.fusion.fusing import fuse, kinds, only, refused
-from tests.fusion.networks import X0, X1, Build
+from tests.fusion.networks import X0, X1, Build, assert_same
 
 FLOAT, HALF = DataType.FLOAT, DataType.HALF
 CUDA = Limits(device="cuda")
@@ -316,3 +320,42 @@ def test_groups_folded_into_channels(groups: int) -> None:
 )
 def test_other_reshaped_normalisations_stay(options: dict, condition: str) -> None:
     assert refused(grouped(**options), group_normalization.RULE).condition == condition
+
+
+# --- moments from sums, as JAX writes them ---------------------------------------------------------------------------
+
+SUMS = "q = Mul(x, x)\na = ReduceSum(x, axes)\nb = ReduceSum(q, axes)\nm = Mul(a, c)\nw = Mul(b, c)\n"
+MEANS = "q = Mul(x, x)\nm = ReduceMean(x, axes)\nw = ReduceMean(q, axes)\n"
+DEVIATION = "m2 = Mul(m, m)\nv = Sub(w, m2)\ne = Add(v, eps)\nr = Sqrt(e)\nd = Sub(x, m)\n"
+QUOTIENT = "y = Div(d, r)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "axes", "fits"),
+    [
+        (SUMS + DEVIATION + QUOTIENT, (2,), True),
+        (MEANS + DEVIATION + QUOTIENT, (2,), True),
+        (MEANS + DEVIATION + "i = Reciprocal(r)\nz = Mul(d, g)\ny = Mul(i, z)", (1, 2), True),
+        (MEANS + DEVIATION + "t = Div(d, r)\nz = Mul(t, g)\ny = Tanh(z)", (2,), True),
+        (SUMS.replace("Mul(a, c)", "Mul(a, other)") + DEVIATION + QUOTIENT, (2,), False),
+        (MEANS + DEVIATION.replace("Sub(w, m2)", "Add(w, m2)") + QUOTIENT, (2,), False),
+        (MEANS + DEVIATION.replace("m2 = Mul(m, m)", "m2 = Mul(m, w)") + QUOTIENT, (2,), False),
+        (MEANS + DEVIATION + "y = Mul(d, r)", (2,), False),
+        (MEANS + DEVIATION + "t = Div(d, r)\ny = Add(t, m)", (2,), False),
+        (MEANS.replace("ReduceMean(q, axes)", "ReduceMean(q, first)") + DEVIATION + QUOTIENT, (2,), False),
+    ],
+)
+def test_moments_from_sums(nodes: str, axes: tuple[int, ...], fits: bool) -> None:
+    values = {"axes": np.array(axes), "first": np.array([1]), "c": 1 / 16, "other": 1 / 15, "eps": 1e-3, "g": (16,)}
+    network = import_onnx(model(Row("moments", nodes, "", inputs={"x": (3, 5, 16)}, values=values)))
+    result = optimize(network)
+    assert result.counts.get("layer-normalization", 0) == fits
+    assert_same(network, result.network)
+    if fits:
+        assert [layer.op.layer_type for layer in result.network.layers] == ["Normalization"]
+        x = np.random.default_rng(0).standard_normal((3, 5, 16)) + 3000.0  # float32 squares of this have no digit of the variance left
+        wide = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-3)
+        found = run(result.network, {"x": x.astype(np.float32)})["y"]
+        g = result.network.constants.get("g", 1.0)
+        wanted = np.tanh(wide * g) if "Tanh" in nodes else wide * g
+        np.testing.assert_allclose(found, wanted, atol=2e-3)
