@@ -72,7 +72,7 @@ class Stream:
 
     def registers(self, bits: int, block: int) -> int:
         """Registers that a thread may have."""
-        scaled = 32 if block < 32 else 16 if self.columns > 2 and (bits == 8 or block < GROUP) else 0
+        scaled = 32 if block < 32 else 16 if self.columns > 1 and bits == 8 or self.columns > 2 and block < GROUP else 0
         return _REGISTERS[self.columns, self.tiles] + scaled
 
     def blocks(self, bits: int, block: int) -> int:
@@ -137,7 +137,7 @@ def estimate(stream: Stream, m: int, n: int, k: int, bits: int, block: int, floo
 
 
 def configurations(workload: Workload, m: int, n: int, k: int, bits: int, block: int, device: DeviceSpec, limit: int = 48) -> list[Config]:
-    """Legal configurations for ``m`` rows, the most promising first."""
+    """Legal configurations for ``m`` rows, the most promising first; those that differ from a better one in their stages come after all others."""
     tiles = (ceil_div(m, 8),) if workload.is_static else (1, 2) if m <= 8 else (2,)
     groups, floor = ceil_div(k, GROUP), floor_seconds(workload, device)
     found: dict[Stream, float] = {}
@@ -146,7 +146,10 @@ def configurations(workload: Workload, m: int, n: int, k: int, bits: int, block:
         one = Stream(columns, warps, max(2, min(stages, turns)), rows, across)
         if legal(one, n, bits, block, device) and (warps == 2 or warps <= groups):
             found[one] = estimate(one, m, n, k, bits, block, floor, device)
-    return [one.config() for one in sorted(found, key=lambda one: (found[one], one.config()))[:limit]]
+    order = sorted(found, key=lambda one: (found[one], one.stages, one.config()))
+    first = {replace(one, stages=0): one for one in reversed(order)}  # of those that differ in their stages only
+    order.sort(key=lambda one: first[replace(one, stages=0)] != one)
+    return [one.config() for one in order[:limit]]
 
 
 def neighbours(configuration: Config, n: int, bits: int, block: int, device: DeviceSpec) -> list[Config]:
