@@ -1,6 +1,6 @@
 """What launching costs and what streams gain, on the device of this machine: one JSON line per figure.
 
-    python benchmarks/gpu/launch_check.py [--device 0] [--level 2] [--seconds 110] [--cache FILE] [--no-record]
+    python benchmarks/gpu/launch_check.py [--device 0] [--level 2] [--seconds 110] [--cache FILE] [--only WORDS] [--no-record]
 
 For ResNet-50 and a BERT-base encoder in FP16 at batch 1: host time of a plain enqueue per launch beside a bare cuLaunchKernel loop through
 cuda-python (goal: at most 1.2 times), of a graph launch; programmatic dependent launch on and off; graph replay against the sum of the
@@ -114,8 +114,8 @@ def light(path: Path, name: str) -> Path:
 class Check:
     """Figures of one device, as results."""
 
-    def __init__(self, device: Device, seconds: float, level: int, cache: str) -> None:
-        self.device = device
+    def __init__(self, device: Device, seconds: float, level: int, cache: str, only: Sequence[str] = ()) -> None:
+        self.device, self._only = device, only
         self.config = BuildConfig(optimization_level=level, timing_cache_file=cache, profiling_verbosity="detailed", fp16=True)
         self.results: list[Result] = []
         self._end = time.monotonic() + seconds
@@ -128,6 +128,10 @@ class Check:
         beside = f" | {found.peer:.4g} {unit} {peer_name} | ratio {found.ratio:.3f}" if found.peer is not None and found.ratio else ""
         print(f"{workload}: {found.ours:.4g} {unit}{beside}{f' | {note}' if note else ''}", flush=True)
         return found
+
+    def wants(self, name: str) -> bool:
+        """Whether a part was asked for."""
+        return not self._only or any(word in name for word in self._only)
 
     def part(self, name: str, function: Callable[[], None], needs: float = 5.0) -> None:
         """Run one part, unless the time is over; a failure is printed and the others go on."""
@@ -420,11 +424,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--level", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=110)
     parser.add_argument("--cache", default="")
+    parser.add_argument("--only", default="", help="words of parts' names, separated by commas")
     parser.add_argument("--no-record", action="store_true")
     parser.add_argument("--small", action="store_true", help="a tiny encoder only: tries the script itself out")
     options = parser.parse_args(argv)
     device = open_device(options.device)
-    check = Check(device, options.seconds, options.level, options.cache)
+    only = [word for word in options.only.split(",") if word]
+    check = Check(device, options.seconds, options.level, options.cache, only)
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         models: list[tuple[str, Callable[[], Path]]] = [
@@ -433,21 +439,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         if options.small:
             models = [("tiny encoder", partial(bert, folder / "bert.onnx", 1, 16, 32, 2))]
+        parts: dict[str, Callable[[str, Engine], None]] = {
+            "enqueue": check.enqueue_cost,
+            "dependent launch": check.dependent_launch,
+            "replay": check.replay_against_layers,
+            "pairs": check.pairs,
+            "switching": check.switching,
+            "contexts": check.many_contexts,
+            "transfers": check.transfers,
+        }
         for name, make in models:
+            wanted = {what: part for what, part in parts.items() if check.wants(f"{name}: {what}")}
             engines: list[Engine] = []
-            check.part(f"{name}: build", lambda: engines.append(check.build(make())), 20)
+            if wanted:
+                check.part(f"{name}: build", lambda: engines.append(check.build(make())), 20)
             for engine in engines:
-                check.part(f"{name}: enqueue", lambda: check.enqueue_cost(name, engine))
-                check.part(f"{name}: dependent launch", lambda: check.dependent_launch(name, engine))
-                check.part(f"{name}: replay", lambda: check.replay_against_layers(name, engine))
-                check.part(f"{name}: pairs", lambda: check.pairs(name, engine))
-                check.part(f"{name}: switching", lambda: check.switching(name, engine))
-                check.part(f"{name}: contexts", lambda: check.many_contexts(name, engine))
-                check.part(f"{name}: transfers", lambda: check.transfers(name, engine))
+                for what, part in wanted.items():
+                    check.part(f"{name}: {what}", partial(part, name, engine))
         name = "BERT-base, dynamic batch" if not options.small else "tiny encoder, dynamic batch"
-        check.part(f"{name}: change of shapes", lambda: check.shape_change(name, folder / "dynamic.onnx", 12), 15)
-        if not options.small:
-            name = "Inception-v1, batch 1, FP16"
+        if check.wants(f"{name}: change of shapes"):
+            check.part(f"{name}: change of shapes", lambda: check.shape_change(name, folder / "dynamic.onnx", 12), 15)
+        name = "Inception-v1, batch 1, FP16"
+        if not options.small and check.wants(name):
             check.part(name, lambda: check.aux_streams(name, check.build(light(folder / "inception.onnx", "inception_v1"))), 20)
     if check.results and not options.no_record:
         print(f"recorded in {record('launch', check.results)}")
