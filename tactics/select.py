@@ -28,7 +28,7 @@ AT_FLOOR = "not timed: the best is at its floor"
 NEIGHBOURS_LEVEL = 5  # from which on the neighbours of the fastest configuration are tried, too
 MOST_CLIMBS = 6
 NOISE = 1.01  # within this of the fastest our own kernels win before libraries', then the smaller id, so that equal builds choose equally
-LEADERS = 1.05  # within this of the fastest, candidates of different batches are timed once more together
+LEADERS = 1.08  # within this of the fastest, candidates of different batches are timed once more together
 
 
 @dataclass(frozen=True)
