@@ -13,10 +13,12 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu.torch_times import graph_times  # noqa: E402
 from benchmarks.runner import compare, record  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.network import TensorType  # noqa: E402
@@ -43,23 +45,7 @@ def torch_seconds(case: tuple) -> float:  # type: ignore[type-arg]
     kind = torch.float16 if dtype is HALF else torch.float32
     sides = [torch.randn(batch, count, length, size, device="cuda", dtype=kind) for count, length in ((heads, queries), (kv_heads, keys), (kv_heads, keys))]
     call = partial(torch.nn.functional.scaled_dot_product_attention, *sides, enable_gqa=heads != kv_heads)
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(20):
-            call()
-    graph.replay()
-    times = []
-    for _ in range(5):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 20 / 1e3)
-    return sorted(times)[2]
+    return median(graph_times([call]))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -27,6 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu.torch_times import graph_times  # noqa: E402
 from benchmarks.runner import Result, compare, record  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Literal, Operand, apply  # noqa: E402
@@ -456,25 +458,7 @@ class Session:
         try:
             first = [torch.from_numpy(array).cuda() for array in arrays]
             sets = [first, *([one.clone() for one in first] for _ in range(copies - 1))]
-            torch.cuda.synchronize()
-            stream = torch.cuda.Stream()
-            with torch.cuda.stream(stream), torch.no_grad():
-                function(torch, *sets[0])
-                stream.synchronize()
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=stream):
-                    for index in range(launches):
-                        function(torch, *sets[index % copies])
-                graph.replay()
-                seconds = []
-                for _ in range(7):
-                    first, second = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                    first.record(stream)
-                    graph.replay()
-                    second.record(stream)
-                    second.synchronize()
-                    seconds.append(first.elapsed_time(second) / launches * 1e3)
-            return median(seconds)
+            return median(graph_times([partial(function, torch, *one) for one in sets], launches)) * 1e6
         except Exception as reason:
             print(f"  torch: {type(reason).__name__}: {str(reason)[:120]}")
             return math.nan

@@ -26,6 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu.torch_times import graph_times  # noqa: E402
 from benchmarks.runner import Result, compare, record  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Convert, Expression, Literal, Operand, apply  # noqa: E402
@@ -119,21 +120,7 @@ def torch_seconds(name: str, dtype: DataType, sizes: tuple[int, int, int]) -> st
             a, b = (torch.randn(shape, device="cuda").to(torch.float8_e4m3fn) for shape in ((m, k), (n, k)))
             scale = torch.ones((), device="cuda")
             call = partial(torch._scaled_mm, a, b.t(), scale_a=scale, scale_b=scale, out_dtype=torch.float16)
-        for _ in range(3):
-            call()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(20):
-                call()
-        samples = []
-        for _ in range(7):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            samples.append(begin.elapsed_time(end) / 20 * 1e3)
-        return f"; torch {'_int_mm' if dtype is INT8 else '_scaled_mm'} alone {statistics.median(samples):.1f} us"
+        return f"; torch {'_int_mm' if dtype is INT8 else '_scaled_mm'} alone {statistics.median(graph_times([call])) * 1e6:.1f} us"
     except Exception as error:
         return f"; torch: {type(error).__name__}"
 

@@ -22,6 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu.torch_times import graph_times  # noqa: E402
 from benchmarks.runner import Result, compare, record  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.ops import Recurrence  # noqa: E402
@@ -120,23 +121,7 @@ def torch_times(case: Case, module: Any, x: np.ndarray, torch: Any) -> list[floa
     dtype = getattr(torch, case.dtype)
     module, given = module.to("cuda", dtype), torch.from_numpy(x).to("cuda")
     module.flatten_parameters()
-    stream = torch.cuda.Stream()
-    with torch.inference_mode(), torch.cuda.stream(stream):
-        for _ in range(3):
-            module(given)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            module(given)
-        found = []
-        for _ in range(40):
-            first, second = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record(stream)
-            graph.replay()
-            second.record(stream)
-            second.synchronize()
-            found.append(first.elapsed_time(second))
-    return found[10:]
+    return [seconds * 1e3 for seconds in graph_times([lambda: module(given)], launches=1, replays=40)[10:]]
 
 
 def run(case: Case, torch: Any, cache: str, configurations: bool) -> Result:
