@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from fusion.dtypes import DataType
 from fusion.expression import Operand, apply
 from fusion.network import TensorType
-from fusion.ops import PackedMatrixMultiply
+from fusion.ops import MatrixMultiply, PackedMatrixMultiply
 from fusion.ops.packed_matmul import packed, unpacked
-from tactics.cuda.gemm.stream import Stream
+from tactics.cuda.gemm.stream import Stream, StreamedGemm
 from tactics.cuda.packed.common import grouped
 from tactics.cuda.packed.dequantized import TACTICS as DEQUANTIZED
 from tactics.cuda.packed.packed_gemm import PackedGemm
@@ -166,3 +166,22 @@ def test_on_a_gpu(bits: int, block: int, dtype: DataType) -> None:
         for one in tactic.configs(workload, device)[:4]:
             (found,) = run_on_gpu(tactic.plan(workload, one, device), inputs, workload.outputs, tactic.prepare(workload, one, constants))
             close(found, expected, f"{tactic.id} {dict(one)}", LIMITS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [DataType.HALF, DataType.BF16])
+def test_sixteen_bits_of_few_rows_on_a_gpu(dtype: DataType) -> None:
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    device, generator, op = open_device("0").spec, np.random.default_rng(3), MatrixMultiply(False, True, EPILOGUE)
+    for rows in (1, 2, 9):
+        inputs = [generator.normal(size=shape).astype(dtype.numpy) for shape in ((rows, 1096), (269, 1096), (269,), (rows, 269))]
+        wide = [one.astype(np.float64) for one in inputs]
+        expected = np.maximum(wide[0] @ wide[1].T + wide[2] + wide[3], 0)
+        types = tuple(TensorType(dtype, one.shape) for one in inputs)
+        workload = Workload(op, types, op.infer(types), (False, True, True, False))
+        for one in StreamedGemm().configs(workload, device)[:5]:
+            arrays = StreamedGemm().prepare(workload, one, {1: inputs[1]})
+            (found,) = run_on_gpu(StreamedGemm().plan(workload, one, device), inputs, workload.outputs, arrays)
+            close(found, expected, f"{dict(one)}", LIMITS)
