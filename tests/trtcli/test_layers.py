@@ -154,6 +154,7 @@ def test_why_not() -> None:
     assert why_not_lines(engine(), "bias") == [
         "bias is one of 2 nodes in layer 'fc + bias' (4.0 us, memory bound).",
         "  no rule matched around it: nothing was refused",
+        "  it reads x (input); it is read by soft (SoftMax)",
     ]
     assert why_not_lines(engine(), "drop") == ["drop: does nothing: what reads it reads its input"]
     with pytest.raises(ValueError, match=r"--whyNot=sofft: no such ONNX node or layer; near it: soft"):

@@ -85,7 +85,7 @@ def why_not_lines(engine: Engine, name: str) -> list[str]:
     misses = recorded_misses(engine).get(layer.name, ())
     saved = _traffic(engine, misses[0]) if misses else 0
     cost = _cost(plan) if plan is not None else "inside of a branch or loop"
-    return [f"{name} {_place(name, layer)} ({cost}).", *_miss_lines(layer, misses, _gain(engine, saved) if saved else "")]
+    return [f"{name} {_place(name, layer)} ({cost}).", *_miss_lines(engine.network, layer, misses, _gain(engine, saved) if saved else "")]
 
 
 def why_not_in_network(network: Network, misses: Mapping[str, Sequence[Miss]], name: str) -> list[str]:
@@ -99,7 +99,8 @@ def why_not_in_network(network: Network, misses: Mapping[str, Sequence[Miss]], n
         return [f"{name}: {fate}"]
     found = misses.get(layer.name, ())
     saved = [one.bytes for one in missed_in_network(network, {name: found}) if one.bytes]
-    return [f"{name} {_place(name, layer)}.", *_miss_lines(layer, found, f"it would save {megabytes(saved[0])} of traffic" if saved else "")]
+    gain = f"it would save {megabytes(saved[0])} of traffic" if saved else ""
+    return [f"{name} {_place(name, layer)}.", *_miss_lines(network, layer, found, gain)]
 
 
 def find(network: Network, name: str) -> tuple[Layer | None, str]:
@@ -152,10 +153,10 @@ def recorded_misses(engine: Engine) -> dict[str, tuple[Miss, ...]]:
     }
 
 
-def _miss_lines(layer: Layer, misses: Sequence[Miss], gain: str) -> list[str]:
-    """The nearest miss, what it would gain, and the others in a line each."""
+def _miss_lines(network: Network, layer: Layer, misses: Sequence[Miss], gain: str) -> list[str]:
+    """The nearest miss, what it would gain, and the others in a line each; without any, between what the layer stands."""
     if not misses:
-        return ["  no rule matched around it: nothing was refused"]
+        return ["  no rule matched around it: nothing was refused", f"  {_surroundings(network, layer)}"]
     lines = []
     for place, miss in enumerate(misses):
         lines.append(f"  {'also near' if place else 'nearest rule'}: {miss.rule} - refused ({miss.condition}): {miss.detail}")
@@ -164,6 +165,19 @@ def _miss_lines(layer: Layer, misses: Sequence[Miss], gain: str) -> list[str]:
             lines += [f"  it would have joined it with {others}"] if others else []
             lines += [f"  {gain}"] if gain else []
     return lines
+
+
+def _surroundings(network: Network, layer: Layer) -> str:
+    """What the layer reads from, and what reads from it."""
+    around = next(one for one in _networks(network) if layer.name in {other.name for other in one.layers})
+    makers, readers = around.producers(), around.readers()
+    read = [_kind(makers[name]) if name in makers else f"{name} (input)" for name in layer.inputs if name in makers or name in around.inputs]
+    by = [*(f"{name} (output)" for name in layer.outputs if name in around.outputs), *(_kind(one) for name in layer.outputs for one in readers.get(name, ()))]
+    return f"it reads {', '.join(dict.fromkeys(read)) or 'constants'}; it is read by {', '.join(dict.fromkeys(by)) or 'nothing'}"
+
+
+def _kind(layer: Layer) -> str:
+    return f"{layer.name} ({layer.op.layer_type or type(layer.op).__name__})"
 
 
 def _place(name: str, layer: Layer) -> str:
