@@ -69,6 +69,7 @@ from fusion.rules import (
     reduce_prologue,
     relu_relu,
     reshape_batch,
+    reshape_operands,
     reshape_rows,
     rms_normalization,
     rotary_embedding,
@@ -107,7 +108,7 @@ PADDING = (padding_convolution.RULE, padding_pooling.RULE)
 PRODUCTS = (
     convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
     matmul_scale.RULE, matmul_pointwise.RULE, matmul_split.RULE, slice_shuffle.RULE, shuffle_matmul.RULE, shuffle_rows.RULE,
-    reshape_rows.RULE, reshape_batch.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
+    reshape_rows.RULE, reshape_batch.RULE, reshape_operands.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, group_normalization.RULE, softmax.RULE)

@@ -415,6 +415,38 @@ def unet_attention() -> Block:
     )  # fmt: skip
 
 
+def keras() -> Block:
+    """Keras' MultiHeadAttention: projections, scores and result as Einsum, a bias per head, a mask of ones and zeros."""
+    width, heads, length = 64, 4, 10
+    size = width // heads
+    nodes = """
+        q0 = Einsum<equation="abc,cde->abde">(x, wq)
+        q1 = Add(q0, bq)
+        k0 = Einsum<equation="abc,cde->abde">(x, wk)
+        k = Add(k0, bk)
+        v0 = Einsum<equation="abc,cde->abde">(x, wv)
+        v = Add(v0, bv)
+        q = Mul(q1, scale)
+        s0 = Einsum<equation="aecd,abcd->acbe">(k, q)
+        hidden = Sub(one, mask)
+        added = Mul(hidden, large)
+        s = Add(s0, added)
+        p = Softmax<axis=-1>(s)
+        c = Einsum<equation="acbe,aecd->abcd">(p, v)
+        o = Einsum<equation="abcd,cde->abe">(c, wo)
+        y = Add(o, bo)
+    """
+    return Block(
+        nodes, {"x": ("batch", length, width), "mask": ("batch", 1, 1, length)}, ("y",),
+        {
+            **{f"w{side}": (width, heads, size) for side in "qkv"}, "wo": (heads, size, width), "bq": (heads, size), "bk": (heads, size), "bv": (heads, size),
+            "bo": (width,), "scale": size**-0.5, "one": 1.0, "large": -1e4,
+        },
+        layers=4, sizes={"batch": 2},
+    )  # fmt: skip
+
+
 BLOCKS = {
     "llama": llama(False), "llama with a cache": llama(), "gpt2": gpt2(), "t5": t5(), "whisper": whisper(), "unet attention": unet_attention(),
+    "keras": keras(),
 }  # fmt: skip

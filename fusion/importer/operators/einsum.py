@@ -105,6 +105,8 @@ def _contract(b: Builder, left: Term, right: Term, needed: str, suffix: str) -> 
     batch = [letter for letter in shared if letter in needed]
     rows = [letter for letter in left.letters if letter not in shared]
     columns = [letter for letter in right.letters if letter not in shared]
+    if rows and columns and needed.index(columns[0]) < needed.index(rows[0]) and not left.value.is_constant and not right.value.is_constant:
+        return _contract(b, right, left, needed, suffix)  # as the result is wanted; but weights stay on the right
     if not summed:
         return _outer(b, left, right, "".join(batch + rows + columns), suffix)
     sizes = {**dict(zip(right.letters, right.value.shape, strict=True)), **dict(zip(left.letters, left.value.shape, strict=True))}

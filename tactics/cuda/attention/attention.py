@@ -28,6 +28,7 @@ from tactics.tactic import (
 AXES = "bhsd"
 FILE = "attention/mma_attention.cu"
 MOST_QUERIES = 16  # of GroupedAttention
+SINGLE = 0  # splits of GroupedAttention: as many as there are steps of keys
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,8 @@ class MmaAttention(Tactic):
         return row_tiles * (head // 2 + block_kv // 2 + kept) + (60 if size == 2 else 76)
 
     @staticmethod
-    def _shared(warps: int, row_tiles: int, block_kv: int, head: int, size: int) -> int:
-        return (warps * row_tiles * 16 + 4 * block_kv) * head * size
+    def _shared(warps: int, row_tiles: int, block_kv: int, head: int, size: int, buffers: int = 2) -> int:
+        return (warps * row_tiles * 16 + 2 * buffers * block_kv) * head * size
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         heads = heads_of(workload)
@@ -209,8 +210,10 @@ class MmaAttention(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         heads, chosen, op = heads_of(workload), dict(config), workload.op
         assert isinstance(heads, Heads) and isinstance(op, Attention)
-        head, dtype, splits, grouped = _head(heads), workload.inputs[0].dtype, chosen.get("splits", 1), "splits" in chosen
+        head, dtype, grouped, single = _head(heads), workload.inputs[0].dtype, "splits" in chosen, chosen.get("splits") == SINGLE
         warps, row_tiles, block_kv = chosen["warps"], chosen["row_tiles"], chosen["block_kv"]
+        splits = ceil_div(heads.s_k, block_kv) if single else chosen.get("splits", 1)
+        split = single or splits > 1
         lengths = [stride for strides, size in zip(heads.strides, (heads.d, heads.d, heads.d_v, heads.d_v), strict=True)
                    for stride in (size, *(s for s in strides[:3]))]  # fmt: skip
         if not workload.is_static:  # strides that may change are multiples of the head size, or of a fixed packed row
@@ -219,7 +222,7 @@ class MmaAttention(Tactic):
         names = defines(
             IN_T=C_TYPES[dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], WIDE=1 if wide else None, F32=None if narrow else 1,
             EXACT=None if narrow or workload.tf32 else 1, WARPS=warps, ROW_TILES=row_tiles, BLOCK_KV=block_kv, HEAD=head,
-            GROUPED=1 if grouped else None, SPLIT=1 if splits > 1 else None,
+            GROUPED=1 if grouped else None, SPLIT=1 if split else None, SINGLE=1 if single else None,
             VEC_IN=vector_bytes(dtype.itemsize, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads),
             **self._mask_layout(workload, heads, grouped),
         )  # fmt: skip
@@ -228,16 +231,16 @@ class MmaAttention(Tactic):
         arguments: tuple[Argument, ...] = (
             *_operands(workload, heads), Buffer("output"), *map(Scalar, (group, heads.s_q, heads.s_k, heads.d, heads.d_v)),
             *(_rows(strides) for strides in heads.strides), _rows(heads.mask_strides), Scalar(heads.mask_strides[3]),
-            Scalar(op.scale * math.log2(math.e), "f32"), workspace if splits > 1 else Scalar(0, "u64"), Scalar(splits),
+            Scalar(op.scale * math.log2(math.e), "f32"), workspace if split else Scalar(0, "u64"), Scalar(splits),
         )  # fmt: skip
         rows, parts = (heads.s_q * group, heads.kv_heads) if grouped else (heads.s_q, heads.heads)
         grid = (ceil_div(rows, warps * row_tiles * 16) * splits, parts, heads.batch)
-        shared = self._shared(warps, row_tiles, block_kv, head, dtype.itemsize)
+        shared = self._shared(warps, row_tiles, block_kv, head, dtype.itemsize, 1 if single else 2)
         one = Launch(Kernel(FILE, "mma_attention", names), grid, (warps * 32, 1, 1), arguments, shared_memory=shared, dependent=pdl(device))
-        if splits == 1:
+        if not split:
             return Plan((one,))
         joined: tuple[Argument, ...] = (workspace, Buffer("output"), *map(Scalar, (group, heads.s_q, heads.d_v)), _rows(heads.strides[3]), Scalar(splits))
-        combine = Launch(Kernel(FILE, "attention_combine", names), (rows, parts, heads.batch), (min(round_up(heads.d_v, 32), 256), 1, 1), joined,
+        combine = Launch(Kernel(FILE, "attention_combine", names), (rows, parts, heads.batch), (256, 1, 1), joined,
                          dependent=pdl(device))  # fmt: skip
         return Plan((one, combine), heads.batch * parts * splits * rows * (head + 2) * 4)
 
@@ -274,30 +277,32 @@ class GroupedAttention(MmaAttention):
         assert isinstance(heads, Heads)
         size, rows = workload.inputs[0].dtype.itemsize, heads.s_q * heads.heads // heads.kv_heads
         found = []
-        for block_kv in (32, 64):
+        for block_kv in (32, 64, 128):
             row_tiles = 2 if rows > 16 and self._legal(1, 2, block_kv, _head(heads), size, device) else 1
             if not self._legal(1, row_tiles, block_kv, _head(heads), size, device):
                 continue
             tiles = ceil_div(heads.s_k, block_kv)
             most = ceil_div(8 * device.multiprocessors, max(1, heads.batch * heads.kv_heads))
-            found += [config(warps=1, row_tiles=row_tiles, block_kv=block_kv, splits=splits)
-                      for splits in (1, 2, 4, 8, 16, 32, 64) if splits == 1 or splits <= min(tiles, most)]  # fmt: skip
-        return sorted(found, key=lambda one: (self.estimate(workload, one, device), one))[:6]
+            counts = [splits for splits in (1, 2, 4, 8, 16, 32, 64) if splits == 1 or splits <= min(tiles, most)] if block_kv < 128 else []
+            found += [config(warps=1, row_tiles=row_tiles, block_kv=block_kv, splits=splits) for splits in (SINGLE, *counts)]
+        return sorted(found, key=lambda one: (self.estimate(workload, one, device), one))[:8]
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         heads, chosen = heads_of(workload), dict(config)
         assert isinstance(heads, Heads)
-        dtype, splits, block_kv = workload.inputs[0].dtype, chosen["splits"], chosen["block_kv"]
+        size, block_kv, single = workload.inputs[0].dtype.itemsize, chosen["block_kv"], chosen["splits"] == SINGLE
+        splits = ceil_div(heads.s_k, block_kv) if single else chosen["splits"]
         head, rows = _head(heads), heads.s_q * heads.heads // heads.kv_heads
         blocks = ceil_div(rows, 16 * chosen["row_tiles"]) * heads.kv_heads * heads.batch * splits
-        shared = self._shared(1, chosen["row_tiles"], block_kv, head, dtype.itemsize)
+        shared = self._shared(1, chosen["row_tiles"], block_kv, head, size, 1 if single else 2)
         busy = min(max(1, device.shared_memory // shared), ceil_div(blocks, device.multiprocessors))
         waves = ceil_div(blocks, device.multiprocessors * busy)
         steps = ceil_div(ceil_div(heads.s_k, block_kv), splits)
-        # A block has two steps of keys under way; a step takes a latency, or its share of the bandwidth.
+        # Each block has a step or two of keys under way; a step takes a latency, or its share of the bandwidth.
         bandwidth = device.bandwidth / device.multiprocessors / busy
-        step = max(1.1e-6, 2 * block_kv * head * dtype.itemsize / bandwidth)
-        return 1.5e-6 + waves * (2e-6 + steps * step) + (2.5e-6 + splits * 5e-8 if splits > 1 else 0.0)
+        step = max(1.1e-6, 2 * block_kv * head * size / bandwidth)
+        # Fitted by eye to four timings on an H100.
+        return 1.5e-6 + waves * (2e-6 + steps * step) + (2e-6 + splits * rows * head * 8 * heads.kv_heads * heads.batch / device.bandwidth if single or splits > 1 else 0.0)
 
 
 class SimtAttention(Tactic):

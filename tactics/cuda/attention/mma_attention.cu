@@ -32,6 +32,11 @@ constexpr bool KEEP_Q = ROW_TILES * HEAD * SIZE <= 256;  // q's fragments stay i
 #ifndef SPLIT
 #define SPLIT 0
 #endif
+#ifndef SINGLE
+#define SINGLE 0
+#endif
+
+constexpr int BUFFERS = SINGLE ? 1 : 2;  // of keys, and of values
 
 struct Strides {  // of batch, head and position, in elements; the head dimension is contiguous
     long long b, h, s;
@@ -105,7 +110,8 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
 //   GROUPED=1: the rows of a block are queries of all heads that share a key head, row g * s_q + s query s of the g-th, so that keys are read
 //   once for them; the grid's y counts key heads. SPLIT=1: the grid's x has `splits` blocks for every block of rows, each with a share of the
 //   keys, and `partial` gets what attention_combine joins: per (batch, key head, split, row) HEAD sums, then the peaks and totals of all.
-//   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 4 * BLOCK_KV) * HEAD * SIZE.
+//   SINGLE=1: there are so many splits that each has one step of keys at most, and shared memory for one.
+//   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 2 * BUFFERS * BLOCK_KV) * HEAD * SIZE.
 // Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023; the online
 // softmax is Milakov and Gimelshein, 2018. sm_75 (fp16), sm_80+.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -114,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                   Strides v_stride, Strides out_stride, Strides mask_stride, int mask_k, float scale_log2, float* __restrict__ partial,
                   int splits) {
     extern __shared__ __align__(128) char memory[];
-    const unsigned shared_q = shared_address(memory), shared_k = shared_q + Q_BYTES, shared_v = shared_k + 2 * KV_BYTES;
+    const unsigned shared_q = shared_address(memory), shared_k = shared_q + Q_BYTES, shared_v = shared_k + BUFFERS * KV_BYTES;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int part = SPLIT ? blockIdx.x % splits : 0, q0 = (SPLIT ? blockIdx.x / splits : blockIdx.x) * BLOCK_Q, batch = blockIdx.z;
     const int head = GROUPED ? blockIdx.y * heads_per_kv : blockIdx.y, rows = GROUPED ? heads_per_kv * s_q : s_q;
@@ -138,11 +144,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     auto load_k = [&](int tile) {
         const int first = tile * BLOCK_KV;
-        load_rows<BLOCK_KV>(shared_k + tile % 2 * KV_BYTES, k + first * k_stride.s, k_stride.s, s_k - first, d);
+        load_rows<BLOCK_KV>(shared_k + tile % BUFFERS * KV_BYTES, k + first * k_stride.s, k_stride.s, s_k - first, d);
     };
     auto load_v = [&](int tile) {
         const int first = tile * BLOCK_KV;
-        load_rows<BLOCK_KV>(shared_v + tile % 2 * KV_BYTES, v + first * v_stride.s, v_stride.s, s_k - first, d_v);
+        load_rows<BLOCK_KV>(shared_v + tile % BUFFERS * KV_BYTES, v + first * v_stride.s, v_stride.s, s_k - first, d_v);
     };
     pdl_start();
     if (GROUPED) {
@@ -228,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (tile + 1 < tiles) load_v(tile + 1);
         copy_async_commit();
 
-        const unsigned tile_k = shared_k + tile % 2 * KV_BYTES, tile_v = shared_v + tile % 2 * KV_BYTES;
+        const unsigned tile_k = shared_k + tile % BUFFERS * KV_BYTES, tile_v = shared_v + tile % BUFFERS * KV_BYTES;
         if (KEEP_Q && tile == first_tile) {
 #pragma unroll
             for (int i = 0; i < ROW_TILES; ++i)
@@ -444,26 +450,45 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 #if SPLIT
-// Joins the shares of the keys: out = sum of 2^(peak - highest) * sums over the splits, divided by the sum of totals weighted alike.
-// Grid: x = rows of a group, y = key heads, z = batch; a thread has columns threadIdx.x, + blockDim.x ...
-extern "C" __global__ void attention_combine(const float* __restrict__ partial, OUT_T* __restrict__ out, int heads_per_kv, int s_q, int d_v,
-                                             Strides out_stride, int splits) {
+// Joins the shares of the keys: out = sum of 2^(peak - highest) * sums over the splits, divided by the sum of totals weighted alike. A warp
+// adds every eighth split, a lane has every 32nd column. Grid: x = rows of a group, y = key heads, z = batch.
+extern "C" __global__ void __launch_bounds__(256)
+    attention_combine(const float* __restrict__ partial, OUT_T* __restrict__ out, int heads_per_kv, int s_q, int d_v, Strides out_stride, int splits) {
+    __shared__ float sums[8][HEAD];
     pdl_start();
-    const int row = blockIdx.x, rows = gridDim.x;
+    const int row = blockIdx.x, rows = gridDim.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const long long first_row = (static_cast<long long>(blockIdx.z) * gridDim.y + blockIdx.y) * splits * rows + row;
     const float2* statistics = reinterpret_cast<const float2*>(partial + static_cast<long long>(gridDim.z) * gridDim.y * splits * rows * HEAD) + first_row;
-    float highest = -INFINITY, total = 0.0f;
-    for (int i = 0; i < splits; ++i) highest = fmaxf(highest, statistics[i * rows].x);
+    float highest = -INFINITY, total = 0.0f, sum[HEAD / 32] = {};
+    for (int i = lane; i < splits; i += 32) highest = fmaxf(highest, statistics[static_cast<long long>(i) * rows].x);
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, step));
     if (highest == -INFINITY) highest = 0.0f;
-    for (int i = 0; i < splits; ++i) total += statistics[i * rows].y * exp2_fast(statistics[i * rows].x - highest);
+#pragma unroll 4
+    for (int i = warp; i < splits; i += 8) {
+        const float2 found = statistics[static_cast<long long>(i) * rows];
+        const float weight = exp2_fast(found.x - highest);
+        total += weight * found.y;
+        const float* from = partial + (first_row + static_cast<long long>(i) * rows) * HEAD + lane;
+#pragma unroll
+        for (int j = 0; j < HEAD / 32; ++j) sum[j] += weight * from[32 * j];
+    }
+#pragma unroll
+    for (int j = 0; j < HEAD / 32; ++j) sums[warp][lane + 32 * j] = sum[j];
+    __shared__ float totals[8];
+    if (lane == 0) totals[warp] = total;
+    __syncthreads();
+    total = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) total += totals[i];
     const float factor = total > 0.0f ? 1.0f / total : 0.0f;
     const int head = blockIdx.y * heads_per_kv + row / s_q;
     out += blockIdx.z * out_stride.b + head * out_stride.h + row % s_q * out_stride.s;
-    for (int column = threadIdx.x; column < d_v; column += blockDim.x) {
-        float sum = 0.0f;
-        for (int i = 0; i < splits; ++i)
-            sum += exp2_fast(statistics[i * rows].x - highest) * partial[(first_row + static_cast<long long>(i) * rows) * HEAD + column];
-        out[column] = fx::narrow<OUT_T>(sum * factor);
+    for (int column = threadIdx.x; column < d_v; column += 256) {
+        float result = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) result += sums[i][column];
+        out[column] = fx::narrow<OUT_T>(result * factor);
     }
 }
 #endif

@@ -12,7 +12,7 @@ from fusion.dtypes import DataType
 from fusion.network import TensorType
 from fusion.ops import Attention
 from tactics.compiler import compile_cubin
-from tactics.cuda.attention.attention import GroupedAttention, MmaAttention, SimtAttention
+from tactics.cuda.attention.attention import SINGLE, GroupedAttention, MmaAttention, SimtAttention
 from tactics.tactic import Config, DeviceSpec, Launch, Refusal, Tactic, Workload, config
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, H100, available, close, kernels, run_plan
@@ -99,6 +99,7 @@ GROUPS = {
     "one query, split": (dict(sizes=(2, 8, 1, 300, 64), kv_heads=2, mask=(1, 8, 1, 300)), 4),
     "a few queries, causal, split": (dict(sizes=(1, 6, 3, 150, 64), kv_heads=2, causal=True, layout="bshd", mask=(1, 6, 3, 150)), 2),
     "whole": (dict(sizes=(1, 6, 3, 70, 64), kv_heads=2, causal=True, window=20), 1),
+    "a step of keys each": (dict(sizes=(1, 4, 1, 300, 64), kv_heads=2, causal=True), SINGLE),
 }  # fmt: skip
 
 
