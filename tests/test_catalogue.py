@@ -11,7 +11,7 @@ import pytest
 from fusion.importer import import_onnx
 from fusion.network import Network
 from fusion.passes import RULES, FusionOptions, optimize
-from fusion.rewrite import validate
+from fusion.validation import validate
 from runtime.devices import open_device
 from runtime.views import view_layers
 from tests.catalogue import CATALOGUE, Row, model

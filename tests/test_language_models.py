@@ -12,7 +12,7 @@ from fusion.importer import import_onnx
 from fusion.network import Network
 from fusion.passes import FusionOptions, optimize
 from fusion.reference import run
-from fusion.rewrite import validate
+from fusion.validation import validate
 from runtime.devices import open_device
 from runtime.views import view_layers
 from tests.language_models import BLOCKS, Block, inputs_of, model

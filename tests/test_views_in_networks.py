@@ -13,7 +13,7 @@ from fusion.importer import import_onnx
 from fusion.network import Network
 from fusion.ops import Concatenation, Convolution, Slice
 from fusion.passes import FusionOptions, optimize
-from fusion.rewrite import validate
+from fusion.validation import validate
 from runtime import resolution
 from runtime.columns import TYPICAL, ask_kind, ask_tactics, copy_parts, parts_to_copy
 from runtime.cpu import CpuDevice

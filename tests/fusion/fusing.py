@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from fusion.graph import Graph, Limits
 from fusion.network import Layer, Network, Op
-from fusion.rewrite import Miss, Record, Rule, apply_rules, validate
+from fusion.rewrite import Miss, Record, Rule, apply_rules
+from fusion.validation import validate
 from tests.fusion.networks import assert_same
 
 

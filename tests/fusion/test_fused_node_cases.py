@@ -13,7 +13,7 @@ from fusion.importer import ModelError, UnsupportedModel, import_onnx
 from fusion.network import Network
 from fusion.passes import FusionOptions, optimize
 from fusion.reference import run
-from fusion.rewrite import validate
+from fusion.validation import validate
 
 # Relative and absolute. Fused layers round narrow types once instead of after every step.
 TOLERANCES = {DataType.HALF: 5e-3, DataType.BF16: 4e-2, DataType.FLOAT: 1e-4, DataType.DOUBLE: 1e-6}

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 from fusion.dtypes import DataType
 from fusion.importer import import_onnx, import_with_report
 from fusion.passes import FusionOptions, optimize
-from fusion.rewrite import validate
+from fusion.validation import validate
 from runtime.views import view_layers
 from tests.fusion.fates import check_fates
 from tests.models import WHEEL_MODELS, wheel_model

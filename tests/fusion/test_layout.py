@@ -26,8 +26,8 @@ from fusion.ops import (
     TopK,
 )
 from fusion.passes import FusionOptions, optimize
-from fusion.rewrite import validate
 from fusion.rules._shuffles import inverse
+from fusion.validation import validate
 from tests.fusion.networks import X0, X1, X2, Build, assert_same
 
 N = symbol("batch")

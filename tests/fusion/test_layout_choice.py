@@ -13,7 +13,7 @@ from fusion.layout import estimated_layouts, to_channels_last
 from fusion.layout_choice import LayoutTimes, best_layouts, border_tensors, cost_of, undecided_layers
 from fusion.network import Network
 from fusion.ops import Pooling, Softmax
-from fusion.rewrite import validate
+from fusion.validation import validate
 from tests.fusion.networks import assert_same
 from tests.fusion.test_layout import Nets, reformats
 

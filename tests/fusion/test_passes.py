@@ -33,7 +33,8 @@ from fusion.ops import (
 )
 from fusion.passes import OPTIONAL, PASSES, RULES, FusionOptions, optimize
 from fusion.reference import run
-from fusion.rewrite import VIEW_RULES, Rule, validate
+from fusion.rewrite import VIEW_RULES, Rule
+from fusion.validation import validate
 from tests.fusion.fates import check_fates
 from tests.fusion.fusing import kinds
 from tests.fusion.networks import X0, X1, X2, Build, assert_same, random_inputs

@@ -9,7 +9,7 @@ from fusion.ops import Convolution, Cumulative, Fill, Gather, MatrixMultiply, Ra
 from fusion.passes import FusionOptions, optimize
 from fusion.precision import LayerTypes, to_half
 from fusion.reference import run
-from fusion.rewrite import validate
+from fusion.validation import validate
 from tests.fusion.networks import X0, X1, Build, assert_same, random_inputs
 
 FLOAT, HALF, BF16, INT64 = DataType.FLOAT, DataType.HALF, DataType.BF16, DataType.INT64

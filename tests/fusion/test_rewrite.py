@@ -10,18 +10,9 @@ from fusion.expression import Literal, apply
 from fusion.graph import Graph, Limits
 from fusion.network import Fate, Layer
 from fusion.ops import Pointwise, Shuffle, Softmax
-from fusion.rewrite import (
-    InvalidNetwork,
-    Match,
-    Record,
-    Refusal,
-    Replacement,
-    Rule,
-    apply_rules,
-    joined_name,
-    validate,
-)
+from fusion.rewrite import Match, Record, Refusal, Replacement, Rule, apply_rules, joined_name
 from fusion.rules import no_op, pointwise
+from fusion.validation import InvalidNetwork, validate
 from tests.fusion.fusing import fuse, refused
 from tests.fusion.networks import X0, Build
 

@@ -13,7 +13,6 @@ from fusion.expression import Convert, Expression, Literal, apply
 from fusion.network import Network
 from fusion.ops import Attention, Expand, MatrixMultiply, Shuffle, Softmax
 from fusion.passes import FusionOptions, optimize
-from fusion.rewrite import validate
 from fusion.rules import (
     attention,
     attention_batch,
@@ -23,6 +22,7 @@ from fusion.rules import (
     reshape_batch,
 )
 from fusion.rules._scores import Scores, band, read_scores
+from fusion.validation import validate
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, X2, Build, assert_same
 

@@ -17,7 +17,6 @@ from fusion.network import Fate
 from fusion.ops import Concatenation, Convolution, ConvolutionPooling, Deconvolution, Padding, Pooling
 from fusion.ops.epilogue import IDENTITY
 from fusion.passes import FusionOptions, optimize
-from fusion.rewrite import validate
 from fusion.rules import (
     constant_operand,
     convolution_activation,
@@ -32,6 +31,7 @@ from fusion.rules import (
     pooling_pointwise,
 )
 from fusion.serial import from_json, to_json
+from fusion.validation import validate
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, X2, Build, assert_same
 

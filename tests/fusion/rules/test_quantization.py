@@ -29,7 +29,6 @@ from fusion.ops import (
 )
 from fusion.passes import FusionOptions, optimize
 from fusion.reference import run
-from fusion.rewrite import validate
 from fusion.rules import (
     dequantize_forward,
     dequantize_quantize,
@@ -40,6 +39,7 @@ from fusion.rules import (
     quantized_matmul,
     shuffle_matmul,
 )
+from fusion.validation import validate
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, Build, assert_same
 
