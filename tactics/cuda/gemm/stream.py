@@ -45,6 +45,8 @@ MOST_ROWS = 16
 SHARED_ROWS = 16  # rows of A times turns, up to which a warp keeps all of A that it multiplies in shared memory
 GROUP = 64  # of the depth, is what a warp multiplies in a turn
 CLOCK = 1.7e9  # Hz, about
+# (columns, warps, stages) by tiles: the best of a shape where the estimate did not see it, so always among the first.
+PROVEN = {1: ((2, 16, 2), (1, 16, 2), (4, 8, 2), (4, 4, 2)), 2: ((2, 4, 4), (2, 16, 2), (4, 8, 2))}
 # Registers that a thread may have, by (columns, tiles): so many that at most a few bytes are spilled (ptxas, sm_75 to sm_120).
 _REGISTERS = {(1, 1): 64, (2, 1): 64, (3, 1): 80, (4, 1): 80, (1, 2): 80, (2, 2): 112, (4, 2): 144}
 
@@ -131,13 +133,16 @@ def estimate(stream: Stream, m: int, n: int, k: int, bits: int, block: int, floo
     groups_each = (most if share <= resident else share) * stream.wide * turns * stream.warps
     arithmetic = groups_each / 4 * max(issue, latency) / CLOCK
     rows = m * 2 * k * blocks / (1.9 * device.bandwidth)  # A again for every block, from L2
-    room = min(1.0, (resident - most) / most)
+    # Bytes that arrive before the kernel may read A: its blocks start where those of the kernel before leave room.
+    room = min(1.0, (resident - most) / most) if share <= resident else (resident - 1) / resident
+    ahead = room * under_way * device.multiprocessors
+    between = max(0.3e-6, 2e-6 - 0.5 * ahead / device.bandwidth)
     slow, fast = max(memory, arithmetic), min(memory, arithmetic)
-    return slow + 0.3 * fast + 0.25 * rows + 2e-6 * (1 - 0.5 * room) + 0.3e-6 * (ceil_div(blocks, device.multiprocessors * resident) - 1)
+    return slow + 0.3 * fast + 0.25 * rows + between
 
 
 def configurations(workload: Workload, m: int, n: int, k: int, bits: int, block: int, device: DeviceSpec, limit: int = 48) -> list[Config]:
-    """Legal configurations for ``m`` rows, the most promising first; those that differ from a better one in their stages come after all others."""
+    """Legal configurations for ``m`` rows, the most promising first; those that differ from a better one in their stages come five places later."""
     tiles = (ceil_div(m, 8),) if workload.is_static else (1, 2) if m <= 8 else (2,)
     groups, floor = ceil_div(k, GROUP), floor_seconds(workload, device)
     found: dict[Stream, float] = {}
@@ -146,9 +151,13 @@ def configurations(workload: Workload, m: int, n: int, k: int, bits: int, block:
         one = Stream(columns, warps, max(2, min(stages, turns)), rows, across)
         if legal(one, n, bits, block, device) and (warps == 2 or warps <= groups):
             found[one] = estimate(one, m, n, k, bits, block, floor, device)
-    order = sorted(found, key=lambda one: (found[one], one.stages, one.config()))
-    first = {replace(one, stages=0): one for one in reversed(order)}  # of those that differ in their stages only
-    order.sort(key=lambda one: first[replace(one, stages=0)] != one)
+    kinds: dict[Stream, list[Stream]] = {}  # which differ in their stages only
+    for one in sorted(found, key=lambda one: (found[one], one.stages, one.config())):
+        kinds.setdefault(replace(one, stages=0), []).append(one)
+    places = {one: rank + 5 * place for rank, kind in enumerate(kinds.values()) for place, one in enumerate(kind)}
+    order = sorted(places, key=lambda one: (places[one], one.config()))
+    proven = [one for one in order[3:] if one.across == 1 and (one.columns, one.warps, one.stages) in PROVEN[one.tiles]]
+    order = [*order[:3], *proven, *(one for one in order[3:] if one not in proven)]
     return [one.config() for one in order[:limit]]
 
 
