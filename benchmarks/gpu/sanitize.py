@@ -30,7 +30,7 @@ from benchmarks.gpu.memory_bound_check import checks  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Operand, apply  # noqa: E402
 from fusion.network import Op, TensorType  # noqa: E402
-from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply, Recurrence  # noqa: E402
+from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply, Recurrence  # noqa: E402
 from runtime.device import Binding, Device, Tensor  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
 from tactics.compiler import compile_cubin  # noqa: E402
@@ -40,7 +40,7 @@ from tactics.tactic import Config, DeviceSpec, Kernel, Launch, Plan, Tactic, Wor
 F16, F32, BF16 = DataType.HALF, DataType.FLOAT, DataType.BF16
 X, Y = Operand(0), Operand(1)
 BIAS_RELU = apply("relu", apply("add", X, Y))
-FAMILIES = ("products", "convolutions", "attention", "recurrences", "memory")
+FAMILIES = ("products", "packed", "convolutions", "attention", "recurrences", "memory")
 
 Case = tuple[str, Workload]
 
@@ -60,6 +60,11 @@ def cases(family: str) -> list[Case]:
         found = [case(bias, (F16, (m, k)), (F16, (k, n)), (F16, (n,)), constant=(1, 2)) for m, k, n in sizes]
         found += [case(MatrixMultiply(), (F16, (2, 3, 70, 72)), (F16, (2, 3, 72, 40))), case(MatrixMultiply(), (BF16, (65, 136)), (BF16, (136, 200)))]
         return [*found, case(bias, (F32, (65, 33)), (F32, (33, 17)), (F32, (17,)), constant=(1, 2)), case(bias, (F16, (200, 1032)), (F16, (1032, 72)), (F16, (72,)))]
+    if family == "packed":
+        def packed(m: int, n: int, k: int, bits: int, block: int) -> Case:
+            blocks = [(F16, (n, -(-k // block)))] * 2
+            return case(PackedMatrixMultiply(bits, k, block, apply("add", X, Y)), (F16, (m, k)), (DataType.UINT8, (n, k * bits // 8)), *blocks, (F16, (m, n)), constant=(1, 2, 3))
+        return [packed(1, 269, 1096, 4, 32), packed(9, 85, 1096, 4, 128), packed(5, 77, 456, 8, 16), packed(150, 72, 200, 8, 64)]
     if family == "convolutions":
         def conv(size: int, c: int, o: int, k: int, stride: int, groups: int = 1, dtype: DataType = F16) -> Case:
             op = Convolution((stride,) * 2, (k // 2,) * 2, (k // 2,) * 2, (1, 1), groups, True, BIAS_RELU)
@@ -112,6 +117,10 @@ def compiled(one: tuple[str, str, tuple[tuple[str, str], ...], str, str]) -> tup
 
 
 def values(workload: Workload, random: np.random.Generator) -> list[np.ndarray]:
+    if isinstance(workload.op, PackedMatrixMultiply):
+        a, weights, scales, zeros, added = (one.shape for one in workload.inputs)
+        return [random.standard_normal(a).astype(np.float16), random.integers(0, 256, weights, np.uint8), (random.random(scales) * 0.01).astype(np.float16),
+                random.integers(0, 1 << workload.op.bits, zeros).astype(np.float16), random.standard_normal(added).astype(np.float16)]  # fmt: skip
     limit = workload.inputs[0].shape[getattr(workload.op, "axis", 0)]
     scale = 0.1 if isinstance(workload.op, Recurrence) else 1.0
     return [
