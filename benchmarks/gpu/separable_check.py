@@ -17,6 +17,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -116,7 +117,7 @@ class Choice:
     workload: Workload
 
 
-def spread(ranked: list[Config]) -> list[Config]:
+def spread(ranked: Sequence[Config]) -> list[Config]:
     """The best of each kind of tile first."""
     first: dict[tuple[int, ...], Config] = {}
     for config in ranked:
