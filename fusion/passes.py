@@ -16,6 +16,7 @@ from fusion.rewrite import ALL, VIEW_RULES, Applied, Miss, Record, Rule, apply_r
 from fusion.rules import (
     attention,
     attention_batch,
+    attention_causal,
     attention_heads,
     attention_layout,
     attention_scale,
@@ -113,7 +114,7 @@ PRODUCTS = (
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, group_normalization.RULE, softmax.RULE)
 ATTENTION = (
-    attention.RULE, attention_heads.RULE, attention_batch.RULE, rotary_shuffle.RULE, attention_layout.RULE, attention_scale.RULE, recurrence_layout.RULE,
+    attention.RULE, attention_heads.RULE, attention_batch.RULE, rotary_shuffle.RULE, attention_layout.RULE, attention_scale.RULE, attention_causal.RULE, recurrence_layout.RULE,
 )  # fmt: skip
 READERS = (
     softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,

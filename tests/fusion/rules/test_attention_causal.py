@@ -1,0 +1,108 @@
+"""Masks that only compare positions, whose sizes are known at run time only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fusion.dims import symbol
+from fusion.dtypes import DataType
+from fusion.expression import Convert, Expression, Literal, apply
+from fusion.ops import Attention, Pointwise, Range, Shuffle
+from fusion.rules import attention_causal
+from tests.fusion.fusing import fuse, kinds, only, refused
+from tests.fusion.networks import X0, X1, X2, Build
+
+INT64, FLOAT, BOOL = DataType.INT64, DataType.FLOAT, DataType.BOOL
+STEPS, PAST = symbol("steps"), symbol("past")
+SIZES = {"steps": 5, "past": 3}
+
+
+def whole(value: int) -> Literal:
+    return Literal(value, INT64)
+
+
+def real(value: float) -> Literal:
+    return Literal(value, FLOAT)
+
+
+ZERO, LOW, ONE = real(0.0), real(-3e38), real(1.0)
+SEEN = apply("less_or_equal", X0, X1)  # key and query
+
+
+def masked(expression: Expression, past: object = 0, start: object = 0, readers: int = 1, leading: int = 2, extra: bool = False) -> Build:
+    """Attention over ``past`` more keys than queries with a mask of positions; queries are counted from ``start``."""
+    build = Build()
+    build.input("past", past or 1)  # which says how long it is
+    keys = STEPS + past  # type: ignore[operator]
+    columns = build.layer("columns", Range(0, 1, keys, INT64))
+    rows = build.layer("rows", Shuffle(reshape=(*(1,) * leading, STEPS, 1)), build.layer("positions", Range(start, 1, STEPS, INT64)))
+    operands = [columns, rows, *([build.input("given", 1, 1, 1, keys, dtype=BOOL)] if extra else [])]
+    mask = build.layer("mask", Pointwise(expression), *operands)
+    outputs = []
+    for number in range(readers):
+        sides = [build.input(f"{name}{number}", 2, 3, length, 4) for name, length in (("q", STEPS), ("k", keys), ("v", keys))]
+        outputs.append(build.layer(f"attention{number}", Attention(0.5, masked=True), *sides, mask))
+    return build
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        SEEN,
+        apply("not", apply("greater", X0, X1)),
+        apply("greater_or_equal", X1, X0),
+        apply("less", X0, apply("add", X1, whole(1))),
+        apply("less", apply("sub", X0, X1), whole(1)),
+        apply("where", SEEN, ZERO, LOW),
+        apply("where", apply("greater", X0, X1), LOW, ZERO),
+        apply("where", apply("equal", apply("where", SEEN, ONE, ZERO), ZERO), real(-np.inf), ZERO),  # torch's: triangle == 0
+        Convert(FLOAT, apply("where", Convert(BOOL, apply("where", SEEN, ONE, ZERO)), ZERO, LOW)),
+    ],
+    ids=str,
+)
+def test_triangles_of_any_length(expression: Expression) -> None:
+    network = fuse(masked(expression).network("attention0:out"), attention_causal.RULE, sizes=SIZES)
+    assert kinds(network) == ["Attention"]
+    assert only(network, Attention).op == Attention(0.5, causal=True)
+    assert "mask" in only(network, Attention).origins
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_windows(causal: bool) -> None:
+    recent = apply("greater", X0, apply("sub", X1, whole(3)))
+    expression = apply("and", SEEN, recent) if causal else recent
+    network = fuse(masked(expression).network("attention0:out"), attention_causal.RULE, sizes=SIZES)
+    assert only(network, Attention).op == Attention(0.5, causal=causal, window=3)
+
+
+def test_behind_a_past() -> None:
+    network = fuse(masked(SEEN, past=PAST, start=PAST).network("attention0:out"), attention_causal.RULE, sizes=SIZES)
+    assert only(network, Attention).op.causal
+
+
+def test_a_mask_of_several_layers() -> None:
+    network = fuse(masked(SEEN, readers=3).network(*(f"attention{number}:out" for number in range(3))), attention_causal.RULE, sizes=SIZES)
+    assert kinds(network) == ["Attention"] * 3
+
+
+@pytest.mark.parametrize(
+    "options, condition",
+    [
+        ({"expression": SEEN, "past": PAST}, "offset"),  # counted from the first key, not from the end
+        ({"expression": apply("less", X0, X1)}, "offset"),  # the query's own key is hidden
+        ({"expression": apply("greater", X0, apply("add", X1, whole(1)))}, "offset"),
+        ({"expression": apply("less_or_equal", apply("add", X0, X0), X1)}, "positions"),
+        ({"expression": apply("where", SEEN, ZERO, real(-5.0))}, "positions"),  # hides nothing
+        ({"expression": apply("where", SEEN, ONE, LOW)}, "positions"),
+        ({"expression": apply("or", SEEN, apply("less", X1, whole(2)))}, "positions"),
+    ],
+    ids=str,
+)
+def test_near_misses(options: dict, condition: str) -> None:
+    assert refused(masked(**options).network("attention0:out"), attention_causal.RULE, sizes=SIZES).condition == condition
+
+
+def test_a_mask_of_more_than_positions() -> None:
+    build = masked(apply("and", SEEN, apply("not", apply("not", X2))), extra=True)
+    assert "Pointwise" in kinds(fuse(build.network("attention0:out"), attention_causal.RULE, sizes=SIZES))
