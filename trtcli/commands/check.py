@@ -8,13 +8,16 @@ from pathlib import Path
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.importer.graph import node_names
 from runtime.segments import parts_of
-from trtcli import host, session
+from trtcli import host
 from trtcli.capture import Obstacle, Verdict, obstacle_of, verdict_of, verdict_of_nodes
 from trtcli.config import Config
 from trtcli.errors import NOT_CAPTURABLE, PASSED
 from trtcli.files import json_text
 from trtcli.log import Log
 from trtcli.parse import Parsed
+from trtcli.session.engines import obtain_engine
+from trtcli.session.given import check_files
+from trtcli.session.inference import inference_shapes, make_contexts, make_inputs
 
 SCHEMA = 1
 
@@ -22,7 +25,7 @@ SCHEMA = 1
 def run(parsed: Parsed, log: Log) -> int:
     """Print the verdict."""
     config = parsed.config
-    session.check_files(config)
+    check_files(config)
     verdict = static_verdict(config)
     if verdict.buildable and config.system.device != "cpu" and host.cuda_version():
         verdict = measured_verdict(config, log) or verdict
@@ -60,12 +63,12 @@ def measured_verdict(config: Config, log: Log) -> Verdict | None:
     """The verdict of a real capture: build (or load), run plainly, capture, replay, compare. None for a CPU engine."""
     from runtime.graph import compare_replay, engine_parts
 
-    engine, device, _ = session.obtain_engine(config, log)
+    engine, device, _ = obtain_engine(config, log)
     if device.spec.kind != "cuda":
         return None
-    shapes = session.inference_shapes(config, engine, log)
-    context = session.make_contexts(config, engine, device, shapes, log)[0]
-    replay = compare_replay(context, session.make_inputs(config, engine, shapes, log))
+    shapes = inference_shapes(config, engine, log)
+    context = make_contexts(config, engine, device, shapes, log)[0]
+    replay = compare_replay(context, make_inputs(config, engine, shapes, log))
     static = verdict_of(engine_parts(engine))
     how = f"captured, replayed and compared on {device.spec.name}: {replay.nodes} graph nodes"
     obstacles = static.obstacles

@@ -96,7 +96,7 @@ def _gpus(driver: int) -> list[Finding]:
     from runtime.cuda_driver import device_count
     from runtime.device import DeviceError
     from runtime.devices import open_device
-    from trtcli.session import device_line
+    from trtcli.session.device import device_line
 
     if not driver:
         return []

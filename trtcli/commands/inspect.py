@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtcli import session
 from trtcli.errors import PASSED
 from trtcli.files import json_text, write_json
 from trtcli.log import Log
 from trtcli.parse import Parsed
+from trtcli.session.given import check_files
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def run(parsed: Parsed, log: Log) -> int:
     """Print it as text or JSON."""
-    session.check_files(parsed.config)
+    check_files(parsed.config)
     return _engine(parsed, log) if parsed.config.model.load_engine else _model(parsed)
 
 

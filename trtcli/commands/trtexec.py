@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from trtcli import session
 from trtcli.config import Config
 from trtcli.errors import FAILED, INTERRUPTED, PASSED, report
 from trtcli.log import Log
 from trtcli.parse import Parsed
+from trtcli.session.engines import engine_file_alone, obtain_engine
+from trtcli.session.given import check_files, echo_options
+from trtcli.session.inference import benchmark_options, inference_shapes, make_contexts, make_inputs
+from trtcli.session.reporting import (
+    compare_outputs,
+    report_layers,
+    report_outputs,
+    report_page,
+    report_performance,
+    report_profile,
+    save_debug_tensors,
+)
 
 
 def run(parsed: Parsed, log: Log) -> int:
@@ -24,25 +35,25 @@ def run(parsed: Parsed, log: Log) -> int:
 
 def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
     """The run itself, top to bottom; ``command_line`` is for reports."""
-    session.echo_options(config, log)
-    session.check_files(config)
+    echo_options(config, log)
+    check_files(config)
     if config.model.version_only or config.model.time_deserialize:
-        return session.engine_file_alone(config, log)
-    engine, device, memory = session.obtain_engine(config, log)
+        return engine_file_alone(config, log)
+    engine, device, memory = obtain_engine(config, log)
     if config.inference.skip_inference:
-        session.report_layers(config, engine, None, log)
+        report_layers(config, engine, None, log)
         log.info("Skipped inference phase since --skipInference is added.")
         return PASSED
 
     from runtime.benchmark import run_benchmark
 
-    shapes = session.inference_shapes(config, engine, log)
-    inputs = session.make_inputs(config, engine, shapes, log)
-    contexts = session.make_contexts(config, engine, device, shapes, log)
+    shapes = inference_shapes(config, engine, log)
+    inputs = make_inputs(config, engine, shapes, log)
+    contexts = make_contexts(config, engine, device, shapes, log)
     memory.stage("Create execution contexts")
-    session.report_layers(config, engine, shapes, log)
+    report_layers(config, engine, shapes, log)
     log.info("Starting inference")
-    options = session.benchmark_options(config, engine, log)
+    options = benchmark_options(config, engine, log)
     if config.inference.request_rate or config.inference.sweep_batch:
         from trtcli.serving import run_requests, run_sweep
 
@@ -66,18 +77,18 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
             f"First inference after setting the shapes: {result.first.resolve:.2f} ms to resolve them, {result.first.run:.2f} ms to run"
             f"{capture} (not in the figures below)"
         )
-    session.report_performance(config, result, device.spec.kind == "cuda", log)
-    session.report_outputs(config, inputs, result.outputs, log)
-    agree = session.compare_outputs(config, contexts[0], shapes, result.outputs, log)
-    session.save_debug_tensors(config, contexts[0], inputs, command_line, log)
+    report_performance(config, result, device.spec.kind == "cuda", log)
+    report_outputs(config, inputs, result.outputs, log)
+    agree = compare_outputs(config, contexts[0], shapes, result.outputs, log)
+    save_debug_tensors(config, contexts[0], inputs, command_line, log)
     report = config.report
     if report.dump_profile or report.export_profile or report.export_report:
         from runtime.profiler import profile_layers
 
         profile = profile_layers(contexts[0], inputs, options)
         memory.stage("Profile layers")
-        session.report_profile(config, profile, log)
+        report_profile(config, profile, log)
         if report.export_report:
-            session.report_page(config, engine, shapes, result, profile, command_line, log)
+            report_page(config, engine, shapes, result, profile, command_line, log)
     memory.peak("run")
     return PASSED if agree else FAILED

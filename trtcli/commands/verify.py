@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtcli import session
 from trtcli.errors import FAILED, PASSED
 from trtcli.files import json_text
 from trtcli.log import Log
 from trtcli.parse import Parsed
+from trtcli.session.engines import obtain_engine
+from trtcli.session.given import check_files
+from trtcli.session.inference import inference_shapes, make_contexts, make_inputs
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -28,13 +30,13 @@ def run(parsed: Parsed, log: Log) -> int:
     from trtcli.verification import choose_reference, compare, engine_values, reference_values
 
     config = parsed.config
-    session.check_files(config)
+    check_files(config)
     against = choose_reference(parsed.get("against", "auto"))
-    engine, device, _ = session.obtain_engine(config, log)
+    engine, device, _ = obtain_engine(config, log)
     model = _model(config.model.onnx, engine)
-    shapes = session.inference_shapes(config, engine, log)
-    inputs = session.make_inputs(config, engine, shapes, log)
-    context = session.make_contexts(config, engine, device, shapes, log)[0]
+    shapes = inference_shapes(config, engine, log)
+    inputs = make_inputs(config, engine, shapes, log)
+    context = make_contexts(config, engine, device, shapes, log)[0]
     found = engine_values(context, inputs)
     wanted = reference_values(model, inputs, against, found.keys())
     compared = compare(engine, found, wanted, parsed.get("rtol"), parsed.get("atol"))
