@@ -638,11 +638,11 @@ def units_of(group, only):
             if re.search(only, f"{group} {layer.network} {layer.label}"):
                 result += [layer_unit(layer, c) for c in layer_candidates(layer)]
     if group == "check-attention":
-        for label, (*_, d, causal, kind, _) in ATTENTION_CHECKS.items():
+        for label, (*_, s_k, d, causal, kind, _, _, mask) in ATTENTION_CHECKS.items():
             if re.search(only, f"{group} {label}"):
-                result += [attention_unit(d, block, causal, kind, 0, *how) for block, *how in ATTENTION_BLOCKS[d]]
+                result += [attention_unit(d, *how, causal, kind, mask, s_k) for how in attention_kinds(d, mask)]
     if group == "time-attention":
-        result += [attention_unit(d, block, causal, "f16", 0, *how) for d in (64, 128) for block, *how in ATTENTION_BLOCKS[d] for causal in (0, 1)]
+        result += [attention_unit(d, *how, causal) for d in sorted({d for *_, d in ATTENTION_SHAPES}) for how in attention_kinds(d) for causal in (0, 1)]
     if group == "check-short":
         for label, (*_, s_k, d, causal, kind, _, mask) in SHORT_CHECKS.items():
             if re.search(only, f"{group} {label}"):
@@ -666,26 +666,47 @@ def units_of(group, only):
     return result
 
 
-def attention_unit(d, block_kv, causal, in_type="f16", debug=0, consumers=2, turns=0):
-    queries, count = attention_sm90.stages(d, block_kv, consumers)
-    defines = {"IN_T": C_TYPE[in_type], "HEAD": d, "BLOCK_KV": block_kv, "Q_STAGES": queries, "STAGES": count, "CAUSAL": causal, "PDL": 1, "DEBUG_TIMEOUT": debug, "CONSUMERS": consumers, "TURNS": turns}
-    return "sm90/attention_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), ""
+def attention_unit(d, block_kv, steady, turns, causal, in_type="f16", mask="", s_k=0):
+    head = -(-d // 16) * 16
+    queries, count = attention_sm90.stages(head, block_kv)
+    defines = {"IN_T": C_TYPE[in_type], "HEAD": head, "BLOCK_KV": block_kv, "Q_STAGES": queries, "STAGES": count, "CAUSAL": causal, "PDL": 1, "TURNS": turns}
+    if steady:
+        defines |= {"COLUMNS": d, "MASK": 0 if not mask else 2 if "bool" in mask else 1, "MASK_ROWS": int("row" not in mask),
+                    "MASK_PAIRS": int(s_k % 2 == 0), "MASK_T": "float" if mask == "float" else C_TYPE[in_type]}
+    else:
+        defines["CONSUMERS"] = 2
+    return "sm90/attention_steady_sm90.cu" if steady else "sm90/attention_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), ""
 
 
-# label: (batch, heads, key heads, queries, keys, head size, causal, type, positions first)
+def attention_kinds(d, mask=""):
+    """(keys of a step, whether against a steady largest score, whether the warpgroups take turns) that the tactic offers."""
+    held = 0 if not mask else 4 if "row" not in mask else 2  # registers for two keys of the widest mask of a kind
+    kinds = [(block, 1) for block in attention_sm90.blocks(-(-d // 16) * 16, held)] + [(128, 0)] * (d == 128 and not mask)
+    return [(*kind, turns) for kind in kinds for turns in (1, 0)]
+
+
+def attention_name(block_kv, steady, turns):
+    return f"kv{block_kv} s{steady} t{turns}"
+
+
+# label: (batch, heads, key heads, queries, keys, head size, causal, type, positions first, data, mask)
 ATTENTION_CHECKS = {
-    "plain 64": (2, 3, 3, 200, 200, 64, 0, "f16", 0), "plain 128": (1, 2, 2, 1000, 1000, 128, 0, "f16", 0), "one": (1, 1, 1, 1, 1, 64, 0, "f16", 0),
-    "shared heads bf16": (1, 4, 2, 77, 300, 64, 0, "bf16", 0), "positions first": (2, 4, 4, 333, 333, 64, 0, "f16", 1),
-    "causal 64": (1, 2, 2, 900, 900, 64, 1, "f16", 1), "causal more keys": (1, 2, 2, 128, 500, 128, 1, "f16", 0),
-    "several tiles a block": (3, 8, 4, 1531, 700, 64, 0, "f16", 1), "several causal tiles a block": (5, 16, 16, 701, 701, 64, 1, "bf16", 1),
-    "several tiles of few keys": (7, 24, 24, 300, 90, 128, 0, "f16", 0), "several causal tiles without keys": (9, 16, 8, 600, 333, 64, 1, "f16", 0),
-    "causal rows without keys": (1, 2, 2, 500, 200, 64, 1, "f16", 0), "whole blocks": (2, 2, 2, 1024, 1024, 128, 0, "bf16", 0),
+    "plain 64": (2, 3, 3, 200, 200, 64, 0, "f16", 0, "", ""), "plain 128": (1, 2, 2, 1000, 1000, 128, 0, "f16", 0, "", ""), "one": (1, 1, 1, 1, 1, 64, 0, "f16", 0, "", ""),
+    "shared heads bf16": (1, 4, 2, 77, 300, 64, 0, "bf16", 0, "", ""), "positions first": (2, 4, 4, 333, 333, 64, 0, "f16", 1, "", ""),
+    "causal 64": (1, 2, 2, 900, 900, 64, 1, "f16", 1, "", ""), "causal more keys": (1, 2, 2, 128, 500, 128, 1, "f16", 0, "", ""),
+    "several tiles a block": (3, 8, 4, 1531, 700, 64, 0, "f16", 1, "", ""), "several causal tiles a block": (5, 16, 16, 701, 701, 64, 1, "bf16", 1, "", ""),
+    "several tiles of few keys": (7, 24, 24, 300, 90, 128, 0, "f16", 0, "", ""), "several causal tiles without keys": (9, 16, 8, 600, 333, 64, 1, "f16", 0, "", ""),
+    "causal rows without keys": (1, 2, 2, 500, 200, 64, 1, "f16", 0, "", ""), "whole blocks": (2, 2, 2, 1024, 1024, 128, 0, "bf16", 0, "", ""),
+    "head 32": (2, 3, 3, 300, 500, 32, 0, "f16", 1, "", ""), "head 40": (2, 3, 3, 300, 500, 40, 0, "f16", 0, "", ""), "head 72 causal": (2, 3, 3, 300, 300, 72, 1, "bf16", 1, "", ""),
+    "head 96": (4, 16, 16, 300, 500, 96, 0, "f16", 0, "", ""), "head 192": (2, 3, 3, 300, 500, 192, 0, "f16", 0, "", ""), "head 256": (2, 3, 3, 500, 500, 256, 1, "f16", 0, "", ""),
+    "rising": (2, 4, 4, 700, 900, 64, 0, "f16", 0, "rising", ""), "falling": (2, 4, 4, 700, 900, 64, 0, "f16", 0, "falling", ""),
+    "bursts": (2, 4, 4, 700, 900, 64, 0, "bf16", 0, "bursts", ""), "large": (1, 4, 4, 1500, 1500, 64, 0, "f16", 0, "large", ""), "rising 128": (2, 4, 4, 700, 900, 128, 1, "f16", 0, "rising", ""),
+    "key padding": (3, 8, 4, 531, 700, 64, 0, "f16", 1, "", "row"), "mask": (3, 8, 4, 531, 700, 64, 0, "f16", 1, "", "full"), "odd mask": (3, 8, 4, 531, 701, 64, 0, "f16", 1, "", "full"),
+    "float mask": (2, 3, 3, 300, 500, 64, 0, "bf16", 0, "", "float"), "boolean": (2, 3, 3, 300, 500, 64, 0, "f16", 0, "", "bool"), "boolean row": (2, 3, 3, 300, 501, 128, 0, "f16", 0, "", "boolrow"),
+    "masked causal": (2, 3, 3, 500, 500, 64, 1, "f16", 0, "", "row"),
 }  # fmt: skip
-ATTENTION_SHAPES = [(4, 16, 1024, 64), (1, 16, 4096, 64), (4, 16, 1024, 128), (32, 12, 197, 64), (32, 12, 128, 64)]
-ATTENTION_BLOCKS = {  # keys at a time, consumer warpgroups, whether they take turns
-    64: ((128, 2, 0), (128, 2, 1), (176, 2, 0), (176, 2, 1), (64, 2, 1), (96, 3, 1)),
-    128: ((128, 2, 0), (128, 2, 1), (96, 2, 1), (64, 2, 1)),
-}
+ATTENTION_SHAPES = [(4, 16, 1024, 64), (1, 16, 4096, 64), (4, 16, 1024, 128), (32, 12, 197, 64), (32, 12, 128, 64), (1, 16, 2048, 64), (16, 16, 512, 64), (4, 16, 1024, 32),
+                    (4, 16, 1024, 96), (1, 16, 2048, 256)]
 # label: (batch, heads, key heads, queries, keys, head size, causal, type, positions first, mask)
 SHORT_CHECKS = {
     "plain": (2, 3, 3, 128, 128, 64, 0, "f16", 0, ""), "197": (3, 5, 5, 197, 197, 64, 0, "f16", 1, ""), "one": (1, 1, 1, 1, 1, 64, 0, "f16", 0, ""),
@@ -961,19 +982,23 @@ class Gpu:
             arguments = (("p", image.data_ptr()), ("p", packed.data_ptr()), ("p", out.data_ptr()), n, h, w, p, q, o, pointers)
         return self.launcher(function, (min(tiles, self.multiprocessors * per), -(-o // c["BN"])), threads_, shared, arguments, bool(c["PDL"]))
 
-    def attention(self, q, k, v, out, block_kv, causal, in_type="f16", debug=0, consumers=2, turns=0):
-        """Launcher of softmax(q k^T / sqrt(d)) v on [b, h, s, d] views whose head dimension is contiguous."""
+    def attention(self, q, k, v, out, how, causal, in_type="f16", mask=None, kind=""):
+        """Launcher of softmax(q k^T / sqrt(d) + mask) v on [b, h, s, d] views whose head dimension is contiguous; the mask of a kind of SHORT_CHECKS."""
         (batch, heads, s_q, d), (_, kv_heads, s_k, _) = q.shape, k.shape
-        one = attention_unit(d, block_kv, causal, in_type, debug, consumers, turns)
-        shared = attention_sm90.shared_bytes(d, block_kv, *attention_sm90.stages(d, block_kv, consumers), consumers)
-        function = self.function(one, "attention_sm90", shared)
+        one, (block_kv, steady, _) = attention_unit(d, *how, causal, in_type, kind, s_k), how
+        head = -(-d // 16) * 16
+        shared = attention_sm90.shared_bytes(head, block_kv, *attention_sm90.stages(head, block_kv))
+        function = self.function(one, "attention_steady_sm90" if steady else "attention_sm90", shared)
         maps = [self.tiled(t.data_ptr(), in_type, (d, t.shape[2], t.shape[1], batch), (t.stride(2) * 2, t.stride(1) * 2, t.stride(0) * 2),
-                           (64, rows, 1, 1), 128) for t, rows in ((q, 64 * consumers), (k, block_kv), (v, block_kv))]
+                           (64, rows, 1, 1), 128) for t, rows in ((q, attention_sm90.ROWS), (k, block_kv), (v, block_kv))]
         strides = b"".join(int(out.stride(axis)).to_bytes(8, "little") for axis in range(3))
         scale = struct.pack("f", d**-0.5 * 1.4426950408889634)
-        arguments = (*maps, ("p", out.data_ptr()), heads // kv_heads, s_q, s_k, heads, batch, strides, scale)
-        tiles = -(-s_q // (64 * consumers)) * heads * batch
-        return self.launcher(function, (min(tiles, self.multiprocessors), 1, 1), 128 * (consumers + 1), shared, arguments, True)
+        steps = [0 if mask is None or mask.shape[axis] == 1 else mask.stride(axis) for axis in range(4)]
+        mask_strides = b"".join(int(step).to_bytes(8, "little") for step in steps[:3])
+        arguments = (*maps, *([("p", 0 if mask is None else mask.data_ptr())] if steady else []), ("p", out.data_ptr()), heads // kv_heads, s_q, s_k,
+                     heads, batch, strides, *([mask_strides, steps[3]] if steady else []), scale)
+        tiles = -(-s_q // attention_sm90.ROWS) * heads * batch
+        return self.launcher(function, (min(tiles, self.multiprocessors), 1, 1), 384, shared, arguments, True)
 
     def short(self, q, k, v, out, mask, kind, causal, in_type="f16", debug=0):
         """The same for up to 256 keys, with a mask of a kind of SHORT_CHECKS."""
@@ -1301,29 +1326,40 @@ def run_group(gpu, group, only, skip, deadline, emit):
             if re.search(only, f"{group} {stem_label(shape)}") and time.monotonic() < deadline:
                 time_stem(gpu, attempt, stem_label(shape), shape)
     if group == "check-attention":
-        for label, (batch, heads, kv_heads, s_q, s_k, d, causal, kind, first) in ATTENTION_CHECKS.items():
-            def make_side(count, length, batch=batch, d=d, kind=kind, first=first):
-                shape = (batch, length, count, d) if first else (batch, count, length, d)
-                side = torch.randn(shape, device="cuda").to(types[kind])
-                return side.transpose(1, 2) if first else side
-            for block in ATTENTION_BLOCKS[d]:
-                block, *how = block
+        for label, (batch, heads, kv_heads, s_q, s_k, d, causal, kind, first, data, mask_kind) in ATTENTION_CHECKS.items():
+            if not re.search(only, f"{group} {label}"):
+                continue
 
-                def one(heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, d=d, causal=causal, kind=kind, block=block, make_side=make_side, how=how):
-                    q, k, v, out = make_side(heads, s_q), make_side(kv_heads, s_k), make_side(kv_heads, s_k), make_side(heads, s_q)
+            def make_side(count, length, factor=1.0, batch=batch, d=d, kind=kind, first=first, data=data):
+                shape = (batch, length, count, d) if first else (batch, count, length, d)
+                side = torch.randn(shape, device="cuda")
+                side = ((side.abs() if data in ("rising", "falling") else side) * factor).to(types[kind])
+                return side.transpose(1, 2) if first else side
+            ramp = torch.linspace(0, 30, s_k, device="cuda")[:, None]
+            bursts = torch.ones(s_k, 1, device="cuda")
+            bursts[s_k // 3], bursts[s_k // 2] = 100, 300  # scores beyond what a float's exponential holds
+            on_keys = {"rising": ramp, "falling": 30 - ramp, "bursts": bursts, "large": 20.0}.get(data, 1.0)
+            for how in attention_kinds(d, mask_kind):
+                def one(batch=batch, heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, d=d, causal=causal, kind=kind, how=how, make_side=make_side,
+                        on_keys=on_keys, data=data, mask_kind=mask_kind):
+                    q, k, v, out = make_side(heads, s_q, 20.0 if data == "large" else 1.0), make_side(kv_heads, s_k, on_keys), make_side(kv_heads, s_k), make_side(heads, s_q)
                     k_all, v_all = (side.double().repeat_interleave(heads // kv_heads, 1) for side in (k, v))
                     scores = q.double() @ k_all.transpose(2, 3) * d**-0.5
+                    mask = None
+                    if mask_kind:
+                        mask, added = make_mask(torch, mask_kind, batch, heads, s_q, s_k, types[kind])
+                        scores = scores + added
                     if causal:
                         scores = scores.masked_fill(torch.ones(s_q, s_k, device="cuda").tril(s_k - s_q) == 0, float("-inf"))
                     reference = scores.softmax(-1).nan_to_num(0) @ v_all
-                    launch = gpu.attention(q, k, v, out, block, causal, kind, 0, *how)
+                    launch = gpu.attention(q, k, v, out, how, causal, kind, mask, mask_kind)
                     for _ in range(3):
                         out.fill_(float("nan"))
                         launch()
                     torch.cuda.synchronize()
                     error, worst = gpu.compare(out, reference)
-                    return {"config": f"kv{block}", "relative": error, "worst": worst, "ok": error < limit[kind]}
-                attempt(f"{label} kv{block} w{how[0]} t{how[1]}", one)
+                    return {"config": attention_name(*how), "relative": error, "worst": worst, "ok": error < limit[kind]}
+                attempt(f"{label} {attention_name(*how)}", one)
     if group == "check-short":
         for label, (batch, heads, kv_heads, s_q, s_k, d, causal, kind, first, mask_kind) in SHORT_CHECKS.items():
             def make_side(count, length, batch=batch, d=d, kind=kind, first=first):
@@ -1396,19 +1432,8 @@ def run_group(gpu, group, only, skip, deadline, emit):
                 flops = 4.0 * batch * heads * length * length * d / (1 + causal)
                 library = [lambda s=s: torch.nn.functional.scaled_dot_product_attention(*s[:3], is_causal=bool(causal)) for s in sides]
                 reference = library[0]().double()
-
-                def baseline(library=library, label=label, flops=flops):
-                    seconds_ = gpu.graph_time(library, *effort(flops))
-                    return {"shape": label, "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "torch"}
-                attempt(f"{label} torch", baseline)
-                for block, *how in ATTENTION_BLOCKS[d]:
-                    def one(block=block, how=how, sides=sides, causal=causal, reference=reference, label=label, flops=flops):
-                        launches = [gpu.attention(*s, block, causal, "f16", 0, *how) for s in sides]
-                        seconds_ = gpu.graph_time(launches, *effort(flops))
-                        error, _ = gpu.compare(sides[0][3], reference)
-                        return {"shape": label, "config": f"kv{block} w{how[0]} t{how[1]}", "ok": error < 2e-3, "relative": error,
-                                "us": seconds_ * 1e6, "tflops": flops / seconds_ * 1e-12, "who": "ours"}
-                    attempt(f"{label} kv{block} w{how[0]} t{how[1]}", one)
+                variants = [(attention_name(*how), lambda how=how: [gpu.attention(*s, how, causal) for s in sides], {}) for how in attention_kinds(d)]
+                contest(gpu, attempt, label, library, variants, sides[0][3], reference, flops)
     if group == "time-nets":
         for layer in nets():
             if not re.search(only, f"{group} {layer.network} {layer.label}") or time.monotonic() > deadline:

@@ -1,9 +1,10 @@
-"""Fused attention on Hopper with TMA and wgmma: long sequences (``attention_sm90.cu``) and short ones (``attention_short_sm90.cu``)."""
+"""Fused attention on Hopper with TMA and wgmma: long sequences (``attention_steady_sm90.cu``; ``attention_sm90.cu`` for heads of 128) and short
+ones (``attention_short_sm90.cu``)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from fusion.dtypes import DataType
 from fusion.ops import Attention
@@ -29,10 +30,13 @@ from tactics.tactic import (
 
 PANEL = 64  # columns of the head that lie together in shared memory, 128 bytes a row
 SHORT_ROWS, SHORT_KEYS = 64, 256  # of the short kernel's one product
+ROWS = 128  # queries of a tile of the long kernel
+KEYS_A_STEP = (128, 96, 64, 112, 80, 48)
+REGISTERS = 180  # a thread may hold of scores, weights, sums and mask without spills
 
 
-def _common_refusal(workload: Workload, device: DeviceSpec, head_sizes: tuple[int, ...]) -> Refusal | None:
-    """What both kernels ask."""
+def _common_refusal(workload: Workload, device: DeviceSpec, head_sizes: Container[int], words: str) -> Refusal | None:
+    """What both kernels ask; ``words`` say what ``head_sizes`` are."""
     if refusal := _refuse(workload, (DataType.HALF, DataType.BF16)) or refused(device, workload.inputs[0].dtype, True):
         return refusal
     heads, op = _heads(workload), workload.op
@@ -40,7 +44,7 @@ def _common_refusal(workload: Workload, device: DeviceSpec, head_sizes: tuple[in
     if op.softcap or op.window or op.wide:
         return Refusal("scores have a cap or a window, or the result is wider than the inputs; this kernel knows none of these")
     if heads.d != heads.d_v or heads.d not in head_sizes:
-        return Refusal(f"head sizes {heads.d} and {heads.d_v}; this kernel takes {' or '.join(map(str, head_sizes))} for both")
+        return Refusal(f"head sizes {heads.d} and {heads.d_v}; this kernel takes {words} for both")
     if workload.op.scale <= 0:  # type: ignore[attr-defined]
         return Refusal(f"a scale of {workload.op.scale:g}; this kernel takes positive ones")  # type: ignore[attr-defined]
     if any(strides[3] != 1 for strides in heads.strides):
@@ -56,47 +60,53 @@ class Sm90Attention(Tactic):
     ops = (Attention,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := _common_refusal(workload, device, (64, 128)):
-            return refusal
-        if _heads(workload).mask:
-            return Refusal("the scores have a mask; this kernel knows only causal ones")
-        return None
+        return _common_refusal(workload, device, range(8, 257, 8), "multiples of 8 up to 256")
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        d = _heads(workload).d
-        shapes = [(2, 128), (2, 176), (2, 96), (2, 64), (3, 96)] if d == 64 else [(2, 128), (2, 96), (2, 64)]
+        heads = _heads(workload)
+        head = round_up(heads.d, 16)
+        kinds = [(block, 1) for block in blocks(head, mask_registers(workload, heads))] + [(128, 0)] * (head == 128 and not heads.mask)
         found = []
-        for consumers, block in shapes:
-            queries, count = stages(d, block, consumers)
-            found += [config(block_kv=block, queries=queries, stages=count, consumers=consumers, turns=turns) for turns in (1, 0)]
+        for block, steady in kinds:
+            queries, count = stages(head, block)
+            found += [config(block_kv=block, queries=queries, stages=count, turns=turns, steady=steady) for turns in (1, 0)]
         return sorted(found, key=lambda one: self.estimate(workload, one, device))
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
-        heads, chosen = _heads(workload), dict(config)
-        block, rows = chosen["block_kv"], 64 * chosen["consumers"]
-        tiles = ceil_div(heads.s_q, rows) * heads.heads * heads.batch
+        heads, block = _heads(workload), dict(config)["block_kv"]
+        tiles = ceil_div(heads.s_q, ROWS) * heads.heads * heads.batch
         steps = ceil_div(heads.s_k, block)
         waves = ceil_div(tiles, device.multiprocessors)
         if workload.op.causal:  # type: ignore[attr-defined]
             waves, steps = max(1, ceil_div(waves, 2)), steps + 1
-        peak = (device.flops.get(workload.inputs[0].dtype.value) or 8e14) / device.multiprocessors * (0.5 if heads.d == 64 else 0.6)
-        return 3.5e-6 + waves * (steps * (4 * rows * block * heads.d / peak + 2e-7) + 1e-6)
+        peak = (device.flops.get(workload.inputs[0].dtype.value) or 8e14) / device.multiprocessors
+        products = 4 * ROWS * block * round_up(heads.d, 16) / peak
+        exponentials = ROWS * block / 16 / 1.755e9
+        return 3.5e-6 + waves * (steps * (1.2 * max(products, exponentials) + 2e-7) + 1e-6)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         heads, chosen = _heads(workload), dict(config)
-        block, rows, threads = chosen["block_kv"], 64 * chosen["consumers"], 128 * (chosen["consumers"] + 1)
-        kernel = Kernel("sm90/attention_sm90.cu", "attention_sm90", defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], HEAD=heads.d, BLOCK_KV=block, Q_STAGES=chosen["queries"], STAGES=chosen["stages"],
-            CONSUMERS=chosen["consumers"], TURNS=chosen["turns"], CAUSAL=workload.op.causal, PDL=1 if pdl(device) else None,  # type: ignore[attr-defined]
-        ))  # fmt: skip
+        block, head, steady = chosen["block_kv"], round_up(heads.d, 16), chosen["steady"]
+        shared = dict(IN_T=C_TYPES[workload.inputs[0].dtype], HEAD=head, BLOCK_KV=block, Q_STAGES=chosen["queries"], STAGES=chosen["stages"],
+                      TURNS=chosen["turns"], PDL=1 if pdl(device) else None)  # fmt: skip
+        if steady:
+            kernel = Kernel("sm90/attention_steady_sm90.cu", "attention_steady_sm90", defines(
+                **shared, COLUMNS=heads.d, **_mask_defines(workload, heads), MASK_ROWS=int(not _one_row(workload, heads)) if heads.mask else None,
+                MASK_PAIRS=int(_in_pairs(workload, heads)) if heads.mask else None,
+            ))  # fmt: skip
+        else:
+            kernel = Kernel("sm90/attention_sm90.cu", "attention_sm90", defines(**shared, CONSUMERS=2, CAUSAL=int(workload.op.causal)))  # type: ignore[attr-defined]
+        *_, mask = _operands(workload, heads)
+        masks: tuple[Argument, ...] = (mask,) if steady else ()
+        strides: tuple[Argument, ...] = (_strides(heads.mask_strides), Scalar(heads.mask_strides[3])) if steady else ()
         arguments: tuple[Argument, ...] = (
-            *_maps(workload, heads, rows, block), Buffer("output"),
+            *_maps(workload, heads, ROWS, block, PANEL), *masks, Buffer("output"),
             *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.heads, heads.batch)), _strides(heads.strides[3]),
-            _scale(workload),
+            *strides, _scale(workload),
         )  # fmt: skip
-        tiles = ceil_div(heads.s_q, rows) * heads.heads * heads.batch
-        return Plan((Launch(kernel, (min(tiles, device.multiprocessors), 1, 1), (threads, 1, 1), arguments, dependent=pdl(device),
-                            shared_memory=shared_bytes(heads.d, block, chosen["queries"], chosen["stages"], chosen["consumers"])),))  # fmt: skip
+        tiles = ceil_div(heads.s_q, ROWS) * heads.heads * heads.batch
+        return Plan((Launch(kernel, (min(tiles, device.multiprocessors), 1, 1), (384, 1, 1), arguments, dependent=pdl(device),
+                            shared_memory=shared_bytes(head, block, chosen["queries"], chosen["stages"])),))  # fmt: skip
 
 
 class Sm90ShortAttention(Tactic):
@@ -107,7 +117,7 @@ class Sm90ShortAttention(Tactic):
     ops = (Attention,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := _common_refusal(workload, device, (32, 64, 128)):
+        if refusal := _common_refusal(workload, device, (32, 64, 128), "32, 64 or 128"):
             return refusal
         heads, op = _heads(workload), workload.op
         assert isinstance(op, Attention)
@@ -137,21 +147,20 @@ class Sm90ShortAttention(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         heads, chosen = _heads(workload), dict(config)
         keys = chosen["keys"]
-        one_row = heads.mask and heads.mask_strides[2] == 0 and (
-            (rank := len(workload.inputs[-1].shape)) < 2 or not workload.axis_varies(len(workload.inputs) - 1, rank - 2))  # fmt: skip
+        one_row = _one_row(workload, heads)
         kernel = Kernel("sm90/attention_short_sm90.cu", "attention_short_sm90", defines(
             IN_T=C_TYPES[workload.inputs[0].dtype], HEAD=heads.d, KEYS=keys, MIN_BLOCKS=chosen["blocks"],
             PDL=1 if pdl(device) else None, **_mask_defines(workload, heads), MASK_ROWS=int(not one_row) if heads.mask else None,
         ))  # fmt: skip
         *_, mask = _operands(workload, heads)
         arguments: tuple[Argument, ...] = (
-            *_maps(workload, heads, SHORT_ROWS, keys), mask, Buffer("output"),
+            *_maps(workload, heads, SHORT_ROWS, keys, min(heads.d, PANEL)), mask, Buffer("output"),
             *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k)), _strides(heads.strides[3]), _strides(heads.mask_strides),
             Scalar(heads.mask_strides[3]), _scale(workload),
         )  # fmt: skip
         grid = (heads.heads, ceil_div(heads.s_q, SHORT_ROWS), heads.batch)
         return Plan((Launch(kernel, grid, (128, 1, 1), arguments, dependent=pdl(device),
-                            shared_memory=short_bytes(heads.d, keys, bool(one_row))),))  # fmt: skip
+                            shared_memory=short_bytes(heads.d, keys, one_row)),))  # fmt: skip
 
 
 def _heads(workload: Workload) -> Heads:
@@ -160,10 +169,23 @@ def _heads(workload: Workload) -> Heads:
     return heads
 
 
-def _maps(workload: Workload, heads: Heads, rows: int, keys: int) -> tuple[TensorMap, ...]:
-    """The tiled maps (head dimension, position, head, batch) of q, k and v; a box is a panel of columns by ``rows`` or ``keys``."""
+def _one_row(workload: Workload, heads: Heads) -> bool:
+    """Whether one row of the mask serves all queries of a head, whatever sizes come."""
+    if not heads.mask or heads.mask_strides[2]:
+        return False
+    rank = len(workload.inputs[-1].shape)
+    return rank < 2 or not workload.axis_varies(len(workload.inputs) - 1, rank - 2)
+
+
+def _in_pairs(workload: Workload, heads: Heads) -> bool:
+    """Whether two neighbouring keys of a row of the mask, the first one even, are one aligned word."""
+    return heads.mask_strides[3] == 1 and heads.s_k % 2 == 0 and not workload.axis_varies(len(workload.inputs) - 1, -1)
+
+
+def _maps(workload: Workload, heads: Heads, rows: int, keys: int, panel: int) -> tuple[TensorMap, ...]:
+    """The tiled maps (head dimension, position, head, batch) of q, k and v; a box is ``panel`` columns by ``rows`` or ``keys``."""
     q, k, v, _ = _operands(workload, heads)
-    dtype, panel = workload.inputs[0].dtype, min(heads.d, PANEL)
+    dtype = workload.inputs[0].dtype
     sides = ((q, heads.heads, heads.s_q, rows), (k, heads.kv_heads, heads.s_k, keys), (v, heads.kv_heads, heads.s_k, keys))
     found = []
     for (buffer, count, length, box), strides in zip(sides, heads.strides[:3], strict=True):
@@ -182,15 +204,34 @@ def _scale(workload: Workload) -> Scalar:
     return Scalar(workload.op.scale * math.log2(math.e), "f32")  # type: ignore[attr-defined]
 
 
-def shared_bytes(d: int, block: int, queries: int, count: int, consumers: int) -> int:
+def blocks(head: int, held: int) -> tuple[int, ...]:
+    """Keys of a step that the long kernel offers; two neighbouring keys of the mask take ``held`` registers."""
+    found = tuple(block for block in KEYS_A_STEP if registers(head, block, held) <= REGISTERS)
+    return found[:3] if head <= 192 else (64,)  # a few spills beside 256 results, measured faster than torch all the same
+
+
+def registers(head: int, block: int, held: int) -> float:
+    """Of a thread of the long kernel: results, scores, two sets of weights, ``held`` for every two keys of the mask and its addresses."""
+    return head / 2 + block / 2 + block / 2 + (block / 8 * held + 20 if held else 0)
+
+
+def mask_registers(workload: Workload, heads: Heads) -> int:
+    """How many registers two neighbouring keys of the mask take beside a thread's two rows."""
+    if not heads.mask:
+        return 0
+    words = max(1, workload.inputs[-1].dtype.itemsize // 2) if _in_pairs(workload, heads) else 2
+    return words * (1 if _one_row(workload, heads) else 2)
+
+
+def shared_bytes(head: int, block: int, queries: int, count: int) -> int:
     """Dynamic shared memory of the long kernel: the rings of queries, keys and values, barriers."""
-    return 64 * queries * consumers * d * 2 + 2 * count * block * d * 2 + 8 * (2 * queries + 4 * count)
+    row = round_up(head, PANEL) * 2
+    return ROWS * queries * row + 2 * count * block * row + 8 * (2 * queries + 4 * count)
 
 
-def stages(d: int, block: int, consumers: int) -> tuple[int, int]:
+def stages(head: int, block: int) -> tuple[int, int]:
     """(tiles of queries, blocks of keys and of values) under way: queries come ahead where two blocks of keys still fit."""
-    return next((queries, count) for queries, count in ((2, 4), (2, 2), (1, 4), (1, 2))
-                if shared_bytes(d, block, queries, count, consumers) <= SHARED)  # fmt: skip
+    return next((queries, count) for queries, count in ((2, 4), (2, 2), (1, 2)) if shared_bytes(head, block, queries, count) <= SHARED)
 
 
 def short_bytes(d: int, keys: int, one_row: bool) -> int:
