@@ -310,6 +310,8 @@ CATALOGUE: Sequence[Row] = (
     Row("a reshape of rows behind a product", "t = MatMul(x, w)\nu = Reshape(t, shape)\ny = Add(u, z)", "reshape-rows",
         inputs={"x": (10, 16), "z": (2, 5, 12)}, values={"w": (16, 12), "shape": np.array([2, 5, 12])},
         near=(("t = MatMul(x, w)", "m = MatMul(x, w)\nt = Add(m, r)"),), near_values={"r": (10, 1)}),
+    Row("a bias per head and element", "t = MatMul(x, w)\nr = Reshape(t, heads)\ny = Add(r, b)", "reshape-operands", inputs=ROWS_3D,
+        values={"w": (16, 16), "heads": np.array([2, 5, 2, 8]), "b": (2, 8)}, near_output="r"),
     Row("a flattened channels-last image before a product", "t = Transpose<perm=[0,3,1,2]>(x)\nu = Flatten(t)\ny = MatMul(u, w)", "shuffle-weights",
         inputs={"x": (2, 4, 5, 3)}, values={"w": (60, 7)}, near=(("perm=[0,3,1,2]", "perm=[1,3,0,2]"),), near_values={"w": (30, 7)}),
     Row("grouped queries", "".join(f"{n}5 = Unsqueeze({n}, two)\n{n}x = Expand({n}5, repeat)\n{n}h = Reshape({n}x, heads)\n" for n in "kv") +

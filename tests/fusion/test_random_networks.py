@@ -14,7 +14,7 @@ from fusion.expression import Literal, Operand, apply
 from fusion.network import Network, Op
 from fusion.ops import Concatenation, Convolution, Expand, MatrixMultiply, Pooling, Reduce, Shuffle, Slice, Softmax
 from fusion.passes import OPTIONAL, FusionOptions, optimize
-from fusion.rewrite import validate
+from fusion.validation import validate
 from tests.fusion.fates import check_fates
 from tests.fusion.networks import Build, assert_same
 
