@@ -40,32 +40,39 @@ CUDA = ROOT / "tactics" / "cuda"
 H200 = DeviceSpec("cuda", "H200", "sm_90a", 90, 132, 227 * 1024, 50 << 20, 140 << 30, 4.0e12, {"float16": 8e14})
 CACHE = Path(os.environ.get("SM90_CACHE", "/tmp/sm90_cubins"))
 
+# As the tactics' epilogues: the bias, operand 0, is a constant that kernels ask for early.
+BIAS = """
+#define HAS_EPILOGUE 1
+#define EPILOGUE_CONSTANTS 1
+#include "epilogue.cuh"
+#include "pdl.cuh"
+template <class Args> __device__ __forceinline__ void prefetch_constants(const Args& a, int ld, int thread, int threads) {
+  pdl_prefetch(a.operand[0], ld * (int)sizeof(OUT_T), thread, threads);
+}
+template <class Args> __device__ __forceinline__ void prefetch_columns(const Args& a, int n, int count, int thread) {
+  pdl_prefetch_near(a.operand[0], n * (int)sizeof(OUT_T), count * (int)sizeof(OUT_T), thread);
+}
+"""
 EPILOGUES = {
     "": "",
-    "bias": """
-#define HAS_EPILOGUE 1
+    "bias": BIAS + """
 struct EpilogueArgs { const void* operand[1]; };
-#include "epilogue.cuh"
 template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V];
   load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
   for (int i = 0; i < V; ++i) v[i] += b[i];
 }
 """,
-    "bias_relu": """
-#define HAS_EPILOGUE 1
+    "bias_relu": BIAS + """
 struct EpilogueArgs { const void* operand[1]; };
-#include "epilogue.cuh"
 template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V];
   load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
   for (int i = 0; i < V; ++i) v[i] = fmaxf(v[i] + b[i], 0.f);
 }
 """,
-    "bias_gelu": """
-#define HAS_EPILOGUE 1
+    "bias_gelu": BIAS + """
 struct EpilogueArgs { const void* operand[1]; };
-#include "epilogue.cuh"
 #include "functions.cuh"
 template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V];
@@ -73,10 +80,8 @@ template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const E
   for (int i = 0; i < V; ++i) v[i] = fx::fast::gelu(v[i] + b[i]);
 }
 """,
-    "bias_residual": """
-#define HAS_EPILOGUE 1
+    "bias_residual": BIAS + """
 struct EpilogueArgs { const void* operand[2]; };
-#include "epilogue.cuh"
 template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V], r[V];
   load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
@@ -84,10 +89,8 @@ template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const E
   for (int i = 0; i < V; ++i) v[i] += b[i] + r[i];
 }
 """,
-    "bias_residual_relu": """
-#define HAS_EPILOGUE 1
+    "bias_residual_relu": BIAS + """
 struct EpilogueArgs { const void* operand[2]; };
-#include "epilogue.cuh"
 template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V], r[V];
   load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
@@ -197,7 +200,8 @@ def window_name(c):
 def unit(kind, c, epilogue="", in_type="f16", out_type="f16", vec=8, debug=0, constant=1):
     """(file, defines, prelude) of a translation unit."""
     defines = {**c, "IN_T": C_TYPE[in_type], "OUT_T": C_TYPE[out_type], "VEC": vec, "DEBUG_TIMEOUT": debug, "CONSTANT_B": constant}
-    defines.pop("PROMOTION", None)
+    for ours in ("PROMOTION", "TAPS_INNER"):
+        defines.pop(ours, None)
     return f"sm90/{kind}_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), EPILOGUES[epilogue]
 
 
@@ -312,7 +316,15 @@ def check_gemm_cases():
 
 
 def check_conv_cases():
-    """(label, config, shape, options): shape = (n, h, w, c, o, (r, s), (stride_h, stride_w), (pads), (dilations))."""
+    """(label, config, shape, options): shape = (n, h, w, c, o, (r, s), (stride_h, stride_w), (pads), (dilations)); with several blocks of
+    channels in both orders of K."""
+    for label, c, shape, options in _conv_cases():
+        yield label, c, shape, options
+        if shape[3] > 64:
+            yield f"{label}, taps first", {**c, "TAPS_INNER": 1}, shape, options
+
+
+def _conv_cases():
     yield "1x1", make(128, 64), (2, 14, 14, 64, 64, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), {}
     yield "3x3", make(128, 64), (3, 14, 14, 64, 72, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), {}
     yield "rectangular", make(128, 64), (3, 11, 17, 72, 72, (3, 5), (1, 1), (1, 2, 1, 2), (1, 1)), {}
@@ -571,6 +583,8 @@ def layer_candidates(layer):
         return list(stem_candidates(*layer.shape))
     problem = (gemm_problem if layer.kind == "gemm" else conv_problem)(*layer.shape)
     found = [from_tile(tile) for tile in tile_sm90.candidates(problem, H200)[:TOP]]
+    if layer.kind == "conv":
+        found = [ordered(one, layer.shape) for one in found]
     return found + (window_candidates(*layer.shape) if layer.kind == "conv" else [])
 
 
@@ -596,11 +610,18 @@ def conv_problem(n, c, h, w, o, f, stride):
                              permutable=True)
 
 
+def ordered(c, shape):
+    """A configuration with the order of K that the tactic takes for a convolution (conv_sm90.taps_inner)."""
+    n, _, h, w, o, f, _ = shape
+    return {**c, "TAPS_INNER": int(n * h * w >= f * f * o)}
+
+
 def conv_candidates(n, c, h, w, o, f, stride):
     problem = conv_problem(n, c, h, w, o, f, stride)
     extra = [Tile(128, 64, 2, blocks=3, chunk=64), Tile(128, 128, 2, pingpong=1, chunk=64), Tile(128, 128, 2, pingpong=1, direct=1),
              Tile(192, 192, 3, direct=1), *staged(problem, 3)] if n > 1 else staged(problem, 1)
-    return offered(conv_problem(n, c, h, w, o, f, stride), TOP if n > 1 else 5, extra) + window_candidates(n, c, h, w, o, f, stride)
+    found = offered(conv_problem(n, c, h, w, o, f, stride), TOP if n > 1 else 5, extra)
+    return [ordered(one, (n, c, h, w, o, f, stride)) for one in found] + window_candidates(n, c, h, w, o, f, stride)
 
 
 def window_candidates(n, c, h, w, o, f, stride):
@@ -938,7 +959,7 @@ class Gpu:
         per = self.occupancy(c, function, shared)
         grid = tiles if c["SPLIT"] > 1 else min(tiles, self.multiprocessors * per // cluster * cluster)
         pointers = b"".join(int(t.data_ptr()).to_bytes(8, "little") for t in operands)
-        arguments = (image_map, weight_map, ("p", out.data_ptr()), pixels, p, q, o, ch, r, s, *stride, pads[0], pads[1], *dilation, pointers)
+        arguments = (image_map, weight_map, ("p", out.data_ptr()), pixels, p, q, o, ch, r, s, *stride, pads[0], pads[1], *dilation, c.get("TAPS_INNER", 0), pointers)
         launch = self.launcher(function, grid, threads(c), shared, arguments, bool(c["PDL"]))
         launch.keep += (weight,)
         return launch

@@ -148,7 +148,7 @@ def _code(
     narrow = type_of(dense, dense_types)
     result_cast = "" if compute_type(narrow) is compute_type(output.dtype) else f"fx::cast<{stored}>"
 
-    loads, sizes, size_fields, constants = "", [], "", ""
+    loads, sizes, size_fields, constants, near = "", [], "", "", ""
     for index, position in numbers.items():
         access = _access(workload, arity + index - 1)
         if isinstance(access, Refusal):
@@ -161,6 +161,8 @@ def _code(
         if not access.groups and arity + index - 1 < len(workload.constant) and workload.constant[arity + index - 1]:
             size = f"{'ld * ' if access.columns else ''}{types[index].itemsize}"
             constants += f"    pdl_prefetch(args.operand[{position - 1}], {size}, thread, threads);\n"
+            first, some = (f"n * {types[index].itemsize}", f"count * {types[index].itemsize}") if access.columns else ("0", size)
+            near += f"    pdl_prefetch_near(args.operand[{position - 1}], {first}, {some}, thread);\n"
     arguments = ", ".join(["v[i]", *(f"o{position}[i]" for position in numbers.values())])
     prelude = (
         '#include "functions.cuh"\n'
@@ -181,6 +183,7 @@ def _code(
         prelude += (
             '#include "pdl.cuh"\n__device__ __forceinline__ void prefetch_constants('
             f"const EpilogueArgs& args, int ld, int thread, int threads) {{\n{constants}}}\n"
+            f"__device__ __forceinline__ void prefetch_columns(const EpilogueArgs& args, int n, int count, int thread) {{\n{near}}}\n"
         )
     buffers = tuple(Buffer("input", arity + index - 1) for index in used)
     return EpilogueCode(prelude, found, buffers, tuple(sizes))

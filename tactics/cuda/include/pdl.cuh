@@ -34,3 +34,19 @@ __device__ __forceinline__ void pdl_prefetch_constants(const Args& args, int ld)
     if (blockIdx.x + blockIdx.y + blockIdx.z == 0) prefetch_constants(args, ld, threadIdx.x, blockDim.x);
 #endif
 }
+
+// `size` bytes of a constant from byte `first` on, on their way to the multiprocessor's own cache, one line a thread.
+__device__ __forceinline__ void pdl_prefetch_near(const void* from, int first, int size, int thread) {
+#if defined(PDL) && PDL
+    if (size > 0 && thread * 128 < size + 127)
+        asm volatile("prefetch.global.L1 [%0];" ::"l"(static_cast<const char*>(from) + first + min(thread * 128, size - 1)) : "memory");
+#endif
+}
+
+// The same for what the epilogue reads of `count` columns from n on: those of a block's first tile, while it waits for its operands.
+template <typename Args>
+__device__ __forceinline__ void pdl_prefetch_columns(const Args& args, int n, int count, int thread) {
+#ifdef EPILOGUE_CONSTANTS
+    prefetch_columns(args, n, count, thread);
+#endif
+}

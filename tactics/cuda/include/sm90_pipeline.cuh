@@ -288,10 +288,16 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
   } else {
     if constexpr (REBALANCE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
     pdl_prefetch_constants(args, problem.columns);
+    if (const int index = blockIdx.x / CLUSTER; index < tiles) {
+      const Tile tile = tile_at(index, along_x, along_y);
+      const int n = SWAP ? (tile.x * CLUSTER_X + rank_x) * BM : (tile.y * CLUSTER_Y + rank_y) * BN;
+      pdl_prefetch_columns(args, n, min(problem.columns - n, SWAP ? BM : BN), threadIdx.x);
+    }
     named_sync<1>(WARPGROUPS * 128 + 32);
     if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();
     if constexpr (SPLIT > 1 && !OVERLAY) cluster_arrive_relaxed();
     const int group = warp / 4;
+    dependency_wait();  // for the epilogue's operands and the output: here, where a warp has nothing else to do
     Slot slot;
     const u64 x_constant = X_MN ? matrix_descriptor<128>(0, 1024) : matrix_descriptor<SWIZZLE>(16, 8 * SWIZZLE);
 #ifdef MN_FLIP
@@ -358,7 +364,6 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       Tile tile = tile_at(index, along_x, along_y);
       const int x0 = (tile.x * CLUSTER_X + rank_x) * BM, y0 = (tile.y * CLUSTER_Y + rank_y) * BN;
       const long long first_row = (long long)tile.batch * problem.rows;
-      dependency_wait();
       if constexpr (SPLIT > 1) {
         if constexpr (OVERLAY) cluster_arrive_relaxed();
         cluster_wait();  // every block of the cluster has started, and with OVERLAY has read its last stage

@@ -15,9 +15,11 @@ struct Convolution {
   struct Cursor {
     int c, s, r;
   };
+  // Where the image is larger than the weights (taps_inner), all taps of a stage's channels come before the next channels: of the image
+  // the first stages want only a part from memory, the rest follows while they multiply. Else weights are read as they lie.
   const TensorMap *image, *weight;
   int rows, columns, batches, iterations;
-  int channels, filter_w, height, width, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;  // height, width: of the output
+  int taps_inner, taps, channels, filter_w, height, width, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;  // height, width: of the output
   int pixel_w, pixel_h, pixel_n, column;
   Share share;
 
@@ -33,14 +35,19 @@ struct Convolution {
     column = tile.y * BN + (int)share.part_y * (BN / CLUSTER_X);
   }
   __device__ __forceinline__ Cursor at(int i) {
-    const int blocks = (channels + BK - 1) / BK, tap = i / blocks;
-    return {(i - tap * blocks) * BK, tap % filter_w, tap / filter_w};
+    const int blocks = (channels + BK - 1) / BK;
+    const int tap = taps_inner ? i % taps : i / blocks, block = taps_inner ? i / taps : i - tap * blocks;
+    return {block * BK, tap % filter_w, tap / filter_w};
   }
   __device__ __forceinline__ void next(Cursor& cursor) {
-    cursor.c += BK;
-    if (cursor.c < channels) return;
-    cursor.c = 0;
-    if (++cursor.s == filter_w) cursor.s = 0, ++cursor.r;
+    if (!taps_inner) {
+      cursor.c += BK;
+      if (cursor.c < channels) return;
+      cursor.c = 0;
+    }
+    if (++cursor.s < filter_w) return;
+    cursor.s = 0, ++cursor.r;
+    if (taps_inner && cursor.r * filter_w == taps) cursor.r = 0, cursor.c += BK;
   }
   __device__ __forceinline__ void load_x(u32 target, u32 barrier, Cursor at) {
     const unsigned short offset_w = at.s * dilation_w, offset_h = at.r * dilation_h;
@@ -64,12 +71,13 @@ __cluster_dims__(CLUSTER, 1, 1)
 __launch_bounds__(THREADS, MIN_BLOCKS)
 convolution(const __grid_constant__ TensorMap image, const __grid_constant__ TensorMap weight, OUT_T* out, int pixels, int height,
             int width, int outputs, int channels, int filter_h, int filter_w, int stride_h, int stride_w, int pad_h, int pad_w,
-            int dilation_h, int dilation_w, const EpilogueArgs epilogue_args) {
+            int dilation_h, int dilation_w, int taps_inner, const EpilogueArgs epilogue_args) {
   Convolution problem;
   problem.image = &image, problem.weight = &weight;
   problem.rows = pixels, problem.columns = outputs, problem.batches = 1;
-  problem.channels = channels, problem.filter_w = filter_w, problem.height = height, problem.width = width;
-  problem.iterations = filter_h * filter_w * ((channels + BK - 1) / BK);
+  problem.taps_inner = taps_inner, problem.taps = filter_h * filter_w, problem.channels = channels, problem.filter_w = filter_w;
+  problem.height = height, problem.width = width;
+  problem.iterations = problem.taps * ((channels + BK - 1) / BK);
   problem.stride_h = stride_h, problem.stride_w = stride_w, problem.pad_h = pad_h, problem.pad_w = pad_w;
   problem.dilation_h = dilation_h, problem.dilation_w = dilation_w;
   run(problem, out, epilogue_args);

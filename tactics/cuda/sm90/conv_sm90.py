@@ -168,6 +168,11 @@ def _illegal_window(window: Window, workload: Workload) -> Refusal | None:
     return None
 
 
+def taps_inner(window: Window) -> bool:
+    """Whether the image is the larger operand, so that the order of K follows it."""
+    return window.batch * window.input[1] * window.input[2] >= window.taps[1] * window.taps[2] * window.out_channels
+
+
 def _launch(workload: Workload, device: DeviceSpec, tile: Tile, window: Window, epilogue: Epilogue) -> Launch:
     dtype = workload.inputs[0].dtype
     size, depth = dtype.itemsize, tile.swizzle // dtype.itemsize
@@ -189,7 +194,7 @@ def _launch(workload: Workload, device: DeviceSpec, tile: Tile, window: Window, 
     kernel = Kernel("sm90/conv_sm90.cu", "convolution", (*defines, *pitch_defines(workload), *epilogue.defines), epilogue.prelude)
     numbers = (
         window.pixels, *window.output[1:], window.out_channels, channels, *window.taps[1:], *window.stride[1:], *window.pad[1:],
-        *window.dilation[1:],
+        *window.dilation[1:], int(taps_inner(window)),
     )  # fmt: skip
     return Launch(
         kernel, (grid(tile, _problem(workload), device), 1, 1), (tile.threads, 1, 1),

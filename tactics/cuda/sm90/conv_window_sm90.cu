@@ -82,7 +82,9 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
       }
     const u64 constant = matrix_descriptor<128>(16, 8 * ROW);
     pdl_prefetch_constants(epilogue_args, outputs);
+    pdl_prefetch_columns(epilogue_args, o0, min(BN, outputs - o0), threadIdx.x);
     named_sync<1>(THREADS);
+    dependency_wait();
     barrier_wait(ready, 0);
     int place = group;
     u32 parity = 0;
@@ -115,7 +117,6 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
 
       const int n = tile / (across * down), rest = tile - n * across * down, i = rest / across;
       const int y0 = i * tile_h, x0 = (rest - i * across) * tile_w;
-      dependency_wait();
 #pragma unroll
       for (int b = 0; b < MI; ++b) {
         int m[2];

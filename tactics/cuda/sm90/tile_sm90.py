@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -202,10 +203,15 @@ def refused(device: DeviceSpec, dtype: DataType, tf32: bool) -> Refusal | None:
 def with_stages(tile: Tile, problem: Problem) -> Tile:
     """The tile with as many stages as K and shared memory allow: latency is hidden by bytes under way, 160 KiB or five stages."""
     room = min(SHARED, SHARED_SM // tile.blocks - SHARED_RESERVED) - tile.staging_bytes - 16 * (tile.split > 1)
-    wanted = ceil_div(problem.iterations(tile), tile.split)
-    if tile.split == 1 and problem.batch * problem.m > 64 * 132:  # a block has several tiles and may load ahead of the one it writes
+    wanted, most = ceil_div(problem.iterations(tile), tile.split), max(5, 160 * 1024 // tile.stage_bytes + 1)
+    several = problem.batch * problem.m > 64 * 132 or prod(tiles_along(tile, problem)) * problem.batch * tile.cluster > 132 * tile.blocks
+    if tile.split == 1 and several:  # a block has several tiles and may load ahead of the one it writes
+        if tile.pingpong and tile.cluster == 1 and wanted <= 4:  # half of the next one
+            most = max(most, 6)
         wanted *= 4
-    return replace(tile, stages=max(2, min(12, max(5, 160 * 1024 // tile.stage_bytes + 1), room // tile.stage_bytes, wanted)))
+    elif tile.split == 1 and not tile.pingpong and tile.stage_bytes >= 32 * 1024:  # all blocks wait for memory at once
+        most = 7
+    return replace(tile, stages=max(2, min(12, most, room // tile.stage_bytes, wanted)))
 
 
 def shapes(problem: Problem) -> Iterator[Tile]:
@@ -245,8 +251,10 @@ def shapes(problem: Problem) -> Iterator[Tile]:
             yield Tile(bm, bn, 2, pingpong=pingpong, swizzle=swizzle, chunk=64)
 
 
-# Often the best where the estimate does not see it: always among the first six.
+# Often the best where the estimate does not see it: always among the first six; and third, a tile that writes whole rows of the output where one
+# stage is all of K, for there memory is all that counts.
 PROVEN = (Tile(128, 128, 2, pingpong=1), Tile(128, 128, 2, pingpong=1, cluster_y=2), Tile(128, 64, 2))
+WHOLE_ROWS = Tile(128, 256, 2)
 
 
 def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Tile]:
@@ -272,8 +280,11 @@ def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Ti
     order = sorted(found, key=lambda tile: (found[tile], tile.config()))
     kinds = {(replace(tile, bn=tile.bn // 32, stages=0, chunk=0)): tile for tile in reversed(order)}  # the first of each kind
     order.sort(key=lambda tile: kinds[replace(tile, bn=tile.bn // 32, stages=0, chunk=0)] != tile)
-    proven = [tile for tile in order[3:] if replace(tile, stages=0, direct=0) in PROVEN]
-    return [*order[:3], *proven, *(tile for tile in order[3:] if tile not in proven)][:limit]
+    streams = problem.n == WHOLE_ROWS.bn and problem.iterations(WHOLE_ROWS) == 1 and problem.m >= WHOLE_ROWS.bm * device.multiprocessors
+    whole = [tile for tile in order[2:] if streams and replace(tile, stages=0, direct=0) == WHOLE_ROWS]
+    first = [*order[: 3 - len(whole)], *whole]
+    proven = [tile for tile in order if tile not in first and replace(tile, stages=0, direct=0) in PROVEN]
+    return [*first, *proven, *(tile for tile in order if tile not in first and tile not in proven)][:limit]
 
 
 def neighbours(tile: Tile, problem: Problem) -> list[Tile]:

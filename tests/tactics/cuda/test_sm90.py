@@ -19,7 +19,7 @@ from tactics.cuda.sm90.conv_sm90 import Sm90Convolution
 from tactics.cuda.sm90.conv_window_sm90 import POSITIONS, ROW, Sm90WindowConvolution, patch_of
 from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
 from tactics.cuda.sm90.stem_sm90 import Rows, Sm90Stem, pack_stem, rows_of
-from tactics.cuda.sm90.tile_sm90 import Problem, Tile, illegal, tile_of, tiles_along
+from tactics.cuda.sm90.tile_sm90 import Problem, Tile, candidates, illegal, tile_of, tiles_along, with_stages
 from tactics.tactic import DeviceSpec, Launch, Refusal, Scalar, Struct, Tactic, TensorMap, Workload
 
 H200 = DeviceSpec("cuda", "H200", "sm_90a", 90, 132, 227 * 1024, 50 << 20, 140 << 30, 4.3e12,
@@ -172,6 +172,22 @@ def test_configurations_fill_one_wave():
     assert 108 <= along_x * along_y * best.cluster <= 132
 
 
+def test_stages_follow_what_a_block_waits_for():
+    """One tile a block: seven stages, all blocks wait for memory at once. Several: the next tile's stages are loaded ahead, beyond K."""
+    one, several = Problem(6272, 256, 1, 1, 1024, HALF, 0, permutable=True), Problem(6272, 1024, 1, 1, 256, HALF, 0, permutable=True)
+    assert with_stages(Tile(128, 128, 2, cluster_y=2, direct=1), one).stages == 7
+    assert with_stages(Tile(128, 128, 2, pingpong=1, direct=1), one).stages == 5
+    assert with_stages(Tile(128, 128, 2, pingpong=1, direct=1), several).stages == 6 > several.iterations(Tile(128, 128, 2))
+
+
+def test_whole_rows_are_offered_where_only_memory_counts():
+    whole = Tile(128, 256, 2)
+    places = {}
+    for name, problem in {"few channels": Problem(100352, 256, 1, 1, 64, HALF, 64e6), "deep": Problem(100352, 256, 1, 1, 512, HALF, 154e6)}.items():
+        places[name] = [replace(tile, stages=0, direct=0) for tile in candidates(problem, H200)].index(whole)
+    assert places["few channels"] == 2 < places["deep"]
+
+
 # ------------------------------------------------------------------------------------------- launches, read as TMA would
 def view(tensor_map: TensorMap, array: np.ndarray) -> np.ndarray:
     """The tensor that a tiled map describes, outermost dimension first."""
@@ -262,7 +278,8 @@ def test_convolution_launches_describe_the_product(name):
         rows = in_order(view(weight, packed)[0].astype(np.float32), 0, tile_of(config).direct)
         result = view(image, inputs[0])[0].astype(np.float32) @ rows.T
     else:
-        pixels, height, width, outputs, channels, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = numbers
+        pixels, height, width, outputs, channels, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, taps_inner = numbers
+        assert taps_inner == (inputs[0].size >= packed.size)  # the larger operand decides the order of K
         assert image.im2col is not None
         assert image.im2col.lower_corner == (-pad_w, -pad_h) and image.element_strides == (1, stride_w, stride_h, 1)
         assert pixels % (height * width) == 0
@@ -580,6 +597,8 @@ ON_GPU = {
     "wide product": (Sm90Gemm(), gemm((1000, 520), (520, 1184), constant=True, bias=True)),
     "odd columns": (Sm90Gemm(), GEMMS["odd columns"]),
     "convolution": (Sm90Convolution(), conv((5, 14, 14, 256), (288, 256, 3, 3), (1, 1), (1, 1, 1, 1))),
+    "convolution, taps first": (Sm90Convolution(), conv((16, 14, 14, 192), (96, 192, 3, 3), (1, 1), (1, 1, 1, 1))),
+    "convolution, taps first, part of a stage": (Sm90Convolution(), conv((16, 15, 13, 96), (64, 96, 3, 5), (1, 1), (1, 2, 1, 2))),
     "strided convolution": (Sm90Convolution(), conv((5, 15, 14, 128), (160, 128, 3, 3), (2, 2), (1, 1, 1, 1))),
     **{f"window, {name}": (Sm90WindowConvolution(), workload) for name, workload in WINDOWS.items()},
     **{f"stem, {name}": (Sm90Stem(), workload) for name, workload in STEMS.items() if name != "mobilenet"},
