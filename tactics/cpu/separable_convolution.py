@@ -46,7 +46,8 @@ class SeparableImages(Tactic):
         for images in dict.fromkeys((min(batch, threads), 1)):
             each = replace(device, multiprocessors=threads if images == 1 else 1)
             one, other = DEPTHWISE.configs(first, each), _pointwise(second).configs(second, each)
-            found += [_joined(images, early, two) for early in one[:1] for two in other[:2]]
+            found += [_joined(images, one[0], two) for two in other[:2]]
+            found.append(_joined(images, one[-1], other[-1]))  # the last of each use one thread
         return tuple(dict.fromkeys(found))
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
