@@ -73,6 +73,7 @@ from fusion.rules import (
     reshape_operands,
     reshape_rows,
     rms_normalization,
+    rotary_cast,
     rotary_embedding,
     rotary_part,
     rotary_shuffle,
@@ -136,7 +137,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("weights", (packed_matmul.RULE,)),  # of products whose activations turned out to be real
     ("clean", CLEAN),
     # Before its last layer is joined with what reads it, a rotary embedding still looks like one.
-    ("products", (*CLEAN, *IDIOMS, *PADDING, rotary_embedding.RULE, rotary_part.RULE, *PRODUCTS, pointwise.RULE)),
+    ("products", (*CLEAN, *IDIOMS, *PADDING, rotary_embedding.RULE, rotary_part.RULE, rotary_cast.RULE, *PRODUCTS, pointwise.RULE)),
     ("statistics", (*CLEAN, *STATISTICS)),
     ("attention", (*CLEAN, *IDIOMS, *PRODUCTS, pointwise.RULE, *ATTENTION)),
     ("readers", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE, *ATTENTION, *READERS)),

@@ -15,7 +15,7 @@ from fusion.ops.epilogue import widen
 @dataclass(frozen=True)
 class RotaryEmbedding(Op):
     """Inputs: x ``[..., D]``, cos, sin. Pairs (a, b) of elements of a row turn by an angle: ``a * cos - b * sin`` and ``b * cos + a * sin``,
-    in float32 or wider. (Su et al., "RoFormer", 2021.)
+    in float32 or wider; the result has x's type, whatever the angles'. (Su et al., "RoFormer", 2021.)
 
     ``rotated`` elements of a row turn, the first ones (0: all D, a partial rotation else); the others stay. A pair is element i of the first
     half of these and element i of the second; with ``interleaved``, elements 2i and 2i + 1. cos and sin broadcast against x; their last axis has

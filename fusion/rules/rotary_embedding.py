@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import permutations
 
-from fusion.expression import Apply, Convert, Expression, Literal, Operand, size, text
+from fusion.dtypes import DataType
+from fusion.expression import Apply, Convert, Expression, Literal, Operand, size, text, type_of
 from fusion.graph import Graph
 from fusion.network import Layer, ShapeError
 from fusion.ops import Concatenation, Gather, Pointwise, RotaryEmbedding, Shuffle, Slice
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
-from fusion.rules._expressions import join, number
+from fusion.rules._expressions import join, number, swap
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def _whole(graph: Graph, layer: Layer) -> Match | None:
             cos, sin = _other(straight, parts[0].x), _other(crossed, turned)
             layers = (*cut, negation, *joined.layers, *views, layer)
             found = {"inputs": (parts[0].x, cos, sin), "interleaved": joined.interleaved, "outer": outer}
+            found["sum"] = type_of(turned_sum, [graph.type(name).dtype for name in layer.inputs])
             return Match(layers, tuple(one.outputs[0] for one in layers[:-1]), found)
     return None
 
@@ -87,6 +89,7 @@ def _by_parts(graph: Graph, join: Layer) -> Match | None:
             cut = dict.fromkeys(one for part in parts for one in part.layers)
             layers = (*cut, left, right, *joined.layers)
             found = {"inputs": (parts[0].x, cos, sin), "interleaved": joined.interleaved, "pairs": joined.interleaved}
+            found["sum"] = graph.type(left.outputs[0]).dtype
             return Match(layers, tuple(one.outputs[0] for one in layers[:-1]), found)
     return None
 
@@ -116,7 +119,7 @@ def _terms(expression: Expression, layer: Layer, function: str) -> tuple[tuple[s
 def _product(expression: Expression, layer: Layer) -> tuple[str, str] | None:
     if not isinstance(expression, Apply) or expression.function != "mul":
         return None
-    a, b = expression.arguments
+    a, b = (one.argument if isinstance(one, Convert) and one.dtype is DataType.FLOAT else one for one in expression.arguments)
     if not isinstance(a, Operand) or not isinstance(b, Operand):
         return None
     return layer.inputs[a.index], layer.inputs[b.index]
@@ -260,7 +263,10 @@ _LARGEST = 12  # functions that half of a rotary embedding may be made of
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
     types = graph.types(match.found["inputs"])
-    if any(one.dtype is not types[0].dtype or not one.dtype.is_float for one in types):
+    x, angles = types[0].dtype, types[1].dtype
+    # The angles may be float32 where x is narrower, if the result is rounded to x's type at once.
+    rounded = (angles is x and match.found["sum"] is x) or (angles is DataType.FLOAT and x.itemsize < 4 and _rounding(match, x) is not None)
+    if not x.is_float or types[2].dtype is not angles or not rounded:
         return Refusal("data type", f"x, cos and sin are {', '.join(one.dtype.value for one in types)}")
     try:
         RotaryEmbedding().infer(types)
@@ -269,9 +275,18 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     return None
 
 
+def _rounding(match: Match, dtype: DataType) -> Expression | None:
+    """What follows the sum when the first of it is a rounding to ``dtype``, without that."""
+    outer = match.found.get("outer", IDENTITY)
+    rest = swap(outer, Convert(dtype, Operand(0)), Operand(0))
+    return None if rest == outer else rest
+
+
 def _rewrite(graph: Graph, match: Match) -> Replacement:
     op, inputs, outputs = RotaryEmbedding(match.found["interleaved"]), match.found["inputs"], match.layers[-1].outputs
     outer = match.found.get("outer", IDENTITY)
+    if graph.type(inputs[0]).dtype is not graph.type(inputs[1]).dtype:
+        outer = _rounding(match, graph.type(inputs[0]).dtype) or IDENTITY
     if outer != IDENTITY:
         turned = graph.fresh(f"{outputs[0]}.turned")
         rest = replace(match.layers[-1], name=f"{match.layers[-1].name} scale", op=Pointwise(outer), inputs=(turned,))

@@ -18,7 +18,7 @@ using WORK = fx::Compute<IN_T>;
 
 // The angles of VEC pairs from `pair` on: what the first and what the second element of each is multiplied with.
 template <bool WIDE>
-__device__ __forceinline__ void angles(WORK (&first)[VEC], WORK (&second)[VEC], const IN_T* row, unsigned pair, unsigned half) {
+__device__ __forceinline__ void angles(WORK (&first)[VEC], WORK (&second)[VEC], const ANGLE_T* row, unsigned pair, unsigned half) {
     if constexpr (WIDE && INTERLEAVED) {
         WORK both[2 * VEC];
         fx::load<2 * VEC>(both, row + 2 * pair);
@@ -31,7 +31,7 @@ __device__ __forceinline__ void angles(WORK (&first)[VEC], WORK (&second)[VEC], 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    rotary_embedding(const IN_T* __restrict__ x, const IN_T* __restrict__ cos, const IN_T* __restrict__ sin, IN_T* __restrict__ out,
+    rotary_embedding(const IN_T* __restrict__ x, const ANGLE_T* __restrict__ cos, const ANGLE_T* __restrict__ sin, IN_T* __restrict__ out,
                      unsigned count, unsigned half, unsigned width, const Divider vectors, const Axes axes) {
     pdl_start();
     unsigned row = blockIdx.x * THREADS + threadIdx.x;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from fusion.dtypes import DataType
 from fusion.expression import compute_type
 from fusion.network import TensorType
 from fusion.ops import RotaryEmbedding
@@ -37,8 +38,10 @@ class Rotary(Tactic):
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         types = [tensor.dtype for tensor in workload.inputs]
-        if len(set(types)) > 1 or not compute_type(types[0]).is_float or types[0].itemsize < 2:
-            return Refusal(f"x, cos and sin are {', '.join(one.value for one in types)}; one type of 16 bits or more is needed")
+        if types[1] is not types[2] or types[1] not in (types[0], DataType.FLOAT) or not compute_type(types[0]).is_float or types[0].itemsize < 2:
+            return Refusal(f"x, cos and sin are {', '.join(one.value for one in types)}; one type of 16 bits or more, or float32 angles, are needed")
+        if types[0].itemsize > types[1].itemsize:
+            return Refusal(f"x is {types[0].value}, wider than its angles")
         if workload.axis_varies(0, len(workload.inputs[0].shape) - 1):
             return Refusal("the length of a row varies")
         return refuse_large(workload)
@@ -57,7 +60,7 @@ class Rotary(Tactic):
         if not count and workload.is_static:
             return Plan(())
         outer = outer or (1,)
-        names = defines(device, IN_T=storage_type(x.dtype), VEC=v, THREADS=threads, AXES=len(outer), INTERLEAVED=op.interleaved,
+        names = defines(device, IN_T=storage_type(x.dtype), ANGLE_T=storage_type(cos.dtype), VEC=v, THREADS=threads, AXES=len(outer), INTERLEAVED=op.interleaved,
                         PARTIAL=width > 2 * half, COS_WIDE=dims(cos)[-1] == 2 * half, SIN_WIDE=dims(sin)[-1] == 2 * half)  # fmt: skip
         fields = [field for size in reversed(outer) for field in divider(size)]
         for tensor in (x, cos, sin):

@@ -39,6 +39,14 @@ def test_heads(dtype: DataType) -> None:
     run((2, 5, 3, 32), (5, 1, 16), (2, 5, 1, 32), dtype)
 
 
+def test_angles_in_float32() -> None:
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=shape).astype(np.float16 if not number else np.float32) for number, shape in enumerate([(2, 5, 3, 16), (5, 1, 8), (5, 1, 16)])]
+    types = tuple(TensorType(DataType.FLOAT if number else DataType.HALF, array.shape) for number, array in enumerate(arrays))
+    check(TACTIC, Workload(PLAIN, types, PLAIN.infer(types)), arrays, PLAIN.evaluate(arrays), configs=1)
+    assert isinstance(TACTIC.supports(Workload(PLAIN, (types[1], *types[:1] * 2), (types[1],)), A100), Refusal)
+
+
 def test_parts_of_rows_and_of_heads() -> None:
     run((2, 5, 6, 64), (5, 1, 8), (5, 1, 16), DataType.HALF, op=RotaryEmbedding(True, 16, 4))
     run((2, 5, 6, 64), (5, 1, 24), (5, 1, 48), DataType.HALF, op=RotaryEmbedding(False, 48))
