@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 from weakref import WeakSet, finalize
 
@@ -169,8 +169,8 @@ class CpuStream(Stream):
         else:
             point.wait()
 
-    def call(self, function: Callable[[], None]) -> None:
-        self.add(function)
+    def sleep(self, seconds: float) -> None:
+        self.add(lambda: sleep(seconds))
 
 
 class CpuEvent(Event):

@@ -60,6 +60,7 @@ class CudaStream(Stream):
     def __init__(self, raw: Any) -> None:
         self.raw = raw
         self.handle = int(raw.ptr)
+        self.pointer = ctypes.c_void_p(self.handle)
         self.legacy = self.handle in _LEGACY
 
     @property
@@ -74,8 +75,10 @@ class CudaStream(Stream):
         assert isinstance(event, CudaEvent)
         self.raw.wait_event(event.raw)
 
-    def call(self, function: Callable[[], None]) -> None:
-        self.raw.launch_host_func(lambda _: function(), None)
+    def sleep(self, seconds: float) -> None:
+        # The C library's own function, which needs no lock of Python's (see cuda_driver.enqueuing).
+        code = cuda_driver.library().cuLaunchHostFunc(self.pointer, ctypes.CDLL(None).usleep, ctypes.c_void_p(round(seconds * 1e6)))
+        cuda_driver.check(code, "sleeping in a stream")
 
 
 class _Handle:
@@ -95,24 +98,24 @@ class CudaEvent(Event):
         import cupy
 
         self.raw = cupy.cuda.Event(block=not spin, disable_timing=not timing)
+        self._pointer = ctypes.c_void_p(int(self.raw.ptr))
+        # Events with times are our measurements'; those without stand in enqueues, behind whatever host functions a caller has put on the stream.
+        self._record = (cuda_driver.enqueuing() if timing else cuda_driver.library()).cuEventRecord
         self._elapsed = cupy.cuda.get_elapsed_time
         self._error = cupy.cuda.runtime.CUDARuntimeError
 
     def record(self, stream: Stream) -> None:
         assert isinstance(stream, CudaStream)
-        try:
-            self.raw.record(stream.raw)
-        except self._error as error:
-            raise failure(int(error.status), "recording an event") from error
+        code = self._record(self._pointer, stream.pointer)
+        if code:
+            raise failure(code, "recording an event")
 
     def mark(self, stream: Stream) -> None:
         assert isinstance(stream, CudaStream)
         if not stream.raw.is_capturing():
             self.record(stream)
             return
-        code = cuda_driver.library().cuEventRecordWithFlags(
-            ctypes.c_void_p(int(self.raw.ptr)), ctypes.c_void_p(stream.handle), ctypes.c_uint(_EVENT_RECORD_EXTERNAL)
-        )
+        code = cuda_driver.library().cuEventRecordWithFlags(self._pointer, stream.pointer, ctypes.c_uint(_EVENT_RECORD_EXTERNAL))
         cuda_driver.check(code, "recording an event in a graph")
 
     def synchronize(self) -> None:
@@ -195,20 +198,22 @@ class CudaGraph(Graph):
     """An instantiated CUDA graph."""
 
     def __init__(self, raw: Any) -> None:
-        from cupy.cuda.runtime import CUDARuntimeError
-
         self._raw = raw
-        self._error = CUDARuntimeError
+        self._exec = ctypes.c_void_p(int(raw.graphExec))
+        self._call: tuple[int, Enqueue] = (-1, lambda: 0)  # a stream's handle, and the launch there
         count = ctypes.c_size_t(0)
         code = cuda_driver.library().cuGraphGetNodes(ctypes.c_void_p(int(raw.graph)), None, ctypes.byref(count))
         self.nodes = 0 if code else count.value
 
     def launch(self, stream: Stream) -> None:
         assert isinstance(stream, CudaStream)
-        try:
-            self._raw.launch(stream.raw)
-        except self._error as error:
-            raise failure(int(error.status), "launching a CUDA graph") from error
+        handle, call = self._call
+        if handle != stream.handle:
+            call = partial(cuda_driver.enqueuing().cuGraphLaunch, self._exec, stream.pointer)
+            self._call = stream.handle, call
+        code = call()
+        if code:
+            raise failure(code, "launching a CUDA graph")
 
 
 class CudaModules:

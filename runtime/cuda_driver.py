@@ -41,6 +41,9 @@ class LaunchConfig(ctypes.Structure):
     )
 
 
+_NAME = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
 @cache
 def library() -> Any:
     """The driver library.
@@ -49,9 +52,21 @@ def library() -> Any:
         DeviceError: no NVIDIA driver is installed.
     """
     try:
-        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return ctypes.CDLL(_NAME)
     except OSError as error:
         raise DeviceError(f"no NVIDIA driver: {error}") from error
+
+
+@cache
+def enqueuing() -> Any:
+    """The same for calls that put little on a stream: they keep Python's global lock. To give it up to another thread and to wait for it again takes
+    longer than they do. A full queue makes them wait with the lock, so nothing in a stream may need it: for streams of our own only.
+
+    Raises:
+        DeviceError: no NVIDIA driver is installed.
+    """
+    library()
+    return ctypes.PyDLL(_NAME)
 
 
 @cache

@@ -122,8 +122,8 @@ class Stream(ABC):
         """Later work of this stream starts after ``event``."""
 
     @abstractmethod
-    def call(self, function: Callable[[], None]) -> None:
-        """Run ``function`` on the host when the stream gets there; it must not use the device."""
+    def sleep(self, seconds: float) -> None:
+        """Wait so long, at most an hour, when the stream gets there."""
 
 
 class Event(ABC):
