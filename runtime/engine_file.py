@@ -161,8 +161,10 @@ def parse(data: bytes | mmap.mmap, path: str = "bytes") -> Engine:
 
 
 def _no_engine(path: str) -> EngineError:
-    what = f"an ONNX model, by its name: give it as --onnx={path}" if path.lower().endswith(".onnx") else f"build one with --onnx=model.onnx --saveEngine={path}"
-    return EngineError(f"{path!r} is not an engine file: {what}")
+    if path.lower().endswith(".onnx"):
+        return EngineError(f"{path!r} is not an engine file: an ONNX model, by its name: give it as --onnx={path}")
+    own = path if path.lower().endswith((".engine", ".plan", ".trt")) else "model.engine"  # nobody's other file is to be written over
+    return EngineError(f"{path!r} is not an engine file: build one with --onnx=model.onnx --saveEngine={own}")
 
 
 def _bytes(array: np.ndarray) -> memoryview:

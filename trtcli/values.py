@@ -45,7 +45,7 @@ class Number:
 
     @property
     def allowed(self) -> str:
-        return f"{self.low:g}..{self.high:g}" + (f", or {self.also:g}" if self.also is not None else "")
+        return f"{self.low:.15g}..{self.high:.15g}" + (f", or {self.also:g}" if self.also is not None else "")
 
     def __call__(self, text: str) -> float:
         try:

@@ -60,6 +60,9 @@ def test_a_file_of_the_other_kind(engine_file: Path, capsys: Captured) -> None:
     model = engine_file.with_suffix(".onnx")
     err = refused(capsys, f"--loadEngine={model}", *RUN)
     assert f"give it as --onnx={model}" in err and "--saveEngine" not in err, "the advice must not write over the model"
+    other = engine_file.with_suffix(".md")
+    other.write_text("# Not an engine")
+    assert f"{str(other)!r} is not an engine file: build one with --onnx=model.onnx --saveEngine=model.engine" in refused(capsys, f"--loadEngine={other}", *RUN)
 
 
 def test_an_engine_of_the_other_kind_of_device(engine_file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -213,9 +214,13 @@ def test_doctor(capsys: Captured) -> None:
 
 
 def test_docs_list_every_flag() -> None:
+    """With what it does, its default and what it takes."""
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    rows = {re.split("[=`]", line)[1]: line.replace("\\|", "|") for line in text.splitlines() if line.startswith("| `--")}
     for option in OPTIONS:
-        assert f"| `--{option.name}" in text, option.name
+        allowed = option.read.allowed if option.read else ""
+        for told in (option.help, option.default, allowed):
+            assert told in rows[f"--{option.name}"], option.name
     for name in COMMANDS:
         assert name == "trtexec" or f"`trtcli {name} " in text
 

@@ -39,7 +39,7 @@ def test_siblings(gain: float, disabled: tuple, joined: bool, monkeypatch: pytes
     engine = build(data, BuildConfig(avg_timing=1, disable_fusion=disabled), device, log=log)
     names = [layer.name for layer in engine.network.layers]
     assert ("Conv0 + Relu2 + Conv1 + Relu3" in names) == joined
-    assert any(line.startswith("Measured fusions: 1 sibling-convolutions save") for line in log) == joined
+    assert any(line.startswith("Measured fusions: 1 sibling-convolutions: ") for line in log) == joined
     assert not any(plan.cached for plan in engine.layers), "all was timed in this build"
     assert any("sibling-convolutions: Conv0 + Relu2, Conv1 + Relu3 -> Conv0" in one for one in engine.record["fusions"]) == joined
     if not joined:
@@ -60,7 +60,7 @@ def test_what_costs_other_layers_more_is_dropped(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(measured, "seconds_of", seconds)
     log = Lines()
     engine = build(model(SIBLINGS), BuildConfig(avg_timing=1), open_device("cpu"), log=log)
-    assert "Measured fusions: none; what 1 of them save, other layers lose" in log
+    assert "Measured fusions: none; what 1 would save, other layers lose" in log
     assert sum(isinstance(layer.op, Convolution) for layer in engine.network.layers) == 2 and engine.record["optionalFusions"] is None
     missed = [miss for misses in engine.record["misses"].values() for miss in misses if miss["rule"] == "sibling-convolutions"]
     assert {(miss["condition"], miss["detail"]) for miss in missed} == {

@@ -112,12 +112,13 @@ def measured_fusions(now: Chosen, profiles: Sequence[Profile], setting: Setting)
     before = seconds_of(now)
     saved = before - seconds_of(changed)
     if saved <= min(0.0, MIN_GAIN * before):  # a concatenation may have lost its place
-        log.info(f"Measured fusions: none; what {len(kept)} of them save, other layers lose")
+        log.info(f"Measured fusions: none; what {len(kept)} would save, other layers lose")
         times = f"all layers together {before * 1e6:.1f} us before, {(before - saved) * 1e6:.1f} us after"
         losers |= {f"{site.rule}@{node}": times for site in kept for node in _nodes_of(now.network, site.layers)}
         fused = _with_times(with_optional(now.fused, replace(options, disabled=(*all_of_them.disabled, *losers))), losers)
         return (replace(now, fused=fused) if fused.network is now.network else now), None
-    log.info(f"Measured fusions: {counts} save {saved * 1e6:.1f} us; {lost} others were no faster")
+    slower = f"; {lost} more would be no faster" if lost else ""
+    log.info(f"Measured fusions: {counts}: {saved * 1e6:.1f} us saved{slower}")
     for one in kept:
         log.verbose(f"{one.rule}: {', '.join(one.layers)} -> {one.result}")
     return changed, options

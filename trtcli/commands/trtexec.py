@@ -63,16 +63,16 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
         return PASSED
     result = run_benchmark(contexts, inputs, options)
     memory.stage("Run inference")
+    kind = "CUDA graph" if device.spec.kind == "cuda" else "graph of NumPy calls"
     if result.graph_nodes:
-        kind = "CUDA graph" if device.spec.kind == "cuda" else "Graph (of NumPy calls)"
-        log.info(f"{kind} captured: {result.graph_nodes} nodes")
+        log.info(f"{kind[0].upper()}{kind[1:]} captured: {result.graph_nodes} nodes")
     if result.segments:
         captured, replayed, plain = result.segments
         log.info(f"Segments: {captured} graphs captured; {replayed} segments replayed, {plain} enqueued layer by layer (sizes or addresses met once)")
     for text in result.warnings:
         log.warning(text)
     if result.first:
-        capture = f", its CUDA graph {result.first.capture:.2f} ms" if result.first.capture else ""
+        capture = f", its {kind} {result.first.capture:.2f} ms" if result.first.capture else ""
         log.info(
             f"First inference after setting the shapes: {result.first.resolve:.2f} ms to resolve them, {result.first.run:.2f} ms to run"
             f"{capture} (not in the figures below)"
