@@ -90,6 +90,18 @@ class Program:
     def _stride(self, elements: int) -> int:
         return -(-elements * self.width // 64) * 64
 
+    def may_overwrite(self, operand: int) -> bool:
+        """Whether the output may lie in the memory of this operand, element by element.
+
+        A single instruction reads an element when it writes its place, but for ``where``: it writes the third argument
+        everywhere before it reads the other two. Longer programs keep interim values in the output.
+        """
+        if len(self.instructions) != 1:
+            return False
+        (only,) = self.instructions
+        late = only.arguments[:2] if only.kind == "where" else ()
+        return not any(place.kind == "operand" and place.index == operand for place in late)
+
     def bind(self, operands: Sequence[np.ndarray], out: np.ndarray, scratch: np.ndarray) -> list[Action]:
         """The calls that compute one block: ``operands`` broadcast against ``out``; ``scratch`` (uint8) holds the
         temporaries. ``out`` may be operand 0 if the program was compiled ``in_place``."""

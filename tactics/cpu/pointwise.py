@@ -56,8 +56,7 @@ class PointwiseBlocks(Tactic):
                 ])  # fmt: skip
             return parallel(jobs, values["threads"])
 
-        # With a single instruction an element is read once, when its place is written; longer programs keep interim values there.
-        in_place = aligned_inputs(workload) if len(program.instructions) == 1 else ()
+        in_place = tuple(number for number in aligned_inputs(workload) if program.may_overwrite(number))
         return replace(one_step(bind, self.id, scratch.size), in_place=in_place)
 
 

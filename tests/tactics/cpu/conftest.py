@@ -36,7 +36,7 @@ def check_all(
     built: tuple[Op, Sequence[np.ndarray]] | None = None,
 ) -> set[str]:
     """Run every configuration of every tactic that takes this operation (``least`` at the least, besides the reference)
-    twice on the same memory; the ids that ran. ``built``: the sizes that tactics and configurations were chosen for."""
+    twice on the same memory, and once in that of each input that it may overwrite; the ids that ran. ``built``: the sizes that tactics and configurations were chosen for."""
     workload = workload_of(op, inputs, constants)
     chosen = workload_of(*built, constants) if built else workload
     outputs = workload.outputs
@@ -72,6 +72,13 @@ def check_all(
                     call()
                 for got, expected in zip(results, want, strict=True):
                     compare(got, expected, f"{tactic.id} {dict(config)} call {turn + 1}")
+            for number in plan.in_place:
+                own = [array.copy() for array in shown]
+                memory = own[number].reshape(-1).view(want[0].dtype).reshape(want[0].shape)
+                for step in plan.steps:
+                    assert isinstance(step, CpuCall)
+                    step.bound(own, [memory, *results[1:]], packed, workspace)()
+                compare(memory, want[0], f"{tactic.id} {dict(config)} in the memory of input {number}")
         ran.add(tactic.id)
     assert len(ran - {"cpu.reference.numpy"}) >= least, f"only {ran} take {op}"
     for array, before in zip(given, inputs, strict=True):
