@@ -212,7 +212,7 @@ def attention_unit(d, block_kv, steady, turns, causal, in_type="f16", mask="", s
     defines = {"IN_T": C_TYPE[in_type], "HEAD": head, "BLOCK_KV": block_kv, "Q_STAGES": queries, "STAGES": count, "CAUSAL": causal, "PDL": 1, "TURNS": turns}
     if steady:
         defines |= {"COLUMNS": d, "MASK": 0 if not mask else 2 if "bool" in mask else 1, "MASK_ROWS": int("row" not in mask),
-                    "MASK_PAIRS": int(s_k % 2 == 0), "MASK_T": "float" if mask == "float" else C_TYPE[in_type]}
+                    "MASK_PAIRS": int(not mask or s_k % 2 == 0), "MASK_T": "float" if mask == "float" else C_TYPE[in_type]}
     else:
         defines["CONSUMERS"] = 2
     return "sm90/attention_steady_sm90.cu" if steady else "sm90/attention_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), ""

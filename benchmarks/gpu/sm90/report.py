@@ -39,7 +39,7 @@ def finished(rows):
     """One Final a shape that both sides were timed for."""
     found = []
     for shape in dict.fromkeys(r["shape"] for r in rows if "shape" in r):
-        own = {who: [r for r in rows if r["shape"] == shape and r.get("who") == who] for who in ("torch", "ours", "turns")}
+        own = {who: [r for r in rows if r.get("shape") == shape and r.get("who") == who] for who in ("torch", "ours", "turns")}
         if not own["torch"] or not own["ours"]:
             continue
         best = min(own["ours"], key=lambda r: r["us"])
