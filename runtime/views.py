@@ -284,6 +284,8 @@ class _Memory:
         if columns:
             if not (isinstance(offset, int) and isinstance(shape[-1], int) and isinstance(whole[-1], int)):
                 return "dynamic", f"how many channels {outer} or its parts have is known at run time only"
+            if not shape[-1]:
+                return "empty", f"{inner} has no elements: there is nothing to share"
             within = Place(outer, offset, whole[-1], shape[-1])
         place = _compose(within, shape[-1:], b)
         covers = a.offset == 0 and not a.pitch and product(self.types[a.root].shape) == product(shape)

@@ -105,12 +105,21 @@ def test_slices_are_read_in_place(cpu):
         Slice((0, 0), (3, 8), (2, 1)),  # every second row
         Slice((5, 0), (6, 8), (-1, 1)),  # backwards
         Slice((0, 4), (2, 4), (1, 1)),  # parts of two rows
+        Slice((0, 4), (6, 0), (1, 1)),  # no columns at all
     ],
 )
 def test_other_slices_are_not(cpu, op):
     build = Graph()
     y = build.layer(NEG, build.layer(op, build.input("x", (6, 8))))
     assert not sharing(build, y).views
+    check(build, [y], cpu, values(x=(6, 8)))
+
+
+def test_a_part_without_columns(cpu):
+    build = Graph()
+    x = build.input("x", (6, 8))
+    empty = build.layer(RELU, build.layer(Slice((0, 4), (6, 0), (1, 1)), x))
+    y = build.layer(NEG, build.layer(Concatenation(1), build.layer(RELU, x), empty, build.layer(NEG, x)))
     check(build, [y], cpu, values(x=(6, 8)))
 
 
