@@ -104,7 +104,7 @@ class ReduceUfunc(Tactic):
 
             run = run_blocks(cuts, threads, make)
             if not cuts:
-                run = parallel([[partial(result.fill, -np.inf if op.kind == "logsumexp" else start)]], 1)
+                run = parallel([[partial(result.fill, {"mean": np.nan, "logsumexp": -np.inf}.get(op.kind, start))]], 1)
             extras = [np.broadcast_to(one, out.shape) for one in inputs[1:]]
             finish = epilogue.actions(result.reshape(out.shape), extras, out, temp.view(workspace))
             if not finish:
@@ -153,7 +153,9 @@ class ReduceProduct(Tactic):
         def bind(inputs: Arrays, outputs: Arrays, packed: Arrays, workspace: np.ndarray) -> Call:
             out = outputs[0]
             result = out.reshape(-1) if epilogue.in_place else total.view(workspace)
-            if last:
+            if op.kind == "mean" and not size:
+                product = partial(result.fill, np.nan)  # the product would be 0
+            elif last:
                 product = partial(np.matmul, inputs[0].reshape(rows, size), ones, out=result)
             else:
                 product = partial(np.matmul, ones, inputs[0].reshape(size, rows), out=result)

@@ -257,3 +257,9 @@ def test_rows_on_several_threads(check):
         check(Softmax(axis), [x])
         check(Normalization((axis,), 1e-5), [x])
     check(GroupNormalization(10, 1e-5), [x])
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean", "prod", "max", "min", "logsumexp"])
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value", "ignore:divide by zero")
+def test_reductions_over_nothing(check, kind):
+    check(Reduce(kind, (1,), True), [values(0, 2, 0)])
