@@ -48,11 +48,39 @@ def absence(domain: str, name: str, opset: int) -> str:
         return f"it works on {REFUSED[name]}, which trtcli does not run; do that part outside of the model"
     if domain in REFUSED_DOMAINS:
         return f"it belongs to {REFUSED_DOMAINS[domain]}, which trtcli does not run; cut it off the model"
-    if not domain and opset and _schema(domain, name, opset) is None:
-        return "no such operator in this opset"
-    if domain:
-        return "trtcli does not support this operator; --plugins=FILE.py can describe it (docs/plugins.md)"
-    return "trtcli does not support this operator"
+    unknown = not domain and opset and _schema(domain, name, opset) is None
+    reason = "no such operator in this opset" if unknown else "trtcli does not support this operator"
+    near = _near(domain, name)
+    if near:
+        reason += f"; near it: {', '.join(near)}"
+    return f"{reason}; --plugins=FILE.py can describe it (docs/plugins.md)" if domain or unknown else reason
+
+
+# What TensorRT's plugins in exported models do, as ONNX operators.
+TENSORRT_PLUGINS = {
+    **dict.fromkeys(("BatchedNMS_TRT", "BatchedNMSDynamic_TRT", "EfficientNMS_TRT", "EfficientNMS_ONNX_TRT", "NMS_TRT"), "NonMaxSuppression"),
+    **dict.fromkeys(("PyramidROIAlign_TRT", "ROIAlign_TRT"), "RoiAlign"),
+    "InstanceNormalization_TRT": "InstanceNormalization",
+    "MultiscaleDeformableAttnPlugin_TRT": "GridSample",
+}
+
+
+def _near(domain: str, name: str) -> list[str]:
+    """Operators that trtcli knows by the same or a similar name: in the same domain by their names, in others with their domain."""
+    from difflib import get_close_matches
+
+    from fusion.importer import registry
+
+    if name in TENSORRT_PLUGINS:
+        return [TENSORRT_PLUGINS[name]]
+    known = registry.operators()
+    found = [_full(other) + name for other, names in known.items() if other != domain and name in names]
+    same = {one.lower(): one for one in known.get(domain, ())}
+    return found + [same[one] for one in get_close_matches(name.lower(), same, 2, 0.8)]
+
+
+def _full(domain: str) -> str:
+    return f"{domain or 'ai.onnx'}."
 
 
 def body(node: Node) -> FunctionProto | None:

@@ -61,4 +61,25 @@ def test_a_model_is_refused_with_all_its_nodes() -> None:
     assert "mixed: 5 nodes and 1 input cannot be imported (Foo, Nonsense, StringConcat, TreeEnsemble)" in text
     assert "join: StringConcat (ai.onnx, opset 20): it works on texts, which trtcli does not run" in text
     assert "unknown: Nonsense (ai.onnx, opset 20): no such operator in this opset" in text
+    assert "; near it" not in text
     assert "--plugins=FILE.py" in text and "classical machine learning" in text
+
+
+@pytest.mark.parametrize(
+    ("domain", "name", "advice"),
+    [
+        ("", "Softmx", "no such operator in this opset; near it: Softmax; --plugins=FILE.py"),
+        ("", "EfficientNMS_TRT", "no such operator in this opset; near it: NonMaxSuppression; --plugins"),
+        ("", "SkipLayerNormalization", "near it: com.microsoft.SkipLayerNormalization"),
+        ("com.microsoft", "FusedMatMull", "near it: FusedMatMul;"),
+        ("my.domain", "Relu", "trtcli does not support this operator; near it: ai.onnx.Relu; --plugins"),
+    ],
+)
+def test_an_unknown_operator_names_those_near_it(domain: str, name: str, advice: str) -> None:
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node(name, ["x"], ["y"], domain=domain)], "g", [info("x", TensorProto.FLOAT, [2])], [info("y", TensorProto.FLOAT, [2])]
+    )
+    with pytest.raises(UnsupportedModel) as found:
+        import_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid(one, 1 if one else 20) for one in {"", domain}]))
+    assert advice in str(found.value)
