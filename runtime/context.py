@@ -132,7 +132,10 @@ class ExecutionContext(Guarded):
             raise ValueError(
                 f'Cannot find input tensor with name "{name}": the inputs are {", ".join(self.engine.network.inputs)}'
             )
-        given = tuple(int(dim) for dim in shape)
+        extents = tuple(shape)
+        if not all(hasattr(dim, "__index__") for dim in extents):
+            raise ValueError(f"input {name!r}: {extents} is no shape; give a tuple of integers")
+        given = tuple(int(dim) for dim in extents)
         if self._shapes.get(name) == given:
             return
         allowed: InputRange = self.engine.profiles[self.profile][name]

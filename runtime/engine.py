@@ -125,6 +125,13 @@ class Engine:
     tf32: bool = True
     more_layers: tuple[tuple[LayerPlan, ...], ...] = ()
 
+    def __repr__(self) -> str:
+        """A line: the whole, weights included, would fill screens."""
+        types = {name: self.network.tensors[name] for name in self}
+        text = {name: f"{name} {one.dtype.label} {'x'.join(map(str, one.shape)) or 'scalar'}" for name, one in types.items()}
+        inputs, outputs = (", ".join(text[name] for name in names) for names in (self.network.inputs, self.network.outputs))
+        return f"<Engine {self.network.name!r}: {len(self.layers)} layers, {inputs} -> {outputs}, built for {self.device.name}>"
+
     def decisions(self, profile: int = 0) -> tuple[LayerPlan, ...]:
         """The decisions for optimization profile ``profile``, one per layer."""
         return self.more_layers[profile - 1] if profile and self.more_layers else self.layers
@@ -224,8 +231,15 @@ class Engine:
         return len(self.profiles)
 
     def get_tensor_name(self, index: int) -> str:
-        """The name of I/O tensor ``index``: inputs first, then outputs."""
-        return (*self.network.inputs, *self.network.outputs)[index]
+        """The name of I/O tensor ``index``: inputs first, then outputs.
+
+        Raises:
+            IndexError: there are not so many.
+        """
+        names = tuple(self)
+        if not -len(names) <= index < len(names):
+            raise IndexError(f"I/O tensor {index}: the engine has {len(names)}, 0 to {len(names) - 1}")
+        return names[index]
 
     def __iter__(self) -> Iterator[str]:
         """The names of all I/O tensors."""

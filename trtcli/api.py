@@ -29,21 +29,23 @@ class _Logger:
 
 
 def build(
-    model: str | os.PathLike[str] | bytes | ModelProto, config: BuildConfig | None = None, device: str = "auto"
+    model: str | os.PathLike[str] | bytes | ModelProto, config: BuildConfig | None = None, device: str | int = "auto"
 ) -> Engine:
     """An engine for an ONNX model, given as a file, its bytes or a ModelProto.
 
-    ``device`` is what ``--device`` takes. The engine is also saved where ``config.save_engine`` says (without weights if ``config.strip_weights``).
+    ``device`` is what ``--device`` takes, or the number of a GPU. The engine is also saved where ``config.save_engine`` says (without weights if ``config.strip_weights``).
 
     Raises:
         ValueError: the model, its shapes or the options do not fit; the text says which.
-        TypeError: the model is none of these.
+        TypeError: the model is none of these, or ``config`` is no BuildConfig.
         OSError: the engine cannot be saved.
         runtime.device.DeviceError: there is no such device.
     """
-    config = config or BuildConfig()
+    config = BuildConfig() if config is None else config
+    if not isinstance(config, BuildConfig):
+        raise TypeError(f"{type(config).__name__} is no BuildConfig: give trtcli.BuildConfig(...)")
     _check(config)
-    engine = build_engine(_source(model), config, open_device(device), log=_Logger())
+    engine = build_engine(_source(model), config, open_device(str(device)), log=_Logger())
     if config.save_engine:
         from trtcli.refitting import save_engine
 
@@ -67,6 +69,11 @@ def _check(config: BuildConfig) -> None:
     for field in ("save_engine", "timing_cache_file"):
         if path := getattr(config, field):
             check_writable(f"BuildConfig: {field}", path, special=False)
+    for shapes in (config, *config.profiles):
+        for field in ("min_shapes", "opt_shapes", "max_shapes", "shapes"):
+            for name, extents in (getattr(shapes, field, None) or {}).items():
+                if isinstance(extents, str) or not all(hasattr(extent, "__index__") for extent in extents):
+                    raise ValueError(f"BuildConfig: {field}: input {name!r}: {extents!r} is no shape; give a tuple of integers, such as (1, 3, 224, 224)")
     for option in OPTIONS:
         section, _, field = option.target.partition(".")
         value = getattr(config, field, None) if section == "build" and option.read is not None else None

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, save
 
 import trtcli
 from runtime.cpu import CpuDevice
-from runtime.device import CaptureError, DeviceLostError, DeviceMemoryError
+from runtime.device import CaptureError, DeviceError, DeviceLostError, DeviceMemoryError
 from runtime.engine import EngineError
 from trtcli.cli import main
 from trtcli.errors import report
@@ -163,3 +163,25 @@ def test_a_broken_gpu_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: Capt
         sys.excepthook(type(error), error, None)
         sys.unraisablehook(SimpleNamespace(exc_type=type(error), exc_value=error))  # type: ignore[arg-type]
     assert told == [ours, ours]
+
+
+def test_wrong_arguments_of_the_library(engine_file: Path, context) -> None:
+    model = engine_file.with_name("m.onnx")
+    shape = r"BuildConfig: shapes: input 'x': '4x4' is no shape; give a tuple of integers"
+    with pytest.raises(ValueError, match=shape):
+        trtcli.build(model, trtcli.BuildConfig(shapes={"x": "4x4"}), device="cpu")  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="opt_shapes: input 'x'"):
+        trtcli.build(model, trtcli.BuildConfig(profiles=(trtcli.ProfileShapes(opt_shapes={"x": (1.5, 4)}),)), device="cpu")  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="dict is no BuildConfig"):
+        trtcli.build(model, {"shapes": {}}, device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(DeviceError, match="--device"):  # on a machine with GPUs the number is too large
+        trtcli.build(model, device=99)
+    with pytest.raises(ValueError, match=r"input 'x': \(1.5, 4\) is no shape"):
+        context.set_input_shape("x", (1.5, 4))
+    with pytest.raises(IndexError, match="I/O tensor 2: the engine has 2, 0 to 1"):
+        context.engine.get_tensor_name(2)
+
+
+def test_an_engine_prints_as_one_line(engine_file: Path) -> None:
+    shown = repr(trtcli.Engine.load(engine_file))
+    assert shown.startswith("<Engine 'g': 1 layers, x FP32 Nx4 -> y FP32 Nx4, built for ")
