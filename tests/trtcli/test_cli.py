@@ -126,6 +126,8 @@ def test_inspect_why_not(plain: Path, capsys: Captured) -> None:
     assert out.startswith("e is a layer of its own.")
     assert "refused (disabled): switched off by --disableFusion=pointwise" in out
     assert "it would save 48 bytes of traffic" in out
+    assert main(["inspect", str(plain), "--device=cpu", "--disableFusion=all", "--whyNot=e", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "WhyNot": [{"Node": "e", "Lines": out.splitlines()}]}
     assert main(["inspect", str(plain), "--whyNot=nope"]) == 1
 
 

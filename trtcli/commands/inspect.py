@@ -30,7 +30,7 @@ def _engine(parsed: Parsed, log: Log) -> int:
     engine: Engine = Engine.load(parsed.config.model.load_engine)
     report = parsed.config.report
     if report.why_not:
-        _print([line for node in report.why_not for line in why_not_lines(engine, node)])
+        _answers(parsed, {node: why_not_lines(engine, node) for node in report.why_not})
     elif parsed.get("json"):
         print(json_text(engine_json(engine)))
     else:
@@ -57,7 +57,7 @@ def _model(parsed: Parsed) -> int:
     sharing = share_memory(fused.network, ask=ask_kind(fused.network, TYPICAL["cuda" if gpu else "cpu"]), disabled=config.build.disabled_fusions)
     fused = replace(fused, misses=with_missed_views(fused.misses, fused.network, sharing))
     if config.report.why_not:
-        _print([line for node in config.report.why_not for line in why_not_in_network(fused.network, fused.misses, node)])
+        _answers(parsed, {node: why_not_in_network(fused.network, fused.misses, node) for node in config.report.why_not})
     elif parsed.get("json"):
         print(json_text(model_json(facts, fused)))
     else:
@@ -65,6 +65,14 @@ def _model(parsed: Parsed) -> int:
     if config.report.export_layer_info:
         write_json(config.report.export_layer_info, model_json(facts, fused))
     return PASSED
+
+
+def _answers(parsed: Parsed, answers: dict[str, list[str]]) -> None:
+    """What ``--whyNot`` asked for, node by node."""
+    if parsed.get("json"):
+        print(json_text({"schema": 1, "WhyNot": [{"Node": node, "Lines": lines} for node, lines in answers.items()]}))
+    else:
+        _print([line for lines in answers.values() for line in lines])
 
 
 def _print(lines: list[str]) -> None:
