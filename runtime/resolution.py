@@ -12,6 +12,7 @@ import numpy as np
 
 from fusion.dims import bind
 from fusion.network import ControlFlow, Layer, TensorType, check_holds
+from fusion.ops import Slice
 from runtime.engine import IDLE, ON_HOST, Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
 from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
 from runtime.segments import Segment, segments_of
@@ -170,6 +171,26 @@ def resolve_segment(
     return _resolved(engine, fixed, segment.layers, sizes, types, device, {}, segment.outside)
 
 
+def _check_slice(layer: Layer, sizes: Mapping[str, int], types: Mapping[str, TensorType]) -> None:
+    """Importers take axes of symbolic size to hold what slices begin with; here they have their sizes.
+
+    Raises:
+        EngineError: the slice would read outside of its input.
+    """
+    assert isinstance(layer.op, Slice)
+    shape, counts = types[layer.inputs[0]].shape, types[layer.outputs[0]].shape
+    if 0 in counts:
+        return
+    for axis, (length, first, count, step) in enumerate(zip(shape, layer.op.starts, counts, layer.op.steps, strict=True)):
+        assert isinstance(length, int) and isinstance(count, int)
+        start = bind(first, sizes)
+        least, most = sorted((start, start + (count - 1) * step))
+        if least < 0 or most >= length:
+            raise EngineError(
+                f"layer {layer.name!r} takes elements {least} to {most} of axis {axis}, which has {length} at these input shapes: give larger ones"
+            )
+
+
 def _resolved(
     engine: Engine,
     fixed: Outline,
@@ -186,6 +207,8 @@ def _resolved(
     known: dict[tuple[str, Config, Workload], Plan] = {}  # networks repeat themselves
     for number in layers:
         layer = network.layers[number]
+        if isinstance(layer.op, Slice):
+            _check_slice(layer, sizes, types)
         if layer.name in fixed.elided or not any(tensor_bytes(types[name]) for name in layer.outputs):
             continue
         plans.append((number, _plan(engine, fixed, number, sizes, types, device, known)))

@@ -93,3 +93,27 @@ def test_the_engine_is_saved_where_the_options_say(tmp_path: Path, caplog: pytes
     assert told == [
         "--pinTactic: no layer is named 'Relu_1' after fusion; did you mean 'Relu_0'?", "--disableFusion=all@nothing: no node or layer is named 'nothing'",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "step", "refused"),
+    [(-3, 1, 1, ()), (-3, 99, 1, ()), (-1, -99, -1, ()), (3, -99, -1, ()), (-2, 0, -1, (1,)), (-3, 2**40, 1, (1, 2)), (-4, -2, 1, (1, 2, 3)), (2, 2**40, 1, (1,))],
+)
+def test_slices_of_short_axes(start: int, end: int, step: int, refused: tuple[int, ...]) -> None:
+    """Where the axis is shorter than the slice wants, it is clamped as ONNX says, or the shapes are refused; nothing reads outside of the input."""
+    one = [numpy_helper.from_array(np.array([value], np.int64), name) for name, value in (("s", start), ("e", end), ("a", 0), ("t", step))]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Slice", ["x", "s", "e", "a", "t"], ["z"]), helper.make_node("Neg", ["z"], ["y"])], "g",
+        [info("x", TensorProto.FLOAT, ["N", 2])], [info("y", TensorProto.FLOAT, ["M", 2])], one,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    config = trtcli.BuildConfig(min_shapes={"x": (1, 2)}, opt_shapes={"x": (4, 2)}, max_shapes={"x": (7, 2)}, optimization_level=0)
+    context = trtcli.build(model, config, device="cpu").create_execution_context()
+    for n in range(1, 8):
+        x = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
+        if n in refused:
+            with pytest.raises(ValueError, match=r"would have shape|at these input shapes: give larger ones"):
+                context.execute({"x": x})
+        else:
+            np.testing.assert_array_equal(context.execute({"x": x})["y"], -x[start:end:step])

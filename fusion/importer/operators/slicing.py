@@ -97,12 +97,14 @@ def cut(b: Builder, x: Value, starts: Shape, sizes: Shape, steps: tuple[int, ...
 def bounds(size: Dim, start: Dim, end: Dim, step: int, told: bool = False) -> tuple[Dim, Dim]:
     """(start, element count) of a slice along an axis of ``size``, by ONNX's rules of clamping.
 
-    Sizes that follow from the inputs' shapes are taken to hold the start (a model whose start lies outside slices nothing), so that they
+    Sizes that follow from the inputs' shapes are taken to hold the start (where they do not, the runtime refuses the shapes), so that they
     stay simple; sizes that an inference tells (``told``) may be any.
     """
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return _known_bounds(size, start, end, step)
-    if told or Builder.is_read(start) or Builder.is_read(end):
+    # Ends that lie before the axis for some of its sizes: counted from the start after a start counted from the end, and the reverse, backwards.
+    crossing = isinstance(start, int) and isinstance(end, int) and (start < 0 <= end < FAR if step > 0 else -FAR < end < 0)
+    if told or crossing or Builder.is_read(start) or Builder.is_read(end):
         return _read_bounds(size, start, end, step)
     if step > 0:
         low, high = _place(size, start), _end(size, end)
