@@ -60,6 +60,7 @@ from fusion.rules import (
     pointwise_expand,
     pointwise_shuffle,
     pooling_pointwise,
+    pooling_prologue,
     power,
     quantize_backward,
     quantized_convolution,
@@ -119,7 +120,7 @@ ATTENTION = (
 )  # fmt: skip
 READERS = (
     softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
-    reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, epilogue_operand.RULE, gather_slice.RULE,
+    reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, pooling_prologue.RULE, epilogue_operand.RULE, gather_slice.RULE,
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
 OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_pooling.RULE)

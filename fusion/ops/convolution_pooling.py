@@ -15,7 +15,7 @@ from fusion.ops.pooling import Pooling
 
 @dataclass(frozen=True)
 class ConvolutionPooling(Op):
-    """Inputs: those of ``convolution``, with its epilogue's operands. The result is ``pooling`` (which has no epilogue) of its result,
+    """Inputs: those of ``convolution``, with its epilogue's operands. The result is ``pooling`` (which has neither prologue nor epilogue) of its result,
     rounded to its type as if it were stored. All sizes in the two operations are numbers."""
 
     convolution: Convolution

@@ -10,10 +10,10 @@ import numpy as np
 
 from fusion.dims import Dim, ceil_div, dim_min
 from fusion.dtypes import DataType
-from fusion.expression import Expression
+from fusion.expression import Expression, type_of
 from fusion.network import Op, TensorType
 from fusion.ops.convolution import join_channels, split_channels
-from fusion.ops.epilogue import IDENTITY, apply_epilogue, epilogue_type, widen
+from fusion.ops.epilogue import IDENTITY, apply_epilogue, apply_prologue, epilogue_type
 from fusion.ops.windows import channels_back, channels_first, pad_spatial, windows
 
 
@@ -23,6 +23,7 @@ class Pooling(Op):
 
     ``count_include_pad`` divides an average by the window's size even where it hangs over the declared padding.
     Positions beyond the padding, which ``ceil_mode`` may add, never count.
+    ``prologue`` is applied to each element of x before (operand 0 is x); padding does not go through it: it stays zero, or absent from a maximum.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Pooling(Op):
     count_include_pad: bool = False
     p: int = 2
     channels_last: bool = False
+    prologue: Expression = IDENTITY
     epilogue: Expression = IDENTITY
 
     layer_type: ClassVar[str] = "Pooling"
@@ -53,16 +55,15 @@ class Pooling(Op):
                 count = dim_min(count, (size + pre - 1) // stride + 1)
             sizes.append(count)
         shape = join_channels(batch, channels, tuple(sizes), self.channels_last)
-        return (epilogue_type(self.epilogue, x.dtype, shape, extras),)
+        return (epilogue_type(self.epilogue, type_of(self.prologue, [x.dtype]), shape, extras),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         x, *extras = inputs
-        dtype = DataType(x.dtype.name)
-        (out,) = self.infer(
-            [TensorType(dtype, x.shape), *(TensorType(DataType(e.dtype.name), e.shape) for e in extras)]
-        )
+        (out,) = self.infer([TensorType(DataType(one.dtype.name), one.shape) for one in inputs])
+        dtype = type_of(self.prologue, [DataType(x.dtype.name)])
         counts = split_channels(out.shape, self.channels_last)[2]
-        first = widen(channels_first(x, self.channels_last))
+        with np.errstate(all="ignore"):
+            first = channels_first(apply_prologue(self.prologue, x), self.channels_last)
         axes = tuple(range(-len(counts), 0))
         needed = self.overhang(first.shape[2:], counts)  # type: ignore[arg-type]
         lowest = least(first.dtype) if self.kind == "max" else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from fusion.expression import Convert, Expression, Operand, substitute
@@ -12,8 +13,10 @@ from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import equal_shape, is_narrow, number, too_large
 
 
-def prologue_rule(name: str, equation: str, anchors: tuple[type[Op], ...]) -> Rule:
-    """The rule that moves a pointwise layer of one tensor into the prologue of the anchor that reads it."""
+def prologue_rule(
+    name: str, equation: str, anchors: tuple[type[Op], ...], refuse: Callable[[Graph, Layer], Refusal | None] = lambda graph, layer: None
+) -> Rule:
+    """The rule that moves a pointwise layer of one tensor into the prologue of the anchor that reads it, unless ``refuse`` says why not."""
 
     def match(graph: Graph, layer: Layer) -> Match | None:
         before = graph.producer(layer.inputs[0])
@@ -21,7 +24,10 @@ def prologue_rule(name: str, equation: str, anchors: tuple[type[Op], ...]) -> Ru
             return None
         return Match((before, layer), (before.outputs[0],))
 
-    return Rule(name, equation, anchors, match, _rewrite, _check)
+    def check(graph: Graph, match: Match) -> Refusal | None:
+        return _check(graph, match) or refuse(graph, match.layers[1])
+
+    return Rule(name, equation, anchors, match, _rewrite, check)
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:

@@ -194,4 +194,4 @@ def moves_data(op: Op) -> bool:
 
 def keeps_order(op: Op) -> bool:
     """Whether the layer picks elements by their order, which quantisation keeps: max pooling."""
-    return isinstance(op, Pooling) and op.kind == "max" and op.epilogue == Operand(0)
+    return isinstance(op, Pooling) and op.kind == "max" and op.prologue == op.epilogue == Operand(0)

@@ -35,6 +35,8 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     assert isinstance(convolution, Convolution) and isinstance(pooling, Pooling)
     if pooling.kind not in ("max", "average"):
         return Refusal("kind", f"{layer.name} is {pooling.kind} pooling; maxima and averages join")
+    if pooling.prologue != IDENTITY:
+        return Refusal("prologue", f"a function of each element stands between {first.name} and {layer.name}")
     if pooling.epilogue != IDENTITY:
         return Refusal("epilogue", f"{layer.name} has an epilogue of its own")
     if len(convolution.stride) != 2:

@@ -9,6 +9,7 @@ from fusion.expression import functions
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Pointwise, Pooling
+from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import NOT_NEGATIVE
 from fusion.rules.padding_convolution import padding_before, spatial_padding
@@ -17,6 +18,8 @@ from fusion.rules.padding_convolution import padding_before, spatial_padding
 def _check(graph: Graph, match: Match) -> Refusal | None:
     pad, layer = match.layers
     op = layer.op
+    if op.prologue != IDENTITY:
+        return Refusal("prologue", f"{layer.name} applies a function to what {pad.name} fills in")
     if pad.op.mode != "constant":
         return Refusal("mode", f"{pad.name} pads by {pad.op.mode}")
     amounts = spatial_padding(pad.op, op.channels_last)

@@ -9,10 +9,14 @@ from functools import partial
 
 import numpy as np
 
+from fusion.expression import type_of
+from fusion.network import TensorType
 from fusion.ops import Pooling
+from fusion.ops.epilogue import IDENTITY
 from fusion.ops.pooling import least
 from tactics.cpu.convolution import Geometry, wide
 from tactics.cpu.epilogue import make_epilogue
+from tactics.cpu.rows import row_reader
 from tactics.cpu.steps import Arrays, Call, Scratch, one_step, shape_of, spans, threads_of
 from tactics.cpu.threads import Action, parallel
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
@@ -34,8 +38,9 @@ class PoolSeparable(Tactic):
             return Refusal("channels-last input: the CPU pools in [N, C, spatial]")
         if op.kind == "lp":
             return Refusal("p-norm pooling is computed by cpu.reference.numpy")
-        if op.kind == "average" and not workload.inputs[0].dtype.is_float:
-            return Refusal(f"an average of {workload.inputs[0].dtype.label} is computed by cpu.reference.numpy")
+        pooled = _pooled(workload).dtype
+        if op.kind == "average" and not pooled.is_float:
+            return Refusal(f"an average of {pooled.label} is computed by cpu.reference.numpy")
         return None
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
@@ -53,8 +58,8 @@ class PoolSeparable(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         op, values, shape = workload.op, dict(config), pool_geometry(workload)
         assert isinstance(op, Pooling)
-        source = workload.inputs[0].dtype
-        total = wide(workload.inputs[0]) if source.is_float else source.numpy
+        source, pooled = workload.inputs[0].dtype.numpy, _pooled(workload)
+        total = wide(pooled) if pooled.dtype.is_float else pooled.dtype.numpy
         epilogue = make_epilogue(op.epilogue, total, workload.inputs[1:], workload.outputs[0])
         channels, threads = values["channels"], values["threads"]
         rank = len(shape.window)
@@ -65,7 +70,7 @@ class PoolSeparable(Tactic):
         scratch = Scratch()
         spaces = [
             (
-                scratch.take((channels * math.prod(sizes[0]) if source.numpy != total else 0,), total),
+                row_reader(op.prologue, source, total, channels * math.prod(sizes[0]), scratch),
                 [scratch.take((channels * math.prod(size),), total) for size in sizes[1:]],
                 scratch.take((epilogue.scratch_bytes,), np.uint8),
             )
@@ -88,15 +93,13 @@ class PoolSeparable(Tactic):
                 else [(0, p, min(p + channels, planes)) for p in range(0, planes, channels)]
             )
             jobs: list[list[Action]] = []
-            for (low, high), (copy, middle, temp) in zip(spans(len(cuts), threads), spaces, strict=False):
+            for (low, high), (reader, middle, temp) in zip(spans(len(cuts), threads), spaces, strict=False):
                 job: list[Action] = []
                 for n, c0, c1 in cuts[low:high]:
                     rows = slice(n * shape.groups + c0, n * shape.groups + c1)
-                    here, target = image[rows], out[rows]
-                    if source.numpy != total:
-                        converted = first_of(copy.view(workspace), here.shape)
-                        job.append(partial(np.copyto, converted, here, casting="unsafe"))
-                        here = converted
+                    target = out[rows]
+                    read, here = reader.actions(image[rows], workspace)
+                    job += read
                     for axis in range(rank):
                         last = axis == rank - 1 and epilogue.in_place
                         result = target if last else first_of(middle[axis].view(workspace), (c1 - c0, *sizes[axis + 1]))
@@ -123,6 +126,13 @@ def pool_geometry(workload: Workload) -> Geometry:
     ]
     out, window, stride, pad = whole
     return Geometry(n, channels, 1, 1, tuple(spatial), out, window, stride, pad, op.dilation)
+
+
+def _pooled(workload: Workload) -> TensorType:
+    """What is pooled: the input after the prologue."""
+    op, x = workload.op, workload.inputs[0]
+    assert isinstance(op, Pooling)
+    return replace(x, dtype=type_of(op.prologue, [x.dtype]))
 
 
 def first_of(memory: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -174,6 +184,8 @@ class PoolWhole(Tactic):
         assert isinstance(op, Pooling)
         if op.channels_last or op.kind != "average" or workload.inputs[0].dtype.numpy != wide(workload.inputs[0]):
             return Refusal("only averages of float32 and float64 images in [N, C, spatial] are a matrix product")
+        if op.prologue != IDENTITY:
+            return Refusal("a function of each element stands before the average")
         if shape.window != shape.spatial or any(shape.pad) or set(shape.out) != {1} or set(shape.dilation) != {1}:
             return Refusal(f"window {shape.window} of an image {shape.spatial}: only a window that is the whole image")
         return None

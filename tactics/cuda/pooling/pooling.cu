@@ -1,7 +1,7 @@
-// Windowed pooling in up to three dimensions. The prelude defines WORK, prologue (identity) and, maybe, finish.
+// Windowed pooling in up to three dimensions. The prelude defines WORK, prologue and, maybe, finish.
 // KIND 0: maximum, 1: average, 2: the P-norm. One thread computes VEC neighbouring channels (channels last: innermost is C)
 // or one output (channels first: `plane` = 1 element, C folded into the batch) of one output position.
-// Positions outside the input never count, but an average with COUNT_PAD divides by the window cut to input and padding.
+// Positions outside the input never count and do not go through the prologue, but an average with COUNT_PAD divides by the window cut to input and padding.
 #include "division.cuh"
 #include "finish.cuh"
 #include "functions.cuh"
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 fx::Compute<IN_T> value[VEC];
                 fx::load<VEC>(value, x + (line + w) * channels + column);
 #pragma unroll
-                for (int i = 0; i < VEC; ++i) total[i] = merge(total[i], value[i]);
+                for (int i = 0; i < VEC; ++i) total[i] = merge(total[i], prologue(value[i]));
             }
         }
     }

@@ -6,9 +6,8 @@ from collections.abc import Collection, Sequence
 from math import prod
 
 from fusion.dtypes import DataType
-from fusion.expression import compute_type
+from fusion.expression import compute_type, type_of
 from fusion.ops import Pooling
-from fusion.ops.epilogue import IDENTITY
 from tactics.cuda.codegen import literal, storage_type
 from tactics.cuda.epilogue import epilogue_argument
 from tactics.cuda.reduce.reduce import (
@@ -60,6 +59,12 @@ def _spatial(workload: Workload) -> tuple[int, ...]:
     return tuple(range(1, rank - 1)) if op.channels_last else tuple(range(2, rank))
 
 
+def _work(workload: Workload) -> DataType:
+    """The type in which what is pooled is computed."""
+    op: Pooling = workload.op  # type: ignore[assignment]
+    return compute_type(type_of(op.prologue, [workload.inputs[0].dtype]))
+
+
 class WindowPooling(Tactic):
     """Any window, one thread per output position and vector of channels (channels last) or per output (channels first)."""
 
@@ -74,10 +79,10 @@ class WindowPooling(Tactic):
             return Refusal(f"pooling kind {op.kind!r}; this kernel has {', '.join(KINDS)}")
         if not 1 <= len(op.stride) <= 3:
             return Refusal(f"pooling over {len(op.stride)} dimensions; this kernel has 1 to 3")
-        work = compute_type(workload.inputs[0].dtype)
+        work = _work(workload)
         if op.kind != "max" and not work.is_float:
             return Refusal(f"{op.kind} pooling of {work.value}; it needs a floating-point type")
-        code = wrap_code(workload)
+        code = wrap_code(workload, op.prologue)
         return code if isinstance(code, Refusal) else refuse_large(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
@@ -102,10 +107,10 @@ class WindowPooling(Tactic):
         x, out = dims(workload.inputs[0]), dims(workload.outputs[0])
         axes = _spatial(workload)
         channels = x[-1] if op.channels_last else 1
-        code = wrap_code(workload)
+        code = wrap_code(workload, op.prologue)
         assert not isinstance(code, Refusal)
         prelude, epilogue = code
-        work = compute_type(workload.inputs[0].dtype)
+        work = _work(workload)
         lowest = literal(0, work)
         if op.kind == "max":
             import numpy as np
@@ -159,14 +164,14 @@ class GlobalPooling(Tactic):
         found = self._reduction(workload)
         if not is_rows(found) and not is_columns(found):
             return Refusal("the image has one element")
-        if found.kind == "mean" and not compute_type(workload.inputs[0].dtype).is_float:
+        if found.kind == "mean" and not _work(workload).is_float:
             return Refusal("average pooling needs a floating-point type")
         return refusal_of(workload, found)
 
     @staticmethod
     def _reduction(workload: Workload) -> Reduction:
         op: Pooling = workload.op  # type: ignore[assignment]
-        return reduction(workload, _spatial(workload), "max" if op.kind == "max" else "mean", IDENTITY)
+        return reduction(workload, _spatial(workload), "max" if op.kind == "max" else "mean", op.prologue)
 
     def pitched(self, workload: Workload) -> Collection[int]:
         return columns_pitched(workload, self._reduction(workload))

@@ -136,6 +136,16 @@ def test_pooling(oracle, case, kind, include, last, p):
     np.testing.assert_allclose(np.moveaxis(got, -1, 1) if last else got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind, operator", [("max", "MaxPool"), ("average", "AveragePool"), ("lp", "LpPool")])
+@pytest.mark.parametrize("include", [False, True])
+def test_padding_does_not_go_through_the_prologue_of_pooling(oracle, kind, operator, include):
+    x = values(3, 2, 3, 7, 8)
+    more = {"average": {"count_include_pad": int(include)}, "lp": {"p": 2}}.get(kind, {})
+    (want,) = oracle(operator, [np.exp(x)], kernel_shape=(2, 3), strides=(2, 3), pads=(1, 0, 0, 1), **more)
+    op = Pooling(kind, (2, 3), (2, 3), (1, 0), (0, 1), (1, 1), count_include_pad=include, prologue=apply("exp", Operand(0)))
+    np.testing.assert_allclose(op.evaluate([x])[0], want, rtol=1e-5, atol=1e-6)
+
+
 def test_average_pooling_with_ceil_counts_only_declared_padding():
     """The last window covers one input element, one declared padding element and one beyond: it divides by 2."""
     op = Pooling("average", (3,), (3,), (0,), (1,), (1,), ceil_mode=True, count_include_pad=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Convert, Literal, apply
 from fusion.graph import Limits
 from fusion.importer import import_onnx
-from fusion.ops import GroupNormalization, Normalization, Pooling, Reduce, Shuffle, Softmax
+from fusion.ops import Convolution, GroupNormalization, Normalization, Padding, Pooling, Reduce, Shuffle, Softmax
 from fusion.passes import optimize
 from fusion.reference import run
 from fusion.rules import (
@@ -21,7 +23,9 @@ from fusion.rules import (
     neutral_element,
     normalization_cast,
     normalization_pointwise,
+    padding_pooling,
     pointwise,
+    pooling_prologue,
     power,
     reduce_pointwise,
     reduce_pooling,
@@ -115,6 +119,83 @@ def test_widening_before_a_reduction_moves_behind_it() -> None:
     y = build.pointwise("wide", Convert(FLOAT, X0), build.input("x", 2, 50, dtype=HALF))
     network = fuse(build.network(build.layer("sum", Reduce("sum", (1,), True), y)), reduce_prologue.RULE)
     assert network.layers[0].op == Reduce("sum", (1,), True, epilogue=Convert(FLOAT, X0))
+
+
+POOL = Pooling("average", (2, 3), (2, 3), (1, 0), (0, 1), (1, 1), count_include_pad=True)
+
+
+def pooled(op: Pooling, *outputs: str, function: object = "exp", shape: tuple = (2, 3, 7, 8), dtype: DataType = FLOAT):  # type: ignore[no-untyped-def]
+    build = Build()
+    y = build.pointwise("f", function, build.input("x", *shape, dtype=dtype))  # type: ignore[arg-type]
+    return build.network(build.layer("pool", op, y), *outputs)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        POOL,
+        replace(POOL, count_include_pad=False, stride=(4, 3)),
+        replace(POOL, kind="max", ceil_mode=True),
+        replace(POOL, kind="lp"),
+        replace(POOL, window=(2, 2), dilation=(2, 2), stride=(3, 3)),
+        Pooling("max", (7, 8), (1, 1), (0, 0), (0, 0), (1, 1)),  # the whole image
+    ],
+)
+def test_pooling_whose_windows_do_not_overlap_takes_a_function_of_each_element(op: Pooling) -> None:
+    for function in ("exp", apply("mul", apply("tanh", X0), apply("sub", X0, lit(0.5)))):
+        (layer,) = fuse(pooled(op, function=function), pooling_prologue.RULE).layers  # exp(0) is not 0: padding must stay outside
+        assert layer.op.prologue != X0 and layer.name == "f + pool"
+
+
+@pytest.mark.parametrize(
+    "op, condition",
+    [
+        (replace(POOL, stride=(1, 3)), "overlap"),
+        (replace(POOL, stride=(2, 2)), "overlap"),
+        (replace(POOL, window=(2, 2), dilation=(2, 1), stride=(2, 2)), "overlap"),
+    ],
+)
+def test_overlapping_windows_would_compute_values_again(op: Pooling, condition: str) -> None:
+    assert refused(pooled(op), pooling_prologue.RULE).condition == condition
+
+
+def test_a_window_of_the_whole_image_overlaps_nothing_whatever_its_size() -> None:
+    h = symbol("h")
+    op = Pooling("average", (h, 4), (1, 1), (0, 0), (0, 0), (1, 1))
+    (layer,) = fuse(pooled(op, shape=(2, 3, h, 4)), pooling_prologue.RULE, sizes={"h": 5}).layers
+    assert layer.op.prologue == apply("exp", X0)
+
+
+def test_a_pooling_prologue_that_another_reads_stays() -> None:
+    assert refused(pooled(POOL, "f:out"), pooling_prologue.RULE).condition == "network output"
+    build = Build()
+    y = build.pointwise("f", "exp", build.input("x", 2, 3, 7, 8))
+    z = build.layer("other", Softmax(1), y)
+    assert refused(build.network(build.layer("pool", POOL, y), z), pooling_prologue.RULE).condition == "shared"
+
+
+def test_a_pooling_prologue_has_one_operand() -> None:
+    for other in ("tensor", "channels"):
+        build = Build()
+        x = build.input("x", 2, 3, 7, 8)
+        second = build.input("z", 2, 3, 7, 8) if other == "tensor" else build.constant("c", (3, 1, 1))
+        y = build.pointwise("f", "mul", x, second)
+        assert refused(build.network(build.layer("pool", POOL, y)), pooling_prologue.RULE).condition == "operands"
+
+
+def test_padding_does_not_enter_a_pooling_with_a_prologue() -> None:
+    build = Build()
+    y = build.layer("pad", Padding((0, 0, 1, 1), (0, 0, 1, 1), "constant", 0), build.input("x", 2, 3, 6, 6))
+    y = build.layer("pool", Pooling("average", (2, 2), (2, 2), (0, 0), (0, 0), (1, 1), prologue=apply("exp", X0)), y)
+    assert refused(build.network(y), padding_pooling.RULE).condition == "prologue"
+
+
+def test_a_convolution_keeps_its_activation_before_pooling() -> None:
+    build = Build()
+    y = build.layer("conv", Convolution((1, 1), (1, 1), (1, 1), (1, 1)), build.input("x", 2, 3, 6, 6), build.constant("w", (4, 3, 3, 3)))
+    y = build.pointwise("relu", "relu", y)
+    result = optimize(build.network(build.layer("pool", Pooling("average", (6, 6), (1, 1), (0, 0), (0, 0), (1, 1)), y)))
+    assert [layer.name for layer in result.network.layers] == ["conv + relu", "pool"]
 
 
 def mean(shape: tuple, axes: tuple[int, ...] = (2, 3), keep: bool = True):  # type: ignore[no-untyped-def]

@@ -167,6 +167,15 @@ def test_pooling(check, case, kind, ceil, include, dtype, bias, seed):
     check(op, [x, *more], least=kind != "lp")
 
 
+@given(poolings(), st.sampled_from(["max", "average", "lp"]), st.booleans(), floats, st.booleans(), seeds)
+@SETTINGS
+def test_pooling_prologue(check, case, kind, include, dtype, wide, seed):
+    *shape, spatial = case
+    prologue = apply("exp", Operand(0))
+    op = Pooling(kind, *shape, count_include_pad=include, prologue=Convert(DataType.FLOAT, prologue) if wide else prologue)
+    check(op, [values(seed, 2, 5, *spatial, dtype=dtype)], least=kind != "lp")
+
+
 def test_pooling_of_integers(check):
     x = np.random.default_rng(0).integers(-128, 128, (2, 3, 9, 9)).astype(np.int8)
     check(Pooling("max", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1)), [x])

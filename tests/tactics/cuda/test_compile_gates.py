@@ -221,6 +221,19 @@ def test_compiles_without_spills(tactic_id: str, arch: str) -> None:
                 assert used.spill_stores <= SMALL_SPILL, f"{step.kernel.entry} spills {used.spill_stores} bytes for {arch}"
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_pooling_with_a_prologue_compiles(arch: str) -> None:
+    device = _device(arch)
+    for size, name in ((2, "cuda.pooling.window"), (56, "cuda.pooling.global")):
+        op = Pooling("average", (size, size), (size, size), (0, 0), (0, 0), (1, 1), channels_last=True, prologue=apply("mul", X, apply("sigmoid", X)))
+        workload = _case(op, (F16, (8, 56, 56, 64)))
+        assert TACTICS[name].supports(workload, device) is None
+        for step in TACTICS[name].plan(workload, TACTICS[name].configs(workload, device)[0], device).steps:
+            assert isinstance(step, Launch)
+            used = compile_cubin(step.kernel.source(), step.kernel.defines, arch, step.kernel.file).resources
+            assert used.spill_stores <= SMALL_SPILL and used.registers * step.block[0] <= 65536
+
+
 def test_plans_of_every_configuration_are_pure_and_launchable() -> None:
     """Grids and blocks within the hardware's limits, the same plan each time, one kernel list for every size."""
     device = _device("sm_90a")

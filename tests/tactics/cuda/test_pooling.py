@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.dtypes import DataType
-from fusion.expression import Operand, apply
+from fusion.expression import Convert, Literal, Operand, apply
 from fusion.network import TensorType
 from fusion.ops import Pooling
 from tactics.cuda.pooling.pooling import GlobalPooling, WindowPooling
@@ -73,6 +73,29 @@ def test_epilogue() -> None:
     run(WindowPooling(), op, (2, 8, 8, 24), DataType.HALF, ((24,), (2, 4, 4, 24)), configs=2)
     first = replace(op, channels_last=False)
     run(WindowPooling(), first, (2, 5, 8, 8), DataType.FLOAT, ((5, 1, 1), (2, 5, 4, 4)), configs=1)
+
+
+SWISH = apply("mul", apply("sigmoid", Operand(0)), apply("add", Operand(0), Literal(0.25, DataType.FLOAT)))  # not 0 at 0: padding must stay outside
+
+
+@pytest.mark.parametrize("kind", ["max", "average", "lp"])
+def test_prologue(kind: str) -> None:
+    op = Pooling(kind, (3, 2), (3, 2), (1, 0), (1, 1), (1, 1), count_include_pad=True, prologue=SWISH)
+    run(WindowPooling(), op, (2, 5, 8, 7), configs=1)
+    run(WindowPooling(), replace(op, channels_last=True, count_include_pad=False, epilogue=apply("add", Operand(0), Operand(1))), (2, 8, 7, 24),
+        DataType.HALF, ((24,),))  # fmt: skip
+    run(WindowPooling(), replace(op, prologue=Convert(DataType.FLOAT, SWISH)), (2, 5, 8, 7), DataType.HALF, configs=1)
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+def test_prologue_of_whole_images(kind: str) -> None:
+    for channels_last, shape in ((True, (3, 7, 7, 72)), (False, (3, 40, 7, 7))):
+        op = Pooling(kind, (7, 7), (1, 1), (0, 0), (0, 0), (1, 1), channels_last=channels_last, prologue=SWISH)
+        run(GlobalPooling(), op, shape, DataType.HALF, configs=2)
+
+
+def test_prologue_of_integers() -> None:
+    run(WindowPooling(), replace(MAX, stride=(3, 3), prologue=apply("max", Operand(0), Literal(-1, DataType.INT8))), (2, 9, 11, 16), DataType.INT8)
 
 
 def test_nan_wins_a_maximum() -> None:
