@@ -290,7 +290,7 @@ def candidates(problem: Problem, device: DeviceSpec, limit: int = 32) -> list[Ti
 def neighbours(tile: Tile, problem: Problem) -> list[Tile]:
     """Legal tiles that differ from ``tile`` in one step."""
     found = [replace(tile, stages=tile.stages + step) for step in (1, -1)]
-    found += [replace(tile, bn=tile.bn + step) for step in (8, -8, 16, -16, 32, -32)]
+    found += [replace(tile, bn=tile.bn + step) for step in (8, -8, 16, -16, 32, -32) if tile.bn + step > 0]
     found += [replace(tile, blocks=max(1, tile.blocks + step)) for step in (1, -1)]
     found += [replace(tile, split=size) for size in (tile.split * 2, tile.split // 2) if size]
     found += [replace(tile, chunk=size) for size in (8, 16, 32, 64)]
