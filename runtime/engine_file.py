@@ -2,6 +2,9 @@
 
 Layout (https://huggingface.co/docs/safetensors, format section): 8 bytes little-endian header length, a JSON header, then the raw
 tensors without gaps. Nothing in a file is ever executed while loading: it is JSON and arrays. ``docs/engine-file.md`` documents it.
+
+Every byte is covered by a checksum: those of the header and of the kernels are compared while loading, those of the weights when these are
+read (``runtime/checksums.py``), because a command that only shows an engine does not read them.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
+from zlib import crc32
 
 import numpy as np
 
@@ -20,11 +25,13 @@ from fusion.dtypes import DataType
 from fusion.files import replacing
 from fusion.network import ControlFlow, Network
 from fusion.serial import network_from_json, network_to_json
+from runtime.checksums import Stored, StoredWeights, bytes_of, checksum, verified
 from runtime.engine import Alternative, Engine, EngineError, InputRange, LayerPlan
 from tactics.tactic import DeviceSpec
 
 FORMAT = "trtcli-engine"
-VERSION = 2
+VERSION = 3
+READABLE = ("2", "3")  # 2 has no checksums
 HEADER_LIMIT = 100_000_000  # bytes; safetensors readers refuse longer headers
 
 # safetensors' names of the data types. The others (of 8 bits and less) are stored as U8, their own name in that of the tensor:
@@ -35,6 +42,9 @@ _NAMES = {
     DataType.UINT8: "U8", DataType.UINT16: "U16", DataType.UINT32: "U32", DataType.UINT64: "U64", DataType.BOOL: "BOOL",
 }  # fmt: skip
 _TYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+# Where a header's checksum stands: text of other entries cannot look like it, its quotation marks are escaped.
+_SEAL, _BLANK = b'"checksum":"%s"', b"00000000"
 
 Value = TypeVar("Value")
 
@@ -59,7 +69,7 @@ def parts_of(engine: Engine) -> Iterator[bytes | memoryview]:
     """The bytes of the engine's file, piece by piece."""
     tensors: dict[str, np.ndarray] = {}
     for prefix, one in _engines(engine):
-        for name, array in one.weights.items():
+        for name, array in verified(one.weights):
             tensors[_weight_key(prefix + name, array.dtype)] = np.ascontiguousarray(array).reshape(array.shape)
         tensors |= {f"kernel:{key}": np.frombuffer(image, np.uint8) for key, image in one.kernels.items()}
     # Wider elements first, then by name: every tensor is aligned to its element, and the order is reproducible.
@@ -69,6 +79,7 @@ def parts_of(engine: Engine) -> Iterator[bytes | memoryview]:
             "format": FORMAT,
             "version": str(VERSION),
             "engine": json.dumps(_describe(engine), sort_keys=True),
+            "checksums": json.dumps({name: checksum(bytes_of(tensors[name])) for name in order}),
         }
     }
     offset = 0
@@ -78,11 +89,29 @@ def parts_of(engine: Engine) -> Iterator[bytes | memoryview]:
         dtype = _NAMES.get(DataType(array.dtype.name), "U8")
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 64)  # data start on a cache line
-    yield struct.pack("<Q", len(text)) + text
+    yield header_bytes(header)
     for name in order:
-        yield _bytes(tensors[name])
+        yield bytes_of(tensors[name])
+
+
+def header_bytes(header: dict[str, Any]) -> bytes:
+    """A file's first bytes: the length of its header, and the header with a checksum of itself, padded so that data start on a cache line."""
+    header = {**header, "__metadata__": {**header["__metadata__"], "checksum": _BLANK.decode()}}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 64)
+    return struct.pack("<Q", len(text)) + text.replace(_SEAL % _BLANK, _SEAL % f"{crc32(text):08x}".encode(), 1)
+
+
+def _check_header(text: bytes) -> bool:
+    """Whether the header ``text`` has a checksum of itself, as files have from format 3 on.
+
+    Raises:
+        ValueError: it is wrong.
+    """
+    found = re.search(_SEAL % b"([0-9a-f]{8})", text)
+    if found and crc32(text[: found.start(1)] + _BLANK + text[found.end(1) :]) != int(found[1], 16):
+        raise ValueError("its header differs from what was saved")
+    return found is not None
 
 
 def _weight_key(name: str, dtype: np.dtype) -> str:
@@ -155,9 +184,8 @@ def parse(data: bytes | mmap.mmap, path: str = "bytes") -> Engine:
     # Data from outside: whatever goes wrong in reading it is the file's fault. Nothing of it is run, so this hides no effect.
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        raise EngineError(
-            f"engine file {path!r} is damaged: {type(error).__name__}: {text}; build it again"
-        ) from error
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise EngineError(f"engine file {path!r} is damaged: {kind}{text}; copy the file again, or build it again") from error
 
 
 def _no_engine(path: str) -> EngineError:
@@ -165,10 +193,6 @@ def _no_engine(path: str) -> EngineError:
         return EngineError(f"{path!r} is not an engine file: an ONNX model, by its name: give it as --onnx={path}")
     own = path if path.lower().endswith((".engine", ".plan", ".trt")) else "model.engine"  # nobody's other file is to be written over
     return EngineError(f"{path!r} is not an engine file: build one with --onnx=model.onnx --saveEngine={own}")
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 # --- engine -> JSON --------------------------------------------------------------------------------------------------
@@ -226,25 +250,30 @@ def _parse(data: memoryview, path: str) -> Engine:
         )
     if length > min(HEADER_LIMIT, len(data) - 8) or bytes(data[8:9]) != b"{":
         raise _no_engine(path)
-    header = json.loads(bytes(data[8 : 8 + length]))
+    text = bytes(data[8 : 8 + length])
+    sealed = _check_header(text)
+    header = json.loads(text)
     meta = header.pop("__metadata__", {})
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise EngineError(f"{path!r} is a safetensors file, but not an engine: build one with --onnx and --saveEngine")
-    if meta.get("version") != str(VERSION):
+    if (version := meta.get("version")) not in READABLE:
         raise EngineError(
-            f"{path!r} has engine format {str(meta.get('version'))[:20]}, this trtcli reads format {VERSION}: build it again"
+            f"{path!r} has engine format {str(version)[:20]}, this trtcli reads formats {' and '.join(READABLE)}: build it again"
         )
-    weights, kernels = _tensors(header, data[8 + length :])
-    text = json.loads(meta["engine"], object_hook=_float_hook)
-    engine = _engine(text, network_from_json(text["network"]), weights, kernels, "")
+    if version != "2" and not sealed:
+        raise ValueError("its header has no checksum")
+    checksums = json.loads(meta.get("checksums", "{}"))
+    if sealed and set(checksums) != set(header):
+        raise ValueError("its checksums are not those of its tensors")
+    weights, kernels = _tensors(header, data[8 + length :], checksums, path)
+    described = json.loads(meta["engine"], object_hook=_float_hook)
+    engine = _engine(described, network_from_json(described["network"]), weights, kernels)
     _check(engine)
     return engine
 
 
-def _engine(
-    text: dict[str, Any], network: Network, weights: Mapping[str, np.ndarray], kernels: Mapping[str, bytes], prefix: str
-) -> Engine:
-    """The engine whose weights' names begin with ``prefix``, a body inside ``network`` when that is not empty."""
+def _engine(text: dict[str, Any], network: Network, weights: StoredWeights, kernels: Mapping[str, bytes]) -> Engine:
+    """The engine of ``network`` and its bodies, whose ``weights`` have names that begin as :func:`_engines` says."""
     plans = _is(text["layers"], list)
     if len(plans) != len(network.layers):
         raise ValueError(f"{len(network.layers)} layers, but {len(plans)} decisions")
@@ -254,14 +283,17 @@ def _engine(
         bodies = op.bodies if isinstance(op, ControlFlow) else ()
         if len(bodies) != len(given):
             raise ValueError(f"layer {network.layers[number].name!r} has {len(bodies)} bodies, but decisions for {len(given)}")
-        inner = (_engine(one, body, weights, kernels, f"{prefix}{number}.{index}/") for index, (one, body) in enumerate(zip(given, bodies, strict=True)))
+        inner = (
+            _engine(one, body, weights.below(f"{number}.{index}/"), kernels)
+            for index, (one, body) in enumerate(zip(given, bodies, strict=True))
+        )
         return replace(_layer_plan(value), bodies=tuple(inner))
 
     layers = tuple(plan(value, number) for number, value in enumerate(plans))
     return Engine(
         network=network,
         layers=layers,
-        weights={name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)} if prefix else weights,
+        weights=weights.without(f"{number}.{index}/" for number, one in enumerate(layers) for index in range(len(one.bodies))),
         kernels=kernels,
         profiles=tuple({name: _range(item) for name, item in profile.items()} for profile in text["profiles"]),
         device=_device(text["device"]),
@@ -277,8 +309,9 @@ def _engine(
     )
 
 
-def _tensors(header: Mapping[str, Any], data: memoryview) -> tuple[dict[str, np.ndarray], dict[str, bytes]]:
+def _tensors(header: Mapping[str, Any], data: memoryview, checksums: Mapping[str, str], path: str) -> tuple[StoredWeights, dict[str, bytes]]:
     weights: dict[str, np.ndarray] = {}
+    stored: dict[str, Stored] = {}
     kernels: dict[str, bytes] = {}
     covered = 0
     for name, item in sorted(header.items(), key=lambda pair: pair[1]["data_offsets"]):
@@ -296,13 +329,17 @@ def _tensors(header: Mapping[str, Any], data: memoryview) -> tuple[dict[str, np.
             own = DataType(kind.removeprefix("weight.")) if kind != "weight" else dtype
             array = np.frombuffer(data[begin:end], np.uint8).view(own.numpy) if count else np.empty(0, own.numpy)
             weights[given] = array.reshape(shape)
+            if name in checksums:
+                stored[given] = Stored(checksums[name], f"engine file {path!r} is damaged: {name!r}")
         elif name.startswith("kernel:"):
-            kernels[name.removeprefix("kernel:")] = bytes(data[begin:end])
+            kernels[given] = bytes(data[begin:end])
+            if name in checksums and checksum(kernels[given]) != checksums[name]:
+                raise ValueError(f"{name!r} differs from what was saved")
         else:
             raise ValueError(f"unknown tensor {name!r}")
     if covered != len(data):
         raise ValueError(f"{len(data) - covered} bytes follow the last tensor")
-    return weights, kernels
+    return StoredWeights(weights, stored), kernels
 
 
 def _float_hook(value: dict[str, Any]) -> Any:

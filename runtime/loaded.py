@@ -12,6 +12,7 @@ import numpy as np
 
 from fusion.dtypes import data_type
 from fusion.network import TensorType
+from runtime.checksums import verified
 from runtime.device import Device, DeviceMemoryError, Memory, Tensor
 from runtime.engine import Engine, EngineError
 from runtime.memory import ALIGNMENT
@@ -151,7 +152,7 @@ def _upload(engine: Engine, device: Device) -> tuple[dict[str, Tensor], Memory]:
             "there, choose another --device, or build in a narrower type (--fp16, --bf16)"
         ) from error
     weights = {}
-    for name, array in engine.weights.items():
+    for name, array in verified(engine.weights):
         device.upload(memory.address + offsets[name], np.ascontiguousarray(array))
         weights[name] = Tensor(memory.address + offsets[name], TensorType(data_type(array.dtype), array.shape))
     return weights, memory

@@ -9,16 +9,19 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
 from fusion.dims import symbol
 from fusion.dtypes import DataType
-from fusion.network import Fate
-from fusion.ops import Gather, Shuffle
+from fusion.network import Fate, TensorType
+from fusion.ops import Gather, MatrixMultiply, Shuffle
+from fusion.ops.control import If
 from runtime import engine_file
-from runtime.engine import Alternative, Engine, EngineError, InputRange, LayerPlan
+from runtime.checksums import checksum, verified
+from runtime.engine import CONTROL, Alternative, Engine, EngineError, InputRange, LayerPlan
+from runtime.loaded import load_engine
 
 
 @pytest.fixture
@@ -96,8 +99,7 @@ def edit(data: bytes, change) -> bytes:
     text = json.loads(header["__metadata__"]["engine"])
     change(text)
     header["__metadata__"]["engine"] = json.dumps(text)
-    raw = json.dumps(header).encode()
-    return struct.pack("<Q", len(raw)) + raw + data[8 + length :]
+    return engine_file.header_bytes(header) + data[8 + length :]
 
 
 def spoil(path, data: bytes) -> str:
@@ -116,8 +118,33 @@ def test_foreign_and_old_files(engine, tmp_path):
     assert "not an engine file" in spoil(path, b"")
     assert "not an engine file" in spoil(path, b"\x08\x07ONNX model bytes and so on" * 10)
     assert "not an engine" in spoil(path, struct.pack("<Q", 2) + b"{}")
-    assert "build it again" in spoil(path, data.replace(b'"version":"2"', b'"version":"0"'))
-    assert "build it again" in spoil(path, data.replace(b'"version":"2"', b'"version":"9"'))
+    assert "reads formats 2 and 3: build it again" in spoil(path, of_version(data, "1"))
+    assert "build it again" in spoil(path, of_version(data, "9"))
+
+
+def of_version(data: bytes, version: str, **metadata: str) -> bytes:
+    """``data`` as if another version of trtcli had written them."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] |= {"version": version, **metadata}
+    return engine_file.header_bytes(header) + data[8 + length :]
+
+
+def test_files_of_format_2_have_no_checksums_and_load(engine, tmp_path, same_engine):
+    engine.save(tmp_path / "a")
+    data = (tmp_path / "a").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    del header["__metadata__"]["checksum"], header["__metadata__"]["checksums"]
+    for version, loads in (("2", True), ("3", False)):
+        header["__metadata__"]["version"] = version
+        raw = json.dumps(header).encode()
+        old = struct.pack("<Q", len(raw)) + raw + data[8 + length :]
+        if loads:
+            same_engine(Engine.deserialize(old), engine)
+        else:
+            assert "has no checksum" in spoil(tmp_path / "b", old)
+    assert "those of its tensors" in spoil(tmp_path / "b", of_version(data, "3", checksums="{}"))
 
 
 @pytest.mark.parametrize(
@@ -172,17 +199,70 @@ def test_truncation_anywhere_is_refused(engine, tmp_path):
     spoil(tmp_path / "long", data + b"\0")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))
-def test_flipped_bytes_never_crash(small_engine_bytes, tmp_path, flips):
+@settings(max_examples=150, deadline=None)
+@given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=8, unique_by=lambda flip: flip[0]))
+def test_flipped_bytes_are_found(small_engine_bytes, flips):
     raw = bytearray(small_engine_bytes)
-    for place, value in flips:
-        raw[int(place * len(raw))] = value
-    (tmp_path / "flipped").write_bytes(raw)
-    try:
-        Engine.load(tmp_path / "flipped")
-    except EngineError as error:
-        assert "\n" not in str(error)
+    for place, bits in flips:
+        raw[int(place * len(raw))] ^= bits
+    if raw == small_engine_bytes:
+        return
+    with pytest.raises(EngineError) as caught:
+        dict(verified(Engine.deserialize(bytes(raw)).weights))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_weight_is_named_when_it_is_read(engine, tmp_path, cpu):
+    path = tmp_path / "a"
+    engine.save(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(engine.weights["w2"].tobytes()) + 100] ^= 1
+    path.write_bytes(data)
+    damaged = Engine.load(path)  # reads no weight
+    text = f"engine file {str(path)!r} is damaged: 'weight:w2' differs from what was saved; copy the file again"
+    with pytest.raises(EngineError, match=re.escape(text)):
+        load_engine(damaged, cpu)
+    with pytest.raises(EngineError, match=re.escape(text)):  # nor are wrong weights given new checksums
+        damaged.save(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    intact = dataclasses.replace(damaged, weights=engine.weights)
+    assert load_engine(intact, cpu).weights.keys() == engine.weights.keys()
+
+
+def test_a_damaged_kernel_is_refused(engine, tmp_path):
+    engine.save(tmp_path / "a")
+    assert "'kernel:k1' differs" in spoil(tmp_path / "b", (tmp_path / "a").read_bytes().replace(b"\x7fELF", b"\x7fELG"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 4095, 4096, 4097, 12289])
+def test_checksums_see_every_byte_and_the_order_of_blocks(size):
+    data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    whole = checksum(data.tobytes())
+    assert whole == checksum(memoryview(b"x" + data.tobytes())[1:])  # at an odd address
+    for place in range(0, size, 509):
+        assert checksum((data ^ (np.arange(size) == place)).astype(np.uint8).tobytes()) != whole
+    if size > 2 * 4096:
+        assert checksum(np.roll(data, 4096).tobytes()) != whole
+
+
+def test_weights_of_bodies_are_held_once(graph, cpu):
+    def branch(scale: float) -> Engine:
+        inner = type(graph)()
+        return inner.engine(inner.layer(MatrixMultiply(), inner.input("x", (1, 4)), inner.constant("w", scale * np.eye(4, dtype=np.float32))))
+
+    branches = branch(2), branch(3)
+    kind = TensorType(DataType.FLOAT, (1, 4))
+    choice = If(*(one.network for one in branches), takes=((1,), (1,)), types=(kind,))
+    condition, x, w = graph.input("c", (), DataType.BOOL), graph.input("x", (1, 4)), graph.constant("w", np.eye(4, dtype=np.float32))
+    made = graph.engine(graph.layer(MatrixMultiply(), graph.layer(choice, condition, x), w))
+    made = dataclasses.replace(made, layers=(LayerPlan(CONTROL, bodies=branches), *made.layers[1:]))
+    loaded = Engine.deserialize(made.serialize())
+    assert list(loaded.weights) == ["w"]
+    assert [[*body.weights] for body in loaded.layers[0].bodies] == [["w"], ["w"]]
+    context = loaded.create_execution_context(cpu)
+    for condition, factor in ((True, 2), (False, 3)):
+        found = context.execute({"c": np.array(condition), "x": np.ones((1, 4), np.float32)})
+        np.testing.assert_array_equal(*found.values(), factor * np.ones((1, 4)))
 
 
 def test_offsets_outside_of_the_file_are_refused(engine, tmp_path):
@@ -198,8 +278,7 @@ def test_offsets_outside_of_the_file_are_refused(engine, tmp_path):
         {"dtype": "X"},
     ):
         broken = {**header, "weight:w1": {**header["weight:w1"], **change}}
-        raw = json.dumps(broken).encode()
-        spoil(path, struct.pack("<Q", len(raw)) + raw + data[8 + length :])
+        spoil(path, engine_file.header_bytes(broken) + data[8 + length :])
 
 
 def test_nan_seconds_survive(engine, tmp_path):
@@ -216,4 +295,4 @@ def test_the_example_of_the_documentation(engine, tmp_path, monkeypatch, capsys)
     engine.save(tmp_path / "model.engine")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "engine-file.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("trtcli-engine 2\n['kernel:k1'")
+    assert capsys.readouterr().out.startswith("trtcli-engine 3\n['kernel:k1'")
