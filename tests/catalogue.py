@@ -205,6 +205,10 @@ CATALOGUE: Sequence[Row] = (
         values={"axes": np.array([1]), "c": 1 / 16, "zero": 0.0, "rows": np.array([6, 1]), "eps": 1e-5, "g": (16,), "k": (16,)}),
     Row("RMS normalisation", "s = Mul(x, x)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\nr = Sqrt(e)\nn = Div(x, r)\ny = Mul(n, g)",
         "rms-normalization", inputs=ROWS_2D, values={"axes": np.array([1]), "eps": 1e-5, "g": (16,)}, near_output="v"),
+    Row("division by a norm", "n = ReduceL2(x, axes)\nc = Clip(n, eps)\ne = Expand(c, all)\ny = Div(x, e)", "l2-normalization", inputs=ROWS_2D,
+        values={"axes": np.array([1]), "eps": 1e-12, "all": np.array([6, 16])}, near_output="n"),
+    Row("division by the root of a sum of squares", "s = Mul(x, x)\nv = ReduceSum(s, axes)\ne = Add(v, eps)\nr = Sqrt(e)\nn = Div(x, r)\ny = Mul(n, g)", "l2-normalization",
+        inputs=ROWS_2D, values={"axes": np.array([1]), "eps": 1e-3, "g": (16,)}, near=(("e = Add(v, eps)\nr = Sqrt(e)", "e = Sqrt(v)\nr = Add(e, eps)"),)),
     Row("instance normalisation", "m = ReduceMean(x, axes)\nd = Sub(x, m)\ns = Mul(d, d)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\n"
         "r = Sqrt(e)\nn = Div(d, r)\na = Mul(n, g)\ny = Add(a, b)", "layer-normalization",
         values={"axes": np.array([2, 3]), "eps": 1e-5, "g": (8, 1, 1), "b": (8, 1, 1)}, near_output="v"),

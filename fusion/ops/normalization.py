@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from fusion.dtypes import DataType
-from fusion.expression import Expression
+from fusion.expression import Apply, Convert, Expression, Literal
 from fusion.network import Op, ShapeError, TensorType
 from fusion.ops.epilogue import IDENTITY, apply_epilogue, epilogue_type, widen
 from fusion.ops.windows import channels_back, channels_first
@@ -20,12 +20,14 @@ from fusion.ops.windows import channels_back, channels_first
 class Normalization(Op):
     """Input: x. ``(x - mean) / sqrt(variance + epsilon)`` over ``axes`` (ascending, >= 0); without ``center`` (RMS norm)
     ``x / sqrt(mean(x * x) + epsilon)``. Scale and bias stand in the epilogue. Statistics in float32 or wider.
+    With a ``floor``, the root is at least that: what is divided by its L2 norm may be all zeros.
     """
 
     axes: tuple[int, ...]
     epsilon: float
     center: bool = True
     epilogue: Expression = IDENTITY
+    floor: float = 0.0
 
     layer_type: ClassVar[str] = "Normalization"
     arity: ClassVar[int] = 1
@@ -36,7 +38,7 @@ class Normalization(Op):
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         x, *extras = inputs
-        result = normalize(widen(x), self.axes, self.epsilon, self.center)
+        result = normalize(widen(x), self.axes, self.epsilon, self.center, self.floor)
         return (apply_epilogue(self.epilogue, DataType(x.dtype.name), result, extras),)
 
 
@@ -125,11 +127,19 @@ class LocalResponseNormalization(Op):
         return (channels_back(result, self.channels_last).astype(inputs[0].dtype, copy=False),)
 
 
-def normalize(x: np.ndarray, axes: tuple[int, ...], epsilon: float, center: bool) -> np.ndarray:
-    """``x`` minus its mean (when ``center``), over its root mean square, along ``axes``; in the type of ``x``."""
+def unit_length(dtype: DataType, count: int) -> Expression:
+    """What makes of a row of ``count`` elements of ``dtype``, over their root mean square, one of length 1."""
+    wide = dtype if dtype.itemsize >= 4 else DataType.FLOAT  # or the factor would be rounded to 8 or 11 bits
+    made: Expression = Apply("mul", (IDENTITY if wide is dtype else Convert(wide, IDENTITY), Literal(count**-0.5, wide)))
+    return made if wide is dtype else Convert(dtype, made)
+
+
+def normalize(x: np.ndarray, axes: tuple[int, ...], epsilon: float, center: bool, floor: float = 0.0) -> np.ndarray:
+    """``x`` minus its mean (when ``center``), over its root mean square (at least ``floor``), along ``axes``; in the type of ``x``."""
     count = x.dtype.type(math.prod(x.shape[axis] for axis in axes))
     with np.errstate(all="ignore"):
         if center:
             x = x - x.sum(axes, keepdims=True, dtype=x.dtype) / count
         variance = np.square(x).sum(axes, keepdims=True, dtype=x.dtype) / count
-        return np.asarray(x / np.sqrt(variance + x.dtype.type(epsilon)))
+        root = np.sqrt(variance + x.dtype.type(epsilon))
+        return np.asarray(x / (np.maximum(root, x.dtype.type(floor)) if floor else root))

@@ -30,6 +30,8 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
         return Refusal("data type", f"{add.outputs[0]} is {kind.dtype.value}")
     if any(one != kind for one in graph.types(add.inputs)):
         return Refusal("shape", f"{add.name} broadcasts or converts one of {', '.join(add.inputs)}")
+    if layer.op.floor:
+        return Refusal("floor", f"{layer.name} divides by at least {layer.op.floor:g}")
     rank = len(kind.shape)
     if layer.op.axes != tuple(range(layer.op.axes[0], rank)):
         return Refusal("axes", f"{layer.name} normalises over axes {layer.op.axes}, which are not the last ones")

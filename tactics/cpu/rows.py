@@ -198,7 +198,7 @@ def _row_sums(value: np.ndarray, axes: tuple[int, ...], out: np.ndarray) -> Acti
 
 def _normalize(
     value: np.ndarray, result: np.ndarray, spare: np.ndarray, small: np.ndarray, axes: tuple[int, ...], epsilon: float,
-    center: bool,
+    center: bool, floor: float = 0.0,
 ) -> list[Action]:  # fmt: skip
     held = value.dtype.type
     count = held(math.prod(value.shape[axis] for axis in axes))
@@ -218,6 +218,7 @@ def _normalize(
         partial(np.divide, spread, count, out=spread),
         partial(np.add, spread, held(epsilon), out=spread),
         partial(np.sqrt, spread, out=spread),
+        *((partial(np.maximum, spread, held(floor), out=spread),) if floor else ()),
         partial(np.divide, value, spread, out=result),
     ]
 
@@ -237,7 +238,7 @@ class NormalizationRows(_RowTactic):
     ) -> list[Action]:
         op = workload.op
         assert isinstance(op, Normalization)
-        return _normalize(value, result, spare, small, op.axes, op.epsilon, op.center)
+        return _normalize(value, result, spare, small, op.axes, op.epsilon, op.center, op.floor)
 
 
 class GroupNormalizationRows(_RowTactic):

@@ -117,6 +117,29 @@ def test_quotients_that_are_a_softmax_and_that_are_none(last: str) -> None:
     assert_same(network, result.network)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("text", "fuses"),
+    [
+        ("q = Mul(x, x)\nn = ReduceSum(q, axes)\nm = Max(n, e)\nr = Sqrt(m)\ni = Reciprocal(r)\ny = Mul(i, x)", True),  # TensorFlow's l2_normalize
+        ("n = ReduceL2(x, axes)\ny = Div(x, n)", True),
+        ("n = ReduceL2<keepdims=0>(x, axes)\nm = Max(n, e)\nr = Unsqueeze(m, axes)\ny = Div(x, r)", True),
+        ("y = LpNormalization<axis=1>(x)", True),
+        ("n = ReduceL2(x, axes)\nm = Min(n, e)\ny = Div(x, m)", False),
+        ("n = ReduceL2(x, axes)\nm = Max(n, e)\ny = Div(m, x)", False),
+        ("n = ReduceL1(x, axes)\nm = Max(n, e)\ny = Div(x, m)", False),
+        ("n = ReduceL2(z, axes)\nm = Max(n, e)\ny = Div(x, m)", False),
+        ("n = ReduceL2<keepdims=0>(x, axes)\nm = Max(n, e)\ny = Div(x, m)", False),  # square: the norms of rows, along columns
+    ],
+)
+def test_divisions_by_norms_and_by_what_is_none(text: str, fuses: bool, device: str) -> None:
+    row = Row("norm", text, "", inputs={"x": (6, 6), "z": (6, 6)}, values={"axes": np.array([1]), "e": 0.4})
+    network = import_onnx(model(row))
+    result = optimize(network, FusionOptions(device=device))
+    assert (len(result.network.layers) == 1) is fuses, result.network.layers
+    assert_same(network, result.network)
+
+
 def test_attention_whose_softmax_is_written_out() -> None:
     row = Row("attention", SCORES + "c = ReduceMax(s, axes)\nd = Sub(s, c)\ne = Exp(d)\nt = ReduceSum(e, axes)\np = Div(e, t)\ny = MatMul(p, v)", "", inputs=HEADS,
               values={"axes": np.array([3])})  # fmt: skip

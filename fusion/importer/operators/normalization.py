@@ -14,6 +14,7 @@ from fusion.importer.operators.pooling import lp_norm
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
 from fusion.ops import Expand, GroupNormalization, LocalResponseNormalization, Normalization, Reduce
+from fusion.ops.normalization import unit_length
 
 
 @operator("BatchNormalization")
@@ -119,8 +120,11 @@ def local_response(b: Builder, node: Node) -> Value:
 def lp_normalization(b: Builder, node: Node) -> Value:
     """``x / norm(x)`` along one axis; where the norm is 0 the result is 0."""
     x, p = node.input(0), int(node.attr("p", 2))
-    prologue, epilogue = lp_norm(p, x)
     axis = node.axis(node.attr("axis", -1), x.rank)
+    count = x.shape[axis]
+    if p == 2 and isinstance(count, int) and count and x.dtype.is_float:
+        return b.layer(Normalization((axis,), 0.0, False, unit_length(x.dtype, count), float(np.finfo(np.float32).tiny)), x)
+    prologue, epilogue = lp_norm(p, x)
     norm = b.layer(Reduce("sum", (axis,), True, prologue, epilogue), x, suffix="norm")
     zero = literal(0, x.dtype)
     return b.pointwise(call("where", call("equal", X1, zero), zero, call("div", X0, X1)), x, norm)

@@ -14,6 +14,7 @@
 #include "finish.cuh"
 #include "functions.cuh"
 #include "pdl.cuh"
+#include "root.cuh"
 
 constexpr int THREADS = TX * TY;
 
@@ -108,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         squares += exchange[(r * BANDS + band) * 2 + 1] + elements * off * off;
     }
 #endif
-    const float scale = fx::rsqrt(squares / n + epsilon);
+    const float scale = inverse_root(squares / n + epsilon);
 #pragma unroll
     for (int k = 0; k < ITEMS; ++k) {
         const int s = first + k * TY;

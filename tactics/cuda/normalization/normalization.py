@@ -107,8 +107,14 @@ def _kernel(workload: Workload, device: DeviceSpec, file: str, entry: str, **val
     prelude, epilogue = code
     center = getattr(workload.op, "center", True)
     names = defines(device, IN_T=storage_type(workload.inputs[0].dtype), OUT_T=storage_type(workload.outputs[0].dtype),
-                    CENTER=center, **values, **x_pitch(workload), **out_pitch(workload))  # fmt: skip
+                    CENTER=center, **values, **_most(workload), **x_pitch(workload), **out_pitch(workload))  # fmt: skip
     return Kernel(f"normalization/{file}", entry, (*names, *epilogue.defines), prelude), epilogue_argument(epilogue)
+
+
+def _most(workload: Workload) -> dict[str, float]:
+    """The define of ``include/root.cuh``; finite, for it is multiplied by zeros."""
+    floor = getattr(workload.op, "floor", 0.0)
+    return {"MOST": min(1 / floor, 3e38)} if floor else {}
 
 
 def _epsilon(workload: Workload) -> Scalar:

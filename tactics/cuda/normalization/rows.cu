@@ -6,6 +6,7 @@
 #include "group.cuh"
 #include "pdl.cuh"
 #include "pitch.cuh"
+#include "root.cuh"
 
 struct Add {
     __device__ __forceinline__ WORK operator()(WORK a, WORK b) const { return a + b; }
@@ -26,7 +27,7 @@ __device__ __forceinline__ WORK center(WORK (&value)[VECTORS][VEC], WORK sum, in
                 if (CENTER) value[j][i] -= mean;
                 squares += value[j][i] * value[j][i];
             }
-    return fx::rsqrt(fx::group_reduce<GROUP>(squares, Add{}) / n + static_cast<WORK>(epsilon));
+    return inverse_root(fx::group_reduce<GROUP>(squares, Add{}) / n + static_cast<WORK>(epsilon));
 }
 
 // The epilogue of value * scale, to the row's place in the output.
@@ -127,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < VEC; ++i) squares += (value[i] - mean) * (value[i] - mean);
     }
-    const WORK scale = fx::rsqrt(fx::group_reduce<THREADS>(squares, Add{}) / n + static_cast<WORK>(epsilon));
+    const WORK scale = inverse_root(fx::group_reduce<THREADS>(squares, Add{}) / n + static_cast<WORK>(epsilon));
     for (int column = threadIdx.x * VEC; column < n; column += THREADS * VEC) {
         WORK value[VEC];
         fx::load<VEC>(value, x + base + column);

@@ -8,6 +8,7 @@
 #include "functions.cuh"
 #include "group.cuh"
 #include "pdl.cuh"
+#include "root.cuh"
 
 struct Runs {
     Divider kept_size[KEPT];
@@ -58,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < VEC; ++i) squares += (value[i] - mean) * (value[i] - mean);
     }
-    const WORK scale = fx::rsqrt(fx::group_reduce<THREADS>(squares, Add{}) / n + static_cast<WORK>(epsilon));
+    const WORK scale = inverse_root(fx::group_reduce<THREADS>(squares, Add{}) / n + static_cast<WORK>(epsilon));
     for (unsigned k = threadIdx.x * VEC; k < n; k += THREADS * VEC) {
         const unsigned index = base + reduced_offset(runs, k);
         WORK value[VEC];
@@ -112,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     squares = fx::group_reduce<THREADS>(squares, Add{}) / n;
     const WORK mean = CENTER ? shift + sum : WORK(0);
     const WORK variance = CENTER ? fx::max(squares - sum * sum, WORK(0)) : squares;
-    const WORK scale = fx::rsqrt(variance + static_cast<WORK>(epsilon));
+    const WORK scale = inverse_root(variance + static_cast<WORK>(epsilon));
     for (unsigned k = begin + threadIdx.x * VEC; k < end; k += THREADS * VEC) {
         const unsigned index = base + reduced_offset(runs, k);
         WORK value[VEC];

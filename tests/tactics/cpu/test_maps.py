@@ -218,6 +218,7 @@ def test_normalization(check, shape, data, center, dtype, seed):
     axes = tuple(sorted(data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))))
     x, scale = values(seed, *shape, dtype=dtype), values(seed + 1, shape[-1], dtype=dtype)
     check(Normalization(axes, 1e-2, center, apply("mul", Operand(0), Operand(1))), [x, scale])
+    check(Normalization(axes, 0.0, False, floor=0.7), [x * np.dtype(dtype).type(0 if center else 0.5)])
 
 
 @given(small, small, small, dim, floats, seeds)

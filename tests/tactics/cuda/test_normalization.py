@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.dtypes import DataType
-from fusion.expression import Operand, apply
+from fusion.expression import Literal, Operand, apply
 from fusion.network import Op, TensorType
 from fusion.ops import GroupNormalization, Normalization, SumNormalization
 from tactics.compiler import compile_cubin
@@ -61,6 +61,19 @@ def test_instance_normalization_over_two_axes(tactic) -> None:
 @pytest.mark.parametrize("tactic", [RowNormalization(), LongNormalization(), StridedNormalization()], ids=lambda t: t.id)
 def test_rms_norm(tactic) -> None:
     run(tactic, Normalization((2,), 1e-6, False, apply("mul", X, Operand(1))), (2, 3, 512), DataType.HALF, ((512,),), configs=2)
+
+
+@pytest.mark.parametrize("tactic", [RowNormalization(), LongNormalization(), StridedNormalization(), SplitNormalization(), ClusterNormalization()], ids=lambda t: t.id)
+@pytest.mark.parametrize("floor", [0.5, 1e-30])
+def test_a_root_of_at_least_a_number(tactic, floor: float) -> None:
+    """Rows of zeros stay zeros, small ones are divided by the floor, and what is no number stays so."""
+    x = np.random.default_rng(0).normal(size=(5, 4096)).astype(np.float32)
+    x[1], x[2], x[3, 7] = 0, x[2] * 1e-3, np.nan
+    types = (TensorType(DataType.FLOAT, x.shape),)
+    op = Normalization((1,), 0.0, False, apply("mul", X, Literal(0.25, DataType.FLOAT)), floor)
+    truth = op.evaluate([x.astype(np.float64)])
+    assert np.all(truth[0][1] == 0) and np.all(np.isnan(truth[0][3]))
+    check(tactic, Workload(op, types, types), [x], truth, configs=1, device=H100)
 
 
 @pytest.mark.parametrize("axes", [(0,), (0, 2), (1,), (0, 1, 2), (0, 1)])
