@@ -11,7 +11,7 @@ from runtime.context import ExecutionContext
 from runtime.device import CaptureError, Graph, Stream
 from runtime.engine import Engine
 from runtime.runner import Bound, Streams
-from runtime.segments import Part, obstacles_of, segments_of
+from runtime.segments import Part, captured_layers, obstacles_of, segments_of
 
 CAPTURE_FAILED = (
     "The CUDA graph capture on the stream has failed.",
@@ -34,15 +34,9 @@ def capture_obstacles(engine: Engine) -> list[tuple[str, str]]:
     return [(network.layers[one.layer].name, one.reason) for network, host in engine_parts(engine) for one in obstacles_of(network, host)]
 
 
-def capture_segments(engine: Engine) -> list[tuple[int, ...]]:
-    """The layers (numbers) of every segment that a graph of its own can hold, those inside branches and loops included."""
-    parts = engine_parts(engine)
-    return [one.layers for network, host in parts for one in segments_of(network, host) if not one.host and one.layers]
-
-
 def segments_line(engine: Engine) -> str:
     """``2 segments (212 layers) captured around nms_0: the host waits for the device at least once in every inference``"""
-    names, segments = [name for name, _ in capture_obstacles(engine)], capture_segments(engine)
+    names, segments = [name for name, _ in capture_obstacles(engine)], captured_layers(engine_parts(engine))
     around = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "sizes that are read"
     waits = sum(bool(one.host or one.reads) for one in segments_of(engine.network, engine.host_layers))
     times = "once" if waits == 1 else f"{waits} times"

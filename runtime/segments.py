@@ -6,7 +6,7 @@ to the earliest segment in which everything that they need is there, so that the
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from fusion.network import ControlFlow, Network, size_makers, symbols_of
@@ -123,6 +123,20 @@ def parts_of(network: Network) -> tuple[Part, ...]:
     """The network and those inside its layers, outermost first."""
     inner = (part for layer in network.layers if isinstance(layer.op, ControlFlow) for body in layer.op.bodies for part in parts_of(body))
     return ((network, ()), *inner)
+
+
+def layer_count(network: Network) -> int:
+    """How many layers the network and those inside its layers have, views included: what every command means by layers."""
+    return sum(len(part.layers) for part, _ in parts_of(network))
+
+
+def captured_layers(parts: Sequence[Part]) -> list[tuple[int, ...]]:
+    """The layers (numbers) of every segment that a graph of its own can hold, without those around which the networks are cut."""
+    found = []
+    for network, host in parts:
+        cuts = {one.layer for one in obstacles_of(network, host)}
+        found += [tuple(layer for layer in one.layers if layer not in cuts) for one in segments_of(network, host) if not one.host]
+    return [layers for layers in found if layers]
 
 
 def read_inputs(network: Network) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fusion.importer import Problem
-from runtime.segments import Part, obstacles_of, read_inputs, segments_of
+from runtime.segments import Part, captured_layers, layer_count, obstacles_of, read_inputs
 
 _DATA_SHAPE = "its output's shape depends on data"
 _CONTROL = "the host decides what runs next"
@@ -78,16 +78,12 @@ def verdict_of(parts: Sequence[Part]) -> Verdict:
     obstacles: list[Obstacle] = [
         Obstacle("Input", name, "shapes depend on its values: the host reads them") for name in read_inputs(parts[0][0])
     ]
-    segments: list[int] = []
     for network, host in parts:
-        found = obstacles_of(network, host)
-        for one in found:
+        for one in obstacles_of(network, host):
             layer = network.layers[one.layer]
             obstacles.append(Obstacle(layer.op.layer_type or type(layer.op).__name__, layer.name, one.reason))
-        stopped = {one.layer for one in found}
-        lengths = (len(set(one.layers) - stopped) for one in segments_of(network, host) if not one.host)
-        segments += [length for length in lengths if length]
-    return Verdict(sum(len(network.layers) for network, _ in parts), tuple(obstacles), tuple(segments) if obstacles else ())
+    segments = tuple(map(len, captured_layers(parts))) if obstacles else ()
+    return Verdict(layer_count(parts[0][0]), tuple(obstacles), segments)
 
 
 def verdict_of_nodes(names: Sequence[str], obstacles: Sequence[Obstacle]) -> Verdict:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.reference import run
 from runtime.benchmark import BenchmarkOptions
-from runtime.graph import capture_obstacles, segments_line
+from runtime.graph import capture_obstacles, engine_parts, segments_line
 from runtime.profiler import profile_layers
 from tests.control_flow.networks import BRANCH, DEEP, GROWING, LOOP, N8, QUICK, SCAN, check, made, masked, parse
 from tests.models import onnxruntime_outputs
 from trtcli.builder.workloads import workloads_at
+from trtcli.capture import verdict_of
 from trtcli.config import BuildConfig, ProfileShapes
+from trtcli.report.inspection import engine_lines
 
 
 def test_branches_of_different_shapes(cpu, tmp_path):
@@ -167,8 +171,15 @@ def test_data_dependent_shapes_inside_branches_inside_loops(cpu, tmp_path):
     x = np.float32([0.1, 0.9, 0.6, -1, 2, 0.5, 0.7, 0.2])
     cases = [{"x": x, "n": np.array(count), "p": np.array(flag)} for flag in (True, False) for count in (3, 0, 1)]
     context = check(parse(DEEP), cpu, tmp_path, *cases)
-    assert len(capture_obstacles(context.engine)) >= 5
+    obstacles = capture_obstacles(context.engine)
+    assert len(obstacles) >= 5
     assert "in every inference" in segments_line(context.engine)
+    # check, inspect and the run count the same layers
+    verdict = verdict_of(engine_parts(context.engine))
+    assert f"{len(verdict.segments)} segments ({sum(verdict.segments)} layers) captured around" in segments_line(context.engine)
+    (line,) = (line for line in engine_lines(context.engine) if "inside of them" in line)
+    assert verdict.layers == sum(map(int, re.findall(r"(\d+) (?:layers|inside)", line)))
+    assert verdict.layers >= sum(verdict.segments) + len(obstacles)
 
 
 SQUEEZE = """g (float[n, k] x) => (float[n] y) {

@@ -9,9 +9,9 @@ from fusion.importer import import_onnx
 from runtime.benchmark import BenchmarkOptions, run_benchmark
 from runtime.device import CaptureError, DeviceMemoryError
 from runtime.engine import sizes_of
-from runtime.graph import GraphRunner, capture_segments
+from runtime.graph import GraphRunner, engine_parts
 from runtime.parts import parts_at_optimum
-from runtime.segments import segments_of
+from runtime.segments import captured_layers, segments_of
 from runtime.timer import time_parts
 from tests.control_flow.networks import FORKED, FORKED_SHAPES, LOOP, N8, check, made, masked, parse
 from tests.models import onnxruntime_outputs
@@ -33,7 +33,7 @@ def test_segments_are_captured_and_their_graphs_kept(cpu, tmp_path):
     context.execute({"x": x})
     runner, stream = GraphRunner(context), cpu.stream()
     assert runner.prepare() and runner.nodes
-    assert runner.captures == len(capture_segments(engine)) == 2
+    assert runner.captures == len(captured_layers(engine_parts(engine))) == 2
     assert "2 segments" in runner.warnings[-1] and "NonZero" in runner.warnings[-1] and "waits" in runner.warnings[-1]
     hits = runner.hits
     runner.enqueue(stream)

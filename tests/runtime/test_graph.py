@@ -4,7 +4,8 @@ import pytest
 from fusion.expression import Operand, apply
 from fusion.ops import Pointwise
 from runtime.device import CaptureError
-from runtime.graph import GraphRunner, capture_obstacles, capture_segments, compare_replay
+from runtime.graph import GraphRunner, capture_obstacles, compare_replay, engine_parts
+from runtime.segments import captured_layers
 
 RELU = Pointwise(apply("relu", Operand(0)))
 
@@ -72,4 +73,4 @@ def test_synchronising_while_capturing_is_an_error(cpu):
 def test_a_plain_network_is_one_segment(mlp):
     build, outputs = mlp
     engine = build.engine(*outputs, sizes={"batch": (1, 4, 64)})
-    assert capture_obstacles(engine) == [] and capture_segments(engine) == [tuple(range(8))]
+    assert capture_obstacles(engine) == [] and captured_layers(engine_parts(engine)) == [tuple(range(8))]

@@ -13,7 +13,7 @@ from fusion.importer import import_onnx
 from fusion.network import Network
 from runtime.device import Device
 from runtime.engine import Engine
-from runtime.segments import parts_of
+from runtime.segments import layer_count
 from trtcli.builder.assemble import assemble
 from trtcli.builder.bodies import bodies_of
 from trtcli.builder.choose import choose, shared_memory
@@ -109,7 +109,7 @@ def build(
         "buildSeconds": seconds,
     }
     log.info(
-        f"Built in {seconds:.1f} s: {sum(len(part.layers) for part, _ in parts_of(network))} layers, weights {weight_bytes(engine) / 2**20:.1f} MiB, "
+        f"Built in {seconds:.1f} s: {layer_count(network)} layers, weights {weight_bytes(engine) / 2**20:.1f} MiB, "
         f"{activations(engine)}, {engine.num_aux_streams + 1} stream{'s' if engine.num_aux_streams else ''}"
     )
     return replace(engine, record=record)

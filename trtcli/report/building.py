@@ -11,7 +11,7 @@ from fusion.passes import FusionResult
 from runtime.engine import Engine, InputRange, sizes_of
 from runtime.most_memory import UnboundedError
 from runtime.resolution import largest
-from runtime.segments import parts_of
+from runtime.segments import layer_count, parts_of
 from runtime.views import Sharing, intermediate_bytes, view_layers
 from tactics.cache import Timing
 from tactics.select import Decision
@@ -47,9 +47,9 @@ def profile_lines(network: Network, profiles: Sequence[Mapping[str, InputRange]]
 def fused_line(imported: Network, fused: FusionResult, sharing: Sharing, saved: int, seconds: float) -> str:
     """How many layers became how many, what that saved, and by which rules most."""
     counts = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
-    before = sum(len(part.layers) for part, _ in parts_of(imported))
-    after = [part for part, _ in parts_of(fused.network)]
-    count, views = sum(len(part.layers) for part in after), len(sharing.views) + sum(len(view_layers(part)) for part in after[1:])
+    before = layer_count(imported)
+    inside = [part for part, _ in parts_of(fused.network)[1:]]
+    count, views = layer_count(fused.network), len(sharing.views) + sum(len(view_layers(part)) for part in inside)
     layers = f"{count - views} and {views} views" if views else f"{count}"
     spared = f", {saved / 1e6:.3g} MB of intermediate tensors saved" if saved > 0 else ""
     return f"Fused {before} layers into {layers} in {seconds:.2f} s{spared}: {counts}"

@@ -11,6 +11,7 @@ from runtime.batching import BatchingResult
 from runtime.benchmark import Query
 from runtime.engine import Engine
 from runtime.profiler import Profile
+from runtime.segments import layer_count
 from trtcli.report.layers import Shapes, io_tensors, layer_objects
 from trtcli.report.requests import SweepRow
 from trtcli.report.statistics import Summary, number, summarize
@@ -137,7 +138,7 @@ def _facts(engine: Engine, shapes: Shapes) -> str:
     device = engine.device
     rows = [
         ("Device", f"{device.name} ({device.arch}{', ' + device.share if device.share else ''})"),
-        ("Engine", f"{len(engine.layers)} layers from {record.get('nodes', '?')} ONNX nodes, {engine.num_aux_streams + 1} stream(s), "
+        ("Engine", f"{layer_count(engine.network)} layers from {record.get('nodes', '?')} ONNX nodes, {engine.num_aux_streams + 1} stream(s), "
                    f"built by trtcli {record.get('trtcli', '?')} on {record.get('date', '?')}"),
     ]  # fmt: skip
     for one in io_tensors(engine, shapes):

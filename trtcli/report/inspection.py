@@ -15,6 +15,7 @@ from runtime.engine import Engine, EngineError, LayerPlan
 from runtime.memory import MemoryPlan
 from runtime.most_memory import UnboundedError, most_memory
 from runtime.resolution import largest
+from runtime.segments import layer_count
 from trtcli.report.building import activations
 from trtcli.report.layers import (
     SCHEMA,
@@ -302,7 +303,7 @@ def model_lines(facts: ImportReport, imported: Network, fused: FusionResult) -> 
         shape = text(network.tensors[layer.outputs[0]].shape) if layer.outputs else ""
         rows.append((f"{number:3}", layer.name, kind, shape, str(len(layer.origins))))
     lines += ["", *_table(("  #", "Layer", "Type", "Output", "nodes"), rows, stretch=1, right=(4,)), ""]
-    lines.append(f"{len(imported.layers)} layers became {len(network.layers)}; {_fates_line(network)}")
+    lines.append(f"{layer_count(imported)} layers became {layer_count(network)}; {_fates_line(network)}")
     lines += [f"  {count:4} x {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: (-item[1], item[0]))]
     return [*lines, *_missed_lines(missed_in_network(network, fused.misses))]
 

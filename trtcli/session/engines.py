@@ -60,13 +60,14 @@ def obtain_engine(config: Config, log: Log) -> tuple[Engine, Device, MemoryUsage
 def load_engine(config: Config, log: Log) -> Engine:
     """The engine of ``--loadEngine``."""
     from runtime.engine import Engine
+    from runtime.segments import layer_count
 
     began = time.perf_counter()
     path = config.model.load_engine
     engine = Engine.load(path)
     size = Path(path).stat().st_size / 2**20
     log.info(
-        f"Loaded {path} ({size:.1f} MiB, {len(engine.layers)} layers, built for {engine.device.name}) "
+        f"Loaded {path} ({size:.1f} MiB, {layer_count(engine.network)} layers, built for {engine.device.name}) "
         f"in {time.perf_counter() - began:.2f} s"
     )
     return _refitted(config, engine, log)
