@@ -115,7 +115,7 @@ PRODUCTS = (
     reshape_rows.RULE, reshape_batch.RULE, reshape_operands.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
-STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, l2_normalization.RULE, group_normalization.RULE, softmax.RULE)
+STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, l2_normalization.RULE, group_normalization.RULE, softmax.RULE, log_sum_exp.RULE)
 ATTENTION = (
     attention.RULE, attention_heads.RULE, attention_batch.RULE, rotary_shuffle.RULE, attention_layout.RULE, attention_scale.RULE, attention_causal.RULE, recurrence_layout.RULE,
 )  # fmt: skip

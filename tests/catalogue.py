@@ -193,6 +193,11 @@ CATALOGUE: Sequence[Row] = (
         values={"axes": np.array([1])}, near_output="u"),
     Row("log of a sum of exponentials", "t = Exp(x)\nu = ReduceSum(t, axes)\ny = Log(u)", "log-sum-exp", inputs=ROWS_2D,
         values={"axes": np.array([1])}, near_output="u"),
+    Row("log of a sum of exponentials beside the maximum", "m = ReduceMax(x, axes)\nd = Sub(x, m)\ne = Exp(d)\nt = ReduceSum(e, axes)\nl = Log(t)\ny = Add(l, m)", "log-sum-exp",
+        inputs=ROWS_2D, values={"axes": np.array([1])}, near_output="e"),
+    Row("log-sum-exp with a guard, its axis dropped", "m = ReduceMax(x, axes)\na = Abs(m)\nb = Equal(a, inf)\nf = Where(b, zero, m)\nd = Sub(x, f)\ne = Exp(d)\n"
+        "t = ReduceSum<keepdims=0>(e, axes)\nl = Log(t)\ns = Squeeze(f, axes)\ny = Add(l, s)", "log-sum-exp",
+        inputs=ROWS_2D, values={"axes": np.array([1]), "inf": np.inf, "zero": 0.0}, near_output="t"),
     Row("pointwise chain", "a = Sin(x)\nb = Mul(a, x)\nc = Tanh(b)\ny = Sub(c, z)", "pointwise", inputs=_pairs("x", "z"),
         near_output="a b c"),
     Row("pointwise tree", "a = Exp(x)\nb = Neg(z)\ny = Mul(a, b)", "pointwise", inputs=_pairs("x", "z"), near_output="a b"),

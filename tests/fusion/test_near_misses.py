@@ -140,6 +140,21 @@ def test_divisions_by_norms_and_by_what_is_none(text: str, fuses: bool, device: 
     assert_same(network, result.network)
 
 
+@pytest.mark.parametrize(
+    ("last", "fuses"),
+    [
+        ("y = Add(m, l)", True), ("u = Add(l, m)\ny = Mul(u, z)", True), ("y = Add(l, z)", False), ("u = Mul(m, two)\ny = Add(l, u)", False),
+        ("y = Sub(l, m)", False), ("k = ReduceMax(z, axes)\ny = Add(l, k)", False),
+    ],
+)  # fmt: skip
+def test_sums_that_are_a_log_sum_exp_and_that_are_none(last: str, fuses: bool) -> None:
+    text = f"m = ReduceMax(x, axes)\nd = Sub(x, m)\ne = Exp(d)\nt = ReduceSum(e, axes)\nl = Log(t)\n{last}"
+    network = import_onnx(model(Row("sum", text, "", inputs={"x": (6, 16), "z": (6, 1)}, values={"axes": np.array([1]), "two": 2.0})))
+    result = optimize(network)
+    assert result.counts.get("log-sum-exp", 0) == fuses and (len(result.network.layers) == 1) is fuses
+    assert_same(network, result.network)
+
+
 def test_attention_whose_softmax_is_written_out() -> None:
     row = Row("attention", SCORES + "c = ReduceMax(s, axes)\nd = Sub(s, c)\ne = Exp(d)\nt = ReduceSum(e, axes)\np = Div(e, t)\ny = MatMul(p, v)", "", inputs=HEADS,
               values={"axes": np.array([3])})  # fmt: skip
