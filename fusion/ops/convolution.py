@@ -87,7 +87,8 @@ class Convolution(Op):
 class Deconvolution(Op):
     """Transposed convolution. Inputs: x as for Convolution, weights ``[C, O / groups, *window]``.
 
-    ``pre_padding`` and ``post_padding`` are cut from the full result; ``output_padding`` is added at the end.
+    ``pre_padding`` and ``post_padding`` are cut from the full result; negative ones, and ``output_padding`` at the end, are added to it as
+    sums of nothing, which the epilogue is applied to as well.
     """
 
     stride: tuple[int, ...]

@@ -1,13 +1,14 @@
 """Conv(pad(x, 0), w) -> Conv(x, w, padding): zero padding of spatial axes becomes the convolution's own.
 
-A deconvolution of a padded image is that of the image with ``stride`` elements less cut off per element of padding, as long as
-something is cut off: what lies beyond the full result would have to be filled with zeros.
+A deconvolution of a padded image is that of the image with ``stride`` elements less cut off per element of padding. Where more is
+padded than was cut off its own padding is negative: what lies beyond the full result has no products, so its sums are 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from fusion.dims import is_static
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Convolution, Deconvolution, Padding
@@ -43,11 +44,8 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     amounts = spatial_padding(pad.op, layer.op.channels_last)
     if isinstance(amounts, Refusal):
         return amounts
-    if isinstance(layer.op, Deconvolution):
-        for cut in _paddings(layer.op, amounts):
-            if not all(isinstance(amount, int) and amount >= 0 for amount in cut):
-                own, added = (layer.op.pre_padding, layer.op.post_padding), tuple(tuple(one) for one in amounts)
-                return Refusal("cut", f"{layer.name} cuts {own} of a result that is {added} times its stride {layer.op.stride} larger for {pad.name}")
+    if isinstance(layer.op, Deconvolution) and not is_static(amounts):
+        return Refusal("dynamic", f"{pad.name} pads by {amounts}, which is known at run time only; kernels arrange the weights of {layer.name} by it")
     return None
 
 

@@ -158,7 +158,8 @@ def test_deconvolution(check, case, data, dtype, name, known):
     more = tuple(data.draw(st.integers(0, step - 1)) for step in case["stride"])
     x = values(rng, (case["n"], case["c"] * groups, *case["spatial"]), dtype)
     w = values(rng, (case["c"] * groups, case["o"], *case["window"]), dtype)
-    shape = case["stride"], case["pre"], case["post"], case["dilation"], more, groups
+    pre, post = (tuple(pad - data.draw(st.integers(0, 3)) for pad in case[side]) for side in ("pre", "post"))  # negative: sums of nothing
+    shape = case["stride"], pre, post, case["dilation"], more, groups
     (out,) = Deconvolution(*shape).infer([TensorType(DataType.FLOAT, x.shape), TensorType(DataType.FLOAT, w.shape)])
     assume(all(size > 0 for size in out.shape))
     operands = extras(rng, name, case["o"] * groups, len(case["window"]), out.shape, dtype)

@@ -74,6 +74,8 @@ def run(tactic: Tactic, case, configs: int = 1, device: DeviceSpec = A100, chose
     (1, (4, 5), 8, 8, (1, 2), (3, 2), (0, 0), (1, 1), 1, (1, 0)),
     (1, (3, 2, 4), 8, 8, (3, 2, 2), (2, 1, 2), (1, 0, 1), (1, 1, 1), 1, (0, 0, 1)),
     (1, (5, 5), 8, 16, (3, 3), (2, 2), (0, 1), (2, 2), 2, (0, 0)),
+    (1, (4, 5), 8, 16, (2, 3), (3, 2), (-3, -2), (1, 2), 1, (1, 0)),  # sums of nothing around the full result
+    (1, (3,), 8, 8, (1,), (2,), (-5,), (1,), 1, (0,)),
 ])  # fmt: skip
 def test_deconvolution_by_phases(sizes) -> None:  # noqa: ANN001
     *first, output_padding = sizes

@@ -56,7 +56,7 @@ def test_convolution_of_integers() -> None:
 
 @pytest.mark.parametrize("last", [False, True])
 def test_transposed_convolution(last: bool) -> None:
-    op = Deconvolution((2, 1), (1, 0), (0, 1), (1, 2), (1, 0), 2, last, BIAS_RELU)
+    op = Deconvolution((2, 1), (1, -2), (-3, 1), (1, 2), (1, 0), 2, last, BIAS_RELU)
     x = normal(2, 5, 6, 4) if last else normal(2, 4, 5, 6)
     bias = normal(6, seed=2) if last else normal(6, 1, 1, seed=2)
     run(PlainDeconvolution(), op, x, normal(4, 3, 3, 2, seed=1), bias)
