@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fusion.dims import product
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
+from fusion.importer.schemas import schema
 from fusion.importer.tensors import onnx_type_of
 from fusion.importer.values import Value, constant
 
@@ -17,21 +18,12 @@ RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "Rando
 REFERENCE_LIMIT = 1 << 20  # elements: the reference evaluator is for small leftovers
 
 
-def _schema(domain: str, name: str, opset: int) -> Any:
-    from onnx import defs
-
-    try:
-        return defs.get_schema(name, opset, domain)
-    except defs.SchemaError:
-        return None
-
-
 def exists(domain: str, name: str, opset: int) -> bool:
     """Whether the operator has an ONNX function body."""
-    schema = _schema(domain, name, opset)
-    if schema is None or name in RANDOM:
+    found = schema(domain, name, opset)
+    if found is None or name in RANDOM:
         return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
+    return bool(found.has_function or found.has_context_dependent_function)
 
 
 # Operators that trtcli refuses for good, by what they work on.
@@ -48,7 +40,7 @@ def absence(domain: str, name: str, opset: int) -> str:
         return f"it works on {REFUSED[name]}, which trtcli does not run; do that part outside of the model"
     if domain in REFUSED_DOMAINS:
         return f"it belongs to {REFUSED_DOMAINS[domain]}, which trtcli does not run; cut it off the model"
-    unknown = not domain and opset and _schema(domain, name, opset) is None
+    unknown = not domain and opset and schema(domain, name, opset) is None
     reason = "no such operator in this opset" if unknown else "trtcli does not support this operator"
     near = _near(domain, name)
     if near:
@@ -87,15 +79,15 @@ def body(node: Node) -> FunctionProto | None:
     """The function that defines the node's operator, for its attributes and input types; None when there is none."""
     from onnx import FunctionProto, TypeProto
 
-    schema = _schema(node.domain, node.op, node.opset)
-    if schema is None or node.op in RANDOM or node.proto is None:
+    found = schema(node.domain, node.op, node.opset)
+    if found is None or node.op in RANDOM or node.proto is None:
         return None
-    fitting = [version for version in schema.function_opset_versions if version <= node.opset]
+    fitting = [version for version in found.function_opset_versions if version <= node.opset]
     if fitting:
         result = FunctionProto()
-        result.ParseFromString(schema.get_function_with_opset_version(max(fitting)))
+        result.ParseFromString(found.get_function_with_opset_version(max(fitting)))
         return result
-    fitting = [version for version in schema.context_dependent_function_opset_versions if version <= node.opset]
+    fitting = [version for version in found.context_dependent_function_opset_versions if version <= node.opset]
     if not fitting:
         return None
     types = []
@@ -111,7 +103,7 @@ def body(node: Node) -> FunctionProto | None:
                     entry.dim_param = str(dim)
         types.append(type_.SerializeToString())
     try:
-        text = schema.get_context_dependent_function_with_opset_version(
+        text = found.get_context_dependent_function_with_opset_version(
             max(fitting), node.proto.SerializeToString(), types
         )
     except Exception:  # noqa: BLE001 - onnx raises several kinds for inputs that do not fit
@@ -125,8 +117,8 @@ def defaults(node: Node) -> list[AttributeProto]:
     """The default attributes of the node's operator, which its function body may refer to."""
     from onnx import AttributeProto
 
-    schema = _schema(node.domain, node.op, node.opset)
-    given = [item.default_value for item in schema.attributes.values()] if schema is not None else []
+    found = schema(node.domain, node.op, node.opset)
+    given = [item.default_value for item in found.attributes.values()] if found is not None else []
     return [item for item in given if item.type != AttributeProto.UNDEFINED]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -175,6 +176,33 @@ def test_malformed_nodes_are_named(node: onnx.NodeProto, part: str) -> None:
     model = model_of(node)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
     assert part in message(model)
+
+
+@pytest.mark.parametrize(
+    ("node", "x", "z", "reason"),
+    [
+        ("MatMul(x, z)", "int8", "int8", "input 0 ('x') is INT8; ONNX allows FP32, FP16, BF16, FP64, INT32, INT64, uint32, uint64"),
+        ("Sin(x)", "int32", "int32", "input 0 ('x') is INT32; ONNX allows FP32, FP16, BF16, FP64"),
+        ("Add(x, z)", "bool", "bool", "input 0 ('x') is Bool; ONNX allows FP32,"),
+        ("Add(x, z)", "float", "float16", "inputs 0 and 1 must have the same type, they are FP32 and FP16; put a Cast before one"),
+        ("Concat<axis = 0>(x, x, z)", "float", "int32", "inputs 0 and 2 must have the same type, they are FP32 and INT32; put a Cast before one"),
+        ("Gather(x, z)", "float", "float16", "input 1 ('z') is FP16; ONNX allows INT32, INT64"),
+        ("If(x) <then_branch = t () => (float b) { b = Sum(x) }, else_branch = e () => (float b) { b = Sum(x) }>", "float", "float",
+         "input 0 ('x') is FP32; ONNX allows Bool"),
+    ],
+)  # fmt: skip
+def test_types_that_onnx_forbids_are_refused(node: str, x: str, z: str, reason: str) -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g ({x}[2, 2] x, {z}[2, 2] z) => (float[a, b] y) {{ y = {node} }}')
+    operator = node.split("(")[0].split("<")[0]
+    assert f"{operator}_0: {operator} (ai.onnx, opset 18): {reason}" in message(model)
+
+
+def test_types_of_later_opsets_are_taken() -> None:
+    """Exporters write them: 8-bit Relu is ONNX's from opset 14, integer Clip from 12, mixed Pow from 12, float16 quantization from 19."""
+    nodes = "r = Relu(x) c = Clip(i) p = Pow(h, f) q = QuantizeLinear(h, s, o)"
+    tensors = "g (int8[2] x, int64[2] i, float16[2] h, float[2] f, float16 s) => (int8[2] r, int64[2] c, float16[2] p, int8[2] q) <int8 o = {0}>"
+    network = import_onnx(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 11]> {tensors} {{ {nodes} }}'))
+    assert [network.tensors[name].dtype.value for name in network.outputs] == ["int8", "int64", "float16", "int8"]
 
 
 # --- external data ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,82 @@
+"""What ONNX's own schemas say of an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from fusion.dtypes import DataType
+from fusion.importer.errors import Unsupported
+from fusion.importer.node import Node
+from fusion.importer.tensors import named_types
+from fusion.importer.values import Value
+
+if TYPE_CHECKING:
+    from onnx.defs import OpSchema
+
+
+@cache
+def schema(domain: str, name: str, opset: int | None = None) -> OpSchema | None:
+    """The schema of an operator in ``opset``, or the newest; None where ONNX has no such operator."""
+    from onnx import defs
+
+    try:
+        return defs.get_schema(name, domain) if opset is None else defs.get_schema(name, opset, domain)
+    except defs.SchemaError:
+        return None
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """An input in a schema: the types it may have (none: any); inputs of the same ``letter`` have the same type, unless that is empty."""
+
+    types: frozenset[DataType]
+    letter: str
+
+
+def check_types(node: Node) -> None:
+    """Refuse a node whose inputs have types that ONNX does not let them have.
+
+    A node that fits the newest schema passes in any opset: exporters write float16 and integers into models of opsets that lack them there, and
+    what they mean is clear.
+
+    Raises:
+        Unsupported: which input has which type, and what it may have.
+    """
+    misfit = _misfit(node, _parameters(node.domain, node.op, node.opset))
+    newest = _parameters(node.domain, node.op, None) if misfit else ()
+    if misfit and len(newest) >= len(node.inputs):
+        misfit = _misfit(node, newest)
+    if misfit:
+        raise Unsupported(misfit)
+
+
+def _misfit(node: Node, parameters: Sequence[_Parameter]) -> str:
+    """What is wrong with the types of the node's inputs, or nothing."""
+    letters: dict[str, tuple[int, DataType]] = {}
+    for index, value in enumerate(node.inputs):
+        if not isinstance(value, Value) or not parameters:
+            continue
+        parameter = parameters[min(index, len(parameters) - 1)]
+        if parameter.types and value.dtype not in parameter.types:
+            allowed = ", ".join(dtype.label for dtype in DataType if dtype in parameter.types)
+            return f"input {index} ({value.name!r}) is {value.dtype.label}; ONNX allows {allowed}"
+        first, dtype = letters.setdefault(parameter.letter or str(index), (index, value.dtype))
+        if dtype is not value.dtype:
+            return f"inputs {first} and {index} must have the same type, they are {dtype.label} and {value.dtype.label}; put a Cast before one"
+    return ""
+
+
+@cache
+def _parameters(domain: str, name: str, opset: int | None) -> tuple[_Parameter, ...]:
+    """The inputs of an operator; the last may stand for more. Nothing where ONNX does not know the operator."""
+    found = schema(domain, name, opset)
+    if found is None:
+        return ()
+    by_text = {f"tensor({name.lower()})": dtype for name, dtype in named_types().items()}
+    return tuple(
+        _Parameter(frozenset(by_text[text] for text in one.types if text in by_text), one.type_str if one.is_homogeneous else "")
+        for one in found.inputs
+    )
