@@ -263,8 +263,13 @@ CATALOGUE: Sequence[Row] = (
         inputs=HEADS, values={"m": np.where(np.tril(np.ones((5, 5))) * np.triu(np.ones((5, 5)), -1), 0.0, -1e9).astype(np.float32)}, near_output="p"),
     Row("attention", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nt = Mul(s, c)\np = Softmax<axis=-1>(t)\ny = MatMul(p, v)",
         "attention", inputs=HEADS, values={"c": 0.35}, near_output="p"),
+    Row("attention with a scale per head", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\ne = Exp(g)\nt = Mul(s, e)\np = Softmax<axis=-1>(t)\ny = MatMul(p, v)",
+        "attention", layers=2, inputs=HEADS, values={"g": (2, 1, 1)}, near_values={"g": (2, 1, 5)}),
+    Row("attention of normalised heads", "".join(f"{n}t = Transpose<perm=[0,2,1,3]>({n})\n{n}h = LayerNormalization({n}t, w)\n" for n in "qk") +
+        "kt = Transpose<perm=[0,1,3,2]>(kh)\ns = MatMul(qh, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "heads-shuffle", layers=3,
+        inputs={"q": (2, 5, 2, 8), "k": (2, 5, 2, 8), "v": (2, 2, 5, 8)}, values={"w": (8,)}, near=(("LayerNormalization(", "LayerNormalization<axis=2>("),), near_values={"w": (5, 8)}),
     Row("attention of rotated heads", "q = Transpose<perm=[0,2,1,3]>(x)\nk = Transpose<perm=[0,2,1,3]>(z)\n" + TURN.replace("@", "q") + TURN.replace("@", "k") +
-        "kt = Transpose<perm=[0,1,3,2]>(ky)\ns = MatMul(qy, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "rotary-shuffle", layers=3,
+        "kt = Transpose<perm=[0,1,3,2]>(ky)\ns = MatMul(qy, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "heads-shuffle", layers=3,
         inputs={"x": (2, 5, 2, 8), "z": (2, 5, 2, 8), "v": (2, 2, 5, 8)},
         values={"zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3]), "cos": (5, 8), "sin": (5, 8)},
         near_values={"cos": (2, 2, 5, 8), "sin": (2, 2, 5, 8)}),

@@ -446,7 +446,64 @@ def keras() -> Block:
     )  # fmt: skip
 
 
+def swin_v2() -> Block:
+    """Windowed attention of Swin V2: cosines of queries and keys times a learned number per head, a position bias, a mask for shifted windows."""
+    width, heads, length, windows = 64, 4, 16, 4
+    size = width // heads
+
+    def unit(out: str, x: str) -> str:  # torch.nn.functional.normalize
+        return f"""
+        {out}_n = ReduceL2<keepdims=1>({x}, last)
+        {out}_c = Clip({out}_n, tiny)
+        {out}_s = Shape({x})
+        {out}_e = Expand({out}_c, {out}_s)
+        {out} = Div({x}, {out}_e)
+        """
+
+    nodes = f"""
+        q0 = MatMul(x, wq)
+        q1 = Add(bq, q0)
+        k0 = MatMul(x, wk)
+        v0 = MatMul(x, wv)
+        v1 = Add(bv, v0)
+        {_heads("q2", "q1", "heads")}
+        {_heads("k2", "k0", "heads")}
+        {_heads("v", "v1", "heads")}
+        {unit("q", "q2")}
+        {unit("k", "k2")}
+        kt = Transpose<perm=[0,1,3,2]>(k)
+        s0 = MatMul(q, kt)
+        g0 = Clip(logits, , most)
+        g = Exp(g0)
+        s1 = Mul(s0, g)
+        s2 = Add(s1, bias)
+        s3 = Reshape(s2, in_windows)
+        s4 = Add(s3, mask)
+        s = Reshape(s4, scores)
+        p = Softmax<axis=-1>(s)
+        c0 = MatMul(p, v)
+        c1 = Transpose<perm=[0,2,1,3]>(c0)
+        c = Reshape(c1, rows)
+        o0 = MatMul(c, wo)
+        o = Add(bo, o0)
+        n = LayerNormalization<axis=-1>(o, g_n, bn)
+        y = Add(x, n)
+    """
+    shifted = np.arange(windows * length).reshape(windows, length) % 3
+    return Block(
+        nodes, {"x": (2 * windows, length, width)}, ("y",),
+        {
+            **{f"w{side}": (width, width) for side in "qkvo"}, "bq": (width,), "bv": (width,), "bo": (width,), "g_n": (width,), "bn": (width,),
+            "logits": np.linspace(2, 5, heads).reshape(heads, 1, 1), "most": np.log(100.0), "tiny": 1e-12, "bias": (1, heads, length, length), "last": [-1],
+            "mask": np.where(shifted[:, :, None] == shifted[:, None], 0.0, -100.0).reshape(1, windows, 1, length, length),
+            "heads": [2 * windows, -1, heads, size], "in_windows": [2, windows, heads, length, length], "scores": [2 * windows, heads, length, length],
+            "rows": [2 * windows, length, width],
+        },
+        layers=8,
+    )  # fmt: skip
+
+
 BLOCKS = {
     "llama": llama(False), "llama with a cache": llama(), "gpt2": gpt2(), "t5": t5(), "whisper": whisper(), "unet attention": unet_attention(),
-    "keras": keras(),
+    "keras": keras(), "swin v2": swin_v2(),
 }  # fmt: skip

@@ -16,12 +16,14 @@ class Scores:
     """``scale * q k^T + mask``. ``masks`` are (kind, expression) pairs; kind is ``add``, or ``keep`` (boolean: True stays).
 
     With ``cap``, ``cap * tanh(scale * q k^T)`` takes the place of the scaled product. ``hidden`` is what the last ``keep`` puts where it keeps nothing.
+    ``factors`` are what the product is multiplied with besides (divided by, where the flag is set): a learned scale per head.
     """
 
     scale: float
     masks: tuple[tuple[str, Expression], ...] = ()
     cap: float = 0.0
     hidden: float = -np.inf
+    factors: tuple[tuple[Expression, bool], ...] = ()
 
     def times(self, factor: Literal, inverse: bool = False) -> Scores | None:
         """All of it times ``factor`` (or divided by it): additive masks too; what is masked stays so only for a positive one."""
@@ -32,7 +34,9 @@ class Scores:
         masks = tuple((kind, Apply(function, (Convert(factor.dtype, mask), factor)) if kind == "add" else mask) for kind, mask in self.masks)
         value = 1 / value if inverse else value
         hidden = self.hidden * value
-        return Scores(self.scale, masks, self.cap * value, hidden) if self.cap else Scores(self.scale * value, masks, hidden=hidden)
+        if self.cap:
+            return replace(self, masks=masks, cap=self.cap * value, hidden=hidden)
+        return replace(self, scale=self.scale * value, masks=masks, hidden=hidden)
 
 
 def read_scores(expression: Expression) -> Scores | None:
@@ -53,8 +57,10 @@ def read_scores(expression: Expression) -> Scores | None:
     others = [child for index, child in enumerate(arguments) if index != inside[0]]
     if name in ("mul", "div") and isinstance(others[0], Literal):
         return before.times(others[0], inverse=name == "div") if name == "mul" or inside[0] == 0 else None
+    if name == "mul" or (name == "div" and inside[0] == 0):
+        return None if before.masks or before.cap else replace(before, factors=(*before.factors, (others[0], name == "div")))
     if name == "tanh":
-        return None if before.masks or before.cap or before.scale <= 0 else Scores(before.scale, (), 1.0)
+        return None if before.masks or before.cap or before.scale <= 0 else replace(before, cap=1.0)
     if name == "add":
         return replace(before, masks=(*before.masks, ("add", others[0])))
     if name == "max" and isinstance(others[0], Literal) and others[0].value <= MASKED:

@@ -1,4 +1,7 @@
-"""softmax(q k^T * scale + mask) v -> Attention(q, k, v, mask): the scores never go through memory."""
+"""softmax(q k^T * scale + mask) v -> Attention(q, k, v, mask): the scores never go through memory.
+
+What scales the scores of a head (or of a query) by a number of its own scales its queries instead.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from functools import reduce
 
 import numpy as np
 
+from fusion.dims import Shape
 from fusion.dtypes import DataType
-from fusion.expression import Apply, Convert, Expression, Literal, Operand, substitute, type_of
+from fusion.expression import Apply, Convert, Expression, Literal, Operand, operands, substitute, type_of
 from fusion.graph import Graph
-from fusion.network import Layer
+from fusion.network import Layer, broadcast
 from fusion.ops import Attention, MatrixMultiply, Pointwise, Shuffle, Softmax
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
@@ -136,7 +140,29 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     whole = _whole(match)
     if whole.scores is None:
         return Refusal("scores", f"between {first.name} and the softmax stands more than a scale, a cap and a mask")
+    if whole.scores.factors:
+        shape = _factor(graph, first, whole)[2]
+        shape = (*(1,) * (len(q.shape) - len(shape)), *shape)
+        if shape[-1] != 1 or len(shape) != len(q.shape) or any(dim not in (1, size) for dim, size in zip(shape, q.shape, strict=True)):
+            return Refusal("scale", f"scores are multiplied with a tensor of shape {show(shape)}; queries have {show(q.shape)}")
+        if first.op.transpose_a:
+            return Refusal("scale", f"{first.name} reads its queries transposed, and scores are multiplied with a tensor")
     return None
+
+
+def _factor(graph: Graph, first: Layer, whole: _Whole) -> tuple[Expression, tuple[str, ...], Shape]:
+    """The queries (operand 0, of ``first``) times what their scores are multiplied with; the tensors; the shape of all factors together."""
+    assert whole.scores is not None
+    names = (first.inputs[0], *whole.names[1:])
+    dtype = graph.type(names[0]).dtype
+    result: Expression = Operand(0)
+    for factor, inverse in whole.scores.factors:
+        wide = type_of(factor, [graph.type(name).dtype for name in names])
+        value = result if type_of(result, [graph.type(name).dtype for name in names]) is wide else Convert(wide, result)
+        result = Apply("div" if inverse else "mul", (value, factor))
+    shape = broadcast([graph.type(names[index]).shape for index in operands(result) if index])
+    result, used = number(result if type_of(result, [graph.type(name).dtype for name in names]) is dtype else Convert(dtype, result), names)
+    return result, used, shape
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
@@ -144,10 +170,15 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     whole = _whole(match)
     assert whole.scores is not None
     layers: list[Layer] = []
+    queries = first.inputs[0]
+    if whole.scores.factors:
+        expression, names, _ = _factor(graph, first, whole)
+        queries = graph.fresh(f"{queries}.scaled")
+        layers.append(Layer(f"{first.name} scale", Pointwise(expression), names, (queries,)))
     stored = [
-        _as_bhsd(graph, layers, first.inputs[0], first.op.transpose_a),
-        _as_bhsd(graph, layers, first.inputs[1], not first.op.transpose_b),
-        _as_bhsd(graph, layers, match.found["values"], second.op.transpose_b),
+        _as_bhsd(graph, layers, queries, graph.type(first.inputs[0]).shape, first.op.transpose_a),
+        _as_bhsd(graph, layers, first.inputs[1], graph.type(first.inputs[1]).shape, not first.op.transpose_b),
+        _as_bhsd(graph, layers, match.found["values"], graph.type(match.found["values"]).shape, second.op.transpose_b),
     ]
     kept: tuple[bool, int] = (False, 0)
     mask, scores = "", whole.scores
@@ -164,9 +195,8 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     return Replacement((*layers, Layer("", op, inputs, (result,)), view))
 
 
-def _as_bhsd(graph: Graph, layers: list[Layer], tensor: str, swapped: bool) -> str:
-    """The name of ``tensor`` as ``[b, h, s, d]``: heads that were folded into the batch stay there, with h = 1."""
-    shape = graph.type(tensor).shape
+def _as_bhsd(graph: Graph, layers: list[Layer], tensor: str, shape: Shape, swapped: bool) -> str:
+    """The name of ``tensor``, of ``shape``, as ``[b, h, s, d]``: heads that were folded into the batch stay there, with h = 1."""
     rank = len(shape)
     if rank == 4 and not swapped:
         return tensor

@@ -141,9 +141,29 @@ def test_scores() -> None:
     assert read_scores(Convert(FLOAT, apply("mul", lit(3.0), X0))) == Scores(3.0)
     assert read_scores(apply("max", apply("add", X0, X1), lit(-3e38))) == Scores(1.0, (("add", X1),))
     assert read_scores(apply("mul", apply("tanh", apply("div", X0, lit(50.0))), lit(30.0))) == Scores(0.02, (), 30.0)
-    for other in (apply("mul", X0, X1), apply("div", lit(1.0), X0), apply("where", X1, X0, lit(0.0)),
+    assert read_scores(apply("div", apply("mul", X0, X1), X2)) == Scores(1.0, factors=((X1, False), (X2, True)))
+    for other in (apply("mul", apply("add", X0, X1), X2), apply("div", lit(1.0), X0), apply("div", X1, X0), apply("where", X1, X0, lit(0.0)),
                   apply("mul", apply("add", X0, X1), lit(-2.0)), apply("tanh", apply("add", X0, X1)), apply("tanh", apply("tanh", X0))):  # fmt: skip
         assert read_scores(other) is None
+
+
+@pytest.mark.parametrize("shape", [(H, 1, 1), (1, H, 1, 1), (B, 1, S, 1), ()])
+@pytest.mark.parametrize("function", ["mul", "div"])
+def test_a_scale_of_every_head_scales_its_queries(shape: tuple[int, ...], function: str) -> None:
+    """As Swin V2 has it, learned; a cap and a mask may stand behind it."""
+    for expression in (apply("add", apply(function, X0, X1), X2), apply("add", apply("tanh", apply("mul", apply(function, X0, X1), lit(0.5))), X2)):
+        build = Build()
+        scale, mask = build.pointwise("positive", "exp", build.input("g", *shape)), build.input("mask", H, S, S)
+        network = fuse(core(expression, scale, mask, build=build), attention.RULE)
+        assert only(network, Attention).inputs[0].endswith(".scaled") and only(network, Attention).op.masked
+
+
+def test_a_scale_in_float32_of_narrow_queries() -> None:
+    build = Build()
+    q, k, v = (build.input(name, B, H, S, D, dtype=HALF) for name in "qkv")
+    y = build.layer("scores", MatrixMultiply(transpose_b=True, epilogue=Convert(HALF, apply("mul", Convert(FLOAT, X0), X1))), q, k, build.constant("g", np.float32([[[2]], [[3]], [[5]]])))
+    network = fuse(build.network(build.layer("context", MatrixMultiply(), build.layer("softmax", Softmax(3), y), v)), attention.RULE, tolerance=2e-3)
+    assert kinds(network) == ["Pointwise", "Attention"] and network.tensors[only(network, Attention).inputs[0]].dtype is HALF
 
 
 def test_a_scale_behind_the_mask() -> None:
@@ -217,7 +237,8 @@ def test_the_guard_against_empty_rows() -> None:
     "network, condition",
     [
         (lambda: core(apply("sigmoid", X0)), "scores"),
-        (lambda: core(apply("mul", X0, X1), "g", build=_with_input("g")), "scores"),
+        (lambda: core(apply("mul", X0, X1), "g", build=_with_input("g")), "scale"),  # every score has a factor of its own
+        (lambda: core(apply("mul", apply("add", X0, X1), X1), "g", build=_with_input("g")), "scores"),
         (lambda: _grouped(), "batch"),
         (lambda: _busy(), "network output"),
         (lambda: _epilogue(), "pattern"),
