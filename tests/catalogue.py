@@ -265,9 +265,9 @@ CATALOGUE: Sequence[Row] = (
         "attention", inputs=HEADS, values={"c": 0.35}, near_output="p"),
     Row("attention with a scale per head", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\ne = Exp(g)\nt = Mul(s, e)\np = Softmax<axis=-1>(t)\ny = MatMul(p, v)",
         "attention", layers=2, inputs=HEADS, values={"g": (2, 1, 1)}, near_values={"g": (2, 1, 5)}),
-    Row("attention of normalised heads", "".join(f"{n}t = Transpose<perm=[0,2,1,3]>({n})\n{n}h = LayerNormalization({n}t, w)\n" for n in "qk") +
+    Row("attention of normalised heads", "".join(f"{n}1 = Transpose<perm=[0,2,1,3]>({n})\n{n}h = LayerNormalization({n}1, w, b)\n" for n in "qk") +
         "kt = Transpose<perm=[0,1,3,2]>(kh)\ns = MatMul(qh, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "heads-shuffle", layers=3,
-        inputs={"q": (2, 5, 2, 8), "k": (2, 5, 2, 8), "v": (2, 2, 5, 8)}, values={"w": (8,)}, near=(("LayerNormalization(", "LayerNormalization<axis=2>("),), near_values={"w": (5, 8)}),
+        inputs={"q": (2, 5, 2, 8), "k": (2, 5, 2, 8), "v": (2, 2, 5, 8)}, values={"w": (8,), "b": (8,)}, near=(("LayerNormalization(", "LayerNormalization<axis=2>("),), near_values={"w": (5, 8), "b": (5, 8)}),
     Row("attention of rotated heads", "q = Transpose<perm=[0,2,1,3]>(x)\nk = Transpose<perm=[0,2,1,3]>(z)\n" + TURN.replace("@", "q") + TURN.replace("@", "k") +
         "kt = Transpose<perm=[0,1,3,2]>(ky)\ns = MatMul(qy, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "heads-shuffle", layers=3,
         inputs={"x": (2, 5, 2, 8), "z": (2, 5, 2, 8), "v": (2, 2, 5, 8)},
@@ -332,6 +332,8 @@ CATALOGUE: Sequence[Row] = (
         near=(("t = MatMul(x, w)", "m = MatMul(x, w)\nt = Add(m, r)"),), near_values={"r": (10, 1)}),
     Row("a bias per head and element", "t = MatMul(x, w)\nr = Reshape(t, heads)\ny = Add(r, b)", "reshape-operands", inputs=ROWS_3D,
         values={"w": (16, 16), "heads": np.array([2, 5, 2, 8]), "b": (2, 8)}, near_output="r"),
+    Row("a mask per window of a batch", "t = MatMul(x, z)\nr = Reshape(t, windows)\ns = Add(r, m)\ny = Reshape(s, whole)", "batch-operands",
+        inputs={"x": (6, 2, 5, 8), "z": (6, 2, 8, 7)}, values={"windows": np.array([2, 3, 2, 5, 7]), "m": (3, 1, 5, 7), "whole": np.array([6, 2, 5, 7])}, near_values={"m": (3, 2, 5, 7)}),
     Row("a flattened channels-last image before a product", "t = Transpose<perm=[0,3,1,2]>(x)\nu = Flatten(t)\ny = MatMul(u, w)", "shuffle-weights",
         inputs={"x": (2, 4, 5, 3)}, values={"w": (60, 7)}, near=(("perm=[0,3,1,2]", "perm=[1,3,0,2]"),), near_values={"w": (30, 7)}),
     Row("grouped queries", "".join(f"{n}5 = Unsqueeze({n}, two)\n{n}x = Expand({n}5, repeat)\n{n}h = Reshape({n}x, heads)\n" for n in "kv") +
