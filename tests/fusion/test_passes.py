@@ -343,7 +343,7 @@ def test_the_documentation_lists_every_rule() -> None:
         name
         for line in text.splitlines()
         if line.startswith("| `")
-        for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])
+        for name in re.findall(r"`([a-z0-9-]+)`", line.split("|")[1])
     }
     assert table == {*RULES, *VIEW_RULES}
 
@@ -351,7 +351,7 @@ def test_the_documentation_lists_every_rule() -> None:
 def test_the_documentation_has_every_equation() -> None:
     text = (Path(__file__).parents[2] / "docs" / "fusions.md").read_text(encoding="utf-8")
     section = text.split("## Equations\n")[1].split("\n## ")[0]
-    assert dict(re.findall(r"^- `([a-z-]+)`: (.*)$", section, re.MULTILINE)) == {name: rule.equation for name, rule in RULES.items()}
+    assert dict(re.findall(r"^- `([a-z0-9-]+)`: (.*)$", section, re.MULTILINE)) == {name: rule.equation for name, rule in RULES.items()}
 
 
 def test_all_rules_can_be_switched_off_at_one_layer() -> None:
