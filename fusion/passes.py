@@ -12,7 +12,7 @@ from fusion.graph import Graph, Limits
 from fusion.layout import to_channels_last
 from fusion.network import ControlFlow, Network
 from fusion.precision import LayerTypes, to_half
-from fusion.rewrite import ALL, VIEW_RULES, Applied, Miss, Record, Rule, apply_rules, nearest_misses
+from fusion.rewrite import ALL, LAYOUT_RULES, VIEW_RULES, Applied, Miss, Record, Rule, apply_rules, nearest_misses
 from fusion.rules import (
     attention,
     attention_batch,
@@ -305,8 +305,9 @@ def check_rules(options: FusionOptions) -> None:
     """
     for item in options.disabled:
         name = item.split("@", 1)[0]
-        if name != ALL and name not in RULES and name not in VIEW_RULES:
-            raise ValueError(f"--disableFusion={item}: there is no rule {name!r}; rules are {', '.join(sorted([*RULES, *VIEW_RULES]))}")
+        known = sorted([*RULES, *VIEW_RULES, *LAYOUT_RULES])
+        if name != ALL and name not in known:
+            raise ValueError(f"--disableFusion={item}: there is no rule {name!r}; rules are {', '.join(known)}")
     for name in options.enabled:
         if name not in {rule.name for rule in OPTIONAL}:
             raise ValueError(

@@ -23,6 +23,7 @@ from fusion.ops import Pointwise
 _NOTHING: Mapping = MappingProxyType({})
 
 VIEW_RULES = ("concatenation-view", "slice-view", "shuffle-view")  # layers that cost nothing where they lie in others' memory
+LAYOUT_RULES = ("padded-channels",)  # what else :mod:`fusion.padded_channels` and measurements decide about memory
 ALL = "all"  # in FusionOptions.disabled: every rule
 
 

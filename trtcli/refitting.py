@@ -14,6 +14,7 @@ import numpy as np
 from fusion.bind import fix_sizes
 from fusion.importer import import_onnx
 from fusion.network import ControlFlow, Network, Op
+from fusion.padded_channels import pad_channels
 from fusion.passes import FusionOptions, with_optional
 from runtime.columns import copy_parts
 from runtime.engine import Engine, LayerPlan
@@ -128,6 +129,9 @@ def _network(engine: Engine, model: Path | bytes, config: BuildConfig, log: Log)
     fused = fuse(replace(imported, outputs=(*imported.outputs, *marked)), config, engine.device.kind, log, channels_last)
     parts: Any = engine.record.get("copiedParts", ())
     fused = replace(fused, network=copy_parts(replace(fused.network, outputs=imported.outputs), [(str(name), int(number)) for name, number in parts]))
+    padding = engine.record.get("paddedChannels")
+    if isinstance(padding, Mapping) and padding.get("wanted"):
+        fused = replace(fused, network=pad_channels(fused.network, tuple(map(str, padding["wanted"]))).network)
     optional = engine.record.get("optionalFusions")
     if isinstance(optional, Mapping):  # those that a measurement decided for
         enabled, disabled = (tuple(map(str, optional.get(key, ()))) for key in ("enabled", "disabled"))

@@ -33,7 +33,7 @@ from fusion.ops import (
 )
 from fusion.passes import OPTIONAL, PASSES, RULES, FusionOptions, optimize
 from fusion.reference import run
-from fusion.rewrite import VIEW_RULES, Rule
+from fusion.rewrite import LAYOUT_RULES, VIEW_RULES, Rule
 from fusion.validation import validate
 from tests.fusion.fates import check_fates
 from tests.fusion.fusing import kinds
@@ -345,7 +345,7 @@ def test_the_documentation_lists_every_rule() -> None:
         if line.startswith("| `")
         for name in re.findall(r"`([a-z0-9-]+)`", line.split("|")[1])
     }
-    assert table == {*RULES, *VIEW_RULES}
+    assert table == {*RULES, *VIEW_RULES, *LAYOUT_RULES}
 
 
 def test_the_documentation_has_every_equation() -> None:

@@ -56,7 +56,7 @@ def measured_layouts(now: Chosen, fuse_again: FuseAgain, profiles: Sequence[Prof
         BuildError: a cache miss was forbidden, or the device was lost.
     """
     planar = now.fused.planar
-    if planar is None or not _may_measure(setting):
+    if planar is None or not may_measure(setting):
         return now, layout_record(None, None)
     sizes, fixed, constants = named_sizes(planar, profiles[0], "opt", {}), fixed_sizes(planar, profiles[0]), set(planar.constants)
 
@@ -72,12 +72,12 @@ def measured_layouts(now: Chosen, fuse_again: FuseAgain, profiles: Sequence[Prof
         log.info(f"Layouts: the estimate is the fastest by measured times, too ({count} layers timed in both)")
         return now, layout_record(times, None)
     fused, copied = fuse_again(Silent(), wanted)
-    changed = _tried("Layouts by measured times", fused, copied, profiles, setting)
+    changed = tried("Layouts by measured times", fused, copied, profiles, setting)
     if changed is None:
         return now, layout_record(times, None)
     before, after = different_seconds(now.choices, changed.choices)
     log.verbose(f"Layouts by measured times: {before * 1e6:.1f} us before, {after * 1e6:.1f} us after")
-    if not _pays(before, after):
+    if not pays(before, after):
         log.info(f"Layouts: as estimated; by single layers' times another choice ({count} layers timed in both) looked faster, and was not")
         return now, layout_record(times, None)
     log.info(f"Layouts: measured times save {(before - after) * 1e6:.1f} us against the estimate ({count} layers timed in both)")
@@ -87,7 +87,7 @@ def measured_layouts(now: Chosen, fuse_again: FuseAgain, profiles: Sequence[Prof
 def measured_fusions(now: Chosen, profiles: Sequence[Profile], setting: Setting) -> tuple[Chosen, FusionOptions | None]:
     """``now`` after those optional rules that make the layers which they touch faster; and what :func:`with_optional` was told, None when all
     stayed as it was."""
-    if not _may_measure(setting):
+    if not may_measure(setting):
         return now, None
     log = setting.log
     all_of_them = _optional_fusions(now, setting)
@@ -98,7 +98,7 @@ def measured_fusions(now: Chosen, profiles: Sequence[Profile], setting: Setting)
         fused = _with_times(with_optional(now.fused, options), losers)
         if fused.network is now.network:
             return replace(now, fused=fused), None
-        changed = _tried("Optional fusions", fused, now.copied, profiles, setting)
+        changed = tried("Optional fusions", fused, now.copied, profiles, setting)
         if changed is None:
             return now, None
         found = _losers(now, changed, log)
@@ -132,7 +132,7 @@ def _losers(now: Chosen, changed: Chosen, log: Log) -> list[tuple[Applied, str]]
         before, after = (seconds_of(one, nodes) for one in (now, changed))
         times = f"{before * 1e6:.1f} us before, {after * 1e6:.1f} us after"
         log.verbose(f"{site.rule}: {', '.join(site.layers)}: {times}")
-        if not _pays(before, after):
+        if not pays(before, after):
             found.append((site, times))
     return found
 
@@ -157,7 +157,7 @@ def different_seconds(a: Choices, b: Choices) -> tuple[float, float]:
             if left[workload]:
                 left[workload] -= 1
             else:
-                total += _cost(decision)
+                total += cost_of_layer(decision)
         totals.append(total)
     return totals[0], totals[1]
 
@@ -167,25 +167,27 @@ def seconds_of(chosen: Chosen, nodes: Sequence[str] | None = None) -> float:
     them; or of all that the device computes."""
     pairs = zip(chosen.network.layers, chosen.choices.decisions[0], strict=True)
     if nodes is None:
-        return sum(_cost(decision) for _, decision in pairs if decision.tactic != ON_HOST)
+        return sum(cost_of_layer(decision) for _, decision in pairs if decision.tactic != ON_HOST)
     wanted = set(nodes)
-    return sum(_cost(decision) for layer, decision in pairs if wanted & set(layer.origins))
+    return sum(cost_of_layer(decision) for layer, decision in pairs if wanted & set(layer.origins))
 
 
-def _cost(decision: Decision) -> float:
+def cost_of_layer(decision: Decision) -> float:
     """What a layer counts for; branches and loops, whose bodies stay as they are, for nothing."""
     return math.inf if decision.tactic == ON_HOST else 0.0 if math.isnan(decision.seconds) else decision.seconds
 
 
-def _may_measure(setting: Setting) -> bool:
+def may_measure(setting: Setting) -> bool:
+    """Whether what only measurements decide may be tried."""
     return setting.config.optimization_level >= MEASURED_LEVEL and setting.config.builder_cache and not setting.timings.untimed
 
 
-def _pays(before: float, after: float) -> bool:
+def pays(before: float, after: float) -> bool:
+    """Whether the seconds saved are worth a change."""
     return after < before * (1 - MIN_GAIN)
 
 
-def _tried(what: str, fused: FusionResult, copied: Parts, profiles: Sequence[Profile], setting: Setting) -> Chosen | None:
+def tried(what: str, fused: FusionResult, copied: Parts, profiles: Sequence[Profile], setting: Setting) -> Chosen | None:
     """A changed network with its tactics; None where some layer has none, or ``--buildBudget`` left some without times."""
     try:
         choices = choose(fused.network, profiles, setting)

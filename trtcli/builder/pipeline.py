@@ -21,6 +21,7 @@ from trtcli.builder.debug_tensors import debug_tensors, marked_tensors
 from trtcli.builder.fuse import fuse_with_parts
 from trtcli.builder.measured import Chosen, measured_fusions, measured_layouts
 from trtcli.builder.names import unknown_names
+from trtcli.builder.padding import PaddedChannels, measured_padding
 from trtcli.builder.record import build_record
 from trtcli.builder.setting import Log, Progress, available_sources, new_setting
 from trtcli.builder.streams import with_streams
@@ -37,6 +38,8 @@ from trtcli.report.building import (
     weight_bytes,
 )
 from trtcli.shapes import optimization_profiles, shared_sizes
+
+PADDING_DEVICES = ("cuda",)  # those whose kernels want rows of whole vectors
 
 
 def build(
@@ -84,7 +87,9 @@ def build(
     setting = new_setting(config, device, log, progress)
     chosen = Chosen(fused, copied, choose(fused.network, profiles, setting))
     chosen, layouts = measured_layouts(chosen, fuse_again, profiles, setting)
-    optional = None
+    padding, optional = PaddedChannels(), None
+    if not marked and device.spec.kind in PADDING_DEVICES:
+        chosen, padding = measured_padding(chosen, profiles, setting)
     if not marked:  # an optional rule might take a marked tensor away
         chosen, optional = measured_fusions(chosen, profiles, setting)
     network = chosen.network
@@ -104,6 +109,7 @@ def build(
         "intermediateBytesSaved": saved_bytes(imported, network, chosen.choices.sharing, optimum),
         "optionalFusions": None if optional is None else {"enabled": list(optional.enabled), "disabled": list(optional.disabled)},
         "layouts": layouts,
+        "paddedChannels": padding.record(),
         "streams": streams,
         "debugTensors": debug_tensors(imported, network, marked, config, log),
         "buildSeconds": seconds,

@@ -1,8 +1,8 @@
 """Dimensions that tensor cores do not like: which of a layer's, and what they are padded to.
 
-Tensor cores multiply in fixed steps; a channel count, or a matrix dimension K or N, between two steps is computed as the next one (the kernels
-fill up with zeros in shared memory, so neither the model nor its tensors grow), and rows that are no multiple of 16 bytes are loaded in
-narrower pieces. Source of the steps: NVIDIA TensorRT, "Optimizing for Tensor Cores", table of suggested alignments (dense).
+Tensor cores multiply in fixed steps; a channel count, or a matrix dimension K or N, between two steps is computed as the next one: the kernels
+fill up with zeros in shared memory, and rows that are no multiple of 16 bytes are loaded in narrower pieces; or the tensor is held with more channels than
+the model gives it (:mod:`fusion.padded_channels`), where a measurement says that this is faster. Source of the steps: NVIDIA TensorRT, "Optimizing for Tensor Cores", table of suggested alignments (dense).
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from fusion.dims import bind
 from fusion.dtypes import DataType
 from fusion.network import Layer, TensorType
 from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply
+from trtcli.report.padding import NOT_PADDED, Padding
 
 STEPS = {DataType.FLOAT: 4, DataType.HALF: 8, DataType.BF16: 8, DataType.INT8: 32, DataType.UINT8: 32}
 NAMES = {DataType.FLOAT: "TF32"}  # what float32 products run as; other types under their own names
 
 
 def alignment_notes(
-    layer: Layer, tensors: Mapping[str, TensorType], sizes: Mapping[str, int], tf32: bool
+    layer: Layer, tensors: Mapping[str, TensorType], sizes: Mapping[str, int], tf32: bool, padding: Padding = NOT_PADDED
 ) -> tuple[str, ...]:
-    """A sentence per dimension of ``layer`` that is padded; empty when all fit, or the layer has no use for tensor cores."""
+    """A sentence per dimension of ``layer`` that is padded; empty when all fit, or the layer has no use for tensor cores. ``padding`` is what was
+    decided about channels in memory."""
     if not layer.inputs or not isinstance(layer.op, Convolution | Deconvolution | MatrixMultiply | PackedMatrixMultiply):
         return ()
     dtype = tensors[layer.inputs[0]].dtype
@@ -30,11 +32,16 @@ def alignment_notes(
     if not step:
         return ()
     shapes = [tuple(int(bind(dim, sizes)) for dim in tensors[name].shape) for name in layer.inputs[:2]]
-    return tuple(
-        f"{name} = {size} is no multiple of {step} ({NAMES.get(dtype, dtype.label)}): computed as {-(-size // step) * step}"
-        for name, size in _dimensions(layer.op, shapes)
-        if size % step
-    )
+    label = NAMES.get(dtype, dtype.label)
+    notes = []
+    for (name, size), tensor in zip(_dimensions(layer.op, shapes), (layer.inputs[0], layer.outputs[0]), strict=False):
+        if tensor in padding.channels:
+            real, held = padding.channels[tensor]
+            notes.append(f"{name} = {real} is no multiple of {step} ({label}): {held} in memory")
+        elif size % step:
+            tried = " (padding them in memory was tried: no faster)" if tensor in padding.slower else ""
+            notes.append(f"{name} = {size} is no multiple of {step} ({label}): computed as {-(-size // step) * step}{tried}")
+    return tuple(notes)
 
 
 def _dimensions(op: Convolution | Deconvolution | MatrixMultiply | PackedMatrixMultiply, shapes: Sequence[tuple[int, ...]]) -> list[tuple[str, int]]:

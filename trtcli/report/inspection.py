@@ -26,6 +26,7 @@ from trtcli.report.layers import (
     stream_branches,
     tactic_label,
 )
+from trtcli.report.padding import padding_lines
 from trtcli.report.reformats import reformat_reason
 from trtcli.report.whynot import Missed, megabytes, missed_fusions, missed_in_network, missed_json
 from trtcli.shapes import text
@@ -52,7 +53,7 @@ def engine_lines(engine: Engine) -> list[str]:
         ranges = "" if len(set(shapes)) < 2 else f"  min {shapes[0]}, opt {shapes[1]}, max {shapes[2]}"
         lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}")
     lines += ["", *_memory_lines(engine)]
-    lines += ["", *_layer_table(engine, total), *_profile_lines(engine), *_alignment_lines(engine), *_source_lines(engine), *_reformat_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
+    lines += ["", *_layer_table(engine, total), *_profile_lines(engine), *_alignment_lines(engine), *padding_lines(engine), *_source_lines(engine), *_reformat_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
     return [*lines, *_missed_lines(missed_fusions(engine), total)]
 
 

@@ -15,6 +15,7 @@ from runtime.segments import obstacles_of
 from runtime.views import Place
 from tactics.tactic import Config
 from trtcli.report.alignment import alignment_notes
+from trtcli.report.padding import Padding, padding_of
 from trtcli.report.reformats import reformat_reason
 
 SCHEMA = 1
@@ -123,7 +124,7 @@ def alignment_of(engine: Engine, layer: Layer, sizes: Mapping[str, int] | None =
         return ()
     if sizes is None:
         sizes = typical_sizes(engine.network, sizes_of(engine.network, {name: one.opt for name, one in engine.profiles[0].items()}))
-    return alignment_notes(layer, engine.network.tensors, sizes, engine.tf32)
+    return alignment_notes(layer, engine.network.tensors, sizes, engine.tf32, padding_of(engine))
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -157,11 +158,12 @@ def _object(
 ) -> dict[str, Any]:
     tensors = engine.network.tensors
     constant = [name for name in layer.inputs if name not in computed]
+    padding = padding_of(engine)
     return {
         "Name": layer.name,
         "LayerType": layer.op.layer_type or type(layer.op).__name__,
-        "Inputs": [_tensor(name, tensors[name], sizes, places) for name in layer.inputs if name in computed],
-        "Outputs": [_tensor(name, tensors[name], sizes, places) for name in layer.outputs],
+        "Inputs": [_tensor(name, tensors[name], sizes, places, padding) for name in layer.inputs if name in computed],
+        "Outputs": [_tensor(name, tensors[name], sizes, places, padding) for name in layer.outputs],
         "Constants": constant,
         "TacticName": tactic_label(plan.tactic, plan.config),
         "TacticValue": tactic_value(plan.tactic, plan.config),
@@ -188,12 +190,15 @@ def _object(
     }
 
 
-def _tensor(name: str, tensor: TensorType, sizes: Mapping[str, int] | None, places: Mapping[str, Place]) -> dict[str, Any]:
+def _tensor(name: str, tensor: TensorType, sizes: Mapping[str, int] | None, places: Mapping[str, Place], padding: Padding) -> dict[str, Any]:
     place = places[name]
+    real, held = padding.channels.get(name, (0, 0))
+    padded = f"{real} channels padded to {held}" if real else ""
+    columns = f"columns of {place.root} from {place.offset} on, rows {place.pitch} apart" if place.pitch else ""
     return {
         "Name": name,
-        "Dimensions": _dimensions(tensor, sizes),
-        "Format": f"{_FORMAT}, columns of {place.root} from {place.offset} on, rows {place.pitch} apart" if place.pitch else _FORMAT,
+        "Dimensions": [*_dimensions(tensor, sizes)[:-1], real] if real else _dimensions(tensor, sizes),
+        "Format": ", ".join(part for part in (_FORMAT, padded, columns) if part),
         "Datatype": tensor.dtype.label,
         "Location": "Device",
     }

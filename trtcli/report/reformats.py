@@ -7,16 +7,22 @@ from collections.abc import Mapping
 from fusion.layout import REFORMAT, back_for, order_for
 from fusion.network import Layer
 from fusion.ops import Shuffle
+from fusion.padded_channels import RULE
 from runtime.engine import Engine
 
 
 def reformat_reason(engine: Engine, layer: Layer) -> str:
     """Why ``layer`` changes a layout: for whom, and what the choice was made by; empty for other layers."""
-    if REFORMAT not in layer.fusions or not isinstance(layer.op, Shuffle):
+    if REFORMAT not in layer.fusions:
         return ""
     network = engine.network
     readers = [one for one in network.layers if set(layer.outputs) & set(one.inputs)]
     places = [one.name for one in readers] + (["the network output"] if set(layer.outputs) & set(network.outputs) else [])
+    if RULE in layer.fusions:
+        counts = [network.tensors[name].shape[-1] for name in (*layer.inputs, *layer.outputs)]
+        return f"{counts[0]} to {counts[-1]} channels for {', '.join(places)}: padded channels pay beside it (measured)"
+    if not isinstance(layer.op, Shuffle):
+        return ""
     rank = len(network.tensors[layer.inputs[0]].shape)
     what = {order_for(rank): "to channels-last", back_for(rank): "to channels-first"}.get(layer.op.first or layer.op.second or (), "")
     record = engine.record.get("layouts", {})

@@ -1,0 +1,121 @@
+"""What padded channels gain: convolutions with channel counts that are no multiple of 16 bytes, on the GPU of this machine.
+
+    python benchmarks/gpu/padding_check.py [CASE ...] [--device 0] [--level 3] [--cache FILE] [--no-torch] [--no-record]
+
+CASE: CHANNELS:KERNEL:BATCH. The network is three convolutions with ReLU over 56 x 56 pixels, 64 -> CHANNELS -> CHANNELS -> 64, with windows of
+KERNEL x KERNEL, in FP16. Two engines are built, with padded channels where they pay and with `--disableFusion=padded-channels`; their outputs are
+compared (on an arena full of NaN), then both are timed in turns as graph replays. One
+JSON line each; torch's time (channels_last, FP16, the same reformats, in a CUDA graph) stands in the note.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu.torch_times import graph_times  # noqa: E402
+from benchmarks.gpu.views_check import outputs  # noqa: E402
+from benchmarks.runner import compare, record  # noqa: E402
+from runtime.devices import open_device  # noqa: E402
+from runtime.parts import parts_at_optimum  # noqa: E402
+from runtime.timer import time_parts  # noqa: E402
+from trtcli.builder import build  # noqa: E402
+from trtcli.config import BuildConfig  # noqa: E402
+from trtcli.log import Log  # noqa: E402
+
+CASES = tuple(f"{channels}:{kernel}:{batch}" for batch in (1, 32) for kernel in (1, 3) for channels in (37, 91, 255))
+SIZE, OUTSIDE = 56, 64  # pixels along an axis; channels before and after
+REPETITIONS = 5
+
+
+def weights_of(channels: int, kernel: int) -> list[np.ndarray]:
+    """The weights of the three convolutions."""
+    random, widths = np.random.default_rng(0), (OUTSIDE, channels, channels, OUTSIDE)
+    shapes = [(o, i, kernel, kernel) for i, o in zip(widths, widths[1:], strict=False)]
+    return [random.standard_normal(shape, np.float32) * np.float32((2 / np.prod(shape[1:])) ** 0.5) for shape in shapes]
+
+
+def model(channels: int, kernel: int, batch: int) -> bytes:
+    """The case as ONNX."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = weights_of(channels, kernel)
+    nodes, x = [], "x"
+    for number in range(len(weights)):
+        nodes.append(helper.make_node("Conv", [x, f"w{number}"], [f"c{number}"], f"conv{number}", pads=[kernel // 2] * 4))
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"], f"relu{number}"))
+        x = f"r{number}"
+    shape = [batch, OUTSIDE, SIZE, SIZE]
+    given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", x))
+    graph = helper.make_graph(nodes, f"{channels}:{kernel}:{batch}", [given], [made], [numpy_helper.from_array(w, f"w{n}") for n, w in enumerate(weights)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def torch_seconds(channels: int, kernel: int, batch: int) -> float:
+    """The same with torch, from the float32 NCHW image to the float32 NCHW result; the median of graph replays."""
+    import torch
+
+    torch.backends.cudnn.benchmark = True
+    weights = [torch.from_numpy(w).cuda().half().to(memory_format=torch.channels_last) for w in weights_of(channels, kernel)]
+    images = [torch.rand(batch, OUTSIDE, SIZE, SIZE, device="cuda") for _ in range(2)]
+
+    def call(image: torch.Tensor) -> torch.Tensor:
+        x = image.to(torch.half, memory_format=torch.channels_last)
+        for weight in weights:
+            x = torch.relu_(torch.nn.functional.conv2d(x, weight, padding=kernel // 2))
+        return x.to(torch.float, memory_format=torch.contiguous_format)
+
+    return statistics.median(graph_times([lambda image=image: call(image) for image in images]))
+
+
+def main() -> int:
+    """Build, compare, time, record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", default=CASES)
+    parser.add_argument("--device", default="0")
+    parser.add_argument("--level", type=int, default=3)
+    parser.add_argument("--cache", default="")
+    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--no-record", action="store_true")
+    given = parser.parse_args()
+    device, results, wrong = open_device(given.device), [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        cache = given.cache or str(Path(folder) / "timings.json")
+        for case in given.cases or CASES:
+            channels, kernel, batch = map(int, case.split(":"))
+            config = BuildConfig(fp16=True, optimization_level=given.level, timing_cache_file=cache, max_aux_streams=0)
+            data, log = model(channels, kernel, batch), Log(to_stderr=True)
+            ours = build(data, config, device, log=log)
+            plain = build(data, replace(config, disable_fusion=(("padded-channels", ""),)), device, log=log)
+            found, wanted = outputs(ours, device), outputs(plain, device)
+            error = max(float(np.linalg.norm(found[one] - wanted[one]) / np.linalg.norm(wanted[one])) for one in wanted)
+            right = error < 2e-2
+            wrong += not right
+            parts = [parts_at_optimum(engine, 0, {})[0] for engine in (ours, plain)]
+            times = [time_parts(device, parts) for _ in range(REPETITIONS)]
+            held = ", ".join(f"{name} {real} as {size}" for name, (real, size) in ours.record["paddedChannels"]["channels"].items())
+            tactics = [", ".join(f"{plan.tactic.removeprefix('cuda.')} {plan.seconds * 1e6:.1f}" for plan in engine.layers) for engine in (ours, plain)]
+            peer = "" if given.no_torch else f"; torch channels_last {torch_seconds(channels, kernel, batch) * 1e6:.1f} us"
+            result = compare(
+                f"convolutions 64-{channels}-{channels}-64 {kernel}x{kernel}, 56x56, batch {batch}, FP16, graph", [one * 1e6 for one, _ in times], "us",
+                [one * 1e6 for _, one in times], "trtcli without padded channels", device=device.spec.name, driver=str(device.properties().get("driver", "")),
+                note=f"padded: {held or 'none'}{peer}; outputs differ by {error:.1e}; layers {tactics[0]}; without {tactics[1]}",
+            )  # fmt: skip
+            results.append(result)
+            print(f"{'right' if right else 'WRONG'} {case}: {result.ours:.1f} us, not padded {result.peer:.1f} ({result.ratio:.2f}x); {result.note}", flush=True)
+    if not given.no_record:
+        record("padding", results)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

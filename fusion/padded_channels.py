@@ -1,0 +1,399 @@
+"""Channels padded in memory: a channels-last tensor of 37 channels that is held as one of 40.
+
+Kernels move and multiply 16 bytes at a time; rows of 37 half-precision channels begin anywhere, and Hopper's TMA refuses them. So a tensor may be
+held with more channels than it has, a multiple of 16 bytes: weights are padded with zeros at build, and all layers in between (pointwise,
+pooling, resizing, concatenation) carry the padding along. It is an ordinary tensor of the network: tactics, libraries and the memory plan
+see 40 channels.
+
+What a padding channel holds: one finite number that is known at build (:attr:`Padded.fill`), zero until a function makes something else of it (0.5 behind a
+sigmoid). Whatever it is, those who multiply it have zero weights there, and nobody else ever gets to see it: a layer that cannot carry padding, or a network
+output, reads a slice of the real channels, which as columns of a wider tensor costs nothing wherever kernels allow that
+(:mod:`runtime.views`). Where padding would not stay finite and known, the tensor is not padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+
+from fusion.dims import Dim
+from fusion.dtypes import DataType
+from fusion.expression import Expression, evaluate
+from fusion.layout import REFORMAT
+from fusion.network import Layer, Network, Op, TensorType
+from fusion.ops import Concatenation, Convolution, Deconvolution, Padding, Pointwise, Pooling, Reduce, Resize, Slice
+from fusion.ops.epilogue import apply_prologue, product_type
+from fusion.ops.reduce import reduce_array
+from fusion.rewrite import LAYOUT_RULES
+
+(RULE,) = LAYOUT_RULES  # its name for --disableFusion, and in Layer.fusions of the layers that it changed
+ROW = 16  # bytes that a row of channels is padded to
+LARGEST = 1024.0  # what a padding channel may hold, so that rounding to any type leaves it finite
+_PROBES = np.array([0.0, 1.0, -1.0, 0.37, -3.1, 7.9, 1e-4, -250.0])  # for operands that are known at run time only
+
+
+@dataclass(frozen=True)
+class Padded:
+    """How a tensor is held: channel ``c`` of the model at ``places[c]`` of ``size`` channels; the others, in their order, hold ``fill``."""
+
+    places: tuple[int, ...]
+    size: int
+    fill: tuple[float, ...]
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """The real channels as (first, count) of neighbours."""
+        cuts = [0, *(n for n, (a, b) in enumerate(pairwise(self.places), 1) if b != a + 1), len(self.places)]
+        return [(self.places[a], b - a) for a, b in pairwise(cuts)]
+
+    def same_places(self, other: Padded) -> bool:
+        """Whether both hold real channels in the same places."""
+        return (self.places, self.size) == (other.places, other.size)
+
+    def widen(self, array: np.ndarray, axis: int, value: float = 0.0) -> np.ndarray:
+        """``array`` with ``value`` in the padding channels of ``axis``."""
+        shape = list(array.shape)
+        shape[axis] = self.size
+        found = np.full(shape, value, array.dtype)
+        at = [slice(None)] * array.ndim
+        at[axis] = np.asarray(self.places)  # type: ignore[call-overload]
+        found[tuple(at)] = array
+        return found
+
+
+def paddable(network: Network) -> tuple[str, ...]:
+    """The tensors that may be worth padding: channels-last, made by a convolution or read by one, with rows that are no multiple of 16 bytes."""
+    found: dict[str, None] = {}
+    for layer in network.layers:
+        if _reads_rows(network, layer):
+            found[layer.inputs[0]] = None
+        if _writes_rows(network, layer) and layer.outputs[0] not in network.outputs:
+            found[layer.outputs[0]] = None
+    return tuple(name for name in network.tensors if name in found and _is_odd(network.tensors[name]) and name not in network.constants)
+
+
+@dataclass(frozen=True)
+class PaddedNetwork:
+    """What :func:`pad_channels` made: the network (the same object when nothing could be padded), how each tensor that is padded in it is held,
+    and of those that did not inherit their padding which of the wanted tensors each is."""
+
+    network: Network
+    held: Mapping[str, Padded]
+    born: Mapping[str, str]
+
+
+def pad_channels(network: Network, wanted: Collection[str]) -> PaddedNetwork:
+    """``network`` with the tensors ``wanted`` (some of :func:`paddable`) padded, where possible, and what follows from that."""
+    return _Run(network, frozenset(wanted)).result()
+
+
+def _is_odd(tensor: TensorType) -> bool:
+    channels = tensor.shape[-1] if tensor.shape else 0
+    return isinstance(channels, int) and channels > 1 and bool(channels * tensor.dtype.itemsize % ROW)
+
+
+def _reads_rows(network: Network, layer: Layer) -> bool:
+    """Whether the convolution's weights can be given zeros for more input channels."""
+    op = layer.op
+    one = isinstance(op, Convolution) and op.channels_last and op.reads_channels_last or isinstance(op, Deconvolution) and op.channels_last
+    return bool(one) and layer.inputs[1] in network.constants and (op.groups == 1 or _is_depthwise(network, layer))  # type: ignore[attr-defined]
+
+
+def _writes_rows(network: Network, layer: Layer) -> bool:
+    """Whether its weights can be given zeros for more output channels, whatever it reads."""
+    op = layer.op
+    return isinstance(op, Convolution | Deconvolution) and op.channels_last and op.groups == 1 and layer.inputs[1] in network.constants
+
+
+def _is_depthwise(network: Network, layer: Layer) -> bool:
+    weights = network.tensors[layer.inputs[1]].shape
+    return isinstance(layer.op, Convolution) and weights[1] == 1 and weights[0] == layer.op.groups
+
+
+@dataclass
+class _Run:
+    """One run of the pass. ``held[tensor]`` is the tensor that holds it padded (its own name where it is made so), and how; ``dense[tensor]`` the slice of
+    its real channels, where there is one."""
+
+    network: Network
+    wanted: frozenset[str]
+    layers: list[Layer] = field(default_factory=list)
+    tensors: dict[str, TensorType] = field(default_factory=dict)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    held: dict[str, tuple[str, Padded]] = field(default_factory=dict)
+    dense: dict[str, str] = field(default_factory=dict)
+    born: dict[str, str] = field(default_factory=dict)
+    step: int = 1  # channels
+    outside: frozenset[str] = frozenset()
+
+    def result(self) -> PaddedNetwork:
+        """The padded network."""
+        network = self.network
+        kinds = [network.tensors[name].dtype.itemsize for name in self.wanted]
+        self.step = ROW // min(kinds, default=1)
+        self.outside = frozenset((*network.outputs, *network.inputs))
+        self.tensors = dict(network.tensors)
+        self.constants = dict(network.constants)
+        for layer in network.layers:
+            self._layer(layer)
+        if not self.held:
+            return PaddedNetwork(network, {}, {})
+        used = {name for layer in self.layers for name in layer.inputs} | set(network.outputs)
+        made = {name for layer in self.layers for name in layer.outputs}
+        changed = replace(
+            network, layers=tuple(self.layers),
+            tensors={name: kind for name, kind in self.tensors.items() if name in used or name in made or name in network.inputs},
+            constants={name: value for name, value in self.constants.items() if name in used},
+        )  # fmt: skip
+        return PaddedNetwork(changed, dict(self.held.values()), self.born)
+
+    def _layer(self, layer: Layer) -> None:
+        changed = self._padded_form(layer)
+        if changed is None:
+            self.layers.append(replace(layer, inputs=tuple(self._dense(name, layer) for name in layer.inputs)))
+            return
+        layer, padded = changed
+        kinds = layer.op.infer([self.tensors[name] for name in layer.inputs])
+        self.tensors.update(zip(layer.outputs, kinds, strict=True))
+        self.layers.append(replace(layer, fusions=(*layer.fusions, RULE)))
+        if padded is not None:
+            self.held[layer.outputs[0]] = (layer.outputs[0], padded)
+
+    def _padded_form(self, layer: Layer) -> tuple[Layer, Padded | None] | None:
+        """The layer on padded tensors, and how it holds its output (None: as the model has it); None when it stays as it is."""
+        op = layer.op
+        if isinstance(op, Convolution | Deconvolution):
+            return self._convolution(layer, op)
+        if len(layer.outputs) != 1 or layer.outputs[0] in self.outside or not any(name in self.held for name in layer.inputs):
+            return None
+        if isinstance(op, Concatenation):
+            return self._concatenation(layer, op)
+        return self._by_channel(layer)
+
+    # --- products -----------------------------------------------------------------------------------------------------
+
+    def _convolution(self, layer: Layer, op: Convolution | Deconvolution) -> tuple[Layer, Padded | None] | None:
+        x, weights = layer.inputs[:2]
+        output = layer.outputs[0]
+        depthwise = _is_depthwise(self.network, layer) and op.groups > 1
+        reads, writes = _reads_rows(self.network, layer), _writes_rows(self.network, layer)
+        inside = self._held(x, layer) if reads else None
+        outside: Padded | None = None
+        extras = layer.inputs[2:]
+        dtype = product_type(self.network.tensors[x].dtype)
+        found = None
+        if depthwise and inside is not None and output not in self.outside:
+            outside = inside[1]
+        elif output in self.wanted and output not in self.outside and writes:
+            channels = int(self.network.tensors[output].shape[-1])  # type: ignore[arg-type]
+            size = -(-channels // self.step) * self.step
+            outside = Padded(tuple(range(channels)), size, (0.0,) * (size - channels))
+        if outside is not None:
+            zeros = np.zeros(outside.size - len(outside.places), dtype.numpy)
+            found = self._with_operands(layer, op.epilogue, zeros, dtype, extras, outside)
+        if found is None:
+            outside = None
+            if inside is None:
+                return None
+            if depthwise:  # its output has as many channels as its input
+                return None
+            names = tuple(self._dense(name, layer) for name in extras)
+        else:
+            names, fill = found
+            assert outside is not None
+            outside = replace(outside, fill=fill)
+        values = self.network.constants[weights]
+        o, i = (1, 0) if isinstance(op, Deconvolution) else (0, 1)
+        key = f"{weights} padded"
+        if outside is not None:
+            values, key = outside.widen(values, o), f"{key} to {outside.size}"
+        if depthwise:
+            assert outside is not None
+            op = replace(op, groups=outside.size)
+        elif inside is not None:
+            values, key = inside[1].widen(values, i), f"{key} from {inside[1].size}"
+        inputs = (inside[0] if inside else self._dense(x, layer), self._constant(key, values), *names)
+        if outside is not None and not depthwise:
+            self.born[output] = output
+        return replace(layer, op=op, inputs=inputs), outside
+
+    def _held(self, name: str, reader: Layer) -> tuple[str, Padded] | None:
+        """``name`` as it is held padded; a copy where a reader wants that and its maker could not."""
+        if name in self.held:
+            return self.held[name]
+        if name not in self.wanted or name in self.network.constants:
+            return None
+        kind = self.network.tensors[name]
+        channels = int(kind.shape[-1])  # type: ignore[arg-type]
+        size = -(-channels // self.step) * self.step
+        nothing = (0,) * (len(kind.shape) - 1)
+        op, target = Padding((*nothing, 0), (*nothing, size - channels)), f"{name} padded"
+        self.tensors[target] = op.infer([kind])[0]
+        self.layers.append(Layer(f"pad {name} for {reader.name}", op, (self._dense(name, reader),), (target,), fusions=(REFORMAT, RULE)))
+        self.held[name] = (target, Padded(tuple(range(channels)), size, (0.0,) * (size - channels)))
+        self.born[target] = name
+        return self.held[name]
+
+    # --- layers that keep channels apart --------------------------------------------------------------------------------
+
+    def _by_channel(self, layer: Layer) -> tuple[Layer, Padded | None] | None:
+        op = layer.op
+        arity = 0 if isinstance(op, Pointwise) else op.arity
+        x = layer.inputs[0]
+        if arity and x not in self.held:
+            return None
+        padded = next(self.held[name][1] for name in layer.inputs if name in self.held)
+        rank = len(self.network.tensors[layer.outputs[0]].shape)
+        channels = len(padded.places)
+        if self.network.tensors[layer.outputs[0]].shape[-1] != channels:
+            return None
+        if isinstance(op, Pointwise):
+            found = self._with_operands(layer, op.expression, None, None, layer.inputs, padded)
+            return None if found is None else (replace(layer, inputs=found[0]), replace(padded, fill=found[1]))
+        source = self.network.tensors[x]
+        result = _through(op, np.asarray(padded.fill, np.float64).astype(source.dtype.numpy), len(source.shape))
+        if result is None:
+            return None
+        names: tuple[str, ...] = ()
+        fill = tuple(float(one) for one in result[0].astype(np.float64))
+        expression = getattr(op, "epilogue", None)
+        if expression is not None:
+            found = self._with_operands(layer, expression, result[0], result[1], layer.inputs[arity:], padded)
+            if found is None:
+                return None
+            names, fill = found
+        if isinstance(op, Resize):
+            op = replace(op, shape=(*op.shape[: rank - 1], padded.size))
+        return replace(layer, op=op, inputs=(self.held[x][0], *names)), replace(padded, fill=fill)
+
+    def _concatenation(self, layer: Layer, op: Concatenation) -> tuple[Layer, Padded | None] | None:
+        kinds = [self.network.tensors[name] for name in layer.inputs]
+        parts = [self.held[name][1] if name in self.held else None for name in layer.inputs]
+        if op.axis != len(kinds[0].shape) - 1:
+            first = parts[0]
+            if first is None or any(one is None or one != first for one in parts):
+                return None
+            return replace(layer, inputs=tuple(self.held[name][0] for name in layer.inputs)), first
+        places: list[int] = []
+        fill: list[float] = []
+        size = 0
+        for kind, padded in zip(kinds, parts, strict=True):
+            channels = kind.shape[-1]
+            if not isinstance(channels, int) or (padded is None and _is_odd(replace(kind, shape=(channels,)))):
+                return None  # the parts behind would begin anywhere
+            one = padded or Padded(tuple(range(channels)), channels, ())
+            places += [size + place for place in one.places]
+            fill += one.fill
+            size += one.size
+        inputs = tuple(self.held[name][0] if name in self.held else self._dense(name, layer) for name in layer.inputs)
+        return replace(layer, inputs=inputs), Padded(tuple(places), size, tuple(fill))
+
+    # --- operands -------------------------------------------------------------------------------------------------------
+
+    def _with_operands(
+        self, layer: Layer, expression: Expression, result: np.ndarray | None, dtype: DataType | None, names: Sequence[str], padded: Padded
+    ) -> tuple[tuple[str, ...], tuple[float, ...]] | None:
+        """``names``, the operands of an expression, as they are read beside a padded output, and what the expression makes of its padding channels;
+        None where an operand is there without padding, or the value is not finite and known. ``result`` is operand 0 of an epilogue
+        there (``dtype`` its type), None for a pointwise layer."""
+        count = padded.size - len(padded.places)
+        for value in (0.0, 1.0):  # what constants hold in padding channels
+            read: list[str] = []
+            values: list[np.ndarray] = [] if result is None else [result]
+            for name in names:
+                kind = self.network.tensors[name]
+                last: Dim = kind.shape[-1] if kind.shape else 1
+                numpy = kind.dtype.numpy
+                constant = self.network.constants.get(name)
+                if last == 1 or not kind.shape:
+                    read.append(self._dense(name, layer))
+                    if constant is not None and constant.size == 1:
+                        values.append(np.full((1, count), constant.reshape(()), numpy))
+                    else:
+                        values.append(np.repeat(_probes(kind.dtype)[:, None], count, 1))
+                elif constant is not None and last == len(padded.places):
+                    wide = padded.widen(constant, constant.ndim - 1, value)
+                    read.append(self._constant(f"{name} padded to {padded.size} with {value:g}", wide))
+                    values.append(np.full((1, count), value, numpy))
+                elif name in self.held and self.held[name][1].same_places(padded):
+                    read.append(self.held[name][0])
+                    values.append(np.asarray(self.held[name][1].fill, np.float64).astype(numpy)[None])
+                else:
+                    return None
+            made = evaluate(expression, values)
+            made = np.broadcast_to(made.astype(np.float64), (len(_PROBES), count))
+            if np.isfinite(made).all() and np.abs(made).max(initial=0) <= LARGEST and (made == made[0]).all():
+                return tuple(read), tuple(float(one) for one in made[0])
+        return None
+
+    def _dense(self, name: str, reader: Layer) -> str:
+        """``name`` without padding; its real channels are sliced out where only the padded form exists."""
+        if name not in self.held or self.held[name][0] != name:
+            return name
+        if name in self.dense:
+            return self.dense[name]
+        kind, (source, padded) = self.network.tensors[name], self.held[name]
+        nothing = (0,) * (len(kind.shape) - 1)
+        parts = []
+        for number, (first, count) in enumerate(padded.runs):
+            op = Slice((*nothing, first), (*kind.shape[:-1], count), (1,) * len(kind.shape))
+            whole = len(padded.runs) == 1
+            target = f"{name} real" if whole else f"{name} real {number}"
+            title = f"unpad {name} for {reader.name}" if whole else f"unpad {name} for {reader.name}, part {number}"
+            self._reformat(title, op, (source,), target)
+            parts.append(target)
+        if len(parts) > 1:
+            self._reformat(f"unpad {name} for {reader.name}", Concatenation(len(kind.shape) - 1), tuple(parts), f"{name} real")
+        self.dense[name] = f"{name} real"
+        return self.dense[name]
+
+    def _reformat(self, title: str, op: Op, inputs: tuple[str, ...], target: str) -> None:
+        self.tensors[target] = op.infer([self.tensors[name] for name in inputs])[0]
+        self.layers.append(Layer(title, op, inputs, (target,), fusions=(REFORMAT, RULE)))
+
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        """A constant of that name; another name where it is taken by another value."""
+        found, number = name, 1
+        while found in self.constants and not _equal(self.constants[found], value):
+            number += 1
+            found = f"{name} ({number})"
+        self.constants[found] = np.ascontiguousarray(value)
+        self.tensors[found] = TensorType(DataType(value.dtype.name), value.shape)
+        return found
+
+
+def _probes(dtype: DataType) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return _PROBES.astype(dtype.numpy)
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def _through(op: Op, fill: np.ndarray, rank: int) -> tuple[np.ndarray, DataType] | None:
+    """What ``op`` makes of channels that hold ``fill`` everywhere, before its epilogue, and of which type; None where it is not one number
+    a channel, or the op does not keep channels apart. ``rank`` is that of its input; channels are the last axis."""
+    source = DataType(fill.dtype.name)
+    if isinstance(op, Pooling) and op.channels_last and op.kind in ("max", "average"):
+        value = apply_prologue(op.prologue, fill)
+        inside = op.kind == "max" or not any((*op.pre_padding, *op.post_padding))  # an average may count zeros outside, or nothing
+        return (value, DataType(value.dtype.name)) if inside or not value.any() else None
+    if isinstance(op, Reduce) and rank - 1 not in op.axes:
+        value = apply_prologue(op.prologue, fill)
+        if op.kind == "sum" and value.any():
+            return None
+        kept = op.kind in ("sum", "mean", "max", "min")
+        return (reduce_array(op.kind, value[None], (0,), False), DataType(value.dtype.name)) if kept else None
+    if isinstance(op, Resize):
+        known = not op.told_scales and not op.told_roi and op.coordinates != "tf_crop_and_resize" and not op.exclude_outside
+        same = (op.scales[-1] if op.scales else None) in (None, 1.0)
+        return (fill, source) if known and same and op.mode in ("nearest", "linear") else None
+    if isinstance(op, Padding) and op.pre[-1] == op.post[-1] == 0:
+        inside = op.mode != "constant" or (fill.astype(np.float64) == op.value).all()
+        return (fill, source) if inside else None
+    return None
+

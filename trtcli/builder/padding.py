@@ -1,0 +1,143 @@
+"""Padded channels by measurement: which tensors are held with more channels than they have (:mod:`fusion.padded_channels`).
+
+All that may be are padded at once, tactics are chosen for the network so, and what is no faster is taken back: groups of padded tensors that
+layers connect, and within a group the tensors whose own layers lose most. What padding and cutting it off cost counts as any other layer does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+from fusion.layout import REFORMAT
+from fusion.network import Layer, Network
+from fusion.padded_channels import RULE, pad_channels, paddable
+from fusion.regions import Regions
+from fusion.rewrite import is_disabled
+from trtcli.builder.measured import Chosen, cost_of_layer, may_measure, pays, tried
+from trtcli.builder.setting import Setting
+from trtcli.builder.workloads import Profile
+
+ROUNDS = 8  # how often single tensors are taken back
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Padded tensors that layers connect, as the padded network names them, with the seconds of all these layers."""
+
+    tensors: frozenset[str]
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class PaddedChannels:
+    """What was decided: ``wanted`` is what :func:`fusion.padded_channels.pad_channels` was told, ``channels`` what came of it (per tensor its
+    real and its held channels), ``seconds`` those of the layers around these tensors before and after, ``slower`` the tensors where padding
+    was measured and lost."""
+
+    wanted: tuple[str, ...] = ()
+    channels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    seconds: tuple[float, float] = (0.0, 0.0)
+    slower: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """For the engine's record; times in milliseconds."""
+        before, after = (None if math.isinf(one) else one * 1e3 for one in self.seconds)
+        held = {name: list(pair) for name, pair in self.channels.items()}
+        return {"wanted": list(self.wanted), "channels": held, "beforeMs": before, "afterMs": after, "slower": list(self.slower)}
+
+
+def measured_padding(now: Chosen, profiles: Sequence[Profile], setting: Setting) -> tuple[Chosen, PaddedChannels]:
+    """``now`` with those tensors padded that make the layers around them faster."""
+    network = now.network
+    every = _allowed(network, setting.config.disabled_fusions)
+    if not every or not may_measure(setting):
+        return now, PaddedChannels()
+    wanted = every
+    for turn in count():
+        padded = pad_channels(network, wanted)
+        if padded.network is network:
+            return _said(now, PaddedChannels(slower=every), setting)
+        changed = tried("Padded channels", replace(now.fused, network=padded.network), now.copied, profiles, setting)
+        if changed is None:
+            return now, PaddedChannels()
+        groups = [_measured(one, now, changed) for one in _connected(padded.network, padded.held)]
+        for one in groups:
+            setting.log.verbose(f"{RULE}: {', '.join(sorted(one.tensors))}: {one.before * 1e6:.1f} us before, {one.after * 1e6:.1f} us after")
+        losers = _losers(groups, padded.born, now, changed, single=turn < ROUNDS)
+        if not losers:
+            seconds = sum(one.before for one in groups), sum(one.after for one in groups)
+            slower = tuple(name for name in every if name not in wanted)
+            channels = {name: (len(one.places), one.size) for name, one in padded.held.items()}
+            return _said(changed, PaddedChannels(wanted, channels, seconds, slower), setting)
+        wanted = tuple(name for name in wanted if name not in losers)
+    raise AssertionError("every turn but the last leaves fewer tensors")
+
+
+def _allowed(network: Network, disabled: Sequence[str]) -> tuple[str, ...]:
+    """The tensors that may be padded where ``--disableFusion`` does not name the rule, or a layer around them."""
+    around: dict[str, list[Layer]] = {}
+    for layer in network.layers:
+        for name in (*layer.inputs, *layer.outputs):
+            around.setdefault(name, []).append(layer)
+    return tuple(name for name in paddable(network) if not is_disabled(RULE, around[name], frozenset(disabled)))
+
+
+def _connected(network: Network, padded: Collection[str]) -> list[frozenset[str]]:
+    """``padded`` tensors in groups, a layer of which reads or writes two."""
+    regions = Regions(padded)
+    for layer in network.layers:
+        around = [name for name in (*layer.inputs, *layer.outputs) if name in padded]
+        for name in around[1:]:
+            regions.join(name, around[0])
+    groups: dict[str, set[str]] = {}
+    for name in padded:
+        groups.setdefault(regions.of(name), set()).add(name)
+    return [frozenset(one) for one in groups.values()]
+
+
+def _measured(tensors: Collection[str], now: Chosen, changed: Chosen) -> _Group:
+    """The layers around ``tensors``, in the network as it is padded and as it was: those too that read real channels cut out of them."""
+    around, names = set(tensors), []
+    for layer in changed.network.layers:
+        if {REFORMAT, RULE} <= set(layer.fusions) and not around.isdisjoint(layer.inputs):
+            around.update(layer.outputs)
+        if not around.isdisjoint((*layer.inputs, *layer.outputs)):
+            names.append(layer.name)
+    return _Group(frozenset(tensors), _seconds(now, names), _seconds(changed, names))
+
+
+def _seconds(chosen: Chosen, names: Iterable[str]) -> float:
+    costs = {layer.name: cost_of_layer(decision) for layer, decision in zip(chosen.network.layers, chosen.choices.decisions[0], strict=True)}
+    return sum(costs.get(name, 0.0) for name in names)
+
+
+def _losers(groups: Sequence[_Group], born: Mapping[str, str], now: Chosen, changed: Chosen, single: bool) -> set[str]:
+    """Of the tensors that were to be padded (values of ``born``) all in groups that do not pay; where ``single``, of each other group the one
+    around which most is lost, if there is one."""
+    lost: set[str] = set()
+    for group in groups:
+        roots = sorted(group.tensors & born.keys())
+        if not pays(group.before, group.after):
+            lost |= {born[name] for name in roots}
+        elif single and len(roots) > 1:
+            alone = [(one.after - one.before, name) for name in roots for one in (_measured((name,), now, changed),)]
+            worst, name = max(alone)
+            lost |= {born[name]} if worst > 0 else set()
+    return lost
+
+
+def _said(chosen: Chosen, found: PaddedChannels, setting: Setting) -> tuple[Chosen, PaddedChannels]:
+    counts = Counter(f"{real} as {held}" for real, held in found.channels.values())
+    before, after = (one * 1e6 for one in found.seconds)
+    if counts:
+        what = ", ".join(text if number == 1 else f"{text} ({number} tensors)" for text, number in counts.items())
+        setting.log.info(f"Padded channels: {what}: {before - after:.1f} us of {before:.1f} us saved")
+    else:
+        setting.log.info(f"Padded channels: none; {len(found.slower)} tensor{'s' if len(found.slower) != 1 else ''} tried, no faster")
+    return chosen, found
