@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx.parser import parse_model
 
 from fusion.importer import import_onnx
 from fusion.network import Network
@@ -73,6 +74,24 @@ def test_8_bit_floats(device_name: str, tmp_path: Path) -> None:
     for name, wanted in onnxruntime_outputs(fp8(), inputs).items():
         # Sums in another order may fall to the next of the 8-bit numbers in between, 1/16 away.
         assert np.linalg.norm(found[name] - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("device_name", DEVICES)
+def test_averages_between_two_steps(device_name: str) -> None:
+    """Means of four whole numbers lie half way between two steps so often that tactics never agree on all of them."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[2, 8, 6, 6] x) => (float[2, 8, 3, 3] y)
+        <float s = {0.03}, float t = {0.05}, int8 z = {0}> {
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        a = AveragePool<kernel_shape=[2, 2], strides=[2, 2]>(d)
+        r = QuantizeLinear(a, t, z)
+        y = DequantizeLinear(r, t, z)
+    }"""
+    model = parse_model(text)
+    engine = build(model.SerializeToString(), BuildConfig(), open_device(device_name), log=Silent())
+    x = np.random.default_rng(5).standard_normal((2, 8, 6, 6)).astype(np.float32)
+    found = engine.create_execution_context(open_device(device_name)).execute({"x": x})["y"]
+    assert np.abs(found - onnxruntime_outputs(model, {"x": x})["y"]).max() <= 0.05001
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.dtypes import DataType
-from fusion.expression import Operand, apply
+from fusion.expression import Convert, Literal, Operand, apply
 from fusion.network import TensorType
 from fusion.ops import Gather, GatherND, MatrixMultiply, Pointwise, ScatterElements, ScatterND
 from runtime.compare import difference, relative_error
 from runtime.cpu import CpuDevice
 from runtime.device import DeviceLostError
 from runtime.random_data import network_inputs, random_array, workload_inputs
-from runtime.timer import Bench, Candidate, measure
+from runtime.timer import Bench, Candidate, measure, rounds
 from tactics.tactic import CpuCall, Plan, Workload
 
 FLOAT = DataType.FLOAT
@@ -123,6 +123,13 @@ def test_check_finds_what_is_wrong(cpu):
     assert "bad tile" in bench.check(candidate(crash), wanted, 1e-3)
 
 
+def test_quantising_expressions_are_known():
+    scaled = apply("div", Operand(0), Literal(0.1, FLOAT))
+    tensor = TensorType(FLOAT, (4,))
+    for expression, found in ((scaled, False), (Convert(DataType.INT8, apply("round", scaled)), True)):
+        assert rounds(Workload(Pointwise(expression), (tensor,), (tensor,), (False,))) == found
+
+
 def test_reference_avoids_nan(cpu):
     bench = Bench(cpu, workload("log", (1000,)))
     with np.errstate(invalid="ignore"):
@@ -159,6 +166,31 @@ def test_special_values():
     assert difference(np.zeros(4, np.int64), np.ones(4, np.int64), 0.0) == "4 of 4 elements differ"
     assert "instead of" in difference(np.zeros(4), np.zeros(5), 0)
     assert difference(np.zeros(4, ml_dtypes.bfloat16), np.zeros(4, ml_dtypes.bfloat16), 0) is None
+
+
+@pytest.mark.parametrize("scale", [1, 0.03])
+def test_ties_of_quantised_results_may_go_either_way(scale):
+    """One step off in up to a third of the elements is what the last bit decides; more, or two steps, is a fault."""
+    dtype = np.int8 if scale == 1 else np.float32
+    wanted = (np.random.default_rng(0).integers(-40, 40, 300) * scale).astype(dtype)
+
+    def off(count: int, steps: int) -> np.ndarray:
+        found = wanted.copy()
+        found[:count] += np.asarray(steps * scale, dtype)
+        return found
+
+    assert difference(off(80, 1), wanted, 1e-4, rounded=True) is None
+    assert difference(off(80, -1), wanted, 1e-4, rounded=True) is None
+    assert "relative error" in difference(off(80, 1), wanted, 1e-4)
+    assert "relative error" in difference(off(150, -1), wanted, 1e-4, rounded=True)
+    assert "relative error" in difference(off(1, 2), wanted, 1e-4, rounded=True)
+
+
+def test_continuous_results_have_no_ties():
+    wanted = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    found = wanted.copy()
+    found[:9] *= 1.01
+    assert "relative error" in difference(found, wanted, 1e-4, rounded=True)
 
 
 @pytest.mark.parametrize("dtype", [DataType.INT32, DataType.INT64])
