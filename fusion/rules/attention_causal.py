@@ -1,8 +1,14 @@
-"""Attention(q, k, v, mask of positions) -> Attention(q, k, v): a mask that only compares positions is causal, or a window, at any length."""
+"""Attention(q, k, v, mask of positions) -> Attention(q, k, v): a mask that compares positions is causal, or a window, at any length.
+
+What such a mask says beside positions (padding of keys, a bias) stays a mask, usually of one row for all queries. Only where it hides for good
+(false, or minus infinity): rows of which finite numbers hide every key would come out different.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from fusion.dims import Dim
 from fusion.expression import Apply, Convert, Expression, Literal, Operand
@@ -10,7 +16,8 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Attention, Pointwise, Range, ShapeValue, Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._scores import MASKED
+from fusion.rules._expressions import number
+from fusion.rules._scores import MASKED, band
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,16 @@ class _Band:
         return _Band(self.low if other.low is None else other.low, self.high if other.high is None else other.high)
 
 
+@dataclass(frozen=True)
+class _Added:
+    """A constant that is 0 in a band, minus infinity elsewhere."""
+
+    band: _Band
+
+
+_Places = list[_Affine | _Band | _Added | None]  # by the mask's operand; None says nothing of positions
+
+
 def _match(graph: Graph, layer: Layer) -> Match | None:
     if not layer.op.masked:
         return None
@@ -51,7 +68,8 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     if mask is None or not isinstance(mask.op, Pointwise):
         return None
     places = [_place(graph, name) for name in mask.inputs]
-    if not places or any(place is None for place in places):
+    ranges = [place for place in places if isinstance(place, _Affine)]
+    if not any(isinstance(place, _Band | _Added) for place in places) and not (any(one.row for one in ranges) and any(one.column for one in ranges)):
         return None
     found = {"mask": mask, "places": places, "tensor": tensor}
     if graph.only_reader(tensor) is not None:
@@ -59,10 +77,18 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     return Match((layer,), found=found)
 
 
-def _place(graph: Graph, tensor: str) -> _Affine | None:
-    """What an operand of the mask says of its place: a range along keys or queries, or a number."""
+def _place(graph: Graph, tensor: str) -> _Affine | _Band | _Added | None:
+    """What an operand of the mask says of its place: a range along keys or queries, a number, or a constant band of the keys kept."""
     shape = graph.type(tensor).shape
     layer = graph.producer(tensor)
+    value = graph.constant(tensor)
+    if value is not None and value.ndim >= 2:
+        boolean, apart = value.dtype == np.bool_, value.shape[-1] - value.shape[-2]
+        found = band(value, "keep" if boolean else "add") if boolean or np.isneginf(value[value != 0]).all() else None
+        if found is None:
+            return None
+        kept = _Band(apart - found[1] + 1 if found[1] else None, apart if found[0] else None)
+        return kept if boolean else _Added(kept)
     while layer is not None and isinstance(layer.op, Shuffle) and layer.op.first is layer.op.second is None:
         layer = graph.producer(layer.inputs[0])
     wide = [axis - len(shape) for axis, dim in enumerate(shape) if dim != 1]
@@ -75,9 +101,10 @@ def _place(graph: Graph, tensor: str) -> _Affine | None:
     return _Affine(int(wide == [-1]), int(wide == [-2]), layer.op.start)
 
 
-def _affine(expression: Expression, places: list[_Affine]) -> _Affine | None:
+def _affine(expression: Expression, places: _Places) -> _Affine | None:
     if isinstance(expression, Operand):
-        return places[expression.index]
+        place = places[expression.index]
+        return place if isinstance(place, _Affine) else None
     if isinstance(expression, Literal):
         return _Affine(0, 0, int(expression.value)) if expression.dtype.is_integer else None
     if isinstance(expression, Convert):
@@ -88,8 +115,11 @@ def _affine(expression: Expression, places: list[_Affine]) -> _Affine | None:
     return None if a is None or b is None else a.minus(b, 1 if expression.function == "add" else -1)
 
 
-def _kept(expression: Expression, places: list[_Affine]) -> _Band | None:
+def _kept(expression: Expression, places: _Places) -> _Band | None:
     """The positions at which ``expression`` is true (not 0)."""
+    if isinstance(expression, Operand):
+        place = places[expression.index]
+        return place if isinstance(place, _Band) else None
     if isinstance(expression, Convert):
         return _kept(expression.argument, places)
     if not isinstance(expression, Apply):
@@ -118,7 +148,7 @@ def _kept(expression: Expression, places: list[_Affine]) -> _Band | None:
     return None
 
 
-def _band(expression: Expression, places: list[_Affine], boolean: bool) -> _Band | None:
+def _band(expression: Expression, places: _Places, boolean: bool) -> _Band | None:
     """What a mask keeps: where it is true, or adds 0 and not a large negative number."""
     if boolean:
         return _kept(expression, places)
@@ -135,6 +165,45 @@ def _band(expression: Expression, places: list[_Affine], boolean: bool) -> _Band
     return kept.complement() if no.value == 0 and yes.value <= MASKED else None
 
 
+def _split(expression: Expression, places: _Places, boolean: bool) -> tuple[_Band | None, Expression | None]:
+    """What a mask keeps by position, and what else it says; (None, itself) where the two do not part, or finite numbers hide."""
+    unparted = None, expression
+    if isinstance(expression, Operand) and isinstance(place := places[expression.index], _Added) and not boolean:
+        return place.band, None
+    if boolean and (kept := _kept(expression, places)) is not None:
+        return kept, None
+    if isinstance(expression, Convert):
+        kept, rest = _split(expression.argument, places, boolean)
+        return (kept, rest and Convert(expression.dtype, rest)) if kept and expression.dtype.is_float is not boolean else unparted
+    if not isinstance(expression, Apply):
+        return unparted
+    name, arguments = expression.function, expression.arguments
+    if boolean and name == "not" and isinstance(arguments[0], Apply) and arguments[0].function == "or":
+        name, arguments = "and", tuple(Apply("not", (argument,)) for argument in arguments[0].arguments)
+    if name == ("and" if boolean else "add"):
+        (first, one), (second, other) = (_split(argument, places, boolean) for argument in arguments)
+        both = first.both(second) if first and second else first or second
+        return (both, Apply(name, (one, other)) if one and other else one or other) if both else unparted
+    if boolean or name != "where":
+        return unparted
+    condition, yes, no = arguments
+    if isinstance(yes, Literal) and np.isneginf(yes.value):
+        condition, yes, no = Apply("not", (condition,)), no, yes
+    kept, rest = _split(condition, places, True)
+    if kept is None or not isinstance(no, Literal) or not np.isneginf(no.value):
+        return unparted
+    if rest is None:
+        return kept, None if isinstance(yes, Literal) and yes.value == 0 else yes
+    return kept, Apply("where", (rest, yes, no))
+
+
+def _parts(graph: Graph, match: Match) -> tuple[_Band | None, Expression | None]:
+    """The band of the match's mask, and what is left of it."""
+    expression, places, boolean = match.found["mask"].op.expression, match.found["places"], graph.type(match.found["tensor"]).dtype.itemsize == 1
+    kept = _band(expression, places, boolean) if None not in places else None
+    return (kept, None) if kept is not None else _split(expression, places, boolean)
+
+
 def _lengths(graph: Graph, layer: Layer) -> tuple[Dim, Dim]:
     """Queries and keys."""
     q, k, _ = layer.op.stored(graph.types(layer.inputs[: layer.op.sources]))
@@ -144,16 +213,16 @@ def _lengths(graph: Graph, layer: Layer) -> tuple[Dim, Dim]:
 def _check(graph: Graph, match: Match) -> Refusal | None:
     layer, mask = match.layers[-1], match.found["mask"]
     kind = graph.type(match.found["tensor"])
-    band = _band(mask.op.expression, match.found["places"], kind.dtype.itemsize == 1)
-    if band is None:
+    kept, rest = _parts(graph, match)
+    if kept is None:
         return Refusal("positions", f"{mask.name} is more than one or two comparisons of positions")
     queries, keys = _lengths(graph, layer)
-    if kind.shape[-2:] != (queries, keys) or any(dim != 1 for dim in kind.shape[:-2]):
+    if kind.shape[-2:] != (queries, keys) or (rest is None and any(dim != 1 for dim in kind.shape[:-2])):
         return Refusal("shape", f"{mask.name} makes {kind.shape}; there are {queries} queries and {keys} keys")
-    if band.high is not None and band.high != keys - queries:
-        return Refusal("offset", f"{mask.name} keeps keys up to {band.high} behind a query; causal attention keeps {keys - queries}")
-    if band.low is not None:
-        window = keys - queries - band.low + 1
+    if kept.high is not None and kept.high != keys - queries:
+        return Refusal("offset", f"{mask.name} keeps keys up to {kept.high} behind a query; causal attention keeps {keys - queries}")
+    if kept.low is not None:
+        window = keys - queries - kept.low + 1
         if not isinstance(window, int) or window < 1:
             return Refusal("offset", f"{mask.name} keeps {window} keys up to a query")
     return None
@@ -161,13 +230,20 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:
     layer, mask = match.layers[-1], match.found["mask"]
-    band = _band(mask.op.expression, match.found["places"], graph.type(match.found["tensor"]).dtype.itemsize == 1)
+    kept, rest = _parts(graph, match)
     queries, keys = _lengths(graph, layer)
-    assert band is not None
-    window = 0 if band.low is None else keys - queries - band.low + 1
+    assert kept is not None
+    window = 0 if kept.low is None else keys - queries - kept.low + 1
     window = min(window, layer.op.window) if window and layer.op.window else window or layer.op.window
-    op = replace(layer.op, masked=False, causal=layer.op.causal or band.high is not None, window=window)
-    return Replacement((Layer("", op, layer.inputs[:-1], layer.outputs),), keep_name=len(match.layers) == 1)
+    op = replace(layer.op, masked=rest is not None, causal=layer.op.causal or kept.high is not None, window=window)
+    inputs, before = layer.inputs[:-1], list[Layer]()
+    if isinstance(rest, Operand):
+        inputs = (*inputs, mask.inputs[rest.index])
+    elif rest is not None:
+        expression, names = number(rest, mask.inputs)
+        inputs = (*inputs, graph.fresh(f"{mask.name}.rest"))
+        before.append(Layer(f"{mask.name} rest", Pointwise(expression), names, inputs[-1:]))
+    return Replacement((*before, Layer("", op, inputs, layer.outputs)), keep_name=len(match.layers) == 1)
 
 
 RULE = Rule("attention-causal", __doc__.splitlines()[0], (Attention,), _match, _rewrite, _check)

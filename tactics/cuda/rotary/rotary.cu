@@ -16,9 +16,9 @@ struct Axes {
 
 using WORK = fx::Compute<IN_T>;
 
-// The angles of VEC pairs from `pair` on: what the first and what the second element of each is multiplied with.
-template <bool WIDE>
-__device__ __forceinline__ void angles(WORK (&first)[VEC], WORK (&second)[VEC], const ANGLE_T* row, unsigned pair, unsigned half) {
+// The first and second elements of VEC pairs of a row, from `pair` on; one value serves both unless WIDE.
+template <bool WIDE = true, class T>
+__device__ __forceinline__ void load_pairs(WORK (&first)[VEC], WORK (&second)[VEC], const T* row, unsigned pair, unsigned half) {
     if constexpr (WIDE && INTERLEAVED) {
         WORK both[2 * VEC];
         fx::load<2 * VEC>(both, row + 2 * pair);
@@ -54,17 +54,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         return;
     }
     WORK first[VEC], second[VEC], cos1[VEC], cos2[VEC], sin1[VEC], sin2[VEC];
-    if constexpr (INTERLEAVED) {
-        WORK both[2 * VEC];
-        fx::load<2 * VEC>(both, source + 2 * pair);
-#pragma unroll
-        for (int i = 0; i < VEC; ++i) first[i] = both[2 * i], second[i] = both[2 * i + 1];
-    } else {
-        fx::load<VEC>(first, source + pair);
-        fx::load<VEC>(second, source + pair + half);
-    }
-    angles<COS_WIDE>(cos1, cos2, cos + c, pair, half);
-    angles<SIN_WIDE>(sin1, sin2, sin + s, pair, half);
+    load_pairs(first, second, source, pair, half);
+    load_pairs<COS_WIDE>(cos1, cos2, cos + c, pair, half);
+    load_pairs<SIN_WIDE>(sin1, sin2, sin + s, pair, half);
 #pragma unroll
     for (int i = 0; i < VEC; ++i) {
         const WORK a = first[i], b = second[i];

@@ -103,6 +103,54 @@ def test_near_misses(options: dict, condition: str) -> None:
     assert refused(masked(**options).network("attention0:out"), attention_causal.RULE, sizes=SIZES).condition == condition
 
 
-def test_a_mask_of_more_than_positions() -> None:
-    build = masked(apply("and", SEEN, apply("not", apply("not", X2))), extra=True)
-    assert "Pointwise" in kinds(fuse(build.network("attention0:out"), attention_causal.RULE, sizes=SIZES))
+LOWEST = real(-np.inf)
+
+
+@pytest.mark.parametrize(
+    "expression, rest",
+    [
+        (apply("and", SEEN, X2), None),  # padding as it is
+        (apply("not", apply("or", apply("not", X2), apply("greater", X0, X1))), apply("not", apply("not", X0))),
+        (apply("where", apply("and", SEEN, X2), ZERO, LOWEST), apply("where", X0, ZERO, LOWEST)),  # torch's, of a boolean mask
+        (apply("where", apply("and", X2, apply("not", apply("greater", X0, X1))), ZERO, LOWEST), apply("where", X0, ZERO, LOWEST)),
+        (apply("add", apply("where", SEEN, ZERO, LOWEST), apply("where", X2, ZERO, LOW)), apply("where", X0, ZERO, LOW)),
+        (apply("where", apply("greater", X0, X1), LOWEST, apply("where", X2, ZERO, ONE)), apply("where", X0, ZERO, ONE)),
+        (Convert(FLOAT, apply("where", SEEN, apply("where", X2, ZERO, ONE), LOWEST)), Convert(FLOAT, apply("where", X0, ZERO, ONE))),
+    ],
+    ids=str,
+)
+def test_what_is_left_of_a_mask(expression: Expression, rest: Expression | None) -> None:
+    """Padding of keys stays, a row for all queries."""
+    network = fuse(masked(expression, extra=True).network("attention0:out"), attention_causal.RULE, sizes=SIZES)
+    assert only(network, Attention).op == Attention(0.5, causal=True, masked=True)
+    assert kinds(network) == ([] if rest is None else ["Pointwise"]) + ["Attention"]
+    if rest is not None:
+        assert only(network, Pointwise).op.expression == rest
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+def test_constant_triangles_beside_padding(boolean: bool) -> None:
+    build = Build()
+    triangle = np.tril(np.ones((4, 6), bool), 2)
+    mask = build.constant("triangle", triangle if boolean else np.where(triangle, 0, -np.inf).astype(np.float32)[None, None])
+    given = build.input("given", 2, 1, 1, 6, dtype=BOOL if boolean else FLOAT)
+    tensor = build.layer("mask", Pointwise(apply("and" if boolean else "add", X0, X1)), mask, given)
+    sides = [build.input(name, 2, 3, length, 4) for name, length in (("q", 4), ("k", 6), ("v", 6))]
+    build.layer("attention", Attention(0.5, masked=True), *sides, tensor)
+    network = fuse(build.network("attention:out"), attention_causal.RULE)
+    assert kinds(network) == ["Attention"]
+    assert only(network, Attention).op == Attention(0.5, causal=True, masked=True) and only(network, Attention).inputs[-1] == "given"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        apply("where", apply("and", SEEN, X2), ZERO, LOW),  # a row without keys would look at other keys than before
+        apply("add", apply("where", SEEN, ZERO, LOW), apply("where", X2, ZERO, LOW)),
+        apply("or", SEEN, X2),
+    ],
+    ids=str,
+)
+def test_masks_that_do_not_part(expression: Expression) -> None:
+    found = refused(masked(expression, extra=True).network("attention0:out"), attention_causal.RULE, sizes=SIZES)
+    assert found.condition == "positions"
