@@ -32,6 +32,7 @@ from fusion.rules import (
     convolution_concatenation,
     convolution_pointwise,
     convolution_pooling,
+    convolution_prologue,
     convolution_scale,
     convolution_sum,
     dequantize_forward,
@@ -47,6 +48,7 @@ from fusion.rules import (
     layer_normalization,
     log_sum_exp,
     matmul_pointwise,
+    matmul_prologue,
     matmul_scale,
     matmul_split,
     mish,
@@ -125,7 +127,10 @@ READERS = (
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, pooling_prologue.RULE, epilogue_operand.RULE, gather_slice.RULE,
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
-OPTIONAL: tuple[Rule, ...] = (convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_pooling.RULE)
+OPTIONAL: tuple[Rule, ...] = (
+    convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_prologue.RULE, matmul_prologue.RULE,
+    convolution_pooling.RULE,
+)  # fmt: skip
 
 # Before anything else wants the dequantisations, which are pointwise layers; weights stay as they are stored so long.
 QUANTIZATION = (

@@ -401,6 +401,7 @@ def workload_flops(workload: Workload) -> float:
         Deconvolution,
         MatrixMultiply,
         PackedMatrixMultiply,
+        PrologueProduct,
         Recurrence,
         SeparableConvolution,
     )
@@ -412,6 +413,8 @@ def workload_flops(workload: Workload) -> float:
         return 2.0 * float(np.prod(out)) * float(np.prod(shapes[1][1:]))
     if isinstance(op, ConvolutionPooling):
         return workload_flops(replace(workload, op=op.convolution, outputs=op.convolution.infer(workload.inputs)))
+    if isinstance(op, PrologueProduct):
+        return workload_flops(replace(workload, op=op.product))
     if isinstance(op, SeparableConvolution):
         channels, out_channels = shapes[1][0], shapes[2][0]
         return 2.0 * float(np.prod(out)) / max(1, out_channels) * channels * (float(np.prod(shapes[1][1:])) + out_channels)

@@ -18,6 +18,7 @@ from fusion.ops.packed_matmul import PackedMatrixMultiply
 from fusion.ops.pointwise import Pointwise
 from fusion.ops.pooling import Pooling
 from fusion.ops.pooling_indices import PoolingIndices
+from fusion.ops.prologue_product import PrologueProduct
 from fusion.ops.random import Random
 from fusion.ops.recurrent import Recurrence
 from fusion.ops.reduce import Reduce
@@ -36,7 +37,7 @@ OPS = {
     for op in (
         ArgReduce, Attention, CacheAppend, Concatenation, Convolution, ConvolutionPooling, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, If, LocalResponseNormalization, Loop, MatrixMultiply, NonMaxSuppression, NonZero,
-        Normalization, PackedMatrixMultiply, Padding, Pointwise, Pooling, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
+        Normalization, PackedMatrixMultiply, Padding, Pointwise, Pooling, PrologueProduct, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
         ScatterND, SeparableConvolution, ShapeValue, Shuffle, Slice, Softmax, SumNormalization, Tile, TopK, Unique,
         # rare
         Custom, DeformableColumns, Determinant, Fold, GridSample, Inverse, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,

@@ -98,6 +98,15 @@ def finish_code(workload: Workload, result: DataType | None = None) -> EpilogueC
         return Refusal(str(reason))
 
 
+def prologue_code(workload: Workload, expression: Expression) -> EpilogueCode | Refusal:
+    """``expression`` of input 0, whose shape output 0 has, as ``finish<V>(v, result, args, m, n, ld)`` of V elements that were read at row m (of the last
+    axis); inputs 1 and on are its further operands."""
+    try:
+        return _code(workload, expression, [tensor.dtype for tensor in workload.inputs], workload.outputs[0], 1)
+    except Unsupported as reason:
+        return Refusal(str(reason))
+
+
 def epilogue_argument(code: EpilogueCode) -> Struct:
     """The kernel's last parameter, ``EpilogueArgs``: pointers (one null pointer when there is none), then sizes."""
     return Struct((*(code.operands or (Scalar(0, "u64"),)), *code.sizes))

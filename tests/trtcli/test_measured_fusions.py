@@ -171,3 +171,33 @@ def test_depthwise_separable_pairs(device_name: str, gain: float, monkeypatch: p
     found, expected = engine.create_execution_context(device).execute(x), onnxruntime_outputs(model, x)
     for name, wanted in expected.items():
         assert np.abs(found[name] - wanted).max() <= 2.01 * last_scale(model)  # a value between two steps may go to the other one in each layer
+
+
+# Two layers of a dense block, each of which normalises all that came before, and a gate whose image others read; then a product behind a GELU.
+PRE_ACTIVATION = Row(
+    "pre-activation", "a = Concat<axis=1>(x, z)\nb = BatchNormalization(a, g1, b1, m1, v1)\nc = Relu(b)\nd = Conv(c, w1)\ne = Relu(d)\nf = Conv<pads=[1,1,1,1]>(e, w2)\n"
+    "h = Concat<axis=1>(x, z, f)\ni = BatchNormalization(h, g2, b2, m2, v2)\nj = Relu(i)\nk = Conv(j, w3)\nl = GlobalAveragePool(k)\nm = Sigmoid(l)\nn = Mul(k, m)\n"
+    "o = Conv(n, w4)\np = GlobalAveragePool(o)\nq = Flatten(p)\nr = Sin(q)\ns = Gelu(r)\nt = MatMul(s, w5)\ny = Concat<axis=1>(t, r)", "",
+    inputs={"x": (2, 24, 9, 11), "z": (2, 8, 9, 11)}, opset=20,
+    values={"g1": (32,), "b1": (32,), "m1": (32,), "v1": np.linspace(0.5, 2, 32), "w1": (16, 32, 1, 1), "w2": (8, 16, 3, 3), "g2": (40,), "b2": (40,), "m2": (40,),
+            "v2": np.linspace(0.5, 2, 40), "w3": (24, 40, 1, 1), "w4": (32, 24, 1, 1), "w5": (32, 16)},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("device_name", "fp16", "tolerance"), [("cpu", False, 1e-5)] + [pytest.param("0", *one, marks=pytest.mark.gpu) for one in ((False, 1e-5), (True, 2e-2))])
+@pytest.mark.parametrize("gain", [-1e6, 2.0])
+def test_prologues_of_products(device_name: str, fp16: bool, tolerance: float, gain: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "MIN_GAIN", gain)
+    device, log, data = open_device(device_name), Lines(), model(PRE_ACTIVATION)
+    engine = build(data, BuildConfig(avg_timing=1, tf32=False, fp16=fp16), device, log=log)
+    joined = [set(layer.origins) for layer in engine.network.layers if layer.op.layer_type == "PrologueProduct"]
+    wanted = [{"BatchNormalization1", "Relu2", "Conv3", "Relu4"}, {"BatchNormalization7", "Relu8", "Conv9"}, {"Mul12", "Conv13"}, {"Gelu17", "MatMul18"}]
+    assert len(joined) == (4 if gain < 0 else 0) and all(some <= found for some, found in zip(wanted, joined, strict=False))
+    if gain > 0:
+        why = [miss for misses in engine.record["misses"].values() for miss in misses if miss["rule"] in ("matmul-prologue", "convolution-prologue")]
+        assert len(why) >= 4 and all(miss["condition"] == "measured" and "us before" in miss["detail"] for miss in why)
+    random = np.random.default_rng(0)
+    x = {name: random.standard_normal(shape).astype(np.float32) for name, shape in PRE_ACTIVATION.inputs.items()}
+    found = engine.create_execution_context(device).execute(x)["y"]
+    expected = onnxruntime_outputs(onnx.load_from_string(data), x)["y"]
+    assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)

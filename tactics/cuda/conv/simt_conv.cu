@@ -1,4 +1,5 @@
 // Convolution and deconvolution on the ordinary cores: the reference of their family. Plain CUDA C++, any GPU.
+#include "prologue.cuh"
 #include "simt.cuh"
 
 // out[pixel][o] = epilogue(sum over window taps and channels of x * w), as an implicit GEMM with 64 x 64 tiles per block of
@@ -13,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(SIMT_THREADS, 2)
               int in_x, int out_z, int out_y, int out_x, long long x_n, long long x_z, long long x_y, long long x_x, long long x_c,
               long long w_group, long long w_o, long long w_c, int channels, int group_in, int group_out, int taps_z, int taps_y,
               int taps_x, int stride_z, int stride_y, int stride_x, int pad_z, int pad_y, int pad_x, int dilation_z, int dilation_y,
-              int dilation_x, EpilogueArgs args) {
+              int dilation_x, EpilogueArgs args PROLOGUE_PARAMETER) {
     const int tiles_n = (group_out + SIMT_N - 1) / SIMT_N;
     const int row0 = blockIdx.x / tiles_n * SIMT_M, n0 = blockIdx.x % tiles_n * SIMT_N;
     const int group = blockIdx.z;
@@ -47,7 +48,13 @@ extern "C" __global__ void __launch_bounds__(SIMT_THREADS, 2)
         const int iy = place(y0[i], tap / taps_x % taps_y, dilation_y, stride_y, in_y);
         const int ix = place(x0[i], tap % taps_x, dilation_x, stride_x, in_x);
         if (k >= depth || image[i] < 0 || iz < 0 || iy < 0 || ix < 0) return SUM_T(0);
+#ifdef HAS_PROLOGUE  // x is channels last
+        float value[1] = {to_float(x[image[i] * x_n + iz * x_z + iy * x_y + ix * x_x + c * x_c])};
+        prologue<A_T>(value, before_args, ((static_cast<long long>(image[i]) * in_z + iz) * in_y + iy) * in_x + ix, group * group_in + c, gridDim.z * group_in);
+        return value[0];
+#else
         return to_sum(x[image[i] * x_n + iz * x_z + iy * x_y + ix * x_x + c * x_c]);
+#endif
     };
     auto load_b = [&](int column, int k) {
         if (k >= depth || n0 + column >= group_out) return SUM_T(0);

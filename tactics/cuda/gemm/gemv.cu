@@ -1,5 +1,6 @@
 // A few rows times a large weight: memory-bound, so the weight streams through registers once in 16-byte loads.
 #include "mma.cuh"
+#include "prologue.cuh"
 
 constexpr int CHUNK = 16 / sizeof(IN_T);
 
@@ -10,7 +11,8 @@ constexpr int CHUNK = 16 / sizeof(IN_T);
 //   are fetched before the previous kernel has ended.
 // Limits: any GPU; fp32 accumulation. out's element (m, n) goes through the scalar epilogue.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
-    gemv(const IN_T* __restrict__ a, const IN_T* __restrict__ b, OUT_T* __restrict__ out, int n, int k, EpilogueArgs args) {
+    gemv(const IN_T* __restrict__ a, const IN_T* __restrict__ b, OUT_T* __restrict__ out, int n, int k,
+         EpilogueArgs args PROLOGUE_PARAMETER) {
     __shared__ float part[WARPS][ROWS * COLUMNS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int n0 = (blockIdx.x * (WARPS / SPLIT) + warp / SPLIT) * COLUMNS;
@@ -47,6 +49,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
             for (int r = 0; r < ROWS; ++r) {
                 float x[CHUNK];
                 load_vector(x, a + static_cast<long long>(r) * k + chunk * CHUNK);
+#ifdef HAS_PROLOGUE
+                prologue<IN_T>(x, before_args, r, chunk * CHUNK, k);
+#endif
 #pragma unroll
                 for (int c = 0; c < COLUMNS; ++c)
 #pragma unroll

@@ -1,5 +1,6 @@
 // One to sixteen rows times a constant weight of 4, 8 or 16 bits: bound by reading the weight once, so every warp keeps STAGES loads under way.
 #include "mma.cuh"
+#include "prologue.cuh"
 #if PACKED_BITS < 16
 #include "packed.cuh"
 #else
@@ -41,7 +42,7 @@ constexpr int UNROLL = FRAGMENTS == 1 ? WHOLE && TURNS <= 4 ? TURNS : 2 : 1;
 // Limits: sm_75 (fp16), sm_80+.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     stream(const IN_T* __restrict__ a, const uint4* __restrict__ weights, const uint2* __restrict__ scaling, OUT_T* __restrict__ out, int rows, int n,
-           EpilogueArgs args) {
+           EpilogueArgs args PROLOGUE_PARAMETER) {
     extern __shared__ __align__(128) char memory[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % WARPS, team = threadIdx.x / 32 / WARPS, row = lane / 4, quad = lane % 4;
     const int first = min(static_cast<int>(blockIdx.x) * WIDE, (n + 15) / 16 - WIDE), group_n = first + team * COLUMNS;  // the last block begins early
@@ -144,6 +145,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[t][i] = ahead[t][i / (RUN / 2)].value[i % (RUN / 2)];
         load(turn + 1);
+#endif
+#ifdef HAS_PROLOGUE  // RUN is 8
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int depth = (warp + turn * WARPS) * 64 + i * 32 + quad * 8;
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) {
+                uint4 words = make_uint4(x[t][i * 4], x[t][i * 4 + 1], x[t][i * 4 + 2], x[t][i * 4 + 3]);
+                prologue_chunk<IN_T, 8>(words, before_args, min(row + t * 8, rows - 1), depth, DEPTH - depth, DEPTH);
+                x[t][i * 4] = words.x, x[t][i * 4 + 1] = words.y, x[t][i * 4 + 2] = words.z, x[t][i * 4 + 3] = words.w;
+            }
+        }
 #endif
         copy_async_wait<STAGES - 1>();  // `stage` is the oldest
         uint4 vectors[COLUMNS][PACKED_VECTORS];

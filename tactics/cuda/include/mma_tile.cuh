@@ -8,6 +8,7 @@
 // Shared memory: tile_shared_bytes() in tactics/cuda/gemm/mma_gemm.py states the size once for both languages.
 #pragma once
 #include "mma.cuh"
+#include "prologue.cuh"
 #ifdef PACKED_BITS
 #include "packed.cuh"
 #endif
@@ -145,10 +146,16 @@ __device__ __forceinline__ int b_place(int row, int chunk) {
     return swizzled<B_CHUNKS>(row, chunk);
 }
 
+struct Nothing {
+    __device__ __forceinline__ void operator()(unsigned) const {}
+};
+
 // Runs the pipeline over `blocks` slices of the depth. `load_a(address)` and `load_b(address)` each issue the copies of
-// their operand's next slice; they are called in order of depth.
-template <typename LoadA, typename LoadB>
-__device__ __forceinline__ void multiply_tile(unsigned shared, int blocks, LoadA& load_a, LoadB& load_b, SUM_T (&sum)[MI][NI][4]) {
+// their operand's next slice; they are called in order of depth. `change_a(address)` may change, of a slice of A that has come, what the
+// calling thread copied itself; in order of depth, too.
+template <typename LoadA, typename LoadB, typename ChangeA = Nothing>
+__device__ __forceinline__ void multiply_tile(unsigned shared, int blocks, LoadA& load_a, LoadB& load_b, SUM_T (&sum)[MI][NI][4],
+                                              ChangeA change_a = ChangeA()) {
 #pragma unroll
     for (int i = 0; i < MI; ++i)
 #pragma unroll
@@ -174,6 +181,7 @@ __device__ __forceinline__ void multiply_tile(unsigned shared, int blocks, LoadA
     int read = 0, write = STAGES - 1;
     for (int block = 0; block < blocks; ++block) {
         copy_async_wait<STAGES - 2>();
+        change_a(shared + read * STAGE_BYTES);
         __syncthreads();
         if (block + STAGES - 1 < blocks) {
             load_a(shared + write * STAGE_BYTES);

@@ -20,6 +20,7 @@ from fusion.ops import (
     Normalization,
     Pointwise,
     Pooling,
+    PrologueProduct,
     Reduce,
     Resize,
     SeparableConvolution,
@@ -78,6 +79,16 @@ CASES: dict[str, tuple[tuple[str, ...], Workload, tuple[int, ...]]] = {
         _case(MatrixMultiply(False, True, apply("add", X, Y)), (3, 7, 16), (24, 16), (3, 7, 24), constant=(1,)),
         (0, 2, 3),
     ),
+    "prologue": (
+        ("prologue.simt", "prologue.mma"),
+        _case(PrologueProduct(MatrixMultiply(False, True, apply("add", X, Y)), apply("relu", apply("mul", X, Y)), 1), (3, 7, 16), (24, 16), (3, 7, 24), (3, 7, 16), constant=(1,)),
+        (0, 2, 3, 4),
+    ),
+    "prologue of 1x1": (
+        ("prologue.simt", "prologue.mma"),
+        _case(PrologueProduct(_convolution(16, 1), apply("relu", apply("mul", X, Y)), 1), IMAGE, (40, 16, 1, 1), (40,), (2, 6, 5, 40), (16,), constant=(1, 2, 4)),
+        (0, 3, 5),
+    ),
     "batched": (("gemm.simt", "gemm.mma", "gemm.sm90"), _case(MatrixMultiply(False, True), (3, 7, 16), (3, 24, 16)), (0, 2)),
     "maximum": (("pooling.window",), _case(Pooling("max", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1), channels_last=True), IMAGE), (0, 1)),
     "average": (("pooling.window",), _case(Pooling("average", (3, 3), (1, 1), (1, 1), (1, 1), (1, 1), channels_last=True), IMAGE), (0, 1)),
@@ -128,7 +139,7 @@ SERVED = [(name, f"cuda.{short}") for name, (shorts, _, _) in CASES.items() for 
 
 
 # On the CPU, whole networks (tests/test_views_in_networks.py) run these kernels, or others here differ in numbers only.
-GPU_ONLY = {"1x1", "strided", "average", "mean", "nearest", "linear", "transpose", "transpose back", "reshape", "pointwise operands"}
+GPU_ONLY = {"1x1", "prologue of 1x1", "strided", "average", "mean", "nearest", "linear", "transpose", "transpose back", "reshape", "pointwise operands"}
 
 
 def _inputs(workload: Workload) -> list[np.ndarray]:

@@ -1,0 +1,132 @@
+"""Products of a function of their left operand: kernels of plain products, which apply it where they have read it (``include/prologue.cuh``)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+
+from fusion.ops import Convolution, PrologueProduct
+from tactics.cuda.conv.mma_conv import MmaConvolution
+from tactics.cuda.conv.simt_conv import SimtConvolution
+from tactics.cuda.epilogue import EpilogueCode, epilogue_argument, in_namespace, prologue_code
+from tactics.cuda.gemm.common import C_TYPES
+from tactics.cuda.gemm.gemv import Gemv
+from tactics.cuda.gemm.mma_gemm import MmaGemm
+from tactics.cuda.gemm.simt_gemm import SimtGemm
+from tactics.cuda.gemm.stream import StreamedGemm
+from tactics.prologue import product, prologue
+from tactics.tactic import Buffer, Config, DeviceSpec, Launch, Plan, Refusal, Struct, Tactic, Workload
+
+
+class _Prologue(Tactic):
+    """A kernel of plain products (``matrices``, ``convolutions``: of that operation), whose first launch gets the prologue."""
+
+    device = "cuda"
+    ops = (PrologueProduct,)
+    matrices: ClassVar[Tactic]
+    convolutions: ClassVar[Tactic | None] = None
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        op = workload.op
+        assert isinstance(op, PrologueProduct)
+        inner, plain = product(workload), self._plain(workload)
+        if plain is None:
+            return Refusal("this kernel does not convolve")
+        kinds = [workload.inputs[0].dtype, inner.inputs[0].dtype]
+        if kinds[0] not in C_TYPES or kinds[0] is not kinds[1]:
+            return Refusal(f"a prologue of {kinds[0].label} to {kinds[1].label}; this kernel applies it in place, to FP32, FP16 or BF16")
+        if getattr(op.product, "transpose_a", False):
+            return Refusal("a is stored [K][M]; a prologue wants [M][K]")
+        if (reason := plain.supports(inner, device)) is not None:
+            return reason
+        if isinstance(op.product, Convolution) and not self._whole(workload, device):
+            return Refusal("the convolution is no plain product; this kernel's window does not apply a prologue")
+        code = prologue_code(prologue(workload), op.prologue)
+        return code if isinstance(code, Refusal) else None
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        op, end = workload.op, len(workload.inputs)
+        assert isinstance(op, PrologueProduct)
+        plain, own = self._plain(workload), end - op.operands
+        assert plain is not None
+        inner = plain.pitched(product(workload))
+        return [*(number if number < own else number + op.operands for number in inner), *range(own, end)]
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        return self._of(workload).configs(product(workload), device)
+
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        return self._of(workload).neighbours(product(workload), config, device)
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        return self._of(workload).estimate(product(workload), config, device)
+
+    def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
+        return self._of(workload).prepare(product(workload), config, constants)
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        op = workload.op
+        assert isinstance(op, PrologueProduct)
+        plan = self._of(workload).plan(product(workload), config, device)
+        code = prologue_code(prologue(workload), op.prologue)
+        assert isinstance(code, EpilogueCode)
+        first, *rest = plan.steps
+        assert isinstance(first, Launch)
+        moved = len(workload.inputs) - op.operands - 1
+        argument = Struct(tuple(
+            replace(one, index=one.index + moved) if isinstance(one, Buffer) else one for one in epilogue_argument(code).fields
+        ))  # fmt: skip
+        kernel = replace(first.kernel, defines=(*first.kernel.defines, ("HAS_PROLOGUE", "1")), prelude=in_namespace(code, "before") + first.kernel.prelude)
+        return replace(plan, steps=(replace(first, kernel=kernel, arguments=(*first.arguments, argument)), *rest))
+
+    def _plain(self, workload: Workload) -> Tactic | None:
+        assert isinstance(workload.op, PrologueProduct)
+        return self.convolutions if isinstance(workload.op.product, Convolution) else self.matrices
+
+    def _of(self, workload: Workload) -> Tactic:
+        found = self._plain(workload)
+        assert found is not None
+        return found
+
+    def _whole(self, workload: Workload, device: DeviceSpec) -> bool:
+        """Whether the convolution runs in a kernel that applies prologues."""
+        inner, plain = product(workload), self._of(workload)
+        first = plain.plan(inner, plain.configs(inner, device)[0], device).steps[0]
+        return isinstance(first, Launch) and first.kernel.file in ("gemm/mma_gemm.cu", "conv/simt_conv.cu")
+
+
+class SimtPrologue(_Prologue):
+    """On the ordinary cores: the reference of its family."""
+
+    id = "cuda.prologue.simt"
+    reference = True
+    matrices = SimtGemm()
+    convolutions = SimtConvolution()
+
+
+class MmaPrologue(_Prologue):
+    """On tensor cores; also 1x1 convolutions."""
+
+    id = "cuda.prologue.mma"
+    matrices = MmaGemm()
+    convolutions = MmaConvolution()
+
+
+class GemvPrologue(_Prologue):
+    """One to eight rows."""
+
+    id = "cuda.prologue.gemv"
+    matrices = Gemv()
+
+
+class StreamedPrologue(_Prologue):
+    """One to sixteen rows, weights in the order in which they are multiplied."""
+
+    id = "cuda.prologue.stream"
+    matrices = StreamedGemm()
+
+
+TACTICS = (SimtPrologue(), MmaPrologue(), GemvPrologue(), StreamedPrologue())
