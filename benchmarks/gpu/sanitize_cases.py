@@ -29,6 +29,7 @@ from fusion.ops import (
     PackedMatrixMultiply,
     Pooling,
     PoolingIndices,
+    PrologueProduct,
     Range,
     Recurrence,
     RoiAlign,
@@ -43,7 +44,7 @@ F16, F32, F64, BF16, INT8, I64 = DataType.HALF, DataType.FLOAT, DataType.DOUBLE,
 X, Y = Operand(0), Operand(1)
 BIAS_RELU = apply("relu", apply("add", X, Y))
 SCALE_BIAS = apply("add", apply("mul", X, Y), Operand(2))
-FAMILIES = ("products", "packed", "convolutions", "separable", "attention", "recurrences", "memory", "others")
+FAMILIES = ("products", "prologues", "packed", "convolutions", "separable", "attention", "recurrences", "memory", "others")
 
 Case = tuple[str, Workload]
 
@@ -57,7 +58,7 @@ def case(op: Op, *types: tuple[DataType, tuple[int, ...]], constant: tuple[int, 
 
 def cases(family: str) -> list[Case]:
     """The small workloads of one of FAMILIES."""
-    return {"products": _products, "packed": _packed, "convolutions": _convolutions, "separable": _separable, "attention": _attention,
+    return {"products": _products, "prologues": _prologues, "packed": _packed, "convolutions": _convolutions, "separable": _separable, "attention": _attention,
             "recurrences": _recurrences, "memory": _memory, "others": _others}[family]()  # fmt: skip
 
 
@@ -69,6 +70,21 @@ def _products() -> list[Case]:
     found += [case(bias, (F32, (65, 33)), (F32, (33, 17)), (F32, (17,)), constant=(1, 2)), case(bias, (F16, (200, 1032)), (F16, (1032, 72)), (F16, (72,)))]
     found += [case(MatrixMultiply(epilogue=_quantized(apply("mul", X, Y))), (INT8, (m, 144)), (INT8, (144, 80)), (F32, (80,)), constant=(1, 2)) for m in (3, 130)]
     return [*found, case(bias, (F64, (33, 17)), (F64, (17, 35)), (F64, (35,)))]
+
+
+def _prologues() -> list[Case]:
+    """Products of a function of their left operand, with vectors along the depth, and of a tensor beside it; one convolution."""
+    scaled, bias = apply("relu", SCALE_BIAS), MatrixMultiply(epilogue=BIAS_RELU)
+    found = [
+        case(PrologueProduct(bias, scaled, 2), (F16, (m, k)), (F16, (k, n)), (F16, (n,)), (F16, (k,)), (F16, (k,)), constant=(1, 2))
+        for m, k, n in ((130, 200, 136), (9, 264, 72), (1, 512, 100))
+    ]
+    pointwise = Convolution((1, 1), (0, 0), (0, 0), (1, 1), 1, True, BIAS_RELU)
+    gate = (F16, (2, 9, 7, 72)), (F16, (40, 72, 1, 1)), (F16, (40,)), (F16, (2, 1, 1, 72))
+    return [
+        *found, case(PrologueProduct(MatrixMultiply(), apply("mul", X, Y), 1), (F16, (2, 3, 70, 77)), (F16, (2, 3, 77, 40)), (F16, (2, 3, 70, 77))),
+        case(PrologueProduct(pointwise, apply("mul", X, Y), 1), *gate, constant=(1, 2)),
+    ]  # fmt: skip
 
 
 def _packed() -> list[Case]:
