@@ -21,6 +21,9 @@ class Normalization(Op):
     """Input: x. ``(x - mean) / sqrt(variance + epsilon)`` over ``axes`` (ascending, >= 0); without ``center`` (RMS norm)
     ``x / sqrt(mean(x * x) + epsilon)``. Scale and bias stand in the epilogue. Statistics in float32 or wider.
     With a ``floor``, the root is at least that: what is divided by its L2 norm may be all zeros.
+
+    With ``heads``, (first, count), x is ``[..., H, D]`` and what is normalised are that many of its heads: queries or keys of a projection that
+    holds all of them and values.
     """
 
     axes: tuple[int, ...]
@@ -28,16 +31,24 @@ class Normalization(Op):
     center: bool = True
     epilogue: Expression = IDENTITY
     floor: float = 0.0
+    heads: tuple[int, int] | None = None
 
     layer_type: ClassVar[str] = "Normalization"
     arity: ClassVar[int] = 1
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         x, *extras = inputs
-        return (epilogue_type(self.epilogue, x.dtype, x.shape, extras),)
+        shape = x.shape
+        if self.heads is not None:
+            if len(shape) < 2 or (isinstance(shape[-2], int) and sum(self.heads) > shape[-2]):
+                raise ShapeError(f"{self.heads[1]} heads from {self.heads[0]} on of x of shape {shape}")
+            shape = (*shape[:-2], self.heads[1], shape[-1])
+        return (epilogue_type(self.epilogue, x.dtype, shape, extras),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         x, *extras = inputs
+        if self.heads is not None:
+            x = x[..., self.heads[0] : sum(self.heads), :]
         result = normalize(widen(x), self.axes, self.epsilon, self.center, self.floor)
         return (apply_epilogue(self.epilogue, DataType(x.dtype.name), result, extras),)
 

@@ -1,19 +1,241 @@
-"""What rules share that join projections of one tensor: when products can be one product, and that product."""
+"""What rules share that join projections of one tensor: when products can be one product, and that product.
+
+Between a projection and attention its result is seen as heads, which may be normalised (each, or all of a position together) and turned by a
+rotary embedding. Both then work on the heads of the joined projection that they are for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fusion.dims import Shape
 from fusion.expression import Expression, Operand, apply
 from fusion.graph import Graph
 from fusion.network import Layer
+from fusion.ops import MatrixMultiply, Normalization, RotaryEmbedding, Shuffle
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Refusal
+from fusion.rules._shuffles import is_view, movement
 
 _BIAS: Expression = apply("add", Operand(0), Operand(1))
+_SWAP = (0, 2, 1, 3)  # between [b, s, h, d] and [b, h, s, d]
+_LONGEST = 8  # layers from a product to attention
+
+
+@dataclass(frozen=True)
+class Side:
+    """What makes q, k or v.
+
+    Attributes:
+        product: with its rows as ``[b, s, width]``: the one head of multi-query attention is often made of other views of them.
+        layers: from the product on, as they are in the graph.
+        norm, turn: what normalises and turns heads, or None.
+        heads_first: the order of axes in which it turns: ``[b, h, s, d]`` or ``[b, s, h, d]``.
+        heads, size: of the result.
+    """
+
+    product: Layer
+    layers: tuple[Layer, ...]
+    norm: Layer | None
+    turn: Layer | None
+    heads_first: bool
+    heads: int
+    size: int
+
+
+def side_of(graph: Graph, tensor: str, heads_first: bool) -> Side | None:
+    """What makes ``tensor``, ``[b, h, s, d]`` (``heads_first``) or ``[b, s, h, d]``; None when it is more than a projection to heads."""
+    found: list[Layer] = []
+    name = tensor
+    while (layer := graph.producer(name)) is not None and len(found) < _LONGEST and isinstance(layer.op, MatrixMultiply | Normalization | RotaryEmbedding | Shuffle):
+        found.insert(0, layer)
+        name = layer.inputs[0]
+        if isinstance(layer.op, MatrixMultiply):
+            break
+    shape = graph.type(tensor).shape
+    if not found or not isinstance(found[0].op, MatrixMultiply) or len(shape) != 4:
+        return None
+    heads, size = shape[1 if heads_first else 2], shape[3]
+    turns = [layer for layer in found if isinstance(layer.op, RotaryEmbedding)]
+    norms = [layer for layer in found if isinstance(layer.op, Normalization)]
+    product = _of_rows(graph, found[0], heads)
+    if product is None or len(turns) > 1 or len(norms) > 1 or not isinstance(heads, int) or not isinstance(size, int):
+        return None
+    if turns and norms and found.index(turns[0]) < found.index(norms[0]):
+        return None
+    rows: Shape = (*graph.type(product.inputs[0]).shape[:2], graph.type(found[0].outputs[0]).shape[-1])
+    # All that moves must be the transpose of heads and positions, before the turn or behind it.
+    split: Shape = (*rows[:2], heads, size)
+    whole = movement(rows, Shuffle(reshape=split, second=_SWAP) if heads_first else Shuffle(reshape=split))
+    moves = {layer: movement(graph.type(layer.inputs[0]).shape, layer.op) for layer in found[1:] if isinstance(layer.op, Shuffle)}
+    if whole is None or any(move is None for move in moves.values()):
+        return None
+    moving = [layer for layer, move in moves.items() if move is not None and not move.is_view]
+    if [moves[layer] for layer in moving] != ([] if whole.is_view else [whole]):
+        return None
+    if norms and graph.type(norms[0].inputs[0]).shape not in (rows, split, (rows[0], heads, rows[1], size)):
+        return None
+    first = heads_first
+    if turns:
+        at = graph.type(turns[0].inputs[0]).shape
+        first = found.index(moving[0]) < found.index(turns[0]) if moving else at != split
+        if at != ((rows[0], heads, rows[1], size) if first else split):
+            return None
+    return Side(product, tuple(found), norms[0] if norms else None, turns[0] if turns else None, first, heads, size)
+
+
+def _of_rows(graph: Graph, product: Layer, heads: object) -> Layer | None:
+    """``product`` of ``[b, s, width]``; of one head the product may have been made ``[b, 1, s, d]``, its input reshaped likewise."""
+    made = graph.type(product.outputs[0]).shape
+    if len(made) == 3:
+        return product
+    view = graph.producer(product.inputs[0])
+    if len(made) != 4 or heads != 1 or product.op.transpose_a or view is None or not isinstance(view.op, Shuffle) or view.op != Shuffle(reshape=view.op.reshape):
+        return None
+    rows = graph.type(view.inputs[0]).shape
+    if len(rows) != 3 or made[:3] not in ((rows[0], 1, rows[1]), (*rows[:2], 1)) or graph.type(product.inputs[0]).shape[-1] != rows[-1]:
+        return None
+    return replace(product, inputs=(view.inputs[0], *product.inputs[1:]))
+
+
+def refuse_heads(graph: Graph, sides: Sequence[Side]) -> Refusal | None:
+    """Why ``sides``, of q, k and v (or of k and v alone), cannot be heads of one projection."""
+    if refusal := refuse_products(graph, [side.product for side in sides]):
+        return refusal
+    if len({side.size for side in sides}) > 1:
+        return Refusal("shapes", f"heads of {'q, k and v' if len(sides) > 2 else 'k and v'} have {', '.join(str(side.size) for side in sides)} elements")
+    return _refuse_norms(graph, sides) or _refuse_turns(graph, sides)
+
+
+def _refuse_norms(graph: Graph, sides: Sequence[Side]) -> Refusal | None:
+    """Normalisations can be one layer when they do the same; those of all heads together stay two."""
+    norms = [side.norm for side in sides]
+    if not any(norms):
+        return None
+    q, k = norms[0], norms[1]
+    if len(sides) < 3 or norms[2] is not None or q is None or k is None:
+        return Refusal("normalisation", "only some of what would be one tensor is normalised")
+    for norm in (q, k):
+        shape = graph.type(norm.inputs[0]).shape
+        if norm.op.axes != (len(shape) - 1,) or norm.op.heads is not None:
+            return Refusal("normalisation", f"{norm.name} normalises over axes {norm.op.axes} of {len(shape)}")
+        for name in norm.inputs[1:]:
+            value = graph.constant(name)
+            if value is None or value.size not in (1, shape[-1]) or (value.size > 1 and value.shape[-1] != shape[-1]):
+                return Refusal("normalisation", f"{name} of {norm.name} is no constant with one value for each element of a row")
+    apart = [len(graph.type(norm.inputs[0]).shape) == 3 for norm in (q, k)]
+    if apart[0] != apart[1] or (q.op != k.op and not apart[0]):
+        return Refusal("normalisation", f"{q.name} and {k.name} normalise differently")
+    return None
+
+
+def _refuse_turns(graph: Graph, sides: Sequence[Side]) -> Refusal | None:
+    """Rotary embeddings can be one layer when queries and keys turn alike, and values do not turn."""
+    turns = [side.turn for side in sides]
+    if not any(turns):
+        return None
+    q, k = turns[0], turns[1]
+    if len(sides) < 3 or turns[2] is not None or q is None or k is None:
+        return Refusal("rotary embedding", "only some of what would be one tensor turns")
+    angles = [_angles(graph, side) for side in sides[:2]]
+    if angles[0] is None or angles[1] is None or q.op != k.op or q.op.heads:
+        return Refusal("rotary embedding", f"{q.name} and {k.name} turn by angles of their own for every head, or differently")
+    alike = all(a[1] == b[1] and same_value(graph, a[0], b[0]) for a, b in zip(*angles, strict=True))
+    return None if alike else Refusal("rotary embedding", f"{q.name} and {k.name} turn by different angles")
+
+
+def _angles(graph: Graph, side: Side) -> list[tuple[str, Shape]] | None:
+    """Per table of angles: the tensor that holds it, and its shape as ``[b, s, 1, d]``; None when heads have angles of their own."""
+    assert side.turn is not None
+    found = []
+    for name in side.turn.inputs[1:]:
+        shape = graph.type(name).shape
+        shape = (*(1,) * (4 - len(shape)), *shape)
+        if shape[1 if side.heads_first else 2] != 1:
+            return None
+        view = graph.producer(name)
+        while view is not None and isinstance(view.op, Shuffle) and is_view(graph.type(view.inputs[0]).shape, view.op):
+            name = view.inputs[0]
+            view = graph.producer(name)
+        found.append((name, (shape[0], shape[2], 1, shape[3]) if side.heads_first else shape))
+    return found
+
+
+@dataclass(frozen=True)
+class Joined:
+    """``layers`` that make all heads of one projection, the ``constants`` they need, and for each side the tensor ``[b, s, heads, d]`` that holds
+    its heads, and the first of them there."""
+
+    layers: tuple[Layer, ...]
+    constants: dict[str, np.ndarray]
+    places: tuple[tuple[str, int], ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tensors that hold heads, each once."""
+        return tuple(dict.fromkeys(name for name, _ in self.places))
+
+
+def join_heads(graph: Graph, sides: Sequence[Side], base: str, rule: str) -> Joined:
+    """The layers from one product on, named after ``base``; :func:`refuse_heads` has nothing against it."""
+    product, constants = joined_product(graph, [side.product for side in sides], f"{base}.{'qkv' if len(sides) > 2 else 'kv'}", rule)
+    rows, size, counts = graph.type(sides[0].product.inputs[0]).shape, sides[0].size, [side.heads for side in sides]
+    packed = graph.fresh(f"{base}.packed")
+    layers = [product, Layer(f"{base} packed", Shuffle(reshape=(*rows[:2], sum(counts), size)), product.outputs, (packed,))]
+    places = [(packed, sum(counts[:number])) for number in range(len(sides))]
+    norms, turns = ([layer for side in sides[:2] if (layer := one(side)) is not None] for one in (lambda side: side.norm, lambda side: side.turn))
+    if norms and len(graph.type(norms[0].inputs[0]).shape) == 3:  # all heads of a position together: q and k apart
+        for number, norm in enumerate(norms):
+            name = graph.fresh(f"{base}.normalised.{number}")
+            operands = []
+            for operand in norm.inputs[1:]:
+                operands.append(graph.fresh(f"{operand}.{base}.heads"))
+                value = graph.constants[operand]
+                constants[operands[-1]] = value.reshape(counts[number], size) if value.size > 1 else value.reshape(())
+            op = replace(norm.op, axes=(2, 3), heads=(places[number][1], counts[number]))
+            layers.append(_after([norm], op, (packed, *operands), name, rule))
+            places[number] = name, 0
+    elif norms:
+        name = graph.fresh(f"{base}.normalised")
+        operands = []
+        for pair in zip(*(norm.inputs[1:] for norm in norms), strict=True):
+            operands.append(graph.fresh(f"{pair[0]}.{base}.heads"))
+            constants[operands[-1]] = _stacked([graph.constants[one] for one in pair], counts, size)
+        layers.append(_after(norms, replace(norms[0].op, axes=(3,), heads=(0, sum(counts[:2]))), (packed, *operands), name, rule))
+        places[:2] = [(name, first) for _, first in places[:2]]
+    if turns:
+        tables = []
+        for number, (name, shape) in enumerate(_angles(graph, sides[0]) or ()):
+            known = graph.type(name).shape
+            if (*(1,) * (4 - len(known)), *known) != shape:
+                table = graph.fresh(f"{name}.{base}.{number}")
+                layers.append(Layer(f"{base} angles {number}", Shuffle(reshape=shape), (name,), (table,)))
+                name = table
+            tables.append(name)
+        together = [turns] if places[0][0] == places[1][0] else [[turn] for turn in turns]
+        for number, group in enumerate(together):
+            source, name = places[number][0], graph.fresh(f"{base}.turned{'' if len(group) > 1 else f'.{number}'}")
+            op = replace(group[0].op, heads=sum(counts[:2]) if source == packed else 0)
+            layers.append(_after(group, op, (source, *tables), name, rule))
+            places[:2] = [(name if place == source else place, first) for place, first in places[:2]]
+    return Joined(tuple(layers), constants, tuple(places))
+
+
+def _after(parts: Sequence[Layer], op: Normalization | RotaryEmbedding, inputs: tuple[str, ...], output: str, rule: str) -> Layer:
+    """The layer that does for the heads of the joined projection what ``parts`` did."""
+    fusions = union((*(part.fusions for part in parts), (rule,)))
+    return Layer(" + ".join(part.name for part in parts), op, inputs, (output,), union(part.origins for part in parts), fusions)
+
+
+def _stacked(values: Sequence[np.ndarray], counts: Sequence[int], size: int) -> np.ndarray:
+    """What each head's rows are scaled with (shifted by): one row where all agree."""
+    rows = [np.broadcast_to(value.reshape(-1), (size,)) for value in values]
+    if all(np.array_equal(rows[0], row) for row in rows[1:]):
+        return rows[0]
+    return np.concatenate([np.broadcast_to(row, (count, size)) for row, count in zip(rows, counts, strict=False)])
 
 
 def refuse_products(graph: Graph, products: Sequence[Layer]) -> Refusal | None:
@@ -60,8 +282,9 @@ def union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def same_value(graph: Graph, one: str, other: str) -> bool:
+    """Whether two tensors have the same elements, in whatever shape."""
     a, b = graph.constant(one), graph.constant(other)
-    return one == other or (a is not None and b is not None and a.dtype == b.dtype and np.array_equal(a, b))
+    return one == other or (a is not None and b is not None and a.dtype == b.dtype and np.array_equal(a.reshape(-1), b.reshape(-1)))
 
 
 def row_added(graph: Graph, product: Layer) -> np.ndarray | None:

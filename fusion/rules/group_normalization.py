@@ -13,7 +13,7 @@ from fusion.rules._shuffles import is_view
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
     rank = len(graph.type(layer.inputs[0]).shape)
-    if not layer.op.center or layer.op.axes != tuple(range(2, rank)) or rank < 3:
+    if not layer.op.center or layer.op.heads is not None or layer.op.axes != tuple(range(2, rank)) or rank < 3:
         return None
     before = graph.producer(layer.inputs[0])
     after = next(iter(graph.readers(layer.outputs[0])), None)

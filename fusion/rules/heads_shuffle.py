@@ -47,7 +47,7 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
         return Refusal("axes", f"{shuffle.name} moves the last axis")
     if isinstance(layer.op, Normalization) and layer.op.axes != (len(order) - 1,):
         return Refusal("axes", f"{layer.name} normalises over axes {layer.op.axes}, which are not the last one alone")
-    if isinstance(layer.op, RotaryEmbedding) and layer.op.heads:
+    if layer.op.heads:
         return Refusal("heads", f"{layer.name} takes a part of the heads")
     for name in layer.inputs[1:]:
         shape = _aligned(graph, name, len(order))

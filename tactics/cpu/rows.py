@@ -229,6 +229,11 @@ class NormalizationRows(_RowTactic):
     id = "cpu.normalization.rows"
     ops = (Normalization,)
 
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if workload.op.heads is not None:  # type: ignore[attr-defined]
+            return Refusal("some heads of a projection: on the CPU nothing is joined")
+        return super().supports(workload, device)
+
     def view_shape(self, workload: Workload) -> tuple[tuple[int, ...], tuple[int, ...]]:
         assert isinstance(workload.op, Normalization)
         return shape_of(workload.inputs[0]), workload.op.axes

@@ -73,7 +73,7 @@ def view_of(workload: Workload) -> View:
     op, shape = workload.op, dims(workload.inputs[0])
     varies = tuple(workload.axis_varies(0, axis) for axis in range(len(shape)))
     if isinstance(op, Normalization):
-        return View(shape, op.axes, varies)
+        return View(shape if op.heads is None else (*shape[:-2], op.heads[1], shape[-1]), op.axes, varies)
     assert isinstance(op, GroupNormalization)
     channel = len(shape) - 1 if op.channels_last else 1
     split = (op.groups, shape[channel] // op.groups)
@@ -107,8 +107,26 @@ def _kernel(workload: Workload, device: DeviceSpec, file: str, entry: str, **val
     prelude, epilogue = code
     center = getattr(workload.op, "center", True)
     names = defines(device, IN_T=storage_type(workload.inputs[0].dtype), OUT_T=storage_type(workload.outputs[0].dtype),
-                    CENTER=center, **values, **_most(workload), **x_pitch(workload), **out_pitch(workload))  # fmt: skip
+                    CENTER=center, **values, **_most(workload), **_x_places(workload), **out_pitch(workload))  # fmt: skip
     return Kernel(f"normalization/{file}", entry, (*names, *epilogue.defines), prelude), epilogue_argument(epilogue)
+
+
+def _heads(workload: Workload) -> tuple[int, int] | None:
+    return workload.op.heads if isinstance(workload.op, Normalization) else None
+
+
+def _x_places(workload: Workload) -> dict[str, int]:
+    """The defines of ``include/pitch.cuh`` for x: some of its heads are columns of a wider tensor, too."""
+    heads = _heads(workload)
+    if heads is None:
+        return x_pitch(workload)
+    *_, every, size = dims(workload.inputs[0])
+    return {"X_PITCH": every * size, "X_WIDTH": heads[1] * size, "HEADS": 1}
+
+
+def _x(workload: Workload) -> Buffer:
+    heads, x = _heads(workload), workload.inputs[0]
+    return Buffer("input", 0, heads[0] * dims(x)[-1] * x.dtype.itemsize if heads is not None else 0)
 
 
 def _most(workload: Workload) -> dict[str, float]:
@@ -152,7 +170,7 @@ class RowNormalization(_NormalizationTactic):
         return None
 
     def pitched(self, workload: Workload) -> Collection[int]:
-        return every_tensor(workload) if dims(workload.outputs[0])[-1] == view_of(workload).n else ()
+        return every_tensor(workload) if _heads(workload) is None and dims(workload.outputs[0])[-1] == view_of(workload).n else ()
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         view = view_of(workload)
@@ -164,7 +182,7 @@ class RowNormalization(_NormalizationTactic):
         threads = block_of(chosen["group"])
         kernel, args = _kernel(workload, device, "rows.cu", "normalize_row", KIND=0, VEC=chosen["v"], GROUP=chosen["group"],
                                VECTORS=chosen["vectors"], THREADS=threads, ONE_ROW=last == view.n)  # fmt: skip
-        arguments = (Buffer("input"), OUT, Scalar(view.rows), Scalar(view.n), Scalar(last), _epsilon(workload), args)
+        arguments = (_x(workload), OUT, Scalar(view.rows), Scalar(view.n), Scalar(last), _epsilon(workload), args)
         return Plan((launch(kernel, ceil_div(view.rows, threads // chosen["group"]), threads, arguments),), in_place=overwritable(workload, 0))
 
 
@@ -202,6 +220,8 @@ class ClusterNormalization(_NormalizationTactic):
     def refuses(self, workload: Workload, view: View, device: DeviceSpec) -> Refusal | None:
         if compute_type(workload.inputs[0].dtype) is not DataType.FLOAT:
             return Refusal(f"normalisation of {workload.inputs[0].dtype.value}; this kernel computes in float32")
+        if _heads(workload) is not None:
+            return Refusal("some heads of a projection")
         if shares_of(view) is None:
             return Refusal(f"axes {view.axes} of {view.shape} are not the last ones, nor a group of channels that come last, or vary")
         if view.n < 2048:
@@ -268,6 +288,8 @@ class LongNormalization(_NormalizationTactic):
     id = "cuda.normalization.long"
 
     def refuses(self, workload: Workload, view: View, device: DeviceSpec) -> Refusal | None:
+        if _heads(workload) is not None:
+            return Refusal("some heads of a projection")
         return None if _trailing(view) else Refusal(f"axes {view.axes} of {view.shape} are not the last ones")
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
@@ -316,7 +338,7 @@ class StridedNormalization(_NormalizationTactic):
     reference = True
 
     def pitched(self, workload: Workload) -> Collection[int]:
-        return every_tensor(workload)
+        return every_tensor(workload) if _heads(workload) is None else ()
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         view = view_of(workload)
@@ -329,7 +351,7 @@ class StridedNormalization(_NormalizationTactic):
         kernel, args = _kernel(workload, device, "strided.cu", "normalize_strided", KIND=0, VEC=chosen["v"],
                                THREADS=chosen["threads"], KEPT=kept, REDUCED=reduced)  # fmt: skip
         last = dims(workload.outputs[0])[-1]
-        arguments = (Buffer("input"), OUT, Scalar(view.n, "u32"), Scalar(last), _epsilon(workload), runs, args)
+        arguments = (_x(workload), OUT, Scalar(view.n, "u32"), Scalar(last), _epsilon(workload), runs, args)
         return Plan((launch(kernel, view.rows, chosen["threads"], arguments),), in_place=overwritable(workload, 0))
 
 
@@ -344,7 +366,7 @@ class SplitNormalization(_NormalizationTactic):
         return None
 
     def pitched(self, workload: Workload) -> Collection[int]:
-        return every_tensor(workload)
+        return every_tensor(workload) if _heads(workload) is None else ()
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         view = view_of(workload)
@@ -367,9 +389,9 @@ class SplitNormalization(_NormalizationTactic):
         size = compute_type(workload.inputs[0].dtype).itemsize
         # Never over x: every block of a position reads the position's first element.
         return Plan((
-            launch(first, (view.rows, splits), threads, (Buffer("input"), partial, n, part, runs)),
+            launch(first, (view.rows, splits), threads, (_x(workload), partial, n, part, runs)),
             launch(second, (view.rows, splits), threads,
-                   (Buffer("input"), partial, OUT, n, part, Scalar(last), _epsilon(workload), runs, args)),
+                   (_x(workload), partial, OUT, n, part, Scalar(last), _epsilon(workload), runs, args)),
         ), 2 * size * view.rows * splits, overwritable(workload))  # fmt: skip
 
 

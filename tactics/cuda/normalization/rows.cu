@@ -61,7 +61,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int j = 0; j < VECTORS; ++j) {
         const int column = (j * GROUP + lane) * VEC;
+#ifdef HEADS
+        if (column < end) fx::load<VEC>(value[j], x + x_place(row * n) + column);  // rows are heads, some of every X_PITCH elements
+#else
         if (column < end) fx::load<VEC>(value[j], x + row * X_ROW(n) + column);
+#endif
     }
     if (CENTER) {
 #pragma unroll

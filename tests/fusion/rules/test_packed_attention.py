@@ -41,7 +41,7 @@ def projections(
         if activation and name == "q":
             epilogue = apply("relu", epilogue)
         product = build.layer(f"{name}_proj", MatrixMultiply(transpose_b=transpose_b, epilogue=epilogue), source, weights, *extras)
-        parts.append(build.layer(f"{name}_heads", Shuffle(reshape=(*axes, HEADS, SIZE)), product))
+        parts.append(build.layer(f"{name}_heads", Shuffle(None, (*axes, HEADS, SIZE), (0, 2, 1, 3) if layout == "bhsd" else None), product))
     if masked:
         parts.append(build.input("mask", ROWS, ROWS))
     return build, build.layer("attention", Attention(0.5, masked=masked, layouts=(layout,) * 4), *parts)  # type: ignore[arg-type]
