@@ -115,10 +115,76 @@ def _repeat(out: str, x: str) -> str:
     """
 
 
-def llama(cache: bool = True, batch: int | str = "batch", steps: int | str = "steps") -> Block:
-    """A decoder layer of Llama: RMS norms, grouped queries, rotary embedding, SwiGLU; with ``cache``, keys and values go behind the past."""
+def _attend(out: str, scores: str, v: str) -> str:
+    """The probabilities of ``scores`` times ``v``, heads side by side again."""
+    return f"""
+        {out}_p = Softmax<axis=-1>({scores})
+        {out}_o = MatMul({out}_p, {v})
+        {out}_t = Transpose<perm=[0,2,1,3]>({out}_o)
+        {out} = Reshape({out}_t, rows)
+    """
+
+
+def _gelu(out: str, x: str) -> str:
+    """GELU by erf."""
+    return f"""
+        {out}_d = Div({x}, root)
+        {out}_e = Erf({out}_d)
+        {out}_a = Add({out}_e, one)
+        {out}_m = Mul({x}, {out}_a)
+        {out} = Mul({out}_m, half)
+    """
+
+
+def _folded(p: str, before: str, source: str, biased: bool, mask: bool, after: str) -> str:
+    """Attention of ``before`` to ``source`` with heads folded into the batch, a normalisation before it, and the sum behind. Whisper has biases (none of
+    keys) and the scale on the queries; diffusers have it on the scores."""
+    return f"""
+        {p}n = LayerNormalization<axis=-1>({before}, g_{p}, {p}b)
+        {p}q0 = MatMul({p}n, {p}wq)
+        {p}k0 = MatMul({source}, {p}wk)
+        {p}v0 = MatMul({source}, {p}wv)
+        {f"{p}q1 = Add({p}q0, {p}bq)" if biased else ""}
+        {f"{p}q2 = Mul({p}q1, scale)" if biased else f"{p}q2 = Identity({p}q0)"}
+        {f"{p}v1 = Add({p}v0, {p}bv)" if biased else f"{p}v1 = Identity({p}v0)"}
+        {_heads(f"{p}q3", f"{p}q2", "heads")}
+        {_heads(f"{p}k1", f"{p}k0", "heads")}
+        {_heads(f"{p}v2", f"{p}v1", "heads")}
+        {p}q = Reshape({p}q3, fold)
+        {p}k = Reshape({p}k1, {p}fold)
+        {p}v = Reshape({p}v2, {p}fold)
+        {p}kt = Transpose<perm=[0,2,1]>({p}k)
+        {p}s0 = MatMul({p}q, {p}kt)
+        {f"{p}s1 = Reshape({p}s0, unfold_scores)" if mask else ""}
+        {f"{p}s2 = Add({p}s1, triangle)" if mask else ""}
+        {f"{p}s3 = Reshape({p}s2, fold_scores)" if mask else f"{p}s3 = Identity({p}s0)"}
+        {p}s = {f"Identity({p}s3)" if biased else f"Mul({p}s3, scale)"}
+        {p}p = Softmax<axis=-1>({p}s)
+        {p}c0 = MatMul({p}p, {p}v)
+        {p}c1 = Reshape({p}c0, unfold)
+        {p}c2 = Transpose<perm=[0,2,1,3]>({p}c1)
+        {p}c = Reshape({p}c2, rows)
+        {p}o0 = MatMul({p}c, {p}wo)
+        {p}o = Add({p}o0, {p}bo)
+        {after} = Add({before}, {p}o)
+    """
+
+
+def llama(cache: bool = True, batch: int | str = "batch", steps: int | str = "steps", normalised: str = "") -> Block:
+    """A decoder layer of Llama: RMS norms, grouped queries, rotary embedding, SwiGLU; with ``cache``, keys and values go behind the past.
+
+    ``normalised``: queries and keys have RMS norms, too: of each head before it is transposed (``head``, as Qwen3 has it) or behind (``transposed``,
+    Gemma 3), or of all heads of a position (``position``, OLMo 2)."""
     width, heads, kv, size, inner = 64, 4, 2, 16, 96
     angles = np.outer(np.arange(64), 0.5 ** np.arange(size // 2))
+
+    def heads_of(out: str, x: str, shape: str, weight: str) -> str:
+        if normalised == "head":
+            return f"{out}_h = Reshape({x}, {shape})\n{_rms_norm(f'{out}_n', f'{out}_h', weight)}\n{out} = Transpose<perm=[0,2,1,3]>({out}_n)"
+        if normalised == "transposed":
+            return _heads(f"{out}_t", x, shape) + _rms_norm(out, f"{out}_t", weight)
+        return _rms_norm(f"{out}_n", x, weight) + _heads(out, f"{out}_n", shape) if normalised else _heads(out, x, shape)
+
     nodes = f"""
         cos_ = Gather(cosines, positions)
         cos = Unsqueeze(cos_, one_)
@@ -128,8 +194,8 @@ def llama(cache: bool = True, batch: int | str = "batch", steps: int | str = "st
         q0 = MatMul(n, wq)
         k0 = MatMul(n, wk)
         v0 = MatMul(n, wv)
-        {_heads("q1", "q0", "heads")}
-        {_heads("k1", "k0", "kv_heads")}
+        {heads_of("q1", "q0", "heads", "g_q")}
+        {heads_of("k1", "k0", "kv_heads", "g_k")}
         {_heads("v1", "v0", "kv_heads")}
         {_rotate("q", "q1")}
         {_rotate("k2", "k1")}
@@ -141,10 +207,7 @@ def llama(cache: bool = True, batch: int | str = "batch", steps: int | str = "st
         s0 = MatMul(q, kt)
         s1 = Mul(s0, scale)
         s2 = Add(s1, mask)
-        p = Softmax<axis=-1>(s2)
-        c0 = MatMul(p, v)
-        c1 = Transpose<perm=[0,2,1,3]>(c0)
-        c = Reshape(c1, rows)
+        {_attend("c", "s2", "v")}
         o = MatMul(c, wo)
         h = Add(x, o)
         {_rms_norm("m", "h", "g_2")}
@@ -166,11 +229,12 @@ def llama(cache: bool = True, batch: int | str = "batch", steps: int | str = "st
             "cosines": np.cos(np.concatenate((angles, angles), 1)), "sines": np.sin(np.concatenate((angles, angles), 1)),
             "wq": (width, heads * size), "wk": (width, kv * size), "wv": (width, kv * size), "wo": (heads * size, width),
             "wg": (width, inner), "wu": (width, inner), "wd": (inner, width), "g_1": (width,), "g_2": (width,),
+            **({"g_q": (heads * size,), "g_k": (kv * size,)} if normalised == "position" else {"g_q": (size,), "g_k": (size,)} if normalised else {}),
             "two": 2.0, "one": 1.0, "eps": 1e-5, "scale": size**-0.5, "last": [-1], "zero_": [0], "half_": [size // 2], "most": [2**40],
             "one_": [1], "two_": [2], "kv": [kv], "all": [heads], "size": [size],
             "heads": [0, 0, heads, size], "kv_heads": [0, 0, kv, size], "rows": [0, 0, width],
         },
-        layers=12 if cache else 11, integers=("positions",), sizes={"batch": 2, "steps": 3, "past": 5 if cache else 0, "total": 8},
+        layers=(12 if cache else 11) + {"": 0, "position": 3}.get(normalised, 1), integers=("positions",), sizes={"batch": 2, "steps": 3, "past": 5 if cache else 0, "total": 8},
     )  # fmt: skip
 
 
@@ -242,10 +306,7 @@ def t5() -> Block:
         {p}kt = Transpose<perm=[0,1,3,2]>({p}k)
         {p}s0 = MatMul({p}q, {p}kt)
         {p}s = Add({p}s0, {bias})
-        {p}p = Softmax<axis=-1>({p}s)
-        {p}c0 = MatMul({p}p, {p}v)
-        {p}c1 = Transpose<perm=[0,2,1,3]>({p}c0)
-        {p}c = Reshape({p}c1, rows)
+        {_attend(f"{p}c", f"{p}s", f"{p}v")}
         {p}o = MatMul({p}c, {p}wo)
         {after} = Add({before}, {p}o)
         """
@@ -281,48 +342,13 @@ def whisper() -> Block:
     """A decoder layer of Whisper: causal self-attention and cross-attention, both with the scale on the queries, heads folded into the batch."""
     width, heads, length, other = 64, 4, 6, 10
     size = width // heads
-
-    def attention(p: str, before: str, source: str, keys: int, mask: bool, after: str) -> str:
-        return f"""
-        {p}n = LayerNormalization<axis=-1>({before}, g_{p}, {p}b)
-        {p}q0 = MatMul({p}n, {p}wq)
-        {p}q1 = Add({p}q0, {p}bq)
-        {p}q2 = Mul({p}q1, scale)
-        {p}k0 = MatMul({source}, {p}wk)
-        {p}v0 = MatMul({source}, {p}wv)
-        {p}v1 = Add({p}v0, {p}bv)
-        {_heads(f"{p}q3", f"{p}q2", "heads")}
-        {_heads(f"{p}k1", f"{p}k0", "heads")}
-        {_heads(f"{p}v2", f"{p}v1", "heads")}
-        {p}q = Reshape({p}q3, fold)
-        {p}k = Reshape({p}k1, {p}fold)
-        {p}v = Reshape({p}v2, {p}fold)
-        {p}kt = Transpose<perm=[0,2,1]>({p}k)
-        {p}s0 = MatMul({p}q, {p}kt)
-        {f"{p}s1 = Reshape({p}s0, unfold_scores)" if mask else ""}
-        {f"{p}s2 = Add({p}s1, triangle)" if mask else ""}
-        {f"{p}s = Reshape({p}s2, fold_scores)" if mask else f"{p}s = Identity({p}s0)"}
-        {p}p = Softmax<axis=-1>({p}s)
-        {p}c0 = MatMul({p}p, {p}v)
-        {p}c1 = Reshape({p}c0, unfold)
-        {p}c2 = Transpose<perm=[0,2,1,3]>({p}c1)
-        {p}c = Reshape({p}c2, rows)
-        {p}o0 = MatMul({p}c, {p}wo)
-        {p}o = Add({p}o0, {p}bo)
-        {after} = Add({before}, {p}o)
-        """
-
     nodes = f"""
-        {attention("a", "x", "an", length, True, "h1")}
-        {attention("b", "h1", "encoded", other, False, "h2")}
+        {_folded("a", "x", "an", True, True, "h1")}
+        {_folded("b", "h1", "encoded", True, False, "h2")}
         m = LayerNormalization<axis=-1>(h2, g_m, mb)
         f0 = MatMul(m, w1)
         f1 = Add(f0, b1)
-        e0 = Div(f1, root)
-        e1 = Erf(e0)
-        e2 = Add(e1, one)
-        e3 = Mul(f1, e2)
-        e4 = Mul(e3, half)
+        {_gelu("e4", "f1")}
         d0 = MatMul(e4, w2)
         d = Add(d0, b2)
         y = Add(h2, d)
@@ -345,32 +371,6 @@ def unet_attention() -> Block:
     """A transformer block of Stable Diffusion's U-Net: an image's positions attend to themselves and to a text; GEGLU; heads in the batch."""
     width, heads, side, other = 64, 2, 4, 7
     size, length = width // heads, side * side
-
-    def attention(p: str, before: str, source: str, keys: int, after: str) -> str:
-        return f"""
-        {p}n = LayerNormalization<axis=-1>({before}, g_{p}, {p}b)
-        {p}q0 = MatMul({p}n, {p}wq)
-        {p}k0 = MatMul({source}, {p}wk)
-        {p}v0 = MatMul({source}, {p}wv)
-        {_heads(f"{p}q1", f"{p}q0", "heads")}
-        {_heads(f"{p}k1", f"{p}k0", "heads")}
-        {_heads(f"{p}v1", f"{p}v0", "heads")}
-        {p}q = Reshape({p}q1, fold)
-        {p}k = Reshape({p}k1, {p}fold)
-        {p}v = Reshape({p}v1, {p}fold)
-        {p}kt = Transpose<perm=[0,2,1]>({p}k)
-        {p}s0 = MatMul({p}q, {p}kt)
-        {p}s = Mul({p}s0, scale)
-        {p}p = Softmax<axis=-1>({p}s)
-        {p}c0 = MatMul({p}p, {p}v)
-        {p}c1 = Reshape({p}c0, unfold)
-        {p}c2 = Transpose<perm=[0,2,1,3]>({p}c1)
-        {p}c = Reshape({p}c2, rows)
-        {p}o0 = MatMul({p}c, {p}wo)
-        {p}o = Add({p}o0, {p}bo)
-        {after} = Add({p}o, {before})
-        """
-
     nodes = f"""
         gr = Reshape(image, groups)
         gi = InstanceNormalization(gr, ones, zeros)
@@ -380,17 +380,13 @@ def unet_attention() -> Block:
         pi = Conv(ga, w_in, b_in)
         t = Transpose<perm=[0,2,3,1]>(pi)
         x = Reshape(t, rows)
-        {attention("a", "x", "an", length, "h1")}
-        {attention("b", "h1", "text", other, "h2")}
+        {_folded("a", "x", "an", False, False, "h1")}
+        {_folded("b", "h1", "text", False, False, "h2")}
         m = LayerNormalization<axis=-1>(h2, g_m, mb)
         f0 = MatMul(m, w1)
         f1 = Add(f0, b1)
         value, gate = Split<axis=-1, num_outputs=2>(f1)
-        e0 = Div(gate, root)
-        e1 = Erf(e0)
-        e2 = Add(e1, one)
-        e3 = Mul(gate, e2)
-        e4 = Mul(e3, half)
+        {_gelu("e4", "gate")}
         e5 = Mul(value, e4)
         d0 = MatMul(e5, w2)
         d = Add(d0, b2)
@@ -480,10 +476,7 @@ def swin_v2() -> Block:
         s3 = Reshape(s2, in_windows)
         s4 = Add(s3, mask)
         s = Reshape(s4, scores)
-        p = Softmax<axis=-1>(s)
-        c0 = MatMul(p, v)
-        c1 = Transpose<perm=[0,2,1,3]>(c0)
-        c = Reshape(c1, rows)
+        {_attend("c", "s", "v")}
         o0 = MatMul(c, wo)
         o = Add(bo, o0)
         n = LayerNormalization<axis=-1>(o, g_n, bn)
@@ -503,7 +496,53 @@ def swin_v2() -> Block:
     )  # fmt: skip
 
 
+def falcon() -> Block:
+    """A layer of Falcon-7B: all queries share one key and one value head; attention and the feed-forward part read one normalisation."""
+    width, heads, size, length = 64, 4, 16, 8
+    angles = np.outer(np.arange(length), 0.5 ** np.arange(size // 2))
+    nodes = f"""
+        n = LayerNormalization<axis=-1>(x, g_1, b1)
+        qkv0 = MatMul(n, wqkv)
+        qkv = Reshape(qkv0, packed)
+        q0 = Slice(qkv, zero_, before_last, two_)
+        k0 = Gather<axis=2>(qkv, before_last)
+        v0 = Gather<axis=2>(qkv, last)
+        q1 = Transpose<perm=[0,2,1,3]>(q0)
+        k1 = Transpose<perm=[0,2,1,3]>(k0)
+        v1 = Transpose<perm=[0,2,1,3]>(v0)
+        q2 = Reshape(q1, queries)
+        k2 = Reshape(k1, keys)
+        v = Reshape(v1, keys)
+        {_rotate("q", "q2")}
+        {_rotate("k", "k2")}
+        kt = Transpose<perm=[0,1,3,2]>(k)
+        s0 = MatMul(q, kt)
+        s1 = Div(s0, root_size)
+        s2 = Add(s1, triangle)
+        {_attend("c", "s2", "v")}
+        o = MatMul(c, wo)
+        f = MatMul(n, w1)
+        {_gelu("e", "f")}
+        d = MatMul(e, w2)
+        a = Add(d, o)
+        y = Add(x, a)
+    """
+    return Block(
+        nodes, {"x": ("batch", length, width)}, ("y",),
+        {
+            "g_1": (width,), "b1": (width,), "wqkv": (width, (heads + 2) * size), "wo": (width, width), "w1": (width, 4 * width), "w2": (4 * width, width),
+            "cos": np.cos(np.concatenate((angles, angles), 1)), "sin": np.sin(np.concatenate((angles, angles), 1)),
+            "triangle": np.where(np.tril(np.ones((1, 1, length, length))), 0.0, -3e4), "root_size": size**0.5, "root": 2**0.5, "one": 1.0, "half": 0.5,
+            "packed": [0, 0, heads + 2, size], "queries": [-1, heads, length, size], "keys": [-1, 1, length, size], "rows": [0, length, width],
+            "zero_": [0], "two_": [2], "half_": [size // 2], "most": [2**40], "last": [-1], "before_last": [-2],
+        },
+        layers=7, sizes={"batch": 2},
+    )  # fmt: skip
+
+
 BLOCKS = {
-    "llama": llama(False), "llama with a cache": llama(), "gpt2": gpt2(), "t5": t5(), "whisper": whisper(), "unet attention": unet_attention(),
+    "llama": llama(False), "llama with a cache": llama(), "qwen3": llama(False, normalised="head"), "qwen3 with a cache": llama(normalised="head"),
+    "gemma3": llama(False, normalised="transposed"), "gemma3 with a cache": llama(normalised="transposed"), "olmo2": llama(False, normalised="position"),
+    "falcon": falcon(), "gpt2": gpt2(), "t5": t5(), "whisper": whisper(), "unet attention": unet_attention(),
     "keras": keras(), "swin v2": swin_v2(),
 }  # fmt: skip

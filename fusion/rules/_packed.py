@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fusion.dims import Shape
+from fusion.dims import product as count_of
 from fusion.expression import Expression, Operand, apply
 from fusion.graph import Graph
 from fusion.network import Layer
@@ -30,10 +31,11 @@ class Side:
     """What makes q, k or v.
 
     Attributes:
-        product: with its rows as ``[b, s, width]``: the one head of multi-query attention is often made of other views of them.
+        product: of the tensor that a reshape may have given other rows before (one head alone is ``[b, 1, s, d]`` from the start).
         layers: from the product on, as they are in the graph.
         norm, turn: what normalises and turns heads, or None.
         heads_first: the order of axes in which it turns: ``[b, h, s, d]`` or ``[b, s, h, d]``.
+        positions: ``b`` and ``s``.
         heads, size: of the result.
     """
 
@@ -42,8 +44,13 @@ class Side:
     norm: Layer | None
     turn: Layer | None
     heads_first: bool
+    positions: Shape
     heads: int
     size: int
+
+    def together(self, graph: Graph) -> bool:
+        """Whether all heads of a position have one norm."""
+        return self.norm is not None and graph.type(self.norm.inputs[0]).shape[-1] != self.size
 
 
 def side_of(graph: Graph, tensor: str, heads_first: bool) -> Side | None:
@@ -61,12 +68,15 @@ def side_of(graph: Graph, tensor: str, heads_first: bool) -> Side | None:
     heads, size = shape[1 if heads_first else 2], shape[3]
     turns = [layer for layer in found if isinstance(layer.op, RotaryEmbedding)]
     norms = [layer for layer in found if isinstance(layer.op, Normalization)]
-    product = _of_rows(graph, found[0], heads)
-    if product is None or len(turns) > 1 or len(norms) > 1 or not isinstance(heads, int) or not isinstance(size, int):
+    if len(turns) > 1 or len(norms) > 1 or not isinstance(heads, int) or not isinstance(size, int):
         return None
     if turns and norms and found.index(turns[0]) < found.index(norms[0]):
         return None
-    rows: Shape = (*graph.type(product.inputs[0]).shape[:2], graph.type(found[0].outputs[0]).shape[-1])
+    positions: Shape = (shape[0], shape[2 if heads_first else 1])
+    rows: Shape = (*positions, heads * size)
+    made = graph.type(found[0].outputs[0]).shape
+    if made[-1] != rows[-1] or count_of(made[:-1]) != count_of(positions):
+        return None
     # All that moves must be the transpose of heads and positions, before the turn or behind it.
     split: Shape = (*rows[:2], heads, size)
     whole = movement(rows, Shuffle(reshape=split, second=_SWAP) if heads_first else Shuffle(reshape=split))
@@ -76,28 +86,22 @@ def side_of(graph: Graph, tensor: str, heads_first: bool) -> Side | None:
     moving = [layer for layer, move in moves.items() if move is not None and not move.is_view]
     if [moves[layer] for layer in moving] != ([] if whole.is_view else [whole]):
         return None
-    if norms and graph.type(norms[0].inputs[0]).shape not in (rows, split, (rows[0], heads, rows[1], size)):
-        return None
     first = heads_first
     if turns:
         at = graph.type(turns[0].inputs[0]).shape
         first = found.index(moving[0]) < found.index(turns[0]) if moving else at != split
         if at != ((rows[0], heads, rows[1], size) if first else split):
             return None
-    return Side(product, tuple(found), norms[0] if norms else None, turns[0] if turns else None, first, heads, size)
+    return Side(_of_rows(graph, found[0]), tuple(found), norms[0] if norms else None, turns[0] if turns else None, first, positions, heads, size)
 
 
-def _of_rows(graph: Graph, product: Layer, heads: object) -> Layer | None:
-    """``product`` of ``[b, s, width]``; of one head the product may have been made ``[b, 1, s, d]``, its input reshaped likewise."""
-    made = graph.type(product.outputs[0]).shape
-    if len(made) == 3:
-        return product
+def _of_rows(graph: Graph, product: Layer) -> Layer:
+    """``product`` of what a reshape gave other rows, where one did."""
     view = graph.producer(product.inputs[0])
-    if len(made) != 4 or heads != 1 or product.op.transpose_a or view is None or not isinstance(view.op, Shuffle) or view.op != Shuffle(reshape=view.op.reshape):
-        return None
-    rows = graph.type(view.inputs[0]).shape
-    if len(rows) != 3 or made[:3] not in ((rows[0], 1, rows[1]), (*rows[:2], 1)) or graph.type(product.inputs[0]).shape[-1] != rows[-1]:
-        return None
+    if product.op.transpose_a or view is None or not isinstance(view.op, Shuffle) or view.op != Shuffle(reshape=view.op.reshape):
+        return product
+    if graph.type(view.inputs[0]).shape[-1] != graph.type(view.outputs[0]).shape[-1]:
+        return product
     return replace(product, inputs=(view.inputs[0], *product.inputs[1:]))
 
 
@@ -126,8 +130,8 @@ def _refuse_norms(graph: Graph, sides: Sequence[Side]) -> Refusal | None:
             value = graph.constant(name)
             if value is None or value.size not in (1, shape[-1]) or (value.size > 1 and value.shape[-1] != shape[-1]):
                 return Refusal("normalisation", f"{name} of {norm.name} is no constant with one value for each element of a row")
-    apart = [len(graph.type(norm.inputs[0]).shape) == 3 for norm in (q, k)]
-    if apart[0] != apart[1] or (q.op != k.op and not apart[0]):
+    together = [side.together(graph) for side in sides[:2]]
+    if together[0] != together[1] or (replace(q.op, axes=()) != replace(k.op, axes=()) and not together[0]):
         return Refusal("normalisation", f"{q.name} and {k.name} normalise differently")
     return None
 
@@ -182,12 +186,12 @@ class Joined:
 def join_heads(graph: Graph, sides: Sequence[Side], base: str, rule: str) -> Joined:
     """The layers from one product on, named after ``base``; :func:`refuse_heads` has nothing against it."""
     product, constants = joined_product(graph, [side.product for side in sides], f"{base}.{'qkv' if len(sides) > 2 else 'kv'}", rule)
-    rows, size, counts = graph.type(sides[0].product.inputs[0]).shape, sides[0].size, [side.heads for side in sides]
+    size, counts = sides[0].size, [side.heads for side in sides]
     packed = graph.fresh(f"{base}.packed")
-    layers = [product, Layer(f"{base} packed", Shuffle(reshape=(*rows[:2], sum(counts), size)), product.outputs, (packed,))]
+    layers = [product, Layer(f"{base} packed", Shuffle(reshape=(*sides[0].positions, sum(counts), size)), product.outputs, (packed,))]
     places = [(packed, sum(counts[:number])) for number in range(len(sides))]
     norms, turns = ([layer for side in sides[:2] if (layer := one(side)) is not None] for one in (lambda side: side.norm, lambda side: side.turn))
-    if norms and len(graph.type(norms[0].inputs[0]).shape) == 3:  # all heads of a position together: q and k apart
+    if sides[0].together(graph):  # q and k apart
         for number, norm in enumerate(norms):
             name = graph.fresh(f"{base}.normalised.{number}")
             operands = []

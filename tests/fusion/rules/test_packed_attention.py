@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fusion.dims import symbol
 from fusion.expression import apply
 from fusion.graph import Limits
-from fusion.ops import Attention, MatrixMultiply, RotaryEmbedding, Shuffle
+from fusion.ops import Attention, MatrixMultiply, Normalization, RotaryEmbedding, Shuffle
 from fusion.rules import packed_attention
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, Build
@@ -131,6 +133,60 @@ def test_near_misses_of_joined_heads() -> None:
         (grouped((3, 3, 3), sizes=(4, 4, 2), turned=""), "shapes"),
     ):
         assert refused(build.network("attention:out"), packed_attention.RULE, limits=CUDA).condition == condition
+
+
+def normalised(before: str = "heads", norms: str = "qk", ops: tuple[Normalization, ...] = (), scales: str = "qk", turned: bool = True, one: bool = False) -> Build:
+    """Normalised queries and keys; ``before``: of heads, or of rows. ``one``: one key and value head, as its product makes it alone."""
+    build = Build()
+    x = build.input("x", BATCH, ROWS, WIDTH)
+    angles = [build.constant(table, (ROWS, 1, 4)) for table in ("cos", "sin")]
+    row = apply("mul", X0, X1)
+    parts = []
+    for name, count, op in zip("qkv", (4, 1 if one else 2, 1 if one else 2), ops or (Normalization((-1,), 1e-6, False, row),) * 3, strict=False):
+        size = 4 if before == "heads" else 4 * count
+        alone = one and name != "q"
+        source = build.layer(f"{name}_rows", Shuffle(reshape=(BATCH, 1, ROWS, WIDTH)), x) if alone else x
+        part = build.layer(f"{name}_proj", MatrixMultiply(), source, build.constant(f"{name}.w", (WIDTH, count * 4)))
+        if before == "heads":
+            part = build.layer(f"{name}_heads", Shuffle(reshape=(BATCH, ROWS, count, 4)), part)
+        if name in norms:
+            scale = build.constant(f"{name}.g", (size,)) if name in scales else build.input(f"{name}.g", size)
+            part = build.layer(f"{name}_norm", replace(op, axes=(3 if before == "heads" else 2,)), part, scale)
+        if before == "rows":
+            part = build.layer(f"{name}_heads", Shuffle(reshape=(BATCH, ROWS, count, 4)), part)
+        parts.append(build.layer(f"{name}_turn", RotaryEmbedding(), part, *angles) if turned and name != "v" else part)
+    build.layer("attention", Attention(0.5, layouts=("bshd",) * 4), *parts)
+    return build
+
+
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("one", [True, False])
+def test_normalised_heads(turned: bool, one: bool) -> None:
+    """As Qwen3 and Gemma 3 have them: one normalisation of what was queries and keys, with a scale of each head."""
+    network = fuse(normalised(turned=turned, one=one).network("attention:out"), packed_attention.RULE, limits=CUDA)
+    assert [kind for kind in kinds(network) if kind != "Shuffle"] == ["MatrixMultiply", "Normalization", *(["RotaryEmbedding"] if turned else []), "Attention"]
+    count = 5 if one else 6
+    assert only(network, Normalization).op.heads == (0, count) and network.tensors[only(network, Normalization).inputs[1]].shape == (count, 4)
+    assert only(network, Attention).op.parts == ((0, 0, 4), (0, 4, count - 4), (1, count, count - 4))
+    assert not turned or only(network, RotaryEmbedding).op.heads == 0
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_normalised_positions(turned: bool) -> None:
+    """As OLMo 2 has them: all queries of a position have one norm, all keys another."""
+    network = fuse(normalised("rows", turned=turned).network("attention:out"), packed_attention.RULE, limits=CUDA)
+    assert [layer.op.heads for layer in network.layers if isinstance(layer.op, Normalization)] == [(0, 4), (4, 2)]
+    assert kinds(network).count("MatrixMultiply") == 1 and kinds(network).count("RotaryEmbedding") == 2 * turned
+    assert only(network, Attention).op.parts == ((0, 0, 4), (1, 0, 2), (2, 6, 2))
+
+
+def test_near_misses_of_normalised_heads() -> None:
+    plain = Normalization((-1,), 1e-6, False, apply("mul", X0, X1))
+    for build in (
+        normalised(norms="q"), normalised(norms="qkv"), normalised(scales="q"), normalised(ops=(plain, replace(plain, epsilon=1e-5), plain)),
+        normalised(ops=(plain, replace(plain, center=True), plain)),
+    ):  # fmt: skip
+        assert refused(build.network("attention:out"), packed_attention.RULE, limits=CUDA).condition == "normalisation"
 
 
 def test_a_projection_that_someone_else_reads_stays() -> None:

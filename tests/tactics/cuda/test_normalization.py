@@ -76,6 +76,26 @@ def test_a_root_of_at_least_a_number(tactic, floor: float) -> None:
     check(tactic, Workload(op, types, types), [x], truth, configs=1, device=H100)
 
 
+@pytest.mark.parametrize("tactic", [RowNormalization(), StridedNormalization()], ids=lambda t: t.id)
+@pytest.mark.parametrize(("axes", "heads", "scale"), [((3,), (0, 5), (5, 16)), ((3,), (2, 3), (16,)), ((2, 3), (4, 2), (2, 16))])
+def test_some_heads_of_a_projection(tactic, axes: tuple[int, ...], heads: tuple[int, int], scale: tuple[int, ...]) -> None:
+    """Queries and keys, each with a scale of their own; or all keys of a position together."""
+    x, g = np.random.default_rng(0).normal(size=(2, 3, 7, 16)).astype(np.float16), np.random.default_rng(1).normal(size=scale).astype(np.float16)
+    op = Normalization(axes, 1e-6, False, apply("mul", X, Operand(1)), heads=heads)
+    types = tuple(TensorType(DataType.HALF, one.shape) for one in (x, g))
+    truth = op.evaluate([x, g])
+    assert truth[0].shape == (2, 3, heads[1], 16)
+    check(tactic, Workload(op, types, op.infer(types)), [x, g], truth, configs=1, device=H100)
+
+
+def test_other_kernels_take_no_heads() -> None:
+    types = (TensorType(DataType.HALF, (2, 3, 400, 128)),)
+    op = Normalization((2, 3), 1e-6, heads=(0, 300))
+    for tactic in (LongNormalization(), ClusterNormalization()):
+        assert isinstance(tactic.supports(Workload(op, types, op.infer(types)), H100), Refusal)
+    assert not RowNormalization().pitched(Workload(replace(op, axes=(3,)), types, op.infer(types)))
+
+
 @pytest.mark.parametrize("axes", [(0,), (0, 2), (1,), (0, 1, 2), (0, 1)])
 def test_any_axes(axes: tuple[int, ...]) -> None:
     run(StridedNormalization(), Normalization(axes, 1e-5), (6, 7, 8), DataType.FLOAT, configs=1)
