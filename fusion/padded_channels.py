@@ -1,7 +1,7 @@
-"""Channels padded in memory: a channels-last tensor of 37 channels that is held as one of 40.
+"""Channels padded in memory: a channels-last tensor of 37 channels that is held as one of 40, and so the rows of a matrix.
 
 Kernels move and multiply 16 bytes at a time; rows of 37 half-precision channels begin anywhere, and Hopper's TMA refuses them. So a tensor may be
-held with more channels than it has, a multiple of 16 bytes: weights are padded with zeros at build, and all layers in between (pointwise,
+held with more channels (the last axis) than it has, a multiple of 16 bytes: weights are padded with zeros at build, and all layers in between (pointwise,
 pooling, resizing, concatenation) carry the padding along. It is an ordinary tensor of the network: tactics, libraries and the memory plan
 see 40 channels.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 
@@ -24,7 +25,18 @@ from fusion.dtypes import DataType
 from fusion.expression import Expression, evaluate
 from fusion.layout import REFORMAT
 from fusion.network import Layer, Network, Op, TensorType
-from fusion.ops import Concatenation, Convolution, Deconvolution, Padding, Pointwise, Pooling, Reduce, Resize, Slice
+from fusion.ops import (
+    Concatenation,
+    Convolution,
+    Deconvolution,
+    MatrixMultiply,
+    Padding,
+    Pointwise,
+    Pooling,
+    Reduce,
+    Resize,
+    Slice,
+)
 from fusion.ops.epilogue import apply_prologue, product_type
 from fusion.ops.reduce import reduce_array
 from fusion.rewrite import LAYOUT_RULES
@@ -32,6 +44,7 @@ from fusion.rewrite import LAYOUT_RULES
 (RULE,) = LAYOUT_RULES  # its name for --disableFusion, and in Layer.fusions of the layers that it changed
 ROW = 16  # bytes that a row of channels is padded to
 LARGEST = 1024.0  # what a padding channel may hold, so that rounding to any type leaves it finite
+Product: TypeAlias = "Convolution | Deconvolution | MatrixMultiply"
 _PROBES = np.array([0.0, 1.0, -1.0, 0.37, -3.1, 7.9, 1e-4, -250.0])  # for operands that are known at run time only
 
 
@@ -65,7 +78,8 @@ class Padded:
 
 
 def paddable(network: Network) -> tuple[str, ...]:
-    """The tensors that may be worth padding: channels-last, made by a convolution or read by one, with rows that are no multiple of 16 bytes."""
+    """The tensors that may be worth padding: made by a channels-last convolution or a product with constants, or read by one, with rows that are no
+    multiple of 16 bytes."""
     found: dict[str, None] = {}
     for layer in network.layers:
         if _reads_rows(network, layer):
@@ -96,21 +110,33 @@ def _is_odd(tensor: TensorType) -> bool:
 
 
 def _reads_rows(network: Network, layer: Layer) -> bool:
-    """Whether the convolution's weights can be given zeros for more input channels."""
+    """Whether the layer is a product over rows of channels whose weights can be given zeros for more of them."""
     op = layer.op
-    one = isinstance(op, Convolution) and op.channels_last and op.reads_channels_last or isinstance(op, Deconvolution) and op.channels_last
-    return bool(one) and layer.inputs[1] in network.constants and (op.groups == 1 or _is_depthwise(network, layer))  # type: ignore[attr-defined]
+    if not isinstance(op, Convolution | Deconvolution | MatrixMultiply) or layer.inputs[1] not in network.constants:
+        return False
+    if isinstance(op, MatrixMultiply):
+        return not op.transpose_a and network.constants[layer.inputs[1]].ndim == 2
+    rows = op.reads_channels_last if isinstance(op, Convolution) else op.channels_last
+    return rows and op.channels_last and (op.groups == 1 or _is_depthwise(network, layer))
 
 
 def _writes_rows(network: Network, layer: Layer) -> bool:
-    """Whether its weights can be given zeros for more output channels, whatever it reads."""
+    """Whether it is a product whose weights can be given zeros for more output channels, whatever it reads."""
     op = layer.op
-    return isinstance(op, Convolution | Deconvolution) and op.channels_last and op.groups == 1 and layer.inputs[1] in network.constants
+    if not isinstance(op, Convolution | Deconvolution | MatrixMultiply) or layer.inputs[1] not in network.constants:
+        return False
+    return network.constants[layer.inputs[1]].ndim == 2 if isinstance(op, MatrixMultiply) else op.channels_last and op.groups == 1
 
 
 def _is_depthwise(network: Network, layer: Layer) -> bool:
     weights = network.tensors[layer.inputs[1]].shape
-    return isinstance(layer.op, Convolution) and weights[1] == 1 and weights[0] == layer.op.groups
+    return isinstance(layer.op, Convolution) and layer.op.groups > 1 and weights[1] == 1 and weights[0] == layer.op.groups
+
+
+def _weight_axes(op: Product) -> tuple[int, int]:
+    """The axes of the weights that are output and input channels."""
+    swapped = not op.transpose_b if isinstance(op, MatrixMultiply) else isinstance(op, Deconvolution)
+    return (1, 0) if swapped else (0, 1)
 
 
 @dataclass
@@ -134,12 +160,15 @@ class _Run:
         network = self.network
         kinds = [network.tensors[name].dtype.itemsize for name in self.wanted]
         self.step = ROW // min(kinds, default=1)
-        self.outside = frozenset((*network.outputs, *network.inputs))
+        self.outside = frozenset((*network.outputs, *network.inputs, *(one.tensor for one in network.sizes.values())))
         self.tensors = dict(network.tensors)
         self.constants = dict(network.constants)
         for layer in network.layers:
             self._layer(layer)
-        if not self.held:
+        read = {name for layer in self.layers for name in layer.inputs}
+        self.layers = [one for one in self.layers if not {REFORMAT, RULE} <= set(one.fusions) or not read.isdisjoint(one.outputs)]
+        held = {tensor: padded for tensor, padded in self.held.values() if any(tensor in one.outputs for one in self.layers)}
+        if not held:
             return PaddedNetwork(network, {}, {})
         used = {name for layer in self.layers for name in layer.inputs} | set(network.outputs)
         made = {name for layer in self.layers for name in layer.outputs}
@@ -148,7 +177,7 @@ class _Run:
             tensors={name: kind for name, kind in self.tensors.items() if name in used or name in made or name in network.inputs},
             constants={name: value for name, value in self.constants.items() if name in used},
         )  # fmt: skip
-        return PaddedNetwork(changed, dict(self.held.values()), self.born)
+        return PaddedNetwork(changed, held, {tensor: name for tensor, name in self.born.items() if tensor in held})
 
     def _layer(self, layer: Layer) -> None:
         changed = self._padded_form(layer)
@@ -165,8 +194,8 @@ class _Run:
     def _padded_form(self, layer: Layer) -> tuple[Layer, Padded | None] | None:
         """The layer on padded tensors, and how it holds its output (None: as the model has it); None when it stays as it is."""
         op = layer.op
-        if isinstance(op, Convolution | Deconvolution):
-            return self._convolution(layer, op)
+        if isinstance(op, Convolution | Deconvolution | MatrixMultiply):
+            return self._product(layer, op)
         if len(layer.outputs) != 1 or layer.outputs[0] in self.outside or not any(name in self.held for name in layer.inputs):
             return None
         if isinstance(op, Concatenation):
@@ -175,50 +204,44 @@ class _Run:
 
     # --- products -----------------------------------------------------------------------------------------------------
 
-    def _convolution(self, layer: Layer, op: Convolution | Deconvolution) -> tuple[Layer, Padded | None] | None:
-        x, weights = layer.inputs[:2]
-        output = layer.outputs[0]
-        depthwise = _is_depthwise(self.network, layer) and op.groups > 1
-        reads, writes = _reads_rows(self.network, layer), _writes_rows(self.network, layer)
-        inside = self._held(x, layer) if reads else None
-        outside: Padded | None = None
-        extras = layer.inputs[2:]
-        dtype = product_type(self.network.tensors[x].dtype)
-        found = None
-        if depthwise and inside is not None and output not in self.outside:
-            outside = inside[1]
-        elif output in self.wanted and output not in self.outside and writes:
-            channels = int(self.network.tensors[output].shape[-1])  # type: ignore[arg-type]
-            size = -(-channels // self.step) * self.step
-            outside = Padded(tuple(range(channels)), size, (0.0,) * (size - channels))
-        if outside is not None:
-            zeros = np.zeros(outside.size - len(outside.places), dtype.numpy)
-            found = self._with_operands(layer, op.epilogue, zeros, dtype, extras, outside)
-        if found is None:
-            outside = None
-            if inside is None:
-                return None
-            if depthwise:  # its output has as many channels as its input
-                return None
-            names = tuple(self._dense(name, layer) for name in extras)
-        else:
-            names, fill = found
-            assert outside is not None
-            outside = replace(outside, fill=fill)
-        values = self.network.constants[weights]
-        o, i = (1, 0) if isinstance(op, Deconvolution) else (0, 1)
-        key = f"{weights} padded"
-        if outside is not None:
-            values, key = outside.widen(values, o), f"{key} to {outside.size}"
+    def _product(self, layer: Layer, op: Product) -> tuple[Layer, Padded | None] | None:
+        (x, weights, *extras), output = layer.inputs, layer.outputs[0]
+        depthwise = _is_depthwise(self.network, layer)
+        if depthwise and output in self.outside:  # it has as many channels as its input
+            return None
+        inside = self._held(x, layer) if _reads_rows(self.network, layer) else None
+        outside = None
         if depthwise:
+            outside = inside[1] if inside else None
+        elif output in self.wanted and output not in self.outside and _writes_rows(self.network, layer):
+            outside = self._at_the_front(output)
+        names: tuple[str, ...] | None = None
+        if outside is not None:
+            dtype = product_type(self.network.tensors[x].dtype)
+            found = self._with_operands(layer, op.epilogue, np.zeros(len(outside.fill), dtype.numpy), extras, outside)
+            names, outside = (None, None) if found is None else (found[0], replace(outside, fill=found[1]))
+        if outside is None and (inside is None or depthwise):
+            return None
+        values, key = self.network.constants[weights], f"{weights} padded"
+        out_axis, in_axis = _weight_axes(op)
+        if outside is not None:
+            values, key = outside.widen(values, out_axis), f"{key} to {outside.size}"
+        if isinstance(op, Convolution) and depthwise:
             assert outside is not None
             op = replace(op, groups=outside.size)
         elif inside is not None:
-            values, key = inside[1].widen(values, i), f"{key} from {inside[1].size}"
-        inputs = (inside[0] if inside else self._dense(x, layer), self._constant(key, values), *names)
+            values, key = inside[1].widen(values, in_axis), f"{key} from {inside[1].size}"
         if outside is not None and not depthwise:
             self.born[output] = output
-        return replace(layer, op=op, inputs=inputs), outside
+        read = inside[0] if inside else self._dense(x, layer)
+        rest = tuple(self._dense(name, layer) for name in extras) if names is None else names
+        return replace(layer, op=op, inputs=(read, self._constant(key, values), *rest)), outside
+
+    def _at_the_front(self, name: str) -> Padded:
+        """The form in which the channels of ``name`` come first."""
+        channels = int(self.network.tensors[name].shape[-1])  # type: ignore[arg-type]
+        size = -(-channels // self.step) * self.step
+        return Padded(tuple(range(channels)), size, (0.0,) * (size - channels))
 
     def _held(self, name: str, reader: Layer) -> tuple[str, Padded] | None:
         """``name`` as it is held padded; a copy where a reader wants that and its maker could not."""
@@ -226,14 +249,10 @@ class _Run:
             return self.held[name]
         if name not in self.wanted or name in self.network.constants:
             return None
-        kind = self.network.tensors[name]
-        channels = int(kind.shape[-1])  # type: ignore[arg-type]
-        size = -(-channels // self.step) * self.step
-        nothing = (0,) * (len(kind.shape) - 1)
-        op, target = Padding((*nothing, 0), (*nothing, size - channels)), f"{name} padded"
-        self.tensors[target] = op.infer([kind])[0]
-        self.layers.append(Layer(f"pad {name} for {reader.name}", op, (self._dense(name, reader),), (target,), fusions=(REFORMAT, RULE)))
-        self.held[name] = (target, Padded(tuple(range(channels)), size, (0.0,) * (size - channels)))
+        padded, target = self._at_the_front(name), f"{name} padded"
+        nothing = (0,) * (len(self.network.tensors[name].shape) - 1)
+        self._reformat(f"pad {name} for {reader.name}", Padding((*nothing, 0), (*nothing, len(padded.fill))), (self._dense(name, reader),), target)
+        self.held[name] = (target, padded)
         self.born[target] = name
         return self.held[name]
 
@@ -251,17 +270,17 @@ class _Run:
         if self.network.tensors[layer.outputs[0]].shape[-1] != channels:
             return None
         if isinstance(op, Pointwise):
-            found = self._with_operands(layer, op.expression, None, None, layer.inputs, padded)
+            found = self._with_operands(layer, op.expression, None, layer.inputs, padded)
             return None if found is None else (replace(layer, inputs=found[0]), replace(padded, fill=found[1]))
         source = self.network.tensors[x]
         result = _through(op, np.asarray(padded.fill, np.float64).astype(source.dtype.numpy), len(source.shape))
         if result is None:
             return None
         names: tuple[str, ...] = ()
-        fill = tuple(float(one) for one in result[0].astype(np.float64))
+        fill = tuple(float(one) for one in result.astype(np.float64))
         expression = getattr(op, "epilogue", None)
         if expression is not None:
-            found = self._with_operands(layer, expression, result[0], result[1], layer.inputs[arity:], padded)
+            found = self._with_operands(layer, expression, result, layer.inputs[arity:], padded)
             if found is None:
                 return None
             names, fill = found
@@ -294,11 +313,11 @@ class _Run:
     # --- operands -------------------------------------------------------------------------------------------------------
 
     def _with_operands(
-        self, layer: Layer, expression: Expression, result: np.ndarray | None, dtype: DataType | None, names: Sequence[str], padded: Padded
+        self, layer: Layer, expression: Expression, result: np.ndarray | None, names: Sequence[str], padded: Padded
     ) -> tuple[tuple[str, ...], tuple[float, ...]] | None:
         """``names``, the operands of an expression, as they are read beside a padded output, and what the expression makes of its padding channels;
         None where an operand is there without padding, or the value is not finite and known. ``result`` is operand 0 of an epilogue
-        there (``dtype`` its type), None for a pointwise layer."""
+        there, None for a pointwise layer."""
         count = padded.size - len(padded.places)
         for value in (0.0, 1.0):  # what constants hold in padding channels
             read: list[str] = []
@@ -374,26 +393,21 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def _through(op: Op, fill: np.ndarray, rank: int) -> tuple[np.ndarray, DataType] | None:
-    """What ``op`` makes of channels that hold ``fill`` everywhere, before its epilogue, and of which type; None where it is not one number
-    a channel, or the op does not keep channels apart. ``rank`` is that of its input; channels are the last axis."""
-    source = DataType(fill.dtype.name)
+def _through(op: Op, fill: np.ndarray, rank: int) -> np.ndarray | None:
+    """What ``op`` makes of channels that hold ``fill`` everywhere, before its epilogue; None where it is not one number a channel, or the op does
+    not keep channels apart. ``rank`` is that of its input; channels are the last axis."""
     if isinstance(op, Pooling) and op.channels_last and op.kind in ("max", "average"):
         value = apply_prologue(op.prologue, fill)
         inside = op.kind == "max" or not any((*op.pre_padding, *op.post_padding))  # an average may count zeros outside, or nothing
-        return (value, DataType(value.dtype.name)) if inside or not value.any() else None
+        return value if inside or not value.any() else None
     if isinstance(op, Reduce) and rank - 1 not in op.axes:
         value = apply_prologue(op.prologue, fill)
-        if op.kind == "sum" and value.any():
-            return None
-        kept = op.kind in ("sum", "mean", "max", "min")
-        return (reduce_array(op.kind, value[None], (0,), False), DataType(value.dtype.name)) if kept else None
+        kept = op.kind in ("mean", "max", "min") or (op.kind == "sum" and not value.any())
+        return reduce_array(op.kind, value[None], (0,), False) if kept else None
     if isinstance(op, Resize):
         known = not op.told_scales and not op.told_roi and op.coordinates != "tf_crop_and_resize" and not op.exclude_outside
         same = (op.scales[-1] if op.scales else None) in (None, 1.0)
-        return (fill, source) if known and same and op.mode in ("nearest", "linear") else None
+        return fill if known and same and op.mode in ("nearest", "linear") else None
     if isinstance(op, Padding) and op.pre[-1] == op.post[-1] == 0:
-        inside = op.mode != "constant" or (fill.astype(np.float64) == op.value).all()
-        return (fill, source) if inside else None
+        return fill if op.mode != "constant" or (fill.astype(np.float64) == op.value).all() else None
     return None
-

@@ -55,6 +55,9 @@ NETWORKS = {
         Row("pruned", f"a = Conv(x, w0)\nar = Relu(a)\nb = Conv<group=37,pads=[1,1,1,1]>(ar, w1)\ng = GlobalAveragePool(b)\nh = Conv(g, w2)\ns = Sigmoid(h)\n"
             f"m = Mul(b, s)\nc = Conv(m, w3)\nd = Add(c, ar)\ndr = Relu(d)\np = MaxPool<kernel_shape=[2,2],strides=[2,2]>(dr)\ny = Conv{W3}(p, w4)", "",
             inputs=IMAGE, values={"w0": (37, 16, 1, 1), "w1": (37, 1, 3, 3), "w2": (37, 37, 1, 1), "w3": (37, 37, 1, 1), "w4": (8, 37, 3, 3)}),
+        # Rows of odd lengths: matrix products, with a sum and a normalisation between.
+        Row("mlp", "a = MatMul(x, w0)\nar = Relu(a)\nb = MatMul(ar, w1)\ns = Add(b, ar)\nn = LayerNormalization<axis=-1>(s, g, h)\nc = MatMul(n, w2)\ny = Tanh(c)", "",
+            inputs={"x": (9, 13)}, values={"w0": (13, 37), "w1": (37, 37), "g": (37,), "h": (37,), "w2": (37, 21)}),
         # Parts of 13 and 21 channels joined, and read by a softmax over the channels too.
         Row("joined", f"a = Conv{W3}(x, w0)\nar = Relu(a)\nb = Conv(x, w1)\nbr = Tanh(b)\nj = Concat<axis=1>(ar, br)\nc = Conv{W3}(j, w2)\nt = Softmax<axis=1>(j)\n"
             "d = Conv(t, w3)\ny = Add(c, d)", "",
@@ -106,6 +109,8 @@ def test_no_layer_pads_or_cuts_channels_where_kernels_take_columns(name: str, pr
     copied = [layer.name for layer in found.network.layers if layer.name.startswith("pad ")]
     if name == "joined":  # the softmax reads all channels: gaps are closed for it, and its result, which is dense, is copied for a convolution
         assert moving == ["unpad j for Softmax6"] and copied == ["pad t for Conv7 + Add8"], (moving, copied)
+    elif name == "mlp":  # neither the input nor the normalisation's result is made by a product
+        assert not moving and len(copied) == 2, (moving, copied)
     else:
         assert not moving and not copied
 

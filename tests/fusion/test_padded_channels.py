@@ -18,6 +18,8 @@ from fusion.ops import (
     Concatenation,
     Convolution,
     Deconvolution,
+    MatrixMultiply,
+    Normalization,
     Padding,
     Pointwise,
     Pooling,
@@ -229,6 +231,34 @@ def test_padding_of_the_image_and_averages_that_count_it() -> None:
     assert carried == {"zeros.a", "edge.a", "edge.s", "counted.a"}
 
 
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_matrix_products(transpose_b: bool) -> None:
+    build = Build()
+    x = build.input("x", 3, 7, 13)
+
+    def product(name: str, a: str, columns: int, epilogue: Expression = X, *extras: str) -> str:
+        rows = int(build.tensors[a].shape[-1])  # type: ignore[arg-type]
+        return build.layer(name, MatrixMultiply(False, transpose_b, epilogue), a, build.constant(f"{name}.w", (columns, rows) if transpose_b else (rows, columns)), *extras)
+
+    a = product("a", x, 37, apply("gelu", apply("add", X, Y)), build.constant("bias", (37,)))
+    b = product("b", a, 37, apply("add", X, Y), a)
+    n = build.layer("n", Normalization((2,), 1e-5, True), b)
+    network = build.network(product("y", n, 24), build.layer("q", MatrixMultiply(True), b, b), product("z", b, 21))
+    found = padded(network)
+    assert [layer.name for layer in found.network.layers] == ["pad x for a", "a", "b", "unpad b:out for n", "n", "pad n:out for y", "y", "q", "z"]
+    assert {name: one.size for name, one in found.held.items()} == {"x padded": 16, "a:out": 40, "b:out": 40, "n:out padded": 40}
+
+
+def test_no_layer_is_left_that_nobody_reads() -> None:
+    """Depthwise convolutions that cannot take padding: one writes a network output, the other adds what is not padded."""
+    build = Build()
+    x, other = build.input("x", 1, 4, 4, 37), build.input("r", 1, 4, 4, 37)
+    network = build.network(convolution(build, "a", x, 37, groups=37), convolution(build, "y", convolution(build, "b", other, 37, 3, apply("add", X, Y), (x,), 37), 8))
+    found = padded(network)
+    assert [layer.name for layer in found.network.layers] == ["a", "b", "pad b:out for y", "y"]
+    assert set(found.held) == {"b:out padded"} and found.born == {"b:out padded": "b:out"}
+
+
 def test_any_batch_and_size() -> None:
     build = Build()
     x = build.input("x", symbol("n"), symbol("h"), 5, 16)
@@ -264,7 +294,7 @@ def _random_network(pick: random.Random) -> Network:
         x = pick.choice(images[-3:])
         channels, name = int(build.tensors[x].shape[-1]), f"l{number}"  # type: ignore[arg-type]
         alike = [one for one in images if build.tensors[one].shape == build.tensors[x].shape]
-        kind = pick.choice(("convolution", "convolution", "convolution", "depthwise", "one", "two", "constant", "pooling", "joined", "scaled", "cut", "softmax"))
+        kind = pick.choice(("convolution", "convolution", "product", "depthwise", "one", "two", "constant", "pooling", "joined", "scaled", "cut", "softmax"))
         if kind == "convolution":
             out = pick.choice(counts)
             same = [one for one in images if build.tensors[one].shape[-1] == out]
@@ -272,6 +302,8 @@ def _random_network(pick: random.Random) -> Network:
                 made = convolution(build, name, x, out, pick.choice((1, 3)), apply(pick.choice(ONE), apply("add", X, Y)), (pick.choice(same),))
             else:
                 made = convolution(build, name, x, out, pick.choice((1, 3)), apply(pick.choice(ONE), apply(pick.choice(TWO), X, Y)), (build.constant(f"{name}.c", (out,)),))
+        elif kind == "product":
+            made = build.layer(name, MatrixMultiply(False, True, apply(pick.choice(ONE), X)), x, build.constant(f"{name}.w", (pick.choice(counts), channels)))
         elif kind == "depthwise":
             made = convolution(build, name, x, channels, 3, pick.choice((X, apply(pick.choice(ONE), X))), groups=channels)
         elif kind == "one":

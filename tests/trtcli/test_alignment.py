@@ -9,6 +9,7 @@ from fusion.dtypes import DataType
 from fusion.network import Layer, Op, TensorType
 from fusion.ops import Convolution, Deconvolution, MatrixMultiply
 from trtcli.report.alignment import alignment_notes
+from trtcli.report.padding import Padding
 
 F16, F32, I8, F64 = DataType.HALF, DataType.FLOAT, DataType.INT8, DataType.DOUBLE
 
@@ -54,4 +55,13 @@ def test_convolutions() -> None:
     back = Deconvolution((2, 2), (0, 0), (0, 0), (1, 1), (0, 0))
     assert notes(back, F16, (1, 16, 4, 4), (16, 10, 2, 2)) == (
         "output channels = 10 is no multiple of 8 (FP16): computed as 16",
+    )
+
+
+def test_channels_that_are_padded_in_memory_and_those_that_were_no_faster_so() -> None:
+    tensors = {name: TensorType(F16, shape) for name, shape in {"x": (2, 5, 5, 40), "w": (21, 40, 1, 1), "y": (2, 5, 5, 21)}.items()}
+    found = alignment_notes(Layer("l", conv(), ("x", "w"), ("y",)), tensors, {}, True, Padding({"x": (37, 40)}, frozenset({"y"})))
+    assert found == (
+        "input channels = 37 is no multiple of 8 (FP16): 40 in memory",
+        "output channels = 21 is no multiple of 8 (FP16): computed as 24 (padding them in memory was tried: no faster)",
     )
