@@ -7,11 +7,8 @@ Per workload one line: the best time of each source, as the builder would find t
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +16,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu.selection import Case, arguments, decisions  # noqa: E402
 from benchmarks.runner import compare, record  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Expression, Operand, apply  # noqa: E402
 from fusion.network import Op, TensorType  # noqa: E402
 from fusion.ops import Convolution, MatrixMultiply  # noqa: E402
-from runtime.device import Device, DeviceError  # noqa: E402
+from runtime.device import DeviceError  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
-from runtime.timer import Bench  # noqa: E402
 from tactics.registry import source_of  # noqa: E402
-from tactics.select import Compilers, SelectOptions, finish, start  # noqa: E402
+from tactics.select import SelectOptions  # noqa: E402
 from tactics.tactic import Workload  # noqa: E402
 
 BIAS = apply("add", Operand(0), Operand(1))
@@ -39,19 +36,30 @@ EPILOGUES: dict[str, Expression] = {
 }  # fmt: skip
 
 
-def gemm(m: int, n: int, k: int, epilogue: str) -> tuple[str, Op, list[tuple[int, ...]]]:
+def gemm(m: int, n: int, k: int, epilogue: str) -> Case:
     """A product with constant weights."""
     shapes = [(m, k), (k, n), (n,), *([(m, n)] if "sum" in epilogue else [])]
-    return f"gemm {m}x{n}x{k} {epilogue}", MatrixMultiply(epilogue=EPILOGUES[epilogue]), shapes
+    return case_of(f"gemm {m}x{n}x{k} {epilogue}", MatrixMultiply(epilogue=EPILOGUES[epilogue]), shapes)
 
 
-def conv(batch: int, size: int, channels: int, out: int, taps: int, stride: int, epilogue: str) -> tuple[str, Op, list[tuple[int, ...]]]:
+def conv(batch: int, size: int, channels: int, out: int, taps: int, stride: int, epilogue: str) -> Case:
     """A square convolution, channels-last."""
     pad = (taps // 2,) * 2
     op = Convolution((stride,) * 2, pad, pad, (1, 1), 1, True, EPILOGUES[epilogue])
     last = (batch, -(-size // stride), -(-size // stride), out)
     shapes = [(batch, size, size, channels), (out, channels, taps, taps), (out,), *([last] if "sum" in epilogue else [])]
-    return f"conv b{batch} {size}x{size}x{channels}->{out} {taps}x{taps}/{stride} {epilogue}", op, shapes
+    return case_of(f"conv b{batch} {size}x{size}x{channels}->{out} {taps}x{taps}/{stride} {epilogue}", op, shapes)
+
+
+def case_of(name: str, op: Op, shapes: Sequence[tuple[int, ...]]) -> Case:
+    """A float16 layer whose inputs 1 and 2 (weights and bias) are constants."""
+    types = tuple(TensorType(DataType.HALF, shape) for shape in shapes)
+
+    def values() -> dict[int, np.ndarray]:
+        generator = np.random.default_rng(1)
+        return {n: (generator.normal(size=shapes[n]) * 0.05).astype(np.float16) for n in (1, 2)}
+
+    return Case(f"{name} float16", Workload(op, types, op.infer(types), tuple(n in (1, 2) for n in range(len(shapes)))), values)
 
 
 CASES = [
@@ -63,53 +71,29 @@ CASES = [
 ]  # fmt: skip
 
 
-def measured(cases: list[tuple[str, Op, list[tuple[int, ...]]]], device: Device, sources: tuple[str, ...], level: int) -> Iterator[tuple[str, dict[str, float], str]]:
-    """Per case its best seconds by source, and the winner."""
-    generator = np.random.default_rng(1)
-    compilers = Compilers(device.spec.arch, 16, {})
-    options = SelectOptions(level=level, sources=sources)
-    searches = []
-    for name, op, shapes in cases:
-        types = tuple(TensorType(DataType.HALF, shape) for shape in shapes)
-        workload = Workload(op, types, op.infer(types), tuple(n in (1, 2) for n in range(len(shapes))))
-        searches.append((name, shapes, start(workload, device.spec, options, compilers)))
-    for name, shapes, search in searches:
-        values = {n: (generator.normal(size=shapes[n]) * 0.05).astype(np.float16) for n in (1, 2)}
-        decision = finish(search, values, device.spec, options, partial(Bench, device, search.workload, values), compilers)
-        best: dict[str, float] = {}
-        for row in decision.timings:
-            if row.seconds is not None:
-                source = source_of(row.tactic) or "own"
-                best[source] = min(row.seconds, best.get(source, row.seconds))
-            elif source_of(row.tactic):
-                print(f"    {row.tactic} {dict(row.config)}: {row.reason[:110]}")
-        yield name, best, decision.tactic
-    compilers.close()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=40, help="begin no workload after so long")
-    parser.add_argument("--level", type=int, default=3)
-    parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument("--results", default="sources")
-    arguments = parser.parse_args()
-    device, sources = open_device("0"), []
+    given, device, sources = arguments(__doc__, "sources", 40), open_device("0"), []
     for name in ("CUBLAS_LT", "CUDNN"):
         try:
             print(f"{name} {device.library(name).version}")
             sources.append(name)
         except DeviceError as error:
             print(error)
-    began, driver = time.perf_counter(), str(device.properties().get("driver", ""))
-    for name, best, winner in measured([one for one in CASES if arguments.only in one[0]], device, tuple(sources), arguments.level):
+    driver = str(device.properties().get("driver", ""))
+    for case, decision in decisions(CASES, device, SelectOptions(level=given.level, sources=tuple(sources)), given):
+        best: dict[str, float] = {}
+        for row in decision.timings:
+            source = source_of(row.tactic)
+            if row.seconds is not None:
+                best[source or "own"] = min(row.seconds, best.get(source or "own", row.seconds))
+            elif source:
+                print(f"    {row.tactic} {dict(row.config)}: {row.reason[:110]}")
         library = min((source for source in best if source != "own"), key=lambda source: best[source], default="")
         peer = [best[library] * 1e6] if library else []
-        result = compare(f"{name} float16", [best["own"] * 1e6], "us", peer, library, device=device.spec.name, driver=driver, note=f"winner {winner}")
-        record(arguments.results, [result])
-        print(f"{name}: " + ", ".join(f"{source} {seconds * 1e6:.1f}" for source, seconds in sorted(best.items())) + f" us; {winner}", flush=True)
-        if time.perf_counter() - began > arguments.seconds:
-            break
+        result = compare(case.name, [best["own"] * 1e6], "us", peer, library, device=device.spec.name, driver=driver, note=f"winner {decision.tactic}")
+        record(given.results, [result])
+        each = ", ".join(f"{source} {seconds * 1e6:.1f}" for source, seconds in sorted(best.items()))
+        print(f"{case.name}: {each} us; {decision.tactic}", flush=True)
 
 
 if __name__ == "__main__":
