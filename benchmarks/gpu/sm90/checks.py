@@ -125,6 +125,20 @@ def run_check_stem(run):
         attempt(label, one)
 
 
+def attended(torch, q, k, v, causal, mask_kind, dtype):
+    """The mask (none without a ``mask_kind``) and the attention in float64; k and v may have fewer heads than q."""
+    (batch, heads, s_q, d), (_, kv_heads, s_k, _) = q.shape, k.shape
+    k, v = (side.double().repeat_interleave(heads // kv_heads, 1) for side in (k, v))
+    scores = q.double() @ k.transpose(2, 3) * d**-0.5
+    mask = None
+    if mask_kind:
+        mask, added = make_mask(torch, mask_kind, batch, heads, s_q, s_k, dtype)
+        scores = scores + added
+    if causal:
+        scores = scores.masked_fill(torch.ones(s_q, s_k, device="cuda").tril(s_k - s_q) == 0, float("-inf"))
+    return mask, scores.softmax(-1).nan_to_num(0) @ v
+
+
 def run_check_attention(run):
     gpu, torch, attempt = run.gpu, run.gpu.torch, run.attempt
     types = run.gpu.types
@@ -142,18 +156,10 @@ def run_check_attention(run):
         bursts[s_k // 3], bursts[s_k // 2] = 100, 300  # scores beyond what a float's exponential holds
         on_keys = {"rising": ramp, "falling": 30 - ramp, "bursts": bursts, "large": 20.0}.get(data, 1.0)
         for how in attention_kinds(d, mask_kind):
-            def one(batch=batch, heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, d=d, causal=causal, kind=kind, how=how, make_side=make_side,
-                    on_keys=on_keys, data=data, mask_kind=mask_kind):
+            def one(heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, causal=causal, kind=kind, how=how, make_side=make_side, on_keys=on_keys,
+                    data=data, mask_kind=mask_kind):
                 q, k, v, out = make_side(heads, s_q, 20.0 if data == "large" else 1.0), make_side(kv_heads, s_k, on_keys), make_side(kv_heads, s_k), make_side(heads, s_q)
-                k_all, v_all = (side.double().repeat_interleave(heads // kv_heads, 1) for side in (k, v))
-                scores = q.double() @ k_all.transpose(2, 3) * d**-0.5
-                mask = None
-                if mask_kind:
-                    mask, added = make_mask(torch, mask_kind, batch, heads, s_q, s_k, types[kind])
-                    scores = scores + added
-                if causal:
-                    scores = scores.masked_fill(torch.ones(s_q, s_k, device="cuda").tril(s_k - s_q) == 0, float("-inf"))
-                reference = scores.softmax(-1).nan_to_num(0) @ v_all
+                mask, reference = attended(torch, q, k, v, causal, mask_kind, types[kind])
                 launch = gpu.attention(q, k, v, out, how, causal, kind, mask, mask_kind)
                 return judged(gpu, launch, out, reference, LIMIT[kind], config=attention_name(*how))
             attempt(f"{label} {attention_name(*how)}", one)
@@ -167,18 +173,9 @@ def run_check_short(run):
             shape = (batch, length, count, d) if first else (batch, count, length, d)
             side = torch.randn(shape, device="cuda").to(types[kind])
             return side.transpose(1, 2) if first else side
-        def one(batch=batch, heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, d=d, causal=causal, kind=kind, mask_kind=mask_kind,
-                make_side=make_side):
+        def one(heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, causal=causal, kind=kind, mask_kind=mask_kind, make_side=make_side):
             q, k, v, out = make_side(heads, s_q), make_side(kv_heads, s_k), make_side(kv_heads, s_k), make_side(heads, s_q)
-            k_all, v_all = (side.double().repeat_interleave(heads // kv_heads, 1) for side in (k, v))
-            scores = q.double() @ k_all.transpose(2, 3) * d**-0.5
-            mask = None
-            if mask_kind:
-                mask, added = make_mask(torch, mask_kind, batch, heads, s_q, s_k, types[kind])
-                scores = scores + added
-            if causal:
-                scores = scores.masked_fill(torch.ones(s_q, s_k, device="cuda").tril(s_k - s_q) == 0, float("-inf"))
-            reference = scores.softmax(-1).nan_to_num(0) @ v_all
+            mask, reference = attended(torch, q, k, v, causal, mask_kind, types[kind])
             launch = gpu.short(q, k, v, out, mask, mask_kind, causal, kind, 1)
             return judged(gpu, launch, out, reference, LIMIT[kind], config="short")
         attempt(label, one)
