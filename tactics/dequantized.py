@@ -48,7 +48,7 @@ class Dequantized(Tactic):
         self._inner = inner
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if not all(workload.constant[1:4]):
+        if not all(map(workload.is_constant, (1, 2, 3))):
             return Refusal("weights, scales or zero points are computed by the network")
         return self._inner.supports(product(workload), device)
 

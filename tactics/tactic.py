@@ -63,6 +63,10 @@ class Workload:
         """Whether axis ``axis`` (may be negative) of tensor ``tensor`` (inputs first, then outputs) may vary."""
         return bool(self.varies) and bool(self.varies[tensor]) and self.varies[tensor][axis]
 
+    def is_constant(self, number: int) -> bool:
+        """Whether the value of input ``number`` is known at build."""
+        return number < len(self.constant) and self.constant[number]
+
     @property
     def is_static(self) -> bool:
         """Whether no size varies."""

@@ -232,7 +232,7 @@ class _Product(Tactic):
         direct = is_direct(workload, shape)
         total = summed(workload)
         epilogue = product_epilogue(workload)
-        known = bool(workload.constant) and workload.constant[1]
+        known = workload.is_constant(1)
         threads = values["threads"]
         tile = values["tile"] or shape.out[0]
         scratch = Scratch()

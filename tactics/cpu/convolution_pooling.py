@@ -46,7 +46,7 @@ class ConvolvedBands(Tactic):
             return Refusal(f"{op.pooling.kind} pooling: this tactic has max and average")
         if op.pooling.epilogue != IDENTITY:
             return Refusal("the pooling has an epilogue of its own")
-        if not (workload.constant and workload.constant[1]):
+        if not workload.is_constant(1):
             return Refusal("the weights are not constant")
         return float_only((*workload.inputs[:2], *op.convolution.infer(workload.inputs)))
 

@@ -48,7 +48,7 @@ class Col2im(Tactic):
         op, values, shape = workload.op, dict(config), _mirror(workload)
         assert isinstance(op, Deconvolution)
         total = summed(workload)
-        known = bool(workload.constant) and workload.constant[1]
+        known = workload.is_constant(1)
         epilogue = product_epilogue(workload)
         threads, channels = values["threads"], min(values["channels"], shape.c)
         # In the mirrored convolution, c counts this layer's outputs, o its inputs, out is its input's size.

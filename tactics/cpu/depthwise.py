@@ -57,7 +57,7 @@ class Depthwise(Tactic):
         assert isinstance(op, Convolution)
         total = summed(workload)
         epilogue = product_epilogue(workload)
-        known = bool(workload.constant) and workload.constant[1]
+        known = workload.is_constant(1)
         channels, threads = values["channels"], values["threads"]
         padded = _padded(shape)
         plane = math.prod(padded)

@@ -53,7 +53,7 @@ class Steps(Tactic):
         assert isinstance(op, Recurrence)
         dtype, hidden, gates = wide(*workload.inputs[:1]), op.hidden, op.gates
         batch = shape_of(workload.inputs[0])[op.input_order.index("b")]
-        packed = bool(workload.constant) and workload.constant[1]
+        packed = workload.is_constant(1)
         scratch = Scratch()
         weights = scratch.take((0 if packed else len(op.reverse), hidden, gates * hidden), dtype)
         rows = spans(batch, -(-threads // len(op.reverse)))

@@ -28,7 +28,7 @@ class SeparableImages(Tactic):
     ops = (SeparableConvolution,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if not (workload.constant and workload.constant[1] and workload.constant[2]):
+        if not (workload.is_constant(1) and workload.is_constant(2)):
             return Refusal("the weights are not constant")
         op = workload.op
         assert isinstance(op, SeparableConvolution)

@@ -80,7 +80,7 @@ class Winograd(Tactic):
                 f"window {shape.window}, stride {shape.stride}, dilation {shape.dilation}, {shape.groups} groups: only"
                 " 3x3 windows without stride, dilation and groups"
             )
-        if not workload.constant or not workload.constant[1]:
+        if not workload.is_constant(1):
             return Refusal("the weights are not known at build, and transforming them in each call costs too much")
         if min(shape.c, shape.o) < 8:
             return Refusal(f"{shape.c} to {shape.o} channels: below 8 the transforms cost more than they save")

@@ -167,7 +167,7 @@ def _code(
         sizes += values
         size_fields += fields
         loads += _load(access, position, types[index], row, pitch)
-        if not access.groups and arity + index - 1 < len(workload.constant) and workload.constant[arity + index - 1]:
+        if not access.groups and workload.is_constant(arity + index - 1):
             size = f"{'ld * ' if access.columns else ''}{types[index].itemsize}"
             constants += f"    pdl_prefetch(args.operand[{position - 1}], {size}, thread, threads);\n"
             first, some = (f"n * {types[index].itemsize}", f"count * {types[index].itemsize}") if access.columns else ("0", size)

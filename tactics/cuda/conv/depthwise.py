@@ -129,7 +129,7 @@ class Depthwise(Tactic):
             return window
         if not (window.groups == window.in_channels == window.out_channels):
             return Refusal(f"{window.groups} groups of {window.in_channels} channels: not a depthwise convolution with one filter a channel")
-        if not (len(workload.constant) > 1 and workload.constant[1]):
+        if not workload.is_constant(1):
             return Refusal("the weights are not constant; they are repacked at build")
         if (window.input[0], window.output[0], window.taps[0]) != (1, 1, 1) or workload.op.stride[:-2] not in ((), (1,)):  # type: ignore[attr-defined]
             return Refusal("three spatial dimensions; this kernel takes two")

@@ -7,7 +7,6 @@ from math import prod
 
 import numpy as np
 
-from fusion.dtypes import DataType
 from fusion.ops import Convolution, Deconvolution
 from tactics.cuda.conv.common import (
     Window,
@@ -38,8 +37,7 @@ from tactics.cuda.gemm.common import (
     epilogue_of,
     null,
     pdl,
-    refuse_eight_bits,
-    refuse_types,
+    refuse_tensor_cores,
     round_up,
     sum_types,
     vector_bytes,
@@ -65,14 +63,9 @@ class MmaConvolution(Tactic):
     ops = (Convolution, Deconvolution)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if device.capability < 75:
-            return Refusal(f"tensor cores of this kernel need sm_75; the device is {device.arch}")
-        allowed = (DataType.HALF,) if device.capability < 80 else (DataType.HALF, DataType.BF16, DataType.FLOAT)
-        if refusal := refuse_types(workload, 2, (*allowed, *EIGHT_BIT_TYPES)) or refuse_eight_bits(workload, device):
+        if refusal := refuse_tensor_cores(workload, device):
             return refusal
-        if workload.inputs[0].dtype is DataType.FLOAT and not workload.tf32:
-            return Refusal("FP32 products on tensor cores round to TF32, which is not allowed here")
-        if not (len(workload.constant) > 1 and workload.constant[1]):
+        if not workload.is_constant(1):
             return Refusal("the weights are not constant; they are repacked at build")
         window = _seen(workload)
         if isinstance(window, Refusal):

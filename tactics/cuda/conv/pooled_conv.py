@@ -78,7 +78,7 @@ class _Pooled(Tactic):
             return refusal
         if first.outputs[0].dtype is not first.inputs[0].dtype:
             return Refusal(f"{first.inputs[0].dtype.label} operands with {first.outputs[0].dtype.label} results; this kernel has one type")
-        if not (workload.constant and workload.constant[1]):
+        if not workload.is_constant(1):
             return Refusal("the weights are not constant; they are repacked at build")
         window = window_of(first, planes=True)
         if isinstance(window, Refusal):

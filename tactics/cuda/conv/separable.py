@@ -84,7 +84,7 @@ def _parts(workload: Workload) -> _Parts | Refusal:
         return Refusal("three spatial dimensions; this kernel takes two")
     if prod(window.taps) > MOST_TAPS:
         return Refusal(f"a window of {window.taps[1]}x{window.taps[2]}; this kernel unrolls up to {MOST_TAPS} taps")
-    if not (workload.constant and workload.constant[1] and workload.constant[2]):
+    if not (workload.is_constant(1) and workload.is_constant(2)):
         return Refusal("the weights are not constant")
     if window.pixels * pointwise.out_channels * window.in_channels == 0:
         return Refusal("nothing to compute")

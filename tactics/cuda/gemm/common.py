@@ -96,6 +96,18 @@ def refuse_eight_bits(workload: Workload, device: DeviceSpec) -> Refusal | None:
     return None
 
 
+def refuse_tensor_cores(workload: Workload, device: DeviceSpec) -> Refusal | None:
+    """A refusal where mma.sync does not multiply the workload's first two inputs, or rounds them where that is not allowed."""
+    if device.capability < 75:
+        return Refusal(f"tensor cores of this kernel need sm_75; the device is {device.arch}")
+    allowed = (DataType.HALF,) if device.capability < 80 else (DataType.HALF, DataType.BF16, DataType.FLOAT)
+    if refusal := refuse_types(workload, 2, (*allowed, *EIGHT_BIT_TYPES)) or refuse_eight_bits(workload, device):
+        return refusal
+    if workload.inputs[0].dtype is DataType.FLOAT and not workload.tf32:
+        return Refusal("FP32 products on tensor cores round to TF32, which is not allowed here")
+    return None
+
+
 def operand_types(workload: Workload) -> dict[str, str | int | None]:
     """The defines that say how operands are stored and summed (``include/sums.cuh``)."""
     a, b = (tensor.dtype for tensor in workload.inputs[:2])

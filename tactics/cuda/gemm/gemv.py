@@ -48,7 +48,7 @@ class Gemv(Tactic):
             return Refusal("the number of rows may vary; it is compiled into this kernel")
         if not 1 <= product.m <= MOST_ROWS:
             return Refusal(f"{product.m} rows; this kernel takes 1 to {MOST_ROWS}")
-        if not product.transpose_b and not (len(workload.constant) > 1 and workload.constant[1]):
+        if not product.transpose_b and not workload.is_constant(1):
             return Refusal("b is stored [K][N] and is not a constant that could be transposed at build")
         chunk = 16 // workload.inputs[0].dtype.itemsize
         if k_alignment(workload) % chunk or product.k == 0 or fixed(workload, 1, -1) * fixed(workload, 1, -2) == 0:
@@ -94,7 +94,7 @@ class Gemv(Tactic):
         kernel = Kernel("gemm/gemv.cu", "gemv", (*defines(
             IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], ROWS=product.m, WARPS=WARPS,
             COLUMNS=chosen["columns"], SPLIT=chosen["split"], UNROLL=chosen["unroll"], PDL=1 if pdl(device) else None,
-            B_CONSTANT=1 if len(workload.constant) > 1 and workload.constant[1] else None,
+            B_CONSTANT=1 if workload.is_constant(1) else None,
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
         grid = (ceil_div(product.n, chosen["columns"] * WARPS // chosen["split"]), 1, 1)
         weights = Buffer("input", 1) if product.transpose_b else Buffer("packed", 0)

@@ -8,7 +8,6 @@ from math import prod
 
 import numpy as np
 
-from fusion.dtypes import DataType
 from fusion.ops import MatrixMultiply
 from tactics.cuda.epilogue import overwritable
 from tactics.cuda.gemm import tiles
@@ -25,8 +24,7 @@ from tactics.cuda.gemm.common import (
     fixed,
     null,
     pdl,
-    refuse_eight_bits,
-    refuse_types,
+    refuse_tensor_cores,
     round_up,
     rows_and_operands,
     sizes,
@@ -89,7 +87,7 @@ def packs_b(workload: Workload) -> bool:
     """Whether ``prepare`` stores b as [N][K], K padded to 16 bytes: a constant whose rows are not whole vectors as it is."""
     op = workload.op
     assert isinstance(op, MatrixMultiply)
-    if not (len(workload.constant) > 1 and workload.constant[1]) or workload.inputs[1].dtype.itemsize > 4:
+    if not workload.is_constant(1) or workload.inputs[1].dtype.itemsize > 4:
         return False
     b = sizes(workload, 1)
     if workload.inputs[1].dtype.itemsize == 1 and not op.transpose_b:
@@ -111,13 +109,8 @@ class MmaGemm(Tactic):
     ops = (MatrixMultiply,)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if device.capability < 75:
-            return Refusal(f"tensor cores of this kernel need sm_75; the device is {device.arch}")
-        allowed = (DataType.HALF,) if device.capability < 80 else (DataType.HALF, DataType.BF16, DataType.FLOAT)
-        if refusal := refuse_types(workload, 2, (*allowed, *EIGHT_BIT_TYPES)) or refuse_eight_bits(workload, device):
+        if refusal := refuse_tensor_cores(workload, device):
             return refusal
-        if workload.inputs[0].dtype is DataType.FLOAT and not workload.tf32:
-            return Refusal("FP32 products on tensor cores round to TF32, which is not allowed here")
         product = product_of(workload)
         if isinstance(product, Refusal):
             return product
@@ -170,7 +163,7 @@ class MmaGemm(Tactic):
         kernel = Kernel("gemm/mma_gemm.cu", "mma_gemm", (*defines(
             **common, **tile_defines(tile), IN_T={**C_TYPES, **EIGHT_BIT_TYPES}[dtype], B_KN=b_kn,
             VEC_A=vector_bytes(itemsize, fixed_k), VEC_B=16 if packed else vector_bytes(itemsize, fixed_n if b_kn else fixed_k),
-            B_CONSTANT=1 if len(workload.constant) > 1 and workload.constant[1] else None,
+            B_CONSTANT=1 if workload.is_constant(1) else None,
         ), *(() if tile.partial else epilogue.defines)), "" if tile.partial else epilogue.prelude)  # fmt: skip
         output = Buffer("output")
         grid = (ceil_div(product.m, tile.bm) * ceil_div(product.n, tile.bn) * product.batch, tile.splits, 1)

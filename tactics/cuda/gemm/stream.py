@@ -220,7 +220,7 @@ class StreamedGemm(Tactic):
             return Refusal("this kernel takes one product, a stored [M][K]")
         if not 1 <= product.m <= MOST_ROWS:
             return Refusal(f"{product.m} rows; this kernel takes 1 to {MOST_ROWS}")
-        if not (len(workload.constant) > 1 and workload.constant[1]):
+        if not workload.is_constant(1):
             return Refusal("b is no constant that could be laid out at build")
         if k_alignment(workload) % 8 or product.k == 0 or product.n == 0:
             return Refusal(f"a depth of {product.k} is no multiple of 8")

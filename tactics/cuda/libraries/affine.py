@@ -59,11 +59,6 @@ def affine_epilogue(workload: Workload) -> Affine | None:
     return None if scale is None else Affine(scale, bias, residual, activation)
 
 
-def is_constant(workload: Workload, number: int) -> bool:
-    """Whether the value of input ``number`` is known at build."""
-    return number < len(workload.constant) and workload.constant[number]
-
-
 def _terms(expression: Expression) -> list[Expression]:
     if isinstance(expression, Apply) and expression.function == "add":
         return [term for argument in expression.arguments for term in _terms(argument)]

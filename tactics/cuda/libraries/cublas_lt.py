@@ -27,7 +27,7 @@ from tactics.cuda.gemm.common import (
     vector_columns,
 )
 from tactics.cuda.gemm.mma_gemm import Product, k_alignment, pack_rows, packs_b, product_of, reduction
-from tactics.cuda.libraries.affine import Affine, affine_epilogue, is_constant
+from tactics.cuda.libraries.affine import Affine, affine_epilogue
 from tactics.tactic import (
     Buffer,
     Config,
@@ -122,7 +122,7 @@ class CublasLt(Tactic):
             b = constants[1].reshape(constants[1].shape[-2:])
             found.append(pack_rows(b if workload.op.transpose_b else b.T, b.dtype.itemsize))  # type: ignore[attr-defined]
         affine = _own_epilogue(workload)
-        if affine is not None and affine.bias is not None and is_constant(workload, affine.bias):
+        if affine is not None and affine.bias is not None and workload.is_constant(affine.bias):
             found.append(constants[affine.bias].reshape(-1).astype(workload.outputs[0].dtype.numpy))
         return tuple(found)
 
@@ -152,7 +152,7 @@ class CublasLt(Tactic):
             return Plan((LibraryCall(SOURCE, call, tuple(buffers), chosen["workspace"]), finish), scratch + chosen["workspace"])
         buffers += [("out", Buffer("output")), ("workspace", Buffer("workspace"))]
         if affine.bias is not None:
-            buffers.append(("bias", Buffer("packed", int(packed)) if is_constant(workload, affine.bias) else Buffer("input", affine.bias)))
+            buffers.append(("bias", Buffer("packed", int(packed)) if workload.is_constant(affine.bias) else Buffer("input", affine.bias)))
         if affine.residual is not None:
             buffers.append(("residual", Buffer("input", affine.residual)))
         call = MatrixCall(**{
@@ -169,7 +169,7 @@ def _own_epilogue(workload: Workload) -> Affine | None:
     if affine is None or a not in C_TYPES or out not in (a, DataType.FLOAT):
         return None
     for number in (affine.bias, affine.residual):
-        if number is None or (number == affine.bias and is_constant(workload, number)):
+        if number is None or (number == affine.bias and workload.is_constant(number)):
             continue
         if workload.inputs[number].dtype is not out:
             return None

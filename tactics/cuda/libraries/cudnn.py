@@ -11,7 +11,7 @@ from fusion.dtypes import DataType
 from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, window_of
 from tactics.cuda.gemm.common import C_TYPES
-from tactics.cuda.libraries.affine import Affine, affine_epilogue, is_constant
+from tactics.cuda.libraries.affine import Affine, affine_epilogue
 from tactics.tactic import (
     Buffer,
     Config,
@@ -72,7 +72,7 @@ class Cudnn(Tactic):
             return Refusal(f"inputs are {x.label} and {weights.label}; this source takes FP32, FP16, BF16 or INT8, both the same")
         if out is not (DataType.FLOAT if x is DataType.INT8 else x):
             return Refusal(f"{x.label} in, {out.label} out")
-        if not is_constant(workload, 1):
+        if not workload.is_constant(1):
             return Refusal("the weights are computed by the network")
         window = window_of(workload)
         if isinstance(window, Refusal):
@@ -92,7 +92,7 @@ class Cudnn(Tactic):
         affine = affine_epilogue(workload)
         if affine is None or affine.activation not in ("", "relu"):
             return Refusal("the epilogue is not relu(scale * x + bias + residual)")
-        if affine.bias is not None and not is_constant(workload, affine.bias):
+        if affine.bias is not None and not workload.is_constant(affine.bias):
             return Refusal("the bias is computed by the network")
         if affine.residual is not None and workload.inputs[affine.residual].dtype is not out:
             return Refusal(f"the residual is {workload.inputs[affine.residual].dtype.label}, the output {out.label}")

@@ -28,7 +28,7 @@ def refused(workload: Workload, device: DeviceSpec) -> Refusal | None:
         return Refusal(f"tensor cores multiply {dtype.label} from sm_{75 if dtype is DataType.HALF else 80} on; the device is {device.arch}")
     if workload.outputs[0].dtype not in C_TYPES:
         return Refusal(f"the output is {workload.outputs[0].dtype.label}; this kernel stores FP32, FP16 or BF16")
-    if not all(workload.constant[1:4]):
+    if not all(map(workload.is_constant, (1, 2, 3))):
         return Refusal("weights, scales or zero points are computed by the network")
     if kernel_block(op) is None:
         return Refusal(f"blocks of {op.block}; this kernel takes 16, 32 or multiples of 64")

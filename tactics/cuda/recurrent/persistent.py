@@ -158,7 +158,7 @@ class Persistent(Tactic):
             return Refusal("the reset gate multiplies the state before the product: see cuda.recurrence.rows")
         if workload.inputs[0].dtype is DataType.DOUBLE:
             return Refusal("float64: see cuda.recurrence.rows")
-        if not workload.constant or not workload.constant[1]:
+        if not workload.is_constant(1):
             return Refusal("the recurrent weights are not known at build: see cuda.recurrence.rows")
         refused = refusal_of(workload)
         return refused or (None if self.configs(workload, device) else Refusal(f"{op.hidden} cells: no division among blocks fits"))

@@ -88,7 +88,7 @@ class Sm90Convolution(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if refusal := refuse_types(workload, 2, TYPES) or refused(device, workload.inputs[0].dtype, workload.tf32):
             return refusal
-        if not (len(workload.constant) > 1 and workload.constant[1]):
+        if not workload.is_constant(1):
             return Refusal("the weights are not constant; they are repacked at build")
         window = window_sm90(workload)
         if isinstance(window, Refusal):

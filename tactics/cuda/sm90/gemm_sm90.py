@@ -79,7 +79,7 @@ def product_of(workload: Workload) -> Product | Refusal:
         if follows is None:
             return Refusal(f"batch axes {_show(a[:-2])} and {_show(b[:-2])}: one operand follows only some axes of {_show(lead)}")
         shared.append(not follows)
-    constant = len(workload.constant) > 1 and workload.constant[1]
+    constant = workload.is_constant(1)
     packed = constant and (not op.transpose_b or (shared[1] and n % 32 == 0))
     b_kn = not op.transpose_b and not packed
     if shared[1] and not shared[0] and not op.transpose_a:
@@ -150,7 +150,7 @@ class Sm90Gemm(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         product, tile, epilogue = _product(workload), tile_of(config), epilogue_of(workload)
         assert isinstance(epilogue, Epilogue)
-        constant = product.packed or (len(workload.constant) > 1 and workload.constant[1])
+        constant = product.packed or workload.is_constant(1)
         return Plan((
             gemm_launch(workload, device, tile, product, epilogue, Buffer("packed", 0) if product.packed else Buffer("input", 1),
                         fixed(workload, len(workload.inputs), -1), constant),

@@ -132,7 +132,7 @@ class Sm90Stem(Tactic):
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if refusal := refuse_types(workload, 2, (DataType.HALF, DataType.BF16)) or refused(device, workload.inputs[0].dtype, True):
             return refusal
-        if not (len(workload.constant) > 1 and workload.constant[1]):
+        if not workload.is_constant(1):
             return Refusal("the weights are not constant; they are repacked at build")
         window = window_of(workload, planes=True)
         if isinstance(window, Refusal):
