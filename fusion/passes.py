@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from types import MappingProxyType
 
 from fusion.dtypes import DataType
@@ -306,13 +307,15 @@ def check_rules(options: FusionOptions) -> None:
     """Refuses names of rules that do not exist.
 
     Raises:
-        ValueError: naming the rule and those that exist.
+        ValueError: naming the rule and those near it, or all that there are.
     """
     for item in options.disabled:
         name = item.split("@", 1)[0]
-        known = sorted([*RULES, *VIEW_RULES, *LAYOUT_RULES])
-        if name != ALL and name not in known:
-            raise ValueError(f"--disableFusion={item}: there is no rule {name!r}; rules are {', '.join(known)}")
+        known = sorted([ALL, *RULES, *VIEW_RULES, *LAYOUT_RULES])
+        if name not in known:
+            near = get_close_matches(name, known, 3) or [rule for rule in known if name and name in rule]
+            advice = f"did you mean {' or '.join(near[:6])}?" if near else f"rules are {', '.join(known)}"
+            raise ValueError(f"--disableFusion={item}: there is no rule {name!r}; {advice}")
     for name in options.enabled:
         if name not in {rule.name for rule in OPTIONAL}:
             raise ValueError(

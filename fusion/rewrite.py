@@ -257,8 +257,8 @@ def _judge(graph: Graph, rule: Rule, match: Match, disabled: frozenset[str], rec
     nearness = _CONDITION
     if refusal is None:
         refusal, nearness = _shared(graph, match), _READERS
-    if refusal is None and is_disabled(rule.name, match.layers, disabled):
-        refusal, nearness = Refusal("disabled", f"switched off by --disableFusion={rule.name}"), _SWITCH
+    if refusal is None and (switch := disabled_by(rule.name, match.layers, disabled)):
+        refusal, nearness = Refusal("disabled", f"switched off by --disableFusion={switch}"), _SWITCH
     if refusal is None:
         made = rule.rewrite(graph, match)
         if isinstance(made, Replacement):
@@ -305,14 +305,14 @@ def _note_near(graph: Graph, rule: Rule, layer: Layer, record: Record) -> None:
         _note(record, rule, match, shared, _READERS)
 
 
-def is_disabled(rule: str, layers: Sequence[Layer], disabled: frozenset[str]) -> bool:
-    """Whether ``disabled`` (``rule`` or ``rule@layer``, ``all`` for every rule) names this one; a layer also by its ONNX node."""
+def disabled_by(rule: str, layers: Sequence[Layer], disabled: frozenset[str]) -> str:
+    """Which of ``disabled`` (``rule`` or ``rule@layer``, ``all`` for every rule) switches this one off, or nothing; a layer is also named by
+    its ONNX nodes."""
     if not disabled:
-        return False
-    if ALL in disabled or rule in disabled:
-        return True
-    names = {name for layer in layers for name in (layer.name, *layer.origins)}
-    return any(f"{one}@{name}" in disabled for one in (ALL, rule) for name in names)
+        return ""
+    names = (name for layer in layers for name in (layer.name, *layer.origins))
+    named = (f"{one}@{name}" for name in names for one in (rule, ALL))
+    return next((one for one in (rule, ALL, *named) if one in disabled), "")
 
 
 def _shared(graph: Graph, match: Match) -> Refusal | None:

@@ -20,7 +20,7 @@ from fusion.bind import bind_type
 from fusion.dims import Dim, Shape, divisor, product
 from fusion.network import Layer, Network, Op, TensorType, typical_sizes
 from fusion.ops import Concatenation, Shuffle, Slice
-from fusion.rewrite import VIEW_RULES, Miss, is_disabled
+from fusion.rewrite import VIEW_RULES, Miss, disabled_by
 from runtime.segments import segments_of
 from tactics.tactic import tensor_bytes
 
@@ -185,8 +185,8 @@ def share_memory(
             if isinstance(layer.op, Concatenation | Slice):
                 refusals[layer.name] = (_rule(layer), "layout", _apart(layer, types, network.tensors[layer.outputs[0]]))
             continue
-        if is_disabled(_rule(layer), (layer,), switched_off):
-            refusals[layer.name] = (_rule(layer), "disabled", f"switched off by --disableFusion={_rule(layer)}")
+        if switch := disabled_by(_rule(layer), (layer,), switched_off):
+            refusals[layer.name] = (_rule(layer), "disabled", f"switched off by --disableFusion={switch}")
             continue
         before = memory.state() if len(pieces) > 1 else None  # one piece that does not fit changes nothing
         reasons = [memory.join(number, piece) for piece in pieces]

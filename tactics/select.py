@@ -20,7 +20,18 @@ from fusion.serial import to_json
 from tactics.cache import Entry, Timing
 from tactics.compiler import CompileError, compile_cubin
 from tactics.registry import tactics
-from tactics.tactic import Config, DeviceSpec, Kernel, Launch, Plan, Tactic, Workload, reachable_seconds, refusal
+from tactics.tactic import (
+    Config,
+    DeviceSpec,
+    Kernel,
+    Launch,
+    Plan,
+    Tactic,
+    Workload,
+    reachable_seconds,
+    refusal,
+    tactic_label,
+)
 
 BATCH = 8  # candidates timed against each other, interleaved
 NEAR_FLOOR = 1.05  # a winner this close to its floor ends the search
@@ -44,7 +55,7 @@ class Candidate:
     @property
     def label(self) -> str:
         """``id[name=value,...]``"""
-        return self.tactic.id + (f"[{','.join(f'{k}={v}' for k, v in self.config)}]" if self.config else "")
+        return tactic_label(self.tactic.id, self.config)
 
 
 class Bench(Protocol):
@@ -71,7 +82,7 @@ class SelectOptions:
     workspace_limit: int | None = None  # bytes
     shared_memory_limit: int | None = None  # bytes
     max_tactics: int | None = None
-    pinned: str = ""  # a tactic id (or a prefix of one) that must be used
+    pinned: str = ""  # a tactic id (or a prefix of one), or one with its configuration as reports show it, that must be used
     rounds: int = 8  # how many timings a finalist's time is the median of
     sources: tuple[str, ...] = ()  # libraries that compete with our own kernels (Tactic.source)
 
@@ -139,9 +150,11 @@ def candidates(
         if configs:
             found.append((tactic.estimate(workload, configs[0], device), tactic, configs))
     if options.pinned:
-        kept = [item for item in found if item[1].id.startswith(options.pinned)]
+        kept = [(estimate, tactic, _of_pin(options.pinned, tactic, configs)) for estimate, tactic, configs in found]
+        kept = [item for item in kept if item[2]]
         if not kept:
-            listed = ", ".join(item[1].id for item in found) or "none"
+            one = next((item for item in found if options.pinned.startswith(f"{item[1].id}[")), None)
+            listed = ", ".join(tactic_label(one[1].id, config) for config in one[2][:8]) if one else ", ".join(item[1].id for item in found) or "none"
             raise NoTacticError(f"pinned tactic {options.pinned!r} cannot serve this layer; those that can: {listed}")
         found = kept
     # On the CPU a reference tactic is the bare NumPy meaning: it competes only where nothing else can serve.
@@ -160,6 +173,11 @@ def candidates(
     if options.max_tactics:
         chosen = chosen[: options.max_tactics]
     return chosen, refused
+
+
+def _of_pin(pinned: str, tactic: Tactic, configs: tuple[Config, ...]) -> tuple[Config, ...]:
+    """Those of ``configs`` that ``pinned`` allows."""
+    return configs if tactic.id.startswith(pinned) else tuple(config for config in configs if tactic_label(tactic.id, config) == pinned)
 
 
 def _may_serve(tactic: Tactic, options: SelectOptions) -> bool:

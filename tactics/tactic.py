@@ -88,6 +88,11 @@ def config(**values: int) -> Config:
     return tuple(sorted((name, int(value)) for name, value in values.items()))
 
 
+def tactic_label(tactic: str, config: Config) -> str:
+    """A tactic with its configuration as reports show it and flags take it: ``id[name=value,...]``."""
+    return tactic + (f"[{','.join(f'{name}={value}' for name, value in config)}]" if config else "")
+
+
 # --- launches as data ------------------------------------------------------------------------------------------------
 
 

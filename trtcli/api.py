@@ -69,6 +69,12 @@ def _check(config: BuildConfig) -> None:
     for field in ("save_engine", "timing_cache_file"):
         if path := getattr(config, field):
             check_writable(f"BuildConfig: {field}", path, special=False)
+    for field, pair in (("disable_fusion", ("pointwise", "relu1")), ("pin_tactic", ("conv1", "cpu.conv.im2col"))):
+        for one in getattr(config, field):
+            if isinstance(one, str) or len(one) != 2:
+                raise ValueError(f"BuildConfig: {field}: {one!r} is no pair; give pairs such as {pair!r}")
+    if isinstance(config.tactic_sources, str):
+        raise ValueError(f"BuildConfig: tactic_sources={config.tactic_sources!r}: give a tuple of names, such as ('CUDNN',)")
     for shapes in (config, *config.profiles):
         for field in ("min_shapes", "opt_shapes", "max_shapes", "shapes"):
             for name, extents in (getattr(shapes, field, None) or {}).items():

@@ -272,7 +272,7 @@ def byte_size(text: str) -> int:
 
 @dataclass(frozen=True)
 class Pins:
-    """``layer:tactic[,...]``; the layer is what stands before the last colon, in single quotes if it holds commas."""
+    """``layer:tactic[,...]``; the layer is what stands before the last colon. Commas in quotes or brackets belong to names."""
 
     metavar: str = "LAYER:TACTIC[,...]"
     allowed: str = "a layer and a tactic's id"
@@ -356,15 +356,26 @@ class Names:
 
 
 def split_quoted(text: str) -> list[str]:
-    """``text`` split at commas that stand outside of single quotes.
+    """``text`` split at commas that stand outside of single quotes and of balanced brackets, which names of layers and tactics have:
+    ``fusedPointwiseNode(add1, relu1):cpu.pointwise.blocks[block=64,threads=1]`` is one piece.
 
     Raises:
         ValueError: unbalanced quotes, or an empty piece.
     """
     if text.count("'") % 2:
         raise ValueError(f"unbalanced ' in {text!r}")
-    outside = r",(?=(?:[^']*'[^']*')*[^']*$)"  # a comma with an even number of quotes after it
-    parts = [part.strip() for part in re.split(outside, text)]
+    bare = re.sub(r"'[^']*'", "", text)
+    balanced = all(bare.count(one) == bare.count(other) for one, other in ("()", "[]"))
+    pieces, depth, quoted = [""], 0, False
+    for letter in text:
+        quoted ^= letter == "'"
+        if not quoted and balanced:
+            depth += (letter in "([") - (letter in ")]")
+        if letter == "," and not quoted and depth <= 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    parts = [piece.strip() for piece in pieces]
     if not all(parts):
         raise ValueError(f"{text!r} has an empty entry")
     return parts

@@ -218,6 +218,15 @@ def test_a_pinned_tactic_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         _run(monkeypatch, family, _Bench({}), SelectOptions(pinned="cpu.z"))
 
 
+def test_a_pin_may_name_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As reports show it, however late it would have its turn."""
+    family = [_Fake("a", configs=[config(k=n) for n in range(40)]), _Fake("b")]
+    bench = _Bench({"cpu.a[k=37]": 9.0})
+    assert _run(monkeypatch, family, bench, SelectOptions(level=1, pinned="cpu.a[k=37]")).config == config(k=37)
+    with pytest.raises(NoTacticError, match=r"those that can: cpu\.a\[k=0\], cpu\.a\[k=1\]"):
+        _run(monkeypatch, family, _Bench({}), SelectOptions(pinned="cpu.a[k=40]"))
+
+
 def test_a_cached_decision_is_taken_unless_its_code_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     family = [_Fake("a")]
     decision = _run(monkeypatch, family, _Bench({"cpu.a": 1.0}))

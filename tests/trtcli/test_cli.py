@@ -124,7 +124,7 @@ def test_inspect_why_not(plain: Path, capsys: Captured) -> None:
     assert main(["inspect", str(plain), "--device=cpu", "--disableFusion=all", "--whyNot=e"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("e is a layer of its own.")
-    assert "refused (disabled): switched off by --disableFusion=pointwise" in out
+    assert "refused (disabled): switched off by --disableFusion=all" in out
     assert "it would save 48 bytes of traffic" in out
     assert main(["inspect", str(plain), "--device=cpu", "--disableFusion=all", "--whyNot=e", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "WhyNot": [{"Node": "e", "Lines": out.splitlines()}]}
@@ -161,8 +161,12 @@ def test_inspect_why_not_of_a_concatenation(tmp_path: Path, capsys: Captured) ->
 
 
 def test_an_unknown_fusion_rule_is_refused(plain: Path, capsys: Captured) -> None:
-    assert main(["inspect", str(plain), "--disableFusion=nope"]) == 1
-    assert "there is no rule 'nope'" in capsys.readouterr().err
+    assert main(["inspect", str(plain), "--disableFusion=xyz"]) == 1
+    assert "there is no rule 'xyz'; rules are all, attention, " in capsys.readouterr().err
+    assert main(["inspect", str(plain), "--disableFusion=convolution-scal@x"]) == 1
+    assert "did you mean convolution-scale or " in capsys.readouterr().err
+    assert main(["inspect", str(plain), "--disableFusion=pointwise@nope"]) == 1
+    assert "no node or layer is named 'nope'" in capsys.readouterr().err
 
 
 def test_check_says_yes(plain: Path, capsys: Captured) -> None:

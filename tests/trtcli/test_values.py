@@ -20,6 +20,7 @@ from trtcli.values import (
     ShapeSpec,
     Share,
     byte_size,
+    split_quoted,
 )
 
 
@@ -105,6 +106,22 @@ def test_percentiles() -> None:
 )
 def test_shape_spec(text: str, shapes: dict[str, tuple[int, ...]]) -> None:
     assert ShapeSpec()(text) == shapes
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("a,b", ["a", "b"]),
+        ("fusedPointwiseNode(add1, relu1), b", ["fusedPointwiseNode(add1, relu1)", "b"]),
+        ("c + fusedPointwiseNode(a, b):cpu.x[k=1,t=2],d:cpu.y", ["c + fusedPointwiseNode(a, b):cpu.x[k=1,t=2]", "d:cpu.y"]),
+        ("f(a,b", ["f(a", "b"]),
+        ("'f(a',b,g(c,d)", ["'f(a'", "b", "g(c,d)"]),
+        (")a,b(", [")a", "b("]),
+    ],
+)
+def test_lists_of_names(text: str, pieces: list[str]) -> None:
+    """Names of fused layers and tactics are taken as they are printed; brackets that do not match are letters."""
+    assert split_quoted(text) == pieces
 
 
 @pytest.mark.parametrize(

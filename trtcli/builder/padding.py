@@ -17,7 +17,7 @@ from fusion.layout import REFORMAT
 from fusion.network import Layer, Network
 from fusion.padded_channels import RULE, pad_channels, paddable
 from fusion.regions import Regions
-from fusion.rewrite import is_disabled
+from fusion.rewrite import disabled_by
 from trtcli.builder.measured import Chosen, cost_of_layer, may_measure, pays, tried
 from trtcli.builder.setting import Setting
 from trtcli.builder.workloads import Profile
@@ -85,7 +85,7 @@ def _allowed(network: Network, disabled: Sequence[str]) -> tuple[str, ...]:
     for layer in network.layers:
         for name in (*layer.inputs, *layer.outputs):
             around.setdefault(name, []).append(layer)
-    return tuple(name for name in paddable(network) if not is_disabled(RULE, around[name], frozenset(disabled)))
+    return tuple(name for name in paddable(network) if not disabled_by(RULE, around[name], frozenset(disabled)))
 
 
 def _connected(network: Network, padded: Collection[str]) -> list[frozenset[str]]:

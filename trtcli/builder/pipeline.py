@@ -11,6 +11,7 @@ from pathlib import Path
 from fusion.bind import fix_sizes
 from fusion.importer import import_onnx
 from fusion.network import Network
+from fusion.passes import FusionOptions, check_rules
 from runtime.device import Device
 from runtime.engine import Engine
 from runtime.segments import layer_count
@@ -20,7 +21,7 @@ from trtcli.builder.choose import choose, shared_memory
 from trtcli.builder.debug_tensors import debug_tensors, marked_tensors
 from trtcli.builder.fuse import fuse_with_parts
 from trtcli.builder.measured import Chosen, measured_fusions, measured_layouts
-from trtcli.builder.names import unknown_names
+from trtcli.builder.names import check_disabled, unknown_pins
 from trtcli.builder.padding import PaddedChannels, measured_padding
 from trtcli.builder.record import build_record
 from trtcli.builder.setting import Log, Progress, available_sources, new_setting
@@ -29,6 +30,7 @@ from trtcli.builder.workloads import Profile
 from trtcli.config import BuildConfig
 from trtcli.report.building import (
     activations,
+    counted,
     fused_line,
     fusion_lines,
     host_lines,
@@ -61,6 +63,7 @@ def build(
         BuildError: no tactic can compute some layer, or a cache miss was forbidden.
     """
     began = time.perf_counter()
+    check_rules(FusionOptions(config.disabled_fusions))  # before a large model is read
     imported = import_onnx(model)
     log.info(parsed_line(model, imported, time.perf_counter() - began))
     stage("Import model")
@@ -80,7 +83,8 @@ def build(
     log.info(fused_line(imported, fused, sharing, saved_bytes(imported, fused.network, sharing, optimum), time.perf_counter() - fusing))
     for line in fusion_lines(fused):
         log.verbose(line)
-    for line in unknown_names(imported, fused.network, config):
+    check_disabled(imported, fused, config)
+    for line in unknown_pins(fused.network, config):
         log.warning(line)
     stage("Fuse layers")
 
@@ -115,7 +119,7 @@ def build(
         "buildSeconds": seconds,
     }
     log.info(
-        f"Built in {seconds:.1f} s: {layer_count(network)} layers, weights {weight_bytes(engine) / 2**20:.1f} MiB, "
-        f"{activations(engine)}, {engine.num_aux_streams + 1} stream{'s' if engine.num_aux_streams else ''}"
+        f"Built in {seconds:.1f} s: {counted(layer_count(network), 'layer')}, weights {weight_bytes(engine) / 2**20:.1f} MiB, "
+        f"{activations(engine)}, {counted(engine.num_aux_streams + 1, 'stream')}"
     )
     return replace(engine, record=record)

@@ -9,11 +9,11 @@ from typing import Any
 
 from tactics import cache as timing_cache
 from tactics.cache import DEEPEST, ENGINE, STREAM_EVENT, Entry, Timing, TimingCache
+from tactics.tactic import tactic_label
 from trtcli.errors import PASSED
 from trtcli.files import json_text
 from trtcli.log import Log
 from trtcli.parse import Parsed, UsageError
-from trtcli.report.layers import tactic_label
 
 SCHEMA = 1
 

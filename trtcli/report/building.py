@@ -15,6 +15,7 @@ from runtime.segments import layer_count, parts_of
 from runtime.views import Sharing, intermediate_bytes, view_layers
 from tactics.cache import Timing
 from tactics.select import Decision
+from tactics.tactic import tactic_label
 from trtcli.shapes import text as shape_text
 
 
@@ -46,13 +47,18 @@ def profile_lines(network: Network, profiles: Sequence[Mapping[str, InputRange]]
 
 def fused_line(imported: Network, fused: FusionResult, sharing: Sharing, saved: int, seconds: float) -> str:
     """How many layers became how many, what that saved, and by which rules most."""
-    counts = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
+    rules = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
     before = layer_count(imported)
     inside = [part for part, _ in parts_of(fused.network)[1:]]
     count, views = layer_count(fused.network), len(sharing.views) + sum(len(view_layers(part)) for part in inside)
-    layers = f"{count - views} and {views} views" if views else f"{count}"
+    layers = f"{count - views} and {counted(views, 'view')}" if views else f"{count}"
     spared = f", {saved / 1e6:.3g} MB of intermediate tensors saved" if saved > 0 else ""
-    return f"Fused {before} layers into {layers} in {seconds:.2f} s{spared}: {counts}"
+    return f"Fused {counted(before, 'layer')} into {layers} in {seconds:.2f} s{spared}: {rules or 'no rule applied'}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def fusion_lines(fused: FusionResult) -> list[str]:
@@ -88,11 +94,11 @@ def stream_lines(streams: Mapping[str, Any], verbose: Callable[[str], None]) -> 
 
 def timing_line(layer: str, timing: Timing, decision: Decision) -> str:
     """One row of the decision: a tactic with its time, or why it was not timed."""
-    settings = ",".join(f"{name}={value}" for name, value in timing.config)
+    label = tactic_label(timing.tactic, timing.config)
     if timing.seconds is None:
-        return f"  {layer}: {timing.tactic}[{settings}]: {timing.reason}"
+        return f"  {layer}: {label}: {timing.reason}"
     ratio = timing.seconds / decision.seconds if decision.seconds else 1.0
-    return f"  {layer}: {timing.tactic}[{settings}]: {timing.seconds * 1e6:.2f} us ({ratio:.2f}x)"
+    return f"  {layer}: {label}: {timing.seconds * 1e6:.2f} us ({ratio:.2f}x)"
 
 
 def activations(engine: Engine) -> str:

@@ -16,7 +16,8 @@ from runtime.memory import MemoryPlan
 from runtime.most_memory import UnboundedError, most_memory
 from runtime.resolution import largest
 from runtime.segments import layer_count
-from trtcli.report.building import activations
+from tactics.tactic import tactic_label
+from trtcli.report.building import activations, counted
 from trtcli.report.layers import (
     SCHEMA,
     alignment_of,
@@ -24,7 +25,6 @@ from trtcli.report.layers import (
     layer_info_json,
     layer_objects,
     stream_branches,
-    tactic_label,
 )
 from trtcli.report.padding import padding_lines
 from trtcli.report.reformats import reformat_reason
@@ -304,7 +304,7 @@ def model_lines(facts: ImportReport, imported: Network, fused: FusionResult) -> 
         shape = text(network.tensors[layer.outputs[0]].shape) if layer.outputs else ""
         rows.append((f"{number:3}", layer.name, kind, shape, str(len(layer.origins))))
     lines += ["", *_table(("  #", "Layer", "Type", "Output", "nodes"), rows, stretch=1, right=(4,)), ""]
-    lines.append(f"{layer_count(imported)} layers became {layer_count(network)}; {_fates_line(network)}")
+    lines.append(f"{counted(layer_count(imported), 'layer')} became {layer_count(network)}; {_fates_line(network)}")
     lines += [f"  {count:4} x {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: (-item[1], item[0]))]
     return [*lines, *_missed_lines(missed_in_network(network, fused.misses))]
 

@@ -13,7 +13,7 @@ from runtime.engine import Engine, LayerPlan, sizes_of
 from runtime.resolution import sharing_of
 from runtime.segments import obstacles_of
 from runtime.views import Place
-from tactics.tactic import Config
+from tactics.tactic import Config, tactic_label
 from trtcli.report.alignment import alignment_notes
 from trtcli.report.padding import Padding, padding_of
 from trtcli.report.reformats import reformat_reason
@@ -237,11 +237,6 @@ def refit_lines(engine: Engine) -> list[str]:
         for body in plan.bodies:
             lines += [f"{layer.name} / {line}" for line in refit_lines(body)]
     return lines or ["No layer has weights"]
-
-
-def tactic_label(tactic: str, config: Config) -> str:
-    """``id[name=value,...]``"""
-    return tactic + (f"[{','.join(f'{name}={value}' for name, value in config)}]" if config else "")
 
 
 def tactic_value(tactic: str, config: Config) -> str:

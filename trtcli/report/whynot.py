@@ -155,9 +155,10 @@ def recorded_misses(engine: Engine) -> dict[str, tuple[Miss, ...]]:
 
 def _miss_lines(network: Network, layer: Layer, misses: Sequence[Miss], gain: str) -> list[str]:
     """The nearest miss, what it would gain, and the others in a line each; without any, between what the layer stands."""
+    joined = [f"  made by {', '.join(layer.fusions)}"] if layer.fusions else []
     if not misses:
-        return ["  no rule matched around it: nothing was refused", f"  {_surroundings(network, layer)}"]
-    lines = []
+        return [*joined, "  no rule matched around it: nothing was refused", f"  {_surroundings(network, layer)}"]
+    lines = list(joined)
     for place, miss in enumerate(misses):
         lines.append(f"  {'also near' if place else 'nearest rule'}: {miss.rule} - refused ({miss.condition}): {miss.detail}")
         others = ", ".join(one for one in miss.layers if one != layer.name)

@@ -93,7 +93,8 @@ def make_contexts(config: Config, engine: Engine, device: Device, shapes: Shapes
 def layer_ranges(config: Config, engine: Engine, log: Log) -> LayerRanges | None:
     """NVTX ranges with the layers' names (with their tactics where the engine is ``detailed``), when a profiler is attached."""
     from runtime.nvtx import layer_ranges as ranges_of
-    from trtcli.report.layers import tactic_label, verbosity
+    from tactics.tactic import tactic_label
+    from trtcli.report.layers import verbosity
 
     if not any(os.environ.get(name) for name in ("NVTX_INJECTION64_PATH", "NSYS_PROFILING_SESSION_ID")):
         log.verbose("NVTX: no profiler is attached, no ranges are written (nsys profile -t cuda,nvtx trtcli ... attaches one)")
