@@ -154,6 +154,7 @@ class _Run:
     born: dict[str, str] = field(default_factory=dict)
     step: int = 1  # channels
     outside: frozenset[str] = frozenset()
+    readers: Mapping[str, Sequence[Layer]] = field(default_factory=dict)
 
     def result(self) -> PaddedNetwork:
         """The padded network."""
@@ -163,6 +164,7 @@ class _Run:
         self.outside = frozenset((*network.outputs, *network.inputs, *(one.tensor for one in network.sizes.values())))
         self.tensors = dict(network.tensors)
         self.constants = dict(network.constants)
+        self.readers = network.readers()
         for layer in network.layers:
             self._layer(layer)
         read = {name for layer in self.layers for name in layer.inputs}
@@ -200,7 +202,7 @@ class _Run:
             return None
         if isinstance(op, Concatenation):
             return self._concatenation(layer, op)
-        return self._by_channel(layer)
+        return self._slice(layer, op) if isinstance(op, Slice) else self._by_channel(layer)
 
     # --- products -----------------------------------------------------------------------------------------------------
 
@@ -214,7 +216,7 @@ class _Run:
         if depthwise:
             outside = inside[1] if inside else None
         elif output in self.wanted and output not in self.outside and _writes_rows(self.network, layer):
-            outside = self._at_the_front(output)
+            outside = self._form(output, self._cuts(output))
         names: tuple[str, ...] | None = None
         if outside is not None:
             dtype = product_type(self.network.tensors[x].dtype)
@@ -237,11 +239,24 @@ class _Run:
         rest = tuple(self._dense(name, layer) for name in extras) if names is None else names
         return replace(layer, op=op, inputs=(read, self._constant(key, values), *rest)), outside
 
-    def _at_the_front(self, name: str) -> Padded:
-        """The form in which the channels of ``name`` come first."""
+    def _form(self, name: str, cuts: Collection[int] = ()) -> Padded:
+        """``name`` with its channels first and padding behind them, or cut in pieces that are padded each by itself."""
         channels = int(self.network.tensors[name].shape[-1])  # type: ignore[arg-type]
-        size = -(-channels // self.step) * self.step
-        return Padded(tuple(range(channels)), size, (0.0,) * (size - channels))
+        places: list[int] = []
+        size = 0
+        for first, last in pairwise(sorted({0, *cuts, channels})):
+            places += range(size, size + last - first)
+            size += -(-(last - first) // self.step) * self.step
+        return Padded(tuple(places), size, (0.0,) * (size - channels))
+
+    def _cuts(self, name: str) -> set[int]:
+        """Where slices of ``name`` that shall be padded begin and end: held in pieces, they are."""
+        found: set[int] = set()
+        for layer in self.readers.get(name, ()):
+            if isinstance(layer.op, Slice) and layer.outputs[0] in self.wanted and layer.op.steps[-1] == 1:
+                first, count = layer.op.starts[-1], layer.op.sizes[-1]
+                found |= {first, first + count} if isinstance(first, int) and isinstance(count, int) else set()
+        return found
 
     def _held(self, name: str, reader: Layer) -> tuple[str, Padded] | None:
         """``name`` as it is held padded; a copy where a reader wants that and its maker could not."""
@@ -249,7 +264,7 @@ class _Run:
             return self.held[name]
         if name not in self.wanted or name in self.network.constants:
             return None
-        padded, target = self._at_the_front(name), f"{name} padded"
+        padded, target = self._form(name), f"{name} padded"
         nothing = (0,) * (len(self.network.tensors[name].shape) - 1)
         self._reformat(f"pad {name} for {reader.name}", Padding((*nothing, 0), (*nothing, len(padded.fill))), (self._dense(name, reader),), target)
         self.held[name] = (target, padded)
@@ -287,6 +302,21 @@ class _Run:
         if isinstance(op, Resize):
             op = replace(op, shape=(*op.shape[: rank - 1], padded.size))
         return replace(layer, op=op, inputs=(self.held[x][0], *names)), replace(padded, fill=fill)
+
+    def _slice(self, layer: Layer, op: Slice) -> tuple[Layer, Padded | None] | None:
+        source, padded = self.held[layer.inputs[0]]
+        first, count, step = op.starts[-1], op.sizes[-1], op.steps[-1]
+        if not (isinstance(first, int) and isinstance(count, int) and step == 1 and count):
+            return None
+        begin = padded.places[first] if first else 0
+        end = padded.places[first + count] if first + count < len(padded.places) else padded.size
+        if begin % self.step or end % self.step:
+            return None
+        lanes = [lane for lane in range(padded.size) if lane not in set(padded.places)]
+        fill = tuple(value for lane, value in zip(lanes, padded.fill, strict=True) if begin <= lane < end)
+        places = tuple(place - begin for place in padded.places[first : first + count])
+        op = replace(op, starts=(*op.starts[:-1], begin), sizes=(*op.sizes[:-1], end - begin))
+        return replace(layer, op=op, inputs=(source,)), Padded(places, end - begin, fill)
 
     def _concatenation(self, layer: Layer, op: Concatenation) -> tuple[Layer, Padded | None] | None:
         kinds = [self.network.tensors[name] for name in layer.inputs]

@@ -55,6 +55,10 @@ NETWORKS = {
         Row("pruned", f"a = Conv(x, w0)\nar = Relu(a)\nb = Conv<group=37,pads=[1,1,1,1]>(ar, w1)\ng = GlobalAveragePool(b)\nh = Conv(g, w2)\ns = Sigmoid(h)\n"
             f"m = Mul(b, s)\nc = Conv(m, w3)\nd = Add(c, ar)\ndr = Relu(d)\np = MaxPool<kernel_shape=[2,2],strides=[2,2]>(dr)\ny = Conv{W3}(p, w4)", "",
             inputs=IMAGE, values={"w0": (37, 16, 1, 1), "w1": (37, 1, 3, 3), "w2": (37, 37, 1, 1), "w3": (37, 37, 1, 1), "w4": (8, 37, 3, 3)}),
+        # Half of 42 channels goes through a convolution, and all are joined with what it makes.
+        Row("split", f"a = Conv(x, w0)\nar = Sigmoid(a)\np, q = Split<axis=1,num_outputs=2>(ar)\nb = Conv{W3}(q, w1)\nbr = Relu(b)\n"
+            "j = Concat<axis=1>(p, q, br)\ny = Conv(j, w2)", "",
+            inputs=IMAGE, values={"w0": (42, 16, 1, 1), "w1": (21, 21, 3, 3), "w2": (8, 63, 1, 1)}),
         # Rows of odd lengths: matrix products, with a sum and a normalisation between.
         Row("mlp", "a = MatMul(x, w0)\nar = Relu(a)\nb = MatMul(ar, w1)\ns = Add(b, ar)\nn = LayerNormalization<axis=-1>(s, g, h)\nc = MatMul(n, w2)\ny = Tanh(c)", "",
             inputs={"x": (9, 13)}, values={"w0": (13, 37), "w1": (37, 37), "g": (37,), "h": (37,), "w2": (37, 21)}),

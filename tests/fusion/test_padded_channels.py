@@ -38,7 +38,8 @@ X, Y, Z = Operand(0), Operand(1), Operand(2)
 
 def convolution(build: Build, name: str, x: str, channels: int, taps: int = 3, epilogue: Expression = X, extras: tuple[str, ...] = (), groups: int = 1, **op: object) -> str:
     inside = int(build.tensors[x].shape[-1])  # type: ignore[arg-type]
-    weights = build.constant(f"{name}.w", (channels, inside // groups, taps, taps))
+    values = build.random.standard_normal((channels, inside // groups, taps, taps)) / (inside // groups * taps * taps) ** 0.5
+    weights = build.constant(f"{name}.w", values.astype(np.float32))
     pads = (taps // 2,) * 2
     made = Convolution(**{"stride": (1, 1), "pre_padding": pads, "post_padding": pads, "dilation": (1, 1), "groups": groups, "channels_last": True, "epilogue": epilogue, **op})  # type: ignore[arg-type]
     return build.layer(name, made, x, weights, *extras)
@@ -231,6 +232,24 @@ def test_padding_of_the_image_and_averages_that_count_it() -> None:
     assert carried == {"zeros.a", "edge.a", "edge.s", "counted.a"}
 
 
+def test_slices_of_padded_channels() -> None:
+    """What a split halves is laid out as two padded halves; parts of joined channels are cut out as they were put in."""
+    build = Build()
+    x = build.input("x", 1, 6, 5, 16)
+    a = convolution(build, "a", x, 74, epilogue=apply("sigmoid", X))
+    p, q = (build.layer(name, Slice((0, 0, 0, start), (1, 6, 5, 37), (1, 1, 1, 1)), a) for name, start in (("p", 0), ("q", 37)))
+    b = convolution(build, "b", q, 37)
+    j = build.layer("j", Concatenation(3), p, q, b)
+    top = build.layer("top", Slice((0, 1, 0, 0), (1, 3, 5, 111), (1, 2, 1, 1)), j)
+    odd = build.layer("odd", Slice((0, 0, 0, 30), (1, 6, 5, 20), (1, 1, 1, 1)), j)
+    network = build.network(convolution(build, "y", top, 8), convolution(build, "z", odd, 8), convolution(build, "w", p, 8))
+    found = padded(network)
+    assert found.held["a:out"].runs == [(0, 37), (40, 37)] and found.held["a:out"].fill == (0.5,) * 6
+    assert found.held["q:out"] == found.held["p:out"] and found.held["q:out"].fill == (0.5,) * 3
+    assert found.held["top:out"].size == 120 and "odd:out" not in found.held
+    assert not [layer.name for layer in found.network.layers if layer.name.startswith("unpad") and "odd" not in layer.name]
+
+
 @pytest.mark.parametrize("transpose_b", [False, True])
 def test_matrix_products(transpose_b: bool) -> None:
     build = Build()
@@ -322,7 +341,8 @@ def _random_network(pick: random.Random) -> Network:
         elif kind == "scaled":
             made = build.pointwise(name, "mul", x, build.layer(f"{name}.mean", Reduce(pick.choice(("mean", "max", "sum")), (1, 2), True), x))
         elif kind == "cut":
-            made = build.layer(name, Slice((0, 0, 0, 1), (2, 5, 4, channels - 1), (1, 1, 1, 1)), x)
+            first = pick.randrange(channels)
+            made = build.layer(name, Slice((0, 0, 0, first), (2, 5, 4, pick.randint(1, channels - first)), (1, 1, 1, 1)), x)
         else:
             made = build.layer(name, Softmax(3), x)
         images.append(made)
@@ -336,9 +356,10 @@ def test_random_networks_mean_the_same(seed: int) -> None:
     network = _random_network(pick)
     wanted = tuple(name for name in paddable(network) if pick.random() < 0.8)
     inputs = random_inputs(network)
-    plain = run(network, inputs)
-    if any(not np.isfinite(value).all() or np.abs(value).max(initial=0) > 1e6 for value in plain.values()):
-        return
+    plain = run(network, inputs, keep=True)
+    if any(not np.isfinite(value).all() or np.abs(value).max(initial=0) > 300 for value in plain.values()):
+        return  # the cosine of large numbers is all rounding
+    plain = {name: plain[name] for name in network.outputs}
     found = pad_channels(network, wanted)
     validate(found.network)
     values = run(found.network, inputs, keep=True)
