@@ -44,7 +44,7 @@ lint: $(TEST)
 	$(PY) -m mypy
 
 unit: $(TEST)
-	$(PY) -m pytest -q -n auto -m "not gpu" tests
+	$(PY) -m pytest -q -n auto --maxprocesses 16 -m "not gpu" tests
 
 gpu-test: $(GPU)
 	$(PY) -m pytest -q -m gpu tests
@@ -59,7 +59,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "trtcli needs Python 3.11 or newer, $(PYTHON) is older: try make PYTHON=python3.12"; exit 1; }
 	@echo "Making $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check uv 2>/dev/null || true
 
 $(VENV)/.ready-run: pyproject.toml | $(VENV)/bin/python

@@ -70,6 +70,20 @@ def test_files_in_the_docs_exist(page: Path) -> None:
         assert found, f"{page.name} names {name}"
 
 
+def test_every_folder_is_in_the_architecture() -> None:
+    """But those of single kernel families and those in which the tests mirror the code; and every file begins with what is in it."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z0-9_]+(?:/[a-z0-9_]+)*)/`", text))
+    mirrors = {f"tests/{name}" for name in named} | {"benchmarks/gpu/sm90", "tests/harness/nv"}
+    files = [file for top in sorted(name for name in named if "/" not in name) for file in (ROOT / top).rglob("*.*") if "__pycache__" not in file.parts]
+    folders = {file.parent.relative_to(ROOT).as_posix() for file in files}
+    missing = sorted(name for name in folders - named - mirrors if not name.startswith("tactics/cuda/"))
+    assert not missing, f"docs/architecture.md lacks {missing}"
+    assert {"fusion/rules", "tests/harness", "examples"} <= named <= folders
+    silent = [file for file in files if file.suffix == ".py" and file.stat().st_size and not file.read_text(encoding="utf-8").startswith(('"""', "#!"))]
+    assert all(file.is_relative_to(ROOT / "tests") for file in silent), silent
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_in_the_docs_exist(page: Path) -> None:
     from trtcli.legacy import DEPRECATED, REFUSED
