@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from fusion.network import Network
 from fusion.ops import Concatenation, Convolution, Slice
 from fusion.padded_channels import RULE, pad_channels, paddable
 from fusion.passes import FusionOptions, FusionResult, optimize
+from fusion.reference import run
+from fusion.validation import validate
 from runtime import resolution
 from runtime.columns import TYPICAL, ask_kind
 from runtime.cpu import CpuDevice
@@ -24,10 +27,12 @@ from runtime.workloads import workload_of
 from tactics.registry import tactic
 from tactics.tactic import DeviceSpec, refusal
 from tests.catalogue import Row, model
+from tests.fusion.networks import random_inputs
 from tests.harness.fiber import available
 from tests.harness.log import Lines
 from tests.harness.network import TACTICS, fiber_engine
 from tests.models import onnxruntime_outputs
+from tests.quantized import mobilenet, quantized
 from trtcli import builder
 from trtcli.builder import fuse as fusing
 from trtcli.builder import padding as deciding
@@ -131,6 +136,22 @@ def test_hopper_takes_what_it_refused() -> None:
 
     assert len(refused(network)) == 2 and "37 input channels" in refused(network)[0]
     assert not refused(after)
+
+
+@functools.cache
+def eight_bits() -> bytes:
+    """MobileNetV2's first blocks with activations of 8 bits and zero points: 8 channels of them are 8 bytes."""
+    return quantized(mobilenet(4), (1, 3, 32, 32), "uint8").SerializeToString()
+
+
+def test_eight_bits_are_padded_to_sixteen_channels_and_nothing_changes() -> None:
+    network = fused(import_onnx(eight_bits())).network
+    found = pad_channels(network, paddable(network))
+    validate(found.network)
+    assert {(len(one.places), one.size) for one in found.held.values()} == {(8, 16)} and any(any(one.fill) for one in found.held.values())
+    inputs = random_inputs(network)
+    for name, wanted in run(network, inputs).items():
+        np.testing.assert_array_equal(run(found.network, inputs)[name], wanted)
 
 
 # --- the builder's choice --------------------------------------------------------------------------------------------
@@ -243,6 +264,22 @@ def test_padded_networks_on_the_gpu(name: str, precision: str, monkeypatch: pyte
     engine = builder.build(model(row), BuildConfig(fp16=precision == "fp16", tf32=False), device, log=Log(to_stderr=True))
     assert engine.record["paddedChannels"]["channels"]
     compare(row, engine, device, 5e-3 if precision == "fp16" else 1e-4)
+
+
+@pytest.mark.gpu
+def test_eight_bits_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime.devices import open_device
+
+    device, data, found = open_device("0"), eight_bits(), []
+    image = np.random.default_rng(1).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    for rules in ((), ((RULE, ""),)):
+        monkeypatch.setattr(deciding, "pays", lambda before, after: True)
+        monkeypatch.setattr(deciding, "ROUNDS", 0)
+        engine = builder.build(data, BuildConfig(fp16=True, disable_fusion=rules), device, log=Log(to_stderr=True))
+        assert bool(engine.record["paddedChannels"]["channels"]) == (not rules)
+        found.append(engine.create_execution_context(device).execute({engine.network.inputs[0]: image}))
+    for name, value in found[0].items():
+        assert np.linalg.norm(value.astype(np.float64) - found[1][name]) <= 2e-2 * np.linalg.norm(value)
 
 
 @pytest.mark.gpu
