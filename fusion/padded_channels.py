@@ -30,11 +30,13 @@ from fusion.ops import (
     Convolution,
     Deconvolution,
     MatrixMultiply,
+    Normalization,
     Padding,
     Pointwise,
     Pooling,
     Reduce,
     Resize,
+    Shuffle,
     Slice,
 )
 from fusion.ops.epilogue import apply_prologue, product_type
@@ -280,9 +282,7 @@ class _Run:
         if arity and x not in self.held:
             return None
         padded = next(self.held[name][1] for name in layer.inputs if name in self.held)
-        rank = len(self.network.tensors[layer.outputs[0]].shape)
-        channels = len(padded.places)
-        if self.network.tensors[layer.outputs[0]].shape[-1] != channels:
+        if self.network.tensors[layer.outputs[0]].shape[-1] != len(padded.places):
             return None
         if isinstance(op, Pointwise):
             found = self._with_operands(layer, op.expression, None, layer.inputs, padded)
@@ -300,7 +300,9 @@ class _Run:
                 return None
             names, fill = found
         if isinstance(op, Resize):
-            op = replace(op, shape=(*op.shape[: rank - 1], padded.size))
+            op = replace(op, shape=(*op.shape[:-1], padded.size))
+        elif isinstance(op, Shuffle) and op.reshape is not None:
+            op = replace(op, reshape=(*op.reshape[:-1], padded.size))
         return replace(layer, op=op, inputs=(self.held[x][0], *names)), replace(padded, fill=fill)
 
     def _slice(self, layer: Layer, op: Slice) -> tuple[Layer, Padded | None] | None:
@@ -438,6 +440,11 @@ def _through(op: Op, fill: np.ndarray, rank: int) -> np.ndarray | None:
         known = not op.told_scales and not op.told_roi and op.coordinates != "tf_crop_and_resize" and not op.exclude_outside
         same = (op.scales[-1] if op.scales else None) in (None, 1.0)
         return fill if known and same and op.mode in ("nearest", "linear") else None
+    if isinstance(op, Normalization) and op.center and op.heads is None and rank - 1 not in op.axes:
+        return fill if not fill.any() else None  # of other numbers rounding would leave something
+    if isinstance(op, Shuffle):
+        kept = op.first is None or op.first[-1] == rank - 1
+        return fill if kept and (op.second is None or op.second[-1] == len(op.second) - 1) else None
     if isinstance(op, Padding) and op.pre[-1] == op.post[-1] == 0:
         return fill if op.mode != "constant" or (fill.astype(np.float64) == op.value).all() else None
     return None

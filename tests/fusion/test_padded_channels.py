@@ -25,6 +25,7 @@ from fusion.ops import (
     Pooling,
     Reduce,
     Resize,
+    Shuffle,
     Slice,
     Softmax,
 )
@@ -250,6 +251,20 @@ def test_slices_of_padded_channels() -> None:
     assert not [layer.name for layer in found.network.layers if layer.name.startswith("unpad") and "odd" not in layer.name]
 
 
+def test_reshapes_and_normalisations_that_leave_rows_alone() -> None:
+    build = Build()
+    x = build.input("x", 2, 6, 5, 16)
+    a = convolution(build, "a", x, 37)
+    n = build.layer("n", Normalization((1, 2), 1e-5, True, apply("add", apply("mul", X, Y), Z)), a, build.constant("g", (37,)), build.constant("h", (37,)))
+    r = build.layer("r", Shuffle((2, 0, 1, 3), (5, 12, 37), (1, 0, 2)), n)
+    m = build.layer("m", Reduce("mean", (1,), False), r)
+    other = build.layer("other", Shuffle((0, 3, 1, 2)), n)
+    network = build.network(build.layer("y", MatrixMultiply(), m, build.constant("w", (37, 8))), build.pointwise("z", "tanh", other))
+    found = padded(network)
+    assert set(found.held) == {f"{name}:out" for name in "anrm"}
+    assert [layer.name for layer in found.network.layers] == ["a", "n", "r", "m", "unpad n:out for other", "other", "y", "z"]
+
+
 @pytest.mark.parametrize("transpose_b", [False, True])
 def test_matrix_products(transpose_b: bool) -> None:
     build = Build()
@@ -313,7 +328,7 @@ def _random_network(pick: random.Random) -> Network:
         x = pick.choice(images[-3:])
         channels, name = int(build.tensors[x].shape[-1]), f"l{number}"  # type: ignore[arg-type]
         alike = [one for one in images if build.tensors[one].shape == build.tensors[x].shape]
-        kind = pick.choice(("convolution", "convolution", "product", "depthwise", "one", "two", "constant", "pooling", "joined", "scaled", "cut", "softmax"))
+        kind = pick.choice(("convolution", "convolution", "product", "depthwise", "one", "two", "constant", "pooling", "joined", "scaled", "turned", "cut", "softmax"))
         if kind == "convolution":
             out = pick.choice(counts)
             same = [one for one in images if build.tensors[one].shape[-1] == out]
@@ -340,6 +355,8 @@ def _random_network(pick: random.Random) -> Network:
                 made = build.layer(f"{name}.cut", Slice((0, 2, 0, 0), (2, 5, 4, channels), (1, 1, 1, 1)), made)
         elif kind == "scaled":
             made = build.pointwise(name, "mul", x, build.layer(f"{name}.mean", Reduce(pick.choice(("mean", "max", "sum")), (1, 2), True), x))
+        elif kind == "turned":
+            made = build.layer(name, Shuffle(None, (2, 4, 5, channels), (0, 2, 1, 3)), x)
         elif kind == "cut":
             first = pick.randrange(channels)
             made = build.layer(name, Slice((0, 0, 0, first), (2, 5, 4, pick.randint(1, channels - first)), (1, 1, 1, 1)), x)
