@@ -11,7 +11,7 @@ import click
 
 from trtcli.errors import FAILED, report
 from trtcli.log import Log
-from trtcli.options import COMMANDS, GROUPS, CommandTable, Option
+from trtcli.options import COMMANDS, GROUPS, NEEDS_RUN, NO_RUN, CommandTable, Option
 from trtcli.parse import Parsed, UsageError, parse
 from trtcli.version import __version__
 
@@ -107,7 +107,8 @@ def command_help(name: str, table: CommandTable) -> str:
     """The help of one command."""
     usage = f"Usage: trtcli {table.usage if name == 'trtexec' else f'{name} {table.usage}'}"
     summary = table.summary[0].upper() + table.summary[1:] + "."
-    return "\n".join([usage, "", summary, *_MORE.get(name, ()), *_flag_lines(table.options)])
+    shown = [option for option in table.options if name not in NO_RUN or option.name not in (*NEEDS_RUN, "skipInference")]
+    return "\n".join([usage, "", summary, *_MORE.get(name, ()), *_flag_lines(shown)])
 
 
 _MORE = {

@@ -250,6 +250,12 @@ _RTOL, _ATOL = (
 )
 _BUILDS = (SHAPES, BUILD, CACHE, SYSTEM)
 
+NO_RUN = ("build", "inspect")  # commands without inference: they take flags about it with a warning, and their help leaves these out
+NEEDS_RUN = (
+    "dumpOutput", "dumpRawBindingsToFile", "dumpProfile", "exportTimes", "exportOutput", "exportProfile", "exportReport",
+    "saveDebugTensors", "saveAllDebugTensors",
+)  # fmt: skip
+
 COMMANDS: dict[str, CommandTable] = {
     "trtexec": CommandTable("[FLAGS]", "build or load an engine, benchmark it, report", GROUPS),
     "build": CommandTable("[MODEL.onnx] [FLAGS]", "build an engine and stop",

@@ -13,7 +13,7 @@ from typing import Any
 
 from trtcli.config import Config, ProfileShapes, ReferencePair
 from trtcli.legacy import DEPRECATED, REFUSED
-from trtcli.options import COMMANDS, MODEL, Option
+from trtcli.options import COMMANDS, MODEL, NEEDS_RUN, NO_RUN, Option
 
 
 class UsageError(ValueError):
@@ -401,12 +401,6 @@ def _accuracy_complaints(config: Config, given: list[str]) -> list[str]:
     return found
 
 
-_NEEDS_RUN = (
-    "dumpOutput", "dumpRawBindingsToFile", "dumpProfile", "exportTimes", "exportOutput", "exportProfile", "exportReport",
-    "saveDebugTensors", "saveAllDebugTensors",
-)  # fmt: skip
-
-
 _ONE_BY_ONE = ("exposeDMA", "sleepTime", "idleTime", "threads")  # of queries that follow each other at once
 
 
@@ -422,12 +416,12 @@ def _pointless(command: str, config: Config, given: list[str], options: dict[str
         found += [f"--{name} has no effect without --precisionConstraints=prefer or obey" for name in named]
     if config.build.timing_cache_file and not config.build.builder_cache:
         found.append("--noBuilderCache is given: --timingCacheFile is neither read nor written")
-    if config.inference.skip_inference or command in ("build", "inspect"):
-        idle = [name for name in given if name in _NEEDS_RUN]
+    if config.inference.skip_inference or command in NO_RUN:
+        idle = [name for name in given if name in NEEDS_RUN]
         if idle:
             found.append(f"Inference is skipped: no effect of {_flags(idle)}")
     if config.inference.request_rate or config.inference.sweep_batch:
-        unused = (*_NEEDS_RUN, "avgRuns", *(_ONE_BY_ONE if config.inference.request_rate else ()))
+        unused = (*NEEDS_RUN, "avgRuns", *(_ONE_BY_ONE if config.inference.request_rate else ()))
         idle = [name for name in given if name in unused and name not in ("exportTimes", "exportReport")]
         if idle:
             found.append(f"--requestRate and --sweepBatch report their own figures: no effect of {_flags(idle)}")

@@ -266,3 +266,13 @@ def test_another_share_than_at_build_is_told() -> None:
     assert share_mismatch(engine, device(half)) == ""
     assert "chosen for 64 of 132 SMs, it runs on all 132 SMs" in share_mismatch(engine, device(whole))
     assert "MPS 50%" in share_mismatch(engine, device(replace(whole, share="MPS 50%")))
+
+
+def test_the_help_of_commands_without_inference_leaves_out_what_needs_one(capsys: Captured) -> None:
+    shown = {}
+    for command in ("build", "inspect", "profile"):
+        assert main([command, "--help"]) == 0
+        shown[command] = {line.split()[0].split("=")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
+    assert {"--dumpProfile", "--exportTimes"} <= shown["profile"]
+    assert not shown["build"] & {"--dumpProfile", "--exportTimes", "--dumpOutput"}
+    assert {"--json", "--whyNot"} <= shown["inspect"]
