@@ -65,6 +65,7 @@ from fusion.rules import (
     pointwise,
     pointwise_expand,
     pointwise_shuffle,
+    pooling_monotone,
     pooling_pointwise,
     pooling_prologue,
     power,
@@ -125,7 +126,8 @@ ATTENTION = (
 )  # fmt: skip
 READERS = (
     softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
-    reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, pooling_prologue.RULE, epilogue_operand.RULE, gather_slice.RULE,
+    reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, pooling_monotone.RULE, pooling_prologue.RULE, epilogue_operand.RULE,
+    gather_slice.RULE,
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
 OPTIONAL: tuple[Rule, ...] = (
