@@ -84,6 +84,7 @@ from fusion.rules import (
     rotary_cast,
     rotary_embedding,
     rotary_part,
+    score_operands,
     separable_convolution,
     shuffle_matmul,
     shuffle_reduce,
@@ -117,7 +118,7 @@ PADDING = (padding_convolution.RULE, padding_pooling.RULE)
 PRODUCTS = (
     convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
     matmul_scale.RULE, matmul_pointwise.RULE, matmul_split.RULE, slice_shuffle.RULE, shuffle_matmul.RULE, shuffle_rows.RULE,
-    reshape_rows.RULE, reshape_batch.RULE, reshape_operands.RULE, batch_operands.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
+    reshape_rows.RULE, reshape_batch.RULE, reshape_operands.RULE, batch_operands.RULE, score_operands.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, l2_normalization.RULE, group_normalization.RULE, softmax.RULE, log_sum_exp.RULE)

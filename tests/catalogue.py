@@ -263,6 +263,12 @@ CATALOGUE: Sequence[Row] = (
         inputs=HEADS, values={"m": np.where(np.tril(np.ones((5, 5))) * np.triu(np.ones((5, 5)), -1), 0.0, -1e9).astype(np.float32)}, near_output="p"),
     Row("attention", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nt = Mul(s, c)\np = Softmax<axis=-1>(t)\ny = MatMul(p, v)",
         "attention", inputs=HEADS, values={"c": 0.35}, near_output="p"),
+    Row("attention with values on the left", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\np = Softmax<axis=-1>(s)\npt = Transpose<perm=[0,1,3,2]>(p)\n"
+        "vt = Transpose<perm=[0,1,3,2]>(v)\nc = MatMul(vt, pt)\ny = Transpose<perm=[0,1,3,2]>(c)", "attention", inputs=HEADS, near=(("MatMul(vt, pt)", "MatMul(vt, p)"),)),
+    Row("relative positions along two axes", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nr = Reshape(s, six)\nu = Add(r, a)\nw = Add(u, b)\nz = Reshape(w, four)\n"
+        "p = Softmax<axis=-1>(z)\ny = MatMul(p, v)", "score-operands", layers=2,
+        inputs={**dict.fromkeys("qkv", (2, 2, 6, 8)), "a": (2, 2, 2, 3, 2, 1), "b": (2, 2, 2, 3, 1, 3)},
+        values={"six": np.array([2, 2, 2, 3, 2, 3]), "four": np.array([2, 2, 6, 6])}, near=(("w = Add(u, b)", "w = Mul(u, b)"),)),
     Row("attention with a scale per head", "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\ne = Exp(g)\nt = Mul(s, e)\np = Softmax<axis=-1>(t)\ny = MatMul(p, v)",
         "attention", layers=2, inputs=HEADS, values={"g": (2, 1, 1)}, near_values={"g": (2, 1, 5)}),
     Row("attention of normalised heads", "".join(f"{n}1 = Transpose<perm=[0,2,1,3]>({n})\n{n}h = LayerNormalization({n}1, w, b)\n" for n in "qk") +

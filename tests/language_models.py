@@ -540,9 +540,95 @@ def falcon() -> Block:
     )  # fmt: skip
 
 
+def sam() -> Block:
+    """Attention of SAM's image encoder (and ViTDet): one packed projection, relative positions along rows and columns."""
+    width, heads, side = 64, 4, 4
+    size, length = width // heads, side * side
+    nodes = """
+        n = LayerNormalization<axis=-1>(x, g_1, b1)
+        qkv0 = MatMul(n, wqkv)
+        qkv1 = Add(bqkv, qkv0)
+        qkv2 = Reshape(qkv1, packed)
+        qkv3 = Transpose<perm=[2,0,3,1,4]>(qkv2)
+        qkv = Reshape(qkv3, unpacked)
+        q0, k0, v0 = Split<axis=0, num_outputs=3>(qkv)
+        q = Squeeze(q0, zero_)
+        k = Squeeze(k0, zero_)
+        v = Squeeze(v0, zero_)
+        qs = Mul(q, scale)
+        kt = Transpose<perm=[0,2,1]>(k)
+        s0 = MatMul(qs, kt)
+        r = Reshape(q, grid)
+        rh = Einsum<equation="bhwc,hkc->bhwk">(r, rel_h)
+        rw = Einsum<equation="bhwc,wkc->bhwk">(r, rel_w)
+        s1 = Reshape(s0, five)
+        rh1 = Unsqueeze(rh, four_)
+        s2 = Add(s1, rh1)
+        rw1 = Unsqueeze(rw, three_)
+        s3 = Add(s2, rw1)
+        s4 = Reshape(s3, three)
+        p = Softmax<axis=-1>(s4)
+        c0 = MatMul(p, v)
+        c1 = Reshape(c0, back)
+        c2 = Transpose<perm=[0,2,3,1,4]>(c1)
+        c = Reshape(c2, image)
+        o0 = MatMul(c, wo)
+        o = Add(bo, o0)
+        y = Add(x, o)
+    """
+    return Block(
+        nodes, {"x": (2, side, side, width)}, ("y",),
+        {
+            "g_1": (width,), "b1": (width,), "wqkv": (width, 3 * width), "bqkv": (3 * width,), "wo": (width, width), "bo": (width,), "scale": size**-0.5,
+            "rel_h": (side, side, size), "rel_w": (side, side, size), "packed": [2, length, 3, heads, size], "unpacked": [3, 2 * heads, length, size],
+            "grid": [2 * heads, side, side, size], "five": [2 * heads, side, side, side, side], "three": [2 * heads, length, length],
+            "back": [2, heads, side, side, size], "image": [2, side, side, width], "zero_": [0], "three_": [3], "four_": [4],
+        },
+        layers=13, rank=4,
+    )  # fmt: skip
+
+
+def detr() -> Block:
+    """Self-attention of DETR, as torch's MultiheadAttention exports it: positions first, heads folded; only queries and keys know of positions."""
+    width, heads, length, batch = 64, 4, 10, 2
+    nodes = """
+        a = Add(x, positions)
+        q0 = MatMul(a, wq)
+        q1 = Add(bq, q0)
+        k0 = MatMul(a, wk)
+        k1 = Add(bk, k0)
+        v0 = MatMul(x, wv)
+        v1 = Add(bv, v0)
+        q2 = Reshape(q1, fold)
+        q3 = Transpose<perm=[1,0,2]>(q2)
+        k2 = Reshape(k1, fold)
+        v2 = Reshape(v1, fold)
+        v = Transpose<perm=[1,0,2]>(v2)
+        q = Mul(q3, scale)
+        kt = Transpose<perm=[1,2,0]>(k2)
+        s = MatMul(q, kt)
+        p = Softmax<axis=-1>(s)
+        c0 = MatMul(p, v)
+        c1 = Transpose<perm=[1,0,2]>(c0)
+        c = Reshape(c1, rows)
+        o0 = Gemm<transB=1>(c, wo, bo)
+        o = Reshape(o0, whole)
+        h = Add(x, o)
+        y = LayerNormalization<axis=-1>(h, g_1, b1)
+    """
+    return Block(
+        nodes, {"x": (length, batch, width), "positions": (length, batch, width)}, ("y",),
+        {
+            **{f"w{side}": (width, width) for side in "qkvo"}, **{f"b{side}": (width,) for side in "qkvo"}, "g_1": (width,), "b1": (width,),
+            "scale": (width / heads) ** -0.5, "fold": [length, batch * heads, width // heads], "rows": [length * batch, width], "whole": [length, batch, width],
+        },
+        layers=6,
+    )  # fmt: skip
+
+
 BLOCKS = {
     "llama": llama(False), "llama with a cache": llama(), "qwen3": llama(False, normalised="head"), "qwen3 with a cache": llama(normalised="head"),
     "gemma3": llama(False, normalised="transposed"), "gemma3 with a cache": llama(normalised="transposed"), "olmo2": llama(False, normalised="position"),
     "falcon": falcon(), "gpt2": gpt2(), "t5": t5(), "whisper": whisper(), "unet attention": unet_attention(),
-    "keras": keras(), "swin v2": swin_v2(),
+    "keras": keras(), "swin v2": swin_v2(), "sam": sam(), "detr": detr(),
 }  # fmt: skip

@@ -19,7 +19,7 @@ from fusion.network import Layer
 from fusion.ops import MatrixMultiply, Normalization, RotaryEmbedding, Shuffle
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Refusal
-from fusion.rules._shuffles import is_view, movement
+from fusion.rules._shuffles import is_view, movement, reshape_before
 
 _BIAS: Expression = apply("add", Operand(0), Operand(1))
 _SWAP = (0, 2, 1, 3)  # between [b, s, h, d] and [b, h, s, d]
@@ -97,8 +97,8 @@ def side_of(graph: Graph, tensor: str, heads_first: bool) -> Side | None:
 
 def _of_rows(graph: Graph, product: Layer) -> Layer:
     """``product`` of what a reshape gave other rows, where one did."""
-    view = graph.producer(product.inputs[0])
-    if product.op.transpose_a or view is None or not isinstance(view.op, Shuffle) or view.op != Shuffle(reshape=view.op.reshape):
+    view = reshape_before(graph, product.inputs[0])
+    if product.op.transpose_a or view is None:
         return product
     if graph.type(view.inputs[0]).shape[-1] != graph.type(view.outputs[0]).shape[-1]:
         return product
@@ -106,11 +106,11 @@ def _of_rows(graph: Graph, product: Layer) -> Layer:
 
 
 def refuse_heads(graph: Graph, sides: Sequence[Side]) -> Refusal | None:
-    """Why ``sides``, of q, k and v (or of k and v alone), cannot be heads of one projection."""
+    """Why ``sides``, of q, k and v (or of two of them), cannot be heads of one projection."""
     if refusal := refuse_products(graph, [side.product for side in sides]):
         return refusal
     if len({side.size for side in sides}) > 1:
-        return Refusal("shapes", f"heads of {'q, k and v' if len(sides) > 2 else 'k and v'} have {', '.join(str(side.size) for side in sides)} elements")
+        return Refusal("shapes", f"heads of one projection would have {', '.join(str(side.size) for side in sides)} elements")
     return _refuse_norms(graph, sides) or _refuse_turns(graph, sides)
 
 
@@ -120,7 +120,7 @@ def _refuse_norms(graph: Graph, sides: Sequence[Side]) -> Refusal | None:
     if not any(norms):
         return None
     q, k = norms[0], norms[1]
-    if len(sides) < 3 or norms[2] is not None or q is None or k is None:
+    if any(norms[2:]) or q is None or k is None:
         return Refusal("normalisation", "only some of what would be one tensor is normalised")
     for norm in (q, k):
         shape = graph.type(norm.inputs[0]).shape
@@ -142,7 +142,7 @@ def _refuse_turns(graph: Graph, sides: Sequence[Side]) -> Refusal | None:
     if not any(turns):
         return None
     q, k = turns[0], turns[1]
-    if len(sides) < 3 or turns[2] is not None or q is None or k is None:
+    if any(turns[2:]) or q is None or k is None:
         return Refusal("rotary embedding", "only some of what would be one tensor turns")
     angles = [_angles(graph, side) for side in sides[:2]]
     if angles[0] is None or angles[1] is None or q.op != k.op or q.op.heads:
@@ -183,9 +183,9 @@ class Joined:
         return tuple(dict.fromkeys(name for name, _ in self.places))
 
 
-def join_heads(graph: Graph, sides: Sequence[Side], base: str, rule: str) -> Joined:
-    """The layers from one product on, named after ``base``; :func:`refuse_heads` has nothing against it."""
-    product, constants = joined_product(graph, [side.product for side in sides], f"{base}.{'qkv' if len(sides) > 2 else 'kv'}", rule)
+def join_heads(graph: Graph, sides: Sequence[Side], base: str, label: str, rule: str) -> Joined:
+    """The layers from one product on, named after ``base``; ``label`` says what is joined. :func:`refuse_heads` has nothing against it."""
+    product, constants = joined_product(graph, [side.product for side in sides], f"{base}.{label}", rule)
     size, counts = sides[0].size, [side.heads for side in sides]
     packed = graph.fresh(f"{base}.packed")
     layers = [product, Layer(f"{base} packed", Shuffle(reshape=(*sides[0].positions, sum(counts), size)), product.outputs, (packed,))]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fusion.dims import Dim, Shape
+from fusion.graph import Graph
+from fusion.network import Layer
 from fusion.ops import Shuffle
 
 
@@ -201,6 +203,12 @@ def _natural(first: tuple[int, ...], source: Shape, target: Shape) -> tuple[int,
             return first
         placed.append(queue.pop(0))
     return tuple(placed)
+
+
+def reshape_before(graph: Graph, tensor: str) -> Layer | None:
+    """The plain reshape that makes ``tensor``, or None."""
+    layer = graph.producer(tensor)
+    return layer if layer is not None and isinstance(layer.op, Shuffle) and layer.op.first is None and layer.op.second is None else None
 
 
 def inverse(permutation: Sequence[int]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """softmax(q k^T * scale + mask) v -> Attention(q, k, v, mask): the scores never go through memory.
 
-What scales the scores of a head (or of a query) by a number of its own scales its queries instead.
+The result may be made transposed, as v^T p^T (detectors that attend with convolutions write it so). What scales the scores of a head (or of a query) by a number of its own scales its queries instead.
 """
 
 from __future__ import annotations
@@ -39,14 +39,17 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     if second is not None and isinstance(second.op, Pointwise) and _keeps_value(second.op.expression):
         after, second = (second,), next(iter(graph.readers(second.outputs[0])), None)
     probabilities = (after or (layer,))[-1].outputs[0]
-    if second is None or not isinstance(second.op, MatrixMultiply) or second.inputs[0] != probabilities:
+    if second is None or not isinstance(second.op, MatrixMultiply) or probabilities not in second.inputs[:2] or second.inputs[0] == second.inputs[1]:
+        return None
+    turned = second.inputs[1] == probabilities
+    if turned and not second.op.transpose_b:
         return None
     if not (_keeps_value(op.epilogue) or op.epilogue == IDENTITY):
         return None
-    cast, values = _narrow_values(graph, first, second)
+    cast, values = _narrow_values(graph, first, second, second.inputs[0 if turned else 1])
     casts = (cast,) if cast is not None and graph.only_reader(cast.outputs[0]) is not None else ()
     layers = (first, *between, layer, *after, *casts, second)
-    return Match(layers, tuple(item.outputs[0] for item in layers[:-1]), {"between": between, "values": values})
+    return Match(layers, tuple(item.outputs[0] for item in layers[:-1]), {"between": between, "values": values, "turned": turned, "wide": cast is not None})
 
 
 def _near(graph: Graph, layer: Layer) -> Near | None:
@@ -64,13 +67,12 @@ def _near(graph: Graph, layer: Layer) -> Near | None:
     if op.log:
         return match, Refusal("logarithm", f"{layer.name} is a logarithm of probabilities")
     if second.inputs[0] != layer.outputs[0]:
-        return match, Refusal("operands", f"{second.name} has the probabilities on the right; values are on the right of attention")
+        return match, Refusal("operands", f"{second.name} multiplies with the probabilities as they are; with values on the left they are transposed")
     return match, Refusal("epilogue", f"{layer.name} makes more of the probabilities than {second.name} multiplies")
 
 
-def _narrow_values(graph: Graph, first: Layer, second: Layer) -> tuple[Layer | None, str]:
+def _narrow_values(graph: Graph, first: Layer, second: Layer, values: str) -> tuple[Layer | None, str]:
     """The values, and the cast that widens them to the float32 of the softmax (as torch's older exporter writes attention in float16)."""
-    values = second.inputs[1]
     cast = graph.producer(values)
     if cast is None or not isinstance(cast.op, Pointwise) or cast.op.expression != Convert(DataType.FLOAT, Operand(0)):
         return None, values
@@ -121,9 +123,9 @@ def _whole(match: Match) -> _Whole:
 def _check(graph: Graph, match: Match) -> Refusal | None:
     first, second = match.layers[0], match.layers[-1]
     q, k, v = (graph.type(name) for name in (*first.inputs[:2], match.found["values"]))
-    wide = match.found["values"] != second.inputs[1]
+    wide, turned = match.found["wide"], match.found["turned"]
     out = graph.type(second.outputs[0])
-    if second.op.transpose_a or second.op.epilogue != IDENTITY:
+    if (second.op.transpose_a and not turned) or second.op.epilogue != IDENTITY:
         return Refusal("pattern", f"{second.name} does more than probabilities times values")
     if not (q.dtype is k.dtype is v.dtype) or not (wide or v.dtype is out.dtype) or not q.dtype.is_float:
         return Refusal(
@@ -170,7 +172,7 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     whole = _whole(match)
     assert whole.scores is not None
     layers: list[Layer] = []
-    queries = first.inputs[0]
+    queries, turned = first.inputs[0], match.found["turned"]
     if whole.scores.factors:
         expression, names, _ = _factor(graph, first, whole)
         queries = graph.fresh(f"{queries}.scaled")
@@ -178,7 +180,7 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     stored = [
         _as_bhsd(graph, layers, queries, graph.type(first.inputs[0]).shape, first.op.transpose_a),
         _as_bhsd(graph, layers, first.inputs[1], graph.type(first.inputs[1]).shape, not first.op.transpose_b),
-        _as_bhsd(graph, layers, match.found["values"], graph.type(match.found["values"]).shape, second.op.transpose_b),
+        _as_bhsd(graph, layers, match.found["values"], graph.type(match.found["values"]).shape, not second.op.transpose_a if turned else second.op.transpose_b),
     ]
     kept: tuple[bool, int] = (False, 0)
     mask, scores = "", whole.scores
@@ -186,12 +188,12 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
         kept, mask = _mask(graph, layers, whole, match)
     out = graph.type(second.outputs[0]).shape
     causal, window = kept
-    op = Attention(scores.scale * (scores.cap or 1), causal, bool(mask), softcap=scores.cap, window=window, wide=match.found["values"] != second.inputs[1])
+    op = Attention(scores.scale * (scores.cap or 1), causal, bool(mask), softcap=scores.cap, window=window, wide=match.found["wide"])
     inputs = (*stored, *((mask,) if mask else ()))
-    if len(out) == 4:
+    if len(out) == 4 and not turned:
         return Replacement((*layers, Layer("", op, inputs, second.outputs)))
     result = graph.fresh(f"{second.outputs[0]}.bhsd")
-    view = Layer(f"{second.name} reshape", Shuffle(reshape=out), (result,), second.outputs)
+    view = Layer(f"{second.name} reshape", Shuffle((0, 1, 3, 2) if turned else None, None if len(out) == 4 else out), (result,), second.outputs)
     return Replacement((*layers, Layer("", op, inputs, (result,)), view))
 
 

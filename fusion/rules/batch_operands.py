@@ -8,21 +8,18 @@ from fusion.network import Layer
 from fusion.ops import Expand, Pointwise, Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import equal_shape, show, static_size
-
-
-def _plain(layer: Layer | None) -> bool:
-    return layer is not None and isinstance(layer.op, Shuffle) and layer.op.first is None and layer.op.second is None
+from fusion.rules._shuffles import reshape_before
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
     """``layer`` is the second reshape."""
     pointwise = graph.producer(layer.inputs[0])
-    if not _plain(layer) or pointwise is None or not isinstance(pointwise.op, Pointwise) or len(pointwise.inputs) < 2:
+    if reshape_before(graph, layer.outputs[0]) is None or pointwise is None or not isinstance(pointwise.op, Pointwise) or len(pointwise.inputs) < 2:
         return None
     whole = graph.type(layer.outputs[0]).shape
     for name in pointwise.inputs:
-        before = graph.producer(name)
-        if before is not None and _plain(before) and equal_shape(graph.type(before.inputs[0]).shape, whole):
+        before = reshape_before(graph, name)
+        if before is not None and equal_shape(graph.type(before.inputs[0]).shape, whole):
             return Match((before, pointwise, layer), (before.outputs[0], pointwise.outputs[0]), {"x": before.inputs[0]})
     return None
 

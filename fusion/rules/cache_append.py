@@ -53,7 +53,7 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:
     attention, sides, joins = match.layers[-1], match.found["sides"], match.found["joins"]
-    joined = join_heads(graph, sides, attention.name, RULE.name)
+    joined = join_heads(graph, sides, attention.name, "qkv", RULE.name)
     (query, first), *news = joined.places
     sources = tuple(dict.fromkeys(name for name, _ in news))
     appended = tuple((2 + sources.index(name), start) for name, start in news)

@@ -1,4 +1,4 @@
-"""Attention(x wq, x wk, x wv) -> Attention(x [wq wk wv]): projections of one tensor become one product, read in place; also keys and values alone.
+"""Attention(x wq, x wk, x wv) -> Attention(x [wq wk wv]): projections of one tensor become one product, read in place; also two of them alone.
 
 A normalisation and a rotary embedding of queries and keys stay between: they work on their heads of the joined projection, and attention reads
 values behind them.
@@ -22,44 +22,60 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     if layer.op.parts:
         return None
     sides = [side_of(graph, name, layout.startswith("bh")) for name, layout in zip(layer.inputs[:3], layer.op.layouts, strict=False)]
-    first = 0 if sides[0] is not None and sides[2] is not None and sides[0].product.inputs[0] == sides[2].product.inputs[0] else 1
-    found = [side for side in sides[first:] if side is not None]
-    layers = tuple(dict.fromkeys((*(one for side in found for one in side.layers), layer)))
-    if len(found) < 3 - first or len(layers) != sum(len(side.layers) for side in found) + 1:
+    groups = [match for chosen in (range(3), range(2), range(1, 3)) if (match := _group(graph, layer, sides, chosen)) is not None]
+    alone = (match for match in groups if _layout(layer, match.found["sides"], match.found["chosen"]) and all(graph.only_reader(name) for name in match.vanishing))
+    return next(alone, groups[0] if groups else None)
+
+
+def _group(graph: Graph, attention: Layer, sides: Sequence[Side | None], chosen: Sequence[int]) -> Match | None:
+    """The ``chosen`` ones of q, k and v, where they are of one tensor; keys and values of two are a near miss."""
+    found = [side for number in chosen if (side := sides[number]) is not None]
+    layers = tuple(dict.fromkeys((*(one for side in found for one in side.layers), attention)))
+    sources = [side.product.inputs[0] for side in found]
+    if len(found) < len(chosen) or len(layers) != sum(len(side.layers) for side in found) + 1:
         return None
-    return Match(layers, tuple(item.outputs[0] for item in layers[:-1]), {"sides": tuple(found), "first": first})
+    if len(set(sources)) > 1 and not (len(chosen) == 2 and chosen[0] == 1):
+        return None
+    return Match(layers, tuple(item.outputs[0] for item in layers[:-1]), {"sides": tuple(found), "chosen": chosen})
 
 
-def _layout(attention: Layer, sides: Sequence[Side], first: int) -> str | None:
+def _layout(attention: Layer, sides: Sequence[Side], chosen: Sequence[int]) -> str | None:
     """How all heads are stored: as those that are several. One head is stored in either order."""
-    layouts = {layout for layout, side in zip(attention.op.layouts[first:3], sides, strict=True) if layout != "bhsd" or side.heads > 1}
+    found = [attention.op.layouts[number] for number in chosen]
+    layouts = {layout for layout, side in zip(found, sides, strict=True) if layout != "bhsd" or side.heads > 1}
     (layout,) = layouts if len(layouts) == 1 else ("bshd",) if not layouts else ("",)
-    mixed = any(one == "bhsd" for one in attention.op.layouts[first:3]) and layout != "bshd"
+    mixed = "bhsd" in found and layout != "bshd"
     return layout if layout in LAYOUTS and not mixed else None
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
-    attention, sides, first = match.layers[-1], match.found["sides"], match.found["first"]
+    attention, sides, chosen = match.layers[-1], match.found["sides"], match.found["chosen"]
     if graph.limits.device != "cuda":
         return Refusal("device", "on the CPU three products are as fast as one, and their results need no strides")
-    if _layout(attention, sides, first) is None:
+    if _layout(attention, sides, chosen) is None:
         return Refusal("layout", f"q, k and v are stored as {', '.join(attention.op.layouts[:3])}; {' or '.join(LAYOUTS)} is needed")
+    for number in set(range(3)) - set(chosen):
+        if not isinstance(graph.type(attention.inputs[number]).shape[attention.op.layouts[number].index("h")], int):
+            return Refusal("shapes", f"{attention.inputs[number]} has heads whose number is known at run time only")
     return refuse_heads(graph, sides)
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
-    attention, sides, first = match.layers[-1], match.found["sides"], match.found["first"]
-    joined = join_heads(graph, sides, attention.name, RULE.name)
-    sources = joined.sources
-    parts = [(sources.index(name), start, side.heads) for (name, start), side in zip(joined.places, sides, strict=True)]
-    layout = _layout(attention, sides, first)
+    attention, sides, chosen = match.layers[-1], match.found["sides"], match.found["chosen"]
+    joined = join_heads(graph, sides, attention.name, "".join("qkv"[number] for number in chosen), RULE.name)
+    layout = _layout(attention, sides, chosen)
     assert layout is not None
-    layouts = [layout] * 3
-    if first:
-        layouts[0] = attention.op.layouts[0]
-        query = graph.type(attention.inputs[0]).shape[layouts[0].index("h")]
-        sources, parts = (attention.inputs[0], *sources), [(0, 0, int(query)), *((1 + number, *rest) for number, *rest in parts)]  # type: ignore[call-overload]
-    changed = replace(attention.op, parts=tuple(parts), layouts=(*layouts, attention.op.layouts[3]))
+    # Of what is not joined, all heads of its own tensor.
+    places = [(name, 0, 0) for name in attention.inputs[:3]]
+    layouts = list(attention.op.layouts)
+    for number, place, side in zip(chosen, joined.places, sides, strict=True):
+        places[number], layouts[number] = (*place, side.heads), layout
+    sources = tuple(dict.fromkeys(name for name, _, _ in places))
+    parts = []
+    for number, (name, start, count) in enumerate(places):
+        every = count or graph.type(name).shape[layouts[number].index("h")]
+        parts.append((sources.index(name), start, int(every)))  # type: ignore[arg-type]
+    changed = replace(attention.op, parts=tuple(parts), layouts=(layouts[0], layouts[1], layouts[2], layouts[3]))
     moved = union(one.origins for side in sides for one in side.layers if isinstance(one.op, Shuffle))
     layer = Layer(
         attention.name, changed, (*sources, *attention.inputs[3:]), attention.outputs,
