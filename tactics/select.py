@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from sys import modules
 from typing import Any, Protocol
@@ -18,19 +17,27 @@ import numpy as np
 
 from fusion.serial import to_json
 from tactics.cache import Entry, Timing
-from tactics.compiler import CompileError, compile_cubin
+from tactics.candidates import (
+    Candidate,
+    NoTacticError,
+    SelectOptions,
+    candidates,
+    may_serve,
+    out_of_range,
+    over_limit,
+    plainest,
+)
+from tactics.compiler import CompileError
+from tactics.compilers import Compilers, kernels_of
 from tactics.registry import tactics
 from tactics.tactic import (
     Config,
     DeviceSpec,
-    Kernel,
-    Launch,
     Plan,
     Tactic,
     Workload,
     reachable_seconds,
     refusal,
-    tactic_label,
 )
 
 BATCH = 8  # candidates timed against each other, interleaved
@@ -40,22 +47,6 @@ NEIGHBOURS_LEVEL = 5  # from which on the neighbours of the fastest configuratio
 MOST_CLIMBS = 6
 NOISE = 1.01  # within this of the fastest our own kernels win before libraries', then the smaller id, so that equal builds choose equally
 LEADERS = 1.08  # within this of the fastest, candidates of different batches are timed once more together
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A tactic with a configuration, ready to be compiled."""
-
-    tactic: Tactic
-    config: Config
-    plan: Plan
-    packed: tuple[np.ndarray, ...] = ()
-    kernels: Mapping[str, bytes] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """``id[name=value,...]``"""
-        return tactic_label(self.tactic.id, self.config)
 
 
 class Bench(Protocol):
@@ -75,19 +66,6 @@ class Bench(Protocol):
 
 
 @dataclass(frozen=True)
-class SelectOptions:
-    """How much to search. ``level`` is trtexec's builderOptimizationLevel 0..5."""
-
-    level: int = 3
-    workspace_limit: int | None = None  # bytes
-    shared_memory_limit: int | None = None  # bytes
-    max_tactics: int | None = None
-    pinned: str = ""  # a tactic id (or a prefix of one), or one with its configuration as reports show it, that must be used
-    rounds: int = 8  # how many timings a finalist's time is the median of
-    sources: tuple[str, ...] = ()  # libraries that compete with our own kernels (Tactic.source)
-
-
-@dataclass(frozen=True)
 class Decision:
     """The winner for a workload, and every row of its record (the fastest first, refusals last)."""
 
@@ -97,14 +75,6 @@ class Decision:
     timings: tuple[Timing, ...]
     cached: bool
     kernels: Mapping[str, bytes]
-
-
-class NoTacticError(RuntimeError):
-    """No tactic can compute a workload; the text lists each with its reason."""
-
-
-# (tactics considered, configurations each)
-_BREADTH = {0: (1, 1), 1: (3, 1), 2: (4, 2), 3: (6, 10), 4: (8, 24), 5: (99, 999)}
 
 
 def identity(device: DeviceSpec) -> list[Any]:
@@ -133,62 +103,6 @@ def question(
     }
 
 
-def candidates(
-    workload: Workload, device: DeviceSpec, options: SelectOptions
-) -> tuple[list[tuple[Tactic, Config]], list[Timing]]:
-    """What is worth timing, the most promising first, and the refusals."""
-    found: list[tuple[float, Tactic, tuple[Config, ...]]] = []
-    refused: list[Timing] = []
-    for tactic in tactics(device.kind):
-        if not isinstance(workload.op, tactic.ops) or not _may_serve(tactic, options):
-            continue
-        reason = refusal(tactic, workload, device)
-        if reason is not None:
-            refused.append(Timing(tactic.id, (), None, reason.reason))
-            continue
-        configs = tuple(tactic.configs(workload, device))
-        if configs:
-            found.append((tactic.estimate(workload, configs[0], device), tactic, configs))
-    if options.pinned:
-        kept = [(estimate, tactic, _of_pin(options.pinned, tactic, configs)) for estimate, tactic, configs in found]
-        kept = [item for item in kept if item[2]]
-        if not kept:
-            one = next((item for item in found if options.pinned.startswith(f"{item[1].id}[")), None)
-            listed = ", ".join(tactic_label(one[1].id, config) for config in one[2][:8]) if one else ", ".join(item[1].id for item in found) or "none"
-            raise NoTacticError(f"pinned tactic {options.pinned!r} cannot serve this layer; those that can: {listed}")
-        found = kept
-    # On the CPU a reference tactic is the bare NumPy meaning: it competes only where nothing else can serve.
-    if device.kind == "cpu" and options.level < 5 and any(not tactic.reference for _, tactic, _ in found):
-        found = [item for item in found if not item[1].reference]
-    # The plainest come last: their estimate is the floor of the workload, which they are the furthest from.
-    found.sort(key=lambda item: (item[1].reference, item[0], item[1].id))
-    width, depth = _BREADTH[max(0, min(5, options.level))]
-    own = [item for item in found if not item[1].source][:width]
-    # A library that is asked for takes no kernel's place; untimed (level 0) it is no choice.
-    found = [item for item in found if item in own or (item[1].source and (options.level or not own))]
-    ranks = range(max((len(configs[:depth]) for _, _, configs in found), default=0))
-    chosen = [
-        (tactic, configs[rank]) for rank in ranks for _, tactic, configs in found if rank < len(configs[:depth])
-    ]
-    if options.max_tactics:
-        chosen = chosen[: options.max_tactics]
-    return chosen, refused
-
-
-def _of_pin(pinned: str, tactic: Tactic, configs: tuple[Config, ...]) -> tuple[Config, ...]:
-    """Those of ``configs`` that ``pinned`` allows."""
-    return configs if tactic.id.startswith(pinned) else tuple(config for config in configs if tactic_label(tactic.id, config) == pinned)
-
-
-def _may_serve(tactic: Tactic, options: SelectOptions) -> bool:
-    return not tactic.source or tactic.source in options.sources
-
-
-def kernels_of(plan: Plan) -> tuple[Kernel, ...]:
-    """The distinct kernels of a plan."""
-    return tuple(dict.fromkeys(step.kernel for step in plan.steps if isinstance(step, Launch)))
-
-
 def fingerprint(tactic: Tactic, plan: Plan, device: DeviceSpec) -> str:
     """Changes when the measured code changes: kernel sources, or the tactic's module on the CPU."""
     kernels = kernels_of(plan)
@@ -197,43 +111,6 @@ def fingerprint(tactic: Tactic, plan: Plan, device: DeviceSpec) -> str:
     else:
         parts = [Path(modules[type(tactic).__module__].__file__ or "").read_text(encoding="utf-8")]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-class Compilers:
-    """Compiles kernels in parallel, each distinct one once; NVRTC releases the GIL."""
-
-    def __init__(self, arch: str, threads: int, known: Mapping[str, bytes]) -> None:
-        self._arch = arch
-        self._pool = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="nvrtc")
-        self._images: dict[str, Future[bytes]] = {}
-        for key, image in known.items():
-            self._images[key] = Future()
-            self._images[key].set_result(image)
-
-    def submit(self, plan: Plan) -> dict[str, Future[bytes]]:
-        """The cubins of a plan by kernel key, being compiled."""
-        found = {}
-        for kernel in kernels_of(plan):
-            key = kernel.key(self._arch)
-            if key not in self._images:
-                self._images[key] = self._pool.submit(self._compile, kernel)
-            found[key] = self._images[key]
-        return found
-
-    def images(self, plan: Plan) -> dict[str, bytes]:
-        """The cubins of a plan by kernel key.
-
-        Raises:
-            CompileError: a kernel does not compile.
-        """
-        return {key: future.result() for key, future in self.submit(plan).items()}
-
-    def close(self) -> None:
-        """Drop what has not been started; wait for what has."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _compile(self, kernel: Kernel) -> bytes:
-        return compile_cubin(kernel.source(), kernel.defines, self._arch, kernel.file or "generated.cu").image
 
 
 def decide_from(
@@ -250,13 +127,13 @@ def decide_from(
     if winner is None:
         return None
     tactic = next((one for one in tactics(device.kind) if one.id == winner.tactic), None)
-    if tactic is None or not _may_serve(tactic, options or SelectOptions()) or refusal(tactic, workload, device) is not None:
+    if tactic is None or not may_serve(tactic, options or SelectOptions()) or refusal(tactic, workload, device) is not None:
         return None
     try:
         plan = tactic.plan(workload, winner.config, device)
         if winner.fingerprint and fingerprint(tactic, plan, device) != winner.fingerprint:
             return None
-        if _out_of_range(tactic, winner.config, plan, extremes, device, options or SelectOptions()):
+        if out_of_range(tactic, winner.config, plan, extremes, device, options or SelectOptions()):
             return None
         kernels = compilers.images(plan)
     except (CompileError, KeyError, ValueError, AssertionError):
@@ -292,8 +169,8 @@ def start(
     pending = _planned(chosen, workload, extremes, device, options, compilers, rows)
     if not pending and not options.pinned:  # limits may have refused all but the plainest, which was not asked
         known = {tactic.id for tactic, _ in chosen}
-        plainest = [pair for pair in _plainest(workload, device) if pair[0].id not in known]
-        pending = _planned(plainest, workload, extremes, device, options, compilers, rows)
+        others = [pair for pair in plainest(workload, device) if pair[0].id not in known]
+        pending = _planned(others, workload, extremes, device, options, compilers, rows)
     return Search(workload, tuple(pending), tuple(rows), tuple(extremes))
 
 
@@ -314,7 +191,7 @@ def _planned(
         except (ValueError, AssertionError, KeyError, ArithmeticError) as error:
             rows.append(Timing(tactic.id, config, None, f"no plan: {type(error).__name__}: {error}"))
             continue
-        reason = _over_limit(plan, device, options) or _out_of_range(tactic, config, plan, extremes, device, options)
+        reason = over_limit(plan, device, options) or out_of_range(tactic, config, plan, extremes, device, options)
         if reason:
             rows.append(Timing(tactic.id, config, None, reason))
             continue
@@ -340,16 +217,6 @@ def _compiled(
     return ready
 
 
-def _plainest(workload: Workload, device: DeviceSpec) -> list[tuple[Tactic, Config]]:
-    """The reference tactics that serve ``workload``, each with its first configuration."""
-    return [
-        (tactic, config)
-        for tactic in tactics(device.kind)
-        if tactic.reference and refusal(tactic, workload, device) is None
-        for config in tuple(tactic.configs(workload, device))[:1]
-    ]
-
-
 def finish(
     search: Search,
     constants: Mapping[int, np.ndarray],
@@ -367,8 +234,8 @@ def finish(
     ready = _compiled(search.pending, search.workload, constants, compilers, rows)
     if not ready and not options.pinned:  # what was chosen does not compile
         known = {candidate.tactic.id for candidate in search.pending}
-        plainest = [pair for pair in _plainest(search.workload, device) if pair[0].id not in known]
-        planned = _planned(plainest, search.workload, search.extremes, device, options, compilers, rows)
+        others = [pair for pair in plainest(search.workload, device) if pair[0].id not in known]
+        planned = _planned(others, search.workload, search.extremes, device, options, compilers, rows)
         ready = _compiled(planned, search.workload, constants, compilers, rows)
     if not ready:
         raise NoTacticError(f"no tactic can compute it on {device.name}: {_reasons(rows)}")
@@ -404,42 +271,6 @@ def _decision(winner: Candidate, seconds: float, rows: Sequence[Timing], device:
     first = Timing(winner.tactic.id, winner.config, None if math.isnan(seconds) else seconds, "", mark)
     ordered = sorted(rows, key=lambda row: math.inf if row.seconds is None else row.seconds)
     return Decision(winner.tactic.id, winner.config, seconds, (first, *ordered), False, dict(winner.kernels))
-
-
-def _out_of_range(
-    tactic: Tactic,
-    config: Config,
-    plan: Plan,
-    extremes: Sequence[Workload],
-    device: DeviceSpec,
-    options: SelectOptions,
-) -> str:
-    """Why the candidate cannot serve one of the ``extremes``, or nothing."""
-    for other in extremes:
-        shapes = ", ".join("x".join(map(str, tensor.shape)) or "scalar" for tensor in other.inputs)
-        where = f"at {shapes}, within the optimization profile"
-        try:
-            reason = refusal(tactic, other, device)
-            if reason is not None:
-                return f"{where}: {reason.reason}"
-            there = tactic.plan(other, config, device)
-        except (ValueError, AssertionError, KeyError, ArithmeticError) as error:
-            return f"{where}: no plan: {type(error).__name__}: {error}"
-        if set(kernels_of(there)) - set(kernels_of(plan)):
-            return f"{where}: it would need other kernels"
-        if limit := _over_limit(there, device, options):
-            return f"{where}: {limit}"
-    return ""
-
-
-def _over_limit(plan: Plan, device: DeviceSpec, options: SelectOptions) -> str:
-    if options.workspace_limit is not None and plan.workspace > options.workspace_limit:
-        return f"needs {plan.workspace} bytes of workspace, {options.workspace_limit} are allowed (--memPoolSize)"
-    shared = max((step.shared_memory for step in plan.steps if isinstance(step, Launch)), default=0)
-    limit = min(device.shared_memory or 1 << 40, options.shared_memory_limit or 1 << 40)
-    if shared > limit:
-        return f"needs {shared} bytes of shared memory a block, {limit} are allowed"
-    return ""
 
 
 def _timed(
@@ -534,7 +365,7 @@ def _reference(
     workload: Workload, constants: Mapping[int, np.ndarray], device: DeviceSpec, compilers: Compilers
 ) -> Candidate | None:
     """The plainest tactic that serves the workload, to check others against."""
-    for tactic, config in _plainest(workload, device):
+    for tactic, config in plainest(workload, device):
         try:
             plan = tactic.plan(workload, config, device)
             packed = tactic.prepare(workload, config, constants)

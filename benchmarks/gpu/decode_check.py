@@ -23,7 +23,7 @@ from fusion.dtypes import DataType  # noqa: E402
 from fusion.network import TensorType  # noqa: E402
 from fusion.ops import Attention  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
-from tactics.select import SelectOptions  # noqa: E402
+from tactics.candidates import SelectOptions  # noqa: E402
 from tactics.tactic import Workload, floor_seconds  # noqa: E402
 
 HALF, FLOAT = DataType.HALF, DataType.FLOAT

@@ -23,7 +23,7 @@ from fusion.network import TensorType  # noqa: E402
 from fusion.ops import PackedMatrixMultiply  # noqa: E402
 from fusion.ops.packed_matmul import packed  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
-from tactics.select import SelectOptions  # noqa: E402
+from tactics.candidates import SelectOptions  # noqa: E402
 from tactics.tactic import Workload, floor_seconds  # noqa: E402
 
 # (rows, columns, depth, bits, block): the projections of a 7-billion-parameter decoder

@@ -35,7 +35,9 @@ from fusion.ops import Convolution, MatrixMultiply  # noqa: E402
 from runtime.device import Device  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
 from runtime.timer import Bench  # noqa: E402
-from tactics.select import Compilers, Decision, Search, SelectOptions, finish, start  # noqa: E402
+from tactics.candidates import SelectOptions  # noqa: E402
+from tactics.compilers import Compilers  # noqa: E402
+from tactics.select import Decision, Search, finish, start  # noqa: E402
 from tactics.tactic import Workload, floor_seconds, workload_flops  # noqa: E402
 
 INT8, FP8, HALF, FLOAT = DataType.INT8, DataType.FP8, DataType.HALF, DataType.FLOAT

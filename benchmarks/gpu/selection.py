@@ -13,7 +13,9 @@ import numpy as np
 
 from runtime.device import Device
 from runtime.timer import Bench
-from tactics.select import Compilers, Decision, SelectOptions, finish, start
+from tactics.candidates import SelectOptions
+from tactics.compilers import Compilers
+from tactics.select import Decision, finish, start
 from tactics.tactic import Workload
 
 AHEAD = 2  # cases that compile while one is timed

@@ -34,9 +34,10 @@ from fusion.expression import Convert, Expression, Literal, Operand, apply  # no
 from fusion.network import TensorType  # noqa: E402
 from fusion.ops import Convolution, SeparableConvolution  # noqa: E402
 from runtime.device import Binding, Tensor  # noqa: E402
+from tactics.candidates import SelectOptions, candidates  # noqa: E402
+from tactics.compilers import kernels_of  # noqa: E402
 from tactics.cuda.conv.depthwise import Depthwise  # noqa: E402
 from tactics.cuda.conv.separable import MmaSeparable, SimtSeparable  # noqa: E402
-from tactics.select import SelectOptions, candidates, kernels_of  # noqa: E402
 from tactics.separable import parts  # noqa: E402
 from tactics.tactic import Config, DeviceSpec, Kernel, Plan, Tactic, Workload, tensor_bytes, workload_bytes  # noqa: E402
 

@@ -24,8 +24,8 @@ from fusion.network import Op, TensorType  # noqa: E402
 from fusion.ops import Convolution, MatrixMultiply  # noqa: E402
 from runtime.device import DeviceError  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
+from tactics.candidates import SelectOptions  # noqa: E402
 from tactics.registry import source_of  # noqa: E402
-from tactics.select import SelectOptions  # noqa: E402
 from tactics.tactic import Workload  # noqa: E402
 
 BIAS = apply("add", Operand(0), Operand(1))

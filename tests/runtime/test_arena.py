@@ -18,7 +18,7 @@ from runtime.engine import Engine, InputRange, LayerPlan
 from runtime.resolution import outline, resolve
 from runtime.views import VIEW, view_layers
 from runtime.workloads import workload_of
-from tactics.select import SelectOptions, candidates
+from tactics.candidates import SelectOptions, candidates
 from tactics.tactic import DeviceSpec
 from trtcli.zoo import LIGHT_MODELS, light_path
 

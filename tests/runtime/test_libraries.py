@@ -22,10 +22,10 @@ from runtime import libraries
 from runtime.cublas_lt import CublasLt as LtBinding
 from runtime.cudnn import Cudnn as CudnnBinding
 from runtime.device import DeviceError
+from tactics.candidates import SelectOptions, candidates
 from tactics.cuda.libraries.affine import Affine, affine_epilogue
 from tactics.cuda.libraries.cublas_lt import CublasLt
 from tactics.cuda.libraries.cudnn import Cudnn
-from tactics.select import SelectOptions, candidates
 from tactics.tactic import Buffer, Launch, LibraryCall, Refusal, Tactic, Workload, config
 from tests.harness.fiber import H100, close
 

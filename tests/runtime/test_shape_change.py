@@ -16,8 +16,9 @@ from runtime.context import ExecutionContext
 from runtime.engine import Engine, InputRange, LayerPlan
 from runtime.resolution import outline, resolve
 from runtime.workloads import workload_of
+from tactics.candidates import SelectOptions, candidates
+from tactics.compilers import kernels_of
 from tactics.cuda import codegen
-from tactics.select import SelectOptions, candidates, kernels_of
 from tests.runtime.conftest import Graph, Reference
 from tests.runtime.test_arena import H100
 

@@ -11,20 +11,13 @@ from fusion.dtypes import DataType
 from fusion.expression import Operand, apply
 from fusion.network import TensorType
 from fusion.ops import Pointwise
+from tactics import candidates as candidates_module
 from tactics import compiler, select
 from tactics.cache import Entry, Timing, key_of
+from tactics.candidates import Candidate, NoTacticError, SelectOptions, candidates
 from tactics.compiler import cuda_include_paths
-from tactics.select import (
-    Candidate,
-    Compilers,
-    NoTacticError,
-    SelectOptions,
-    candidates,
-    decide_from,
-    finish,
-    question,
-    start,
-)
+from tactics.compilers import Compilers
+from tactics.select import decide_from, finish, question, start
 from tactics.tactic import Buffer, Config, CpuCall, DeviceSpec, Kernel, Launch, Plan, Refusal, Tactic, Workload, config
 
 DEVICE = DeviceSpec("cpu", "test")
@@ -71,7 +64,8 @@ class _Bench:
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, family: Sequence[Tactic], bench: _Bench, options: SelectOptions | None = None):
-    monkeypatch.setattr(select, "tactics", lambda device: tuple(family))
+    for module in (candidates_module, select):
+        monkeypatch.setattr(module, "tactics", lambda device: tuple(family))
     compilers = Compilers("", 1, {})
     options = options or SelectOptions()
     search = start(WORKLOAD, DEVICE, options, compilers)
@@ -151,7 +145,8 @@ def test_the_workspace_limit_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_levels_bound_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [_Fake(f"t{n}", configs=[config(k=k) for k in range(30)]) for n in range(10)]
-    monkeypatch.setattr(select, "tactics", lambda device: tuple(many))
+    for module in (candidates_module, select):
+        monkeypatch.setattr(module, "tactics", lambda device: tuple(many))
     counts = [len(candidates(WORKLOAD, DEVICE, SelectOptions(level=level))[0]) for level in range(6)]
     assert counts == sorted(counts)
     assert counts[0] == 1

@@ -14,19 +14,9 @@ import numpy as np
 from runtime.device import DeviceLostError
 from runtime.timer import Bench
 from tactics.cache import Entry
-from tactics.select import (
-    AT_FLOOR,
-    NEAR_FLOOR,
-    Compilers,
-    Decision,
-    NoTacticError,
-    Search,
-    SelectOptions,
-    decide_from,
-    finish,
-    question,
-    start,
-)
+from tactics.candidates import NoTacticError, SelectOptions
+from tactics.compilers import Compilers
+from tactics.select import AT_FLOOR, NEAR_FLOOR, Decision, Search, decide_from, finish, question, start
 from tactics.tactic import Workload
 from trtcli.builder.setting import BuildError, Progress, Setting
 from trtcli.report.building import timing_line

@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from runtime.device import Device, DeviceError
+from tactics.candidates import SelectOptions
 from tactics.compiler import nvrtc_version
-from tactics.select import SelectOptions
 from trtcli.builder.timings import BuildTimings
 from trtcli.config import BuildConfig
 from trtcli.log import Silent
