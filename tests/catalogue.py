@@ -274,6 +274,10 @@ CATALOGUE: Sequence[Row] = (
     Row("attention of normalised heads", "".join(f"{n}1 = Transpose<perm=[0,2,1,3]>({n})\n{n}h = LayerNormalization({n}1, w, b)\n" for n in "qk") +
         "kt = Transpose<perm=[0,1,3,2]>(kh)\ns = MatMul(qh, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "heads-shuffle", layers=3,
         inputs={"q": (2, 5, 2, 8), "k": (2, 5, 2, 8), "v": (2, 2, 5, 8)}, values={"w": (8,), "b": (8,)}, near=(("LayerNormalization(", "LayerNormalization<axis=2>("),), near_values={"w": (5, 8), "b": (5, 8)}),
+    Row("attention of two joined streams", "".join(f"{n}1 = Transpose<perm=[0,2,1,3]>({n})\n{n}2 = Transpose<perm=[0,2,1,3]>({m})\n{n}h = Concat<axis=2>({n}1, {n}2)\n" for n, m in ("qa", "kb")) +
+        "kt = Transpose<perm=[0,1,3,2]>(kh)\ns = MatMul(qh, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "concatenation-shuffle", layers=3,
+        inputs={**dict.fromkeys("qk", (2, 5, 2, 8)), **dict.fromkeys("ab", (2, 2, 2, 8)), "v": (2, 2, 7, 8)},
+        near=(("q2 = Transpose<perm=[0,2,1,3]>(a)", "q2 = Transpose<perm=[2,0,1,3]>(a)"), ("k2 = Transpose<perm=[0,2,1,3]>(b)", "k2 = Transpose<perm=[2,0,1,3]>(b)"))),
     Row("attention of rotated heads", "q = Transpose<perm=[0,2,1,3]>(x)\nk = Transpose<perm=[0,2,1,3]>(z)\n" + TURN.replace("@", "q") + TURN.replace("@", "k") +
         "kt = Transpose<perm=[0,1,3,2]>(ky)\ns = MatMul(qy, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "heads-shuffle", layers=3,
         inputs={"x": (2, 5, 2, 8), "z": (2, 5, 2, 8), "v": (2, 2, 5, 8)},

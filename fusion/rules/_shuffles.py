@@ -9,7 +9,7 @@ Networks repeat the same few shuffles in every block, and many rules ask about e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from fusion.dims import Dim, Shape
@@ -203,6 +203,16 @@ def _natural(first: tuple[int, ...], source: Shape, target: Shape) -> tuple[int,
             return first
         placed.append(queue.pop(0))
     return tuple(placed)
+
+
+def last_transpose(shape: Shape, op: Shuffle) -> tuple[Shuffle | None, tuple[int, ...] | None]:
+    """What ``op`` does before the transpose that ends it (None: nothing), and that transpose (None: there is none)."""
+    order = transpose_of(shape, op)
+    if order is not None:
+        return None, order
+    if op.second is None or op.second == tuple(range(len(op.second))):
+        return None, None
+    return replace(op, second=None), op.second
 
 
 def reshape_before(graph: Graph, tensor: str) -> Layer | None:

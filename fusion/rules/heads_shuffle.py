@@ -6,38 +6,24 @@ from dataclasses import replace
 
 from fusion.graph import Graph
 from fusion.network import Layer
-from fusion.ops import Attention, Normalization, RotaryEmbedding, Shuffle
+from fusion.ops import Attention, Concatenation, Normalization, RotaryEmbedding, Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._shuffles import inverse, transpose_of
+from fusion.rules._shuffles import inverse, last_transpose
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
     shuffle = graph.producer(layer.inputs[0])
-    if shuffle is None or not isinstance(shuffle.op, Shuffle) or not _for_attention(graph, layer):
+    if shuffle is None or not isinstance(shuffle.op, Shuffle) or not for_attention(graph, layer):
         return None
-    before, order = _last_transpose(graph, shuffle)
+    before, order = last_transpose(graph.type(shuffle.inputs[0]).shape, shuffle.op)
     return None if order is None else Match((shuffle, layer), (shuffle.outputs[0],), {"order": order, "before": before})
 
 
-def _for_attention(graph: Graph, layer: Layer) -> bool:
-    """Whether attention reads what ``layer`` makes, and nothing else does; a rotary embedding may stand between."""
+def for_attention(graph: Graph, layer: Layer) -> bool:
+    """Whether attention reads what ``layer`` makes, and nothing else does; rows may turn, or be joined with others, before."""
     readers = graph.readers(layer.outputs[0])
-    return bool(readers) and all(
-        isinstance(reader.op, Attention) or (isinstance(layer.op, Normalization) and isinstance(reader.op, RotaryEmbedding) and _for_attention(graph, reader))
-        for reader in readers
-    )
-
-
-def _last_transpose(graph: Graph, shuffle: Layer) -> tuple[Shuffle | None, tuple[int, ...] | None]:
-    """The transpose that ends a shuffle, and what the shuffle does before it."""
-    order = transpose_of(graph.type(shuffle.inputs[0]).shape, shuffle.op)
-    if order is not None:
-        return None, order
-    op = shuffle.op
-    assert isinstance(op, Shuffle)
-    if op.second is None or op.second == tuple(range(len(op.second))):
-        return None, None
-    return replace(op, second=None), op.second
+    between = (Concatenation, RotaryEmbedding) if isinstance(layer.op, Normalization) else (Concatenation,) if isinstance(layer.op, RotaryEmbedding) else (RotaryEmbedding,)
+    return bool(readers) and all(isinstance(reader.op, Attention) or (isinstance(reader.op, between) and for_attention(graph, reader)) for reader in readers)
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
