@@ -20,23 +20,21 @@ from fusion.dims import substitute
 from fusion.network import TensorType
 from runtime.addresses import Addresses, check_memory, shape_text
 from runtime.arena import Arena
-from runtime.debugging import Listener, Shown, check_written
 from runtime.device import Binding, CaptureError, Device, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange, sizes_of
 from runtime.enqueue import Action, bind_step, locate, schedule
-from runtime.exclusive import Guarded, exclusive
+from runtime.exclusive import exclusive
 from runtime.heap import Heap
 from runtime.interop import foreign, stream_handle
-from runtime.loaded import LoadedEngine, load_engine
 from runtime.most_memory import known_limits, most_memory_at
-from runtime.recorder import Observer, Recorder, own_seconds, span_cost
+from runtime.observed import Observed
 from runtime.resolution import Resolution
 from runtime.runner import Launch, Run, Runner, unknown_outputs
-from runtime.watch import Both, Watch
+from runtime.watch import Watch
 from tactics.tactic import Buffer, Copy, Plan, tensor_bytes
 
 
-class ExecutionContext(Guarded):
+class ExecutionContext(Observed):
     """Runs one engine on one device, one inference at a time; several contexts of an engine may run at once."""
 
     def __init__(self, engine: Engine, device: Device, profile: int = 0, allocation: str = "static") -> None:
@@ -48,22 +46,14 @@ class ExecutionContext(Guarded):
             ValueError: no such profile or allocation strategy.
             runtime.device.DeviceMemoryError: weights or activations do not fit.
         """
-        super().__init__()
         if allocation not in ("static", "profile", "runtime", "user"):
             raise ValueError(f"allocation strategy {allocation!r}: static, profile, runtime or user")
-        self.engine = engine
-        self.device = device
-        self.loaded: LoadedEngine = load_engine(engine, device)
+        super().__init__(engine, device)
         self._allocation = allocation
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses = Addresses(device)
         self._captured = False  # a graph of the caller's holds an enqueue of this context
         self.name = ""
-        self._listener: Listener | None = None
-        self._recorder: Recorder | None = None  # of layer times, for the profiler
-        self._profiler: Any = None
-        self.enqueue_emits_profile = True  # an enqueue waits and reports; else report_to_profiler does
-        self._shown: tuple[str, ...] = ()  # debug tensors that the listener wants
         self._resolution: Resolution | None = None
         self._programs: list[Program | None] = []
         self._actions: list[Action] | None = None
@@ -470,82 +460,6 @@ class ExecutionContext(Guarded):
     def release_graph(self) -> None:
         """Say that graphs which captured this context will not be launched any more: it may be changed again."""
         self._captured = False
-
-    # --- layer times -------------------------------------------------------------------------------------------------
-
-    @property
-    def profiler(self) -> Any:
-        """An object with TensorRT's ``report_layer_time(layer_name, ms)``, or None. While there is one, enqueues put events around every
-        layer, and wait at their end to report (see ``enqueue_emits_profile``); captured ones do not."""
-        return self._profiler
-
-    @profiler.setter
-    def profiler(self, value: Any) -> None:
-        self._profiler = value
-        self._recorder = None if value is None else Recorder(self.device)
-
-    @exclusive
-    def report_to_profiler(self) -> bool:
-        """Report the last enqueue's times, when ``enqueue_emits_profile`` is off; waits for the device. Whether there was something to report."""
-        spans = self._recorder.collect() if self._recorder is not None else {}
-        for name, seconds in own_seconds(self.engine, spans, span_cost([spans]), self.profile) if spans else ():
-            if seconds is not None:
-                self._profiler.report_layer_time(name, seconds * 1e3)
-        return bool(spans)
-
-    def _report(self, stream: Stream) -> None:
-        if self._recorder is not None and self.enqueue_emits_profile:
-            stream.synchronize()
-            self.report_to_profiler()
-
-    def _watch(self, stream: Stream) -> Watch | None:
-        """Who looks at an enqueue: the profiler, and who shows debug tensors."""
-        shower = self._shower()
-        if self._recorder is None:
-            return shower
-        self._recorder.collect()  # times that nobody asked for
-        self._recorder.empty(stream)
-        observer = Observer(self._recorder)
-        return observer if shower is None else Both(observer, shower)
-
-    # --- debug tensors -----------------------------------------------------------------------------------------------
-
-    @exclusive
-    def set_debug_listener(self, listener: Listener | None) -> None:
-        """Show debug tensors to ``listener``: a function of (name, array), which gets a copy on the host, or an object with TensorRT's
-        ``process_debug_tensor(address, location, dtype, shape, name, stream)``. None takes it away.
-
-        An enqueue then waits for the stream after each shown tensor. Enqueues that are captured show nothing. Until
-        :meth:`set_tensor_debug_state` says otherwise, nothing is shown.
-        """
-        self._listener = listener
-
-    @exclusive
-    def set_tensor_debug_state(self, name: str, state: bool) -> None:
-        """Whether tensor ``name`` is shown to the debug listener. Any tensor that a layer of the engine writes can be, inside of branches and loops too
-        (there in every iteration, as ``name[0]``, ``name[1]`` ...).
-
-        Raises:
-            ValueError: no layer writes it: it was fused away (build with --markDebug=name), or there is no such tensor.
-        """
-        check_written(self.engine.network, name)
-        others = tuple(one for one in self._shown if one != name)
-        self._shown = (*others, name) if state else others
-
-    @exclusive
-    def set_all_tensors_debug_state(self, state: bool) -> None:
-        """The same for all debug tensors that the build declared."""
-        self._shown = self.engine.debug_tensors if state else ()
-
-    def get_debug_state(self, name: str) -> bool:
-        """Whether tensor ``name`` is shown to the debug listener."""
-        return name in self._shown
-
-    def _shower(self) -> Shown | None:
-        """Who shows debug tensors, if any are to be shown."""
-        if self._listener is None or not self._shown:
-            return None
-        return Shown(self._listener, self._shown, self.loaded, self.profile)
 
     # -----------------------------------------------------------------------------------------------------------------
 
