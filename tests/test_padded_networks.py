@@ -215,9 +215,9 @@ def padding_build(monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
     monkeypatch.setattr(deciding, "pays", lambda before, after: True)
     monkeypatch.setattr(deciding, "ROUNDS", 0)
 
-    def build(row: Row, mark_debug: tuple[str, ...] = ()) -> Engine:
-        config = BuildConfig(avg_timing=1, profiling_verbosity="detailed", mark_debug=mark_debug)
-        return builder.build(model(row), config, CpuDevice(), log=Log(to_stderr=True))
+    def build(row: Row, data: bytes = b"", **options) -> Engine:  # noqa: ANN003
+        config = BuildConfig(avg_timing=1, profiling_verbosity="detailed", **options)
+        return builder.build(data or model(row), config, CpuDevice(), log=Log(to_stderr=True))
 
     return build
 
@@ -246,8 +246,30 @@ def test_a_build_its_reports_and_its_refit(padding_build, tmp_path) -> None:  # 
     compare(other, refitted, CpuDevice(), 1e-5)
 
 
+def dynamic(row: Row) -> bytes:
+    """``row`` for any batch and height."""
+    proto = onnx.load_from_string(model(row))
+    for axis, name in ((0, "n"), (2, "h")):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    del proto.graph.value_info[:]
+    for axis, name in ((0, "n"), (2, "h")):
+        proto.graph.output[0].type.tensor_type.shape.dim[axis].dim_param = f"out_{name}"
+    return proto.SerializeToString()
+
+
+RANGE = {f"{which}_shapes": {"x": (n, 16, h, 4)} for which, n, h in (("min", 1, 4), ("opt", 2, 6), ("max", 3, 10))}
+
+
+def test_any_batch_and_height(padding_build) -> None:  # noqa: ANN001
+    row = NETWORKS["pruned"]
+    engine = padding_build(row, dynamic(row), **RANGE)
+    assert {tuple(pair) for pair in engine.record["paddedChannels"]["channels"].values()} == {(37, 40)}
+    for n, h in ((1, 4), (3, 10)):
+        compare(replace(row, inputs={"x": (n, 16, h, 4)}), engine, CpuDevice(), 1e-5, dynamic(row))
+
+
 def test_debug_tensors_keep_their_channels(padding_build) -> None:  # noqa: ANN001
-    engine = padding_build(NETWORKS["head"], ("ar",))
+    engine = padding_build(NETWORKS["head"], mark_debug=("ar",))
     assert not engine.record["paddedChannels"]["channels"]
 
 
@@ -261,9 +283,12 @@ def test_padded_networks_on_the_gpu(name: str, precision: str, monkeypatch: pyte
     monkeypatch.setattr(deciding, "pays", lambda before, after: True)
     monkeypatch.setattr(deciding, "ROUNDS", 0)
     row, device = NETWORKS[name], open_device("0")
-    engine = builder.build(model(row), BuildConfig(fp16=precision == "fp16", tf32=False), device, log=Log(to_stderr=True))
+    data = dynamic(row) if name == "pruned" else model(row)
+    config = BuildConfig(fp16=precision == "fp16", tf32=False, max_tactics=2, **(RANGE if name == "pruned" else {}))  # type: ignore[arg-type]
+    engine = builder.build(data, config, device, log=Log(to_stderr=True))
     assert engine.record["paddedChannels"]["channels"]
-    compare(row, engine, device, 5e-3 if precision == "fp16" else 1e-4)
+    for n in (1, 2):
+        compare(replace(row, inputs={"x": (n, 16, 6, 4)}) if name == "pruned" else row, engine, device, 5e-3 if precision == "fp16" else 1e-4, data)
 
 
 @pytest.mark.gpu
@@ -275,7 +300,7 @@ def test_eight_bits_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for rules in ((), ((RULE, ""),)):
         monkeypatch.setattr(deciding, "pays", lambda before, after: True)
         monkeypatch.setattr(deciding, "ROUNDS", 0)
-        engine = builder.build(data, BuildConfig(fp16=True, disable_fusion=rules), device, log=Log(to_stderr=True))
+        engine = builder.build(data, BuildConfig(fp16=True, max_tactics=2, disable_fusion=rules), device, log=Log(to_stderr=True))
         assert bool(engine.record["paddedChannels"]["channels"]) == (not rules)
         found.append(engine.create_execution_context(device).execute({engine.network.inputs[0]: image}))
     for name, value in found[0].items():
@@ -289,7 +314,7 @@ def test_a_build_on_the_gpu_says_what_it_measured() -> None:
 
     row = replace(NETWORKS["head"], inputs={"x": (8, 16, 56, 56)}, values={"w0": (91, 16, 3, 3), "b0": (91,), "w1": (91, 91, 3, 3), "w2": (21, 91, 1, 1)})
     device = open_device("0")
-    engine = builder.build(model(row), BuildConfig(fp16=True), device, log=Log(to_stderr=True))
+    engine = builder.build(model(row), BuildConfig(fp16=True, max_tactics=4), device, log=Log(to_stderr=True))
     record = engine.record["paddedChannels"]
     assert record["channels"] or record["slower"]
     for tensor, (real, held) in record["channels"].items():
