@@ -84,6 +84,7 @@ from fusion.rules import (
     rms_normalization,
     rotary_cast,
     rotary_embedding,
+    rotary_normalization,
     rotary_part,
     score_operands,
     separable_convolution,
@@ -158,7 +159,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("packed", (packed_attention.RULE, cache_append.RULE)),
 )
 # After precision and layout are chosen: nothing looks into what these make.
-FINAL: tuple[Rule, ...] = (normalization_sum.RULE,)
+FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE)
 RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.name: rule for _, rules in (*PASSES, ("final", FINAL), ("optional", OPTIONAL)) for rule in rules}
 )

@@ -274,6 +274,9 @@ CATALOGUE: Sequence[Row] = (
     Row("attention of normalised heads", "".join(f"{n}1 = Transpose<perm=[0,2,1,3]>({n})\n{n}h = LayerNormalization({n}1, w, b)\n" for n in "qk") +
         "kt = Transpose<perm=[0,1,3,2]>(kh)\ns = MatMul(qh, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "heads-shuffle", layers=3,
         inputs={"q": (2, 5, 2, 8), "k": (2, 5, 2, 8), "v": (2, 2, 5, 8)}, values={"w": (8,), "b": (8,)}, near=(("LayerNormalization(", "LayerNormalization<axis=2>("),), near_values={"w": (5, 8), "b": (5, 8)}),
+    Row("rows that are normalised and turn", "s = Mul(x, x)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\nr = Sqrt(e)\nd = Div(x, r)\nn = Mul(d, g)\n" + TURN.replace("@", "n").replace("ny", "y").rstrip(),
+        "rotary-normalization", device="cuda", inputs={"x": (2, 5, 3, 8)}, near_output="n",
+        values={"axes": np.array([3]), "eps": 1e-6, "g": (8,), "zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3]), "cos": (5, 1, 8), "sin": (5, 1, 8)}),
     Row("attention of two joined streams", "".join(f"{n}1 = Transpose<perm=[0,2,1,3]>({n})\n{n}2 = Transpose<perm=[0,2,1,3]>({m})\n{n}h = Concat<axis=2>({n}1, {n}2)\n" for n, m in ("qa", "kb")) +
         "kt = Transpose<perm=[0,1,3,2]>(kh)\ns = MatMul(qh, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "concatenation-shuffle", layers=3,
         inputs={**dict.fromkeys("qk", (2, 5, 2, 8)), **dict.fromkeys("ab", (2, 2, 2, 8)), "v": (2, 2, 7, 8)},

@@ -234,7 +234,7 @@ def llama(cache: bool = True, batch: int | str = "batch", steps: int | str = "st
             "one_": [1], "two_": [2], "kv": [kv], "all": [heads], "size": [size],
             "heads": [0, 0, heads, size], "kv_heads": [0, 0, kv, size], "rows": [0, 0, width],
         },
-        layers=(12 if cache else 11) + {"": 0, "position": 3}.get(normalised, 1), integers=("positions",), sizes={"batch": 2, "steps": 3, "past": 5 if cache else 0, "total": 8},
+        layers=(12 if cache else 11) + (3 if normalised == "position" else 0), integers=("positions",), sizes={"batch": 2, "steps": 3, "past": 5 if cache else 0, "total": 8},
     )  # fmt: skip
 
 

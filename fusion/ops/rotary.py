@@ -10,6 +10,7 @@ import numpy as np
 
 from fusion.network import Op, ShapeError, TensorType, broadcast
 from fusion.ops.epilogue import widen
+from fusion.ops.normalization import normalize
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,24 @@ class RotaryEmbedding(Op):
     one value per element that turns, or one per pair.
 
     With ``heads``, x is ``[..., H, D]`` and the result its first ``heads`` heads: queries and keys of a projection that holds values as well.
+
+    With ``epsilon``, a last input is a scale that broadcasts against x: before they turn, rows are divided by ``sqrt(mean(x * x) + epsilon)`` and
+    multiplied with it.
     """
 
     interleaved: bool = False
     rotated: int = 0
     heads: int = 0
+    epsilon: float | None = None
 
     layer_type: ClassVar[str] = "RotaryEmbedding"
-    arity: ClassVar[int] = 3
+
+    @property
+    def arity(self) -> int:
+        return 3 if self.epsilon is None else 4
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
-        x, *angles = inputs
+        x, *angles = inputs[:3]
         width = x.shape[-1]
         turned = self.rotated or width
         if width % 2 != 0 or turned % 2 != 0 or (isinstance(width, int) and self.rotated > width):
@@ -46,11 +54,15 @@ class RotaryEmbedding(Op):
             if one.shape[-1] not in (turned, turned // 2) or len(one.shape) > len(shape):
                 raise ShapeError(f"angles of shape {one.shape} for x of shape {x.shape}, of which {turned} elements turn")
             broadcast([shape[:-1], one.shape[:-1]])
+        if self.epsilon is not None and (inputs[3].shape[-1:] != (width,) or broadcast([shape, inputs[3].shape]) != shape):
+            raise ShapeError(f"a scale of shape {inputs[3].shape} for rows of shape {shape}")
         return (TensorType(x.dtype, shape),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        x, cos, sin = (widen(one) for one in inputs)
+        x, cos, sin, *scale = (widen(one) for one in inputs)
         x = x[..., : self.heads, :] if self.heads else x
+        if self.epsilon is not None:
+            x = normalize(x, (x.ndim - 1,), self.epsilon, center=False) * scale[0]
         half = (self.rotated or x.shape[-1]) // 2
         first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if self.interleaved else (slice(half), slice(half, 2 * half))
         a, b = x[..., first], x[..., second]

@@ -26,6 +26,7 @@ from tactics.tactic import (
 )
 
 FILE = "rotary/rotary.cu"
+WARP = 32
 
 
 class Rotary(Tactic):
@@ -44,30 +45,40 @@ class Rotary(Tactic):
             return Refusal(f"x is {types[0].value}, wider than its angles")
         if workload.axis_varies(0, len(workload.inputs[0].shape) - 1):
             return Refusal("the length of a row varies")
+        if _op(workload).epsilon is not None:
+            if types[3] not in (types[0], DataType.FLOAT):
+                return Refusal(f"a scale of {types[3].value} for rows of {types[0].value}; their type or float32 is needed")
+            if not self.configs(workload, device):
+                return Refusal(f"rows of {_pairs(workload)[1]} elements are normalised by a warp, {WARP} vectors at most")
         return refuse_large(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         half, width = _pairs(workload)
         widest = vector_width(workload.inputs[0].dtype.itemsize * (2 if _op(workload).interleaved else 1), half, width // 2 - half)
-        return [config(threads=threads, v=v) for v in dict.fromkeys((widest, max(1, widest // 2))) for threads in (128, 256)]
+        normalized = _op(workload).epsilon is not None
+        fitting = [v for v in dict.fromkeys((widest, max(1, widest // 2))) if not normalized or width // 2 // v <= WARP]
+        return [config(threads=threads, v=v) for v in fitting for threads in (128, 256)]
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        chosen, (x, cos, sin), op = dict(config), workload.inputs, _op(workload)
+        chosen, (x, cos, sin, *scale), op = dict(config), workload.inputs, _op(workload)
         v, threads, outer = chosen["v"], chosen["threads"], dims(workload.outputs[0])[:-1]
         half, width = _pairs(workload)
         vectors = width // 2 // v
-        count = prod(outer) * vectors
+        group = 1 << (vectors - 1).bit_length()
+        count = prod(outer) * (vectors if op.epsilon is None else 1)
         if not count and workload.is_static:
             return Plan(())
         outer = outer or (1,)
         names = defines(device, IN_T=storage_type(x.dtype), ANGLE_T=storage_type(cos.dtype), VEC=v, THREADS=threads, AXES=len(outer), INTERLEAVED=op.interleaved,
-                        PARTIAL=width > 2 * half, COS_WIDE=dims(cos)[-1] == 2 * half, SIN_WIDE=dims(sin)[-1] == 2 * half)  # fmt: skip
+                        PARTIAL=width > 2 * half, COS_WIDE=dims(cos)[-1] == 2 * half, SIN_WIDE=dims(sin)[-1] == 2 * half, NORMALIZED=op.epsilon is not None,
+                        **({"GROUP": group, "SCALE_T": storage_type(scale[0].dtype)} if scale else {}))  # fmt: skip
         fields = [field for size in reversed(outer) for field in divider(size)]
-        for tensor in (x, cos, sin):
+        for tensor in (x, cos, sin, *scale):
             fields += [Scalar(stride, "u32") for stride in reversed(_strides(tensor, len(outer)))]
-        arguments = (Buffer("input"), Buffer("input", 1), Buffer("input", 2), OUT, Scalar(count, "u32"), Scalar(half, "u32"), Scalar(width, "u32"),
+        extra = (Buffer("input", 3), Scalar(op.epsilon, "f32")) if op.epsilon is not None else ()
+        arguments = (Buffer("input"), Buffer("input", 1), Buffer("input", 2), *extra, OUT, Scalar(count, "u32"), Scalar(half, "u32"), Scalar(width, "u32"),
                      Struct(divider(vectors)), Struct(tuple(fields)))  # fmt: skip
-        return Plan((launch(Kernel(FILE, "rotary_embedding", names), ceil_div(count, threads), threads, arguments),))
+        return Plan((launch(Kernel(FILE, "rotary_embedding", names), ceil_div(count * (group if scale else 1), threads), threads, arguments),))
 
 
 def _op(workload: Workload) -> RotaryEmbedding:

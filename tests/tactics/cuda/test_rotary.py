@@ -52,6 +52,27 @@ def test_parts_of_rows_and_of_heads() -> None:
     run((2, 5, 6, 64), (5, 1, 24), (5, 1, 48), DataType.HALF, op=RotaryEmbedding(False, 48))
 
 
+@pytest.mark.parametrize(
+    ("x", "scale", "op"),
+    [
+        ((2, 3, 5, 32), (32,), RotaryEmbedding(epsilon=1e-6)), ((2, 3, 6, 32), (4, 32), RotaryEmbedding(True, 0, 4, 1e-6)),
+        ((2, 3, 5, 40), (5, 40), RotaryEmbedding(epsilon=1e-3)), ((2, 3, 5, 64), (64,), RotaryEmbedding(False, 16, epsilon=1e-6)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF], ids=lambda d: d.value)
+def test_normalised_rows(x: tuple, scale: tuple, op: RotaryEmbedding, dtype: DataType) -> None:
+    random, turned = np.random.default_rng(0), op.rotated or x[-1]
+    arrays = [random.normal(size=shape).astype(dtype.numpy) for shape in (x, (3, 1, turned), (2, 3, 1, turned // 2), scale)]
+    types = tuple(TensorType(dtype, one.shape) for one in arrays)
+    check(TACTIC, Workload(op, types, op.infer(types)), arrays, op.evaluate(arrays), configs=2)
+
+
+def test_rows_that_a_warp_cannot_normalise() -> None:
+    types = tuple(TensorType(DataType.HALF, shape) for shape in ((2, 3, 1022), (1, 1022), (1, 1022), (1022,)))
+    op = RotaryEmbedding(epsilon=1e-6)
+    assert isinstance(TACTIC.supports(Workload(op, types, op.infer(types)), H100), Refusal)
+
+
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_any_shape(data: st.DataObject) -> None:
@@ -76,6 +97,8 @@ def test_sizes_that_vary() -> None:
 
 @pytest.mark.parametrize(("arch", "device"), [("sm_75", A100), ("sm_90a", H100)])
 def test_compiles(arch: str, device) -> None:  # noqa: ANN001
-    one = workload((2, 3, 5, 64), (5, 64), (5, 64), DataType.HALF)
-    for kernel in kernels(TACTIC.plan(one, TACTIC.configs(one, device)[0], device)):
+    plain = workload((2, 3, 5, 64), (5, 64), (5, 64), DataType.HALF)
+    op, types = RotaryEmbedding(epsilon=1e-6), (*plain.inputs, TensorType(DataType.HALF, (5, 64)))
+    normalised = Workload(op, types, op.infer(types))
+    for kernel in (kernel for one in (plain, normalised) for kernel in kernels(TACTIC.plan(one, TACTIC.configs(one, device)[0], device))):
         assert compile_cubin(kernel.source(), kernel.defines, arch).resources.spill_stores == 0
