@@ -20,12 +20,14 @@ from tactics.tactic import DeviceSpec, extent_bytes
 
 @dataclass(frozen=True)
 class Part:
-    """A segment of ``engine`` (all of it, for most) with the decisions of an optimization profile, at the named ``sizes``."""
+    """A segment of ``engine`` (all of it, for most) with the decisions of an optimization profile, at the named ``sizes``; ``guessed`` says
+    that some of them, which the input shapes do not tell, may be none at which it can run."""
 
     engine: Engine
     profile: int
     segment: Segment
     sizes: Mapping[str, int]
+    guessed: bool = False
 
     def resolution(self, device: DeviceSpec) -> Resolution:
         """What it means.
@@ -40,8 +42,10 @@ def parts_at_optimum(engine: Engine, profile: int, around: Mapping[str, int]) ->
     """The parts of ``engine`` at the optimal shapes of ``profile``; sizes that the data decides are guessed as the builder does. ``around`` are
     the sizes around a body."""
     shapes = {name: item.opt for name, item in engine.profiles[profile].items()}
-    sizes = typical_sizes(engine.network, {**around, **sizes_of(engine.network, shapes)})
-    return [Part(engine, profile, one, sizes) for one in segments_of(engine.network, engine.host_layers) if not one.host]
+    told = sizes_of(engine.network, shapes)
+    sizes = typical_sizes(engine.network, {**around, **told})
+    plain = (one for one in segments_of(engine.network, engine.host_layers) if not one.host)
+    return [Part(engine, profile, one, sizes, guessed=not told.keys() >= set(one.needs)) for one in plain]
 
 
 class BoundPart:

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from runtime.device import CaptureError, Device, DeviceError, DeviceLostError
-from runtime.engine import Engine
+from runtime.engine import Engine, EngineError
 from runtime.parts import Part, parts_at_optimum
 from runtime.timer import time_parts
 from tactics.tactic import CpuCall, DeviceSpec, Launch, Plan
@@ -140,7 +140,12 @@ class _Choice:
 
 
 def _choose(serial: Part, device: Device, max_aux: int, timings: Timings) -> _Choice:
-    work, layers = workload_graph(serial, device.spec)
+    try:
+        work, layers = workload_graph(serial, device.spec)
+    except EngineError as error:
+        if not serial.guessed:
+            raise
+        return _Choice(branches=(Branch(serial.segment.layers, 0, f"cannot run at the sizes that were guessed: {error}"),))
     if len(_chains(work)) < 2:  # one path: nothing to ask the device
         return _Choice()
     event_seconds = timings.event(device)

@@ -16,6 +16,7 @@ from runtime.profiler import profile_layers
 from tests.control_flow.networks import FORKED, FORKED_SHAPES, made, parse
 from tests.models import onnxruntime_outputs
 from tests.runtime.test_streams import LazyDevice
+from trtcli.config import BuildConfig
 from trtcli.report.layers import stream_branches
 
 
@@ -85,6 +86,17 @@ def test_streams_are_chosen_per_segment_and_body(cpu, tmp_path, monkeypatch):
     context.set_aux_streams(aux)
     for name, array in context.execute(inputs).items():
         np.testing.assert_allclose(array, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_parts_that_cannot_run_at_guessed_sizes_stay_on_one_stream(cpu, tmp_path):
+    """Both parts of an axis are guessed as 4 elements: together more than it has."""
+    split = parse("g (float[6] x, int64[2] split) => (float[p] a, float[q] b) { a, b = Split <axis = 0> (x, split) }")
+    engine = made(split, cpu, tmp_path, BuildConfig(optimization_level=0, max_aux_streams=1))
+    assert engine.num_aux_streams == 0 and "guessed: layer 'Split" in engine.record["streams"]["branches"][0]["reason"]
+    x = np.arange(6, dtype=np.float32)
+    found = engine.create_execution_context(cpu).execute({"x": x, "split": np.array([2, 4])})
+    np.testing.assert_array_equal(found["a"], x[:2])
+    np.testing.assert_array_equal(found["b"], x[2:])
 
 
 @pytest.mark.gpu
