@@ -111,6 +111,11 @@ def _is_odd(tensor: TensorType) -> bool:
     return isinstance(channels, int) and channels > 1 and bool(channels * tensor.dtype.itemsize % ROW)
 
 
+def is_product(layer: Layer) -> bool:
+    """Whether the layer multiplies with weights."""
+    return isinstance(layer.op, Convolution | Deconvolution | MatrixMultiply)
+
+
 def _reads_rows(network: Network, layer: Layer) -> bool:
     """Whether the layer is a product over rows of channels whose weights can be given zeros for more of them."""
     op = layer.op

@@ -154,6 +154,12 @@ def test_eight_bits_are_padded_to_sixteen_channels_and_nothing_changes() -> None
         np.testing.assert_array_equal(run(found.network, inputs)[name], wanted)
 
 
+@pytest.fixture
+def small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These networks are small."""
+    monkeypatch.setattr(deciding, "LEAST_BYTES", 0)
+
+
 # --- the builder's choice --------------------------------------------------------------------------------------------
 
 
@@ -172,6 +178,7 @@ def decided(row: Row, seconds, monkeypatch: pytest.MonkeyPatch, config: BuildCon
     return now, *measured_padding(now, profiles, setting), log
 
 
+@pytest.mark.usefixtures("small_ones_too")
 def test_what_pays_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     now, after, found, log = decided(NETWORKS["head"], lambda name, padded: 0 if name.startswith("unpad") else 2e-6 if padded else 3e-6, monkeypatch)
     assert found.channels == {"ar": (37, 40), "br": (53, 56), "y.last": (21, 24)} and not found.slower
@@ -180,12 +187,23 @@ def test_what_pays_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(after.choices.decisions[0]) == len(after.network.layers) and after.network is not now.network
 
 
+def test_small_layers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the convolution from 37 to 53 channels moves 32 KB, weights included."""
+    row = NETWORKS["head"]
+    _, _, found, _ = decided(row, lambda name, padded: 0 if name.startswith("unpad") else 2e-6 if padded else 3e-6, monkeypatch)
+    assert found.channels == {"ar": (37, 40), "br": (53, 56)}
+    thin = replace(row, values={**row.values, "w1": (53, 37, 1, 1)}, nodes=row.nodes.replace(f"b = Conv{W3}", "b = Conv"))
+    assert decided(thin, lambda name, padded: 1.0, monkeypatch)[2] == PaddedChannels()
+
+
+@pytest.mark.usefixtures("small_ones_too")
 def test_what_does_not_pay_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now, after, found, log = decided(NETWORKS["head"], lambda name, padded: 3e-6, monkeypatch)
     assert after is now and not found.channels and set(found.slower) == {"ar", "br", "y.last"}
     assert log[-1] == "Padded channels: none; 3 tensors tried, no faster"
 
 
+@pytest.mark.usefixtures("small_ones_too")
 def test_a_single_tensor_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(name: str, padded: bool) -> float:
         return {"Conv0 + Sigmoid1": 1e-6 if padded else 9e-6, "Conv2 + Relu3": 2e-6, "Conv4": 4e-6 if padded else 2e-6}.get(name, 0.0)
@@ -195,12 +213,14 @@ def test_a_single_tensor_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert after.network.tensors["br"].shape[-1] == 53
 
 
+@pytest.mark.usefixtures("small_ones_too")
 @pytest.mark.parametrize("config", [BuildConfig(optimization_level=2), BuildConfig(disable_fusion=((RULE, ""),)), BuildConfig(builder_cache=False)])
 def test_when_nothing_is_tried(config: BuildConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     now, after, found, _ = decided(NETWORKS["head"], lambda name, padded: 1e-6, monkeypatch, replace(config, avg_timing=1))
     assert after is now and found == PaddedChannels()
 
 
+@pytest.mark.usefixtures("small_ones_too")
 def test_the_rule_can_be_switched_off_at_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     config = BuildConfig(avg_timing=1, disable_fusion=((RULE, "Conv4"),))
     _, _, found, _ = decided(NETWORKS["head"], lambda name, padded: 2e-6 if padded else 3e-6, monkeypatch, config)
@@ -214,6 +234,7 @@ def padding_build(monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
     monkeypatch.setattr(fusing, "optimize", lambda imported, options: optimize(imported, replace(options, device="cuda")))
     monkeypatch.setattr(deciding, "pays", lambda before, after: True)
     monkeypatch.setattr(deciding, "ROUNDS", 0)
+    monkeypatch.setattr(deciding, "LEAST_BYTES", 0)
 
     def build(row: Row, data: bytes = b"", **options) -> Engine:  # noqa: ANN003
         config = BuildConfig(avg_timing=1, profiling_verbosity="detailed", **options)
@@ -274,6 +295,7 @@ def test_debug_tensors_keep_their_channels(padding_build) -> None:  # noqa: ANN0
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("small_ones_too")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_padded_networks_on_the_gpu(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,6 +314,7 @@ def test_padded_networks_on_the_gpu(name: str, precision: str, monkeypatch: pyte
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("small_ones_too")
 def test_eight_bits_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from runtime.devices import open_device
 

@@ -15,13 +15,15 @@ from typing import Any
 
 from fusion.layout import REFORMAT
 from fusion.network import Layer, Network
-from fusion.padded_channels import RULE, pad_channels, paddable
+from fusion.padded_channels import RULE, is_product, pad_channels, paddable
 from fusion.regions import Regions
 from fusion.rewrite import disabled_by
+from tactics.tactic import workload_bytes
 from trtcli.builder.measured import Chosen, cost_of_layer, may_measure, pays, tried
 from trtcli.builder.setting import Setting
 from trtcli.builder.workloads import Profile
 
+LEAST_BYTES = 32 << 10  # of a layer's tensors: what moves less is launch and latency, as in squeeze-and-excitation blocks
 ROUNDS = 8  # how often single tensors are taken back
 
 
@@ -55,7 +57,7 @@ class PaddedChannels:
 def measured_padding(now: Chosen, profiles: Sequence[Profile], setting: Setting) -> tuple[Chosen, PaddedChannels]:
     """``now`` with those tensors padded that make the layers around them faster."""
     network = now.network
-    every = _allowed(network, setting.config.disabled_fusions)
+    every = _worth_trying(now, setting.config.disabled_fusions)
     if not every or not may_measure(setting):
         return now, PaddedChannels()
     wanted = every
@@ -79,13 +81,17 @@ def measured_padding(now: Chosen, profiles: Sequence[Profile], setting: Setting)
     raise AssertionError("every turn but the last leaves fewer tensors")
 
 
-def _allowed(network: Network, disabled: Sequence[str]) -> tuple[str, ...]:
-    """The tensors that may be padded where ``--disableFusion`` does not name the rule, or a layer around them."""
+def _worth_trying(now: Chosen, disabled: Sequence[str]) -> tuple[str, ...]:
+    """The tensors that may be padded where ``--disableFusion`` does not name the rule, or a layer around them, and some product around moves
+    enough for padding to matter."""
     around: dict[str, list[Layer]] = {}
-    for layer in network.layers:
-        for name in (*layer.inputs, *layer.outputs):
+    large: set[str] = set()
+    for layer, workload in zip(now.network.layers, now.choices.workloads[0], strict=True):
+        names = (*layer.inputs, *layer.outputs)
+        for name in names:
             around.setdefault(name, []).append(layer)
-    return tuple(name for name in paddable(network) if not disabled_by(RULE, around[name], frozenset(disabled)))
+        large.update(names if is_product(layer) and workload_bytes(workload) >= LEAST_BYTES else ())
+    return tuple(name for name in paddable(now.network) if name in large and not disabled_by(RULE, around[name], frozenset(disabled)))
 
 
 def _connected(network: Network, padded: Collection[str]) -> list[frozenset[str]]:
