@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 from fusion.layout import REFORMAT
 from fusion.network import Layer, Network
-from fusion.padded_channels import RULE, is_product, pad_channels, paddable
+from fusion.padded_channels import RULE, PaddedNetwork, is_product, pad_channels, paddable
 from fusion.regions import Regions
 from fusion.rewrite import disabled_by
 from tactics.tactic import workload_bytes
@@ -25,6 +25,8 @@ from trtcli.builder.workloads import Profile
 
 LEAST_BYTES = 32 << 10  # of a layer's tensors: what moves less is launch and latency, as in squeeze-and-excitation blocks
 ROUNDS = 8  # how often single tensors are taken back
+
+_Layers: TypeAlias = "tuple[str, ...]"  # their names
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,11 @@ def measured_padding(now: Chosen, profiles: Sequence[Profile], setting: Setting)
         changed = tried("Padded channels", replace(now.fused, network=padded.network), now.copied, profiles, setting)
         if changed is None:
             return now, PaddedChannels()
-        groups = [_measured(one, now, changed) for one in _connected(padded.network, padded.held)]
+        layers = [(one, _around(one, padded)) for one in _connected(padded.network, padded.held)]
+        groups = [_Group(one, _seconds(now, around), _seconds(changed, around)) for one, around in layers]
         for one in groups:
             setting.log.verbose(f"{RULE}: {', '.join(sorted(one.tensors))}: {one.before * 1e6:.1f} us before, {one.after * 1e6:.1f} us after")
-        losers = _losers(groups, padded.born, now, changed, single=turn < ROUNDS)
+        losers = _losers(groups, padded, now, changed, single=turn < ROUNDS)
         if not losers:
             seconds = sum(one.before for one in groups), sum(one.after for one in groups)
             slower = tuple(name for name in every if name not in wanted)
@@ -107,34 +110,39 @@ def _connected(network: Network, padded: Collection[str]) -> list[frozenset[str]
     return [frozenset(one) for one in groups.values()]
 
 
-def _measured(tensors: Collection[str], now: Chosen, changed: Chosen) -> _Group:
-    """The layers around ``tensors``, in the network as it is padded and as it was: those too that read real channels cut out of them."""
-    around, names = set(tensors), []
-    for layer in changed.network.layers:
-        if {REFORMAT, RULE} <= set(layer.fusions) and not around.isdisjoint(layer.inputs):
-            around.update(layer.outputs)
-        if not around.isdisjoint((*layer.inputs, *layer.outputs)):
+def _around(tensors: Collection[str], padded: PaddedNetwork) -> _Layers:
+    """The layers that read or write ``tensors``, what inherits its padding from them, or real channels cut out of them."""
+    reached, names = set(tensors), []
+    for layer in padded.network.layers:
+        inherits = all(name in padded.held and name not in padded.born for name in layer.outputs)
+        if not reached.isdisjoint(layer.inputs) and (inherits or {REFORMAT, RULE} <= set(layer.fusions)):
+            reached.update(layer.outputs)
+        if not reached.isdisjoint((*layer.inputs, *layer.outputs)):
             names.append(layer.name)
-    return _Group(frozenset(tensors), _seconds(now, names), _seconds(changed, names))
+    return tuple(names)
 
 
-def _seconds(chosen: Chosen, names: Iterable[str]) -> float:
+def _seconds(chosen: Chosen, names: _Layers) -> float:
     costs = {layer.name: cost_of_layer(decision) for layer, decision in zip(chosen.network.layers, chosen.choices.decisions[0], strict=True)}
     return sum(costs.get(name, 0.0) for name in names)
 
 
-def _losers(groups: Sequence[_Group], born: Mapping[str, str], now: Chosen, changed: Chosen, single: bool) -> set[str]:
-    """Of the tensors that were to be padded (values of ``born``) all in groups that do not pay; where ``single``, of each other group the one
-    around which most is lost, if there is one."""
+def _losers(groups: Sequence[_Group], padded: PaddedNetwork, now: Chosen, changed: Chosen, single: bool) -> set[str]:
+    """Of the tensors that were to be padded (values of ``padded.born``) all in groups that do not pay; where ``single``, of each other group those
+    around which most is lost, no two that share a layer."""
     lost: set[str] = set()
     for group in groups:
-        roots = sorted(group.tensors & born.keys())
+        roots = sorted(group.tensors & padded.born.keys())
         if not pays(group.before, group.after):
-            lost |= {born[name] for name in roots}
+            lost |= {padded.born[name] for name in roots}
         elif single and len(roots) > 1:
-            alone = [(one.after - one.before, name) for name in roots for one in (_measured((name,), now, changed),)]
-            worst, name = max(alone)
-            lost |= {born[name]} if worst > 0 else set()
+            layers = {name: _around((name,), padded) for name in roots}
+            losses = {name: _seconds(changed, around) - _seconds(now, around) for name, around in layers.items()}
+            touched: set[str] = set()
+            for name in sorted(roots, key=lambda name: losses[name], reverse=True):
+                if losses[name] > 0 and touched.isdisjoint(layers[name]):
+                    lost.add(padded.born[name])
+                    touched.update(layers[name])
     return lost
 
 
