@@ -1,11 +1,14 @@
-"""Conv1x1(f(x, y ...), w) -> Conv1x1(x, w, y ..., prologue=f): each element goes through f as it is read. Optional.
+"""Conv(f(x, y ...), w) -> Conv(x, w, y ..., prologue=f): each element goes through f as it is read, padding does not. Optional.
 
 Pre-activation networks (ResNet V2, DenseNet) have a normalisation and a ReLU there, which no convolution before can take, squeeze-and-excitation a
-factor per image and channel.
+factor per image and channel. Larger windows compute f again at every position.
 """
 
 from __future__ import annotations
 
+import math
+
+from fusion.dims import is_static
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Convolution
@@ -13,17 +16,23 @@ from fusion.rewrite import Refusal
 from fusion.rules._expressions import show
 from fusion.rules._product_prologue import product_prologue_rule
 
+POSITIONS = {"cuda": 9, "cpu": 1}  # of a window
+
 
 def _refuse(graph: Graph, layer: Layer) -> Refusal | None:
-    op, window = layer.op, graph.type(layer.inputs[1]).shape[2:]
+    op, weights, device = layer.op, graph.constant(layer.inputs[1]), graph.limits.device
     assert isinstance(op, Convolution)
-    padded = any(pad != 0 for pad in (*op.pre_padding, *op.post_padding))
-    if set(window) != {1} or set(op.stride) != {1} or padded or op.groups != 1:
-        more = f", padding, {op.groups} groups" if padded or op.groups != 1 else ""
-        return Refusal("window", f"{layer.name} has windows of {show(window)}, stride {show(op.stride)}{more}; a plain 1x1 convolution reads each element once")
-    if graph.constant(layer.inputs[1]) is None:
+    if weights is None:
         return Refusal("weights", f"the weights of {layer.name} are not constant")
-    if op.channels_last != (graph.limits.device == "cuda") or op.reads_channels_last != op.channels_last:
+    window, allowed = weights.shape[2:], POSITIONS.get(device, 1)
+    if op.groups != 1:
+        return Refusal("groups", f"{layer.name} has {op.groups} groups; one is allowed")
+    if math.prod(window) > allowed or not is_static((op.pre_padding, op.post_padding)):
+        return Refusal("window", f"{layer.name} has windows of {show(window)}, of which each position computes the function again (up to {allowed} may), or paddings known at run time only")
+    padded = any(pad != 0 for pad in (*op.pre_padding, *op.post_padding))
+    if device == "cpu" and (set(op.stride) != {1} or padded):
+        return Refusal("window", f"{layer.name} has a stride of {show(op.stride)}{' and padding' if padded else ''}; on the CPU neither is allowed")
+    if op.channels_last != (device == "cuda") or op.reads_channels_last != op.channels_last:
         return Refusal("layout", f"{layer.name} must have the device's layout (channels last on a GPU, first on a CPU)")
     return None
 

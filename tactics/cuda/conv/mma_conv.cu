@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         mma_conv(const IN_T* __restrict__ x, const IN_T* __restrict__ w, OUT_T* __restrict__ out, SUM_T* __restrict__ partial, int pixels,
                  int in_z, int in_y, int in_x, int in_channels, int out_z, int out_y, int out_x, int channels, int group_in,
                  int group_out, int w_row, int taps_z, int taps_y, int taps_x, int stride_z, int stride_y, int stride_x, int pad_z,
-                 int pad_y, int pad_x, int dilation_z, int dilation_y, int dilation_x, int k_split, EpilogueArgs args) {
+                 int pad_y, int pad_x, int dilation_z, int dilation_y, int dilation_x, int k_split, EpilogueArgs args PROLOGUE_PARAMETER) {
     extern __shared__ __align__(128) char memory[];
     const int tiles_m = (pixels + BM - 1) / BM, tiles_n = (group_out + BN - 1) / BN;
     int tile_m, tile_n;
@@ -169,12 +169,53 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         depth += BK;
         advance(at, step.c, step.x, step.y, step.z);
     };
+#ifdef HAS_PROLOGUE
+    int depth_in = depth;
+    Walk at_in = at;
+    auto change_a = [&](unsigned stage) {
+        constexpr int V = PIECE < 1 ? 1 : PIECE, PARTS = PER_CHUNK / V, TOGETHER = LOADS < 4 ? LOADS : 4;
+        int pixel[PARTS], channel[PARTS];
+        unsigned needed[PARTS];  // no bit of a row that has none where nothing is read
+        Walk part_at = at_in;
+#pragma unroll
+        for (int p = 0; p < PARTS; ++p) {
+            pixel[p] = (part_at.z * dilation_z * in_y + part_at.y * dilation_y) * in_x + part_at.x * dilation_x;
+            channel[p] = group * group_in + part_at.c;
+            needed[p] = depth_in + p * V < k_end ? 1u << part_at.x | 1u << (taps_x + part_at.y) | 1u << (taps_x + taps_y + part_at.z) : 0u;
+            if (PARTS > 1) advance(part_at, V, 0, 0, 0);
+        }
+#pragma unroll
+        for (int i = 0; i < LOADS; i += TOGETHER) {
+            uint4 chunk[TOGETHER];
+#pragma unroll
+            for (int j = 0; j < TOGETHER; ++j)  // all loads first: operands that the rows share are then read once
+                if (a_row + (i + j) * STEP < BM) chunk[j] = load_shared_16(stage + swizzled<A_CHUNKS>(a_row + (i + j) * STEP, a_chunk));
+#pragma unroll
+            for (int j = 0; j < TOGETHER; ++j) {
+                if (a_row + (i + j) * STEP >= BM) continue;
+                const int first = base[i + j] / in_channels;
+#pragma unroll
+                for (int p = 0; p < PARTS; ++p)
+                    if (needed[p] != 0 && (inside[i + j] & needed[p]) == needed[p])
+                        prologue_part<IN_T, V>(chunk[j], p * V, before_args, first + pixel[p], channel[p], gridDim.z * group_in);
+            }
+#pragma unroll
+            for (int j = 0; j < TOGETHER; ++j)
+                if (a_row + (i + j) * STEP < BM)
+                    store_shared_16(stage + swizzled<A_CHUNKS>(a_row + (i + j) * STEP, a_chunk), chunk[j].x, chunk[j].y, chunk[j].z, chunk[j].w);
+        }
+        depth_in += BK;
+        advance(at_in, step.c, step.x, step.y, step.z);
+    };
+#else
+    const Nothing change_a;
+#endif
     LoadB<16> load_b(w + static_cast<long long>(group) * group_out * w_row, w_row, n0, group_out, k_begin, k_end);
 
     SUM_T sum[MI][NI][4];
     const int length = max(0, k_end - k_begin);
     pdl_prefetch_constants(args, channels);
-    multiply_tile(shared_address(memory), (length + BK - 1) / BK, load_a, load_b, sum);
+    multiply_tile(shared_address(memory), (length + BK - 1) / BK, load_a, load_b, sum, change_a);
 
 #ifdef PARTIAL
     partial += static_cast<long long>(blockIdx.y) * all_pixels * channels;

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fusion.ops import Convolution, PrologueProduct
+from tactics.cuda.conv.common import Window, merge_columns, window_of
 from tactics.cuda.conv.mma_conv import MmaConvolution
 from tactics.cuda.conv.simt_conv import SimtConvolution
 from tactics.cuda.epilogue import EpilogueCode, epilogue_argument, in_namespace, prologue_code
@@ -42,8 +43,8 @@ class _Prologue(Tactic):
             return Refusal("a is stored [K][M]; a prologue wants [M][K]")
         if (reason := plain.supports(inner, device)) is not None:
             return reason
-        if isinstance(op.product, Convolution) and not self._whole(workload, device):
-            return Refusal("the convolution is no plain product; this kernel's window does not apply a prologue")
+        if isinstance(op.product, Convolution) and (not op.product.reads_channels_last or plain_pixels(inner) is None):
+            return Refusal("x is read as planes, or several pixels as one; a prologue wants channels last and pixels apart")
         code = prologue_code(prologue(workload), op.prologue)
         return code if isinstance(code, Refusal) else None
 
@@ -51,8 +52,7 @@ class _Prologue(Tactic):
         op, end = workload.op, len(workload.inputs)
         assert isinstance(op, PrologueProduct)
         plain, own = self._plain(workload), end - op.operands
-        assert plain is not None
-        inner = plain.pitched(product(workload))
+        inner = () if plain is None else plain.pitched(product(workload))
         return [*(number if number < own else number + op.operands for number in inner), *range(own, end)]
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
@@ -91,11 +91,11 @@ class _Prologue(Tactic):
         assert found is not None
         return found
 
-    def _whole(self, workload: Workload, device: DeviceSpec) -> bool:
-        """Whether the convolution runs in a kernel that applies prologues."""
-        inner, plain = product(workload), self._of(workload)
-        first = plain.plan(inner, plain.configs(inner, device)[0], device).steps[0]
-        return isinstance(first, Launch) and first.kernel.file in ("gemm/mma_gemm.cu", "conv/simt_conv.cu")
+
+def plain_pixels(workload: Workload) -> Window | None:
+    """The window of a convolution whose pixels are read one by one: their channels are those of x."""
+    window = window_of(workload)
+    return window if isinstance(window, Window) and merge_columns(window, workload) == window else None
 
 
 class SimtPrologue(_Prologue):
@@ -108,7 +108,7 @@ class SimtPrologue(_Prologue):
 
 
 class MmaPrologue(_Prologue):
-    """On tensor cores; also 1x1 convolutions."""
+    """On tensor cores; also convolutions."""
 
     id = "cuda.prologue.mma"
     matrices = MmaGemm()

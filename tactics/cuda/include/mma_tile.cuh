@@ -52,6 +52,12 @@ __device__ __forceinline__ int warp_index_k() { return WARPS_K == 1 ? 0 : thread
 __device__ __forceinline__ int warp_index_m() { return threadIdx.x / 32 / WARPS_N % WARPS_M; }
 __device__ __forceinline__ int warp_index_n() { return threadIdx.x / 32 % WARPS_N; }
 
+// Where chunk `chunk` of row `row` of B lies in its stage.
+__device__ __forceinline__ int b_place(int row, int chunk) {
+    if constexpr (B_KN && ELEMENT == 4) return (row * B_CHUNKS + (chunk ^ ((row & 3) << 1 & (B_CHUNKS - 1)))) * 16;
+    return swizzled<B_CHUNKS>(row, chunk);
+}
+
 #ifdef PACKED_BITS
 // Multiplies one stage: A at shared address `a`, packed B and its scaling at `b`.
 __device__ __forceinline__ void multiply_stage(unsigned a, unsigned b, SUM_T (&sum)[MI][NI][4]) {
@@ -121,8 +127,7 @@ __device__ __forceinline__ void multiply_stage(unsigned a, unsigned b, SUM_T (&s
                 for (int r = 0; r < 4; ++r) {  // r: (n tile, depth half); four rows of one load differ in their chunk's bank
                     const int row = step * 8 + lane % 4 + r % 2 * 4;
                     const int n = column + j * 16 + r / 2 * 8 + lane / 4;
-                    const unsigned place = b + (row * B_CHUNKS + (n / 4 ^ (row & 3) << 1)) * 16 + n % 4 * 4;
-                    fragment_b[j][r] = load_shared_4(place);
+                    fragment_b[j][r] = load_shared_4(b + b_place(row, n / 4) + n % 4 * 4);
                 }
             }
             if constexpr (ELEMENT == 4) {
@@ -139,12 +144,6 @@ __device__ __forceinline__ void multiply_stage(unsigned a, unsigned b, SUM_T (&s
 }
 
 #endif
-
-// Where chunk `chunk` of row `row` of B lies in its stage.
-__device__ __forceinline__ int b_place(int row, int chunk) {
-    if constexpr (B_KN && ELEMENT == 4) return (row * B_CHUNKS + (chunk ^ (row & 3) << 1)) * 16;
-    return swizzled<B_CHUNKS>(row, chunk);
-}
 
 struct Nothing {
     __device__ __forceinline__ void operator()(unsigned) const {}

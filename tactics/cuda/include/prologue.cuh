@@ -18,21 +18,25 @@ __device__ __forceinline__ void prologue(float (&value)[V], const before::Epilog
     for (int i = 0; i < V; ++i) value[i] = to_float(from_float<T>(result[i]));
 }
 
-// The same for the 16 bytes at depth k, of which `count` elements are there (any integer; clamped), in pieces of V that are there or not.
+// The same for V of the 16 bytes `chunk`, from element `first` on.
+template <typename T, int V>
+__device__ __forceinline__ void prologue_part(uint4& chunk, int first, const before::EpilogueArgs& args, long long m, int k, int ld) {
+    Pack<T, 16 / sizeof(T)> pack = *reinterpret_cast<Pack<T, 16 / sizeof(T)>*>(&chunk);
+    float value[V], result[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) value[i] = to_float(pack.value[first + i]);
+    before::finish<V>(value, result, args, m, k, ld);
+#pragma unroll
+    for (int i = 0; i < V; ++i) pack.value[first + i] = from_float<T>(result[i]);
+    chunk = *reinterpret_cast<uint4*>(&pack);
+}
+
+// The same for all 16 bytes, at depth k, of which `count` elements are there (any integer; clamped), in pieces of V that are there or not.
 template <typename T, int V>
 __device__ __forceinline__ void prologue_chunk(uint4& chunk, const before::EpilogueArgs& args, long long m, int k, int count, int ld) {
-    Pack<T, 16 / sizeof(T)> pack = *reinterpret_cast<Pack<T, 16 / sizeof(T)>*>(&chunk);
 #pragma unroll
-    for (int piece = 0; piece < 16 / static_cast<int>(sizeof(T)); piece += V) {
-        if (piece >= count) break;
-        float value[V], result[V];
-#pragma unroll
-        for (int i = 0; i < V; ++i) value[i] = to_float(pack.value[piece + i]);
-        before::finish<V>(value, result, args, m, k + piece, ld);
-#pragma unroll
-        for (int i = 0; i < V; ++i) pack.value[piece + i] = from_float<T>(result[i]);
-    }
-    chunk = *reinterpret_cast<uint4*>(&pack);
+    for (int piece = 0; piece < 16 / static_cast<int>(sizeof(T)); piece += V)
+        if (piece < count) prologue_part<T, V>(chunk, piece, args, m, k + piece, ld);
 }
 #else
 #define PROLOGUE_PARAMETER

@@ -133,7 +133,7 @@ def test_pre_activation() -> None:
     [
         ({"op": replace(POINTWISE, stride=(2, 1))}, "window"),
         ({"op": replace(POINTWISE, post_padding=(0, 1))}, "window"),
-        ({"op": replace(POINTWISE, groups=2), "weights": (4, 3, 1, 1)}, "window"),
+        ({"op": replace(POINTWISE, groups=2), "weights": (4, 3, 1, 1)}, "groups"),
         ({"weights": (4, 6, 3, 1)}, "window"),
         ({"constant": False}, "weights"),
         ({"dtype": HALF}, "precision"),
@@ -152,6 +152,15 @@ def test_on_a_gpu_channels_last() -> None:
     layer = only(result, PrologueProduct)
     assert layer.op.product.channels_last and {result.tensors[name].shape[-1] for name in layer.inputs[2:]} == {6}
     assert_same(network, result, 2e-2)
+
+
+@pytest.mark.parametrize(("weights", "fuses"), [((4, 6, 3, 3), True), ((4, 6, 5, 3), False)])
+def test_on_a_gpu_windows_of_nine_positions(weights: tuple, fuses: bool) -> None:
+    network = image(replace(POINTWISE, stride=(2, 1), pre_padding=(1, 1), post_padding=(1, 1)), apply("exp", X0), (), weights, dtype=HALF)  # padding is not exp(0)
+    result = optimize(network, FusionOptions(device="cuda", enabled=("convolution-prologue",)))
+    assert ("PrologueProduct" in kinds(result.network)) == fuses
+    assert fuses or any(miss.rule == "convolution-prologue" and miss.condition == "window" for near in result.misses.values() for miss in near)
+    assert_same(network, result.network, 3e-2)
 
 
 def test_only_where_asked_for() -> None:

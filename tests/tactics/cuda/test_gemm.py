@@ -62,6 +62,11 @@ def test_tails(dtype: DataType, transpose_b: bool) -> None:
     run(SimtGemm(), case)
 
 
+def test_float_rows_of_a_narrow_tile() -> None:
+    """[K][N] in tiles of 16 columns: rows of four chunks, among which eight places would not do."""
+    run(MmaGemm(), product((37, 44), (44, 28), DataType.FLOAT, False), wanted=lambda one: one["bn"] == 16)
+
+
 @pytest.mark.parametrize("shapes", [((1, 1), (1, 1)), ((7, 3), (5, 3)), ((33, 70), (19, 70))])
 def test_odd_sizes(shapes) -> None:  # noqa: ANN001
     run(MmaGemm(), product(*shapes, constant=True))

@@ -12,10 +12,11 @@ from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Literal, Operand, apply
 from fusion.network import Op, TensorType
 from fusion.ops import Convolution, MatrixMultiply, PrologueProduct
-from tactics.cuda.gemm.prologue import GemvPrologue, MmaPrologue, SimtPrologue, StreamedPrologue
-from tactics.tactic import DeviceSpec, Refusal, Workload
+from tactics.cuda.gemm.prologue import TACTICS, GemvPrologue, MmaPrologue, SimtPrologue, StreamedPrologue
+from tactics.tactic import DeviceSpec, Refusal, Tactic, Workload, refusal
+from tests.harness.columns import apart
 from tests.harness.emulated import emulated
-from tests.harness.fiber import A100, available, close, kernels, run_plan
+from tests.harness.fiber import A100, H100, available, close, kernels, run_plan
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 HALF, FLOAT = DataType.HALF, DataType.FLOAT
@@ -26,6 +27,9 @@ LOGARITHM = apply("log", apply("abs", X))  # minus infinity at zero: what is pad
 GATED = apply("mul", X, Y)
 LIMITS = {"float16": 2e-3, "bfloat16": 1.6e-2, "float32": 2e-3}  # fp32 products round to TF32
 POINTWISE = Convolution((1, 1), (0, 0), (0, 0), (1, 1), channels_last=True)
+
+WINDOWS = Convolution((1, 1), (1, 2), (1, 1), (1, 1), channels_last=True)
+SOLID = Convolution((1,) * 3, (1, 1, 0), (0, 1, 1), (1,) * 3, channels_last=True)
 
 
 def case(inner: Op, x: tuple, b: tuple, prologue: Expression, *operands: tuple, dtype: DataType = HALF, constant: bool = True, seed: int = 3):  # type: ignore[no-untyped-def]
@@ -62,18 +66,23 @@ CASES: dict[str, tuple] = {
     "streamed rows": ((StreamedPrologue(),), (MatrixMultiply(), (3, 4, 200), (200, 21), apply("add", SCALED, Operand(3)), (200,), (1, 200), (3, 4, 200)), {"dtype": DataType.BF16}, DEPTH),
     "normalisation of channels": ((MmaPrologue(), SimtPrologue()), (POINTWISE, (2, 5, 7, 32), (24, 32, 1, 1), SCALED, (32,), (1, 1, 1, 32)), {}),
     "a factor per image and channel": ((MmaPrologue(), SimtPrologue()), (POINTWISE, (2, 5, 7, 12), (24, 12, 1, 1), GATED, (2, 1, 1, 12)), {}),
+    "windows": ((MmaPrologue(), SimtPrologue()), (WINDOWS, (2, 5, 7, 32), (24, 32, 3, 3), apply("add", SCALED, LOGARITHM), (32,), (1, 1, 1, 32)), {}),
+    "windows of two groups": ((MmaPrologue(),), (replace(WINDOWS, groups=2, stride=(2, 1)), (2, 5, 7, 8), (24, 4, 3, 3), GATED, (2, 1, 1, 8)), {}),
+    "windows of single channels": ((MmaPrologue(),), (replace(WINDOWS, dilation=(1, 2)), (2, 5, 7, 3), (24, 3, 3, 3), apply("add", GATED, LOGARITHM), (2, 5, 7, 3)), {}),
+    "windows of planes": ((MmaPrologue(), SimtPrologue()), (SOLID, (1, 3, 4, 5, 12), (8, 12, 2, 3, 2), GATED, (1, 3, 4, 5, 1)), {}),
+    "every other pixel": ((MmaPrologue(),), (replace(POINTWISE, stride=(2, 2)), (2, 5, 7, 16), (24, 16, 1, 1), SCALED, (16,), (2, 5, 7, 1)), {}),
     "a factor per pixel": ((MmaPrologue(),), (POINTWISE, (2, 5, 7, 32), (24, 32, 1, 1), GATED, (2, 5, 7, 1)), {}),
 }  # fmt: skip
 # On the CPU others run the same lines.
-GPU_ONLY = {"bfloat16", "float", "pairs", "another tensor", "one left operand for all", "operands of batches", "three rows", "a factor per pixel", "warps over the depth"}
+GPU_ONLY = {"bfloat16", "float", "pairs", "another tensor", "one left operand for all", "operands of batches", "three rows", "windows of planes", "every other pixel", "a factor per pixel", "warps over the depth"}
 SERVED = [(name, which) for name, (found, *_) in CASES.items() for which in range(len(found))]
 
 
 def check(name: str, which: int, spec: DeviceSpec, execute: Callable, configs: int) -> None:
     found, arguments, more, *wanted = CASES[name]
     tactic, (workload, inputs, expected) = found[which], case(*arguments, **more)
-    refusal = tactic.supports(workload, spec)
-    assert refusal is None, refusal
+    reason = tactic.supports(workload, spec)
+    assert reason is None, reason
     chosen = [one for one in tactic.configs(workload, spec) if not wanted or wanted[0](dict(one))][:configs]
     assert chosen
     for one in chosen:
@@ -105,6 +114,14 @@ def test_rows_that_vary_keep_the_kernel() -> None:
         assert kernels(MmaPrologue().plan(few, one, A100)) == kernels(MmaPrologue().plan(many, one, A100))
 
 
+@pytest.mark.parametrize("tactic", TACTICS, ids=lambda one: one.id)
+def test_columns_are_asked_of_every_kernel(tactic: Tactic) -> None:
+    for workload in (case(POINTWISE, (2, 5, 7, 32), (24, 32, 1, 1), LOGARITHM)[0], case(MatrixMultiply(), (8, 64), (64, 32), LOGARITHM)[0]):
+        wide = apart(workload, (0,))
+        served = isinstance(tactic, (MmaPrologue, SimtPrologue)) and refusal(tactic, wide, H100) is None
+        assert served or isinstance(refusal(tactic, wide, H100), Refusal)
+
+
 def test_refusals() -> None:
     wide = case(MatrixMultiply(), (8, 64), (64, 32), Convert(FLOAT, X))[0]
     cases = (
@@ -112,9 +129,10 @@ def test_refusals() -> None:
         (MmaPrologue(), case(MatrixMultiply(True), (64, 8), (64, 32), LOGARITHM)[0], "[K][M]"),
         (GemvPrologue(), case(MatrixMultiply(), (17, 64), (64, 8), LOGARITHM)[0], "17 rows"),
         (StreamedPrologue(), case(POINTWISE, (2, 5, 7, 32), (24, 32, 1, 1), LOGARITHM)[0], "does not convolve"),
-        (MmaPrologue(), case(replace(POINTWISE, stride=(2, 2)), (2, 5, 7, 32), (24, 32, 1, 1), LOGARITHM)[0], "no plain product"),
+        (MmaPrologue(), case(replace(POINTWISE, stride=(2, 2)), (2, 4, 6, 32), (24, 32, 2, 2), LOGARITHM)[0], "several pixels as one"),
+        (MmaPrologue(), case(replace(POINTWISE, input_channels_last=False), (2, 8, 4, 6), (24, 8, 1, 1), LOGARITHM)[0], "planes"),
         (SimtPrologue(), case(replace(POINTWISE, channels_last=False), (2, 32, 5, 7), (24, 32, 1, 1), apply("add", X, Literal(1.0, HALF)))[0], "channels-last"),
     )
     for tactic, workload, text in cases:
-        refusal = tactic.supports(workload, A100)
-        assert isinstance(refusal, Refusal) and text in refusal.reason, refusal
+        reason = tactic.supports(workload, A100)
+        assert isinstance(reason, Refusal) and text in reason.reason, reason
