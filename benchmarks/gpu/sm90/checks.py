@@ -155,7 +155,7 @@ def run_check_attention(run):
         bursts = torch.ones(s_k, 1, device="cuda")
         bursts[s_k // 3], bursts[s_k // 2] = 100, 300  # scores beyond what a float's exponential holds
         on_keys = {"rising": ramp, "falling": 30 - ramp, "bursts": bursts, "large": 20.0}.get(data, 1.0)
-        for how in attention_kinds(d, mask_kind):
+        for how in attention_kinds(d, mask_kind, s_k):
             def one(heads=heads, kv_heads=kv_heads, s_q=s_q, s_k=s_k, causal=causal, kind=kind, how=how, make_side=make_side, on_keys=on_keys,
                     data=data, mask_kind=mask_kind):
                 q, k, v, out = make_side(heads, s_q, 20.0 if data == "large" else 1.0), make_side(kv_heads, s_k, on_keys), make_side(kv_heads, s_k), make_side(heads, s_q)

@@ -8,6 +8,7 @@ import struct
 
 from benchmarks.gpu.sm90.kernels import (
     SIZE,
+    attention_rings,
     attention_unit,
     cubin_path,
     shared_bytes,
@@ -97,7 +98,8 @@ class Gpu:
     def tiled(self, pointer, in_type, dims, strides, box, swizzle):
         d = self.driver
         kinds = {"f16": d.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16, "bf16": d.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                 "f32": d.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_TFLOAT32}
+                 "f32": d.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_TFLOAT32, "float": d.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+                 "byte": d.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8}
         modes = {128: d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B, 64: d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_64B,
                  32: d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_32B, 0: d.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_NONE}
         made = self.ok(d.cuTensorMapEncodeTiled(
@@ -270,8 +272,8 @@ class Gpu:
         """Launcher of softmax(q k^T / sqrt(d) + mask) v on [b, h, s, d] views whose head dimension is contiguous; the mask of a kind of SHORT_CHECKS."""
         (batch, heads, s_q, d), (_, kv_heads, s_k, _) = q.shape, k.shape
         one, (block_kv, steady, _) = attention_unit(d, *how, causal, in_type, kind, s_k), how
-        head = -(-d // 16) * 16
-        shared = attention_sm90.shared_bytes(head, block_kv, *attention_sm90.stages(head, block_kv))
+        rings, step = attention_rings(d, block_kv, kind, s_k)
+        shared = attention_sm90.shared_bytes(-(-d // 16) * 16, block_kv, rings, step)
         function = self.function(one, "attention_steady_sm90" if steady else "attention_sm90", shared)
         maps = [self.tiled(t.data_ptr(), in_type, (d, t.shape[2], t.shape[1], batch), (t.stride(2) * 2, t.stride(1) * 2, t.stride(0) * 2),
                            (64, rows, 1, 1), 128) for t, rows in ((q, attention_sm90.ROWS), (k, block_kv), (v, block_kv))]
@@ -279,7 +281,13 @@ class Gpu:
         scale = struct.pack("f", d**-0.5 * 1.4426950408889634)
         steps = [0 if mask is None or mask.shape[axis] == 1 else mask.stride(axis) for axis in range(4)]
         mask_strides = b"".join(int(step).to_bytes(8, "little") for step in steps[:3])
-        arguments = (*maps, *([("p", 0 if mask is None else mask.data_ptr())] if steady else []), ("p", out.data_ptr()), heads // kv_heads, s_q, s_k,
+        masked = ("p", 0 if mask is None else mask.data_ptr())
+        if step:
+            dims = [mask.shape[axis] for axis in (3, 2, 1, 0)]
+            box = (block_kv, 1, 1, 1) if step.one_row else (step.width(block_kv) // step.size, attention_sm90.ROWS, 1, 1)
+            masked = self.tiled(mask.data_ptr(), {1: "byte", 2: in_type, 4: "float"}[step.size], dims, [stride * step.size or 16 for stride in steps[2::-1]], box,
+                                0 if step.one_row else step.width(block_kv))
+        arguments = (*maps, *([masked] if steady else []), ("p", out.data_ptr()), heads // kv_heads, s_q, s_k,
                      heads, batch, strides, *([mask_strides, steps[3]] if steady else []), scale)
         tiles = -(-s_q // attention_sm90.ROWS) * heads * batch
         return self.launcher(function, (min(tiles, self.multiprocessors), 1, 1), 384, shared, arguments, True)

@@ -34,6 +34,8 @@ from benchmarks.gpu.sm90.shapes import (
     STEM_SHAPES,
     SWEEP_CONV,
     SWEEP_GEMM,
+    attention_label,
+    causals,
     conv_candidates,
     conv_unit,
     gemm_candidates,
@@ -77,9 +79,12 @@ def units_of(group, only):
     if group == "check-attention":
         for label, (*_, s_k, d, causal, kind, _, _, mask) in ATTENTION_CHECKS.items():
             if re.search(only, f"{group} {label}"):
-                result += [attention_unit(d, *how, causal, kind, mask, s_k) for how in attention_kinds(d, mask)]
+                result += [attention_unit(d, *how, causal, kind, mask, s_k) for how in attention_kinds(d, mask, s_k)]
     if group == "time-attention":
-        result += [attention_unit(d, *how, causal) for d in sorted({d for *_, d in ATTENTION_SHAPES}) for how in attention_kinds(d) for causal in (0, 1)]
+        for batch, heads, length, d, mask in ATTENTION_SHAPES:
+            for causal in causals(length, mask):
+                if re.search(only, f"{group} {attention_label(batch, heads, length, d, mask, causal)}"):
+                    result += [attention_unit(d, *how, causal, "f16", mask, length) for how in attention_kinds(d, mask, length)]
     if group == "check-short":
         for label, (*_, s_k, d, causal, kind, _, mask) in SHORT_CHECKS.items():
             if re.search(only, f"{group} {label}"):

@@ -206,23 +206,35 @@ def compile_one(one):
     return f"spills: {dict(defines)} {r}" if r.spill_stores and ("DEBUG_TIMEOUT", "1") not in defines else None
 
 
+def mask_step(mask, s_k):
+    """How the copy engine brings a mask of a kind of SHORT_CHECKS, or None."""
+    size = 1 if "bool" in mask else 4 if mask == "float" else 2
+    return attention_sm90.MaskStep(size, "row" in mask) if mask and s_k * size % 16 == 0 else None
+
+
+def attention_rings(d, block_kv, mask="", s_k=0):
+    """(what is under way at once, how the mask comes) of a step of ``block_kv`` keys."""
+    head, step = -(-d // 16) * 16, mask_step(mask, s_k)
+    if step and (found := attention_sm90.stages(head, block_kv, step)):
+        return found, step
+    return attention_sm90.stages(head, block_kv), None
+
+
 def attention_unit(d, block_kv, steady, turns, causal, in_type="f16", mask="", s_k=0):
-    head = -(-d // 16) * 16
-    queries, count = attention_sm90.stages(head, block_kv)
-    defines = {"IN_T": C_TYPE[in_type], "HEAD": head, "BLOCK_KV": block_kv, "Q_STAGES": queries, "STAGES": count, "CAUSAL": causal, "PDL": 1, "TURNS": turns}
+    rings, _ = attention_rings(d, block_kv, mask, s_k)
+    defines = {"IN_T": C_TYPE[in_type], "HEAD": -(-d // 16) * 16, "BLOCK_KV": block_kv, "Q_STAGES": rings.queries, "STAGES": rings.keys, "CAUSAL": causal,
+               "PDL": 1, "TURNS": turns}
     if steady:
-        defines |= {"COLUMNS": d, "MASK": 0 if not mask else 2 if "bool" in mask else 1, "MASK_ROWS": int("row" not in mask),
+        defines |= {"COLUMNS": d, "MASK": 0 if not mask else 2 if "bool" in mask else 1, "MASK_ROWS": int("row" not in mask), "MASK_STAGES": rings.masks,
                     "MASK_PAIRS": int(not mask or s_k % 2 == 0), "MASK_T": "float" if mask == "float" else C_TYPE[in_type]}
-    else:
-        defines["CONSUMERS"] = 2
     return "sm90/attention_steady_sm90.cu" if steady else "sm90/attention_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), ""
 
 
-def attention_kinds(d, mask=""):
+def attention_kinds(d, mask="", s_k=0):
     """(keys of a step, whether against a steady largest score, whether the warpgroups take turns) that the tactic offers."""
-    held = 0 if not mask else 4 if "row" not in mask else 2  # registers for two keys of the widest mask of a kind
-    kinds = [(block, 1) for block in attention_sm90.blocks(-(-d // 16) * 16, held)] + [(128, 0)] * (d == 128 and not mask)
-    return [(*kind, turns) for kind in kinds for turns in (1, 0)]
+    head, held = -(-d // 16) * 16, 0 if not mask else 4 if "row" not in mask else 2  # registers for two keys of the widest mask of a kind
+    kinds = attention_sm90.kinds_of(head, held, mask_step(mask, s_k)) or attention_sm90.kinds_of(head, held)
+    return [(block, steady, turns) for block, steady, _ in kinds for turns in (1, 0)]
 
 
 def attention_name(block_kv, steady, turns):

@@ -256,10 +256,21 @@ def conv_unit(shape, c, epilogue):
     return window_unit(c, epilogue) if "SLABS" in c else unit(kernel_of("conv", shape), c, epilogue)
 
 
-ATTENTION_SHAPES = [(4, 16, 1024, 64), (1, 16, 4096, 64), (4, 16, 1024, 128), (32, 12, 197, 64), (32, 12, 128, 64), (1, 16, 2048, 64), (16, 16, 512, 64), (4, 16, 1024, 32),
-                    (4, 16, 1024, 96), (1, 16, 2048, 256)]
+# (batch, heads, length, head size, mask of a kind of SHORT_CHECKS)
+ATTENTION_SHAPES = [(4, 16, 1024, 64, ""), (1, 16, 4096, 64, ""), (4, 16, 1024, 128, ""), (32, 12, 197, 64, ""), (32, 12, 128, 64, ""), (1, 16, 2048, 64, ""),
+                    (16, 16, 512, 64, ""), (4, 16, 1024, 32, ""), (4, 16, 1024, 96, ""), (1, 16, 2048, 256, ""), (4, 16, 1024, 64, "full"), (4, 16, 1024, 64, "bool"),
+                    (4, 16, 1024, 64, "float"), (4, 16, 1024, 64, "row"), (4, 16, 1024, 128, "full"), (1, 16, 2048, 96, "full")]
 SHORT_SHAPES = [(32, 12, 128, 64, ""), (32, 12, 128, 64, "row"), (32, 12, 197, 64, ""), (1, 12, 128, 64, ""), (1, 12, 128, 64, "row"), (1, 12, 197, 64, ""),
                 (8, 12, 128, 64, "row"), (8, 12, 256, 64, ""), (64, 3, 49, 32, "full")]
+
+
+def causals(length, mask):
+    """Whether a shape of ATTENTION_SHAPES is timed without and with causal attention."""
+    return (0, 1) if length >= 1024 and mask in ("", "row") else (0,)
+
+
+def attention_label(batch, heads, length, d, mask, causal):
+    return f"attention b{batch} h{heads} s{length} d{d}" + " causal" * causal + f" {mask} mask" * bool(mask)
 
 
 def stem_label(shape):

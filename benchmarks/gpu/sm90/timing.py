@@ -13,6 +13,8 @@ from benchmarks.gpu.sm90.shapes import (
     STEM_SHAPES,
     SWEEP_CONV,
     SWEEP_GEMM,
+    attention_label,
+    causals,
     conv_candidates,
     conv_label,
     gemm_candidates,
@@ -198,16 +200,23 @@ def run_time_epilogue(run):
 
 def run_time_attention(run):
     gpu, torch, attempt = run.gpu, run.gpu.torch, run.attempt
-    for batch, heads, length, d in ATTENTION_SHAPES:
-        for causal in (0, 1):
-            label = f"attention b{batch} h{heads} s{length} d{d}" + (" causal" if causal else "")
-            if causal and length < 1024 or not run.wants(label):
+    for batch, heads, length, d, mask_kind in ATTENTION_SHAPES:
+        for causal in causals(length, mask_kind):
+            label = attention_label(batch, heads, length, d, mask_kind, causal)
+            if not run.wants(label):
                 continue
             sides = [[torch.randn(batch, heads, length, d, device="cuda").half() for _ in range(4)] for _ in range(2)]
+            mask, theirs = (make_mask(torch, mask_kind, batch, heads, length, length, torch.float16)[0] if mask_kind else None), None
+            if mask is not None:  # torch wants float16 here, and causal attention in the mask
+                theirs = mask if mask.dtype == torch.bool else mask.half()
+                if causal:
+                    theirs = torch.where(torch.ones(length, length, device="cuda").tril() == 1, theirs, float("-inf")).half()
             flops = 4.0 * batch * heads * length * length * d / (1 + causal)
-            library = [lambda s=s: torch.nn.functional.scaled_dot_product_attention(*s[:3], is_causal=bool(causal)) for s in sides]
+            library = [lambda s=s, theirs=theirs, causal=causal: torch.nn.functional.scaled_dot_product_attention(
+                *s[:3], attn_mask=theirs, is_causal=bool(causal) and theirs is None) for s in sides]
             reference = library[0]().double()
-            variants = [(attention_name(*how), lambda how=how: [gpu.attention(*s, how, causal) for s in sides], {}) for how in attention_kinds(d)]
+            variants = [(attention_name(*how), lambda how=how, mask=mask: [gpu.attention(*s, how, causal, "f16", mask, mask_kind) for s in sides], {})
+                        for how in attention_kinds(d, mask_kind, length)]
             contest(gpu, attempt, label, library, variants, sides[0][3], reference, flops)
 
 

@@ -1,4 +1,5 @@
 // Fused attention with tensor cores: out = softmax(scale * q k^T + mask) v, fp16, bf16 or fp32, without a score matrix in memory.
+#include "attention_mask.cuh"
 #include "mma.cuh"
 
 constexpr int THREADS = WARPS * 32;
@@ -11,12 +12,6 @@ constexpr int KV_BYTES = BLOCK_KV * HEAD * SIZE;
 constexpr int Q_BYTES = BLOCK_Q * HEAD * SIZE;
 constexpr bool KEEP_Q = ROW_TILES * HEAD * SIZE <= 256;  // q's fragments stay in registers
 
-#ifndef MASK_ROWS
-#define MASK_ROWS 1
-#endif
-#ifndef MASK_PAIRS
-#define MASK_PAIRS 0
-#endif
 #ifndef WINDOW
 #define WINDOW 0
 #endif
@@ -32,15 +27,20 @@ constexpr bool KEEP_Q = ROW_TILES * HEAD * SIZE <= 256;  // q's fragments stay i
 #ifndef SPLIT
 #define SPLIT 0
 #endif
-#ifndef SINGLE
-#define SINGLE 0
-#endif
 
-constexpr int BUFFERS = SINGLE ? 1 : 2;  // of keys, and of values
+#ifndef BUFFERS
+#define BUFFERS 2
+#endif
 
 struct Strides {  // of batch, head and position, in elements; the head dimension is contiguous
     long long b, h, s;
 };
+
+// Of the four lanes that share a row.
+__device__ __forceinline__ float quad_sum(float value) {
+    value += __shfl_xor_sync(0xffffffffu, value, 1);
+    return value + __shfl_xor_sync(0xffffffffu, value, 2);
+}
 
 template <typename T>
 __device__ __forceinline__ unsigned pack_pair(float low, float high);
@@ -97,7 +97,7 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
 }
 
 // Each block computes BLOCK_Q = WARPS * ROW_TILES * 16 query rows of one (batch, head), walking BLOCK_KV keys at a time with
-// an online softmax; a warp owns whole rows. K and V are double-buffered (cp.async), V one step behind K.
+// an online softmax; a warp owns whole rows. K and V come in a ring (cp.async), V behind K.
 //   q, k, v, out: any strides of batch, head and position; head dimension contiguous, d and d_v <= HEAD (32, 64, 96, 128 ...,
 //   a multiple of 32). VEC_IN: alignment in bytes of every row (16, 8, 4, 2).
 //   F32=1: they are fp32. WIDE: the result is.
@@ -110,7 +110,7 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
 //   GROUPED=1: the rows of a block are queries of all heads that share a key head, row g * s_q + s query s of the g-th, so that keys are read
 //   once for them; the grid's y counts key heads. SPLIT=1: the grid's x has `splits` blocks for every block of rows, each with a share of the
 //   keys, and `partial` gets what attention_combine joins: per (batch, key head, split, row) HEAD sums, then the peaks and totals of all.
-//   SINGLE=1: there are so many splits that each has one step of keys at most, and shared memory for one.
+//   BUFFERS of keys and of values: one less than that is under way beside the step that is computed. 1: no block has more than one step.
 //   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 2 * BUFFERS * BLOCK_KV) * HEAD * SIZE.
 // Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023; the online
 // softmax is Milakov and Gimelshein, 2018. sm_75 (fp16), sm_80+.
@@ -150,6 +150,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const int first = tile * BLOCK_KV;
         load_rows<BLOCK_KV>(shared_v + tile % BUFFERS * KV_BYTES, v + first * v_stride.s, v_stride.s, s_k - first, d_v);
     };
+    auto load_step = [&](int tile) {  // a group of copies for the keys and one for the values, empty ones behind the last step
+        if (tile < tiles) load_k(tile);
+        copy_async_commit();
+        if (tile < tiles) load_v(tile);
+        copy_async_commit();
+    };
+    constexpr int AHEAD = BUFFERS == 1 ? 1 : BUFFERS - 1;  // steps asked for before the first is computed
     pdl_start();
     if (GROUPED) {
         for (int index = threadIdx.x; index < BLOCK_Q * CHUNKS; index += THREADS) {
@@ -160,10 +167,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     } else {
         load_rows<BLOCK_Q>(shared_q, q + q0 * q_stride.s, q_stride.s, s_q - q0, d);
     }
-    if (tiles > first_tile) load_k(first_tile);
-    copy_async_commit();
-    if (tiles > first_tile) load_v(first_tile);
-    copy_async_commit();
+#pragma unroll
+    for (int step = 0; step < AHEAD; ++step) load_step(first_tile + step);  // the first group holds the queries, too
 
     float result[ROW_TILES][HEAD / 8][4] = {};
     float top[ROW_TILES][2], total[ROW_TILES][2] = {};
@@ -183,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const long long at = mask_base + place(mask_stride, row) + static_cast<long long>(key) * mask_k;
         const bool there[2] = {row < rows && key < s_k, row < rows && key + 1 < s_k};
 #if MASK == 1
-        const MASK_T* source = static_cast<const MASK_T*>(mask) + at;
+        const Masked* source = static_cast<const Masked*>(mask) + at;
         if (MASK_PAIRS) {
             if (there[0]) {
                 float both[2];
@@ -195,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             if (there[1]) start.y = to_float(source[mask_k]) * unscale;
         }
 #else
-        const unsigned char* source = static_cast<const unsigned char*>(mask) + at;
+        const Masked* source = static_cast<const Masked*>(mask) + at;
         if (MASK_PAIRS) {
             if (there[0]) {
                 const unsigned both = *reinterpret_cast<const unsigned short*>(source);
@@ -227,12 +232,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 }
         }
 #endif
-        copy_async_wait<1>();  // everything but this tile's V
+        copy_async_wait<2 * AHEAD - 1>();  // this tile's K
         __syncthreads();
-        if (tile + 1 < tiles) load_k(tile + 1);
-        copy_async_commit();
-        if (tile + 1 < tiles) load_v(tile + 1);
-        copy_async_commit();
+        load_step(tile + AHEAD);
 
         const unsigned tile_k = shared_k + tile % BUFFERS * KV_BYTES, tile_v = shared_v + tile % BUFFERS * KV_BYTES;
         if (KEEP_Q && tile == first_tile) {
@@ -328,7 +330,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 for (int j = 0; j < HEAD / 8; ++j) result[i][j][half * 2] *= shrink, result[i][j][half * 2 + 1] *= shrink;
             }
 
-        copy_async_wait<2>();  // this tile's V
+        copy_async_wait<2 * AHEAD>();  // this tile's V
         __syncthreads();
 #if F32
         // Keys may be summed in any order: the one in which the scores lie, so that weights are fragments as they are.
@@ -382,9 +384,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float sum = total[i][half];
-            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            const float sum = quad_sum(total[i][half]);
             const int row = q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
             if (row >= rows) continue;
             float* to = partial + (first_row + row) * HEAD;
@@ -398,9 +398,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float sum = total[i][half];
-            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            const float sum = quad_sum(total[i][half]);
             const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
             const int row = q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
             if (row >= rows) continue;
@@ -423,9 +421,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float sum = total[i][half];
-            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            const float sum = quad_sum(total[i][half]);
             const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
             const int row = (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
 #pragma unroll

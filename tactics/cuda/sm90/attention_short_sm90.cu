@@ -17,16 +17,7 @@
 #define WGMMA_N KEYS
 #include "sm90_wgmma.cuh"
 #include "sm90_attention.cuh"
-
-#ifndef MASK
-#define MASK 0
-#endif
-#ifndef MASK_ROWS
-#define MASK_ROWS 1
-#endif
-#ifndef MASK_T
-#define MASK_T float
-#endif
+#include "attention_mask.cuh"
 
 constexpr int ROWS = 64, THREADS = 128;
 constexpr int PANEL = HEAD < 64 ? HEAD : 64, PANELS = HEAD / PANEL, WIDTH = 2 * PANEL;  // columns that lie together, bytes of their row
@@ -41,8 +32,9 @@ __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff80
 
 // What a score in units of log2 gets added for the mask's element `at`.
 __device__ __forceinline__ float mask_value(const void* mask, long long at) {
-  if constexpr (MASK == 2) return ((const unsigned char*)mask)[at] ? 0.f : minus_infinity();
-  else return (float)((const MASK_T*)mask)[at] * LOG2E;
+  const Masked found = ((const Masked*)mask)[at];
+  if constexpr (MASK == 2) return found ? 0.f : minus_infinity();
+  else return (float)found * LOG2E;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
 from fusion.dtypes import DataType
 from fusion.ops import Attention
@@ -33,6 +34,34 @@ SHORT_ROWS, SHORT_KEYS = 64, 256  # of the short kernel's one product
 ROWS = 128  # queries of a tile of the long kernel
 KEYS_A_STEP = (128, 96, 64, 112, 80, 48)
 REGISTERS = 180  # a thread may hold of scores, weights, sums and mask without spills
+
+
+@dataclass(frozen=True)
+class Rings:
+    """What is under way at once: tiles of queries, blocks of keys and of values, blocks of the mask (0: it does not come through TMA)."""
+
+    queries: int
+    keys: int
+    masks: int = 0
+
+
+@dataclass(frozen=True)
+class MaskStep:
+    """The mask of a step as the copy engine brings it: of ``size`` bytes a key, a row for all queries (``one_row``) or one for each."""
+
+    size: int
+    one_row: bool
+
+    def fits(self, block: int) -> bool:
+        """Whether rows of ``block`` keys are whole panels of the copy engine's swizzle."""
+        return self.one_row or self.width(block) == 64 or self.width(block) == 128 and block * self.size % 128 == 0
+
+    def width(self, block: int) -> int:
+        """Bytes of a row that lie together."""
+        return min(128, block * self.size)
+
+    def bytes(self, block: int) -> int:
+        return round_up(block * self.size, 128) if self.one_row else ROWS * block * self.size
 
 
 def _common_refusal(workload: Workload, device: DeviceSpec, head_sizes: Container[int], words: str) -> Refusal | None:
@@ -65,11 +94,13 @@ class Sm90Attention(Tactic):
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         heads = _heads(workload)
         head = round_up(heads.d, 16)
-        kinds = [(block, 1) for block in blocks(head, mask_registers(workload, heads))] + [(128, 0)] * (head == 128 and not heads.mask)
-        found = []
-        for block, steady in kinds:
-            queries, count = stages(head, block)
-            found += [config(block_kv=block, queries=queries, stages=count, turns=turns, steady=steady) for turns in (1, 0)]
+        step = _mask_step(workload, heads)
+        kinds = kinds_of(head, mask_registers(workload, heads), step) or kinds_of(head, mask_registers(workload, heads))
+        found = [
+            config(block_kv=block, queries=rings.queries, stages=rings.keys, masks=rings.masks, turns=turns, steady=steady)
+            for block, steady, rings in kinds
+            for turns in (1, 0)
+        ]
         return sorted(found, key=lambda one: self.estimate(workload, one, device))
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
@@ -92,11 +123,13 @@ class Sm90Attention(Tactic):
         if steady:
             kernel = Kernel("sm90/attention_steady_sm90.cu", "attention_steady_sm90", defines(
                 **shared, COLUMNS=heads.d, **_mask_defines(workload, heads), MASK_ROWS=int(not _one_row(workload, heads)) if heads.mask else None,
-                MASK_PAIRS=int(_in_pairs(workload, heads)) if heads.mask else None,
+                MASK_PAIRS=int(_in_pairs(workload, heads)) if heads.mask else None, MASK_STAGES=chosen["masks"] or None,
             ))  # fmt: skip
         else:
-            kernel = Kernel("sm90/attention_sm90.cu", "attention_sm90", defines(**shared, CONSUMERS=2, CAUSAL=int(workload.op.causal)))  # type: ignore[attr-defined]
+            kernel = Kernel("sm90/attention_sm90.cu", "attention_sm90", defines(**shared, CAUSAL=int(workload.op.causal)))  # type: ignore[attr-defined]
         *_, mask = _operands(workload, heads)
+        if chosen["masks"]:
+            mask = _mask_map(workload, heads, block)
         masks: tuple[Argument, ...] = (mask,) if steady else ()
         strides: tuple[Argument, ...] = (_strides(heads.mask_strides), Scalar(heads.mask_strides[3])) if steady else ()
         arguments: tuple[Argument, ...] = (
@@ -106,7 +139,7 @@ class Sm90Attention(Tactic):
         )  # fmt: skip
         tiles = ceil_div(heads.s_q, ROWS) * heads.heads * heads.batch
         return Plan((Launch(kernel, (min(tiles, device.multiprocessors), 1, 1), (384, 1, 1), arguments, dependent=pdl(device),
-                            shared_memory=shared_bytes(head, block, chosen["queries"], chosen["stages"])),))  # fmt: skip
+                            shared_memory=shared_bytes(head, block, Rings(chosen["queries"], chosen["stages"], chosen["masks"]), _mask_step(workload, heads))),))  # fmt: skip
 
 
 class Sm90ShortAttention(Tactic):
@@ -182,6 +215,28 @@ def _in_pairs(workload: Workload, heads: Heads) -> bool:
     return heads.mask_strides[3] == 1 and heads.s_k % 2 == 0 and not workload.axis_varies(len(workload.inputs) - 1, -1)
 
 
+def _mask_step(workload: Workload, heads: Heads) -> MaskStep | None:
+    """How the copy engine may bring the mask; None where it cannot: it wants keys that are neighbours, rows of whole 16 bytes, and both to stay."""
+    number, size = len(workload.inputs) - 1, workload.inputs[-1].dtype.itemsize
+    if not heads.mask or heads.mask_strides[3] != 1 or any(stride * size % 16 for stride in heads.mask_strides[:3]):
+        return None
+    if any(workload.axis_varies(number, -axis) for axis in (1, 2)[: len(workload.inputs[-1].shape)]):
+        return None
+    return MaskStep(size, _one_row(workload, heads))
+
+
+def _mask_map(workload: Workload, heads: Heads, block: int) -> TensorMap:
+    """The tiled map (key, query, head, batch) of the mask; axes that it has not, or only one of, are of size 1."""
+    *_, mask = _operands(workload, heads)
+    step = _mask_step(workload, heads)
+    assert isinstance(mask, Buffer) and step is not None
+    strides = heads.mask_strides
+    dims = tuple(size if stride else 1 for size, stride in zip((heads.s_k, heads.s_q, heads.heads, heads.batch), reversed(strides), strict=True))
+    steps = tuple(stride * step.size or 16 for stride in reversed(strides[:3]))
+    box = (block, 1, 1, 1) if step.one_row else (step.width(block) // step.size, ROWS, 1, 1)
+    return TensorMap(mask, workload.inputs[-1].dtype, dims, steps, box, swizzle=0 if step.one_row else step.width(block))
+
+
 def _maps(workload: Workload, heads: Heads, rows: int, keys: int, panel: int) -> tuple[TensorMap, ...]:
     """The tiled maps (head dimension, position, head, batch) of q, k and v; a box is ``panel`` columns by ``rows`` or ``keys``."""
     q, k, v, _ = _operands(workload, heads)
@@ -204,10 +259,18 @@ def _scale(workload: Workload) -> Scalar:
     return Scalar(workload.op.scale * math.log2(math.e), "f32")  # type: ignore[attr-defined]
 
 
-def blocks(head: int, held: int) -> tuple[int, ...]:
-    """Keys of a step that the long kernel offers; two neighbouring keys of the mask take ``held`` registers."""
-    found = tuple(block for block in KEYS_A_STEP if registers(head, block, held) <= REGISTERS)
-    return found[:3] if head <= 192 else (64,)  # a few spills beside 256 results, measured faster than torch all the same
+def kinds_of(head: int, held: int, step: MaskStep | None = None) -> list[tuple[int, int, Rings]]:
+    """(keys of a step, whether against a steady largest score, rings) that the long kernels offer, at most three of the first sort.
+
+    Two neighbouring keys of the mask take ``held`` registers (0: there is none), unless TMA copies it in ``step``s. Longer steps are worth a few
+    spills there (up to 32 bytes), and beside the results of wide heads: half of them without spills take 10 to 16 % longer.
+    """
+    held = 0 if step else held
+    legal = [block for block in KEYS_A_STEP if registers(head, block, held) <= REGISTERS or (head > 192 and block == 64)]
+    found = [(block, 1, rings) for block in legal if (rings := stages(head, block, step))][:3]
+    if head == 128 and not held and not step and (rings := stages(head, 128)):
+        found.append((128, 0, rings))
+    return found
 
 
 def registers(head: int, block: int, held: int) -> float:
@@ -223,15 +286,19 @@ def mask_registers(workload: Workload, heads: Heads) -> int:
     return words * (1 if _one_row(workload, heads) else 2)
 
 
-def shared_bytes(head: int, block: int, queries: int, count: int) -> int:
-    """Dynamic shared memory of the long kernel: the rings of queries, keys and values, barriers."""
+def shared_bytes(head: int, block: int, rings: Rings, step: MaskStep | None = None) -> int:
+    """Dynamic shared memory of the long kernel: the rings of queries, keys, values and the mask, barriers."""
     row = round_up(head, PANEL) * 2
-    return ROWS * queries * row + 2 * count * block * row + 8 * (2 * queries + 4 * count)
+    mask = rings.masks * step.bytes(block) if step else 0
+    return ROWS * rings.queries * row + 2 * rings.keys * block * row + mask + 8 * (2 * rings.queries + 4 * rings.keys + 2 * rings.masks)
 
 
-def stages(head: int, block: int) -> tuple[int, int]:
-    """(tiles of queries, blocks of keys and of values) under way: queries come ahead where two blocks of keys still fit."""
-    return next((queries, count) for queries, count in ((2, 4), (2, 2), (1, 2)) if shared_bytes(head, block, queries, count) <= SHARED)
+def stages(head: int, block: int, step: MaskStep | None = None) -> Rings | None:
+    """As many as fit: queries come ahead where two blocks of keys still do. None where the mask's steps are no whole panels, or fit in no way."""
+    if step and not step.fits(block):
+        return None
+    rings = (Rings(*ring, masks) for masks in ((4, 2) if step else (0,)) for ring in ((2, 4), (2, 2), (1, 2)))
+    return next((one for one in rings if shared_bytes(head, block, one, step) <= SHARED), None)
 
 
 def short_bytes(d: int, keys: int, one_row: bool) -> int:

@@ -1,7 +1,7 @@
 // Fused attention for sm_90a: out = softmax(scale * q k^T + mask) v, fp16 or bf16, without a score matrix in memory.
 //
 // A tile is 128 query rows of one (batch, head): each of two warpgroups owns 64, a producer warp streams BLOCK_KV keys and values at a
-// time through TMA. Blocks stay for several tiles, and the steps of one tile follow those of the tile before without a gap: queries and
+// time through TMA (sm90_attention_stream.cuh). Blocks stay for several tiles, and the steps of one tile follow those of the tile before without a gap: queries and
 // keys come ahead, and a tile's last values are multiplied beside the first softmax of the next.
 //
 // While the tensor cores multiply the last step's weights by its values, a warpgroup takes the exponentials of the next step's scores.
@@ -21,135 +21,77 @@
 // head; scale_log2 > 0 is the scale times log2(e). Rows without any key give zeros. Keys past s_k count for nothing.
 // Grid: as many blocks as run at once, at most the tiles; block 384; dynamic shared memory SHARED_BYTES.
 // Sources: Dao, "FlashAttention-2", 2023, and Shah et al., "FlashAttention-3", 2024 (schedule); Milakov and Gimelshein, 2018 (online softmax).
-#include "sm90.cuh"
-#define WGMMA_N BLOCK_KV
-#include "sm90_wgmma.cuh"
-#include "sm90_attention.cuh"
+#include "sm90_attention_stream.cuh"
 
-#ifndef MASK
-#define MASK 0
-#endif
-#ifndef MASK_ROWS
-#define MASK_ROWS 1
-#endif
-#ifndef MASK_PAIRS
-#define MASK_PAIRS 0
-#endif
-#if MASK == 1
-typedef MASK_T Masked;
-#else
-typedef unsigned char Masked;
-#endif
 struct __align__(2 * sizeof(Masked)) MaskPair {  // of two neighbouring keys
   Masked of[2];
 };
 
-constexpr int CONSUMERS = 2, BLOCK_Q = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
-constexpr int CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40;
-constexpr float LIMIT = 32768.f;          // half of what float16 holds; float32 sums have room for 2^100 of them
-constexpr float SLACK = 8.f;              // a largest score that is larger by less than this, in powers of 2, leaves results unscaled
-constexpr int PANELS = (HEAD + 63) / 64;  // of 64 columns, 128 bytes a row
+constexpr float LIMIT = 32768.f;             // half of what float16 holds; float32 sums have room for 2^100 of them
+constexpr float SLACK = 8.f;                 // a largest score that is larger by less than this, in powers of 2, leaves results unscaled
 constexpr bool Q_IN_REGISTERS = HEAD == 64;  // else every product reads them from shared memory again
-constexpr int Q_BYTES = BLOCK_Q * PANELS * 128, KV_BYTES = BLOCK_KV * PANELS * 128;
-constexpr int SHARED_BYTES = Q_STAGES * Q_BYTES + 2 * STAGES * KV_BYTES + 8 * (2 * Q_STAGES + 4 * STAGES);
-static_assert(HEAD % 16 == 0 && COLUMNS % 8 == 0 && COLUMNS <= HEAD && BLOCK_KV % 16 == 0 && SHARED_BYTES <= 227 * 1024, "tiles that wgmma and shared memory take");
 
-// One step: block j of the keys of tile `index`.
-struct Step {
-  int index, blocks, j;
-  __device__ __forceinline__ bool last() const { return j + 1 == blocks; }
-};
-
-// The n-th use of a ring of COUNT stages (a power of two): its stage, and the parity of the barrier that says the stage is full.
-template <int COUNT>
-struct Place {
-  u32 n;
-  __device__ __forceinline__ u32 stage() const { return n % COUNT; }
-  __device__ __forceinline__ u32 parity() const { return n / COUNT % 2; }
-};
-
-// Lane c of four has word c of four blocks in w; afterwards all four words of block c.
-__device__ __forceinline__ void transpose_quad(u32 (&w)[4], int c) {
-#pragma unroll
-  for (int bit = 1; bit < 4; bit *= 2)
-#pragma unroll
-    for (int p = 0; p < 2; ++p) {
-      const int low = bit == 1 ? 2 * p : p, high = low + bit;
-      const u32 got = __shfl_xor_sync(~0u, c & bit ? w[low] : w[high], bit);
-      if (c & bit) w[low] = got;
-      else w[high] = got;
-    }
+// Four 8 x 8 matrices of 16-bit values: lane l has two neighbours of row l / 4 of each; lanes 8 * m .. 8 * m + 7 say where the rows of matrix m are.
+__device__ __forceinline__ void load_matrices(u32 (&to)[4], u32 from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
 }
+
+// A small value at a shared address.
+template <class T>
+__device__ __forceinline__ T load_pair(u32 from) {
+  u32 low, high = 0;
+  if constexpr (sizeof(T) == 2) {
+    unsigned short both;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(both) : "r"(from) : "memory");
+    low = both;
+  } else if constexpr (sizeof(T) == 4) {
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(low) : "r"(from) : "memory");
+  } else {
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "r"(from) : "memory");
+  }
+  const u32 words[2] = {low, high};
+  return *(const T*)words;
+}
+
+#if MASK_STAGES
+#define MASK_PARAMETER const __grid_constant__ TensorMap mask_map
+#else
+#define MASK_PARAMETER const Masked* __restrict__ mask
+#endif
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map,
-               const Masked* __restrict__ mask, IN_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int heads, int batches, const Strides out_stride, const Strides mask_stride, int mask_k, float scale_log2) {
+                      MASK_PARAMETER, IN_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int heads, int batches, const Strides out_stride,
+                      const Strides mask_stride, int mask_k, float scale_log2) {
   extern __shared__ __align__(1024) char shared[];
-  const u32 q_base = shared_address(shared), k_base = q_base + Q_STAGES * Q_BYTES, v_base = k_base + STAGES * KV_BYTES;
-  const u32 q_full = v_base + STAGES * KV_BYTES, q_empty = q_full + 8 * Q_STAGES, k_full = q_empty + 8 * Q_STAGES;
-  const u32 v_full = k_full + 8 * STAGES, k_empty = v_full + 8 * STAGES, v_empty = k_empty + 8 * STAGES;
+  const Rings rings(shared);
+  const Tiles tiles(s_q, s_k, heads, batches);
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-  const int reach = s_k - s_q;
 
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < Q_STAGES; ++i) barrier_init(q_full + 8 * i, 1), barrier_init(q_empty + 8 * i, CONSUMERS * 4);
-    for (int i = 0; i < STAGES; ++i) {
-      barrier_init(k_full + 8 * i, 1), barrier_init(v_full + 8 * i, 1);
-      barrier_init(k_empty + 8 * i, CONSUMERS * 4), barrier_init(v_empty + 8 * i, CONSUMERS * 4);
-    }
-    barrier_init_fence();
-  }
+  if (threadIdx.x == 0) rings.begin();
   __syncthreads();
-
-  const int tiles = (s_q + BLOCK_Q - 1) / BLOCK_Q, sides = heads * batches;
-  // The first query of a tile, and its (batch, head) as one number. Causal tiles come with the most keys first.
-  auto first_query = [&](int index) { return (CAUSAL ? tiles - 1 - index / sides : index % tiles) * BLOCK_Q; };
-  auto side_of = [&](int index) { return CAUSAL ? index % sides : index / tiles; };
-  // Moves on to the first step of this block's next tile that has keys; `without_keys` gets the tiles between. False after the last tile.
-  // Every second round goes backwards, so that blocks get about the same work.
-  auto next_tile = [&](Step& step, auto without_keys) {
-    for (;;) {
-      if (step.index < 0) step.index = blockIdx.x;
-      else step.index += step.index / gridDim.x % 2 ? 2 * blockIdx.x + 1 : 2 * (gridDim.x - blockIdx.x) - 1;
-      if (step.index >= tiles * sides) return false;
-      const int keys = CAUSAL ? max(0, min(s_k, first_query(step.index) + BLOCK_Q + reach)) : s_k;
-      step.blocks = (keys + BLOCK_KV - 1) / BLOCK_KV, step.j = 0;
-      if (step.blocks > 0) return true;
-      without_keys(step.index);
-    }
-  };
 
   if (warp >= CONSUMERS * 4) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
     if (warp > CONSUMERS * 4 || lane != 0) return;
-    tensormap_prefetch(&q_map), tensormap_prefetch(&k_map), tensormap_prefetch(&v_map);
-    dependency_wait();
-    dependents_launch();
-    Step step{-1};
-    Place<STAGES> kv{0};
-    Place<Q_STAGES> query{0};
-    while (next_tile(step, [](int) {})) {
-      const int q0 = first_query(step.index), side = side_of(step.index), head = side % heads, batch = side / heads, kv_head = head / heads_per_kv;
-      barrier_wait(q_empty + 8 * query.stage(), query.parity() ^ 1);
-      barrier_expect(q_full + 8 * query.stage(), Q_BYTES);
-      for (int i = 0; i < PANELS; ++i)
-        tma_load(q_base + query.stage() * Q_BYTES + i * BLOCK_Q * 128, &q_map, q_full + 8 * query.stage(), i * 64, q0, head, batch);
-      ++query.n;
-      for (int j = 0; j < step.blocks; ++j) {
-        const u32 offset = kv.stage() * KV_BYTES;
-        barrier_wait(k_empty + 8 * kv.stage(), kv.parity() ^ 1);
-        barrier_expect(k_full + 8 * kv.stage(), KV_BYTES);
-        for (int i = 0; i < PANELS; ++i)
-          tma_load(k_base + offset + i * BLOCK_KV * 128, &k_map, k_full + 8 * kv.stage(), i * 64, j * BLOCK_KV, kv_head, batch);
-        barrier_wait(v_empty + 8 * kv.stage(), kv.parity() ^ 1);
-        barrier_expect(v_full + 8 * kv.stage(), KV_BYTES);
-        for (int i = 0; i < PANELS; ++i)
-          tma_load(v_base + offset + i * BLOCK_KV * 128, &v_map, v_full + 8 * kv.stage(), i * 64, j * BLOCK_KV, kv_head, batch);
-        ++kv.n;
-      }
-    }
+#if MASK_STAGES
+    tensormap_prefetch(&mask_map);
+    Place<MASK_STAGES> masks{0};
+    produce(tiles, rings, q_map, k_map, v_map, heads_per_kv, [&](int key, int query, int head, int batch) {
+      const u32 target = rings.mask + masks.stage() * MASK_BYTES, full = rings.mask_full + 8 * masks.stage();
+      barrier_wait(rings.mask_empty + 8 * masks.stage(), masks.parity() ^ 1);
+      barrier_expect(full, MASK_LOADED);
+      for (int i = 0; i < (MASK_ROWS ? MASK_ROW / MASK_WIDTH : 1); ++i)
+        tma_load(target + i * BLOCK_Q * MASK_WIDTH, &mask_map, full, key + i * MASK_WIDTH / (int)sizeof(Masked), MASK_ROWS ? query : 0,
+                 mask_stride.h ? head : 0, mask_stride.b ? batch : 0);
+      ++masks.n;
+    });
+#else
+    produce(tiles, rings, q_map, k_map, v_map, heads_per_kv, [](int, int, int, int) {});
+#endif
     return;
   }
 
@@ -170,14 +112,13 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
     const int r = lane % 16;
 #pragma unroll
     for (int i = 0; i < HEAD / 16; ++i) {
-      const u32 from = q_base + q_stage * Q_BYTES + i / 4 * BLOCK_Q * 128 + (group * 64 + warp % 4 * 16 + r) * 128 + ((i % 4 * 2 + lane / 16) ^ (r % 8)) * 16;
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(queries[i][0]), "=r"(queries[i][1]), "=r"(queries[i][2]), "=r"(queries[i][3]) : "r"(from) : "memory");
+      const u32 from = rings.q + q_stage * Q_BYTES + i / 4 * BLOCK_Q * 128 + (group * 64 + warp % 4 * 16 + r) * 128 + ((i % 4 * 2 + lane / 16) ^ (r % 8)) * 16;
+      load_matrices(queries[i], from);
     }
   };
   auto multiply_keys = [&](int q_stage, int stage) {  // score = q k^T, asynchronously
-    const u64 q = row_major | descriptor_start(q_base + q_stage * Q_BYTES + group * 64 * 128);
-    const u64 k = row_major | descriptor_start(k_base + stage * KV_BYTES);
+    const u64 q = row_major | descriptor_start(rings.q + q_stage * Q_BYTES + group * 64 * 128);
+    const u64 k = row_major | descriptor_start(rings.k + stage * KV_BYTES);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < HEAD / 16; ++i)
@@ -187,51 +128,89 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
     wgmma_commit();
   };
   auto multiply_values = [&](const Weights& weight, int stage, int accumulate) {  // sum += weight v, asynchronously
-    const u64 v = value_major | descriptor_start(v_base + stage * KV_BYTES);
+    const u64 v = value_major | descriptor_start(rings.v + stage * KV_BYTES);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < BLOCK_KV / 16; ++i) weigh<IN_T>(sum, weight[i], v + (u64)((i * 16 * 128) >> 4), i > 0 || accumulate);
     wgmma_commit();
   };
-  auto settle = [&](auto& d) {  // no use of the registers moves before this
-#pragma unroll
-    for (int i = 0; i < (int)(sizeof(d) / sizeof(float)); ++i) asm volatile("" : "+f"(d[i])::"memory");
-  };
 
   // What the mask holds for a step's scores: asked for while these are multiplied, so that none waits for it.
-  MaskPair masked[MASK ? BLOCK_KV / 8 : 1][MASK_ROWS ? 2 : 1];
+#if MASK_STAGES
+  Place<MASK_STAGES> masks{0};
+#elif MASK
+  MaskPair masked[BLOCK_KV / 8][MASK_ROWS ? 2 : 1];
+#endif
   auto fetch_mask = [&](const Step& step) {
-    if constexpr (MASK) {
-      const int row = first_query(step.index) + first_row, side = side_of(step.index), last = s_k - (MASK_PAIRS ? 2 : 1);
-      const Masked* const from = mask + side / heads * mask_stride.b + side % heads * mask_stride.h;
+#if MASK && !MASK_STAGES
+    const int row = tiles.first_query(step.index) + first_row, side = tiles.side(step.index), last = s_k - (MASK_PAIRS ? 2 : 1);
+    const Masked* const from = mask + side / heads * mask_stride.b + side % heads * mask_stride.h;
 #pragma unroll
-      for (int h = 0; h < (MASK_ROWS ? 2 : 1); ++h) {
-        const Masked* const mine = from + (MASK_ROWS ? min(row + 8 * h, s_q - 1) * mask_stride.s : 0);
+    for (int h = 0; h < (MASK_ROWS ? 2 : 1); ++h) {
+      const Masked* const mine = from + (MASK_ROWS ? min(row + 8 * h, s_q - 1) * mask_stride.s : 0);
 #pragma unroll
-        for (int i = 0; i < BLOCK_KV / 8; ++i) {
-          const int key = step.j * BLOCK_KV + 8 * i + column;
-          if constexpr (MASK_PAIRS) masked[i][h] = *(const MaskPair*)(mine + min(key, last));
-          else masked[i][h] = {mine[min(key, last) * (long long)mask_k], mine[min(key + 1, last) * (long long)mask_k]};
-        }
+      for (int i = 0; i < BLOCK_KV / 8; ++i) {
+        const int key = step.j * BLOCK_KV + 8 * i + column;
+        if constexpr (MASK_PAIRS) masked[i][h] = *(const MaskPair*)(mine + min(key, last));
+        else masked[i][h] = {mine[min(key, last) * (long long)mask_k], mine[min(key + 1, last) * (long long)mask_k]};
       }
     }
+#endif
   };
+#if MASK
   const float mask_factor = 1.4426950408889634f / scale_log2;
+  // Eight keys' scores of row `h` with the mask.
+  auto add_mask = [&](int i, int h, const MaskPair& pair) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float& mine = score[4 * i + 2 * h + e];
+      if constexpr (MASK == 2) mine = pair.of[e] ? mine : minus_infinity();
+      else mine = fmaf((float)pair.of[e], mask_factor, mine);
+    }
+  };
+#endif
   // Scores with the mask, minus infinity where a key counts for nothing.
   auto mask_scores = [&](const Step& step) {
-    const int first = step.j * BLOCK_KV, q0 = CAUSAL ? first_query(step.index) : 0, row = q0 + first_row;
-    if constexpr (MASK)
+    const int first = step.j * BLOCK_KV, q0 = CAUSAL ? tiles.first_query(step.index) : 0, row = q0 + first_row;
+#if MASK_STAGES
+    const u32 full = rings.mask_full + 8 * masks.stage(), empty = rings.mask_empty + 8 * masks.stage();
+    const u32 tile = rings.mask + masks.stage() * MASK_BYTES;
+    barrier_wait(full, masks.parity());
+    // Where a byte of a row lies: the copy engine exchanges 16-byte chunks within MASK_WIDTH, by bits of the row.
+    auto place = [&](int row, int byte) {
+      return tile + byte / MASK_WIDTH * BLOCK_Q * MASK_WIDTH + row * MASK_WIDTH + (byte % MASK_WIDTH ^ ((row * MASK_WIDTH >> 3) & (MASK_WIDTH - 16)));
+    };
 #pragma unroll
-      for (int i = 0; i < BLOCK_KV / 2; ++i) {
-        const Masked m = masked[i / 4][MASK_ROWS ? i % 4 / 2 : 0].of[i % 2];
-        if constexpr (MASK == 2) score[i] = m ? score[i] : minus_infinity();
-        else score[i] = fmaf((float)m, mask_factor, score[i]);
+    for (int i = 0; i < BLOCK_KV / 8; ++i)
+      if constexpr (MASK_ROWS && sizeof(Masked) == 2) {
+        if (i % 2) continue;
+        u32 words[4];
+        load_matrices(words, place(group * 64 + warp % 4 * 16 + lane % 16, i * 16 + lane / 16 * 16));
+#pragma unroll
+        for (int e = 0; e < 4; ++e) add_mask(i + e / 2, e % 2, *(const MaskPair*)&words[e]);
+      } else {
+        const int byte = (8 * i + column) * sizeof(Masked);
+        MaskPair pair;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if (h == 0 || MASK_ROWS) pair = load_pair<MaskPair>(MASK_ROWS ? place(first_row, byte) + 8 * h * MASK_WIDTH : tile + byte);
+          add_mask(i, h, pair);
+        }
       }
-    if (first + BLOCK_KV > s_k || (CAUSAL && first + BLOCK_KV - 1 > q0 + group * 64 + reach)) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(empty);
+    ++masks.n;
+#elif MASK
+#pragma unroll
+    for (int i = 0; i < BLOCK_KV / 8; ++i)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) add_mask(i, h, masked[i][MASK_ROWS ? h : 0]);
+#endif
+    if (first + BLOCK_KV > s_k || (CAUSAL && first + BLOCK_KV - 1 > q0 + group * 64 + tiles.reach)) {
 #pragma unroll
       for (int i = 0; i < BLOCK_KV / 2; ++i) {
         const int key = first + i / 4 * 8 + column + i % 2, mine = row + i % 4 / 2 * 8;
-        if (key >= s_k || (CAUSAL && key > mine + reach)) score[i] = minus_infinity();
+        if (key >= s_k || (CAUSAL && key > mine + tiles.reach)) score[i] = minus_infinity();
       }
     }
   };
@@ -289,54 +268,15 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
     }
     if (!fits) exact(step, weight);
   };
-  auto rescale = [&](const float(&keeps)[2]) {
-#pragma unroll
-    for (int i = 0; i < HEAD / 2; ++i) sum[i] *= keeps[i % 4 / 2];
-  };
-  // Where this thread's results of a tile go: those of its row `first_row + 8 * h`, 8 columns from 8 * (lane % 4) on; null past the last row.
-  auto place_of = [&](int index, int h) {
-    const int row = first_query(index) + first_row + 8 * h, side = side_of(index);
-    IN_T* place = out + side / heads * out_stride.b + side % heads * out_stride.h + row * out_stride.s + lane % 4 * 8;
-    return row < s_q ? place : nullptr;
-  };
-  // The tile's results: sums over the rows' totals, in 16-byte units.
-  auto store = [&](int index, const float(&whole)[2]) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float all = whole[h] + __shfl_xor_sync(~0u, whole[h], 1);
-      all += __shfl_xor_sync(~0u, all, 2);
-      const float share = all > 0.f ? 1.f / all : 0.f;
-      IN_T* target = place_of(index, h);
-#pragma unroll
-      for (int i = 0; i < HEAD / 8; i += 4) {
-        u32 words[4];
-#pragma unroll
-        for (int e = 0; e < 4; ++e) words[e] = i + e >= HEAD / 8 ? 0 : pack(IN_T(), sum[4 * (i + e) + 2 * h] * share, sum[4 * (i + e) + 2 * h + 1] * share);
-        transpose_quad(words, lane % 4);
-        if (target && (COLUMNS % 32 == 0 || 8 * (i + lane % 4) < COLUMNS)) *(uint4*)(target + 8 * i) = make_uint4(words[0], words[1], words[2], words[3]);
-      }
-    }
-  };
-  auto without_keys = [&](int index) {
-    dependency_wait();
-    for (int h = 0; h < 2; ++h)
-      if (IN_T* target = place_of(index, h))
-        for (int i = 0; i + lane % 4 * 8 < COLUMNS; i += 32) *(uint4*)(target + i) = make_uint4(0, 0, 0, 0);
-  };
-  // Named barrier 2 + w lets warpgroup w issue its products; the one before it in the ring arrives there when it has issued its own.
-  auto await_turn = [&] {
-    if constexpr (TURNS) asm volatile("bar.sync %0, 256;" ::"r"(2 + group) : "memory");
-  };
-  auto pass_turn = [&] {
-    if constexpr (TURNS) asm volatile("bar.arrive %0, 256;" ::"r"(2 + (group + 1 == CONSUMERS ? 0 : group + 1)) : "memory");
-  };
+  const Results results{out, out_stride, first_row, lane};
+  auto without_keys = [&](int index) { results.store_zeros(tiles, index); };
   auto release = [&](u32 barrier) {
     if (lane == 0) barrier_arrive(barrier);
   };
 
-  if constexpr (MASK) dependency_wait();
+  if constexpr (MASK && !MASK_STAGES) dependency_wait();
   Step step{-1};
-  if (!next_tile(step, without_keys)) return;
+  if (!tiles.next(step, without_keys)) return;
   int done = -1;  // the tile whose results `sum` holds when `step` is the first one of the next
   Place<STAGES> keys{0};
   Place<Q_STAGES> query{0};
@@ -344,23 +284,23 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
   // Issues the scores of the next step, whose keys are at `keys`.
   auto begin = [&](bool first) {
     if (first) {
-      barrier_wait(q_full + 8 * query.stage(), query.parity());
+      barrier_wait(rings.q_full + 8 * query.stage(), query.parity());
       if constexpr (Q_IN_REGISTERS) {
         load_queries(query.stage());
-        release(q_empty + 8 * query.stage());
+        release(rings.q_empty + 8 * query.stage());
       }
     }
-    barrier_wait(k_full + 8 * keys.stage(), keys.parity());
-    await_turn();
+    barrier_wait(rings.k_full + 8 * keys.stage(), keys.parity());
+    await_turn(group);
     multiply_keys(query.stage(), keys.stage());
   };
   // The scores are there: what they were multiplied of may be overwritten.
   auto finish = [&](bool last) {
     settle(score);
-    release(k_empty + 8 * keys.stage());
+    release(rings.k_empty + 8 * keys.stage());
     ++keys.n;
     if (last) {
-      if constexpr (!Q_IN_REGISTERS) release(q_empty + 8 * query.stage());
+      if constexpr (!Q_IN_REGISTERS) release(rings.q_empty + 8 * query.stage());
       ++query.n;
     }
   };
@@ -368,18 +308,18 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
   auto weigh_values = [&](const Weights& weight, bool first, const Place<STAGES>& values) {
     settle(sum);
     if (!first) {
-      if (__any_sync(~0u, keeps[0] != 1.f || keeps[1] != 1.f)) rescale(keeps);
-    } else if (done >= 0) store(done, whole);
-    barrier_wait(v_full + 8 * values.stage(), values.parity());
+      if (__any_sync(~0u, keeps[0] != 1.f || keeps[1] != 1.f)) rescale(sum, keeps);
+    } else if (done >= 0) results.store(tiles, done, sum, whole);
+    barrier_wait(rings.v_full + 8 * values.stage(), values.parity());
     multiply_values(weight, values.stage(), !first);
   };
 
 #pragma unroll
   for (int i = 0; i < HEAD / 2; ++i) sum[i] = 0.f;
-  if (group == CONSUMERS - 1) pass_turn();
+  if (group == CONSUMERS - 1) pass_turn(group);
   fetch_mask(step);
   begin(true);
-  pass_turn();
+  pass_turn(group);
   wgmma_wait<0>();
   finish(step.last());
   soften(step, even);
@@ -387,23 +327,23 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
     const bool first = step.j == 0, last = step.last();
     const int index = step.index;
     if (!last) ++step.j;
-    else if (!next_tile(step, without_keys)) {
+    else if (!tiles.next(step, without_keys)) {
       weigh_values(now, first, {keys.n - 1});
       wgmma_wait<0>();
       settle(sum);
-      store(index, total);
+      results.store(tiles, index, sum, total);
       return false;
     }
     begin(last);
     weigh_values(now, first, {keys.n - 1});
-    pass_turn();
+    pass_turn(group);
     fetch_mask(step);
     wgmma_wait<1>();
     finish(step.last());
     if (last) done = index, whole[0] = total[0], whole[1] = total[1];
     soften(step, next);
     wgmma_wait<0>();
-    release(v_empty + 8 * Place<STAGES>{keys.n - 2}.stage());  // `finish` has moved on
+    release(rings.v_empty + 8 * Place<STAGES>{keys.n - 2}.stage());  // `finish` has moved on
     return true;
   };
   while (advance(even, odd) && advance(odd, even)) {}

@@ -96,19 +96,23 @@ def test_head_sizes(d: int, d_v: int) -> None:
 
 
 GROUPS = {
-    "one query, split": (dict(sizes=(2, 8, 1, 300, 64), kv_heads=2, mask=(1, 8, 1, 300)), 4),
-    "a few queries, causal, split": (dict(sizes=(1, 6, 3, 150, 64), kv_heads=2, causal=True, layout="bshd", mask=(1, 6, 3, 150)), 2),
-    "whole": (dict(sizes=(1, 6, 3, 70, 64), kv_heads=2, causal=True, window=20), 1),
-    "a step of keys each": (dict(sizes=(1, 4, 1, 300, 64), kv_heads=2, causal=True), SINGLE),
+    "one query, split": (dict(sizes=(2, 8, 1, 300, 64), kv_heads=2, mask=(1, 8, 1, 300)), 4, 3),
+    "a few queries, causal, split": (dict(sizes=(1, 6, 3, 150, 64), kv_heads=2, causal=True, layout="bshd", mask=(1, 6, 3, 150)), 2, 2),
+    "whole": (dict(sizes=(1, 6, 3, 70, 64), kv_heads=2, causal=True, window=20), 1, 3),
+    "a step of keys each": (dict(sizes=(1, 4, 1, 300, 64), kv_heads=2, causal=True), SINGLE, 1),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_groups_of_heads(name: str) -> None:
     """Rows are the queries of all heads that share keys; more splits than blocks of keys leave some empty."""
-    case, splits = dict(GROUPS[name][0]), GROUPS[name][1]
-    one = attention(*case.pop("sizes"), **case)  # type: ignore[arg-type, misc]
-    run(GroupedAttention(), one, config(warps=1, row_tiles=1, block_kv=32, splits=splits), replace(A100, multiprocessors=8))
+    case, splits, buffers = dict(GROUPS[name][0]), *GROUPS[name][1:]
+    workload, inputs, expected = attention(*case.pop("sizes"), **case)  # type: ignore[arg-type, misc]
+    chosen = config(warps=1, row_tiles=1, block_kv=32, splits=splits, buffers=buffers)
+    (result,) = run_plan(emulated(GroupedAttention().plan(workload, chosen, A100)), inputs, workload.outputs)
+    close(result, expected[0], name, {"float16": LIMITS["float16"]})
+    found = GroupedAttention().configs(workload, replace(A100, multiprocessors=8))
+    assert found and all(dict(one)["buffers"] == (2 if dict(one)["splits"] else 1) or dict(one)["buffers"] == 3 for one in found)
 
 
 def test_more_splits_than_blocks_of_keys() -> None:
