@@ -45,7 +45,7 @@ class Literal:
 
 
 class _Kept:
-    """The hash is computed once: expressions hold expressions, and rules look the same ones up all the time."""
+    """Hash, size and operands are computed once: expressions hold expressions, and rules look the same ones up all the time."""
 
     def __hash__(self) -> int:
         number = self.__dict__.get("_hash")
@@ -126,18 +126,28 @@ def type_of(expression: Expression, operands: Sequence[DataType]) -> DataType:
 
 def operands(expression: Expression) -> tuple[int, ...]:
     """The operand numbers that ``expression`` reads, ascending, each once."""
+    return tuple(sorted(reads(expression)))
+
+
+def reads(expression: Expression) -> tuple[int, ...]:
+    """The operand numbers that ``expression`` reads, in the order of reading, each once."""
     if isinstance(expression, Operand):
         return (expression.index,)
     if isinstance(expression, Literal):
         return ()
-    children = (expression.argument,) if isinstance(expression, Convert) else expression.arguments
-    return tuple(sorted({index for child in children for index in operands(child)}))
+    found = expression.__dict__.get("_reads")
+    if found is None:
+        children = (expression.argument,) if isinstance(expression, Convert) else expression.arguments
+        found = expression.__dict__["_reads"] = tuple(dict.fromkeys(index for child in children for index in reads(child)))
+    return found
 
 
 def substitute(expression: Expression, replacements: dict[int, Expression]) -> Expression:
     """``expression`` with operand ``i`` replaced by ``replacements[i]``; operands not named stay."""
     if isinstance(expression, Operand):
         return replacements.get(expression.index, expression)
+    if all(replacements.get(index, Operand(index)) == Operand(index) for index in reads(expression)):
+        return expression
     if isinstance(expression, Convert):
         return Convert(expression.dtype, substitute(expression.argument, replacements))
     if isinstance(expression, Apply):
@@ -149,9 +159,11 @@ def size(expression: Expression) -> int:
     """How many functions and conversions ``expression`` holds."""
     if isinstance(expression, Operand | Literal):
         return 0
-    if isinstance(expression, Convert):
-        return 1 + size(expression.argument)
-    return 1 + sum(size(child) for child in expression.arguments)
+    found = expression.__dict__.get("_size")
+    if found is None:
+        children = (expression.argument,) if isinstance(expression, Convert) else expression.arguments
+        found = expression.__dict__["_size"] = 1 + sum(size(child) for child in children)
+    return found
 
 
 def functions(expression: Expression) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,6 +44,7 @@ class Graph:
         self._producer: dict[str, str] = {}
         self._readers: dict[str, dict[str, None]] = {}  # ordered sets
         self._position: dict[str, float] = {}
+        self._numbers: dict[str, int] = {}  # a base of names and its mark -> the number from which on none was given yet
         self._gone: dict[str, str] = {}  # ONNX node -> fate of a layer that was removed
         for position, layer in enumerate(network.layers):
             self._add(replace(layer, name=self._unique_name(layer.name)), float(position))
@@ -84,12 +85,7 @@ class Graph:
 
     def fresh(self, base: str) -> str:
         """A tensor name that is not in use, made from ``base``."""
-        if base not in self._types:
-            return base
-        number = 2
-        while f"{base}.{number}" in self._types:
-            number += 1
-        return f"{base}.{number}"
+        return self._unique(base, ".", self._types)
 
     def ordered(self) -> list[Layer]:
         """All layers, topologically; as near to the original order as that allows."""
@@ -215,12 +211,17 @@ class Graph:
         return Fate(self._gone.get(node, "dead")) if fate.kind == "layer" else fate
 
     def _unique_name(self, name: str) -> str:
-        if name not in self.layers:
-            return name
-        number = 2
-        while f"{name} #{number}" in self.layers:
+        return self._unique(name, " #", self.layers)
+
+    def _unique(self, base: str, mark: str, taken: Container[str]) -> str:
+        """``base``, or where it is ``taken`` the first free one of ``base`` + ``mark`` + 2, 3 ... that was not given before."""
+        if base not in taken:
+            return base
+        number = self._numbers.get(base + mark, 2)
+        while (name := f"{base}{mark}{number}") in taken:
             number += 1
-        return f"{name} #{number}"
+        self._numbers[base + mark] = number
+        return name
 
     def _add(self, layer: Layer, position: float) -> None:
         self.layers[layer.name] = layer

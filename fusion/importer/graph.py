@@ -331,13 +331,13 @@ def node_names(nodes: Sequence[NodeProto]) -> list[str]:
 def names_in(nodes: Sequence[NodeProto], prefix: str) -> list[str]:
     """As :func:`node_names`, each with ``prefix``."""
     taken: set[str] = set()
+    counts: dict[str, int] = {}
     found = []
     for index, node in enumerate(nodes):
         name = unique = f"{prefix}{node.name or f'{node.op_type}_{index}'}"
-        count = 0
         while unique in taken:
-            count += 1
-            unique = f"{name}_{count}"
+            counts[name] = counts.get(name, 0) + 1
+            unique = f"{name}_{counts[name]}"
         taken.add(unique)
         found.append(unique)
     return found

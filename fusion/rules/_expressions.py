@@ -18,6 +18,7 @@ from fusion.expression import (
     compute_type,
     evaluate,
     operands,
+    reads,
     size,
     substitute,
     type_of,
@@ -33,12 +34,14 @@ COMMUTATIVE = frozenset({"add", "mul", "min", "max", "and", "or", "xor", "equal"
 
 def subtrees(expression: Expression) -> Iterator[Expression]:
     """Every node of ``expression``, parents before children, with repetitions."""
-    yield expression
-    if isinstance(expression, Convert):
-        yield from subtrees(expression.argument)
-    elif isinstance(expression, Apply):
-        for child in expression.arguments:
-            yield from subtrees(child)
+    rest = [expression]
+    while rest:
+        node = rest.pop()
+        yield node
+        if isinstance(node, Convert):
+            rest.append(node.argument)
+        elif isinstance(node, Apply):
+            rest.extend(reversed(node.arguments))
 
 
 def distinct(expression: Expression) -> int:
@@ -71,12 +74,12 @@ def number(expression: Expression, names: Sequence[str], fixed: int = 0) -> tupl
     """
     order: list[str] = list(names[:fixed])
     replacements: dict[int, Expression] = {}
-    for node in subtrees(expression):
-        if isinstance(node, Operand) and node.index >= fixed:
-            name = names[node.index]
+    for index in reads(expression):
+        if index >= fixed:
+            name = names[index]
             if name not in order[fixed:]:
                 order.append(name)
-            replacements[node.index] = Operand(order.index(name, fixed))
+            replacements[index] = Operand(order.index(name, fixed))
     return substitute(expression, replacements), tuple(order)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from fusion.dims import product
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Operand
+from fusion.graph import Limits
 from fusion.importer.builder import X0, X1, X2, Builder, call, literal
 from fusion.importer.errors import Unsupported
 from fusion.importer.node import Node
@@ -116,15 +117,20 @@ def bit_shift(b: Builder, node: Node) -> Value:
 
 @operator("Sum", "Max", "Min", "Mean")
 def variadic(b: Builder, node: Node) -> Value:
-    """Any number of inputs, combined from left to right."""
+    """Any number of inputs, combined from left to right, in as many layers as their operands need."""
     values = [node.input(index) for index in range(len(node.inputs))]
     function = {"Sum": "add", "Mean": "add", "Max": "max", "Min": "min"}[node.op]
-    expression: Expression = X0
-    for index in range(1, len(values)):
-        expression = call(function, expression, Operand(index))
-    if node.op == "Mean" and len(values) > 1:
-        expression = call("mul", expression, literal(1.0 / len(values), values[0].dtype))
-    return b.pointwise(expression, *values)
+    scale = literal(1.0 / len(values), values[0].dtype)
+    while True:
+        count = min(len(values), Limits.operands)
+        expression: Expression = X0
+        for index in range(1, count):
+            expression = call(function, expression, Operand(index))
+        if node.op == "Mean" and count == len(values) > 1:
+            expression = call("mul", expression, scale)
+        values = [b.pointwise(expression, *values[:count]), *values[count:]]
+        if len(values) == 1:
+            return values[0]
 
 
 @operator("Where")

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.parser import parse_model
 from onnx.reference import ReferenceEvaluator
 
+from fusion.graph import Limits
 from fusion.importer import import_onnx
 from fusion.network import Network
 from fusion.reference import run
@@ -390,6 +391,15 @@ def test_binary(op: str) -> None:
     assert not network.constants, "a constant of one element is a literal"
     check(op, {"x": floats(2, 3, 4) + 3}, {"w": floats(4, seed=1)})
     check(op, {"x": floats(2, 3, 4) + 3, "y": floats(3, 1, seed=1)}, dynamic=False)
+
+
+@pytest.mark.parametrize("op", ["Sum", "Mean", "Max", "Min"])
+def test_any_number_of_operands(op: str) -> None:
+    """As many layers as kernels with few operands need, whatever Python's stack holds."""
+    network = check(op, {f"x{n}": floats(2, 3, seed=n) for n in range(30)}, dynamic=False)
+    assert len(network.layers) == 3 and max(len(layer.inputs) for layer in network.layers) <= Limits.operands
+    text = f"g (float[2] x) => (float[2] y) {{ y = {op}({', '.join(['x'] * 2000)}) }}"
+    assert len(import_onnx(parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {text}')).layers) == 182
 
 
 def test_small_constant_of_higher_rank_stays_an_operand() -> None:
