@@ -60,6 +60,9 @@ NETWORKS = {
         Row("pruned", f"a = Conv(x, w0)\nar = Relu(a)\nb = Conv<group=37,pads=[1,1,1,1]>(ar, w1)\ng = GlobalAveragePool(b)\nh = Conv(g, w2)\ns = Sigmoid(h)\n"
             f"m = Mul(b, s)\nc = Conv(m, w3)\nd = Add(c, ar)\ndr = Relu(d)\np = MaxPool<kernel_shape=[2,2],strides=[2,2]>(dr)\ny = Conv{W3}(p, w4)", "",
             inputs=IMAGE, values={"w0": (37, 16, 1, 1), "w1": (37, 1, 3, 3), "w2": (37, 37, 1, 1), "w3": (37, 37, 1, 1), "w4": (8, 37, 3, 3)}),
+        # What YOLO's heads do: three anchors of seven numbers each, which become the last axis.
+        Row("anchors", f"a = Conv{W3}(x, w0)\nar = Relu(a)\nb = Conv(ar, w1)\nr = Reshape(b, s)\nt = Transpose<perm=[0,1,3,4,2]>(r)\ny = Sigmoid(t)", "",
+            inputs=IMAGE, values={"w0": (37, 16, 3, 3), "w1": (21, 37, 1, 1), "s": np.array([1, 3, 7, 6, 4])}),
         # Half of 42 channels goes through a convolution, and all are joined with what it makes.
         Row("split", f"a = Conv(x, w0)\nar = Sigmoid(a)\np, q = Split<axis=1,num_outputs=2>(ar)\nb = Conv{W3}(q, w1)\nbr = Relu(b)\n"
             "j = Concat<axis=1>(p, q, br)\ny = Conv(j, w2)", "",

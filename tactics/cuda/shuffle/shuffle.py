@@ -65,32 +65,48 @@ def passes(workload: Workload) -> list[tuple[Axis, ...]]:
     if _trivial(op.second):
         return [_axes(before, fixed, *pitches)]
     if _trivial(op.first):
-        return [_axes(after, fixed)]
+        return [_axes(after, fixed, pitches[0], width=shape[-1])]
     if fixed:
-        joined = _joined(before, after)
+        joined = _joined(before, after, pitches[0])
         if joined is not None:
             return [joined]
-    return [_axes(before, fixed), _axes(after, fixed)]
+    return [_axes(before, fixed, pitches[0]), _axes(after, fixed)]
 
 
 def takes_columns(workload: Workload) -> tuple[int, ...]:
-    """The tensors that may be columns of wider ones: those whose rows no reshape joins or cuts."""
+    """The tensors that may be columns of wider ones: the output where nothing is reshaped, the input unless its rows are cut across before they
+    are moved."""
     op: Shuffle = workload.op  # type: ignore[assignment]
-    return (0, 1) if op.reshape is None else (0,) if _trivial(op.second) else ()
+    if op.reshape is None:
+        return 0, 1
+    return (0,) if _trivial(op.second) or not _trivial(op.first) or _splits_rows(workload) else ()
 
 
-def _axes(permuted: Permuted, merge: bool, in_pitch: int = 0, out_pitch: int = 0) -> tuple[Axis, ...]:
+def _splits_rows(workload: Workload) -> bool:
+    """Whether rows of the input are some of the last axes of what the reshape makes, at every size."""
+    op: Shuffle = workload.op  # type: ignore[assignment]
+    out, width, total = dims(workload.outputs[0]), dims(workload.inputs[0])[-1], 1
+    order = op.second or tuple(range(len(out)))
+    for axis in reversed(range(len(out))):
+        position = order.index(axis)
+        if total == width or workload.axis_varies(1, position):
+            break
+        total *= out[position]
+    return total == width and not workload.axis_varies(0, -1)
+
+
+def _axes(permuted: Permuted, merge: bool, in_pitch: int = 0, out_pitch: int = 0, width: int = 0) -> tuple[Axis, ...]:
     shape, varies, order = permuted
-    steps = row_major(shape, varies, in_pitch)
+    steps = row_major(shape, varies, in_pitch, width)
     sizes, moved = [shape[axis] for axis in order], [varies[axis] for axis in order]
     return axes_of(sizes, moved, [steps[axis] for axis in order], row_major(sizes, moved, out_pitch), merge=merge)
 
 
-def _joined(before: Permuted, after: Permuted) -> tuple[Axis, ...] | None:
+def _joined(before: Permuted, after: Permuted, in_pitch: int) -> tuple[Axis, ...] | None:
     """A transpose, a reshape and a transpose of fixed sizes as one, when the reshape only splits and joins whole axes."""
     shape, _, first = before
     target, _, second = after
-    steps = row_major(shape, [False] * len(shape))
+    steps = row_major(shape, [False] * len(shape), in_pitch)
     sources = [(shape[axis], steps[axis][0]) for axis in first if shape[axis] != 1]
     merged: list[tuple[int, int]] = []
     for size, step in sources:

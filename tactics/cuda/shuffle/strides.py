@@ -25,16 +25,19 @@ class Axis:
     sure: tuple[int, int, int]
 
 
-def row_major(sizes: Sequence[int], varies: Sequence[bool], pitch: int = 0) -> list[tuple[int, int]]:
-    """Per axis the step of a tensor, dense or with rows ``pitch`` apart, and what surely divides it."""
+def row_major(sizes: Sequence[int], varies: Sequence[bool], pitch: int = 0, width: int = 0) -> list[tuple[int, int]]:
+    """Per axis the step of a tensor, dense or with rows ``pitch`` apart, and what surely divides it. Rows are the last axis, or the last axes that
+    make ``width`` elements."""
     steps: list[tuple[int, int]] = []
     step = sure = 1
+    width = width or (sizes[-1] if sizes else 0)
     for size, vary in zip(reversed(sizes), reversed(varies), strict=True):
         steps.insert(0, (step, sure))
         step *= size
         sure *= 1 if vary else size
-        if pitch and len(steps) == 1:
+        if pitch and step == width:
             step = sure = pitch
+            pitch = 0
     return steps
 
 
