@@ -17,7 +17,7 @@ from fusion.layout import REFORMAT
 from fusion.network import Layer, Network
 from fusion.padded_channels import RULE, PaddedNetwork, is_product, pad_channels, paddable
 from fusion.regions import Regions
-from fusion.rewrite import disabled_by
+from fusion.rewrite import Miss, disabled_by
 from tactics.tactic import workload_bytes
 from trtcli.builder.measured import Chosen, cost_of_layer, may_measure, pays, tried
 from trtcli.builder.setting import Setting
@@ -42,18 +42,27 @@ class _Group:
 class PaddedChannels:
     """What was decided: ``wanted`` is what :func:`fusion.padded_channels.pad_channels` was told, ``channels`` what came of it (per tensor its
     real and its held channels), ``seconds`` those of the layers around these tensors before and after, ``slower`` the tensors where padding
-    was measured and lost."""
+    was measured and lost, with the times in words."""
 
     wanted: tuple[str, ...] = ()
     channels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     seconds: tuple[float, float] = (0.0, 0.0)
-    slower: tuple[str, ...] = ()
+    slower: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """For the engine's record; times in milliseconds."""
         before, after = (None if math.isinf(one) else one * 1e3 for one in self.seconds)
         held = {name: list(pair) for name, pair in self.channels.items()}
-        return {"wanted": list(self.wanted), "channels": held, "beforeMs": before, "afterMs": after, "slower": list(self.slower)}
+        return {"wanted": list(self.wanted), "channels": held, "beforeMs": before, "afterMs": after, "slower": dict(self.slower)}
+
+    def misses(self, network: Network) -> dict[str, tuple[Miss, ...]]:
+        """For ``--whyNot``: per layer of the built ``network`` the tensors around it where padding lost."""
+        found: dict[str, tuple[Miss, ...]] = {}
+        for name, times in self.slower.items():
+            around = tuple(layer.name for layer in network.layers if name in (*layer.inputs, *layer.outputs))
+            for layer in around:
+                found[layer] = (*found.get(layer, ()), Miss(RULE, around, "measured", f"{name}: {times}"))
+        return found
 
 
 def measured_padding(now: Chosen, profiles: Sequence[Profile], setting: Setting) -> tuple[Chosen, PaddedChannels]:
@@ -62,11 +71,11 @@ def measured_padding(now: Chosen, profiles: Sequence[Profile], setting: Setting)
     every = _worth_trying(now, setting.config.disabled_fusions)
     if not every or not may_measure(setting):
         return now, PaddedChannels()
-    wanted = every
+    wanted, slower = every, dict[str, str]()
     for turn in count():
         padded = pad_channels(network, wanted)
         if padded.network is network:
-            return _said(now, PaddedChannels(slower=every), setting)
+            return _said(now, PaddedChannels(slower=slower), setting)
         changed = tried("Padded channels", replace(now.fused, network=padded.network), now.copied, profiles, setting)
         if changed is None:
             return now, PaddedChannels()
@@ -77,9 +86,9 @@ def measured_padding(now: Chosen, profiles: Sequence[Profile], setting: Setting)
         losers = _losers(groups, padded, now, changed, single=turn < ROUNDS)
         if not losers:
             seconds = sum(one.before for one in groups), sum(one.after for one in groups)
-            slower = tuple(name for name in every if name not in wanted)
             channels = {name: (len(one.places), one.size) for name, one in padded.held.items()}
             return _said(changed, PaddedChannels(wanted, channels, seconds, slower), setting)
+        slower |= losers
         wanted = tuple(name for name in wanted if name not in losers)
     raise AssertionError("every turn but the last leaves fewer tensors")
 
@@ -127,23 +136,28 @@ def _seconds(chosen: Chosen, names: _Layers) -> float:
     return sum(costs.get(name, 0.0) for name in names)
 
 
-def _losers(groups: Sequence[_Group], padded: PaddedNetwork, now: Chosen, changed: Chosen, single: bool) -> set[str]:
+def _losers(groups: Sequence[_Group], padded: PaddedNetwork, now: Chosen, changed: Chosen, single: bool) -> dict[str, str]:
     """Of the tensors that were to be padded (values of ``padded.born``) all in groups that do not pay; where ``single``, of each other group those
-    around which most is lost, no two that share a layer."""
-    lost: set[str] = set()
+    around which most is lost, no two that share a layer. Each with its times in words."""
+    lost: dict[str, str] = {}
     for group in groups:
         roots = sorted(group.tensors & padded.born.keys())
         if not pays(group.before, group.after):
-            lost |= {padded.born[name] for name in roots}
+            lost |= dict.fromkeys((padded.born[name] for name in roots), _times(group.before, group.after))
         elif single and len(roots) > 1:
             layers = {name: _around((name,), padded) for name in roots}
-            losses = {name: _seconds(changed, around) - _seconds(now, around) for name, around in layers.items()}
+            times = {name: (_seconds(now, around), _seconds(changed, around)) for name, around in layers.items()}
             touched: set[str] = set()
-            for name in sorted(roots, key=lambda name: losses[name], reverse=True):
-                if losses[name] > 0 and touched.isdisjoint(layers[name]):
-                    lost.add(padded.born[name])
+            for name in sorted(roots, key=lambda name: times[name][1] - times[name][0], reverse=True):
+                before, after = times[name]
+                if after > before and touched.isdisjoint(layers[name]):
+                    lost[padded.born[name]] = _times(before, after)
                     touched.update(layers[name])
     return lost
+
+
+def _times(before: float, after: float) -> str:
+    return f"the layers around it take {before * 1e6:.1f} us, {after * 1e6:.1f} us with padded channels"
 
 
 def _said(chosen: Chosen, found: PaddedChannels, setting: Setting) -> tuple[Chosen, PaddedChannels]:

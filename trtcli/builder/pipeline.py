@@ -109,11 +109,10 @@ def build(
 
     seconds = time.perf_counter() - began
     record = {
-        **build_record(model, imported, chosen, setting),
+        **build_record(model, imported, chosen, padding, setting),
         "intermediateBytesSaved": saved_bytes(imported, network, chosen.choices.sharing, optimum),
         "optionalFusions": None if optional is None else {"enabled": list(optional.enabled), "disabled": list(optional.disabled)},
         "layouts": layouts,
-        "paddedChannels": padding.record(),
         "streams": streams,
         "debugTensors": debug_tensors(imported, network, marked, config, log),
         "buildSeconds": seconds,

@@ -12,15 +12,18 @@ from typing import Any
 from fusion.network import Network
 from runtime.views import with_missed_views
 from trtcli.builder.measured import Chosen
+from trtcli.builder.padding import PaddedChannels
 from trtcli.builder.setting import Setting
 from trtcli.report.building import fusion_lines
 from trtcli.version import __version__
 
 
-def build_record(model: Path | bytes, imported: Network, chosen: Chosen, setting: Setting) -> dict[str, Any]:
+def build_record(model: Path | bytes, imported: Network, chosen: Chosen, padding: PaddedChannels, setting: Setting) -> dict[str, Any]:
     """What was built from what, with which options, and why layers are as they are."""
     data = model.read_bytes() if isinstance(model, Path) else model
     misses = with_missed_views(chosen.fused.misses, chosen.network, chosen.choices.sharing)
+    for layer, more in padding.misses(chosen.network).items():
+        misses[layer] = (*misses.get(layer, ()), *more)
     return {
         "trtcli": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -34,6 +37,7 @@ def build_record(model: Path | bytes, imported: Network, chosen: Chosen, setting
         "fusions": fusion_lines(chosen.fused),
         "misses": {layer: [_plain(asdict(miss)) for miss in near] for layer, near in misses.items()},  # for --whyNot
         "copiedParts": [list(part) for part in chosen.copied],
+        "paddedChannels": padding.record(),
         "cacheHits": len(setting.timings.hits),
         "cacheMisses": setting.timings.misses,
     }
