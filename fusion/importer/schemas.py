@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -36,8 +35,16 @@ class _Parameter:
     letter: str
 
 
-def check_types(node: Node) -> None:
-    """Refuse a node whose inputs have types that ONNX does not let them have.
+@dataclass(frozen=True)
+class _Inputs:
+    """The inputs in a schema: ``most`` of them; the last parameter stands for more where that is more than there are parameters."""
+
+    parameters: tuple[_Parameter, ...]
+    most: int
+
+
+def check_inputs(node: Node) -> None:
+    """Refuse a node with more inputs than ONNX gives its operator, or with types that ONNX does not let them have.
 
     A node that fits the newest schema passes in any opset: exporters write float16 and integers into models of opsets that lack them there, and
     what they mean is clear.
@@ -45,21 +52,23 @@ def check_types(node: Node) -> None:
     Raises:
         Unsupported: which input has which type, and what it may have.
     """
-    misfit = _misfit(node, _parameters(node.domain, node.op, node.opset))
-    newest = _parameters(node.domain, node.op, None) if misfit else ()
-    if misfit and len(newest) >= len(node.inputs):
-        misfit = _misfit(node, newest)
-    if misfit:
-        raise Unsupported(misfit)
+    misfit = _misfit(node, _inputs(node.domain, node.op, node.opset))
+    newest = _inputs(node.domain, node.op, None) if misfit else None
+    if newest is not None and (found := _misfit(node, newest)):
+        raise Unsupported(found if len(node.inputs) <= newest.most else misfit)
 
 
-def _misfit(node: Node, parameters: Sequence[_Parameter]) -> str:
-    """What is wrong with the types of the node's inputs, or nothing."""
+def _misfit(node: Node, inputs: _Inputs | None) -> str:
+    """What is wrong with the node's inputs, or nothing."""
+    if inputs is None:
+        return ""
+    if len(node.inputs) > inputs.most:
+        return f"it has {len(node.inputs)} inputs; ONNX gives this operator at most {inputs.most}"
     letters: dict[str, tuple[int, DataType]] = {}
     for index, value in enumerate(node.inputs):
-        if not isinstance(value, Value) or not parameters:
+        if not isinstance(value, Value):
             continue
-        parameter = parameters[min(index, len(parameters) - 1)]
+        parameter = inputs.parameters[min(index, len(inputs.parameters) - 1)]
         if parameter.types and value.dtype not in parameter.types:
             allowed = ", ".join(dtype.label for dtype in DataType if dtype in parameter.types)
             return f"input {index} ({value.name!r}) is {value.dtype.label}; ONNX allows {allowed}"
@@ -70,13 +79,14 @@ def _misfit(node: Node, parameters: Sequence[_Parameter]) -> str:
 
 
 @cache
-def _parameters(domain: str, name: str, opset: int | None) -> tuple[_Parameter, ...]:
-    """The inputs of an operator; the last may stand for more. Nothing where ONNX does not know the operator."""
+def _inputs(domain: str, name: str, opset: int | None) -> _Inputs | None:
+    """The inputs of an operator, or None where ONNX does not know it."""
     found = schema(domain, name, opset)
     if found is None:
-        return ()
+        return None
     by_text = {f"tensor({name.lower()})": dtype for name, dtype in named_types().items()}
-    return tuple(
+    parameters = tuple(
         _Parameter(frozenset(by_text[text] for text in one.types if text in by_text), one.type_str if one.is_homogeneous else "")
         for one in found.inputs
     )
+    return _Inputs(parameters, found.max_input)

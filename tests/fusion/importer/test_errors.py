@@ -189,6 +189,7 @@ def test_malformed_nodes_are_named(node: onnx.NodeProto, part: str) -> None:
         ("Gather(x, z)", "float", "float16", "input 1 ('z') is FP16; ONNX allows INT32, INT64"),
         ("If(x) <then_branch = t () => (float b) { b = Sum(x) }, else_branch = e () => (float b) { b = Sum(x) }>", "float", "float",
          "input 0 ('x') is FP32; ONNX allows Bool"),
+        ("Relu(x, z)", "float", "float", "it has 2 inputs; ONNX gives this operator at most 1"),
     ],
 )  # fmt: skip
 def test_types_that_onnx_forbids_are_refused(node: str, x: str, z: str, reason: str) -> None:
@@ -203,6 +204,8 @@ def test_types_of_later_opsets_are_taken() -> None:
     tensors = "g (int8[2] x, int64[2] i, float16[2] h, float[2] f, float16 s) => (int8[2] r, int64[2] c, float16[2] p, int8[2] q) <int8 o = {0}>"
     network = import_onnx(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 11]> {tensors} {{ {nodes} }}'))
     assert [network.tensors[name].dtype.value for name in network.outputs] == ["int8", "int64", "float16", "int8"]
+    old = "g (bfloat16[2] x) => (bfloat16[6] y) { y = Concat<axis = 0>(x, x, x) }"
+    assert import_onnx(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 11]> {old}')).outputs == ("y",)
 
 
 # --- external data ---------------------------------------------------------------------------------------------------
