@@ -153,6 +153,7 @@ def test_why_not() -> None:
     ]
     assert why_not_lines(engine(), "bias") == [
         "bias is one of 2 nodes in layer 'fc + bias' (4.0 us, memory bound).",
+        "  made by matmul-pointwise",
         "  no rule matched around it: nothing was refused",
         "  it reads x (input); it is read by soft (SoftMax)",
     ]

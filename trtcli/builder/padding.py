@@ -59,9 +59,9 @@ class PaddedChannels:
         """For ``--whyNot``: per layer of the built ``network`` the tensors around it where padding lost."""
         found: dict[str, tuple[Miss, ...]] = {}
         for name, times in self.slower.items():
-            around = tuple(layer.name for layer in network.layers if name in (*layer.inputs, *layer.outputs))
-            for layer in around:
-                found[layer] = (*found.get(layer, ()), Miss(RULE, around, "measured", f"{name}: {times}"))
+            for layer in network.layers:
+                if name in (*layer.inputs, *layer.outputs):
+                    found[layer.name] = (*found.get(layer.name, ()), Miss(RULE, (layer.name,), "measured", f"{name}: {times}"))
         return found
 
 
