@@ -59,12 +59,14 @@ from fusion.rules import (
     normalization_cast,
     normalization_pointwise,
     normalization_sum,
+    outer_product,
     packed_attention,
     packed_matmul,
     padding_convolution,
     padding_pooling,
     pointwise,
     pointwise_expand,
+    pointwise_readers,
     pointwise_shuffle,
     pooling_monotone,
     pooling_pointwise,
@@ -86,9 +88,11 @@ from fusion.rules import (
     rotary_embedding,
     rotary_normalization,
     rotary_part,
+    rotary_table,
     score_operands,
     separable_convolution,
     shuffle_matmul,
+    shuffle_operands,
     shuffle_reduce,
     shuffle_reshape,
     shuffle_rows,
@@ -118,9 +122,9 @@ IDIOMS = (sigmoid.RULE, softplus.RULE, gelu.RULE, swish.RULE, hard_swish.RULE, m
 PADDING = (padding_convolution.RULE, padding_pooling.RULE)
 # Products take their epilogues before anything else wants the same pointwise layers.
 PRODUCTS = (
-    convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
+    outer_product.RULE,    convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
     matmul_scale.RULE, matmul_pointwise.RULE, matmul_split.RULE, slice_shuffle.RULE, shuffle_matmul.RULE, shuffle_rows.RULE,
-    reshape_rows.RULE, reshape_batch.RULE, reshape_operands.RULE, batch_operands.RULE, score_operands.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE,
+    reshape_rows.RULE, reshape_batch.RULE, reshape_operands.RULE, batch_operands.RULE, score_operands.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE, shuffle_operands.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, l2_normalization.RULE, group_normalization.RULE, softmax.RULE, log_sum_exp.RULE)
@@ -130,7 +134,7 @@ ATTENTION = (
 READERS = (
     softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, pooling_monotone.RULE, pooling_prologue.RULE, epilogue_operand.RULE,
-    gather_slice.RULE,
+    gather_slice.RULE, pointwise_readers.RULE,
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
 OPTIONAL: tuple[Rule, ...] = (
@@ -152,7 +156,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("clean", CLEAN),
     # Before its last layer is joined with what reads it, a rotary embedding still looks like one.
     ("products", (*CLEAN, *IDIOMS, *PADDING, rotary_embedding.RULE, rotary_part.RULE, rotary_cast.RULE, *PRODUCTS, pointwise.RULE)),
-    ("statistics", (*CLEAN, *STATISTICS)),
+    ("statistics", (*CLEAN, *STATISTICS, rotary_table.RULE)),  # tables of one embedding alone would be computed in what still has to become it
     ("attention", (*CLEAN, *IDIOMS, *PRODUCTS, pointwise.RULE, *ATTENTION)),
     ("readers", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE, *ATTENTION, *READERS)),
     # Last: what splits packed products apart must have ended, or the two would undo each other for ever.

@@ -49,7 +49,7 @@ CASES = [
      "along axis 2; attention's is along the last, 3"),
     (Row("log-softmax between products", SCORES + "p = LogSoftmax<axis=-1>(s)\ny = MatMul(p, v)", "attention", inputs=HEADS), "logarithm", "of probabilities"),
     (Row("probabilities on the right", SCORES + "p = Softmax<axis=-1>(s)\ny = MatMul(vt, p)", "attention", inputs={**HEADS, "vt": (2, 2, 8, 5)}), "operands",
-     "has the probabilities on the right"),
+     "multiplies with the probabilities as they are"),
     (Row("probabilities squared", SCORES + "p = Softmax<axis=-1>(s)\nu = Mul(p, p)\ny = MatMul(u, v)", "attention", inputs=HEADS), "epilogue",
      "makes more of the probabilities"),
     (Row("convolution + sum that broadcasts it", CONV + "y = Add(t, z)", "convolution-sum", values=W, inputs={**IMAGE, "z": (3, 2, 8, 6, 6)}), "shape",
