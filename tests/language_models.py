@@ -170,13 +170,25 @@ def _folded(p: str, before: str, source: str, biased: bool, mask: bool, after: s
     """
 
 
-def llama(cache: bool = True, batch: int | str = "batch", steps: int | str = "steps", normalised: str = "") -> Block:
+@dataclass(frozen=True)
+class Widths:
+    """Sizes of a decoder layer: model, query heads, key heads, elements of a head, feed-forward; positions in the tables of angles."""
+
+    width: int = 64
+    heads: int = 4
+    kv: int = 2
+    size: int = 16
+    inner: int = 96
+    positions: int = 64
+
+
+def llama(cache: bool = True, batch: int | str = "batch", steps: int | str = "steps", normalised: str = "", widths: Widths = Widths()) -> Block:  # noqa: B008
     """A decoder layer of Llama: RMS norms, grouped queries, rotary embedding, SwiGLU; with ``cache``, keys and values go behind the past.
 
     ``normalised``: queries and keys have RMS norms, too: of each head before it is transposed (``head``, as Qwen3 has it) or behind (``transposed``,
     Gemma 3), or of all heads of a position (``position``, OLMo 2)."""
-    width, heads, kv, size, inner = 64, 4, 2, 16, 96
-    angles = np.outer(np.arange(64), 0.5 ** np.arange(size // 2))
+    width, heads, kv, size, inner = widths.width, widths.heads, widths.kv, widths.size, widths.inner
+    angles = np.outer(np.arange(widths.positions), 0.5 ** np.arange(size // 2))
 
     def heads_of(out: str, x: str, shape: str, weight: str) -> str:
         if normalised == "head":
@@ -232,7 +244,7 @@ def llama(cache: bool = True, batch: int | str = "batch", steps: int | str = "st
             **({"g_q": (heads * size,), "g_k": (kv * size,)} if normalised == "position" else {"g_q": (size,), "g_k": (size,)} if normalised else {}),
             "two": 2.0, "one": 1.0, "eps": 1e-5, "scale": size**-0.5, "last": [-1], "zero_": [0], "half_": [size // 2], "most": [2**40],
             "one_": [1], "two_": [2], "kv": [kv], "all": [heads], "size": [size],
-            "heads": [0, 0, heads, size], "kv_heads": [0, 0, kv, size], "rows": [0, 0, width],
+            "heads": [0, 0, heads, size], "kv_heads": [0, 0, kv, size], "rows": [0, 0, heads * size],
         },
         layers=(12 if cache else 11) + (3 if normalised == "position" else 0), integers=("positions",), sizes={"batch": 2, "steps": 3, "past": 5 if cache else 0, "total": 8},
     )  # fmt: skip
@@ -442,10 +454,9 @@ def keras() -> Block:
     )  # fmt: skip
 
 
-def swin_v2() -> Block:
+def swin_v2(width: int = 64, heads: int = 4, length: int = 16, windows: int = 4, batch: int = 2) -> Block:
     """Windowed attention of Swin V2: cosines of queries and keys times a learned number per head, a position bias, a mask for shifted windows."""
-    width, heads, length, windows = 64, 4, 16, 4
-    size = width // heads
+    size, rows = width // heads, batch * windows
 
     def unit(out: str, x: str) -> str:  # torch.nn.functional.normalize
         return f"""
@@ -484,13 +495,13 @@ def swin_v2() -> Block:
     """
     shifted = np.arange(windows * length).reshape(windows, length) % 3
     return Block(
-        nodes, {"x": (2 * windows, length, width)}, ("y",),
+        nodes, {"x": (rows, length, width)}, ("y",),
         {
             **{f"w{side}": (width, width) for side in "qkvo"}, "bq": (width,), "bv": (width,), "bo": (width,), "g_n": (width,), "bn": (width,),
             "logits": np.linspace(2, 5, heads).reshape(heads, 1, 1), "most": np.log(100.0), "tiny": 1e-12, "bias": (1, heads, length, length), "last": [-1],
             "mask": np.where(shifted[:, :, None] == shifted[:, None], 0.0, -100.0).reshape(1, windows, 1, length, length),
-            "heads": [2 * windows, -1, heads, size], "in_windows": [2, windows, heads, length, length], "scores": [2 * windows, heads, length, length],
-            "rows": [2 * windows, length, width],
+            "heads": [rows, -1, heads, size], "in_windows": [batch, windows, heads, length, length], "scores": [rows, heads, length, length],
+            "rows": [rows, length, width],
         },
         layers=8,
     )  # fmt: skip
@@ -540,9 +551,8 @@ def falcon() -> Block:
     )  # fmt: skip
 
 
-def sam() -> Block:
+def sam(width: int = 64, heads: int = 4, side: int = 4, batch: int = 2) -> Block:
     """Attention of SAM's image encoder (and ViTDet): one packed projection, relative positions along rows and columns."""
-    width, heads, side = 64, 4, 4
     size, length = width // heads, side * side
     nodes = """
         n = LayerNormalization<axis=-1>(x, g_1, b1)
@@ -577,12 +587,12 @@ def sam() -> Block:
         y = Add(x, o)
     """
     return Block(
-        nodes, {"x": (2, side, side, width)}, ("y",),
+        nodes, {"x": (batch, side, side, width)}, ("y",),
         {
             "g_1": (width,), "b1": (width,), "wqkv": (width, 3 * width), "bqkv": (3 * width,), "wo": (width, width), "bo": (width,), "scale": size**-0.5,
-            "rel_h": (side, side, size), "rel_w": (side, side, size), "packed": [2, length, 3, heads, size], "unpacked": [3, 2 * heads, length, size],
-            "grid": [2 * heads, side, side, size], "five": [2 * heads, side, side, side, side], "three": [2 * heads, length, length],
-            "back": [2, heads, side, side, size], "image": [2, side, side, width], "zero_": [0], "three_": [3], "four_": [4],
+            "rel_h": (side, side, size), "rel_w": (side, side, size), "packed": [batch, length, 3, heads, size], "unpacked": [3, batch * heads, length, size],
+            "grid": [batch * heads, side, side, size], "five": [batch * heads, side, side, side, side], "three": [batch * heads, length, length],
+            "back": [batch, heads, side, side, size], "image": [batch, side, side, width], "zero_": [0], "three_": [3], "four_": [4],
         },
         layers=13, rank=4,
     )  # fmt: skip

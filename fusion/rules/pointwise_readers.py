@@ -7,7 +7,7 @@ from math import prod
 
 from fusion.graph import Graph
 from fusion.network import Layer, TensorType
-from fusion.ops import Pointwise
+from fusion.ops import Pointwise, Reduce
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import distinct, equal_shape, join, joins_too_large, number, too_large
 from fusion.rules.pointwise import CHEAP
@@ -39,6 +39,9 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     made = graph.type(layer.outputs[0])
     if not all(equal_shape(graph.type(reader.outputs[0]).shape, made.shape) for reader in readers):
         return Refusal("broadcast", f"a layer that reads {layer.outputs[0]} broadcasts it")
+    reduced = next((name for name in layer.inputs if (maker := graph.producer(name)) is not None and isinstance(maker.op, Reduce)), None)
+    if reduced is not None:  # what is left of a normalisation keeps its form, by which the report knows it
+        return Refusal("statistics", f"{layer.name} reads {reduced}, a reduction")
     if distinct(layer.op.expression) > CHEAP:
         return Refusal("size", f"{layer.name} computes {distinct(layer.op.expression)} functions, which each of {len(readers)} layers would; {CHEAP} are allowed")
     read, stored = sum(_share(kind, made) for kind in graph.types(dict.fromkeys(layer.inputs))), made.dtype.itemsize
