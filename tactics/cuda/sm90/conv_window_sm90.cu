@@ -5,7 +5,7 @@
 // since every pixel is fetched once a tap. Here TMA fetches a tile's patch of the image once, zeros around it, and every tap multiplies the
 // same patch from another row on: rows of SWIZZLE bytes of channels follow one another pixel by pixel, and the swizzle hangs on the address.
 // Tile: 128 positions of a patch `pitch` = tile_w + FILTER_W - 1 pixels wide, of which tile_h x tile_w are outputs, by BN channels, by one
-// warpgroup; the block's two warpgroups take every other tile and never wait for each other. One producer warp; PATCHES patches ahead.
+// warpgroup; the block's two warpgroups take turns, so that one writes while the other multiplies. One producer warp; PATCHES patches ahead.
 //
 // Defines: those of include/sm90_epilogue.cuh with DIRECT = 1; IN_T (half or __nv_bfloat16), SLABS (64 channels each), FILTER_H, FILTER_W,
 // PATCHES (even), MIN_BLOCKS, PDL.
@@ -89,6 +89,7 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
     int place = group;
     u32 parity = 0;
     for (int tile = blockIdx.x + group * gridDim.x; tile < tiles; tile += WARPGROUPS * gridDim.x) {
+      if (tile != (int)blockIdx.x) group == 0 ? named_sync<2>(256) : named_sync<3>(256);
       barrier_wait(full + 8 * place, parity);
       float sum[MI][BN / 2];
       const u64 pixels = constant | descriptor_start(patches + place * SLABS * patch_bytes), rows = constant | descriptor_start(weights);
@@ -108,6 +109,7 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
                                       rows + (u64)((((r * FILTER_W + s) * SLABS + slab) * WEIGHT_TILE + k * 32) >> 4), r + s + slab + k > 0);
           }
       wgmma_commit();
+      if (tile + (int)gridDim.x < tiles) group == 0 ? named_arrive<3>(256) : named_arrive<2>(256);
       wgmma_wait<0>();
       if (warp % 4 == 0 && lane == 0) barrier_arrive(empty + 8 * place);
 #pragma unroll

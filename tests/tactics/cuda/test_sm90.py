@@ -552,9 +552,9 @@ def test_attention_refuses(workload, text):
 
 
 # -------------------------------------------------------------------------------------------------------------- compile
-def compiled(launch: Launch):
+def compiled(launch: Launch, spill: int = 0):
     cubin = compile_cubin(launch.kernel.source(), launch.kernel.defines, "sm_90a", launch.kernel.file)
-    assert cubin.resources.spill_stores == 0, launch.kernel.defines
+    assert cubin.resources.spill_stores <= spill, (cubin.resources, launch.kernel.defines)
     assert "wgmma.mma_async instructions are serialized" not in cubin.log and "C7517" not in cubin.log, cubin.log
     return cubin
 
@@ -571,6 +571,20 @@ def test_convolution_kernels_compile_without_spills(name):
     tactic = Sm90Convolution()
     for config in tactic.configs(CONVS[name], H200)[:3]:
         compiled(one_launch(tactic, CONVS[name], config))
+
+
+@pytest.mark.parametrize(("size", "channels", "outputs"), [(56, 64, 256), (28, 128, 512)])
+def test_residuals_of_tiles_that_share_a_multiprocessor_park_two_values_at_most(size, channels, outputs):
+    """The gate of tiles of which two to four share a multiprocessor, where a residual is added: beside the sums a thread has 32 to 40 registers, and
+    ptxas parks one or two values of the loop over the epilogue, once a tile. They are the fastest for these layers, so they stay."""
+    plain = conv((8, size, size, channels), (outputs, channels, 1, 1))
+    op = replace(plain.op, epilogue=apply("relu", apply("add", apply("add", Operand(0), Operand(1)), Operand(2))))
+    workload = Workload(op, (*plain.inputs, plain.outputs[0]), plain.outputs, (False, True, True, False))
+    tactic = Sm90Convolution()
+    shared = [config for config in tactic.configs(workload, H200) if dict(config)["blocks"] > 1]
+    assert shared
+    for config in shared[:2]:
+        compiled(one_launch(tactic, workload, config), spill=8)
 
 
 @pytest.mark.parametrize("name", list(WINDOWS))
