@@ -2,8 +2,8 @@
 
     python benchmarks/gpu/padding_check.py [CASE ...] [--device 0] [--level 3] [--cache FILE] [--no-torch] [--no-record]
 
-CASE: CHANNELS:KERNEL:BATCH. The network is three convolutions with ReLU over 56 x 56 pixels, 64 -> CHANNELS -> CHANNELS -> 64, with windows of
-KERNEL x KERNEL, in FP16. Two engines are built, with padded channels where they pay and with `--disableFusion=padded-channels`; their outputs are
+CASE: CHANNELS:KERNEL:BATCH[:int8]. The network is three convolutions with ReLU over 56 x 56 pixels, 64 -> CHANNELS -> CHANNELS -> 64, with windows of
+KERNEL x KERNEL, in FP16 or with QuantizeLinear and DequantizeLinear around all of them. Two engines are built, with padded channels where they pay and with `--disableFusion=padded-channels`; their outputs are
 compared (on an arena full of NaN), then both are timed in turns as graph replays. One
 JSON line each; torch's time (channels_last, FP16, the same reformats, in a CUDA graph) stands in the note.
 """
@@ -44,19 +44,33 @@ def weights_of(channels: int, kernel: int) -> list[np.ndarray]:
     return [random.standard_normal(shape, np.float32) * np.float32((2 / np.prod(shape[1:])) ** 0.5) for shape in shapes]
 
 
-def model(channels: int, kernel: int, batch: int) -> bytes:
+def model(channels: int, kernel: int, batch: int, int8: bool = False) -> bytes:
     """The case as ONNX."""
     from onnx import TensorProto, helper, numpy_helper
 
-    weights = weights_of(channels, kernel)
+    constants = {f"w{n}": w for n, w in enumerate(weights_of(channels, kernel))}
     nodes, x = [], "x"
-    for number in range(len(weights)):
-        nodes.append(helper.make_node("Conv", [x, f"w{number}"], [f"c{number}"], f"conv{number}", pads=[kernel // 2] * 4))
+
+    def quantised(name: str, of: str) -> str:
+        """``of`` rounded to 8 bits; weights are there as such."""
+        if of in constants:
+            step = np.float32(np.abs(constants[of]).max() / 127)
+            constants.update({f"{of}.scale": step, of: np.round(constants[of] / step).astype(np.int8), f"{of}.zero": np.int8(0)})
+        else:
+            constants.update({f"{name}.scale": np.float32(1 / 32), f"{name}.zero": np.int8(0)})
+            nodes.append(helper.make_node("QuantizeLinear", [of, f"{name}.scale", f"{name}.zero"], [f"{name}.q"], f"quantize {name}"))
+        given = [of, f"{of}.scale", f"{of}.zero"] if of in constants else [f"{name}.q", f"{name}.scale", f"{name}.zero"]
+        nodes.append(helper.make_node("DequantizeLinear", given, [f"{name}.d"], f"dequantize {name}"))
+        return f"{name}.d"
+
+    for number in range(3):
+        operands = [quantised(f"x{number}", x), quantised(f"v{number}", f"w{number}")] if int8 else [x, f"w{number}"]
+        nodes.append(helper.make_node("Conv", operands, [f"c{number}"], f"conv{number}", pads=[kernel // 2] * 4))
         nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"], f"relu{number}"))
         x = f"r{number}"
     shape = [batch, OUTSIDE, SIZE, SIZE]
     given, made = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", x))
-    graph = helper.make_graph(nodes, f"{channels}:{kernel}:{batch}", [given], [made], [numpy_helper.from_array(w, f"w{n}") for n, w in enumerate(weights)])
+    graph = helper.make_graph(nodes, f"{channels}:{kernel}:{batch}", [given], [made], [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
 
@@ -91,9 +105,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         cache = given.cache or str(Path(folder) / "timings.json")
         for case in given.cases or CASES:
-            channels, kernel, batch = map(int, case.split(":"))
+            channels, kernel, batch = map(int, case.split(":")[:3])
+            int8 = case.endswith(":int8")
             config = BuildConfig(fp16=True, optimization_level=given.level, timing_cache_file=cache, max_aux_streams=0)
-            data, log = model(channels, kernel, batch), Log(to_stderr=True)
+            data, log = model(channels, kernel, batch, int8), Log(to_stderr=True)
             ours = build(data, config, device, log=log)
             plain = build(data, replace(config, disable_fusion=(("padded-channels", ""),)), device, log=log)
             found, wanted = outputs(ours, device), outputs(plain, device)
@@ -104,9 +119,9 @@ def main() -> int:
             times = [time_parts(device, parts) for _ in range(REPETITIONS)]
             held = ", ".join(f"{name} {real} as {size}" for name, (real, size) in ours.record["paddedChannels"]["channels"].items())
             tactics = [", ".join(f"{plan.tactic.removeprefix('cuda.')} {plan.seconds * 1e6:.1f}" for plan in engine.layers) for engine in (ours, plain)]
-            peer = "" if given.no_torch else f"; torch channels_last {torch_seconds(channels, kernel, batch) * 1e6:.1f} us"
+            peer = "" if given.no_torch or int8 else f"; torch channels_last {torch_seconds(channels, kernel, batch) * 1e6:.1f} us"
             result = compare(
-                f"convolutions 64-{channels}-{channels}-64 {kernel}x{kernel}, 56x56, batch {batch}, FP16, graph", [one * 1e6 for one, _ in times], "us",
+                f"convolutions 64-{channels}-{channels}-64 {kernel}x{kernel}, 56x56, batch {batch}, {'INT8' if int8 else 'FP16'}, graph", [one * 1e6 for one, _ in times], "us",
                 [one * 1e6 for _, one in times], "trtcli without padded channels", device=device.spec.name, driver=str(device.properties().get("driver", "")),
                 note=f"padded: {held or 'none'}{peer}; outputs differ by {error:.1e}; layers {tactics[0]}; without {tactics[1]}",
             )  # fmt: skip
