@@ -1,7 +1,7 @@
 """Runs CUDA kernels on small and odd shapes under compute-sanitizer, all families and tools side by side.
 
     python benchmarks/gpu/sanitize.py [--tools memcheck,racecheck] [--families products,attention] [--seconds 55] [--configs 2] [--tool PATH]
-                                     [--cubins FILE [--compile-only]]
+                                     [--cubins FILE [--compile-only]] [--record tools]
 
 Every tactic that serves a workload of ``sanitize_cases.py`` runs in its first configurations and once with each of its kernels, on
 poisoned outputs, and is compared with the operation's NumPy meaning. Kernels compile in parallel before. Prints a line for each tool and family (what ran, what was wrong, what the tool
@@ -29,8 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu.sanitize_cases import FAMILIES, cases, cropped, values  # noqa: E402
+from benchmarks.runner import Result, compare, record  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.network import TensorType  # noqa: E402
+from runtime.cuda_spec import cuda_properties  # noqa: E402
 from runtime.device import Binding, Device, Tensor  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
 from tactics.compiler import compile_cubin  # noqa: E402
@@ -148,6 +150,13 @@ def judged(text: str) -> str:
     return f"{ran[-1]}; {said[-1]}"
 
 
+def finding(tool: str, family: str, text: str, line: str) -> Result | None:
+    """The number of errors or hazards that a tool found, for the records; None when it said none."""
+    found = re.findall(r"SUMMARY: (\d+) (?:errors|hazards)", text)
+    where = {key: str(cuda_properties(0)[name]) for key, name in (("device", "name"), ("driver", "driver"))}
+    return compare(f"compute-sanitizer {tool}: {family}", [float(found[-1])], "findings", note=line, **where) if found else None
+
+
 def main() -> int:
     """Compiles, starts every family under every tool, waits and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,6 +167,7 @@ def main() -> int:
     parser.add_argument("--tool", default="compute-sanitizer", help="the program compute-sanitizer")
     parser.add_argument("--logs", default="", help="a folder for what the tools wrote")
     parser.add_argument("--cubins", default="", metavar="FILE", help="keeps compiled kernels, so that another machine can compile (--compile-only) beforehand")
+    parser.add_argument("--record", default="", metavar="NAME", help="append what each tool found in each family to benchmarks/results/NAME.jsonl")
     parser.add_argument("--compile-only", action="store_true", help="for an H100, without one")
     parser.add_argument("--work", default="", help=argparse.SUPPRESS)
     parser.add_argument("--store", default="", help=argparse.SUPPRESS)
@@ -195,7 +205,7 @@ def main() -> int:
             under = [] if tool == "none" else [options.tool, "--tool", tool, "--report-api-errors", "no", "--target-processes", "application-only", "--print-limit", "8"]
             log = (folder / f"{tool}-{family}.txt").open("w")
             processes.append((tool, family, subprocess.Popen([*under, *command, "--work", family, "--seconds", str(left - 6)], stdout=log, stderr=log)))
-    bad = False
+    bad, results = False, []
     for tool, family, process in processes:
         try:
             process.wait(max(0.5, options.seconds - (time.monotonic() - start)))
@@ -205,9 +215,14 @@ def main() -> int:
         line = judged(text)
         clean = process.returncode == 0 and (tool == "none" or re.search(r"SUMMARY: 0 (errors|hazards)", text) is not None)
         bad |= not clean
-        print(f"{tool:10s} {family:13s} {'clean' if clean else 'NOT CLEAN'}: {line}", flush=True)
+        results.append(finding(tool, family, text, line))
+        counts = [int(one) for one in re.findall(r"RAN (\d+) right, (\d+) wrong of (\d+)", text)[-1:] for one in one]
+        whole = bool(counts) and counts[0] + counts[1] == counts[2]
+        print(f"{tool:10s} {family:13s} {'NOT CLEAN' if not clean else 'clean' if whole else 'clean so far'}: {line}", flush=True)
         if not clean:
             print("\n".join(f"    {found[:150]}" for found in re.findall(r"(?m)^(?:=========\s+(?:Invalid|Error|Warning|Race|.*(?:hazard|at )).*|WRONG.*|\w*Error.*)", text)[:6]))
+    if options.record:
+        print(f"recorded in {record(options.record, [one for one in results if one is not None])}")
     return int(bad)
 
 

@@ -6,7 +6,7 @@
 // is needed and rounded to IN_T, so once for every 64 output channels.
 //   x: [batch][in_y][in_x] pixels x_row elements apart; filters: [channels][TAPS_Y * TAPS_X]; w: [out_channels][channels]; out: [pixels][out_channels].
 //   Windows, strides and dilations are macros. Grid: x = tiles of pixels, y = tiles of output channels; fewer than 2^31 elements of x.
-extern "C" __global__ void __launch_bounds__(SIMT_THREADS)
+extern "C" __global__ void __launch_bounds__(SIMT_THREADS, 3)
     separable(const X_T* __restrict__ x, const B_T* __restrict__ filters, const B_T* __restrict__ w, OUT_T* __restrict__ out, int pixels, int in_y, int in_x,
               int x_row, int out_y, int out_x, int pad_y, int pad_x, int channels, int out_channels, InnerArgs inner_args, EpilogueArgs args) {
     const int row0 = blockIdx.x * SIMT_M, n0 = blockIdx.y * SIMT_N;
@@ -23,11 +23,16 @@ extern "C" __global__ void __launch_bounds__(SIMT_THREADS)
         const int c = k0 + threadIdx.x % SIMT_K;
         if (c >= channels) return SUM_T(0);
         SUM_T sum[1] = {SUM_T(0)};
+#pragma unroll 1  // with all taps at once their loads take more registers than there are
+        for (int row = 0; row < TAPS_Y; ++row) {
+            const int iy = y0[i] + row * DILATION_Y;
+            if (iy < 0 || iy >= in_y) continue;
 #pragma unroll
-        for (int tap = 0; tap < TAPS_Y * TAPS_X; ++tap) {
-            const int iy = y0[i] + tap / TAPS_X * DILATION_Y, ix = x0[i] + tap % TAPS_X * DILATION_X;
-            if (iy >= 0 && iy < in_y && ix >= 0 && ix < in_x)
-                sum[0] += to_sum(x[(first[i] + iy * in_x + ix) * x_row + c]) * to_sum(filters[c * (TAPS_Y * TAPS_X) + tap]);
+            for (int column = 0; column < TAPS_X; ++column) {
+                const int ix = x0[i] + column * DILATION_X;
+                if (ix >= 0 && ix < in_x)
+                    sum[0] += to_sum(x[(first[i] + iy * in_x + ix) * x_row + c]) * to_sum(filters[(c * TAPS_Y + row) * TAPS_X + column]);
+            }
         }
         fx::Vec<IN_T, 1> result;
         const int row = row0 + threadIdx.x / SIMT_K + i * (SIMT_THREADS / SIMT_K);

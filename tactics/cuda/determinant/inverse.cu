@@ -3,7 +3,7 @@
 #include "functions.cuh"
 #include "pdl.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 8)
     inverse(const IN_T* __restrict__ x, IN_T* __restrict__ out, WORK* __restrict__ scratch, int n) {
     pdl_start();
     const long long size = static_cast<long long>(n) * n, width = 2LL * n;

@@ -83,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 #else
 // Weights are [C, outputs of a group, *window]; `channels` are those of a group. An output element is the sum over the taps that reach it.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     plain_deconvolution(const IN_T* __restrict__ x, const IN_T* __restrict__ weights, OUT_T* __restrict__ out, unsigned count, int last,
                         int channels, int channel_step, int taps, long long image_step, const Divider out_channels, const Divider per_group,
                         const Axes axes, const EpilogueArgs args) {

@@ -20,6 +20,7 @@ from tactics.cuda.conv.simt_conv import SimtConvolution
 from tactics.tactic import DeviceSpec, Refusal, Tactic, Workload
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, available, close, kernels, run_plan
+from tests.harness.spills import may_spill
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 RELU_BIAS_RESIDUAL = apply("relu", apply("add", apply("add", Operand(0), Operand(1)), Operand(2)))
@@ -173,4 +174,4 @@ def test_compiles_without_spilling_sums(arch: str) -> None:
         for one in tactic.configs(workload, device)[:1]:
             for kernel in kernels(tactic.plan(workload, one, device)):
                 resources = compile_cubin(kernel.source(), kernel.defines, arch).resources
-                assert resources.spill_stores <= 32, (tactic.id, dict(one), resources)  # bytes: set-up values, never a sum
+                assert resources.spill_stores <= may_spill(kernel.entry, arch), (tactic.id, dict(one), resources)

@@ -19,6 +19,7 @@ from tactics.cuda.gemm.stream import StreamedGemm, fragments
 from tactics.tactic import DeviceSpec, Launch, Refusal, Tactic, Workload
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, H100, available, close, kernels, run_plan
+from tests.harness.spills import may_spill
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 BIAS_RESIDUAL = apply("relu", apply("add", apply("add", Operand(0), Operand(1)), Operand(2)))
@@ -166,4 +167,4 @@ def test_compiles_without_spilling_sums(arch: str) -> None:
         workload, *_ = product((sizes[0], sizes[2]), (sizes[1], sizes[2]), bare=True)
         for kernel in kernels(MmaGemm().plan(workload, MmaGemm().configs(workload, device)[0], device)):
             resources = compile_cubin(kernel.source(), kernel.defines, arch).resources
-            assert resources.spill_stores <= 16, (sizes, resources)  # bytes: set-up values, never a sum
+            assert resources.spill_stores <= may_spill(kernel.entry, arch), (sizes, resources)

@@ -23,6 +23,7 @@ from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
 from tactics.tactic import DeviceSpec, Launch, Refusal, Tactic, Workload
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, H100, available, run_plan
+from tests.harness.spills import may_spill
 from tests.tactics.cuda.test_compile_gates import ARCHITECTURES
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
@@ -188,12 +189,11 @@ def test_kernels_compile_without_spills(arch: str) -> None:
               "wgmma conv": (Sm90Convolution(), conv(28, 128, 128))}  # fmt: skip
     for name in FAST[arch]:
         tactic, (workload, *_) = served[name]
-        # A few loop-invariant words may be parked (wgmma with 96 sums a thread parks five).
         for step in tactic.plan(workload, tactic.configs(workload, device)[0], device).steps:
             assert isinstance(step, Launch)
             used = compile_cubin(step.kernel.source(), step.kernel.defines, arch, step.kernel.file).resources
             assert used.registers * step.block[0] <= 65536
-            assert used.spill_stores <= 24, f"{name} spills {used.spill_stores} bytes for {arch}"
+            assert used.spill_stores <= may_spill(step.kernel.entry, arch), f"{name} spills {used.spill_stores} bytes for {arch}"
 
 
 ON_GPU = {

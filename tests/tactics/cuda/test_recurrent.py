@@ -31,6 +31,7 @@ from tactics.cuda.recurrent.rows import Rows
 from tactics.tactic import Launch, Memset, Refusal, Workload, config
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, H100, available, check, close, kernels, run_plan
+from tests.harness.spills import may_spill
 from tests.tactics.recurrences import recurrence
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
@@ -176,7 +177,7 @@ def test_compiles(scope: int) -> None:
         one = workload_of(op, inputs)
         for chosen in sorted(PERSISTENT._of_scope(one, H100, scope), key=lambda c: PERSISTENT.estimate(one, c, H100))[:1]:
             for kernel in kernels(PERSISTENT.plan(one, chosen, H100)):
-                assert compile_cubin(kernel.source(), kernel.defines, "sm_90a").resources.spill_stores <= 16, chosen
+                assert compile_cubin(kernel.source(), kernel.defines, "sm_90a").resources.spill_stores <= may_spill(kernel.entry, "sm_90a"), chosen
 
 
 @pytest.mark.gpu
