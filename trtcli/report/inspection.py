@@ -16,6 +16,7 @@ from runtime.memory import MemoryPlan
 from runtime.most_memory import UnboundedError, most_memory
 from runtime.resolution import largest
 from runtime.segments import layer_count
+from runtime.views import VIEW
 from tactics.tactic import tactic_label
 from trtcli.report.building import activations, counted
 from trtcli.report.layers import (
@@ -116,7 +117,8 @@ def _alignment_lines(engine: Engine) -> list[str]:
 
 def _reformat_lines(engine: Engine) -> list[str]:
     """What changes of layout cost, and why there are any: one line each, the first few."""
-    found = [(plan.seconds, reason) for layer, plan in zip(engine.network.layers, engine.layers, strict=True) if (reason := reformat_reason(engine, layer))]
+    run = [(layer, plan) for layer, plan in zip(engine.network.layers, engine.layers, strict=True) if plan.tactic != VIEW]
+    found = [(plan.seconds, reason) for layer, plan in run if (reason := reformat_reason(engine, layer))]
     if not found:
         return []
     total = sum(seconds for seconds, _ in found if not math.isnan(seconds))
