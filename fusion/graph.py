@@ -183,7 +183,8 @@ class Graph:
         for layer in layers:
             for node in layer.origins:
                 home.setdefault(node, layer.name)
-        fates = {node: self._fate(node, fate, home) for node, fate in self._network.fates.items()}
+        before = {layer.name: layer.origins for layer in self._network.layers}
+        fates = {node: self._fate(node, before, home) for node in self._network.fates}
         for node, name in home.items():
             fates.setdefault(node, Fate("layer", name))
         return replace(
@@ -205,10 +206,18 @@ class Graph:
             found.update((name, None) for name in needed if name not in layer.outputs)
         return found
 
-    def _fate(self, node: str, fate: Fate, home: Mapping[str, str]) -> Fate:
+    def _fate(self, node: str, before: Mapping[str, tuple[str, ...]], home: Mapping[str, str]) -> Fate:
+        """What has become of ``node``; of a call (of a function, an If or Loop decided at import) what became of the node that makes its result.
+
+        ``before`` are the origins of the original layers, ``home`` the layer of each node now.
+        """
         if node in home:
             return Fate("layer", home[node])
-        return Fate(self._gone.get(node, "dead")) if fate.kind == "layer" else fate
+        fate = self._network.fates[node]
+        if fate.kind != "layer":
+            return fate
+        inside = before.get(fate.layer, ())
+        return self._fate(inside[0], before, home) if inside and node not in inside else Fate(self._gone.get(node, "dead"))
 
     def _unique_name(self, name: str) -> str:
         return self._unique(name, " #", self.layers)

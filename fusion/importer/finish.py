@@ -151,8 +151,9 @@ def _fate(name: str, record: Record, own: Sequence[Step], alive: set[int]) -> Fa
         return Fate("dead")
     if record.is_call:
         inner = [value.step for value in results if value.step is not None and id(value.step) in alive]
-        if inner:
-            return Fate("layer", inner[0].name)
+        made = [step for step in inner if step.origin.startswith(f"{name}/")]
+        if inner:  # what a branch only passes on, another node has made
+            return Fate("layer", made[0].name) if made else Fate("no-op")
     if all(value.is_constant or value.step is None and value.elements is not None for value in results):
         return Fate("folded")
     if any(value is result for result in results for value in record.inputs if value is not None):

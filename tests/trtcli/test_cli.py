@@ -142,7 +142,13 @@ def test_inspect_why_not_inside_of_a_branch(tmp_path: Path, capsys: Captured) ->
     out = capsys.readouterr().out
     assert out.startswith(f"{node} is a layer of its own.") and "refused (shared): e" in out.replace("If_0/then/", "")
     assert main(["build", str(path), "--device=cpu", f"--saveEngine={engine}"]) == 0
-    capsys.readouterr()
+    for file in (path, engine):  # every node has a fate, inside of branches, too
+        capsys.readouterr()
+        assert main(["inspect", str(file), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["Nodes"].keys() == {"If_0", "Exp_1", node, "If_0/then/ReduceMax_1", "If_0/then/Mul_2", "If_0/else/Neg_0"}
+        assert main(["inspect", str(file)]) == 0
+        text = capsys.readouterr().out
+        assert "6 ONNX nodes: 6 in layers" in text and "\n     If_0/else/Neg_0 " in text
     assert main(["inspect", str(engine), f"--whyNot={node}"]) == 0
     assert capsys.readouterr().out.startswith(f"{node} is a layer of its own (inside of a branch or loop).")
 

@@ -96,7 +96,7 @@ def test_tensors_inside_of_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not Path("inner.raw").exists()
     assert main(["inspect", "loop.engine"]) == 0
     out = capsys.readouterr().out
-    assert "\n     Loop_0/" in out and "1 layers and " in out and max(map(len, out.splitlines())) <= 100
+    assert "\n     Loop_0/" in out and "1 layer and 4 inside of them" in out and max(map(len, out.splitlines())) <= 100
 
 
 def test_tensors_that_are_columns_of_others() -> None:

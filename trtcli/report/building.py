@@ -96,7 +96,7 @@ def timing_line(layer: str, timing: Timing, decision: Decision) -> str:
     """One row of the decision: a tactic with its time, or why it was not timed."""
     label = tactic_label(timing.tactic, timing.config)
     if timing.seconds is None:
-        return f"  {layer}: {label}: {timing.reason}"
+        return f"  {layer}: {label}: {timing.reason or 'taken without timing'}"
     ratio = timing.seconds / decision.seconds if decision.seconds else 1.0
     return f"  {layer}: {label}: {timing.seconds * 1e6:.2f} us ({ratio:.2f}x)"
 

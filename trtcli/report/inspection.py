@@ -9,7 +9,7 @@ from textwrap import wrap
 from typing import Any
 
 from fusion.importer import ImportReport
-from fusion.network import Network
+from fusion.network import ControlFlow, Network
 from fusion.passes import FusionResult
 from runtime.engine import Engine, EngineError, LayerPlan
 from runtime.memory import MemoryPlan
@@ -29,7 +29,7 @@ from trtcli.report.layers import (
 )
 from trtcli.report.padding import padding_lines
 from trtcli.report.reformats import reformat_reason
-from trtcli.report.whynot import Missed, megabytes, missed_fusions, missed_in_network, missed_json
+from trtcli.report.whynot import Missed, all_fates, megabytes, missed_fusions, missed_in_network, missed_json
 from trtcli.shapes import text
 
 WIDTH = 100
@@ -150,7 +150,7 @@ def _layer_table(engine: Engine, total: float) -> list[str]:
     inner = len(rows) - len(engine.layers)
     inside = f" and {inner} inside of them" if inner else ""
     lines = _table(_HEAD, rows, stretch=1, right=(4, 5))
-    return [*lines, f"     {len(engine.layers)} layers{inside}, {_time(total)} (each timed alone, at the optimal shapes)"]
+    return [*lines, f"     {counted(len(engine.layers), 'layer')}{inside}, {_time(total)} (each timed alone, at the optimal shapes)"]
 
 
 def _layer_rows(engine: Engine, total: float, inside: bool = False) -> list[tuple[str, ...]]:
@@ -242,10 +242,11 @@ def _cut(cell: str, width: int) -> str:
 
 
 def _fates_line(network: Network) -> str:
-    counts = Counter(fate.kind for fate in network.fates.values())
+    fates = all_fates(network)
+    counts = Counter(fate.kind for fate in fates.values())
     words = {"layer": "in layers", "folded": "folded", "no-op": "did nothing", "dead": "removed"}
     parts = ", ".join(f"{counts[kind]} {word}" for kind, word in words.items() if counts[kind])
-    return f"{len(network.fates)} ONNX nodes: {parts}"
+    return f"{counted(len(fates), 'ONNX node')}: {parts}"
 
 
 def _total(engine: Engine) -> float:
@@ -261,7 +262,7 @@ def engine_json(engine: Engine) -> dict[str, Any]:
     return {
         **layer_info_json(engine),
         "Layers": layer_objects(engine, {name: one.opt for name, one in engine.profiles[0].items()}),
-        "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in engine.network.fates.items()},
+        "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in all_fates(engine.network).items()},
         "MissedFusions": missed_json(missed_fusions(engine)),
         "Memory": _memory_json(engine),
         "OtherProfiles": [
@@ -292,7 +293,7 @@ def model_lines(facts: ImportReport, imported: Network, fused: FusionResult) -> 
     network = fused.network
     opsets = ", ".join(f"{domain} {version}" for domain, version in facts.opsets.items())
     lines = [
-        f"Model {facts.name}: {facts.nodes} nodes, {facts.weights} weights ({_mebibytes(facts.weight_bytes)}), "
+        f"Model {facts.name}: {counted(facts.nodes, 'node')}, {counted(facts.weights, 'weight')} ({_mebibytes(facts.weight_bytes)}), "
         f"opset {opsets}, IR {facts.ir_version}" + (f", by {facts.producer}" if facts.producer else ""),
         "",
     ]
@@ -300,15 +301,22 @@ def model_lines(facts: ImportReport, imported: Network, fused: FusionResult) -> 
         for name in names:
             tensor = network.tensors[name]
             lines.append(f"{mode:<7} {name}  {tensor.dtype.label} {text(tensor.shape)}")
-    rows = []
-    for number, layer in enumerate(network.layers):
-        kind = layer.op.layer_type or type(layer.op).__name__
-        shape = text(network.tensors[layer.outputs[0]].shape) if layer.outputs else ""
-        rows.append((f"{number:3}", layer.name, kind, shape, str(len(layer.origins))))
-    lines += ["", *_table(("  #", "Layer", "Type", "Output", "nodes"), rows, stretch=1, right=(4,)), ""]
+    lines += ["", *_table(("  #", "Layer", "Type", "Output", "nodes"), _network_rows(network), stretch=1, right=(4,)), ""]
     lines.append(f"{counted(layer_count(imported), 'layer')} became {layer_count(network)}; {_fates_line(network)}")
     lines += [f"  {count:4} x {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: (-item[1], item[0]))]
     return [*lines, *_missed_lines(missed_in_network(network, fused.misses))]
+
+
+def _network_rows(network: Network, inside: bool = False) -> list[tuple[str, ...]]:
+    """A row for every layer; those ``inside`` of a branch or loop follow it without a number."""
+    rows: list[tuple[str, ...]] = []
+    for number, layer in enumerate(network.layers):
+        kind = layer.op.layer_type or type(layer.op).__name__
+        shape = text(network.tensors[layer.outputs[0]].shape) if layer.outputs else ""
+        rows.append(("" if inside else f"{number:3}", layer.name, kind, shape, str(len(layer.origins))))
+        for body in layer.op.bodies if isinstance(layer.op, ControlFlow) else ():
+            rows += _network_rows(body, inside=True)
+    return rows
 
 
 def model_json(facts: ImportReport, fused: FusionResult) -> dict[str, Any]:
@@ -347,7 +355,7 @@ def model_json(facts: ImportReport, fused: FusionResult) -> dict[str, Any]:
             for mode, names in (("Input", network.inputs), ("Output", network.outputs))
             for name in names
         ],
-        "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in network.fates.items()},
+        "Nodes": {name: {"Fate": fate.kind, "Layer": fate.layer} for name, fate in all_fates(network).items()},
         "Fusions": dict(fused.counts),
         "MissedFusions": missed_json(missed_in_network(network, fused.misses)),
     }

@@ -29,9 +29,11 @@ _NO_GAIN = ("no gain", "order")  # conditions under which a refused fusion would
 _STILL_WRITTEN = ("shared", "network output")  # under these the tensor is written anyway; fusing saves one read
 
 
-def _crossings(miss: Miss) -> int:
-    """How often fusing would spare each tensor the way through memory."""
-    return 0 if miss.condition in _NO_GAIN else 1 if miss.condition in _STILL_WRITTEN else 2
+def _crossings(network: Network, miss: Miss, tensor: str) -> int:
+    """How often fusing would spare ``tensor`` the way through memory."""
+    if miss.condition in _NO_GAIN:
+        return 0
+    return 1 if miss.condition in _STILL_WRITTEN or tensor in network.outputs else 2
 
 
 def missed_fusions(engine: Engine) -> list[Missed]:
@@ -45,10 +47,11 @@ def missed_in_network(network: Network, misses: Mapping[str, Sequence[Miss]]) ->
     """The same for a network that was not built, largest first, those of unknown size last."""
     found = []
     for miss in _nearest(misses):
-        types = [network.tensors[name] for name in miss.tensors if name in network.tensors]
-        if types and _crossings(miss):
-            known = all(one.is_static for one in types)
-            found.append(Missed(miss, _crossings(miss) * sum(map(tensor_bytes, types)) if known else None))
+        crossing = {name: _crossings(network, miss, name) for name in miss.tensors if name in network.tensors}
+        if any(crossing.values()):
+            known = all(network.tensors[name].is_static for name in crossing)
+            saved = sum(times * tensor_bytes(network.tensors[name]) for name, times in crossing.items()) if known else None
+            found.append(Missed(miss, saved))
     return sorted(found, key=lambda one: -1 if one.bytes is None else one.bytes, reverse=True)
 
 
@@ -109,15 +112,22 @@ def find(network: Network, name: str) -> tuple[Layer | None, str]:
     Raises:
         ValueError: there is no such node or layer.
     """
-    networks = list(_networks(network))
-    layers = {layer.name: layer for one in networks for layer in one.layers}
-    fates = {node: fate for one in networks for node, fate in one.fates.items()}
+    fates = all_fates(network)
+    layers = {layer.name: layer for one in _networks(network) for layer in one.layers}
     fate = Fate("layer", name) if name in layers else fates.get(name)
     if fate is None:
         near = get_close_matches(name, {**fates, **layers}, 3)
         advice = f"; near it: {', '.join(near)}" if near else ""
         raise ValueError(f"--whyNot={name}: no such ONNX node or layer{advice}")
     return layers.get(fate.layer) if fate.kind == "layer" else None, _FATES.get(fate.kind, fate.kind)
+
+
+def all_fates(network: Network) -> dict[str, Fate]:
+    """What became of every ONNX node, those of branches and loops included."""
+    fates: dict[str, Fate] = {}
+    for one in _networks(network):
+        fates = {**one.fates, **fates}  # a body that the importer made for a node names that node, too
+    return fates
 
 
 def _networks(network: Network) -> Iterator[Network]:
@@ -195,7 +205,7 @@ def _traffic(engine: Engine, miss: Miss) -> int:
     """Bytes that would not cross memory at the optimal shapes."""
     types = engine.network.tensors
     sizes = typical_sizes(engine.network, sizes_of(engine.network, {name: one.opt for name, one in engine.profiles[0].items()}))
-    return sum(_crossings(miss) * tensor_bytes(bind_type(types[name], sizes)) for name in miss.tensors if name in types)
+    return sum(_crossings(engine.network, miss, name) * tensor_bytes(bind_type(types[name], sizes)) for name in miss.tensors if name in types)
 
 
 def _gain(engine: Engine, saved: int) -> str:

@@ -15,6 +15,7 @@ from onnx.parser import parse_model
 from fusion.importer import ModelError, import_onnx
 from fusion.importer.registry import operators
 from fusion.network import Fate, Network
+from fusion.passes import optimize
 from fusion.reference import run
 from tests.models import onnxruntime_outputs
 
@@ -137,6 +138,8 @@ def test_model_local_functions() -> None:
     assert network.fates["twice_0"] == Fate("layer", "twice_0/Add_1")
     assert network.fates["twice_1/leak_0"] == Fate("layer", "twice_1/leak_0/LeakyRelu_0")
     assert all(set(layer.origins) <= set(network.fates) for layer in network.layers)
+    (fused,) = optimize(network).network.layers
+    assert optimize(network).network.fates["twice_0"] == optimize(network).network.fates["twice_1/leak_0"] == Fate("layer", fused.name)
     x = np.array([[-1, 2, -3], [4, -5, 6]], np.float32)
     once = 2 * np.where(x > 0, x, np.float32(0.1) * x)
     np.testing.assert_allclose(run(network, {"x": x})["y"], 2 * np.where(once > 0, once, np.float32(0.3) * once), 1e-6)
@@ -157,7 +160,7 @@ def test_constant_condition() -> None:
         model = parse(f"g (float[2] x) => (float[2] y) <bool c = {{{flag}}}> {{ y = If(c) {branches} }}")
         network = import_onnx(model)
         assert len(network.layers) == count
-        assert network.fates["If_0"].kind == "layer"
+        assert network.fates["If_0"].kind == optimize(network).network.fates["If_0"].kind == "layer"
         dead = {name for name, fate in network.fates.items() if fate.kind == "dead"}
         assert dead == ({"If_0/else_branch/Neg_0", "If_0/else_branch/Exp_1"} if flag else {"If_0/then_branch/Relu_0"})
         assert len(network.fates) == 4, "the If, and the nodes of both branches"
