@@ -108,6 +108,7 @@ from fusion.rules import (
     softmax_prologue,
     softmax_topk,
     softplus,
+    space_to_depth,
     swish,
 )
 
@@ -116,7 +117,7 @@ from fusion.rules import (
 CLEAN = (
     no_op.RULE, constant_fold.RULE, constant_operand.RULE, neutral_element.RULE, power.RULE, cast_chain.RULE,
     relu_relu.RULE, common_subexpression.RULE, shuffle_reshape.RULE, shuffle_shuffle.RULE, pointwise_expand.RULE, expand_operand.RULE,
-    concatenation_part.RULE, concatenation_slices.RULE,
+    concatenation_part.RULE, space_to_depth.RULE, concatenation_slices.RULE,
 )  # fmt: skip
 IDIOMS = (sigmoid.RULE, softplus.RULE, gelu.RULE, swish.RULE, hard_swish.RULE, mish.RULE)
 PADDING = (padding_convolution.RULE, padding_pooling.RULE)

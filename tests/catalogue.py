@@ -151,6 +151,9 @@ CATALOGUE: Sequence[Row] = (
         values={"axes": np.array([1, 2])}, near=(("perm=[0,2,3,1]", "perm=[1,0,2,3]"),), near_values={"axes": np.array([2, 3])}),
     Row("a function between inverse shuffles", "t = Transpose<perm=[0,2,3,1]>(x)\nu = Sin(t)\ny = Transpose<perm=[0,3,1,2]>(u)", "pointwise-shuffle",
         near_output="t"),
+    Row("merged patches", "h0 = Slice(x, zero, most, one, two)\nh1 = Slice(x, one, most, one, two)\na = Slice(h0, zero, most, two, two)\nb = Slice(h1, zero, most, two, two)\n"
+        "c = Slice(h0, one, most, two, two)\nd = Slice(h1, one, most, two, two)\ny = Concat<axis=-1>(a, b, c, d)", "space-to-depth", inputs={"x": (2, 4, 6, 5)},
+        values={"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "most": np.array([2**40])}, near=(("Concat<axis=-1>(a, b, c, d)", "Concat<axis=-1>(b, a, c, d)"),)),
     Row("inverse shuffles", "t = Transpose<perm=[0,2,3,1]>(x)\nu = Transpose<perm=[0,3,1,2]>(t)\ny = Relu(u)", "shuffle-shuffle",
         near=(("Transpose<perm=[0,3,1,2]>(t)", "Reshape(t, odd)"),), near_values={"odd": np.array([2, 8, 9, 4])}),
     Row("two transposes become one", "t = Transpose<perm=[0,2,3,1]>(x)\ny = Transpose<perm=[2,1,0,3]>(t)", "shuffle-shuffle",

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from fusion.dims import symbol
 from fusion.dtypes import DataType
 from fusion.expression import Literal, apply
-from fusion.ops import Gather, MatrixMultiply, Reduce, Shuffle, Slice
+from fusion.network import Network
+from fusion.ops import Concatenation, Gather, MatrixMultiply, Reduce, Shuffle, Slice
 from fusion.rules import (
     matmul_pointwise,
     matmul_split,
@@ -23,6 +24,7 @@ from fusion.rules import (
     shuffle_rows,
     shuffle_shuffle,
     shuffle_weights,
+    space_to_depth,
 )
 from fusion.rules._shuffles import Movement, compose, emit, inverse, movement, refine, transpose_of
 from runtime.views import share_memory
@@ -390,3 +392,34 @@ def test_a_reshape_before_a_reduction_stays() -> None:
     y = build.layer("view", Shuffle(reshape=(6, 4)), build.input("x", 2, 3, 4))
     network = build.network(build.layer("reduce", Reduce("sum", (1,), True), y))
     assert len(fuse(network, shuffle_reduce.RULE).layers) == 2
+
+
+# --- phases of a tensor ------------------------------------------------------------------------------------------------
+
+
+def phases(starts: list[tuple[int, ...]], steps: tuple[int, ...], shape: tuple[int, ...], axis: int) -> Network:
+    """The slices of x that begin at ``starts``, joined."""
+    build = Build()
+    x = build.input("x", *shape)
+    sizes = tuple(dim // step for dim, step in zip(shape, steps, strict=True))
+    parts = [build.layer(f"part{number}", Slice(start, sizes, steps), x) for number, start in enumerate(starts)]
+    return build.network(build.layer("join", Concatenation(axis), *parts))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("last", [2, 3])
+def test_phases_are_a_movement(axis: int, last: int) -> None:
+    """As a focus of images writes them: rows and columns in one slice, either of them changing first."""
+    starts = [(0, 0, a, b) if last == 3 else (0, 0, b, a) for a in range(2) for b in range(2)]
+    network = fuse(phases(starts, (1, 1, 2, 2), (2, 3, 4, 6), axis), space_to_depth.RULE)
+    assert kinds(network) == ["Shuffle", "Shuffle"]
+
+
+def test_phases_of_one_axis() -> None:
+    for axis in (0, 1):
+        assert kinds(fuse(phases([(0, start) for start in range(3)], (1, 3), (2, 6), axis), space_to_depth.RULE)) == ["Shuffle", "Shuffle"]
+
+
+def test_phases_that_are_no_movement() -> None:
+    for starts, steps in (([(0, 0), (0, 0)], (1, 2)), ([(0, 0), (0, 1)], (1, 3)), ([(0, 1), (0, 0)], (1, 2))):
+        assert len(fuse(phases(starts, steps, (2, 6), 1), space_to_depth.RULE).layers) == 3
