@@ -41,6 +41,7 @@ from fusion.rules import (
     dequantize_quantize,
     epilogue_operand,
     expand_operand,
+    gather_rows,
     gather_slice,
     gelu,
     group_normalization,
@@ -84,6 +85,7 @@ from fusion.rules import (
     reshape_operands,
     reshape_rows,
     rms_normalization,
+    roll,
     rotary_cast,
     rotary_embedding,
     rotary_normalization,
@@ -135,7 +137,7 @@ ATTENTION = (
 READERS = (
     softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, pooling_monotone.RULE, pooling_prologue.RULE, epilogue_operand.RULE,
-    gather_slice.RULE, pointwise_readers.RULE,
+    gather_slice.RULE, pointwise_readers.RULE, roll.RULE, gather_rows.RULE,
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
 OPTIONAL: tuple[Rule, ...] = (

@@ -154,6 +154,11 @@ CATALOGUE: Sequence[Row] = (
     Row("merged patches", "h0 = Slice(x, zero, most, one, two)\nh1 = Slice(x, one, most, one, two)\na = Slice(h0, zero, most, two, two)\nb = Slice(h1, zero, most, two, two)\n"
         "c = Slice(h0, one, most, two, two)\nd = Slice(h1, one, most, two, two)\ny = Concat<axis=-1>(a, b, c, d)", "space-to-depth", inputs={"x": (2, 4, 6, 5)},
         values={"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "most": np.array([2**40])}, near=(("Concat<axis=-1>(a, b, c, d)", "Concat<axis=-1>(b, a, c, d)"),)),
+    Row("a rolled tensor", "a = Slice(x, two, most, two)\nb = Slice(x, zero, two, two)\ny = Concat<axis=2>(a, b)", "roll",
+        values={"zero": np.array([0]), "two": np.array([2]), "most": np.array([2**40])}, near=(("b = Slice(x, zero", "b = Slice(x, one"),), near_values={"one": np.array([1])}),
+    Row("shifted windows", "a = Slice(x, two, most, one)\nb = Slice(x, zero, two, one)\nc = Concat<axis=1>(a, b)\nr = Reshape(c, cut)\ny = Transpose<perm=[0,1,3,2,4,5]>(r)", "gather-rows",
+        inputs={"x": (2, 4, 6, 16)}, values={"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "most": np.array([2**40]), "cut": np.array([2, 2, 2, 3, 2, 16])},
+        near=(("perm=[0,1,3,2,4,5]", "perm=[0,1,3,5,4,2]"),)),
     Row("inverse shuffles", "t = Transpose<perm=[0,2,3,1]>(x)\nu = Transpose<perm=[0,3,1,2]>(t)\ny = Relu(u)", "shuffle-shuffle",
         near=(("Transpose<perm=[0,3,1,2]>(t)", "Reshape(t, odd)"),), near_values={"odd": np.array([2, 8, 9, 4])}),
     Row("two transposes become one", "t = Transpose<perm=[0,2,3,1]>(x)\ny = Transpose<perm=[2,1,0,3]>(t)", "shuffle-shuffle",

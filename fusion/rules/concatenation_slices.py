@@ -14,10 +14,10 @@ from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 def _match(graph: Graph, layer: Layer) -> Match | None:
     axis = layer.op.axis
     for first in range(len(layer.inputs) - 1):
-        source, start, end = _cut(graph, layer.inputs[first], axis) or ("", 0, 0)
+        source, start, end = cut_of(graph, layer.inputs[first], axis) or ("", 0, 0)
         last = first + 1
         while source and last < len(layer.inputs):
-            following = _cut(graph, layer.inputs[last], axis)
+            following = cut_of(graph, layer.inputs[last], axis)
             if following is None or following[:2] != (source, end):
                 break
             end, last = following[2], last + 1
@@ -26,7 +26,7 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     return None
 
 
-def _cut(graph: Graph, tensor: str, axis: int) -> tuple[str, Dim, Dim] | None:
+def cut_of(graph: Graph, tensor: str, axis: int) -> tuple[str, Dim, Dim] | None:
     """(x, k, l) when ``tensor`` is x from k to l along ``axis`` and all of it along the others."""
     producer = graph.producer(tensor)
     if producer is None or not isinstance(producer.op, Slice):
@@ -58,7 +58,7 @@ def _near(graph: Graph, layer: Layer) -> Near | None:
         makers = [one for one in (graph.producer(first), graph.producer(second)) if one is not None and isinstance(one.op, Slice)]
         if len(makers) < 2 or makers[0].inputs[0] != makers[1].inputs[0]:
             continue
-        source, a, b = makers[0].inputs[0], _cut(graph, first, layer.op.axis), _cut(graph, second, layer.op.axis)
+        source, a, b = makers[0].inputs[0], cut_of(graph, first, layer.op.axis), cut_of(graph, second, layer.op.axis)
         if a is None or b is None:
             refusal = Refusal("cut", f"{first} and {second} are cut out of {source} in steps, or along other axes than {layer.op.axis}")
         else:

@@ -42,7 +42,7 @@ CASES = [
     (Row("two pools of a tensor", "a = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)\nb = MaxPool<kernel_shape=[5,5], pads=[2,2,2,2]>(x)\n"
          "y = Concat<axis=1>(a, b)", "common-subexpression"), "attributes", "window is (3, 3) in MaxPool0, (5, 5) in MaxPool1"),
     (Row("slices in steps joined", "p = Slice(x, a, c, e, f)\nq = Slice(x, b, c, e, f)\ny = Concat<axis=1>(p, q)", "concatenation-slices", inputs=ROWS_2D,
-         values={"a": np.array([0]), "b": np.array([1]), "c": np.array([16]), "e": np.array([1]), "f": np.array([2])}), "cut", "cut out of x in steps"),
+         values={"a": np.array([1]), "b": np.array([0]), "c": np.array([16]), "e": np.array([1]), "f": np.array([2])}), "cut", "cut out of x in steps"),
     (Row("rotary embedding of other halves", TURN.replace("@", "x") + "y = Identity(xy)", "rotary-embedding", inputs=TURNED, values={**HALVES, "two": np.array([2]), "six": np.array([6])},
          near=(("xb = Slice(x, four, eight, last)", "xb = Slice(x, two, six, last)"),)), "halves", "Slice1 takes x from (0, 0, 0, 2), (2, 3, 5, 4) elements"),
     (Row("softmax along the wrong axis", SCORES + "p = Softmax<axis=2>(s)\ny = MatMul(p, v)", "attention", inputs=HEADS), "axis",

@@ -11,13 +11,15 @@ from fusion.dims import symbol
 from fusion.dtypes import DataType
 from fusion.expression import Literal, apply
 from fusion.network import Network
-from fusion.ops import Concatenation, Gather, MatrixMultiply, Reduce, Shuffle, Slice
+from fusion.ops import Concatenation, Gather, MatrixMultiply, Reduce, Shuffle, Slice, Softmax
 from fusion.rules import (
+    gather_rows,
     matmul_pointwise,
     matmul_split,
     no_op,
     pointwise_shuffle,
     reshape_rows,
+    roll,
     shuffle_matmul,
     shuffle_reduce,
     shuffle_reshape,
@@ -423,3 +425,55 @@ def test_phases_of_one_axis() -> None:
 def test_phases_that_are_no_movement() -> None:
     for starts, steps in (([(0, 0), (0, 0)], (1, 2)), ([(0, 0), (0, 1)], (1, 3)), ([(0, 1), (0, 0)], (1, 2))):
         assert len(fuse(phases(starts, steps, (2, 6), 1), space_to_depth.RULE).layers) == 3
+
+
+# --- rows in a constant order ------------------------------------------------------------------------------------------
+
+SHIFT = (space_to_depth.RULE, shuffle_shuffle.RULE, roll.RULE, gather_rows.RULE, no_op.RULE, shuffle_reshape.RULE)
+
+
+def shifted(build: Build, x: str, shape: tuple, by: tuple[int, ...], name: str) -> str:
+    """``x`` rolled by ``by[axis - 1]`` along each axis from 1 on, as torch exports it."""
+    for axis, start in enumerate(by, 1):
+        if start:
+            parts = []
+            for begin, end in ((start, shape[axis]), (0, start)):
+                starts, sizes = [0] * len(shape), list(shape)
+                starts[axis], sizes[axis] = begin, end - begin
+                parts.append(build.layer(f"{name}{axis} from {begin}", Slice(tuple(starts), tuple(sizes), (1,) * len(shape)), x))
+            x = build.layer(f"{name}{axis}", Concatenation(axis), *parts)
+    return x
+
+
+@pytest.mark.parametrize("batch", [2, BATCH], ids=str)
+@pytest.mark.parametrize(("by", "back"), [((1, 2), (3, 4)), ((0, 2), (0, 4)), ((3, 0), (1, 0))])
+def test_shifted_windows_are_one_gather(batch: object, by: tuple[int, int], back: tuple[int, int]) -> None:
+    """Swin's: rolled, cut into windows; what is made of these is put together and rolled back."""
+    build = Build()
+    shape = (batch, 4, 6, 16)
+    x = shifted(build, build.input("x", *shape), shape, by, "roll")
+    x = build.layer("cut", Shuffle(None, (batch, 2, 2, 3, 2, 16), (0, 1, 3, 2, 4, 5)), x)
+    x = build.layer("windows", Shuffle(reshape=(batch * 6, 4, 16)), x)  # type: ignore[operator]
+    x = build.layer("work", Softmax(2), x)
+    x = build.layer("whole", Shuffle(None, (batch, 2, 3, 2, 2, 16), (0, 1, 3, 2, 4, 5)), x)
+    x = build.layer("image", Shuffle(reshape=shape), x)
+    network = fuse(build.network(shifted(build, x, shape, back, "back")), *SHIFT, sizes=SIZES)
+    assert [kind for kind in kinds(network) if kind != "Shuffle"] == ["Gather", "Softmax", "Gather"]
+    assert all(layer.op.first is layer.op.second is None for layer in network.layers if isinstance(layer.op, Shuffle))
+
+
+def test_rows_that_are_too_short_to_gather() -> None:
+    build = Build()
+    shape = (2, 4, 6, 16)
+    x = shifted(build, build.input("x", *shape), shape, (1, 0), "roll")
+    network = build.network(build.layer("channels", Shuffle((0, 3, 1, 2)), x))
+    assert kinds(fuse(network, *SHIFT)) == ["Gather", "Shuffle"]
+
+
+def test_what_is_no_roll() -> None:
+    build = Build()
+    x = build.input("x", 2, 6)
+    assert refused(build.network(shifted(build, x, (2, 6), (2,), "roll")), roll.RULE).condition == "axis"
+    build = Build()
+    parts = [build.layer(f"part{start}", Slice((start, 0), (3, 6), (1, 1)), build.input("x", 6, 6) if start == 3 else "x") for start in (3, 1)]
+    assert refused(build.network(build.layer("join", Concatenation(0), *parts)), roll.RULE).condition == "sequence"
