@@ -454,9 +454,10 @@ def keras() -> Block:
     )  # fmt: skip
 
 
-def swin_v2(width: int = 64, heads: int = 4, length: int = 16, windows: int = 4, batch: int = 2) -> Block:
-    """Windowed attention of Swin V2: cosines of queries and keys times a learned number per head, a position bias, a mask for shifted windows."""
-    size, rows = width // heads, batch * windows
+def swin_v2(width: int = 64, heads: int = 4, window: int = 4, windows: int = 2, batch: int = 2) -> Block:
+    """Attention of Swin V2 in shifted windows, ``windows`` of them along each axis: cosines of queries and keys times a learned number per head, a
+    position bias, a mask for what the shift brought together."""
+    size, length, side, rows, shift = width // heads, window * window, window * windows, batch * windows * windows, window // 2
 
     def unit(out: str, x: str) -> str:  # torch.nn.functional.normalize
         return f"""
@@ -467,11 +468,26 @@ def swin_v2(width: int = 64, heads: int = 4, length: int = 16, windows: int = 4,
         {out} = Div({x}, {out}_e)
         """
 
+    def roll(out: str, x: str, start: str) -> str:  # torch.roll along both axes
+        return f"""
+        {out}_a = Slice({x}, {start}, most, one_)
+        {out}_b = Slice({x}, zero_, {start}, one_)
+        {out}_r = Concat<axis=1>({out}_a, {out}_b)
+        {out}_c = Slice({out}_r, {start}, most, two_)
+        {out}_d = Slice({out}_r, zero_, {start}, two_)
+        {out} = Concat<axis=2>({out}_c, {out}_d)
+        """
+
     nodes = f"""
-        q0 = MatMul(x, wq)
+        i0 = Reshape(x, image)
+        {roll("i1", "i0", "shift")}
+        i2 = Reshape(i1, cut)
+        i3 = Transpose<perm=[0,1,3,2,4,5]>(i2)
+        w = Reshape(i3, windows)
+        q0 = MatMul(w, wq)
         q1 = Add(bq, q0)
-        k0 = MatMul(x, wk)
-        v0 = MatMul(x, wv)
+        k0 = MatMul(w, wk)
+        v0 = MatMul(w, wv)
         v1 = Add(bv, v0)
         {_heads("q2", "q1", "heads")}
         {_heads("k2", "k0", "heads")}
@@ -480,7 +496,7 @@ def swin_v2(width: int = 64, heads: int = 4, length: int = 16, windows: int = 4,
         {unit("k", "k2")}
         kt = Transpose<perm=[0,1,3,2]>(k)
         s0 = MatMul(q, kt)
-        g0 = Clip(logits, , most)
+        g0 = Clip(logits, , largest)
         g = Exp(g0)
         s1 = Mul(s0, g)
         s2 = Add(s1, bias)
@@ -489,21 +505,29 @@ def swin_v2(width: int = 64, heads: int = 4, length: int = 16, windows: int = 4,
         s = Reshape(s4, scores)
         {_attend("c", "s", "v")}
         o0 = MatMul(c, wo)
-        o = Add(bo, o0)
+        o1 = Add(bo, o0)
+        o2 = Reshape(o1, uncut)
+        o3 = Transpose<perm=[0,1,3,2,4,5]>(o2)
+        o4 = Reshape(o3, image)
+        {roll("o5", "o4", "back")}
+        o = Reshape(o5, places)
         n = LayerNormalization<axis=-1>(o, g_n, bn)
         y = Add(x, n)
     """
-    shifted = np.arange(windows * length).reshape(windows, length) % 3
+    moved = np.roll(np.arange(side) < side - shift, -shift)
+    parts = (2 * moved[:, None] + moved).reshape(windows, window, windows, window).transpose(0, 2, 1, 3).reshape(windows * windows, length)
     return Block(
-        nodes, {"x": (rows, length, width)}, ("y",),
+        nodes, {"x": (batch, side * side, width)}, ("y",),
         {
             **{f"w{side}": (width, width) for side in "qkvo"}, "bq": (width,), "bv": (width,), "bo": (width,), "g_n": (width,), "bn": (width,),
-            "logits": np.linspace(2, 5, heads).reshape(heads, 1, 1), "most": np.log(100.0), "tiny": 1e-12, "bias": (1, heads, length, length), "last": [-1],
-            "mask": np.where(shifted[:, :, None] == shifted[:, None], 0.0, -100.0).reshape(1, windows, 1, length, length),
-            "heads": [rows, -1, heads, size], "in_windows": [batch, windows, heads, length, length], "scores": [rows, heads, length, length],
-            "rows": [rows, length, width],
+            "logits": np.linspace(2, 5, heads).reshape(heads, 1, 1), "largest": np.log(100.0), "tiny": 1e-12, "bias": (1, heads, length, length),
+            "mask": np.where(parts[:, :, None] == parts[:, None], 0.0, -100.0).reshape(1, -1, 1, length, length),
+            "image": [batch, side, side, width], "cut": [batch, windows, window, windows, window, width], "windows": [rows, length, width],
+            "uncut": [batch, windows, windows, window, window, width], "places": [batch, side * side, width], "heads": [rows, -1, heads, size],
+            "in_windows": [batch, windows * windows, heads, length, length], "scores": [rows, heads, length, length], "rows": [rows, length, width],
+            "shift": [shift], "back": [side - shift], "zero_": [0], "one_": [1], "two_": [2], "last": [-1], "most": [2**40],
         },
-        layers=8,
+        layers=10,
     )  # fmt: skip
 
 

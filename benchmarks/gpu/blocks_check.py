@@ -45,7 +45,8 @@ CASES = {
     "qwen3-decode": Case(llama(True, 1, 1, "head", QWEN3), ("rotary-normalization", "cache-append"), (("past", 511), ("total", 512))),
     "qwen3-decode-norm": Case(llama(True, 1, 1, "head", QWEN3), ("rotary-normalization",), (("past", 511), ("total", 512))),
     "qwen3-prefill": Case(llama(False, 1, 512, "head", QWEN3), ("rotary-normalization", "packed-attention"), (("past", 0),)),
-    "swin-v2": Case(swin_v2(96, 3, 64, 64, 1), ("batch-operands", "l2-normalization")),
+    "swin-v2": Case(swin_v2(96, 3, 8, 8, 1), ("batch-operands", "l2-normalization", "roll", "gather-rows")),
+    "swin-v2-rolls": Case(swin_v2(96, 3, 8, 8, 8), ("roll", "gather-rows")),
     "sam-windows": Case(sam(768, 12, 14, 25), ("score-operands",)),
     "sam-whole": Case(sam(768, 12, 32, 1), ("score-operands",)),
 }

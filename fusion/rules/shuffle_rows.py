@@ -70,6 +70,9 @@ def _plan(graph: Graph, match: Match) -> tuple[str, Movement] | Refusal:
     plan, both = min(plans, key=lambda item: not item[1].is_view)
     if a.is_view + b.is_view > both.is_view and not both.is_view:
         return Refusal("no gain", f"one data movement would remain, as now ({before.name}, {after.name})")
+    maker = graph.producer(before.inputs[0])
+    if not both.is_view and maker is not None and isinstance(maker.op, MatrixMultiply) and graph.constant(maker.inputs[1]) is None:
+        return Refusal("no gain", f"{before.name} moves what two activations make: attention, which takes it as strides")
     return plan, both
 
 
