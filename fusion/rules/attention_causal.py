@@ -1,7 +1,8 @@
 """Attention(q, k, v, mask of positions) -> Attention(q, k, v): a mask that compares positions is causal, or a window, at any length.
 
 What such a mask says beside positions (padding of keys, a bias) stays a mask, usually of one row for all queries. Only where it hides for good
-(false, or minus infinity): rows of which finite numbers hide every key would come out different.
+(false, or minus infinity): rows of which finite numbers hide every key would come out different. Positions may be cut out of a constant table (GPT-2's): as long as the table
+reaches, for beyond it the model means nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fusion.dims import Dim
+from fusion.dims import Dim, bind, symbols
 from fusion.expression import Apply, Convert, Expression, Literal, Operand
 from fusion.graph import Graph
 from fusion.network import Layer
-from fusion.ops import Attention, Pointwise, Range, ShapeValue, Shuffle
+from fusion.ops import Attention, Pointwise, Range, ShapeValue, Shuffle, Slice
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import number
 from fusion.rules._scores import MASKED, band
@@ -57,6 +58,8 @@ class _Added:
     band: _Band
 
 
+_SAMPLES = 5  # sets of sizes at which two dimensions are compared that differ where a table ends
+
 _Places = list[_Affine | _Band | _Added | None]  # by the mask's operand; None says nothing of positions
 
 
@@ -65,25 +68,51 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
         return None
     tensor = layer.inputs[layer.op.arity - 1]
     mask = graph.producer(tensor)
+    if mask is not None and isinstance(mask.op, Slice):  # of a table: the mask as it is
+        mask = Layer(mask.name, Pointwise(Operand(0)), (tensor,), mask.outputs)
     if mask is None or not isinstance(mask.op, Pointwise):
         return None
     places = [_place(graph, name) for name in mask.inputs]
+    tables = [table for name in mask.inputs if (table := _table(graph, name)) is not None and table.layers]
     ranges = [place for place in places if isinstance(place, _Affine)]
     if not any(isinstance(place, _Band | _Added) for place in places) and not (any(one.row for one in ranges) and any(one.column for one in ranges)):
         return None
-    found = {"mask": mask, "places": places, "tensor": tensor}
-    if graph.only_reader(tensor) is not None:
+    limit = min((min(table.value.shape[-2:]) for table in tables), default=0)
+    found = {"mask": mask, "places": places, "tensor": tensor, "limit": limit}
+    if graph.only_reader(tensor) is not None and mask.name in graph.layers and graph.layers[mask.name] is mask:
         return Match((mask, layer), (tensor,), found)
     return Match((layer,), found=found)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A constant of which ``layers`` cut rows from ``row`` and columns from ``column`` on."""
+
+    value: np.ndarray
+    row: Dim = 0
+    column: Dim = 0
+    layers: tuple[Layer, ...] = ()
+
+
+def _table(graph: Graph, tensor: str) -> _Table | None:
+    row: Dim = 0
+    column: Dim = 0
+    layers: tuple[Layer, ...] = ()
+    while (layer := graph.producer(tensor)) is not None and isinstance(layer.op, Slice) and len(layer.op.steps) >= 2 and set(layer.op.steps) == {1}:
+        row, column = row + layer.op.starts[-2], column + layer.op.starts[-1]
+        tensor, layers = layer.inputs[0], (layer, *layers)
+    value = graph.constant(tensor)
+    return _Table(value, row, column, layers) if value is not None and value.ndim >= 2 else None
 
 
 def _place(graph: Graph, tensor: str) -> _Affine | _Band | _Added | None:
     """What an operand of the mask says of its place: a range along keys or queries, a number, or a constant band of the keys kept."""
     shape = graph.type(tensor).shape
     layer = graph.producer(tensor)
-    value = graph.constant(tensor)
-    if value is not None and value.ndim >= 2:
-        boolean, apart = value.dtype == np.bool_, value.shape[-1] - value.shape[-2]
+    table = _table(graph, tensor)
+    if table is not None:
+        value = table.value
+        boolean, apart = value.dtype == np.bool_, value.shape[-1] - value.shape[-2] + table.row - table.column
         found = band(value, "keep" if boolean else "add") if boolean or np.isneginf(value[value != 0]).all() else None
         if found is None:
             return None
@@ -210,14 +239,37 @@ def _lengths(graph: Graph, layer: Layer) -> tuple[Dim, Dim]:
     return q.type.shape[q.layout.index("s")], k.type.shape[k.layout.index("s")]
 
 
+def _difference(one: Dim, other: Dim, limit: int) -> int | None:
+    """``one - other`` where it is the same number whatever the sizes, as long as these stay within a table of ``limit``; None otherwise."""
+    apart = one - other
+    if isinstance(apart, int):
+        return apart
+    names = sorted(symbols(apart))
+    most = limit // (4 * len(names))
+    if most < _SAMPLES:
+        return None
+    values = {bind(apart, {name: 1 + (sample + 1) * (place + 2) % most for place, name in enumerate(names)}) for sample in range(_SAMPLES)}
+    return values.pop() if len(values) == 1 else None
+
+
+def _within_table(kept: _Band | None, apart: Dim, limit: int) -> _Band | None:
+    """``kept`` in terms of ``apart``, how many more keys than queries there are, where the two differ only beyond the table."""
+    if kept is None or not limit:
+        return kept
+    ends = [None if end is None else end if (number := _difference(end, apart, limit)) is None else apart + number for end in (kept.low, kept.high)]
+    return _Band(*ends)
+
+
 def _check(graph: Graph, match: Match) -> Refusal | None:
-    layer, mask = match.layers[-1], match.found["mask"]
+    layer, mask, limit = match.layers[-1], match.found["mask"], match.found["limit"]
     kind = graph.type(match.found["tensor"])
     kept, rest = _parts(graph, match)
     if kept is None:
         return Refusal("positions", f"{mask.name} is more than one or two comparisons of positions")
     queries, keys = _lengths(graph, layer)
-    if kind.shape[-2:] != (queries, keys) or (rest is None and any(dim != 1 for dim in kind.shape[:-2])):
+    kept = _within_table(kept, keys - queries, limit)
+    assert kept is not None
+    if any(_difference(dim, size, limit) != 0 for dim, size in zip(kind.shape[-2:], (queries, keys), strict=True)) or (rest is None and any(dim != 1 for dim in kind.shape[:-2])):
         return Refusal("shape", f"{mask.name} makes {kind.shape}; there are {queries} queries and {keys} keys")
     if kept.high is not None and kept.high != keys - queries:
         return Refusal("offset", f"{mask.name} keeps keys up to {kept.high} behind a query; causal attention keeps {keys - queries}")
@@ -232,6 +284,7 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     layer, mask = match.layers[-1], match.found["mask"]
     kept, rest = _parts(graph, match)
     queries, keys = _lengths(graph, layer)
+    kept = _within_table(kept, keys - queries, match.found["limit"])
     assert kept is not None
     window = 0 if kept.low is None else keys - queries - kept.low + 1
     window = min(window, layer.op.window) if window and layer.op.window else window or layer.op.window

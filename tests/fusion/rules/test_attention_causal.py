@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fusion.dims import symbol
+from fusion.dims import dim_min, symbol
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Literal, apply
-from fusion.ops import Attention, Pointwise, Range, Shuffle
+from fusion.graph import Graph
+from fusion.ops import Attention, Pointwise, Range, Shuffle, Slice
 from fusion.rules import attention_causal
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, X2, Build
@@ -154,3 +157,41 @@ def test_constant_triangles_beside_padding(boolean: bool) -> None:
 def test_masks_that_do_not_part(expression: Expression) -> None:
     found = refused(masked(expression, extra=True).network("attention0:out"), attention_causal.RULE, sizes=SIZES)
     assert found.condition == "positions"
+
+
+def tabled(table: np.ndarray, row: object = PAST, reach: int = 0, added: bool = False) -> Build:
+    """A mask that is cut out of ``table``, for queries from ``row`` on; ``reach``: where the cuts end, as ONNX's Slice clamps them."""
+    build = Build()
+    build.input("past", PAST)
+    build.input("steps", STEPS)  # which say how long they are
+    steps, keys = (dim_min(one, reach) if reach else one for one in (STEPS, STEPS + PAST))
+    mask = build.layer("cut", Slice((0, 0, row, 0), (1, 1, steps, keys), (1, 1, 1, 1)), build.constant("table", table[None, None]))  # type: ignore[arg-type]
+    if added:
+        mask = build.layer("mask", Pointwise(apply("and", X0, X1)), mask, build.input("given", 1, 1, 1, keys, dtype=BOOL))
+    sides = [build.input(name, 2, 3, length, 4) for name, length in (("q", STEPS), ("k", STEPS + PAST), ("v", STEPS + PAST))]
+    build.layer("attention", Attention(0.5, masked=True), *sides, mask)
+    return build
+
+
+TABLE = np.tril(np.ones((64, 64), bool))
+
+
+@pytest.mark.parametrize("table, op", [(TABLE, Attention(0.5, causal=True)), (TABLE & ~np.tril(TABLE, -4), Attention(0.5, causal=True, window=4))], ids=["causal", "window"])
+def test_masks_that_are_cut_out_of_a_table(table: np.ndarray, op: Attention) -> None:
+    """As GPT-2's are, and GPT-Neo's windows; the queries begin behind the past."""
+    network = fuse(tabled(table).network("attention:out"), attention_causal.RULE, sizes=SIZES)
+    assert only(network, Attention).op == op
+    network = fuse(tabled(table, added=True).network("attention:out"), attention_causal.RULE, sizes=SIZES)
+    assert only(network, Attention).op == replace(op, masked=True) and only(network, Attention).inputs[-1] == "given"
+
+
+def test_cuts_that_end_with_the_table() -> None:
+    """What ONNX's Slice makes of sizes beyond the table's end does not matter: there the model fails."""
+    graph = Graph(tabled(TABLE, dim_min(PAST, 64), 64).network("attention:out"))
+    match = attention_causal.RULE.match(graph, graph.layers["attention"])
+    assert match is not None and attention_causal.RULE.check(graph, match) is None
+
+
+@pytest.mark.parametrize("row, table", [(0, TABLE), (PAST + 1, TABLE)])
+def test_tables_that_are_cut_elsewhere(row: object, table: np.ndarray) -> None:
+    assert refused(tabled(table, row).network("attention:out"), attention_causal.RULE, sizes=SIZES).condition == "offset"
