@@ -47,7 +47,10 @@ def profile_lines(network: Network, profiles: Sequence[Mapping[str, InputRange]]
 
 def fused_line(imported: Network, fused: FusionResult, sharing: Sharing, saved: int, seconds: float) -> str:
     """How many layers became how many, what that saved, and by which rules most."""
-    rules = ", ".join(f"{count} {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: -item[1])[:6])
+    most = sorted(fused.counts.items(), key=lambda item: -item[1])
+    shown = most if len(most) <= 7 else most[:6]
+    rest = [f"{sum(count for _, count in most[6:])} by {len(most) - 6} other rules"] if len(shown) < len(most) else []
+    rules = ", ".join([*(f"{count} {rule}" for rule, count in shown), *rest])
     before = layer_count(imported)
     inside = [part for part, _ in parts_of(fused.network)[1:]]
     count, views = layer_count(fused.network), len(sharing.views) + sum(len(view_layers(part)) for part in inside)
