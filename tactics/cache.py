@@ -102,7 +102,7 @@ def key_of(asked: Mapping[str, Any]) -> str:
 
 
 def load(path: Path) -> TimingCache:
-    """The cache in ``path``; an absent file is an empty cache.
+    """The cache in ``path``; an absent file is an empty cache, and so is one of no bytes, as TensorRT has it.
 
     Raises:
         CacheError: not a timing cache, or another schema; :class:`ForeignFileError` where it never was one.
@@ -183,6 +183,8 @@ def _read(path: Path) -> TimingCache:
     if not path.exists():
         return TimingCache()
     data = path.read_bytes()
+    if not data.strip():
+        return TimingCache()
     begins = b"".join(data[:64].split())[: len(_HEAD)]
     if not _HEAD.startswith(begins):
         raise ForeignFileError(f"{path}: is no timing cache, but another file; give one of its own")
@@ -214,6 +216,6 @@ def _read(path: Path) -> TimingCache:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise CacheError(
-            f"{path}: not a timing cache ({type(error).__name__}: {error}); delete it to start a new one"
+            f"{path}: is cut off or damaged, and no timing cache any more ({type(error).__name__}: {error}); delete it to start a new one"
         ) from None
     return TimingCache(entries, kernels)

@@ -26,11 +26,16 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_an_absent_file_is_an_empty_cache(tmp_path: Path) -> None:
     assert load(tmp_path / "none.json") == TimingCache()
+    (tmp_path / "empty.json").write_text("\n")
+    assert load(tmp_path / "empty.json") == TimingCache()
+    (tmp_path / "cut.json").write_text('{"schema": 1, "entries": {')
+    with pytest.raises(CacheError, match=r"cut\.json: is cut off or damaged"):
+        load(tmp_path / "cut.json")
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"schema": 2}', '{"schema": 1}', '{"schema": 1, "entries": {"a": 1}, "kernels": {}}',
+    ["{", "[]", '{"schema": 2}', '{"schema": 1}', '{"schema": 1, "entries": {"a": 1}, "kernels": {}}',
      '{"schema": 1, "entries": {}, "kernels": {"k": "!!!"}}', "\0\1\2"],
 )  # fmt: skip
 def test_anything_else_is_refused_by_name(tmp_path: Path, content: str) -> None:

@@ -150,7 +150,8 @@ def _layer_table(engine: Engine, total: float) -> list[str]:
     inner = len(rows) - len(engine.layers)
     inside = f" and {inner} inside of them" if inner else ""
     lines = _table(_HEAD, rows, stretch=1, right=(4, 5))
-    return [*lines, f"     {counted(len(engine.layers), 'layer')}{inside}, {_time(total)} (each timed alone, at the optimal shapes)"]
+    times = f"{_time(total)} (each timed alone, at the optimal shapes)" if total else "not timed"
+    return [*lines, f"     {counted(len(engine.layers), 'layer')}{inside}, {times}"]
 
 
 def _layer_rows(engine: Engine, total: float, inside: bool = False) -> list[tuple[str, ...]]:
