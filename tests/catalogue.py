@@ -293,6 +293,9 @@ CATALOGUE: Sequence[Row] = (
     Row("rows that are normalised and turn", "s = Mul(x, x)\nv = ReduceMean(s, axes)\ne = Add(v, eps)\nr = Sqrt(e)\nd = Div(x, r)\nn = Mul(d, g)\n" + TURN.replace("@", "n").replace("ny", "y").rstrip(),
         "rotary-normalization", device="cuda", inputs={"x": (2, 5, 3, 8)}, near_output="n",
         values={"axes": np.array([3]), "eps": 1e-6, "g": (8,), "zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3]), "cos": (5, 1, 8), "sin": (5, 1, 8)}),
+    Row("rotary embedding of unbound pairs", "p = Reshape(x, pairs)\na, b = Split<axis=-1, num_outputs=2>(p)\ne = Squeeze(a, end)\nf = Squeeze(b, end)\nn = Neg(f)\nu = Unsqueeze(n, end)\nv = Unsqueeze(e, end)\n"
+        "j = Concat<axis=-1>(u, v)\nr = Reshape(j, flat)\nc = Mul(x, cos)\ns = Mul(r, sin)\ny = Add(c, s)", "rotary-embedding", inputs={"x": (2, 5, 3, 8)},
+        values={**PAIR_VALUES, "pairs": np.array([2, 5, 3, 4, 2]), "end": np.array([-1]), "cos": (5, 1, 8), "sin": (5, 1, 8)}, near_output="j"),
     Row("angles repeated for both halves of a row", "f = Concat<axis=-1>(x, x)\ncos = Cos(f)\nsin = Sin(f)\n" + TURN.replace("@", "z").replace("zy", "y") + TURN.replace("@", "u").replace("uy", "v").rstrip(),
         "rotary-table", layers=4, inputs={"x": (5, 1, 4), "z": (2, 5, 3, 8), "u": (2, 5, 3, 8)}, outputs=("v",),
         values={"zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3])}, near=(("f = Concat<axis=-1>(x, x)", "g = Sin(x)\nf = Concat<axis=-1>(x, g)"),)),

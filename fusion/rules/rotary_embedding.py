@@ -142,14 +142,18 @@ def _joined(graph: Graph, join: Layer) -> _Joined | None:
         return None
     if graph.type(join.inputs[0]).shape[-1] != 1:
         return _Joined((join.inputs[0], join.inputs[1]), False, (join,))
-    views = [graph.producer(name) for name in join.inputs]
+    views: list[Layer] = []
     sources = []
-    for view, name in zip(views, join.inputs, strict=True):
-        narrow = graph.type(name).shape[:-1]
-        if view is None or _behind_views(graph, name)[0] != (view,) or graph.type(view.inputs[0]).shape != narrow:
+    for name in join.inputs:
+        view, before = _behind_views(graph, name)
+        if view and graph.type(view[0].inputs[0]).shape == graph.type(name).shape[:-1]:
+            views += view
+            sources.append(view[0].inputs[0])
+        elif not view and before is not None and isinstance(before.op, Slice):  # the column itself: it lost its axis, and got it back
+            sources.append(name)
+        else:
             return None
-        sources.append(view.inputs[0])
-    return _Joined((sources[0], sources[1]), True, (*(view for view in views if view is not None), join))
+    return _Joined((sources[0], sources[1]), True, (*views, join))
 
 
 def _parts(graph: Graph, first: str, second: str) -> tuple[_Part, _Part] | None:
@@ -161,12 +165,8 @@ def _parts(graph: Graph, first: str, second: str) -> tuple[_Part, _Part] | None:
 
 
 def _part(graph: Graph, tensor: str) -> _Part | None:
-    layer = graph.producer(tensor)
-    if layer is not None and isinstance(layer.op, Slice):
-        found = _slice_part(graph, layer)
-        if found is not None:
-            return found
-    return _column_part(graph, tensor)
+    layer, column = graph.producer(tensor), _column_part(graph, tensor)
+    return column if column is not None or layer is None or not isinstance(layer.op, Slice) else _slice_part(graph, layer)
 
 
 def _slice_part(graph: Graph, layer: Layer) -> _Part | None:
@@ -196,7 +196,7 @@ def _column_part(graph: Graph, tensor: str) -> _Part | None:
         index = graph.constant(layer.inputs[1])
         number = int(index.reshape(-1)[0]) % 2 if index is not None and index.size == 1 else None
     before, _ = _behind_views(graph, layer.inputs[0])
-    if number not in (0, 1) or not before or graph.type(tensor).shape != pairs[:-1]:
+    if number not in (0, 1) or not before or graph.type(tensor).shape not in (pairs[:-1], (*pairs[:-1], 1)):
         return None
     x = before[0].inputs[0]
     if graph.type(x).shape != (*pairs[:-2], pairs[-2] * 2):
