@@ -239,6 +239,8 @@ CATALOGUE: Sequence[Row] = (
         "e = Add(v, eps)\nr = Sqrt(e)\nn = Div(d, r)\nz = Reshape(n, back)\na = Mul(z, g)\ny = Add(a, b)", "group-normalization",
         values={"into": np.array([2, 4, -1]), "back": np.array([2, 8, 6, 6]), "axes": np.array([2]), "eps": 1e-5, "g": (8, 1, 1), "b": (8, 1, 1)},
         near_output="n"),
+    Row("group normalisation of pixels in a row", "u = Reshape(x, into)\nn = InstanceNormalization(u, ones, zeros)\nz = Reshape(n, back)\na = Mul(z, g)\ny = Add(a, b)", "group-normalization",
+        values={"into": np.array([2, 4, -1]), "back": np.array([2, 8, 36]), "ones": np.ones(4), "zeros": np.zeros(4), "g": (8, 1), "b": (8, 1)}, near_output="n"),
     Row("layer normalisation of a sum", "s = Add(x, z)\nn = LayerNormalization(s, g, b)\ny = Mul(n, c)", "normalization-sum", device="cuda",
         inputs={"x": (6, 16), "z": (6, 16)}, values={"g": (16,), "b": (16,), "c": 0.5}, near=(("Add(x, z)", "Add(x, w)"),),
         near_values={"w": (1, 16)}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fusion.dims import product
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import GroupNormalization, Normalization, Shuffle
@@ -31,7 +32,7 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     for shuffle, shape in ((before, source), (after, grouped)):
         if not is_view(shape, shuffle.op):
             return Refusal("moves", f"{shuffle.name} moves data")
-    if not equal_shape(source, target):
+    if len(target) < 3 or source[:2] != target[:2] or product(source) != product(target):  # pixels may come back in a row
         return Refusal("shape", f"{show(source)} comes back as {show(target)}")
     groups, channels = grouped[1], source[1] if len(source) >= 3 else None
     if source[0] != grouped[0] or not isinstance(groups, int) or not isinstance(channels, int) or channels % groups:
@@ -43,8 +44,11 @@ def _rewrite(graph: Graph, match: Match) -> Replacement:
     before, layer, after = match.layers
     groups = graph.type(layer.inputs[0]).shape[1]
     assert isinstance(groups, int)
-    op = GroupNormalization(groups, layer.op.epsilon)
-    return Replacement((Layer("", op, before.inputs, after.outputs),))
+    op, target = GroupNormalization(groups, layer.op.epsilon), graph.type(after.outputs[0]).shape
+    if equal_shape(graph.type(before.inputs[0]).shape, target):
+        return Replacement((Layer("", op, before.inputs, after.outputs),))
+    view = graph.fresh(f"{after.outputs[0]}.pixels")
+    return Replacement((Layer(f"{before.name} pixels", Shuffle(reshape=target), before.inputs, (view,)), Layer("", op, (view,), after.outputs)))
 
 
 RULE = Rule("group-normalization", __doc__.splitlines()[0], (Normalization,), _match, _rewrite, _check)

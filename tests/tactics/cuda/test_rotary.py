@@ -53,18 +53,17 @@ def test_parts_of_rows_and_of_heads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "scale", "op"),
+    ("x", "scale", "op", "dtype"),
     [
-        ((2, 3, 5, 32), (32,), RotaryEmbedding(epsilon=1e-6)), ((2, 3, 6, 32), (4, 32), RotaryEmbedding(True, 0, 4, 1e-6)),
-        ((2, 3, 5, 40), (5, 40), RotaryEmbedding(epsilon=1e-3)), ((2, 3, 5, 64), (64,), RotaryEmbedding(False, 16, epsilon=1e-6)),
+        ((2, 3, 5, 32), (32,), RotaryEmbedding(epsilon=1e-6), DataType.HALF), ((2, 3, 6, 32), (4, 32), RotaryEmbedding(True, 0, 4, 1e-6), DataType.HALF),
+        ((2, 3, 5, 40), (5, 40), RotaryEmbedding(epsilon=1e-3), DataType.FLOAT), ((2, 3, 5, 64), (64,), RotaryEmbedding(False, 16, epsilon=1e-6), DataType.HALF),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF], ids=lambda d: d.value)
 def test_normalised_rows(x: tuple, scale: tuple, op: RotaryEmbedding, dtype: DataType) -> None:
     random, turned = np.random.default_rng(0), op.rotated or x[-1]
     arrays = [random.normal(size=shape).astype(dtype.numpy) for shape in (x, (3, 1, turned), (2, 3, 1, turned // 2), scale)]
     types = tuple(TensorType(dtype, one.shape) for one in arrays)
-    check(TACTIC, Workload(op, types, op.infer(types)), arrays, op.evaluate(arrays), configs=2)
+    check(TACTIC, Workload(op, types, op.infer(types)), arrays, op.evaluate(arrays), configs=1)
 
 
 def test_rows_that_a_warp_cannot_normalise() -> None:
