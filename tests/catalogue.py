@@ -155,7 +155,7 @@ CATALOGUE: Sequence[Row] = (
         "c = Slice(h0, one, most, two, two)\nd = Slice(h1, one, most, two, two)\ny = Concat<axis=-1>(a, b, c, d)", "space-to-depth", inputs={"x": (2, 4, 6, 5)},
         values={"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "most": np.array([2**40])}, near=(("Concat<axis=-1>(a, b, c, d)", "Concat<axis=-1>(b, a, c, d)"),)),
     Row("a rolled tensor", "a = Slice(x, two, most, two)\nb = Slice(x, zero, two, two)\ny = Concat<axis=2>(a, b)", "roll",
-        values={"zero": np.array([0]), "two": np.array([2]), "most": np.array([2**40])}, near=(("b = Slice(x, zero", "b = Slice(x, one"),), near_values={"one": np.array([1])}),
+        inputs={"x": (2, 8, 6, 16)}, values={"zero": np.array([0]), "two": np.array([2]), "most": np.array([2**40])}, near=(("b = Slice(x, zero", "b = Slice(x, one"),), near_values={"one": np.array([1])}),
     Row("shifted windows", "a = Slice(x, two, most, one)\nb = Slice(x, zero, two, one)\nc = Concat<axis=1>(a, b)\nr = Reshape(c, cut)\ny = Transpose<perm=[0,1,3,2,4,5]>(r)", "gather-rows",
         inputs={"x": (2, 4, 6, 16)}, values={"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "most": np.array([2**40]), "cut": np.array([2, 2, 2, 3, 2, 16])},
         near=(("perm=[0,1,3,2,4,5]", "perm=[0,1,3,5,4,2]"),)),

@@ -14,7 +14,7 @@ from fusion.ops import Gather, Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._shuffles import factored, reshape_before
 
-_LEAST = 32  # bytes of a row: less would be gathered at the price of so much
+LEAST_ROW = 32  # bytes of a row: less would be gathered at the price of so much
 _MOST = 1 << 16  # rows that an order names
 
 
@@ -92,8 +92,8 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     kind = graph.type(source)
     if order is None:
         return Refusal("rows", f"{match.layers[0].name} and {match.layers[-1].name} move rows of which neither are parts of the other's, or more than {_MOST}")
-    if order.size * kind.dtype.itemsize < _LEAST:
-        return Refusal("size", f"rows of {order.size} elements would be moved; {_LEAST} bytes are needed")
+    if order.size * kind.dtype.itemsize < LEAST_ROW:
+        return Refusal("size", f"rows of {order.size} elements would be moved; {LEAST_ROW} bytes are needed")
     return None if _repeats(graph, match) is not None else Refusal("dynamic", f"how often {len(order.rows)} rows follow each other in {source} is not known")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from fusion.graph import Graph
@@ -9,6 +11,7 @@ from fusion.network import Layer
 from fusion.ops import Concatenation, Gather
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules.concatenation_slices import cut_of
+from fusion.rules.gather_rows import LEAST_ROW
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -29,6 +32,9 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
         return Refusal("sequence", f"{layer.name} joins {source} from {begin} to {end}, then from {start} to {middle}; they are not all of it, turned")
     if axis == len(shape) - 1:
         return Refusal("axis", f"{layer.name} joins along the last axis, where single elements would be gathered")
+    row = prod(dim for dim in shape[axis + 1 :] if isinstance(dim, int)) * graph.type(source).dtype.itemsize
+    if row < LEAST_ROW:
+        return Refusal("size", f"rows of {row} bytes would be gathered; {LEAST_ROW} are needed")
     if not isinstance(middle, int) or not isinstance(end, int):
         return Refusal("dynamic", f"{source} is cut at {middle} of {end}")
     return None
