@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--no-record", action="store_true")
     given = parser.parse_args()
-    device, results, wrong = open_device(given.device), [], 0
+    device, wrong = open_device(given.device), 0
     with tempfile.TemporaryDirectory() as folder:
         cache = given.cache or str(Path(folder) / "timings.json")
         for case in given.cases or CASES:
@@ -125,10 +125,9 @@ def main() -> int:
                 [one * 1e6 for _, one in times], "trtcli without padded channels", device=device.spec.name, driver=str(device.properties().get("driver", "")),
                 note=f"padded: {held or 'none'}{peer}; outputs differ by {error:.1e}; layers {tactics[0]}; without {tactics[1]}",
             )  # fmt: skip
-            results.append(result)
+            if not given.no_record:
+                record("padding", [result])
             print(f"{'right' if right else 'WRONG'} {case}: {result.ours:.1f} us, not padded {result.peer:.1f} ({result.ratio:.2f}x); {result.note}", flush=True)
-    if not given.no_record:
-        record("padding", results)
     return 1 if wrong else 0
 
 
