@@ -1,7 +1,7 @@
 // How both kernels of long attention for sm_90a (attention_sm90.cu, attention_steady_sm90.cu) move: the walk over tiles of queries and their
 // steps, the rings that a producer thread fills through TMA, the turns of the two consumer warpgroups, and the store of a finished tile.
 // Defines: IN_T, HEAD (a multiple of 16 up to 256) for COLUMNS of them (a multiple of 8; all of them without the define), BLOCK_KV, STAGES,
-// Q_STAGES, CAUSAL, TURNS; those of attention_mask.cuh; MASK_STAGES (0, or a power of two: the mask comes through TMA, in a ring of its own).
+// Q_STAGES, CAUSAL, WINDOW (w keeps key t > s + s_k - s_q - w; 0 all), TURNS; those of attention_mask.cuh; MASK_STAGES (0, or a power of two: the mask comes through TMA, in a ring of its own).
 #pragma once
 #include "sm90.cuh"
 #define WGMMA_N BLOCK_KV
@@ -14,6 +14,9 @@
 #endif
 #ifndef MASK_STAGES
 #define MASK_STAGES 0
+#endif
+#ifndef WINDOW
+#define WINDOW 0
 #endif
 
 constexpr int CONSUMERS = 2, BLOCK_Q = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
@@ -28,9 +31,10 @@ static_assert(!MASK_STAGES || !MASK_ROWS || MASK_WIDTH == 64 || (MASK_WIDTH == 1
 static_assert(HEAD % 16 == 0 && COLUMNS % 8 == 0 && COLUMNS <= HEAD && BLOCK_KV % 16 == 0 && SHARED_BYTES <= 227 * 1024,
               "tiles that wgmma and shared memory take");
 
-// One step: block j of the keys of tile `index`.
+// One step: block j of the keys of tile `index`, which sees those from `begin` to `blocks`.
 struct Step {
-  int index, blocks, j;
+  int index, blocks, j, begin;
+  __device__ __forceinline__ bool first() const { return j == (WINDOW ? begin : 0); }
   __device__ __forceinline__ bool last() const { return j + 1 == blocks; }
 };
 
@@ -72,8 +76,9 @@ struct Tiles {
       else step.index += step.index / gridDim.x % 2 ? 2 * blockIdx.x + 1 : 2 * (gridDim.x - blockIdx.x) - 1;
       if (step.index >= count * sides) return false;
       const int keys = CAUSAL ? max(0, min(s_k, first_query(step.index) + BLOCK_Q + reach)) : s_k;
-      step.blocks = (keys + BLOCK_KV - 1) / BLOCK_KV, step.j = 0;
-      if (step.blocks > 0) return true;
+      step.blocks = (keys + BLOCK_KV - 1) / BLOCK_KV;
+      step.j = step.begin = WINDOW ? max(0, first_query(step.index) + reach - WINDOW + 1) / BLOCK_KV : 0;
+      if (step.blocks > step.j) return true;
       without_keys(step.index);
     }
   }
@@ -117,7 +122,7 @@ __device__ __forceinline__ void produce(const Tiles& tiles, const Rings& rings, 
     for (int i = 0; i < PANELS; ++i)
       tma_load(rings.q + query.stage() * Q_BYTES + i * BLOCK_Q * 128, &q_map, rings.q_full + 8 * query.stage(), i * 64, q0, head, batch);
     ++query.n;
-    for (int j = 0; j < step.blocks; ++j) {
+    for (int j = step.j; j < step.blocks; ++j) {
       const u32 offset = kv.stage() * KV_BYTES;
       barrier_wait(rings.k_empty + 8 * kv.stage(), kv.parity() ^ 1);
       barrier_expect(rings.k_full + 8 * kv.stage(), KV_BYTES);

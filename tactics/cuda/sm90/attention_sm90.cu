@@ -19,7 +19,7 @@
 #include "sm90_attention_stream.cuh"
 
 constexpr float SLACK = 8.f;  // float16 has room for it, and for float32 sums of 2^24 of them
-static_assert(HEAD % 64 == 0, "whole panels");
+static_assert(HEAD % 64 == 0 && !WINDOW, "whole panels, all keys");
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map,
@@ -80,7 +80,7 @@ attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ 
     float most[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (step.j == 0) top[h] = -1e30f, total[h] = 0.f;
+      if (step.first()) top[h] = -1e30f, total[h] = 0.f;
       most[h] = fmaxf(score[2 * h], score[2 * h + 1]);
     }
 #pragma unroll
@@ -164,7 +164,7 @@ attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ 
   soften(step, keeps);
   to_weights();
   for (;;) {
-    const bool first = step.j == 0, last = step.last();
+    const bool first = step.first(), last = step.last();
     const int index = step.index;
     if (!last) ++step.j;
     else if (!tiles.next(step, without_keys)) {

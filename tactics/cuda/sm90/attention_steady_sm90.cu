@@ -13,7 +13,7 @@
 // far are scaled. Scores outlive their exponentials for that: weights have registers of their own, two sets, since one is multiplied.
 //
 // Defines: IN_T (half or __nv_bfloat16), HEAD (a multiple of 16 up to 256) for COLUMNS of them (a multiple of 8), BLOCK_KV (a multiple of
-// 16), STAGES of keys and of values (2, 4, 8), Q_STAGES (1 or 2) of queries, CAUSAL (1 keeps key t <= s + s_k - s_q), TURNS (0 or 1), PDL;
+// 16), STAGES of keys and of values (2, 4, 8), Q_STAGES (1 or 2) of queries, CAUSAL (1 keeps key t <= s + s_k - s_q), WINDOW (w keeps t > s + s_k - s_q - w; 0 all), TURNS (0 or 1), PDL;
 // MASK (0 none; 1 additive of type MASK_T; 2 boolean bytes, true keeps), strides in elements, 0 broadcasts; MASK_ROWS = 0: one row serves
 // all queries of a head; MASK_PAIRS = 1: keys are contiguous and their number and all other strides even.
 // Arguments: q, k, v are 4-D tiled maps (head dimension, position, head, batch), box 64 x rows, swizzle 128 bytes; `out` has any strides
@@ -171,7 +171,7 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
 #endif
   // Scores with the mask, minus infinity where a key counts for nothing.
   auto mask_scores = [&](const Step& step) {
-    const int first = step.j * BLOCK_KV, q0 = CAUSAL ? tiles.first_query(step.index) : 0, row = q0 + first_row;
+    const int first = step.j * BLOCK_KV, q0 = CAUSAL || WINDOW ? tiles.first_query(step.index) : 0, row = q0 + first_row;
 #if MASK_STAGES
     const u32 full = rings.mask_full + 8 * masks.stage(), empty = rings.mask_empty + 8 * masks.stage();
     const u32 tile = rings.mask + masks.stage() * MASK_BYTES;
@@ -206,11 +206,12 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
 #pragma unroll
       for (int h = 0; h < 2; ++h) add_mask(i, h, masked[i][MASK_ROWS ? h : 0]);
 #endif
-    if (first + BLOCK_KV > s_k || (CAUSAL && first + BLOCK_KV - 1 > q0 + group * 64 + tiles.reach)) {
+    if (first + BLOCK_KV > s_k || (CAUSAL && first + BLOCK_KV - 1 > q0 + group * 64 + tiles.reach) ||
+        (WINDOW && first <= q0 + group * 64 + 63 + tiles.reach - WINDOW)) {
 #pragma unroll
       for (int i = 0; i < BLOCK_KV / 2; ++i) {
         const int key = first + i / 4 * 8 + column + i % 2, mine = row + i % 4 / 2 * 8;
-        if (key >= s_k || (CAUSAL && key > mine + tiles.reach)) score[i] = minus_infinity();
+        if (key >= s_k || (CAUSAL && key > mine + tiles.reach) || (WINDOW && key <= mine + tiles.reach - WINDOW)) score[i] = minus_infinity();
       }
     }
   };
@@ -236,7 +237,7 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
     float most[2], added[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (step.j == 0) against[h] = -1e30f, total[h] = 0.f;
+      if (step.first()) against[h] = -1e30f, total[h] = 0.f;
       most[h] = fmaxf(score[2 * h], score[2 * h + 1]);
     }
 #pragma unroll
@@ -259,7 +260,7 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
   };
   auto soften = [&](const Step& step, Weights& weight) {
     mask_scores(step);
-    bool fits = __any_sync(~0u, step.j != 0);  // a vote, so that the assembler keeps descriptors in uniform registers
+    bool fits = __any_sync(~0u, !step.first());  // a vote, so that the assembler keeps descriptors in uniform registers
     if (fits) {
       float added[2];
       weights_against(weight, added);
@@ -324,7 +325,7 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
   finish(step.last());
   soften(step, even);
   auto advance = [&](Weights& now, Weights& next) {
-    const bool first = step.j == 0, last = step.last();
+    const bool first = step.first(), last = step.last();
     const int index = step.index;
     if (!last) ++step.j;
     else if (!tiles.next(step, without_keys)) {
