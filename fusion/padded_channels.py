@@ -284,7 +284,7 @@ class _Run:
         op = layer.op
         arity = 0 if isinstance(op, Pointwise) else op.arity
         x = layer.inputs[0]
-        if arity and x not in self.held:
+        if (arity and x not in self.held) or (isinstance(op, Pooling) and op.operands):
             return None
         padded = next(self.held[name][1] for name in layer.inputs if name in self.held)
         if self.network.tensors[layer.outputs[0]].shape[-1] != len(padded.places):

@@ -69,6 +69,7 @@ from fusion.rules import (
     pointwise_expand,
     pointwise_readers,
     pointwise_shuffle,
+    pooling_channels,
     pooling_monotone,
     pooling_pointwise,
     pooling_prologue,
@@ -166,7 +167,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("packed", (packed_attention.RULE, cache_append.RULE)),
 )
 # After precision and layout are chosen: nothing looks into what these make.
-FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE)
+FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE, pooling_channels.RULE)
 RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.name: rule for _, rules in (*PASSES, ("final", FINAL), ("optional", OPTIONAL)) for rule in rules}
 )

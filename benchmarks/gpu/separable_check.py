@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,17 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from fusion.dtypes import DataType, data_type  # noqa: E402
+from benchmarks.gpu.pairs import Choice, Layer, compiled, wrong  # noqa: E402
+from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Convert, Expression, Literal, Operand, apply  # noqa: E402
 from fusion.network import TensorType  # noqa: E402
 from fusion.ops import Convolution, SeparableConvolution  # noqa: E402
-from runtime.device import Binding, Tensor  # noqa: E402
 from tactics.candidates import SelectOptions, candidates  # noqa: E402
 from tactics.compilers import kernels_of  # noqa: E402
 from tactics.cuda.conv.depthwise import Depthwise  # noqa: E402
 from tactics.cuda.conv.separable import MmaSeparable, SimtSeparable  # noqa: E402
 from tactics.separable import parts  # noqa: E402
-from tactics.tactic import Config, DeviceSpec, Kernel, Plan, Tactic, Workload, tensor_bytes, workload_bytes  # noqa: E402
+from tactics.tactic import Config, DeviceSpec, Workload, workload_bytes  # noqa: E402
 
 FLOAT, HALF, INT8 = DataType.FLOAT, DataType.HALF, DataType.INT8
 # (channels, height and width, output channels, window, stride) and how often the network has the pair, images of 224 x 224.
@@ -107,17 +106,6 @@ def values(one: Workload, random: np.random.Generator) -> list[np.ndarray]:
     return found
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A plan to time: of the whole (part -1), of the depthwise (0) or of the pointwise convolution (1)."""
-
-    part: int
-    tactic: Tactic
-    config: Config
-    plan: Plan
-    workload: Workload
-
-
 def spread(ranked: Sequence[Config]) -> list[Config]:
     """The best of each kind of tile first."""
     first: dict[tuple[int, ...], Config] = {}
@@ -130,123 +118,19 @@ def spread(ranked: Sequence[Config]) -> list[Config]:
 
 def choices(one: Workload, spec: DeviceSpec, fused: int, single: int, wide: bool) -> list[Choice]:
     """The first configurations of each kernel; the reference stands first."""
-    found = [Choice(-1, SimtSeparable(), (), SimtSeparable().plan(one, (), spec), one)]
+    op, whole = one.op, tuple(range(len(one.inputs)))
+    assert isinstance(op, SeparableConvolution)
+    first, second = op.split(whole)
+    found = [Choice(-1, SimtSeparable(), (), SimtSeparable().plan(one, (), spec), one, whole)]
     tactic = MmaSeparable()
-    found += [Choice(-1, tactic, config, tactic.plan(one, config, spec), one) for config in (spread(tactic.ranked(one, spec)) if wide else tactic.configs(one, spec))[:fused]]
+    found += [Choice(-1, tactic, config, tactic.plan(one, config, spec), one, whole) for config in (spread(tactic.ranked(one, spec)) if wide else tactic.configs(one, spec))[:fused]]
     for number, part in enumerate(parts(one)):
         best = [pair for pair in candidates(part, spec, SelectOptions(level=4))[0] if not pair[0].reference]
         if number == 0:  # products with the filters on the diagonal never win
             best = [pair for pair in best if isinstance(pair[0], Depthwise)]
-        found += [Choice(number, tactic, config, tactic.plan(part, config, spec), part) for tactic, config in best[: single + number]]
+        inputs = (len(whole), *second) if number else first
+        found += [Choice(number, tactic, config, tactic.plan(part, config, spec), part, inputs) for tactic, config in best[: single + number]]
     return found
-
-
-def compiled(kernel: Kernel, arch: str) -> tuple[str, bytes | str]:
-    """The cubin of a kernel by its key, or what the compiler says."""
-    from tactics.compiler import compile_cubin
-
-    try:
-        return kernel.key(arch), compile_cubin(kernel.source(), kernel.defines, arch, kernel.file).image
-    except Exception as error:
-        return kernel.key(arch), str(error)
-
-
-class Layer:
-    """All tensors of a pair on the device, in so many copies that no cache holds them."""
-
-    def __init__(self, device: Any, one: Workload, cubins: dict[str, bytes], random: np.random.Generator) -> None:
-        self.device, self.workload, self.cubins = device, one, cubins
-        self.stream = device.stream()
-        _, second = parts(one)
-        self.host = values(one, random)
-        self.types = [*one.inputs, second.inputs[0], one.outputs[0]]
-        self.offsets, self.size = [], 0
-        for kind in self.types:
-            self.offsets.append(self.size)
-            self.size += -(-tensor_bytes(kind) // 256) * 256
-        self.copies = max(2, min(64, -(-2 * device.spec.l2_bytes // self.size)))
-        self.memory = device.allocate(self.copies * self.size)
-        for copy in range(self.copies):
-            for number, array in enumerate(self.host):
-                if copy:
-                    device.copy(self._at(copy, number), self._at(0, number), array.nbytes, self.stream)
-                else:
-                    device.upload(self._at(0, number), array)
-        self.stream.synchronize()
-        self.kept: list[Any] = []
-
-    def _at(self, copy: int, number: int) -> int:
-        return self.memory.address + copy * self.size + self.offsets[number]
-
-    def programs(self, choice: Choice) -> list[Any]:
-        """One program per copy."""
-        op = self.workload.op
-        assert isinstance(op, SeparableConvolution)
-        count = len(self.workload.inputs)
-        whole = tuple(range(count))
-        first, second = op.split(whole)
-        inputs, output = {-1: (whole, count + 1), 0: (first, count), 1: ((count, *second), count + 1)}[choice.part]
-        constants = {place: self.host[number] for place, number in enumerate(inputs) if number < count and number > 0}
-        packed, memory = choice.tactic.prepare(choice.workload, choice.config, constants), []
-        for array in packed:
-            memory.append(self.device.allocate(max(1, array.nbytes)))
-            self.device.upload(memory[-1].address, np.ascontiguousarray(array))
-        workspace = self.device.allocate(choice.plan.workspace + 256)
-        modules = self.device.load({kernel.key(self.device.spec.arch): self.cubins[kernel.key(self.device.spec.arch)] for kernel in kernels_of(choice.plan)})
-        self.kept += [memory, workspace, modules]
-        tensors = tuple(Tensor(one.address, TensorType(data_type(array.dtype), array.shape)) for one, array in zip(memory, packed, strict=True))
-        return [
-            self.device.program(choice.plan, Binding(
-                tuple(Tensor(self._at(copy, number), self.types[number]) for number in inputs),
-                (Tensor(self._at(copy, output), self.types[output]),), tensors, workspace.address, choice.plan.workspace,
-            ), modules)
-            for copy in range(self.copies)
-        ]  # fmt: skip
-
-    def result(self, programs: list[Any]) -> np.ndarray:
-        """The output of the first copy, which was poisoned before."""
-        kind = self.types[-1]
-        self.device.fill(self._at(0, len(self.types) - 1), 0xFF, tensor_bytes(kind), self.stream)
-        programs[0].run(self.stream)
-        found = np.empty(tuple(kind.shape), kind.dtype.numpy)  # type: ignore[arg-type]
-        self.stream.synchronize()
-        self.device.download(found, self._at(0, len(self.types) - 1))
-        return found
-
-    def seconds(self, sequences: list[list[list[Any]]], rounds: int = 5) -> list[float]:
-        """Seconds of each sequence of programs (run one after the other on the same copy), timed in turns."""
-        runs = []
-        for sequence in sequences:
-            def enqueue(times: int, sequence: list[list[Any]] = sequence) -> None:
-                for copy in range(times):
-                    for programs in sequence:
-                        programs[copy % self.copies].run(self.stream)
-
-            enqueue(1)
-            self.stream.synchronize()
-            times = self.copies * max(1, -(-24 // self.copies))
-            runs.append((self.device.capture(self.stream, lambda enqueue=enqueue, times=times: enqueue(times)), times))
-        samples: list[list[float]] = [[] for _ in runs]
-        for turn in range(rounds + 1):
-            for number, (graph, times) in enumerate(runs):
-                marks = (self.device.event(), self.device.event())
-                marks[0].record(self.stream)
-                graph.launch(self.stream)
-                marks[1].record(self.stream)
-                self.stream.synchronize()
-                if turn:
-                    samples[number].append(marks[1].seconds_since(marks[0]) / times)
-        return [statistics.median(one) for one in samples]
-
-
-def wrong(got: np.ndarray, expected: np.ndarray) -> str:
-    """What is wrong with a result beside the reference's; empty when nothing is. Quantised values may differ by a step where one between rounded the other way."""
-    if got.dtype.kind == "i":
-        steps = np.abs(got.astype(np.int16) - expected.astype(np.int16))
-        share = np.count_nonzero(steps) / steps.size
-        return "" if steps.max() <= 1 and share < 0.01 else f"{share:.2%} differ, by up to {steps.max()}"
-    error = np.linalg.norm(got.astype(np.float32) - expected.astype(np.float32)) / max(1e-30, float(np.linalg.norm(expected.astype(np.float32))))
-    return "" if error < 2e-3 else f"relative error {error:.1e}"
 
 
 def short(config: Config) -> str:
@@ -316,7 +200,8 @@ def measured(device: Any, made: dict[tuple, list[Choice]], cubins: dict[str, byt
         if time.monotonic() - begin > options.seconds - 1:
             print("no time left for", name)
             break
-        layer = Layer(device, found[0].workload, cubins, random)
+        one = found[0].workload
+        layer = Layer(device, one, parts(one)[1].inputs[0], values(one, random), cubins)
         arch = device.spec.arch
         ready = [(choice, layer.programs(choice)) for choice in found if all(kernel.key(arch) in cubins for kernel in kernels_of(choice.plan))]
         truth = layer.result(ready[0][1])

@@ -36,9 +36,9 @@ def accumulator(*arrays: np.ndarray) -> np.dtype:
     return wide if wide.kind == "f" or wide.itemsize >= 4 else np.dtype(np.int32)
 
 
-def apply_prologue(prologue: Expression, x: np.ndarray) -> np.ndarray:
-    """``prologue`` of each element of ``x``, in the type in which it is computed."""
-    return x if prologue == IDENTITY and x is widen(x) else widen(evaluate(prologue, [widen(x)]))
+def apply_prologue(prologue: Expression, x: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """``prologue`` of each element of ``x`` (and its further operands), in the type in which it is computed."""
+    return x if prologue == IDENTITY and x is widen(x) else widen(evaluate(prologue, [widen(x), *map(widen, others)]))
 
 
 def epilogue_type(epilogue: Expression, dtype: DataType, shape: Shape, extras: Sequence[TensorType]) -> TensorType:

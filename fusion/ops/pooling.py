@@ -19,11 +19,12 @@ from fusion.ops.windows import channels_back, channels_first, pad_spatial, windo
 
 @dataclass(frozen=True)
 class Pooling(Op):
-    """Input: x, as for Convolution. ``kind`` is ``max``, ``average`` or ``lp`` (with exponent ``p``).
+    """Inputs: x, as for Convolution, the epilogue's operands, and ``operands`` more for the prologue. ``kind`` is ``max``, ``average`` or ``lp`` (with exponent ``p``).
 
     ``count_include_pad`` divides an average by the window's size even where it hangs over the declared padding.
     Positions beyond the padding, which ``ceil_mode`` may add, never count.
-    ``prologue`` is applied to each element of x before (operand 0 is x); padding does not go through it: it stays zero, or absent from a maximum.
+    ``prologue`` is applied to each element of x before (operand 0 is x, the last inputs are its others); padding does not go through it: it stays
+    zero, or absent from a maximum.
     """
 
     kind: str
@@ -38,12 +39,13 @@ class Pooling(Op):
     channels_last: bool = False
     prologue: Expression = IDENTITY
     epilogue: Expression = IDENTITY
+    operands: int = 0
 
     layer_type: ClassVar[str] = "Pooling"
     arity: ClassVar[int] = 1
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
-        x, *extras = inputs
+        (x, *others), extras = self.split(inputs)
         batch, channels, spatial = split_channels(x.shape, self.channels_last)
         sizes = []
         for size, pre, post, dilation, k, stride in zip(
@@ -55,15 +57,16 @@ class Pooling(Op):
                 count = dim_min(count, (size + pre - 1) // stride + 1)
             sizes.append(count)
         shape = join_channels(batch, channels, tuple(sizes), self.channels_last)
-        return (epilogue_type(self.epilogue, type_of(self.prologue, [x.dtype]), shape, extras),)
+        pooled = epilogue_type(self.prologue, x.dtype, x.shape, others)
+        return (epilogue_type(self.epilogue, pooled.dtype, shape, extras),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        x, *extras = inputs
+        before, extras = self.split(inputs)
         (out,) = self.infer([TensorType(DataType(one.dtype.name), one.shape) for one in inputs])
-        dtype = type_of(self.prologue, [DataType(x.dtype.name)])
+        dtype = type_of(self.prologue, [DataType(one.dtype.name) for one in before])
         counts = split_channels(out.shape, self.channels_last)[2]
         with np.errstate(all="ignore"):
-            first = channels_first(apply_prologue(self.prologue, x), self.channels_last)
+            first = channels_first(apply_prologue(self.prologue, *before), self.channels_last)
         axes = tuple(range(-len(counts), 0))
         needed = self.overhang(first.shape[2:], counts)  # type: ignore[arg-type]
         lowest = least(first.dtype) if self.kind == "max" else 0
@@ -82,6 +85,11 @@ class Pooling(Op):
         else:
             raise ValueError(f"pooling has no kind {self.kind!r}: max, average or lp")
         return (apply_epilogue(self.epilogue, dtype, channels_back(result, self.channels_last), extras),)
+
+    def split(self, values: Sequence) -> tuple[tuple, tuple]:
+        """What belongs to the inputs: the prologue's operands, and the epilogue's after its result."""
+        end = len(values) - self.operands
+        return (values[0], *values[end:]), tuple(values[1:end])
 
     def overhang(self, spatial: Sequence[int], counts: Sequence[int]) -> list[int]:
         """Along each axis, how many elements behind an input of ``spatial`` the last of ``counts`` windows needs (negative: it ends before)."""

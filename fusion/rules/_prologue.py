@@ -14,9 +14,10 @@ from fusion.rules._expressions import equal_shape, is_narrow, number, too_large
 
 
 def prologue_rule(
-    name: str, equation: str, anchors: tuple[type[Op], ...], refuse: Callable[[Graph, Layer], Refusal | None] = lambda graph, layer: None
+    name: str, equation: str, anchors: tuple[type[Op], ...], refuse: Callable[[Graph, Layer], Refusal | None] = lambda graph, layer: None, converts: bool = False
 ) -> Rule:
-    """The rule that moves a pointwise layer of one tensor into the prologue of the anchor that reads it, unless ``refuse`` says why not."""
+    """The rule that moves a pointwise layer of one tensor into the prologue of the anchor that reads it, unless ``refuse`` says why not; ``converts``:
+    also one that makes floating-point numbers of integers."""
 
     def match(graph: Graph, layer: Layer) -> Match | None:
         before = graph.producer(layer.inputs[0])
@@ -25,19 +26,19 @@ def prologue_rule(
         return Match((before, layer), (before.outputs[0],))
 
     def check(graph: Graph, match: Match) -> Refusal | None:
-        return _check(graph, match) or refuse(graph, match.layers[1])
+        return _check(graph, match, converts) or refuse(graph, match.layers[1])
 
     return Rule(name, equation, anchors, match, _rewrite, check)
 
 
-def _check(graph: Graph, match: Match) -> Refusal | None:
+def _check(graph: Graph, match: Match, converts: bool) -> Refusal | None:
     before, _layer = match.layers
     if len(before.inputs) != 1:
         return Refusal("operands", f"{before.name} reads {len(before.inputs)} tensors; a prologue has one")
     if not equal_shape(graph.type(before.inputs[0]).shape, graph.type(before.outputs[0]).shape):
         return Refusal("shape", f"{before.name} broadcasts its input")
     source, made = graph.type(before.inputs[0]).dtype, graph.type(before.outputs[0]).dtype
-    if source.is_float != made.is_float:
+    if source.is_float != made.is_float and not (converts and made.is_float):
         return Refusal("data type", f"{before.name} turns {source.value} into {made.value}")
     return None
 

@@ -11,7 +11,7 @@ from fusion.rules._expressions import show
 from fusion.rules._prologue import prologue_rule
 
 
-def _overlap(graph: Graph, layer: Layer) -> Refusal | None:
+def overlap(graph: Graph, layer: Layer) -> Refusal | None:
     """A refusal where two windows may read one element."""
     op = layer.op
     assert isinstance(op, Pooling)
@@ -26,4 +26,4 @@ def _overlap(graph: Graph, layer: Layer) -> Refusal | None:
     return None
 
 
-RULE = prologue_rule("pooling-prologue", __doc__.splitlines()[0], (Pooling,), _overlap)
+RULE = prologue_rule("pooling-prologue", __doc__.splitlines()[0], (Pooling,), overlap, converts=True)

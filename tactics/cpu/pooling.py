@@ -36,6 +36,8 @@ class PoolSeparable(Tactic):
         assert isinstance(op, Pooling)
         if op.channels_last:
             return Refusal("channels-last input: the CPU pools in [N, C, spatial]")
+        if op.operands:
+            return Refusal("the prologue reads further tensors")
         if op.kind == "lp":
             return Refusal("p-norm pooling is computed by cpu.reference.numpy")
         pooled = _pooled(workload).dtype

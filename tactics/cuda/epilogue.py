@@ -8,7 +8,7 @@ residual the same row, and an operand without the leading axes the row modulo it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from fusion.dtypes import DataType
@@ -110,6 +110,11 @@ def prologue_code(workload: Workload, expression: Expression) -> EpilogueCode | 
 def epilogue_argument(code: EpilogueCode) -> Struct:
     """The kernel's last parameter, ``EpilogueArgs``: pointers (one null pointer when there is none), then sizes."""
     return Struct((*(code.operands or (Scalar(0, "u64"),)), *code.sizes))
+
+
+def moved_argument(code: EpilogueCode, by: int) -> Struct:
+    """The parameter of code whose inputs are ``by`` places further on in the layer: of a prologue's further operands, the last inputs."""
+    return Struct(tuple(replace(one, index=one.index + by) if isinstance(one, Buffer) else one for one in epilogue_argument(code).fields))
 
 
 def in_namespace(code: EpilogueCode, name: str) -> str:

@@ -61,6 +61,16 @@ def padded(network: Network, wanted: tuple[str, ...] | None = None, tolerance: f
     return found
 
 
+def test_scales_of_channels_that_a_pooling_reads_keep_it_without_padding() -> None:
+    build = Build()
+    a = convolution(build, "a", build.input("x", 2, 6, 8, 16), 21)
+    pool = Pooling("average", (6, 8), (1, 1), (0, 0), (0, 0), (1, 1), channels_last=True, prologue=apply("relu", apply("mul", X, Y)), operands=1)
+    p = build.layer("p", pool, a, build.constant("s", (21,)))
+    network = build.network(convolution(build, "c", p, 24, 1))
+    found = padded(network)
+    assert next(layer for layer in found.network.layers if layer.name == "p").op == pool and "a:out" in found.held
+
+
 def with_garbage(found: PaddedNetwork, inputs: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     """The outputs when padding channels hold any numbers instead of those that they hold."""
     from fusion.bind import bind_op

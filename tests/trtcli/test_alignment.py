@@ -6,8 +6,9 @@ import pytest
 
 from fusion.dims import symbol
 from fusion.dtypes import DataType
+from fusion.expression import Operand, apply
 from fusion.network import Layer, Op, TensorType
-from fusion.ops import Convolution, Deconvolution, MatrixMultiply
+from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PrologueProduct
 from trtcli.report.alignment import alignment_notes
 from trtcli.report.padding import Padding
 
@@ -33,6 +34,10 @@ def test_products() -> None:
         "K = 6 is no multiple of 4 (TF32): computed as 8",
     )
     assert notes(MatrixMultiply(), I8, (3, 48), (48, 32)) == ("K = 48 is no multiple of 32 (INT8): computed as 64",)
+
+
+def test_products_with_a_prologue_are_products() -> None:
+    assert notes(PrologueProduct(MatrixMultiply(), apply("relu", Operand(0))), F16, (3, 77), (77, 16)) == ("K = 77 is no multiple of 8 (FP16): computed as 80",)
 
 
 @pytest.mark.parametrize(

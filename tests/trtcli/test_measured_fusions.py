@@ -16,6 +16,7 @@ from runtime.devices import open_device
 from runtime.engine import ON_HOST, InputRange
 from runtime.views import Sharing
 from tactics.select import Decision
+from tactics.tactic import DeviceSpec
 from tests.catalogue import Row, model
 from tests.harness.log import Lines
 from tests.models import onnxruntime_outputs
@@ -171,6 +172,20 @@ def test_depthwise_separable_pairs(device_name: str, gain: float, monkeypatch: p
     found, expected = engine.create_execution_context(device).execute(x), onnxruntime_outputs(model, x)
     for name, wanted in expected.items():
         assert np.abs(found[name] - wanted).max() <= 2.01 * last_scale(model)  # a value between two steps may go to the other one in each layer
+
+
+def test_what_the_next_layer_finds_in_the_cache_is_not_saved() -> None:
+    before = optimize(import_onnx(model(SEPARABLE)), FusionOptions(device="cpu"))
+    after = optimize(import_onnx(model(SEPARABLE)), FusionOptions(device="cpu", enabled=("separable-convolution",)))
+    now, changed = (
+        Chosen(fused, (), Choices((workloads_at(fused.network, {"x": InputRange(*[(2, 8, 6, 6)] * 3)}, "opt", BuildConfig(), {}),), ((),), Sharing({}, {})))
+        for fused in (before, after)
+    )
+    middle, device = 4 * 2 * 8 * 6 * 6, DeviceSpec("cuda", "test", l2_bytes=1 << 20, bandwidth=1e9)
+    nodes = after.network.layers[0].origins
+    assert measured.cached_seconds(now, changed, nodes, device) == middle / 1e9
+    assert measured.cached_seconds(now, changed, nodes, replace(device, l2_bytes=middle)) == 0, "half of the cache is for others"
+    assert measured.cached_seconds(now, now, nodes, device) == 0
 
 
 # Two layers of a dense block, each of which normalises all that came before, and a gate whose image others read; then a product behind a GELU.

@@ -19,7 +19,7 @@ from fusion.rewrite import Applied, Miss
 from runtime.engine import ON_HOST, fixed_sizes
 from runtime.workloads import workload_of
 from tactics.select import Decision
-from tactics.tactic import Workload
+from tactics.tactic import DeviceSpec, Workload, tensor_bytes
 from trtcli.builder.choose import Choices, choose
 from trtcli.builder.fuse import Parts
 from trtcli.builder.layouts import chosen_layouts, layout_record, measured_times
@@ -101,7 +101,7 @@ def measured_fusions(now: Chosen, profiles: Sequence[Profile], setting: Setting)
         changed = tried("Optional fusions", fused, now.copied, profiles, setting)
         if changed is None:
             return now, None
-        found = _losers(now, changed, log)
+        found = _losers(now, changed, setting.device.spec, log)
         if not found:
             break
         lost += len(found)
@@ -124,17 +124,31 @@ def measured_fusions(now: Chosen, profiles: Sequence[Profile], setting: Setting)
     return changed, options
 
 
-def _losers(now: Chosen, changed: Chosen, log: Log) -> list[tuple[Applied, str]]:
+def _losers(now: Chosen, changed: Chosen, device: DeviceSpec, log: Log) -> list[tuple[Applied, str]]:
     """The optional fusions of ``changed`` that do not pay against ``now``, each with its times in words."""
     found = []
     for site in changed.fused.applied[len(now.fused.applied) :]:
         nodes = _nodes_of(now.network, site.layers)
         before, after = (seconds_of(one, nodes) for one in (now, changed))
+        before -= cached_seconds(now, changed, nodes, device)
         times = f"{before * 1e6:.1f} us before, {after * 1e6:.1f} us after"
         log.verbose(f"{site.rule}: {', '.join(site.layers)}: {times}")
         if not pays(before, after):
             found.append((site, times))
     return found
+
+
+def cached_seconds(now: Chosen, changed: Chosen, nodes: Sequence[str], device: DeviceSpec) -> float:
+    """How much less the layers of ``now`` that compute ``nodes`` take one after the other than alone: what one of them makes and the next one reads is in
+    the L2 cache then (if half of it is enough), while a layer alone reads all from memory. Of tensors that ``changed`` has no more."""
+    inside: list[tuple[Layer, Workload]] = []
+    wanted = set(nodes)
+    for layer, workload in zip(now.network.layers, now.choices.workloads[0], strict=True):
+        if wanted & set(layer.origins):
+            inside.append((layer, workload))
+    made = {name for layer, _ in inside for name in layer.outputs} - set(changed.network.tensors)
+    sizes = [tensor_bytes(tensor) for layer, workload in inside for name, tensor in zip(layer.inputs, workload.inputs, strict=True) if name in made]
+    return sum(size for size in sizes if size <= device.l2_bytes // 2) / device.bandwidth
 
 
 def seconds_alone(asks: Sequence[Ask], setting: Setting) -> list[float]:

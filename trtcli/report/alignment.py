@@ -13,7 +13,7 @@ from math import prod
 from fusion.dims import bind
 from fusion.dtypes import DataType
 from fusion.network import Layer, TensorType
-from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply
+from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply, PrologueProduct
 from trtcli.report.padding import NOT_PADDED, Padding
 
 STEPS = {DataType.FLOAT: 4, DataType.HALF: 8, DataType.BF16: 8, DataType.INT8: 32, DataType.UINT8: 32}
@@ -25,7 +25,8 @@ def alignment_notes(
 ) -> tuple[str, ...]:
     """A sentence per dimension of ``layer`` that is padded; empty when all fit, or the layer has no use for tensor cores. ``padding`` is what was
     decided about channels in memory."""
-    if not layer.inputs or not isinstance(layer.op, Convolution | Deconvolution | MatrixMultiply | PackedMatrixMultiply):
+    op = layer.op.product if isinstance(layer.op, PrologueProduct) else layer.op
+    if not layer.inputs or not isinstance(op, Convolution | Deconvolution | MatrixMultiply | PackedMatrixMultiply):
         return ()
     dtype = tensors[layer.inputs[0]].dtype
     step = STEPS.get(dtype, 0) if tf32 or dtype is not DataType.FLOAT else 0
@@ -34,7 +35,7 @@ def alignment_notes(
     shapes = [tuple(int(bind(dim, sizes)) for dim in tensors[name].shape) for name in layer.inputs[:2]]
     label = NAMES.get(dtype, dtype.label)
     notes = []
-    for (name, size), tensor in zip(_dimensions(layer.op, shapes), (layer.inputs[0], layer.outputs[0]), strict=False):
+    for (name, size), tensor in zip(_dimensions(op, shapes), (layer.inputs[0], layer.outputs[0]), strict=False):
         if tensor in padding.channels:
             real, held = padding.channels[tensor]
             notes.append(f"{name} = {real} is no multiple of {step} ({label}): {held} in memory")

@@ -12,14 +12,16 @@ from fusion.ops import Convolution, PrologueProduct
 from tactics.cuda.conv.common import Window, merge_columns, window_of
 from tactics.cuda.conv.mma_conv import MmaConvolution
 from tactics.cuda.conv.simt_conv import SimtConvolution
-from tactics.cuda.epilogue import EpilogueCode, epilogue_argument, in_namespace, prologue_code
+from tactics.cuda.epilogue import EpilogueCode, in_namespace, moved_argument, prologue_code
 from tactics.cuda.gemm.common import C_TYPES
 from tactics.cuda.gemm.gemv import Gemv
 from tactics.cuda.gemm.mma_gemm import MmaGemm
 from tactics.cuda.gemm.simt_gemm import SimtGemm
 from tactics.cuda.gemm.stream import StreamedGemm
+from tactics.cuda.sm90.conv_sm90 import Sm90Convolution, is_product, window_sm90
+from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
 from tactics.prologue import product, prologue
-from tactics.tactic import Buffer, Config, DeviceSpec, Launch, Plan, Refusal, Struct, Tactic, Workload
+from tactics.tactic import Config, DeviceSpec, Launch, Plan, Refusal, Tactic, Workload
 
 
 class _Prologue(Tactic):
@@ -56,10 +58,10 @@ class _Prologue(Tactic):
         return [*(number if number < own else number + op.operands for number in inner), *range(own, end)]
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        return self._of(workload).configs(product(workload), device)
+        return [one for one in self._of(workload).configs(product(workload), device) if not dict(one).get("swap")]  # b's side has no prologue
 
     def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
-        return self._of(workload).neighbours(product(workload), config, device)
+        return [one for one in self._of(workload).neighbours(product(workload), config, device) if not dict(one).get("swap")]
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         return self._of(workload).estimate(product(workload), config, device)
@@ -75,10 +77,7 @@ class _Prologue(Tactic):
         assert isinstance(code, EpilogueCode)
         first, *rest = plan.steps
         assert isinstance(first, Launch)
-        moved = len(workload.inputs) - op.operands - 1
-        argument = Struct(tuple(
-            replace(one, index=one.index + moved) if isinstance(one, Buffer) else one for one in epilogue_argument(code).fields
-        ))  # fmt: skip
+        argument = moved_argument(code, len(workload.inputs) - op.operands - 1)
         kernel = replace(first.kernel, defines=(*first.kernel.defines, ("HAS_PROLOGUE", "1")), prelude=in_namespace(code, "before") + first.kernel.prelude)
         return replace(plan, steps=(replace(first, kernel=kernel, arguments=(*first.arguments, argument)), *rest))
 
@@ -115,6 +114,26 @@ class MmaPrologue(_Prologue):
     convolutions = MmaConvolution()
 
 
+class Sm90Prologue(_Prologue):
+    """On Hopper's tensor cores: a warpgroup changes its rows in shared memory while those before are multiplied; 16-bit types, and of convolutions 1x1 ones."""
+
+    id = "cuda.prologue.sm90"
+    matrices = Sm90Gemm()
+    convolutions = Sm90Convolution()
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        if workload.inputs[0].dtype.itemsize != 2:
+            return Refusal(f"TMA rounds {workload.inputs[0].dtype.label} to TF32 before the prologue; this kernel takes FP16 and BF16")
+        inner = product(workload)
+        if isinstance(inner.op, Convolution):
+            window = window_sm90(inner)
+            if isinstance(window, Refusal):
+                return window
+            if not is_product(window, inner):
+                return Refusal("windows come through TMA's im2col mode; this kernel applies a prologue to plain rows")
+        return super().supports(workload, device)
+
+
 class GemvPrologue(_Prologue):
     """One to eight rows."""
 
@@ -129,4 +148,4 @@ class StreamedPrologue(_Prologue):
     matrices = StreamedGemm()
 
 
-TACTICS = (SimtPrologue(), MmaPrologue(), GemvPrologue(), StreamedPrologue())
+TACTICS = (SimtPrologue(), MmaPrologue(), Sm90Prologue(), GemvPrologue(), StreamedPrologue())

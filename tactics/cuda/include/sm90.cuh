@@ -165,6 +165,8 @@ __device__ __forceinline__ void dependents_launch() {
 }
 
 // ------------------------------------------------------------------------------------------------------------------- wgmma
+// What this thread wrote to shared memory may be read by wgmma and TMA afterwards.
+__device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N>

@@ -206,6 +206,7 @@ __device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, co
 //   start(Tile, Share)     remembers a tile, and what this block loads of it
 //   Cursor at(i), next()   the place of stage i along K
 //   load_x / load_y(target, barrier, cursor)
+//   change_x(stage, row, batch, i), with HAS_PROLOGUE: a warpgroup applies the prologue to its rows (from `row` on) of stage i along K of X
 template <class Problem>
 __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const EpilogueArgs& args) {
   extern __shared__ __align__(1024) char shared[];
@@ -328,11 +329,22 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       }
       SUM_T sum[MI][BN / 2];
       int previous = 0;
+#ifdef HAS_PROLOGUE
+      static_assert(!SWAP && !X_MN, "the prologue goes along rows of X, which are A's");
+      const Tile read = tile_at(index, along_x, along_y);
+#endif
       // One warpgroup at a time multiplies. It is not only for speed: a barrier's parity tells a phase from the next one only, so
       // nobody may wait for a tile's stages before all stages of the tile before have been seen full.
       if (PINGPONG && turn > 0) group == 0 ? named_sync<2>(256) : named_sync<3>(256);
       for (int i = first; i < last; ++i) {
         barrier_wait(full + 8 * slot.index, slot.parity);
+#ifdef HAS_PROLOGUE  // while the stage before this one is multiplied
+        problem.change_x(shared + slot.index * X_BYTES + block * X_BLOCK, (read.x * CLUSTER_X + rank_x) * BM + block * 64, read.batch, i);
+        async_proxy_fence();
+        if (group == 0) named_sync<4>(128);
+        else if (group == 1) named_sync<5>(128);
+        else named_sync<6>(128);
+#endif
         const u64 x = x_constant | descriptor_start(x_base + slot.index * X_BYTES + block * X_BLOCK);
         const u64 y = y_constant | descriptor_start(y_base + slot.index * Y_BYTES);
         wgmma_fence();

@@ -1,4 +1,5 @@
-// Windowed pooling in up to three dimensions. The prelude defines WORK, prologue and, maybe, finish.
+// Windowed pooling in up to three dimensions. The prelude defines WORK, prologue and, maybe, finish. With HAS_PROLOGUE, which goes with channels last,
+// before::finish (docs/kernels.md, Prologues) takes the place of prologue; it reads tensors beside x.
 // KIND 0: maximum, 1: average, 2: the P-norm. One thread computes VEC neighbouring channels (channels last: innermost is C)
 // or one output (channels first: `plane` = 1 element, C folded into the batch) of one output position.
 // Positions outside the input never count and do not go through the prologue, but an average with COUNT_PAD divides by the window cut to input and padding.
@@ -31,7 +32,11 @@ __device__ __forceinline__ WORK merge(WORK total, WORK x) {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     pool(const IN_T* __restrict__ x, OUT_T* __restrict__ out, unsigned count, int channels, int last, const Window window,
-         const EpilogueArgs args) {
+         const EpilogueArgs args
+#ifdef HAS_PROLOGUE
+         , const before::EpilogueArgs before_args
+#endif
+    ) {
     pdl_start();
     const unsigned index = blockIdx.x * THREADS + threadIdx.x;
     if (index >= count) return;
@@ -60,8 +65,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 if (w < 0 || w >= window.in[2]) continue;
                 fx::Compute<IN_T> value[VEC];
                 fx::load<VEC>(value, x + (line + w) * channels + column);
+#ifdef HAS_PROLOGUE
+                WORK changed[VEC];
+                before::finish<VEC>(value, changed, before_args, line + w, column, last);
+#pragma unroll
+                for (int i = 0; i < VEC; ++i) total[i] = merge(total[i], changed[i]);
+#else
 #pragma unroll
                 for (int i = 0; i < VEC; ++i) total[i] = merge(total[i], prologue(value[i]));
+#endif
             }
         }
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from math import prod
 
 from fusion.dtypes import DataType
 from fusion.expression import compute_type, type_of
 from fusion.ops import Pooling
 from tactics.cuda.codegen import literal, storage_type
-from tactics.cuda.epilogue import epilogue_argument
+from tactics.cuda.epilogue import EpilogueCode, epilogue_argument, in_namespace, moved_argument, prologue_code
 from tactics.cuda.reduce.reduce import (
     Reduction,
     columns_configs,
@@ -62,7 +63,29 @@ def _spatial(workload: Workload) -> tuple[int, ...]:
 def _work(workload: Workload) -> DataType:
     """The type in which what is pooled is computed."""
     op: Pooling = workload.op  # type: ignore[assignment]
-    return compute_type(type_of(op.prologue, [workload.inputs[0].dtype]))
+    operands, _ = op.split(workload.inputs)
+    return compute_type(type_of(op.prologue, [tensor.dtype for tensor in operands]))
+
+
+def _code(workload: Workload) -> tuple[str, EpilogueCode, EpilogueCode | None] | Refusal:
+    """The prelude, the epilogue, and a prologue that reads further tensors: that one is an epilogue of what is read."""
+    op: Pooling = workload.op  # type: ignore[assignment]
+    if not op.operands:
+        found = wrap_code(workload, op.prologue)
+        return found if isinstance(found, Refusal) else (*found, None)
+    if not op.channels_last:
+        return Refusal("the prologue reads further tensors, and the image is channels first")
+    operands, _ = op.split(workload.inputs)
+    made = replace(workload.inputs[0], dtype=type_of(op.prologue, [tensor.dtype for tensor in operands]))
+    if compute_type(made.dtype) is not compute_type(workload.inputs[0].dtype):
+        return Refusal(f"a prologue of {workload.inputs[0].dtype.label} to {made.dtype.label} with further tensors")
+    constant = op.split(workload.constant)[0] if workload.constant else ()
+    varies = op.split(workload.varies[: len(workload.inputs)])[0] if workload.varies else ()
+    first = prologue_code(replace(workload, inputs=operands, outputs=(made,), constant=constant, varies=(*varies, *varies[:1])), op.prologue)
+    rest = wrap_code(workload)
+    if isinstance(first, Refusal) or isinstance(rest, Refusal):
+        return first if isinstance(first, Refusal) else rest  # type: ignore[return-value]
+    return in_namespace(first, "before") + rest[0], rest[1], first
 
 
 class WindowPooling(Tactic):
@@ -82,7 +105,7 @@ class WindowPooling(Tactic):
         work = _work(workload)
         if op.kind != "max" and not work.is_float:
             return Refusal(f"{op.kind} pooling of {work.value}; it needs a floating-point type")
-        code = wrap_code(workload, op.prologue)
+        code = _code(workload)
         return code if isinstance(code, Refusal) else refuse_large(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
@@ -107,9 +130,9 @@ class WindowPooling(Tactic):
         x, out = dims(workload.inputs[0]), dims(workload.outputs[0])
         axes = _spatial(workload)
         channels = x[-1] if op.channels_last else 1
-        code = wrap_code(workload, op.prologue)
+        code = _code(workload)
         assert not isinstance(code, Refusal)
-        prelude, epilogue = code
+        prelude, epilogue, before = code
         work = _work(workload)
         lowest = literal(0, work)
         if op.kind == "max":
@@ -120,7 +143,7 @@ class WindowPooling(Tactic):
         names = defines(
             device, IN_T=storage_type(workload.inputs[0].dtype), OUT_T=storage_type(workload.outputs[0].dtype), KIND=KINDS[op.kind],
             P=op.p, VEC=v, THREADS=threads, AXES=len(axes), COUNT_PAD=op.count_include_pad,
-            **out_pitch(workload))  # fmt: skip
+            **({} if before is None else {"HAS_PROLOGUE": 1}), **out_pitch(workload))  # fmt: skip
         kernel = Kernel("pooling/pooling.cu", "pool", (*names, *epilogue.defines), prelude)
         fields: list[Buffer | Scalar] = []
         for size in _three([out[axis] for axis in axes], 1):
@@ -131,7 +154,7 @@ class WindowPooling(Tactic):
             fields += [Scalar(int(value)) for value in _three([int(one) for one in column], missing)]  # type: ignore[arg-type]
         count = prod(out) // v
         arguments = (Buffer("input"), OUT, Scalar(count, "u32"), Scalar(workload.inputs[0].pitch or channels), Scalar(out[-1]), Struct(tuple(fields)),
-                     epilogue_argument(epilogue))  # fmt: skip
+                     epilogue_argument(epilogue), *(() if before is None else (moved_argument(before, len(workload.inputs) - op.operands - 1),)))  # fmt: skip
         return Plan((launch(kernel, ceil_div(count, threads), threads, arguments),))
 
 
@@ -161,6 +184,8 @@ class GlobalPooling(Tactic):
             not workload.axis_varies(0, axis) for axis in _spatial(workload)
         ):
             return Refusal("some spatial sizes vary and others do not, so the window may differ from the image at another size")
+        if op.operands:
+            return Refusal("the prologue reads further tensors")
         found = self._reduction(workload)
         if not is_rows(found) and not is_columns(found):
             return Refusal("the image has one element")

@@ -114,7 +114,7 @@ class Sm90Convolution(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         window, tile, epilogue = _window(workload), tile_of(config), epilogue_of(workload)
         assert isinstance(epilogue, Epilogue)
-        if _is_product(window, workload):
+        if is_product(window, workload):
             product = Product(window.pixels, window.out_channels, window.in_channels, 1, True, True, False, False, True)
             return Plan((gemm_launch(workload, device, tile, product, epilogue, Buffer("packed", 0), window.out_channels, True),), in_place=overwritable(workload))
         return Plan((_launch(workload, device, tile, window, epilogue),), in_place=overwritable(workload))
@@ -126,7 +126,8 @@ def _window(workload: Workload) -> Window:
     return window
 
 
-def _is_product(window: Window, workload: Workload) -> bool:
+def is_product(window: Window, workload: Workload) -> bool:
+    """Whether it runs as the plain product of pixels."""
     spatial = range(1, len(workload.inputs[0].shape) - 1)
     return window.pointwise or (window.taps == window.stride == (1, 1, 1) and not any(window.pad) and not any(
         workload.axis_varies(0, axis) for axis in spatial))  # fmt: skip
@@ -136,7 +137,7 @@ def _problem(workload: Workload) -> Problem:
     window = _window(workload)
     taps = window.taps[1] * window.taps[2]
     return Problem(window.pixels, window.out_channels, 1, taps, window.in_channels, workload.inputs[0].dtype, workload_bytes(workload),
-                   may_swap=_is_product(window, workload), permutable=True)  # fmt: skip
+                   may_swap=is_product(window, workload), permutable=True)  # fmt: skip
 
 
 def _epilogue_refusal(workload: Workload) -> Refusal | None:
@@ -157,7 +158,7 @@ def _illegal_window(window: Window, workload: Workload) -> Refusal | None:
         return Refusal("an empty output")
     if window.pixels >= 2**31:
         return Refusal("2^31 output pixels or more")
-    if _is_product(window, workload):
+    if is_product(window, workload):
         return None
     if max(window.stride) > 8:
         return Refusal(f"stride {window.stride[1:]}; TMA's im2col mode walks in steps of up to 8")

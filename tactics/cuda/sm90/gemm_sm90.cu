@@ -4,6 +4,7 @@
 // B_KN = 0: B is stored [N, K] (weights are packed so); B_KN = 1: [K, N]. A_KM = 1: A is stored [K, M].
 // Arguments: `a` and `b` are tiled 3-D maps (contiguous dimension, rows, batch; batch 1 and step 0 for a shared operand) whose box
 // is the K of a stage by the rows a block loads, K contiguous, or 64 rows (SWIZZLE of Y for B) by the K of a stage, rows contiguous.
+// With HAS_PROLOGUE (16-bit types, A_KM = SWAP = 0) a warpgroup applies a function to its rows of A (prologue.cuh) before it multiplies them.
 // Limits: contiguous dimensions a multiple of 16 bytes (TMA strides), m, n, k < 2^31, the output dense [batches, m, n].
 
 #ifndef B_KN
@@ -17,7 +18,9 @@
 #endif
 #define X_MN (SWAP ? B_KN : A_KM)
 #define Y_MN (SWAP ? A_KM : B_KN)
+#include "prologue.cuh"
 #include "sm90_pipeline.cuh"
+#include "swizzle.cuh"
 
 struct Gemm {
   struct Cursor {
@@ -60,6 +63,32 @@ struct Gemm {
   __device__ __forceinline__ void load_y(u32 target, u32 barrier, Cursor cursor) {
     load<BN, Y_MN, Y_SWIZZLE, CLUSTER_X>(target, y_map, barrier, cursor.k, y_row, y_z, share.part_y, share.mask_y);
   }
+#ifdef HAS_PROLOGUE
+  before::EpilogueArgs before_args;
+  int depth;
+
+  // What TMA filled up with zeros stays zero.
+  __device__ __forceinline__ void change_x(char* stage, int row, int batch, int i) {
+    constexpr int CHUNKS = SWIZZLE / 16, STEP = 128 / CHUNKS, TOGETHER = MIN_BLOCKS > 1 || STEP > 16 ? 2 : 4;
+    const int chunk = threadIdx.x % CHUNKS, first = threadIdx.x % 128 / CHUNKS, k = i * BK + chunk * 8;
+    if (k >= depth) return;
+    const long long first_row = static_cast<long long>(batch * x_batch) * rows;
+#pragma unroll
+    for (int from = 0; from < 64 * MI; from += TOGETHER * STEP) {
+      uint4 value[TOGETHER];
+#pragma unroll
+      for (int t = 0; t < TOGETHER; ++t)  // all loads first: operands that the rows share are then read once
+        value[t] = *reinterpret_cast<const uint4*>(stage + swizzled<CHUNKS>(from + t * STEP + first, chunk));
+#pragma unroll
+      for (int t = 0; t < TOGETHER; ++t) {
+        const int m = row + from + t * STEP + first;
+        if (m < rows) prologue_chunk<IN_T, 8>(value[t], before_args, first_row + m, k, 8, depth);
+      }
+#pragma unroll
+      for (int t = 0; t < TOGETHER; ++t) *reinterpret_cast<uint4*>(stage + swizzled<CHUNKS>(from + t * STEP + first, chunk)) = value[t];
+    }
+  }
+#endif
 };
 
 extern "C" __global__ void
@@ -68,10 +97,13 @@ __cluster_dims__(CLUSTER, 1, 1)
 #endif
 __launch_bounds__(THREADS, MIN_BLOCKS)
 gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, OUT_T* out, int m, int n, int k, int batches,
-     int a_batch, int b_batch, const EpilogueArgs epilogue_args) {
+     int a_batch, int b_batch, const EpilogueArgs epilogue_args PROLOGUE_PARAMETER) {
   Gemm problem;
   problem.x_map = SWAP ? &b : &a, problem.y_map = SWAP ? &a : &b;
   problem.x_batch = SWAP ? b_batch : a_batch, problem.y_batch = SWAP ? a_batch : b_batch;
   problem.rows = m, problem.columns = n, problem.batches = batches, problem.iterations = (k + BK - 1) / BK;
+#ifdef HAS_PROLOGUE
+  problem.before_args = before_args, problem.depth = k;
+#endif
   run(problem, out, epilogue_args);
 }

@@ -154,9 +154,9 @@ def test_on_a_gpu_channels_last() -> None:
     assert_same(network, result, 2e-2)
 
 
-@pytest.mark.parametrize(("weights", "fuses"), [((4, 6, 3, 3), True), ((4, 6, 5, 3), False)])
-def test_on_a_gpu_windows_of_nine_positions(weights: tuple, fuses: bool) -> None:
-    network = image(replace(POINTWISE, stride=(2, 1), pre_padding=(1, 1), post_padding=(1, 1)), apply("exp", X0), (), weights, dtype=HALF)  # padding is not exp(0)
+@pytest.mark.parametrize(("window", "fuses"), [(1, True), (3, False)])
+def test_on_a_gpu_with_a_stride_and_padding(window: int, fuses: bool) -> None:
+    network = image(replace(POINTWISE, stride=(2, 1), pre_padding=(1, 0), post_padding=(1, 1)), apply("exp", X0), (), (4, 6, window, window), dtype=HALF)  # padding is not exp(0)
     result = optimize(network, FusionOptions(device="cuda", enabled=("convolution-prologue",)))
     assert ("PrologueProduct" in kinds(result.network)) == fuses
     assert fuses or any(miss.rule == "convolution-prologue" and miss.condition == "window" for near in result.misses.values() for miss in near)

@@ -12,6 +12,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Convert, Literal, apply
 from fusion.graph import Limits
 from fusion.importer import import_onnx
+from fusion.network import Network
 from fusion.ops import Convolution, GroupNormalization, Normalization, Padding, Pooling, Reduce, Shuffle, Softmax
 from fusion.passes import optimize
 from fusion.reference import run
@@ -25,6 +26,8 @@ from fusion.rules import (
     normalization_pointwise,
     padding_pooling,
     pointwise,
+    pooling_channels,
+    pooling_pointwise,
     pooling_prologue,
     power,
     reduce_pointwise,
@@ -37,7 +40,7 @@ from fusion.rules import (
 )
 from tests.catalogue import Row, model
 from tests.fusion.fusing import fuse, kinds, only, refused
-from tests.fusion.networks import X0, X1, Build, assert_same
+from tests.fusion.networks import X0, X1, X2, Build, assert_same
 
 FLOAT, HALF = DataType.FLOAT, DataType.HALF
 CUDA = Limits(device="cuda")
@@ -181,6 +184,49 @@ def test_a_pooling_prologue_has_one_operand() -> None:
         second = build.input("z", 2, 3, 7, 8) if other == "tensor" else build.constant("c", (3, 1, 1))
         y = build.pointwise("f", "mul", x, second)
         assert refused(build.network(build.layer("pool", POOL, y)), pooling_prologue.RULE).condition == "operands"
+
+
+LAST = replace(POOL, channels_last=True)
+
+
+def scaled_pool(*operands: tuple, shape: tuple = (2, 7, 8, 3), op: Pooling = LAST, **options: object):  # type: ignore[no-untyped-def]
+    """relu(x * c0 + c1), pooled, behind that a shift of channels."""
+    build = Build()
+    names = [build.constant(f"c{number}", one) for number, one in enumerate(operands)]
+    y = build.pointwise("f", apply("relu", apply("add", apply("mul", X0, X1), X2)), build.input("x", *shape, **options), *names)  # type: ignore[arg-type]
+    y = build.pointwise("shift", "add", build.layer("pool", op, y), build.constant("s", (3,) if op.channels_last else (3, 1, 1)))
+    return build.network(y)
+
+
+@pytest.mark.parametrize("operands", [((3,), (1, 1, 1, 3)), ((2, 1, 1, 3), (1,))])
+def test_scales_of_channels_join_the_pooling(operands: tuple) -> None:
+    limits = Limits("cuda")
+    network = fuse(scaled_pool(*operands), pooling_pointwise.RULE)
+    (layer,) = fuse(network, pooling_channels.RULE, limits=limits).layers
+    assert layer.inputs == ("x", "s", "c0", "c1") and layer.op.operands == 2 and layer.name == "f + pool + shift"
+
+
+@pytest.mark.parametrize(
+    "network, device, condition",
+    [
+        (scaled_pool((3,), (3,)), "cpu", "device"),
+        (scaled_pool((3, 1, 1), (3, 1, 1), shape=(2, 3, 7, 8), op=POOL), "cuda", "device"),
+        (scaled_pool((3,), (3,), op=replace(LAST, stride=(1, 3))), "cuda", "overlap"),
+        (scaled_pool((3,), (7, 1, 1)), "cuda", "shape"),
+        (scaled_pool((2, 7, 8, 3), (3,)), "cuda", "operands"),
+        (scaled_pool((3,), (3,), dtype=DataType.INT32), "cuda", "data type"),
+    ],
+    ids=["cpu", "channels first", "overlap", "positions", "another tensor", "integers"],
+)  # fmt: skip
+def test_near_misses_of_scales_of_channels(network: Network, device: str, condition: str) -> None:
+    assert refused(network, pooling_channels.RULE, limits=Limits(device)).condition == condition
+
+
+def test_dequantisation_joins_the_pooling_that_averages_it() -> None:
+    build = Build()
+    y = build.pointwise("dequantize", apply("mul", Convert(FLOAT, X0), lit(0.05)), build.input("q", 2, 3, 7, 8, dtype=DataType.INT8))
+    (layer,) = fuse(build.network(build.layer("pool", POOL, y)), pooling_prologue.RULE).layers
+    assert layer.name == "dequantize + pool" and layer.inputs == ("q",)
 
 
 def test_padding_does_not_enter_a_pooling_with_a_prologue() -> None:

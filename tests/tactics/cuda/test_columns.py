@@ -80,12 +80,12 @@ CASES: dict[str, tuple[tuple[str, ...], Workload, tuple[int, ...]]] = {
         (0, 2, 3),
     ),
     "prologue": (
-        ("prologue.simt", "prologue.mma"),
+        ("prologue.simt", "prologue.mma", "prologue.sm90"),
         _case(PrologueProduct(MatrixMultiply(False, True, apply("add", X, Y)), apply("relu", apply("mul", X, Y)), 1), (3, 7, 16), (24, 16), (3, 7, 24), (3, 7, 16), constant=(1,)),
         (0, 2, 3, 4),
     ),
     "prologue of 1x1": (
-        ("prologue.simt", "prologue.mma"),
+        ("prologue.simt", "prologue.mma", "prologue.sm90"),
         _case(PrologueProduct(_convolution(16, 1), apply("relu", apply("mul", X, Y)), 1), IMAGE, (40, 16, 1, 1), (40,), (2, 6, 5, 40), (16,), constant=(1, 2, 4)),
         (0, 3, 5),
     ),

@@ -103,3 +103,27 @@ def test_nan_wins_a_maximum() -> None:
     x[0, 1, 1, 0] = np.nan
     types = (TensorType(DataType.FLOAT, x.shape),)
     check(WindowPooling(), Workload(MAX, types, MAX.infer(types)), [x], MAX.evaluate([x]), configs=1)
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+def test_prologue_with_operands_of_channels(kind: str) -> None:
+    """Padding is not the logarithm of zero; every image has a factor of its own."""
+    scaled = apply("add", apply("log", apply("abs", Operand(0))), apply("mul", Operand(1), Operand(2)))
+    op = Pooling(kind, (3, 2), (3, 2), (1, 0), (1, 1), (1, 1), channels_last=True, prologue=scaled, epilogue=apply("add", Operand(0), Operand(1)), operands=2)
+    run(WindowPooling(), op, (2, 8, 7, 24), DataType.HALF, ((24,), (24,), (2, 1, 1, 24)), configs=2)
+    whole = Pooling(kind, (5, 7), (1, 1), (0, 0), (0, 0), (1, 1), channels_last=True, prologue=apply("relu", scaled), operands=2)
+    run(WindowPooling(), whole, (2, 5, 7, 12), DataType.FLOAT, ((12,), (1, 1, 1, 12)), configs=1)
+    for tactic in (GlobalPooling(), WindowPooling()):
+        types = tuple(TensorType(DataType.FLOAT, shape) for shape in ((2, 12, 5, 7), (12, 1, 1), (12, 1, 1)))
+        first = replace(whole, channels_last=False)
+        refusal = tactic.supports(Workload(first, types, first.infer(types)), A100)
+        assert isinstance(refusal, Refusal) and "further tensors" in refusal.reason
+
+
+@pytest.mark.parametrize("kind", ["average", "max"])
+def test_prologue_that_dequantises(kind: str) -> None:
+    real = apply("mul", Convert(DataType.FLOAT, Operand(0)), Literal(0.05, DataType.FLOAT))
+    for channels_last, shape in ((True, (2, 7, 7, 32)), (False, (2, 12, 7, 7))):
+        op = Pooling(kind, (7, 7), (1, 1), (0, 0), (0, 0), (1, 1), channels_last=channels_last, prologue=real)
+        run(GlobalPooling(), op, shape, DataType.INT8, configs=1)
+        run(WindowPooling(), replace(op, window=(3, 3), stride=(3, 3), pre_padding=(1, 1), post_padding=(1, 1)), shape, DataType.INT8, configs=1)

@@ -12,7 +12,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Literal, Operand, apply
 from fusion.network import Op, TensorType
 from fusion.ops import Convolution, MatrixMultiply, PrologueProduct
-from tactics.cuda.gemm.prologue import TACTICS, GemvPrologue, MmaPrologue, SimtPrologue, StreamedPrologue
+from tactics.cuda.gemm.prologue import TACTICS, GemvPrologue, MmaPrologue, SimtPrologue, Sm90Prologue, StreamedPrologue
 from tactics.tactic import DeviceSpec, Refusal, Tactic, Workload, refusal
 from tests.harness.columns import apart
 from tests.harness.emulated import emulated
@@ -50,31 +50,35 @@ CASES: dict[str, tuple] = {
     "one tensor": ((MmaPrologue(), SimtPrologue()), (MatrixMultiply(), (37, 44), (44, 28), LOGARITHM), {"constant": False}),
     "bfloat16": ((MmaPrologue(),), (MatrixMultiply(), (37, 44), (44, 28), LOGARITHM), {"dtype": DataType.BF16}),
     "float": ((MmaPrologue(), SimtPrologue()), (MatrixMultiply(), (37, 44), (44, 28), LOGARITHM), {"dtype": FLOAT}),
-    "vectors along the depth": ((MmaPrologue(), SimtPrologue()), (MatrixMultiply(False, True), (70, 264), (24, 264), SCALED, (264,), (1, 264)), {}),
+    "vectors along the depth": ((MmaPrologue(), SimtPrologue(), Sm90Prologue()), (MatrixMultiply(False, True), (70, 264), (24, 264), SCALED, (264,), (1, 264)), {}),
+    "past the depth": ((Sm90Prologue(),), (MatrixMultiply(), (300, 584), (584, 200), apply("add", LOGARITHM, Y), (584,)), {"dtype": DataType.BF16}),
+    "many tiles": ((Sm90Prologue(),), (POINTWISE, (5, 70, 71, 72), (136, 72, 1, 1), apply("add", GATED, LOGARITHM), (5, 1, 1, 72)), {}),
+    "another tensor on Hopper": ((Sm90Prologue(),), (MatrixMultiply(), (3, 170, 264), (264, 96), GATED, (3, 170, 264)), {}),
     "pairs": ((MmaPrologue(),), (MatrixMultiply(), (70, 70), (70, 24), SCALED, (70,), (1, 70)), {}),
     "single elements": ((MmaPrologue(),), (MatrixMultiply(), (70, 33), (33, 24), SCALED, (33,), (1, 33)), {}),
     # The rows of the left operand are counted in it, wherever the batch broadcasts it.
     "operands of rows": ((MmaPrologue(), SimtPrologue()), (MatrixMultiply(), (3, 1, 17, 24), (2, 24, 9), GATED, (3, 1, 17, 1)), {}),
-    "operands of batches": ((MmaPrologue(), SimtPrologue()), (MatrixMultiply(), (3, 2, 17, 24), (3, 2, 24, 9), GATED, (3, 1, 1, 1)), {}),
+    "operands of batches": ((MmaPrologue(), SimtPrologue(), Sm90Prologue()), (MatrixMultiply(), (3, 2, 17, 24), (3, 2, 24, 9), GATED, (3, 1, 1, 1)), {}),
     "another tensor": ((MmaPrologue(), SimtPrologue()), (MatrixMultiply(), (3, 1, 17, 24), (2, 24, 9), GATED, (3, 1, 17, 24)), {}),
-    "one left operand for all": ((MmaPrologue(),), (MatrixMultiply(), (17, 24), (4, 24, 9), GATED, (17, 24)), {}),
+    "one left operand for all": ((MmaPrologue(), Sm90Prologue()), (MatrixMultiply(), (17, 24), (4, 24, 9), GATED, (17, 24)), {}),
     "split depth": ((MmaPrologue(),), (MatrixMultiply(), (20, 1037), (1037, 24), LOGARITHM), {}, lambda one: one["splits"] == 3),
     "warps over the depth": ((MmaPrologue(),), (MatrixMultiply(), (20, 1040), (1040, 24), SCALED, (1040,), (1040,)), {}, lambda one: one["splits"] == 2 and one["warps_k"] > 1),
     "one row": ((GemvPrologue(),), (MatrixMultiply(), (1, 264), (264, 21), SCALED, (264,), (264,)), {}),
     "three rows": ((GemvPrologue(),), (MatrixMultiply(), (3, 264), (264, 21), GATED, (3, 264)), {}),
     "a streamed row": ((StreamedPrologue(),), (MatrixMultiply(), (1, 200), (200, 21), LOGARITHM), {}, DEPTH),
     "streamed rows": ((StreamedPrologue(),), (MatrixMultiply(), (3, 4, 200), (200, 21), apply("add", SCALED, Operand(3)), (200,), (1, 200), (3, 4, 200)), {"dtype": DataType.BF16}, DEPTH),
-    "normalisation of channels": ((MmaPrologue(), SimtPrologue()), (POINTWISE, (2, 5, 7, 32), (24, 32, 1, 1), SCALED, (32,), (1, 1, 1, 32)), {}),
+    "normalisation of channels": ((MmaPrologue(), SimtPrologue(), Sm90Prologue()), (POINTWISE, (2, 5, 7, 32), (24, 32, 1, 1), SCALED, (32,), (1, 1, 1, 32)), {}),
     "a factor per image and channel": ((MmaPrologue(), SimtPrologue()), (POINTWISE, (2, 5, 7, 12), (24, 12, 1, 1), GATED, (2, 1, 1, 12)), {}),
     "windows": ((MmaPrologue(), SimtPrologue()), (WINDOWS, (2, 5, 7, 32), (24, 32, 3, 3), apply("add", SCALED, LOGARITHM), (32,), (1, 1, 1, 32)), {}),
     "windows of two groups": ((MmaPrologue(),), (replace(WINDOWS, groups=2, stride=(2, 1)), (2, 5, 7, 8), (24, 4, 3, 3), GATED, (2, 1, 1, 8)), {}),
     "windows of single channels": ((MmaPrologue(),), (replace(WINDOWS, dilation=(1, 2)), (2, 5, 7, 3), (24, 3, 3, 3), apply("add", GATED, LOGARITHM), (2, 5, 7, 3)), {}),
     "windows of planes": ((MmaPrologue(), SimtPrologue()), (SOLID, (1, 3, 4, 5, 12), (8, 12, 2, 3, 2), GATED, (1, 3, 4, 5, 1)), {}),
     "every other pixel": ((MmaPrologue(),), (replace(POINTWISE, stride=(2, 2)), (2, 5, 7, 16), (24, 16, 1, 1), SCALED, (16,), (2, 5, 7, 1)), {}),
-    "a factor per pixel": ((MmaPrologue(),), (POINTWISE, (2, 5, 7, 32), (24, 32, 1, 1), GATED, (2, 5, 7, 1)), {}),
+    "a factor per pixel": ((MmaPrologue(), Sm90Prologue()), (POINTWISE, (2, 5, 7, 32), (24, 32, 1, 1), GATED, (2, 5, 7, 1)), {}),
 }  # fmt: skip
 # On the CPU others run the same lines.
 GPU_ONLY = {"bfloat16", "float", "pairs", "another tensor", "one left operand for all", "operands of batches", "three rows", "windows of planes", "every other pixel", "a factor per pixel", "warps over the depth"}
+GPU_ONLY |= {"past the depth", "many tiles", "another tensor on Hopper"}
 SERVED = [(name, which) for name, (found, *_) in CASES.items() for which in range(len(found))]
 
 
@@ -92,7 +96,7 @@ def check(name: str, which: int, spec: DeviceSpec, execute: Callable, configs: i
         close(result, expected[0], f"{tactic.id} {dict(one)}", LIMITS)
 
 
-@pytest.mark.parametrize(("name", "which"), [one for one in SERVED if one[0] not in GPU_ONLY])
+@pytest.mark.parametrize(("name", "which"), [(name, which) for name, which in SERVED if name not in GPU_ONLY and not isinstance(CASES[name][0][which], Sm90Prologue)])
 def test_in_the_harness(name: str, which: int) -> None:
     check(name, which, A100, lambda plan, *rest: run_plan(emulated(plan), *rest), 1)
 
@@ -103,7 +107,10 @@ def test_on_the_gpu(name: str, which: int) -> None:
     from runtime.devices import open_device
     from tests.harness.gpu import run_on_gpu
 
-    check(name, which, open_device("0").spec, run_on_gpu, 3)
+    spec, tactic = open_device("0").spec, CASES[name][0][which]
+    if isinstance(tactic, Sm90Prologue) and spec.arch != "sm_90a":
+        pytest.skip("wgmma is Hopper's")
+    check(name, which, spec, run_on_gpu, 5 if isinstance(tactic, Sm90Prologue) else 2)
 
 
 def test_rows_that_vary_keep_the_kernel() -> None:
@@ -118,7 +125,7 @@ def test_rows_that_vary_keep_the_kernel() -> None:
 def test_columns_are_asked_of_every_kernel(tactic: Tactic) -> None:
     for workload in (case(POINTWISE, (2, 5, 7, 32), (24, 32, 1, 1), LOGARITHM)[0], case(MatrixMultiply(), (8, 64), (64, 32), LOGARITHM)[0]):
         wide = apart(workload, (0,))
-        served = isinstance(tactic, (MmaPrologue, SimtPrologue)) and refusal(tactic, wide, H100) is None
+        served = isinstance(tactic, MmaPrologue | SimtPrologue | Sm90Prologue) and refusal(tactic, wide, H100) is None
         assert served or isinstance(refusal(tactic, wide, H100), Refusal)
 
 
@@ -135,4 +142,7 @@ def test_refusals() -> None:
     )
     for tactic, workload, text in cases:
         reason = tactic.supports(workload, A100)
+        assert isinstance(reason, Refusal) and text in reason.reason, reason
+    for workload, text in ((case(WINDOWS, (2, 5, 7, 32), (24, 32, 3, 3), LOGARITHM)[0], "im2col"), (case(MatrixMultiply(), (8, 64), (64, 32), LOGARITHM, dtype=FLOAT)[0], "TF32")):
+        reason = Sm90Prologue().supports(workload, replace(H100, arch="sm_90a", capability=90))
         assert isinstance(reason, Refusal) and text in reason.reason, reason

@@ -1,0 +1,189 @@
+"""A function in front of a product, in one kernel beside the two kernels, on the GPU of this machine.
+
+    python benchmarks/gpu/prologue_check.py [--device 0] [--seconds 60] [--only dense,gate,...] [--fused 6] [--single 3] [--cubins FOLDER] [--compile-only]
+                                            [--record NAME]
+
+FP16. ``dense``: a normalisation, ReLU and the 1x1 convolution of DenseNet-121's blocks; ``window``: the same before a 3x3 convolution of ResNet V2; ``gate``: the factor
+per image and channel of EfficientNet-B0's squeezes before the projection; ``gelu``: a GELU before a product. Of each kernel the first configurations are timed:
+replays of a graph over rotating copies of all data, in turns, the median. ``pair`` is the fastest pointwise and the fastest product kernel one after the other,
+which leaves what the second reads in the L2 cache; ``sum`` adds the times of each alone, which is what the builder compares. Every fused result is compared with the reference tactic's.
+Kernels compile in processes of their own; with --cubins they are kept, so that another machine can compile (--compile-only) beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu.pairs import Choice, Layer, compiled, wrong  # noqa: E402
+from fusion.dtypes import DataType  # noqa: E402
+from fusion.expression import Expression, Operand, apply  # noqa: E402
+from fusion.network import TensorType  # noqa: E402
+from fusion.ops import Convolution, MatrixMultiply, Pointwise, PrologueProduct  # noqa: E402
+from tactics.cuda.gemm.prologue import SimtPrologue  # noqa: E402
+from tactics.prologue import product  # noqa: E402
+from tactics.registry import tactics  # noqa: E402
+from tactics.select import SelectOptions, candidates, kernels_of  # noqa: E402
+from tactics.tactic import DeviceSpec, Workload, workload_bytes  # noqa: E402
+
+HALF = DataType.HALF
+X, Y, Z = Operand(0), Operand(1), Operand(2)
+SCALED = apply("relu", apply("add", apply("mul", X, Y), Z))
+Case = tuple[str, tuple[int, ...]]  # (batch, channels, height, output channels), or (rows, depth, columns)
+CASES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "dense": ((32, 64, 56, 128), (32, 256, 56, 128), (32, 512, 28, 128), (32, 1024, 14, 128), (32, 1024, 7, 128), (32, 512, 28, 256), (1, 128, 56, 128), (1, 512, 28, 128), (1, 1024, 7, 128)),
+    "window": ((32, 64, 56, 64), (1, 64, 56, 64), (1, 256, 14, 256)),
+    "gate": ((32, 32, 112, 16), (32, 144, 56, 24), (32, 480, 14, 112), (32, 1152, 7, 192), (1, 144, 56, 24), (1, 672, 14, 112)),
+    "gelu": ((4096, 3072, 768), (197, 3072, 768), (8, 4096, 4096), (1, 4096, 4096)),
+}  # fmt: skip
+
+
+def workload(kind: str, sizes: tuple[int, ...]) -> Workload:
+    """One layer of a case; the product has a bias and a ReLU behind it."""
+    epilogue = apply("relu", apply("add", X, Y))
+    if kind == "gelu":
+        rows, depth, columns = sizes
+        return _workload(PrologueProduct(MatrixMultiply(epilogue=epilogue), apply("gelu", X)), (rows, depth), (depth, columns), (columns,))
+    batch, channels, size, out = sizes
+    taps = 3 if kind == "window" else 1
+    op = Convolution((1, 1), (taps // 2,) * 2, (taps // 2,) * 2, (1, 1), 1, True, epilogue)
+    prologue: Expression = apply("mul", X, Y) if kind == "gate" else SCALED
+    operands = [(batch, 1, 1, channels)] if kind == "gate" else [(channels,), (channels,)]
+    return _workload(PrologueProduct(op, prologue, len(operands)), (batch, size, size, channels), (out, channels, taps, taps), (out,), *operands)
+
+
+def _workload(op: PrologueProduct, *shapes: tuple[int, ...]) -> Workload:
+    inputs = tuple(TensorType(HALF, shape) for shape in shapes)
+    return Workload(op, inputs, op.infer(inputs), (False, *(len(shape) != 4 or number == 1 for number, shape in enumerate(shapes) if number)))
+
+
+def choices(one: Workload, spec: DeviceSpec, fused: int, single: int) -> list[Choice]:
+    """The first configurations of each kernel; the reference stands first."""
+    op, whole = one.op, tuple(range(len(one.inputs)))
+    assert isinstance(op, PrologueProduct)
+    first, second = op.split(whole)
+    reference = SimtPrologue()
+    found = [Choice(-1, reference, (), reference.plan(one, (), spec), one, whole)]
+    for tactic in tactics("cuda"):
+        if isinstance(op, tactic.ops) and not tactic.reference and tactic.supports(one, spec) is None:
+            found += [Choice(-1, tactic, config, tactic.plan(one, config, spec), one, whole) for config in tactic.configs(one, spec)[:fused]]
+    types, _ = op.split(one.inputs)
+    known, _ = op.split(one.constant)
+    pointwise = Workload(Pointwise(op.prologue), types, (op.middle(types),), known)
+    for number, part in enumerate((pointwise, product(one))):
+        best = [pair for pair in candidates(part, spec, SelectOptions(level=4))[0] if not pair[0].reference or number == 0]
+        inputs = (len(whole), *second) if number else first
+        found += [Choice(number, tactic, config, tactic.plan(part, config, spec), part, inputs) for tactic, config in best[: single * (1 + 2 * number)]]
+    return found
+
+
+def values(one: Workload, random: np.random.Generator) -> list[np.ndarray]:
+    """All inputs; weights that keep results in range."""
+    found = []
+    for number, kind in enumerate(one.inputs):
+        shape = tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
+        depth = 1 if number != 1 else int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
+        found.append((random.standard_normal(shape, dtype=np.float32) * depth**-0.5).astype(kind.dtype.numpy))
+    return found
+
+
+def main() -> int:
+    """Compile, check, time; 1 when a result is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="0")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--only", default=",".join(CASES))
+    parser.add_argument("--fused", type=int, default=6, help="configurations of each fused kernel")
+    parser.add_argument("--single", type=int, default=3, help="configurations of the pointwise layer; of the product three times as many")
+    parser.add_argument("--cubins", default="", help="a folder that keeps compiled kernels")
+    parser.add_argument("--compile-only", action="store_true", help="for an H100, without one")
+    parser.add_argument("--record", default="", metavar="NAME", help="append to benchmarks/results/NAME.jsonl")
+    options = parser.parse_args()
+    begin = time.monotonic()
+    device: Any = None
+    if options.compile_only:
+        from tests.harness.fiber import H100
+
+        spec = replace(H100, shared_memory=227 * 1024)
+    else:
+        from runtime.devices import open_device
+
+        device = open_device(options.device)
+        spec = device.spec
+    made = {(kind, sizes): choices(workload(kind, sizes), spec, options.fused, options.single) for kind in options.only.split(",") for sizes in CASES[kind]}
+    wanted = {kernel.key(spec.arch): kernel for found in made.values() for choice in found for kernel in kernels_of(choice.plan)}
+    folder = Path(options.cubins) if options.cubins else None
+    cubins = {key: (folder / key).read_bytes() for key in wanted if folder is not None and (folder / key).exists()}
+    missing = [kernel for key, kernel in wanted.items() if key not in cubins]
+    if missing:
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+            for key, image in pool.map(compiled, missing, [spec.arch] * len(missing)):
+                if isinstance(image, str):
+                    print("does not compile:", wanted[key].file, image[:300])
+                    continue
+                cubins[key] = image
+                if folder is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / key).write_bytes(image)
+    print(f"{len(cubins)} kernels, {len(missing)} of them compiled now, after {time.monotonic() - begin:.1f} s", flush=True)
+    return 0 if device is None else measured(device, made, cubins, options, begin)
+
+
+def measured(device: Any, made: dict[Case, list[Choice]], cubins: dict[str, bytes], options: argparse.Namespace, begin: float) -> int:
+    """Checks and times every case that there is time for."""
+    from runtime.cuda_spec import cuda_properties
+
+    random, lines, mistakes, arch = np.random.default_rng(0), [], 0, device.spec.arch
+    for (kind, sizes), found in made.items():
+        name = f"{kind} {'x'.join(map(str, sizes))}"
+        if time.monotonic() - begin > options.seconds - 1:
+            print("no time left for", name)
+            break
+        one = found[0].workload
+        layer = Layer(device, one, product(one).inputs[0], values(one, random), cubins)
+        ready = [(choice, layer.programs(choice)) for choice in found if all(kernel.key(arch) in cubins for kernel in kernels_of(choice.plan))]
+        truth = layer.result(ready[0][1])
+        for choice, programs in ready[1:]:
+            problem = wrong(layer.result(programs), truth) if choice.part < 0 else ""
+            if problem:
+                mistakes += 1
+                print(f"WRONG {name} {choice.tactic.id} {dict(choice.config)}: {problem}", flush=True)
+        alone = layer.seconds([[programs] for _, programs in ready[1:]], 3)
+        ranked = {part: sorted((seconds, number) for number, (seconds, (choice, _)) in enumerate(zip(alone, ready[1:], strict=True)) if choice.part == part) for part in (-1, 0, 1)}
+        first, second, best = (ranked[part][0] for part in (0, 1, -1))
+        pair = [ready[1 + first[1]][1], ready[1 + second[1]][1]]
+        fused, both = layer.seconds([[ready[1 + best[1]][1]], pair], 7)
+        floor = workload_bytes(one) / device.spec.bandwidth
+        each: dict[str, float] = {}
+        for seconds, number in ranked[-1]:
+            each.setdefault(ready[1 + number][0].tactic.id.rsplit(".", 1)[1], seconds)
+        kinds = ", ".join(f"{which} {seconds * 1e6:.2f}" for which, seconds in each.items())
+        chosen, other = ready[1 + best[1]][0], ready[1 + second[1]][0]
+        print(f"{name:22s} fused {fused * 1e6:6.2f} pair {both * 1e6:6.2f} ({both / fused:.2f}) sum {first[0] * 1e6:.2f}+{second[0] * 1e6:.2f} ({other.tactic.id[5:]}) "
+              f"floor {floor * 1e6:.1f} | {kinds}", flush=True)  # fmt: skip
+        note = f"{chosen.tactic.id}; floor {floor * 1e6:.2f}; {first[0] * 1e6:.2f} + {other.tactic.id} {second[0] * 1e6:.2f} alone"
+        lines.append((f"prologue {name} FP16", fused, both, note))
+    print(f"{mistakes} wrong; total {time.monotonic() - begin:.0f} s")
+    if options.record:
+        from benchmarks.runner import compare, record
+
+        where = {key: str(cuda_properties(0)[name]) for key, name in (("device", "name"), ("driver", "driver"))}
+        results = [compare(name, [fused * 1e6], "us", [both * 1e6], "our two kernels", note=note, **where) for name, fused, both, note in lines]
+        print("recorded in", record(options.record, results).name)
+    return 1 if mistakes else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
