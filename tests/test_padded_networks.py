@@ -296,6 +296,19 @@ def test_any_batch_and_height(padding_build) -> None:  # noqa: ANN001
         compare(replace(row, inputs={"x": (n, 16, h, 4)}), engine, CpuDevice(), 1e-5, dynamic(row))
 
 
+def test_a_second_build_times_nothing_and_decides_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # noqa: ANN001
+    """By real times, whatever they are."""
+    monkeypatch.setattr(pipeline, "PADDING_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(fusing, "optimize", lambda imported, options: optimize(imported, replace(options, device="cuda")))
+    monkeypatch.setattr(deciding, "LEAST_BYTES", 0)
+    config = BuildConfig(avg_timing=1, timing_cache_file=str(tmp_path / "t.cache"))
+    first, again = (
+        builder.build(model(NETWORKS["split"]), replace(config, error_on_timing_cache_miss=strict), CpuDevice(), log=Log(to_stderr=True)) for strict in (False, True)
+    )
+    assert first.record["paddedChannels"] == again.record["paddedChannels"] and again.record["cacheMisses"] == 0
+    assert first.network.layers == again.network.layers
+
+
 def test_debug_tensors_keep_their_channels(padding_build) -> None:  # noqa: ANN001
     engine = padding_build(NETWORKS["head"], mark_debug=("ar",))
     assert not engine.record["paddedChannels"]["channels"]
