@@ -15,8 +15,8 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     if isinstance(layer.op, Softmax):
         return _match_softmax(graph, layer)
     shape = graph.type(layer.outputs[0]).shape
-    if len(shape) != 3:
-        return None
+    if len(shape) != 3 or len(graph.type(layer.inputs[1]).shape) < 3:
+        return None  # without a batch of its own the second operand leaves rows alone: reshape-rows moves their reshapes, the other way
     after = graph.only_reader(layer.outputs[0])
     if after is not None and _splits(graph, after) and any(_is_softmax(graph, one) for one in graph.readers(after.outputs[0])):
         lead = graph.type(after.outputs[0]).shape[:-2]

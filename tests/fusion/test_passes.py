@@ -109,6 +109,17 @@ def test_switching_off_one_rule_at_one_node() -> None:
     assert miss.rule == "convolution-activation"
 
 
+def test_rows_behind_a_softmax_are_regrouped_once() -> None:
+    """A product with weights of no batch: reshape-rows moves its reshape before it, and reshape-batch must not move it back."""
+    build = Build()
+    x = build.layer("softmax", Softmax(0), build.input("x", 2, 4, 6, 6))
+    y = build.layer("product", MatrixMultiply(), x, build.constant("w", (6, 3)))
+    network = build.network(build.layer("rows", Shuffle(reshape=(8, 6, 3)), y))
+    result = optimize(network).network
+    assert [type(layer.op) for layer in result.layers] == [Softmax, Shuffle, MatrixMultiply]
+    assert_same(network, result)
+
+
 @pytest.mark.parametrize("item", ["convolution_activation", "convolution-activaton", "relu@conv1"])
 def test_rules_that_do_not_exist_are_refused(item: str) -> None:
     with pytest.raises(ValueError, match=r"convolution-activation|relu-relu"):
