@@ -42,6 +42,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.conv.simt_conv",
         "tactics.cuda.conv.mma_conv",
         "tactics.cuda.conv.depthwise",
+        "tactics.cuda.conv.depthwise_mma",
         "tactics.cuda.conv.pooled_conv",
         "tactics.cuda.conv.separable",
         "tactics.cuda.sm90.gemm_sm90",

@@ -701,6 +701,7 @@ class Group:
     def time_depthwise(self) -> None:
         """Every depthwise layer of the networks at batch 32, with bias and activation, beside torch and a copy of as many bytes."""
         from tactics.cuda.conv.depthwise import Depthwise
+        from tactics.cuda.conv.depthwise_mma import DepthwiseMma
 
         functional = self.torch.nn.functional
         for activation, c, size, window, stride in dict.fromkeys(layer for layers in DEPTHWISE.values() for layer, _ in layers):
@@ -715,7 +716,7 @@ class Group:
                 sums = self.conv_reference(workload, inputs) + inputs[2].double()
                 expected = functional.silu(sums) if activation == "swish" else self.torch.relu(sums)
             case = depthwise_case(activation, c, size, window, stride)
-            self.timing(case, (Depthwise(),), workload, inputs, expected, torch_call, 4)
+            self.timing(case, (Depthwise(), DepthwiseMma()), workload, inputs, expected, torch_call, 4)
             self.queue.append((self.time_copy, (case, workload)))
 
     def time_copy(self, case: str, workload) -> None:  # noqa: ANN001

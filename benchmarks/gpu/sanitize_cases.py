@@ -106,7 +106,7 @@ def _convolutions() -> list[Case]:
     scaled = _quantized(apply("mul", X, Y))
     return [
         conv(9, 64, 72, 3, 1), conv(10, 64, 40, 3, 2), conv(9, 128, 64, 1, 1), conv(9, 64, 64, 3, 1), conv(17, 3, 32, 7, 2), conv(18, 3, 32, 7, 2), conv(11, 32, 32, 3, 1, 32),
-        conv(12, 40, 40, 5, 2, 40), conv(13, 48, 48, 5, 1, 48), conv(11, 32, 32, 3, 1, 32, INT8, scaled), conv(9, 64, 48, 3, 1, 1, INT8, scaled),
+        conv(12, 40, 40, 5, 2, 40), conv(13, 48, 48, 7, 1, 48), conv(11, 32, 32, 3, 1, 32, INT8, scaled), conv(9, 64, 48, 3, 1, 1, INT8, scaled),
         conv(9, 32, 32, 3, 1, 4), conv(9, 24, 20, 3, 1, 1, F32), conv(7, 4, 8, 3, 1, 1, F64),
         case(pooled, (F16, (2, 3, 37, 35)), (F16, (16, 3, 7, 7)), (F16, (16,)), constant=(1, 2)),
         case(Deconvolution((2, 2), (0, 0), (0, 0), (1, 1), (0, 0), 1, True), (F16, (2, 7, 7, 64)), (F16, (64, 32, 2, 2)), constant=(1,)),

@@ -69,6 +69,7 @@ CASES: dict[str, tuple[tuple[str, ...], Workload, tuple[int, ...]]] = {
         _case(_convolution(16, 3, groups=16), IMAGE, (16, 1, 3, 3), (16,), IMAGE, constant=(1, 2)),
         (0, 3, 4),
     ),
+    "large depthwise": (("conv.depthwise.mma",), _case(_convolution(16, 7, groups=16), IMAGE, (16, 1, 7, 7), (16,), IMAGE, constant=(1, 2)), (0, 3, 4)),
     "transposed": (
         ("conv.simt", "conv.mma"),
         _case(Deconvolution((2, 2), (0, 0), (0, 0), (1, 1), (0, 0), 1, channels_last=True), IMAGE, (16, 8, 2, 2), constant=(1,)),
@@ -163,6 +164,7 @@ def _on_cpu(one: Tactic) -> bool:
 @pytest.mark.parametrize(("name", "which"), [pair for pair in SERVED if "sm90" not in pair[1] and pair[0] not in GPU_ONLY])
 def test_columns_in_the_harness(name, which):
     one, (_, workload, numbers) = tactic(which), CASES[name]
+    workload = workload if one.supports(workload, A100) is None else _typed(workload, F16)
     tolerance = {"float32": 2e-3} if ".mma" in which else None  # TF32
 
     def run(plan, inputs, outputs, packed):

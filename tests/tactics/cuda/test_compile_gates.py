@@ -144,7 +144,7 @@ def cases() -> tuple[Workload, ...]:
                 constant=(1, 2, 3, 4)) for rows in (1, 512)),
         _case(product, (F32, (129, 65)), (F32, (65, 33)), (F32, (33,)), constant=(1, 2)),
         *_packed(),
-        _conv(8, 56, 64, 64, 3, 1), _conv(1, 14, 256, 1024, 1, 1), _conv(8, 224, 3, 64, 7, 2), _conv(8, 56, 96, 96, 3, 1, 96),
+        _conv(8, 56, 64, 64, 3, 1), _conv(1, 14, 256, 1024, 1, 1), _conv(8, 224, 3, 64, 7, 2), _conv(8, 56, 96, 96, 3, 1, 96), _conv(8, 56, 96, 96, 7, 1, 96),
         _case(Convolution((1, 1), (1, 1), (1, 1), (1, 1), 1, True), (F32, (2, 14, 14, 24)), (F32, (40, 24, 3, 3)), constant=(1,)),
         _case(ConvolutionPooling(Convolution((2, 2), (3, 3), (3, 3), (1, 1), 1, True, BIAS_RELU, False),
                                  Pooling("max", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1), channels_last=True)),

@@ -15,6 +15,7 @@ from fusion.ops import Convolution, Deconvolution
 from tactics.compiler import compile_cubin
 from tactics.cuda.conv.common import Window, merge_groups, window_of
 from tactics.cuda.conv.depthwise import Depthwise
+from tactics.cuda.conv.depthwise_mma import DepthwiseMma
 from tactics.cuda.conv.mma_conv import MmaConvolution
 from tactics.cuda.conv.simt_conv import SimtConvolution
 from tactics.tactic import DeviceSpec, Refusal, Tactic, Workload
@@ -175,3 +176,33 @@ def test_compiles_without_spilling_sums(arch: str) -> None:
             for kernel in kernels(tactic.plan(workload, one, device)):
                 resources = compile_cubin(kernel.source(), kernel.defines, arch).resources
                 assert resources.spill_stores <= may_spill(kernel.entry, arch), (tactic.id, dict(one), resources)
+
+
+# Segments of columns: one (with padding, with 16 inputs), two, several; strips that hang over the image and over the batch; a tail of channels.
+NEIGHBOURING = [
+    ((2, (9, 7), 24, 24, (7, 7), 1, 3, 1, 24), "f16"),
+    ((9, (6, 14), 16, 16, (9, 5), 1, (4, 2), 1, 16), "bf16"),
+    ((1, (11, 28), 8, 8, (6, 6), 1, (2, 3), 1, 8), "f16"),
+    ((1, (5, 37), 8, 8, (7, 7), 1, 3, 1, 8), "f16"),
+    ((1, (12, 23), 16, 16, (4, 9), 1, 0, 1, 16), "f16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(NEIGHBOURING)))
+def test_depthwise_on_tensor_cores(number: int) -> None:
+    sizes, kind = NEIGHBOURING[number]
+    case = conv(*sizes, kind=kind)
+    run(DepthwiseMma(), case, chosen=[DepthwiseMma().configs(case[0], A100)[number]])  # another one for each
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("sizes", "kind"), NEIGHBOURING)
+def test_depthwise_on_the_gpu(sizes, kind: str) -> None:  # noqa: ANN001
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    (workload, inputs, expected), spec = conv(*sizes, kind=kind), open_device("0").spec
+    for tactic in (Depthwise(), DepthwiseMma()):
+        for one in tactic.configs(workload, spec)[:2]:
+            (result,) = run_on_gpu(tactic.plan(workload, one, spec), inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
+            close(result, expected[0], f"{tactic.id} {dict(one)}", LIMITS)
