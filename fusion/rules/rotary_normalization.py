@@ -27,8 +27,10 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     kind, made = graph.type(norm.inputs[0]), graph.type(norm.outputs[0])
     if graph.limits.device != "cuda":
         return Refusal("device", "on the CPU two layers are as fast as one")
-    if norm.op.center or norm.op.floor or norm.op.axes != (len(kind.shape) - 1,):
-        return Refusal("normalisation", f"{norm.name} does more than divide rows by the root of their mean square")
+    if norm.op.axes != (len(kind.shape) - 1,):
+        return Refusal("axes", f"{norm.name} normalises over axes {norm.op.axes}, not over each row that turns")
+    if norm.op.center or norm.op.floor:
+        return Refusal("normalisation", f"{norm.name} {'subtracts the mean' if norm.op.center else f'divides by at least {norm.op.floor:g}'}; the embedding divides by a root alone")
     product = strip(norm.op.epilogue)
     factors = [strip(one) for one in product.arguments] if isinstance(product, Apply) and product.function == "mul" else []
     if factors not in ([Operand(0), Operand(1)], [Operand(1), Operand(0)]):

@@ -7,15 +7,17 @@ import pytest
 
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Literal, apply, substitute
+from fusion.graph import Limits
 from fusion.network import Network
-from fusion.ops import Concatenation, Pointwise, RotaryEmbedding, Slice
+from fusion.ops import Concatenation, Normalization, Pointwise, RotaryEmbedding, Slice
 from fusion.passes import FusionOptions, optimize
-from fusion.rules import rotary_cast, rotary_embedding
+from fusion.rules import rotary_cast, rotary_embedding, rotary_normalization
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, X2, X3, Build, assert_same
 
 HALF, FLOAT = DataType.HALF, DataType.FLOAT
 SHAPE = (2, 5, 3, 8)
+CUDA = Limits("cuda")
 
 
 def wide(expression: Expression) -> Expression:
@@ -64,3 +66,34 @@ def test_narrow_networks_turn_in_narrow_numbers() -> None:
     result = optimize(network, FusionOptions(precision=HALF)).network
     assert_same(network, result, 3e-3)
     assert np.all([one.dtype is not FLOAT for name, one in result.tensors.items() if name in only(result, RotaryEmbedding).outputs])
+
+
+def normalised(op: Normalization, scale: tuple[int, ...] | None = (8,), dtype: DataType = FLOAT) -> Network:
+    """A rotary embedding of normalised rows."""
+    build = Build()
+    x = build.input("x", *SHAPE, dtype=dtype)
+    y = build.layer("norm", op, x, *([build.constant("g", scale)] if scale is not None else []))
+    return build.network(build.layer("turn", RotaryEmbedding(heads=2 if op.heads is None else 0), y, build.input("cos", 5, 1, 8), build.input("sin", 5, 1, 8)))
+
+
+SCALED = apply("mul", X0, X1)
+
+
+@pytest.mark.parametrize("op, heads", [(Normalization((3,), 1e-6, False, SCALED), 2), (Normalization((3,), 1e-6, False, apply("mul", X1, X0), heads=(0, 2)), 2)])
+def test_rows_are_normalised_as_they_turn(op: Normalization, heads: int) -> None:
+    network = fuse(normalised(op), rotary_normalization.RULE, limits=CUDA)
+    assert only(network, RotaryEmbedding).op == RotaryEmbedding(heads=heads, epsilon=1e-6) and kinds(network) == ["RotaryEmbedding"]
+
+
+@pytest.mark.parametrize(
+    "op, scale, condition",
+    [
+        (Normalization((3,), 1e-6, True, SCALED), (8,), "normalisation"), (Normalization((3,), 1e-6, False, SCALED, 0.5), (8,), "normalisation"),
+        (Normalization((2, 3), 1e-6, False, SCALED), (8,), "axes"), (Normalization((3,), 1e-6, False), None, "epilogue"),
+        (Normalization((3,), 1e-6, False, apply("add", X0, X1)), (8,), "epilogue"), (Normalization((3,), 1e-6, False, SCALED), (3, 1), "size"),
+        (Normalization((3,), 1e-6, False, SCALED, heads=(1, 2)), (8,), "heads"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_normalised_before_they_turn(op: Normalization, scale: tuple[int, ...] | None, condition: str) -> None:
+    assert refused(normalised(op, scale), rotary_normalization.RULE, limits=CUDA).condition == condition
+    assert refused(normalised(Normalization((3,), 1e-6, False, SCALED)), rotary_normalization.RULE).condition == "device"
