@@ -9,7 +9,19 @@ import numpy as np
 
 from fusion.ops import Concatenation, Expand, Padding, Slice, Tile
 from tactics.cuda.shuffle.strides import ANY, Axis, axes_of, copy_choices, copy_launch, row_major, widest_vector
-from tactics.cuda.simple import OUT, ceil_div, count, defines, dims, divider, known, launch, raw_type, refuse_large
+from tactics.cuda.simple import (
+    OUT,
+    ceil_div,
+    count,
+    defines,
+    dims,
+    divider,
+    known,
+    launch,
+    raw_type,
+    refuse_large,
+    x_pitch,
+)
 from tactics.tactic import (
     Buffer,
     Config,
@@ -204,9 +216,52 @@ class Pad(Tactic):
         for column in (1, 2):
             fields += [Scalar(axis[column]) for axis in axes]
         fields += [Scalar(axis[3], "i64") for axis in axes]
-        bits = int.from_bytes(np.array(op.value, dtype.numpy).tobytes(), "little")
-        arguments = (Buffer("input"), OUT, Scalar(elements, "u32"), Scalar(base // v, "i64"), Scalar(bits, "u64"), Struct(tuple(fields)))
+        arguments = (Buffer("input"), OUT, Scalar(elements, "u32"), Scalar(base // v, "i64"), _bits(workload), Struct(tuple(fields)))
         return Plan((launch(kernel, ceil_div(elements, 256), 256, arguments),))
+
+
+class PadRows(Tactic):
+    """A constant behind each row of an aligned output: channels that are padded in memory."""
+
+    id = "cuda.shuffle.pad_rows"
+    device = "cuda"
+    ops = (Padding,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        op: Padding = workload.op  # type: ignore[assignment]
+        *others, (pre, post) = _pads(workload) or [(0, 0)]
+        if op.mode != "constant" or any(map(any, others)) or pre or post <= 0:
+            return Refusal("it pads more than the ends of rows by a constant: see cuda.shuffle.padding")
+        if workload.axis_varies(0, -1) or workload.axis_varies(1, -1):
+            return Refusal("the length of rows may vary; it is compiled into this kernel")
+        if self._widest(workload) == 1:
+            return Refusal(f"rows of {dims(workload.outputs[0])[-1]} elements are no whole vectors")
+        return refuse_large(workload)
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return (0,)
+
+    @staticmethod
+    def _widest(workload: Workload) -> int:
+        return gcd(max(1, 16 // workload.inputs[0].dtype.itemsize), dims(workload.outputs[0])[-1])
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        widest = self._widest(workload)
+        return [config(v=v) for v in dict.fromkeys((widest, max(2, widest // 2), max(2, widest // 4)))]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        v, held = dict(config)["v"], dims(workload.outputs[0])[-1]
+        vectors = count(workload.outputs[0]) // v
+        names = defines(device, ELEMENT=raw_type(workload.inputs[0].dtype.itemsize), VEC=v, WIDTH=dims(workload.inputs[0])[-1], HELD=held, THREADS=256,
+                        **x_pitch(workload))  # fmt: skip
+        kernel = Kernel("shuffle/pad_rows.cu", "pad_rows", names, '#include "vector.cuh"\n')
+        return Plan((launch(kernel, ceil_div(vectors, 256), 256, (Buffer("input"), OUT, Scalar(vectors, "u32"), _bits(workload))),))
+
+
+def _bits(workload: Workload) -> Scalar:
+    """The value of a constant padding as the raw element that it is."""
+    op: Padding = workload.op  # type: ignore[assignment]
+    return Scalar(int.from_bytes(np.array(op.value, workload.inputs[0].dtype.numpy).tobytes(), "little"), "u64")
 
 
 def _pads(workload: Workload) -> list[tuple[int, int]]:
@@ -214,4 +269,4 @@ def _pads(workload: Workload) -> list[tuple[int, int]]:
     return [(int(pre), int(post)) for pre, post in zip(op.pre, op.post, strict=True)]  # type: ignore[arg-type]
 
 
-TACTICS = (Movement(), Concatenate(), Pad())
+TACTICS = (Movement(), Concatenate(), PadRows(), Pad())

@@ -167,7 +167,7 @@ def cases() -> tuple[Workload, ...]:
         _case(Shuffle((0, 2, 3, 1)), (F16, (8, 3, 224, 224))), _case(Shuffle(None, (8, 50, 12, 64), (0, 2, 1, 3)), (F16, (8, 50, 768))),
         _case(Shuffle(None, (6,)), (F32, (2, 3))),
         _case(Slice((0, 8), (4, 16), (1, 1)), (F16, (4, 32))), _case(Expand((8, 64)), (F16, (64,))), _case(Tile((2, 2)), (F16, (8, 8))),
-        _case(Concatenation(1), *[(F16, (8, 64))] * 3), _case(Padding((0, 1), (0, 1)), (F32, (4, 9))),
+        _case(Concatenation(1), *[(F16, (8, 64))] * 3), _case(Padding((0, 1), (0, 1)), (F32, (4, 9))), _case(Padding((0, 0), (0, 3)), (F16, (9, 37))),
         _case(Gather(0), (F16, (30000, 768)), (I64, (8, 128))), _case(GatherND(0), (F32, (8, 9, 10)), (I64, (5, 2))),
         _case(GatherElements(1), (F32, (8, 9)), (I64, (8, 4))),
         _case(ScatterElements(1, "add"), (F16, (8, 9)), (I64, (8, 4)), (F16, (8, 4))),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fusion.dtypes import DataType
 from fusion.network import Op, TensorType
 from fusion.ops import Concatenation, Expand, Padding, Shuffle, Slice, Tile
-from tactics.cuda.shuffle.moves import Concatenate, Movement, Pad
+from tactics.cuda.shuffle.moves import Concatenate, Movement, Pad, PadRows
 from tactics.cuda.shuffle.shuffle import CopyShuffle, StridedShuffle, TiledShuffle, passes
 from tactics.tactic import Copy, Refusal, Workload
 from tests.harness.fiber import A100, H100, available, check, kernels
@@ -182,6 +182,14 @@ def test_padding(mode: str, dtype: DataType) -> None:
     run(Pad(), op, [(2, 5, 6)], dtype)
     run(Pad(), Padding((0, 1, 1, 0), (0, 2, 1, 0), mode, -1.0 if dtype is DataType.HALF else 3), [(2, 5, 6, 16)], dtype, configs=2)
     run(Pad(), Padding((-1, 9), (2, -2), mode, 7.0), [(4, 6)], dtype, configs=1)
+
+
+@pytest.mark.parametrize(("dtype", "width", "held"), [(DataType.HALF, 37, 40), (DataType.INT8, 3, 16), (DataType.FLOAT, 91, 92), (DataType.DOUBLE, 1, 2)])
+def test_rows_that_end_with_a_constant(dtype: DataType, width: int, held: int) -> None:
+    run(PadRows(), Padding((0, 0, 0), (0, 0, held - width), value=3.0), [(5, 7, width)], dtype)
+    assert [PadRows().supports(workload(op, [(5, 6, 12)], DataType.HALF), A100) is None for op in (
+        Padding((0, 0, 0), (0, 0, 4)), Padding((0, 0, 0), (0, 0, 5)), Padding((0, 0, 4), (0, 0, 0)), Padding((0, 1, 0), (0, 0, 4)), Padding((0, 0, 0), (0, 0, 4), "edge"),
+    )] == [True, False, False, False, False]  # fmt: skip
 
 
 def test_an_empty_slice_of_sizes_that_vary_still_names_its_kernel() -> None:
