@@ -527,7 +527,7 @@ def swin_v2(width: int = 64, heads: int = 4, window: int = 4, windows: int = 2, 
             "in_windows": [batch, windows * windows, heads, length, length], "scores": [rows, heads, length, length], "rows": [rows, length, width],
             "shift": [shift], "back": [side - shift], "zero_": [0], "one_": [1], "two_": [2], "last": [-1], "most": [2**40],
         },
-        layers=10,
+        layers=7,
     )  # fmt: skip
 
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from fusion.dims import Shape
 from fusion.dims import product as count_of
-from fusion.expression import Expression, Operand, apply
+from fusion.dtypes import DataType
+from fusion.expression import Apply, Convert, Expression, Operand, apply, evaluate, operands
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import MatrixMultiply, Normalization, RotaryEmbedding, Shuffle
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Refusal
+from fusion.rules._expressions import as_double
 from fusion.rules._shuffles import is_view, movement, reshape_before
 
 _BIAS: Expression = apply("add", Operand(0), Operand(1))
@@ -33,7 +35,7 @@ class Side:
     Attributes:
         product: of the tensor that a reshape may have given other rows before (one head alone is ``[b, 1, s, d]`` from the start).
         layers: from the product on, as they are in the graph.
-        norm, turn: what normalises and turns heads, or None.
+        norm, turn: what normalises and turns heads, or None. ``norm_axis``: the axis of heads where it normalises, None where these are rows.
         heads_first: the order of axes in which it turns: ``[b, h, s, d]`` or ``[b, s, h, d]``.
         positions: ``b`` and ``s``.
         heads, size: of the result.
@@ -42,6 +44,7 @@ class Side:
     product: Layer
     layers: tuple[Layer, ...]
     norm: Layer | None
+    norm_axis: int | None
     turn: Layer | None
     heads_first: bool
     positions: Shape
@@ -86,13 +89,17 @@ def side_of(graph: Graph, tensor: str, heads_first: bool) -> Side | None:
     moving = [layer for layer, move in moves.items() if move is not None and not move.is_view]
     if [moves[layer] for layer in moving] != ([] if whole.is_view else [whole]):
         return None
+    norm_axis = None
+    if norms and len(graph.type(norms[0].inputs[0]).shape) == 4:
+        before = found.index(moving[0]) < found.index(norms[0]) if moving else graph.type(norms[0].inputs[0]).shape != split
+        norm_axis = 1 if before else 2
     first = heads_first
     if turns:
         at = graph.type(turns[0].inputs[0]).shape
         first = found.index(moving[0]) < found.index(turns[0]) if moving else at != split
         if at != ((rows[0], heads, rows[1], size) if first else split):
             return None
-    return Side(_of_rows(graph, found[0]), tuple(found), norms[0] if norms else None, turns[0] if turns else None, first, positions, heads, size)
+    return Side(_of_rows(graph, found[0]), tuple(found), norms[0] if norms else None, norm_axis, turns[0] if turns else None, first, positions, heads, size)
 
 
 def _of_rows(graph: Graph, product: Layer) -> Layer:
@@ -126,6 +133,10 @@ def _refuse_norms(graph: Graph, sides: Sequence[Side]) -> Refusal | None:
         shape = graph.type(norm.inputs[0]).shape
         if norm.op.axes != (len(shape) - 1,) or norm.op.heads is not None:
             return Refusal("normalisation", f"{norm.name} normalises over axes {norm.op.axes} of {len(shape)}")
+    if _scales(graph, sides) is not None:
+        return None
+    for norm in (q, k):
+        shape = graph.type(norm.inputs[0]).shape
         for name in norm.inputs[1:]:
             value = graph.constant(name)
             if value is None or value.size not in (1, shape[-1]) or (value.size > 1 and value.shape[-1] != shape[-1]):
@@ -134,6 +145,43 @@ def _refuse_norms(graph: Graph, sides: Sequence[Side]) -> Refusal | None:
     if together[0] != together[1] or (replace(q.op, axes=()) != replace(k.op, axes=()) and not together[0]):
         return Refusal("normalisation", f"{q.name} and {k.name} normalise differently")
     return None
+
+
+def _scales(graph: Graph, sides: Sequence[Side]) -> list[np.ndarray] | None:
+    """What each normalisation multiplies the rows of its heads with, ``[heads, size]`` in float64, where one does the same as the other and no more."""
+    norms = [side.norm for side in sides[:2]]
+    if any(norm is None or side.together(graph) for norm, side in zip(norms, sides, strict=False)):
+        return None
+    if len({replace(norm.op, axes=(), epilogue=IDENTITY) for norm in norms if norm is not None}) > 1:
+        return None
+    found = [_scale(graph, side) for side in sides[:2]]
+    return [one for one in found if one is not None] if all(one is not None for one in found) else None
+
+
+def _scale(graph: Graph, side: Side) -> np.ndarray | None:
+    norm = side.norm
+    assert norm is not None
+    rank = len(graph.type(norm.inputs[0]).shape)
+    values = [np.ones((side.heads, side.size))]
+    for name in norm.inputs[1:]:
+        value = graph.constant(name)
+        if value is None or value.ndim > rank:
+            return None
+        value = value.reshape((1,) * (rank - value.ndim) + value.shape)
+        if any(dim != 1 for axis, dim in enumerate(value.shape[:-1]) if axis != side.norm_axis):
+            return None
+        values.append(value.reshape(value.shape[side.norm_axis] if side.norm_axis is not None else 1, -1).astype(np.float64))
+    return np.asarray(evaluate(as_double(norm.op.epilogue), values)) if _multiplies(norm.op.epilogue) else None
+
+
+def _multiplies(expression: Expression) -> bool:
+    """Whether ``expression`` is operand 0 times what does not depend on it."""
+    if isinstance(expression, Convert):
+        return expression.dtype.is_float and _multiplies(expression.argument)
+    if not isinstance(expression, Apply):
+        return expression == Operand(0)
+    inside = [0 in operands(argument) for argument in expression.arguments]
+    return expression.function in ("mul", "div") and inside.count(True) == 1 and (inside[0] or expression.function == "mul") and _multiplies(expression.arguments[inside.index(True)])
 
 
 def _refuse_turns(graph: Graph, sides: Sequence[Side]) -> Refusal | None:
@@ -194,21 +242,32 @@ def join_heads(graph: Graph, sides: Sequence[Side], base: str, label: str, rule:
     if sides[0].together(graph):  # q and k apart
         for number, norm in enumerate(norms):
             name = graph.fresh(f"{base}.normalised.{number}")
-            operands = []
+            extras = []
             for operand in norm.inputs[1:]:
-                operands.append(graph.fresh(f"{operand}.{base}.heads"))
+                extras.append(graph.fresh(f"{operand}.{base}.heads"))
                 value = graph.constants[operand]
-                constants[operands[-1]] = value.reshape(counts[number], size) if value.size > 1 else value.reshape(())
+                constants[extras[-1]] = value.reshape(counts[number], size) if value.size > 1 else value.reshape(())
             op = replace(norm.op, axes=(2, 3), heads=(places[number][1], counts[number]))
-            layers.append(_after([norm], op, (packed, *operands), name, rule))
+            layers.append(_after([norm], op, (packed, *extras), name, rule))
             places[number] = name, 0
+    elif norms and (scales := _scales(graph, sides)) is not None:
+        name, scale, kind = graph.fresh(f"{base}.normalised"), graph.fresh(f"{norms[0].outputs[0]}.{base}.scale"), graph.type(norms[0].outputs[0]).dtype
+        stacked = np.concatenate(scales)
+        stacked = stacked[0] if np.all(stacked == stacked[0]) else stacked
+        exact = kind.itemsize >= 4 or np.array_equal(stacked.astype(kind.numpy), stacked)
+        wide = kind if exact else DataType.FLOAT
+        constants[scale] = stacked.astype(wide.numpy)
+        scaled: Expression = apply("mul", Operand(0) if exact else Convert(wide, Operand(0)), Operand(1))
+        op = replace(norms[0].op, axes=(3,), heads=(0, sum(counts[:2])), epilogue=scaled if exact else Convert(kind, scaled))
+        layers.append(_after(norms, op, (packed, scale), name, rule))
+        places[:2] = [(name, first) for _, first in places[:2]]
     elif norms:
         name = graph.fresh(f"{base}.normalised")
-        operands = []
+        extras = []
         for pair in zip(*(norm.inputs[1:] for norm in norms), strict=True):
-            operands.append(graph.fresh(f"{pair[0]}.{base}.heads"))
-            constants[operands[-1]] = _stacked([graph.constants[one] for one in pair], counts, size)
-        layers.append(_after(norms, replace(norms[0].op, axes=(3,), heads=(0, sum(counts[:2]))), (packed, *operands), name, rule))
+            extras.append(graph.fresh(f"{pair[0]}.{base}.heads"))
+            constants[extras[-1]] = _stacked([graph.constants[one] for one in pair], counts, size)
+        layers.append(_after(norms, replace(norms[0].op, axes=(3,), heads=(0, sum(counts[:2]))), (packed, *extras), name, rule))
         places[:2] = [(name, first) for _, first in places[:2]]
     if turns:
         tables = []

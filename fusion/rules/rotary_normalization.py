@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fusion.dtypes import DataType
 from fusion.expression import Apply, Operand
 from fusion.graph import Graph
 from fusion.network import Layer
@@ -36,7 +37,7 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     if factors not in ([Operand(0), Operand(1)], [Operand(1), Operand(0)]):
         return Refusal("epilogue", f"{norm.name} does not scale its rows alone, with one tensor")
     scale = graph.type(norm.inputs[1])
-    if kind.dtype is not made.dtype or scale.dtype not in (kind.dtype, graph.type(layer.inputs[1]).dtype):
+    if kind.dtype is not made.dtype or scale.dtype not in (kind.dtype, DataType.FLOAT):
         return Refusal("data type", f"{norm.name} makes {made.dtype.value} of {kind.dtype.value} and {scale.dtype.value}")
     width = kind.shape[-1]
     if not isinstance(width, int) or width > LONGEST or scale.shape[-1:] != (width,):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from fusion.dims import symbol
-from fusion.expression import apply
+from fusion.dtypes import DataType
+from fusion.expression import Literal, apply
 from fusion.graph import Limits
 from fusion.ops import Attention, MatrixMultiply, Normalization, RotaryEmbedding, Shuffle
 from fusion.rules import packed_attention
 from tests.fusion.fusing import fuse, kinds, only, refused
-from tests.fusion.networks import X0, X1, Build
+from tests.fusion.networks import X0, X1, X2, Build
 
 CUDA = Limits("cuda")
 BATCH, ROWS, HEADS, SIZE = 2, 5, 3, 4
@@ -178,6 +179,26 @@ def test_normalised_positions(turned: bool) -> None:
     assert [layer.op.heads for layer in network.layers if isinstance(layer.op, Normalization)] == [(0, 4), (4, 2)]
     assert kinds(network).count("MatrixMultiply") == 1 and kinds(network).count("RotaryEmbedding") == 2 * turned
     assert only(network, Attention).op.parts == ((0, 0, 4), (1, 0, 2), (2, 6, 2))
+
+
+@pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF], ids=lambda d: d.value)
+def test_normalised_heads_that_are_scaled_differently(dtype: DataType) -> None:
+    """As Swin V2's are: by a number, and queries by one of their head, too. The factors of all heads are one table, in float32 where they do not fit."""
+    build = Build()
+    x, parts = build.input("x", BATCH, ROWS, WIDTH, dtype=dtype), []
+    unit = apply("mul", X0, Literal(0.3, dtype))
+    for name, epilogue in (("q", apply("div", apply("mul", unit, X1), X2)), ("k", unit), ("v", None)):
+        part = build.layer(f"{name}_proj", MatrixMultiply(), x, build.constant(f"{name}.w", (np.random.default_rng(1).standard_normal((WIDTH, WIDTH)) * 0.3).astype(dtype.numpy)))
+        part = build.layer(f"{name}_heads", Shuffle(reshape=(BATCH, ROWS, HEADS, SIZE)), part)
+        if epilogue is not None:
+            scales = [build.constant(f"{name}.{at}", np.asarray(value, dtype.numpy)) for at, value in enumerate(([[2.0], [3.0], [5.0]], [1.0, 2.0, 4.0, 8.0]))] if name == "q" else []
+            part = build.layer(f"{name}_norm", Normalization((3,), 0.0, False, epilogue, 1e-6), part, *scales)
+        parts.append(part)
+    network = build.network(build.layer("attention", Attention(0.5, layouts=("bshd",) * 4), *parts))
+    network = fuse(network, packed_attention.RULE, limits=CUDA, tolerance=2e-5 if dtype is DataType.FLOAT else 4e-3)
+    norm = only(network, Normalization)
+    assert network.tensors[norm.inputs[1]].shape == (2 * HEADS, SIZE) and network.tensors[norm.inputs[1]].dtype is DataType.FLOAT
+    assert network.tensors[norm.outputs[0]].dtype is dtype and norm.op.floor == 1e-6
 
 
 def test_near_misses_of_normalised_heads() -> None:
