@@ -1,4 +1,4 @@
-// What both attention kernels for sm_90a are made of: the product of probabilities in registers with values in shared memory, their
+// What the attention kernels for sm_90a are made of: the product of probabilities in registers with values in shared memory, their
 // conversion, the exponential, the 4-D copy. Defines: WGMMA_N (keys of a product of scores, set before sm90_wgmma.cuh), HEAD.
 #pragma once
 #undef WGMMA_N
@@ -26,6 +26,7 @@ __device__ __forceinline__ u32 pack(__nv_bfloat16, float a, float b) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
   return *(const u32*)&both;
 }
+__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 __device__ __forceinline__ float exponential(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -28,8 +28,6 @@ constexpr float LOG2E = 1.4426950408889634f;
 static_assert(HEAD % 32 == 0 && (HEAD < 64 || HEAD % 64 == 0) && KEYS % 16 == 0 && KEYS <= 256 && SHARED_BYTES <= 227 * 1024,
               "tiles that wgmma and shared memory take");
 
-__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
-
 // What a score in units of log2 gets added for the mask's element `at`.
 __device__ __forceinline__ float mask_value(const void* mask, long long at) {
   const Masked found = ((const Masked*)mask)[at];

@@ -74,7 +74,7 @@ attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ 
 #pragma unroll
       for (int i = 0; i < BLOCK_KV / 2; ++i) {
         const int key = first + i / 4 * 8 + column + i % 2, mine = row + i % 4 / 2 * 8;
-        if (key >= s_k || (CAUSAL && key > mine + tiles.reach)) score[i] = __int_as_float(0xff800000);  // minus infinity
+        if (key >= s_k || (CAUSAL && key > mine + tiles.reach)) score[i] = minus_infinity();
       }
     }
     float most[2];

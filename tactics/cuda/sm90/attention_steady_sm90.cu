@@ -60,8 +60,6 @@ __device__ __forceinline__ T load_pair(u32 from) {
 #define MASK_PARAMETER const Masked* __restrict__ mask
 #endif
 
-__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map,
                       MASK_PARAMETER, IN_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int heads, int batches, const Strides out_stride,
