@@ -170,6 +170,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         advance(at, step.c, step.x, step.y, step.z);
     };
 #ifdef HAS_PROLOGUE
+    prefetch_prologue(before_args, group * group_in, group_in);
     int depth_in = depth;
     Walk at_in = at;
     auto change_a = [&](unsigned stage) {

@@ -46,6 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         a_left -= BK;
     };
 #ifdef HAS_PROLOGUE
+    prefetch_prologue(before_args, k_begin, k_end - k_begin);
     const long long first_row = a_offset / lda + row0;
     int depth_in = k_begin + a_chunk * PER_CHUNK;
     auto change_a = [&](unsigned stage) {

@@ -78,7 +78,8 @@ class _Prologue(Tactic):
         first, *rest = plan.steps
         assert isinstance(first, Launch)
         argument = moved_argument(code, len(workload.inputs) - op.operands - 1)
-        kernel = replace(first.kernel, defines=(*first.kernel.defines, ("HAS_PROLOGUE", "1")), prelude=in_namespace(code, "before") + first.kernel.prelude)
+        constants = (("PROLOGUE_CONSTANTS", "1"),) if ("EPILOGUE_CONSTANTS", "1") in code.defines else ()
+        kernel = replace(first.kernel, defines=(*first.kernel.defines, ("HAS_PROLOGUE", "1"), *constants), prelude=in_namespace(code, "before") + first.kernel.prelude)
         return replace(plan, steps=(replace(first, kernel=kernel, arguments=(*first.arguments, argument)), *rest))
 
     def _plain(self, workload: Workload) -> Tactic | None:

@@ -38,6 +38,13 @@ __device__ __forceinline__ void prologue_chunk(uint4& chunk, const before::Epilo
     for (int piece = 0; piece < 16 / static_cast<int>(sizeof(T)); piece += V)
         if (piece < count) prologue_part<T, V>(chunk, piece, args, m, k + piece, ld);
 }
+
+// What the prologue reads in every row (scales of channels), of `count` columns from k on, on its way to the multiprocessor's own cache.
+__device__ __forceinline__ void prefetch_prologue(const before::EpilogueArgs& args, int k, int count) {
+#ifdef PROLOGUE_CONSTANTS
+    before::prefetch_columns(args, k, count, threadIdx.x);
+#endif
+}
 #else
 #define PROLOGUE_PARAMETER
 #endif

@@ -206,6 +206,7 @@ __device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, co
 //   start(Tile, Share)     remembers a tile, and what this block loads of it
 //   Cursor at(i), next()   the place of stage i along K
 //   load_x / load_y(target, barrier, cursor)
+//   prefetch_change(), with HAS_PROLOGUE: brings what it reads in every row near
 //   change_x(stage, row, batch, i), with HAS_PROLOGUE: a warpgroup applies the prologue to its rows (from `row` on) of stage i along K of X
 template <class Problem>
 __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const EpilogueArgs& args) {
@@ -294,6 +295,9 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       const int n = SWAP ? (tile.x * CLUSTER_X + rank_x) * BM : (tile.y * CLUSTER_Y + rank_y) * BN;
       pdl_prefetch_columns(args, n, min(problem.columns - n, SWAP ? BM : BN), threadIdx.x);
     }
+#ifdef HAS_PROLOGUE
+    problem.prefetch_change();
+#endif
     named_sync<1>(WARPGROUPS * 128 + 32);
     if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();
     if constexpr (SPLIT > 1 && !OVERLAY) cluster_arrive_relaxed();

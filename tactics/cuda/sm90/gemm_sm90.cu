@@ -67,6 +67,8 @@ struct Gemm {
   before::EpilogueArgs before_args;
   int depth;
 
+  __device__ __forceinline__ void prefetch_change() { prefetch_prologue(before_args, 0, depth); }
+
   // What TMA filled up with zeros stays zero.
   __device__ __forceinline__ void change_x(char* stage, int row, int batch, int i) {
     constexpr int CHUNKS = SWIZZLE / 16, STEP = 128 / CHUNKS, TOGETHER = MIN_BLOCKS > 1 || STEP > 16 ? 2 : 4;
