@@ -14,10 +14,14 @@ from fusion.network import Layer, Network, Op, TensorType
 from fusion.ops import MatrixMultiply, Pointwise, Reduce, Shuffle
 from runtime import resolution
 from runtime.cpu import CpuDevice
+from runtime.cuda_driver import device_count
+from runtime.devices import open_device
 from runtime.engine import Engine, InputRange, LayerPlan
 from runtime.views import VIEW, share_memory
 from runtime.workloads import workload_of
+from tactics.compiler import compile_cubin
 from tactics.tactic import CpuCall, Plan, Tactic, aligned_inputs
+from tests.runtime.cuda_kernels import SOURCE, SOURCE_90, Scale, kernel
 
 ADD = Pointwise(apply("add", Operand(0), Operand(1)))
 RELU = Pointwise(apply("relu", Operand(0)))
@@ -196,3 +200,39 @@ def same_engine():
             assert a.weights[name].tobytes() == b.weights[name].tobytes()
 
     return check
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    if not device_count():
+        pytest.skip("no GPU here")
+    return open_device("0")
+
+
+@pytest.fixture(scope="module")
+def images(gpu):
+    """Cubins of all kernels by key."""
+    arch = gpu.spec.arch
+    first = compile_cubin(SOURCE, (), arch).image
+    found = {kernel(name).key(arch): first for name in ("scale", "combine", "spin", "shared_memory", "add_one", "wild")}
+    if gpu.spec.capability >= 90:
+        second = compile_cubin(SOURCE_90, (), arch).image
+        found |= {kernel(name, SOURCE_90).key(arch): second for name in ("cluster_size", "tile")}
+    return found
+
+
+@pytest.fixture
+def on_gpu(gpu, images, monkeypatch):
+    """(engine made for the CPU) -> the same with the tactic of cuda_kernels on the GPU."""
+    monkeypatch.setattr(resolution.registry, "tactic", lambda name: Scale())
+
+    def convert(engine, slow=()):
+        plans = tuple(
+            plan
+            if plan.tactic == "view"
+            else LayerPlan("test.gpu", (("clocks", 300_000),) if layer.name in slow else (), stream=plan.stream)
+            for layer, plan in zip(engine.network.layers, engine.layers, strict=True)
+        )
+        return replace(engine, layers=plans, kernels=images, device=gpu.spec)
+
+    return convert
