@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
-from onnx import numpy_helper
 
 from fusion.dtypes import DataType
 from fusion.importer import ModelError, UnsupportedModel, import_onnx
@@ -14,55 +13,53 @@ from fusion.network import Network
 from fusion.passes import FusionOptions, optimize
 from fusion.reference import run
 from fusion.validation import validate
+from tests.onnx_cases import cases, value
 
 # Relative and absolute. Fused layers round narrow types once instead of after every step.
 TOLERANCES = {DataType.HALF: 5e-3, DataType.BF16: 4e-2, DataType.FLOAT: 1e-4, DataType.DOUBLE: 1e-6}
 
 
-def _cases() -> Iterator[tuple[str, Network, Mapping[str, np.ndarray]]]:
-    """Name, network and inputs of the cases that trtcli imports and that have data."""
-    from onnx.backend.test.case.node import collect_testcases
+SHARDS = 2
 
-    for case in collect_testcases(None):
+
+def _cases(shard: int) -> Iterator[tuple[str, Network, Mapping[str, np.ndarray]]]:
+    """Name, network and inputs of the cases that trtcli imports and that have tensors as inputs."""
+    for case in cases()[shard::SHARDS]:
         try:
             network = import_onnx(case.model)
         except (ModelError, UnsupportedModel):
             continue
-        given = dict(zip((entry.name for entry in case.model.graph.input), case.data_sets[0][0], strict=False))
-        try:
-            inputs = {
-                name: value if isinstance(value, np.ndarray) else numpy_helper.to_array(value)
-                for name, value in given.items()
-                if name in network.inputs
-            }
-        except (TypeError, AttributeError):
-            continue  # sequences and optionals
+        given = {entry.name: value(one) for entry, one in zip(case.model.graph.input, case.data_sets[0][0], strict=False)}
+        inputs = {name: one for name, one in given.items() if name in network.inputs and isinstance(one, np.ndarray)}
         if set(inputs) == set(network.inputs) and not network.tensors.keys() & {""}:
             yield case.name, network, inputs
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_fused_node_cases(device: str) -> None:
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_fused_node_cases(shard: int) -> None:
+    """For both devices; in half precision the cases take turns."""
     compared, wrong = 0, []
-    for name, network, inputs in _cases():
-        result = optimize(network, FusionOptions(device=device)).network
-        validate(result)
-        validate(optimize(network, FusionOptions(device=device, precision=DataType.HALF)).network)
-        with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):
+        for number, (name, network, inputs) in enumerate(_cases(shard)):
+            fused = {device: optimize(network, FusionOptions(device=device)).network for device in ("cpu", "cuda")}
+            half = optimize(network, FusionOptions(device=list(fused)[number % 2], precision=DataType.HALF)).network
+            for result in (*fused.values(), half):
+                validate(result)
             try:
                 expected = run(network, inputs)
             except (ValueError, TypeError, IndexError, KeyError):
                 continue  # inputs that the case gives in another form
-            found = run(result, inputs)
-        compared += 1
-        for output in network.outputs:
-            tolerance = TOLERANCES.get(DataType(expected[output].dtype.name), 0)
-            a, b = expected[output].astype(np.float64), found[output].astype(np.float64)
-            if found[output].dtype != expected[output].dtype or not np.allclose(
-                b, a, tolerance, tolerance, equal_nan=True
-            ):
-                wrong.append(f"{name}: {output}")
+            compared += 1
+            for device, result in fused.items():
+                found = run(result, inputs)
+                wrong += [f"{name} ({device}): {output}" for output in network.outputs if not _agree(found[output], expected[output])]
     assert not wrong
-    assert compared > 1000
+    assert compared > 1000 / SHARDS
+
+
+def _agree(found: np.ndarray, expected: np.ndarray) -> bool:
+    tolerance = TOLERANCES.get(DataType(expected.dtype.name), 0)
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    return found.dtype == expected.dtype and np.allclose(b, a, tolerance, tolerance, equal_nan=True)

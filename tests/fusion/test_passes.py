@@ -282,7 +282,7 @@ def test_light_models_keep_their_results(name: str, layers: int, device: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "vgg19", "zfnet512"]
+    "name", ["bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50"]  # VGG-19 and ZFNet have no layer that AlexNet has not
 )
 def test_large_light_models_keep_their_results(name: str) -> None:
     network = import_onnx(light(name))

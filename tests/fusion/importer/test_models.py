@@ -17,7 +17,7 @@ from fusion.reference import run
 from tests.models import WHEEL_MODELS, light, onnxruntime_outputs, random_inputs, wheel_model
 from trtcli.zoo import LIGHT_MODELS, light_model, light_path
 
-LARGE = ("bvlc_alexnet", "vgg19", "zfnet512")  # hundreds of megabytes of weights
+LARGE = ("bvlc_alexnet", "zfnet512")  # hundreds of megabytes of weights
 
 
 def compare(network: Network, model: object, inputs: dict[str, np.ndarray], relative: float = 1e-5) -> None:
@@ -56,8 +56,9 @@ def check_complete(network: Network, nodes: int) -> None:
         assert (fate.kind == "layer") == (fate.layer in layers), node
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in LIGHT_MODELS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in LIGHT_MODELS if n != "vgg19"])
 def test_light_model_equals_onnxruntime(name: str) -> None:
+    """But VGG-19, 570 MB that have no node that AlexNet has not."""
     model = light(name) if name not in LARGE else light_model(name)
     network = import_onnx(model)
     check_complete(network, len(model.graph.node))

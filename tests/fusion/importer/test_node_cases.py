@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from fusion.dtypes import DataType
 from fusion.importer import UnsupportedModel, import_onnx
 from fusion.reference import run
+from tests.onnx_cases import cases
 
 # How many cases passed with the onnx release named here; the number may only grow.
 PASSING_DYNAMIC, RELEASE = 1354, (1, 23)
@@ -112,15 +112,6 @@ def check(model: ModelProto, inputs: Sequence[Any], outputs: Sequence[Any]) -> N
         np.testing.assert_allclose(found[output].astype(float), value.astype(float), relative, absolute)
 
 
-@cache
-def cases() -> list[tuple[str, ModelProto, Any]]:
-    """(name, model, pairs of inputs and outputs) of every node test."""
-    from onnx.backend.test.loader import load_model_tests
-
-    found = load_model_tests(kind="node")
-    return [(case.name, case.model or onnx.load(f"{case.model_dir}/model.onnx"), case.data_sets) for case in found]
-
-
 def is_recorded_release() -> bool:
     return tuple(map(int, onnx.__version__.split(".")[:2])) >= RELEASE
 
@@ -130,7 +121,7 @@ def is_recorded_release() -> bool:
 def test_node_cases_with_dynamic_sizes() -> None:
     """The same cases with every size of every input left open: refused, or the same result."""
     passed, failures = 0, []
-    for name, model, data in cases():
+    for name, model, data in ((case.name, case.model, case.data_sets) for case in cases()):
         if not expected_to_run(name, model):
             continue
         try:

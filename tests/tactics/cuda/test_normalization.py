@@ -42,7 +42,8 @@ def run(tactic, op: Op, shape: tuple[int, ...], dtype: DataType, extras: tuple[t
 @pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF, DataType.BF16])
 @pytest.mark.parametrize("n", [768, 49])
 def test_layer_normalization(n: int, dtype: DataType) -> None:
-    run(RowNormalization(), Normalization((1,), 1e-5, True, SCALE_BIAS), (5, n), dtype, ((n,), (n,)))
+    configs = 6 if dtype is DataType.FLOAT else 2  # other types are loaded and stored in another way
+    run(RowNormalization(), Normalization((1,), 1e-5, True, SCALE_BIAS), (5, n), dtype, ((n,), (n,)), configs)
 
 
 @settings(max_examples=15, deadline=None)

@@ -30,7 +30,7 @@ def run(tactic, op: Softmax, shape: tuple[int, ...], dtype: DataType, extras: tu
 @pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.HALF, DataType.BF16])
 @pytest.mark.parametrize("n", [1000, 64, 49])
 def test_rows_in_registers(n: int, dtype: DataType) -> None:
-    run(RowSoftmax(), Softmax(1), (5, n), dtype)
+    run(RowSoftmax(), Softmax(1), (5, n), dtype, configs=6 if dtype is DataType.FLOAT else 2)  # other types are loaded and stored in another way
 
 
 @settings(max_examples=20, deadline=None)
