@@ -162,7 +162,7 @@ def _code(
     narrow = type_of(dense, dense_types)
     result_cast = "" if compute_type(narrow) is compute_type(output.dtype) else f"fx::cast<{stored}>"
 
-    loads, sizes, size_fields, constants, near = "", [], "", "", ""
+    loads, sizes, size_fields, constants, near, rows = "", [], "", "", "", ""
     for index, position in numbers.items():
         access = _access(workload, arity + index - 1)
         if isinstance(access, Refusal):
@@ -177,6 +177,9 @@ def _code(
             constants += f"    pdl_prefetch(args.operand[{position - 1}], {size}, thread, threads);\n"
             first, some = (f"n * {types[index].itemsize}", f"count * {types[index].itemsize}") if access.columns else ("0", size)
             near += f"    pdl_prefetch_near(args.operand[{position - 1}], {first}, {some}, thread);\n"
+        if access.kind == "full":
+            size, ld = types[index].itemsize, pitch or "ld"
+            rows += f"    pdl_prefetch_rows(static_cast<const char*>(args.operand[{position - 1}]) + (m * {ld} + n) * {size}, {ld} * {size}ll, rows, count * {size}, thread, threads);\n"
     arguments = ", ".join(["v[i]", *(f"o{position}[i]" for position in numbers.values())])
     prelude = (
         '#include "functions.cuh"\n'
@@ -198,6 +201,12 @@ def _code(
             '#include "pdl.cuh"\n__device__ __forceinline__ void prefetch_constants('
             f"const EpilogueArgs& args, int ld, int thread, int threads) {{\n{constants}}}\n"
             f"__device__ __forceinline__ void prefetch_columns(const EpilogueArgs& args, int n, int count, int thread) {{\n{near}}}\n"
+        )
+    if rows:
+        found = (("EPILOGUE_ROWS", "1"), *found)
+        prelude += (
+            '#include "pdl.cuh"\n__device__ __forceinline__ void prefetch_tile('
+            f"const EpilogueArgs& args, long long m, int rows, int n, int count, int ld, int thread, int threads) {{\n{rows}}}\n"
         )
     buffers = tuple(Buffer("input", arity + index - 1) for index in used)
     return EpilogueCode(prelude, found, buffers, tuple(sizes))

@@ -74,6 +74,12 @@ template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const E
 }
 """,
 }
+for _kind in ("bias_residual", "bias_residual_relu"):
+    EPILOGUES[_kind] = "#define EPILOGUE_ROWS 1\n" + EPILOGUES[_kind] + """
+__device__ __forceinline__ void prefetch_tile(const EpilogueArgs& a, long long m, int rows, int n, int count, int ld, int thread, int threads) {
+  pdl_prefetch_rows((const OUT_T*)a.operand[1] + m * ld + n, ld * (long long)sizeof(OUT_T), rows, count * (int)sizeof(OUT_T), thread, threads);
+}
+"""
 C_TYPE = {"f16": "half", "bf16": "__nv_bfloat16", "f32": "float"}
 SIZE = {"f16": 2, "bf16": 2, "f32": 4}
 SHARED_LIMIT = 227 * 1024
@@ -96,7 +102,7 @@ def from_tile(tile, pdl=1, **more):
 
 def tile_of(c):
     return Tile(c["BM"], c["BN"], c["WARPGROUPS"], c["STAGES"], c["PINGPONG"], c["SWIZZLE"], c["CLUSTER_X"], c["CLUSTER_Y"], c["SPLIT"], c["SWAP"],
-                c["MIN_BLOCKS"], c["CHUNK"], c["DIRECT"])
+                c["MIN_BLOCKS"], c["CHUNK"], c["DIRECT"], c.get("AHEAD", 0))
 
 
 def shared_bytes(c):
@@ -120,7 +126,7 @@ def name(c):
         text += f".g{c['GROUP']}"
     if c.get("PROMOTION"):
         text += f".p{c['PROMOTION']}"
-    for key in ("B_KN", "A_KM", "MN_FLIP", "DIRECT"):
+    for key in ("B_KN", "A_KM", "MN_FLIP", "DIRECT", "AHEAD"):
         if c.get(key):
             text += f".{key.lower()}"
     return text
@@ -163,12 +169,12 @@ def window_unit(c, epilogue, in_type="f16", out_type="f16", debug=0):
 def window_configs(channels, outputs, height, width, taps):
     """What cuda.conv.sm90_window offers for an output of height x width."""
     patch = conv_window_sm90.patch_of(height, width, taps)
-    return [dict(BN=dict(one)["bn"], PATCHES=dict(one)["patches"], SLABS=channels // 64, FILTER_H=taps[0], FILTER_W=taps[1], PDL=1)
+    return [dict(BN=dict(one)["bn"], PATCHES=dict(one)["patches"], EARLY=dict(one)["early"], SLABS=channels // 64, FILTER_H=taps[0], FILTER_W=taps[1], PDL=1)
             for one in conv_window_sm90.choices(patch, channels, outputs)]
 
 
 def window_name(c):
-    return f"window bn{c['BN']} patches{c['PATCHES']}"
+    return f"window bn{c['BN']} patches{c['PATCHES']} early{c['EARLY']}"
 
 
 def unit(kind, c, epilogue="", in_type="f16", out_type="f16", vec=8, debug=0, constant=1):

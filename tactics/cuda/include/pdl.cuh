@@ -50,3 +50,20 @@ __device__ __forceinline__ void pdl_prefetch_columns(const Args& args, int n, in
     prefetch_columns(args, n, count, thread);
 #endif
 }
+
+// Operands that the epilogue reads at the output's own place, `rows` of them from m on by `count` columns from n on, on their way to L2.
+template <typename Args>
+__device__ __forceinline__ void pdl_prefetch_tile(const Args& args, long long m, int rows, int n, int count, int ld, int thread, int threads) {
+#ifdef EPILOGUE_ROWS  // prefetch_tile is generated with the epilogue
+    prefetch_tile(args, m, rows, n, count, ld, thread, threads);
+#endif
+}
+
+// Rows of `size` bytes that are `pitch` bytes apart, one line of 128 a thread.
+__device__ __forceinline__ void pdl_prefetch_rows(const void* from, long long pitch, int rows, int size, int thread, int threads) {
+#if defined(PDL) && PDL
+    const int lines = (size + 127) / 128;
+    for (int at = thread; at < rows * lines; at += threads)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(from) + at / lines * pitch + at % lines * 128) : "memory");
+#endif
+}

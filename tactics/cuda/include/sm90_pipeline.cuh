@@ -24,6 +24,7 @@
 //   VEC              the largest of 8, 4, 2, 1 that divides the output's row length
 //   GROUP            tiles along X that are walked before the next along Y (L2 reuse)
 //   CONSTANT_B       1: B is a weight, loaded before the previous kernel has finished (PDL)
+//   AHEAD            1: operands of the epilogue that have a row for each of the output's are asked for while the tile is multiplied
 //   MIN_BLOCKS       blocks a multiprocessor should hold
 //
 // Source of the technique: the CUDA programming guide (TMA, mbarrier, clusters) and the PTX ISA (wgmma); "CUTLASS 3" describes the same
@@ -59,6 +60,9 @@
 #ifndef CONSTANT_B
 #define CONSTANT_B 0
 #endif
+#ifndef AHEAD
+#define AHEAD 0
+#endif
 #ifndef MIN_BLOCKS
 #define MIN_BLOCKS 1
 #endif
@@ -73,6 +77,7 @@ constexpr bool REBALANCE = (WARPGROUPS == 2 && SUMS > 96) || (WARPGROUPS == 3 &&
 constexpr int THREADS = WARPGROUPS * 128 + (REBALANCE ? 128 : 32);  // setmaxnreg moves registers between whole warpgroups
 constexpr int CONSUMER_REGISTERS = WARPGROUPS == 3 ? 152 : 232;
 constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 56 : 40;
+constexpr int MOVERS = PINGPONG ? 128 : WARPGROUPS * 128;  // threads that write a tile
 constexpr int PRODUCER = WARPGROUPS * 4;  // its warp
 constexpr int X_BYTES = BM * SWIZZLE;
 constexpr int Y_BYTES = BN * SWIZZLE;
@@ -169,7 +174,7 @@ __device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], SUM_T* 
 // Adds the cluster's partial sums of this block's rows in the order of the blocks, and writes them.
 __device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, const EpilogueArgs& args, int x0, int y0, int rows,
                                             int columns, long long first_row) {
-  constexpr int WIDE = (SWAP ? OWNED : BN) / 8, COUNT = (SWAP ? BN : OWNED) * WIDE, MOVERS = WARPGROUPS * 128;
+  constexpr int WIDE = (SWAP ? OWNED : BN) / 8, COUNT = (SWAP ? BN : OWNED) * WIDE;
   constexpr int EACH = (COUNT + MOVERS - 1) / MOVERS, BATCH = EACH < 4 ? EACH : 4;  // vectors whose loads all come before the first store
   for (int from = threadIdx.x; from < COUNT; from += BATCH * MOVERS) {
     Finished v[BATCH][8];
@@ -330,6 +335,12 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       if (PINGPONG && turn % WARPGROUPS != group) {
         slot.skip(last - first);
         continue;
+      }
+      if constexpr (AHEAD && !SWAP) {  // what the epilogue adds, on its way to L2 while the tile is multiplied
+        const Tile tile = tile_at(index, along_x, along_y);
+        const int m = (tile.x * CLUSTER_X + rank_x) * BM + (SPLIT > 1 ? slice * OWNED : 0), n = (tile.y * CLUSTER_Y + rank_y) * BN;
+        pdl_prefetch_tile(args, (long long)tile.batch * problem.rows + m, min(SPLIT > 1 ? OWNED : BM, problem.rows - m), n, min(BN, problem.columns - n),
+                          problem.columns, threadIdx.x % MOVERS, MOVERS);
       }
       SUM_T sum[MI][BN / 2];
       int previous = 0;

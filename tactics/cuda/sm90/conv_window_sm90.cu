@@ -8,7 +8,7 @@
 // warpgroup; the block's two warpgroups take turns, so that one writes while the other multiplies. One producer warp; PATCHES patches ahead.
 //
 // Defines: those of include/sm90_epilogue.cuh with DIRECT = 1; IN_T (half or __nv_bfloat16), SLABS (64 channels each), FILTER_H, FILTER_W,
-// PATCHES (even), MIN_BLOCKS, PDL.
+// PATCHES (even), EARLY (taps before its last that a warpgroup lets the other begin: tensor cores idle while the turn passes), MIN_BLOCKS, PDL.
 // Arguments: `image` is a tiled 4-D map (c, w, h, n), its box 64 x pitch x (tile_h + FILTER_H - 1) x 1; `weight` is a tiled 3-D map
 // (c, r * s, o), its box 64 x 1 x BN; `patch_bytes` a multiple of 1024 that holds the rows that 128 positions and all taps reach.
 // Limits: channels a multiple of 64, outputs a multiple of 32, tile_h * pitch <= 128, pixels < 2^31.
@@ -25,6 +25,7 @@ constexpr int TAPS = FILTER_H * FILTER_W;
 constexpr int ROW = 128;                    // bytes of a row: 64 channels
 constexpr int WEIGHT_TILE = BN * ROW;       // of one tap and slab
 constexpr int WEIGHT_BYTES = TAPS * SLABS * WEIGHT_TILE;
+static_assert(EARLY < TAPS);
 static_assert(DIRECT && sizeof(IN_T) == 2 && PATCHES % WARPGROUPS == 0, "a patch's place always belongs to the same warpgroup");
 static_assert(WEIGHT_BYTES < (1 << 20), "a barrier counts to 2^20");
 
@@ -93,6 +94,9 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
       barrier_wait(full + 8 * place, parity);
       float sum[MI][BN / 2];
       const u64 pixels = constant | descriptor_start(patches + place * SLABS * patch_bytes), rows = constant | descriptor_start(weights);
+      auto pass = [&] {
+        if (tile + (int)gridDim.x < tiles) group == 0 ? named_arrive<3>(256) : named_arrive<2>(256);
+      };
       wgmma_fence();
 #pragma unroll
       for (int r = 0; r < FILTER_H; ++r)
@@ -100,6 +104,7 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
         for (int s = 0; s < FILTER_W; ++s)
 #pragma unroll
           for (int slab = 0; slab < SLABS; ++slab) {
+            if (EARLY && slab == 0 && r * FILTER_W + s == TAPS - EARLY) pass();
             const u64 from = pixels + (u64)((slab * patch_bytes + (r * pitch + s) * ROW) >> 4);
 #pragma unroll
             for (int k = 0; k < 4; ++k)
@@ -109,7 +114,7 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
                                       rows + (u64)((((r * FILTER_W + s) * SLABS + slab) * WEIGHT_TILE + k * 32) >> 4), r + s + slab + k > 0);
           }
       wgmma_commit();
-      if (tile + (int)gridDim.x < tiles) group == 0 ? named_arrive<3>(256) : named_arrive<2>(256);
+      if (!EARLY) pass();
       wgmma_wait<0>();
       if (warp % 4 == 0 && lane == 0) barrier_arrive(empty + 8 * place);
 #pragma unroll

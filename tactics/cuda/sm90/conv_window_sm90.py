@@ -123,7 +123,7 @@ class Sm90WindowConvolution(Tactic):
         weight = TensorMap(Buffer("packed", 0), dtype, (channels, taps[0] * taps[1], window.out_channels), (tap, tap * taps[0] * taps[1]), (64, 1, bn))
         values = defines(
             IN_T=STORED_TYPES[dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], BN=bn, VEC=8, DIRECT=1, SLABS=channels // 64,
-            FILTER_H=taps[0], FILTER_W=taps[1], PATCHES=choice["patches"], PDL=1 if pdl(device) else None, **out_pitch(workload),
+            FILTER_H=taps[0], FILTER_W=taps[1], PATCHES=choice["patches"], EARLY=choice["early"], PDL=1 if pdl(device) else None, **out_pitch(workload),
         )  # fmt: skip
         numbers = (window.batch, *window.output[1:], window.out_channels, patch.height, patch.width, *window.pad[1:], patch.bytes)
         ranges = ceil_div(window.out_channels, bn)
@@ -150,11 +150,11 @@ def _tiles(window: Window, patch: Patch) -> int:
 
 
 def choices(patch: Patch, channels: int, outputs: int) -> list[Config]:
-    """As many outputs at once and patches ahead as shared memory holds."""
+    """As many outputs at once and patches ahead as shared memory holds, and when a warpgroup's turn ends."""
     found = []
     for bn in (128, 96, 64, 32):
         fits = [patches for patches in (6, 4, 2) if outputs % bn == 0 and shared_bytes(patch, channels, bn, patches) <= SHARED]
-        found += [config(bn=bn, patches=patches) for patches in fits[:1]]
+        found += [config(bn=bn, patches=patches, early=early) for patches in fits[:1] for early in (1, 2, 0) if early < patch.taps[0] * patch.taps[1]]
     return found
 
 
