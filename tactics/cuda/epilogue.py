@@ -136,6 +136,12 @@ def operand_kinds(workload: Workload) -> tuple[str, ...] | Refusal:
     return tuple(kinds)
 
 
+def adds_rows(workload: Workload) -> bool:
+    """Whether the epilogue reads an operand at the output's own place, as a residual."""
+    kinds = operand_kinds(workload)
+    return not isinstance(kinds, Refusal) and "full" in kinds
+
+
 def overwritable(workload: Workload, *own: int) -> tuple[int, ...]:
     """Inputs over which output 0 may be written: epilogue operands of its shape, and the ``own`` inputs of the operation, which the kernel
     that says so reads in the same way.
@@ -178,8 +184,11 @@ def _code(
             first, some = (f"n * {types[index].itemsize}", f"count * {types[index].itemsize}") if access.columns else ("0", size)
             near += f"    pdl_prefetch_near(args.operand[{position - 1}], {first}, {some}, thread);\n"
         if access.kind == "full":
-            size, ld = types[index].itemsize, pitch or "ld"
-            rows += f"    pdl_prefetch_rows(static_cast<const char*>(args.operand[{position - 1}]) + (m * {ld} + n) * {size}, {ld} * {size}ll, rows, count * {size}, thread, threads);\n"
+            width, apart = types[index].itemsize, pitch or "ld"
+            rows += (
+                f"    pdl_prefetch_rows(static_cast<const char*>(args.operand[{position - 1}]) + (m * {apart} + n) * {width}, {apart} * {width}ll, rows, count * {width}, "
+                "thread, threads);\n"
+            )
     arguments = ", ".join(["v[i]", *(f"o{position}[i]" for position in numbers.values())])
     prelude = (
         '#include "functions.cuh"\n'

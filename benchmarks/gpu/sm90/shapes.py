@@ -205,7 +205,7 @@ def layer_candidates(layer):
     """What the tactics would try first."""
     if layer.kind == "stem":
         return list(stem_candidates(*layer.shape))
-    problem = (gemm_problem if layer.kind == "gemm" else conv_problem)(*layer.shape)
+    problem = replace((gemm_problem if layer.kind == "gemm" else conv_problem)(*layer.shape), adds_rows="residual" in layer.epilogue)
     found = [from_tile(tile) for tile in tile_sm90.candidates(problem, H200)[:TOP]]
     if layer.kind == "conv":
         found = [ordered(one, layer.shape) for one in found]

@@ -62,7 +62,7 @@ __device__ __forceinline__ void pdl_prefetch_tile(const Args& args, long long m,
 // Rows of `size` bytes that are `pitch` bytes apart, one line of 128 a thread.
 __device__ __forceinline__ void pdl_prefetch_rows(const void* from, long long pitch, int rows, int size, int thread, int threads) {
 #if defined(PDL) && PDL
-    const int lines = (size + 127) / 128;
+    const int lines = size > 0 ? (size + 127) / 128 : 0;
     for (int at = thread; at < rows * lines; at += threads)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(from) + at / lines * pitch + at % lines * 128) : "memory");
 #endif

@@ -10,7 +10,7 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, activations, merge_columns, pack_weights, pixel_step, window_of
-from tactics.cuda.epilogue import overwritable
+from tactics.cuda.epilogue import adds_rows, overwritable
 from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, pdl, refuse_types, vector_columns
 from tactics.cuda.sm90.gemm_sm90 import Product, gemm_launch, pitch_defines
 from tactics.cuda.sm90.tile_sm90 import (
@@ -137,7 +137,7 @@ def _problem(workload: Workload) -> Problem:
     window = _window(workload)
     taps = window.taps[1] * window.taps[2]
     return Problem(window.pixels, window.out_channels, 1, taps, window.in_channels, workload.inputs[0].dtype, workload_bytes(workload),
-                   may_swap=is_product(window, workload), permutable=True)  # fmt: skip
+                   may_swap=is_product(window, workload), permutable=True, adds_rows=adds_rows(workload))  # fmt: skip
 
 
 def _epilogue_refusal(workload: Workload) -> Refusal | None:

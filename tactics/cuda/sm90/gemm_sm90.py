@@ -10,7 +10,7 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.ops import MatrixMultiply
-from tactics.cuda.epilogue import overwritable
+from tactics.cuda.epilogue import adds_rows, overwritable
 from tactics.cuda.gemm.common import (
     Epilogue,
     epilogue_of,
@@ -160,7 +160,7 @@ class Sm90Gemm(Tactic):
     def _problem(workload: Workload) -> Problem:
         product = _product(workload)
         return Problem(product.m, product.n, product.batch, 1, product.k, workload.inputs[0].dtype, workload_bytes(workload),
-                       product.a_km, product.b_kn, permutable=product.packed and product.b_shared)  # fmt: skip
+                       product.a_km, product.b_kn, permutable=product.packed and product.b_shared, adds_rows=adds_rows(workload))  # fmt: skip
 
 
 def _product(workload: Workload) -> Product:

@@ -580,6 +580,25 @@ def test_convolution_kernels_compile_without_spills(name):
         compiled(one_launch(tactic, CONVS[name], config))
 
 
+def test_residuals_are_asked_for_ahead_where_arithmetic_is_short():
+    """Both ways are offered for a short product with a residual, and only one without it or for a long product; the kernel that asks ahead compiles."""
+    def workload(rows: int, depth: int, residual: bool = True) -> Workload:
+        plain = gemm((rows, depth), (depth, 768), constant=True, bias=True)
+        if not residual:
+            return plain
+        op = replace(plain.op, epilogue=apply("add", apply("add", Operand(0), Operand(1)), Operand(2)))
+        return Workload(op, (*plain.inputs, plain.outputs[0]), plain.outputs, (False, True, True, False))
+
+    tactic, short = Sm90Gemm(), workload(1024, 768)
+    found = [tile_of(config) for config in tactic.configs(short, H200)]
+    assert [tile.ahead for tile in found[:6]] == [0, 1, 0, 1, 0, 1] and found[1] == replace(found[0], ahead=1) and not any(tile.ahead for tile in found[6:])
+    for other in (workload(1024, 768, residual=False), workload(6304, 3072)):
+        assert not any(tile_of(config).ahead for config in tactic.configs(other, H200))
+    launch = one_launch(tactic, short, found[1].config())
+    assert {("AHEAD", "1"), ("EPILOGUE_ROWS", "1")} <= set(launch.kernel.defines) and "prefetch_tile" in launch.kernel.prelude
+    compiled(launch)
+
+
 @pytest.mark.parametrize(("size", "channels", "outputs"), [(56, 64, 256), (28, 128, 512)])
 def test_residuals_of_tiles_that_share_a_multiprocessor_park_two_values_at_most(size, channels, outputs):
     """The gate of tiles of which two to four share a multiprocessor, where a residual is added: beside the sums a thread has 32 to 40 registers, and
