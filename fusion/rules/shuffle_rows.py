@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fusion.graph import Graph
 from fusion.network import Layer
-from fusion.ops import MatrixMultiply, Shuffle
+from fusion.ops import MatrixMultiply, Shuffle, Softmax
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import show
 from fusion.rules._shuffles import Movement, compose, emit, is_view, movement
@@ -70,10 +70,17 @@ def _plan(graph: Graph, match: Match) -> tuple[str, Movement] | Refusal:
     plan, both = min(plans, key=lambda item: not item[1].is_view)
     if a.is_view + b.is_view > both.is_view and not both.is_view:
         return Refusal("no gain", f"one data movement would remain, as now ({before.name}, {after.name})")
-    maker = graph.producer(before.inputs[0])
-    if not both.is_view and maker is not None and isinstance(maker.op, MatrixMultiply) and graph.constant(maker.inputs[1]) is None:
-        return Refusal("no gain", f"{before.name} moves what two activations make: attention, which takes it as strides")
+    if not both.is_view and _of_probabilities(graph, graph.producer(before.inputs[0])):
+        return Refusal("no gain", f"{before.name} moves what probabilities are multiplied to: attention takes it as strides")
     return plan, both
+
+
+def _of_probabilities(graph: Graph, maker: Layer | None) -> bool:
+    """Whether ``maker`` is what will be the last part of an attention."""
+    if maker is None or not isinstance(maker.op, MatrixMultiply):
+        return False
+    factors = (graph.producer(name) for name in maker.inputs[:2])
+    return any(one is not None and isinstance(one.op, Softmax) for one in factors)
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:
