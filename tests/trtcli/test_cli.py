@@ -175,6 +175,20 @@ def test_an_unknown_fusion_rule_is_refused(plain: Path, capsys: Captured) -> Non
     assert "no node or layer is named 'nope'" in capsys.readouterr().err
 
 
+def test_a_fusion_is_switched_off_at_the_layer_that_it_made(tmp_path: Path, capsys: Captured) -> None:
+    """Reports show names of fused layers: where one is given, its nodes are not joined by that rule; other places are."""
+    path = tmp_path / "net.onnx"
+    save(parser.parse_model("""<ir_version: 8, opset_import: ["" : 18]> g (float[2, 3] x, float[2, 3] z) => (float[2, 3] y) {
+        a = Add(x, z) b = Relu(a) c = Softmax(b) d = Mul(c, z) y = Tanh(d) }"""), path)
+    made = "fusedPointwiseNode(Add_0, Relu_1)"
+    for argv, shown in (([], {made, "Softmax_2 + fusedPointwiseNode(Mul_3, Tanh_4)"}), ([f"--disableFusion=pointwise@{made}"], {"Add_0", "Relu_1"})):
+        assert main(["inspect", str(path), "--device=cpu", "--json", "--disableFusion=softmax-prologue", *argv]) == 0
+        names = {one["Name"] for one in json.loads(capsys.readouterr().out)["Layers"]}
+        assert shown <= names and "Softmax_2 + fusedPointwiseNode(Mul_3, Tanh_4)" in names
+    assert main(["build", str(path), "--device=cpu", "--builderOptimizationLevel=0", f"--disableFusion=all@{made}", "--dumpLayerInfo"]) == 0
+    assert capsys.readouterr().out.count("Relu_1\n") == 1
+
+
 def test_check_says_yes(plain: Path, capsys: Captured) -> None:
     assert main(["check", str(plain), "--device=cpu"]) == 0
     assert capsys.readouterr().out.startswith("capturable: all 2 layers")

@@ -1,7 +1,8 @@
-"""Layers and nodes that flags name, where there are none of that name."""
+"""Layers and nodes that flags name: what a fused one holds, and where there are none of that name."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 
 from fusion.network import Network
@@ -16,16 +17,27 @@ def unknown_pins(fused: Network, config: BuildConfig) -> list[str]:
     return [f"--pinTactic: no layer is named {name!r} after fusion{_near(name, after)}" for name, _ in config.pin_tactic if name not in after]
 
 
-def check_disabled(imported: Network, fused: FusionResult, config: BuildConfig) -> None:
-    """Refuses ``--disableFusion=rule@name`` where neither a node nor a layer, nor one on the way, has that name.
+def by_nodes(imported: Network, fused: FusionResult, config: BuildConfig) -> BuildConfig:
+    """``config`` with each layer that fusion made, and that ``--disableFusion=rule@layer`` names, in terms of its ONNX nodes: where these are fused
+    again, the rule must not make it.
 
     Raises:
-        ValueError: naming it and the nearest one.
+        ValueError: neither a node nor a layer, nor one on the way, has that name; the text has the nearest one.
     """
-    known = _names(imported, fates=True) | _names(fused.network, fates=False) | {one.result for one in fused.applied}
+    if not config.disable_fusion:
+        return config
+    before = _names(imported, fates=True)
+    nodes = {layer.name: layer.origins for part, _ in parts_of(imported) for layer in part.layers}
+    for one in fused.applied:
+        nodes[one.result] = tuple(dict.fromkeys(node for name in one.layers for node in nodes.get(name, ())))
+    nodes.update({layer.name: layer.origins for part, _ in parts_of(fused.network) for layer in part.layers})
+    pairs: dict[tuple[str, str], None] = {}
     for rule, name in config.disable_fusion:
-        if name and name not in known:
-            raise ValueError(f"--disableFusion={rule}@{name}: no node or layer is named {name!r}{_near(name, known)}")
+        if name and name not in before and name not in nodes:
+            raise ValueError(f"--disableFusion={rule}@{name}: no node or layer is named {name!r}{_near(name, before | set(nodes))}")
+        made = () if name in before else nodes.get(name, ())
+        pairs.update(dict.fromkeys((rule, node) for node in made or (name,)))
+    return replace(config, disable_fusion=tuple(pairs))
 
 
 def _names(network: Network, fates: bool) -> set[str]:

@@ -21,7 +21,7 @@ from trtcli.builder.choose import choose, shared_memory
 from trtcli.builder.debug_tensors import debug_tensors, marked_tensors
 from trtcli.builder.fuse import fuse_with_parts
 from trtcli.builder.measured import Chosen, measured_fusions, measured_layouts
-from trtcli.builder.names import check_disabled, unknown_pins
+from trtcli.builder.names import by_nodes, unknown_pins
 from trtcli.builder.padding import PaddedChannels, measured_padding
 from trtcli.builder.record import build_record
 from trtcli.builder.setting import Log, Progress, available_sources, new_setting
@@ -76,14 +76,16 @@ def build(
 
     fusing = time.perf_counter()
     marked = marked_tensors(imported, config, log)
+    fused, copied = fuse_with_parts(imported, marked, profiles, config, device, log)
+    named, config = config, by_nodes(imported, fused, config)
     fuse_again = partial(fuse_with_parts, imported, marked, profiles, config, device)
-    fused, copied = fuse_again(log)
+    if config != named:
+        fused, copied = fuse_again(log)
     optimum = {name: one.opt for name, one in profiles[0].items()}
     sharing, _ = shared_memory(fused.network, profiles, config, device)
     log.info(fused_line(imported, fused, sharing, saved_bytes(imported, fused.network, sharing, optimum), time.perf_counter() - fusing))
     for line in fusion_lines(fused):
         log.verbose(line)
-    check_disabled(imported, fused, config)
     for line in unknown_pins(fused.network, config):
         log.warning(line)
     stage("Fuse layers")

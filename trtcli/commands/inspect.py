@@ -47,16 +47,19 @@ def _model(parsed: Parsed) -> int:
     from runtime.columns import TYPICAL, ask_kind
     from runtime.views import share_memory, with_missed_views
     from trtcli import host
-    from trtcli.builder.names import check_disabled
+    from trtcli.builder.names import by_nodes
     from trtcli.report.inspection import model_json, model_lines
     from trtcli.report.whynot import why_not_in_network
 
     config = parsed.config
     gpu = config.system.device != "cpu" and bool(host.cuda_version())
     network, facts = import_with_report(Path(config.model.onnx))
-    fused = optimize(network, FusionOptions(disabled=config.build.disabled_fusions, device="cuda" if gpu else "cpu"))
-    check_disabled(network, fused, config.build)
-    sharing = share_memory(fused.network, ask=ask_kind(fused.network, TYPICAL["cuda" if gpu else "cpu"]), disabled=config.build.disabled_fusions)
+    device, disabled = "cuda" if gpu else "cpu", config.build.disabled_fusions
+    fused = optimize(network, FusionOptions(disabled=disabled, device=device))
+    named, disabled = disabled, by_nodes(network, fused, config.build).disabled_fusions
+    if disabled != named:
+        fused = optimize(network, FusionOptions(disabled=disabled, device=device))
+    sharing = share_memory(fused.network, ask=ask_kind(fused.network, TYPICAL[device]), disabled=disabled)
     fused = replace(fused, misses=with_missed_views(fused.misses, fused.network, sharing))
     if config.report.why_not:
         _answers(parsed, {node: why_not_in_network(fused.network, fused.misses, node) for node in config.report.why_not})
