@@ -6,7 +6,7 @@
 FP16. ``dense``: a normalisation, ReLU and the 1x1 convolution of DenseNet-121's blocks; ``window``: the same before a 3x3 convolution of ResNet V2; ``gate``: the factor
 per image and channel of EfficientNet-B0's squeezes before the projection; ``gelu``: a GELU before a product. Of each kernel the first configurations are timed:
 replays of a graph over rotating copies of all data, in turns, the median. ``pair`` is the fastest pointwise and the fastest product kernel one after the other,
-which leaves what the second reads in the L2 cache; ``sum`` adds the times of each alone, which is what the builder compares. Every fused result is compared with the reference tactic's.
+which leaves what the second reads in the L2 cache; ``sum`` adds the times of each alone; the builder compares that less what lies between at the rate of memory, where L2 holds it. Every fused result is compared with the reference tactic's.
 Kernels compile in processes of their own; with --cubins they are kept, so that another machine can compile (--compile-only) beforehand.
 """
 

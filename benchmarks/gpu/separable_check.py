@@ -6,7 +6,7 @@
 Every pair of MobileNetV2 and EfficientNet-B0 (whose pairs have a squeeze between them, which EfficientNet-Lite0 leaves out), quantised or in FP16, with scale,
 bias, activation and requantisation as a build makes them. Of each kernel the first configurations are timed: replays of a graph over rotating copies of all data,
 in turns, the median. ``pair`` is the fastest depthwise and the fastest pointwise kernel one after the other, which leaves what the second reads in the L2
-cache; ``sum`` adds the times of each alone, which is what the builder compares. Every fused result is compared with the reference tactic's.
+cache; ``sum`` adds the times of each alone; the builder compares that less what lies between at the rate of memory, where L2 holds it. Every fused result is compared with the reference tactic's.
 Kernels compile in processes of their own; with --cubins they are kept, so that another machine can compile (--compile-only) beforehand.
 """
 
