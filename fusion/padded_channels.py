@@ -35,6 +35,7 @@ from fusion.ops import (
     Pointwise,
     Pooling,
     Reduce,
+    Reformat,
     Resize,
     Shuffle,
     Slice,
@@ -450,6 +451,8 @@ def _through(op: Op, fill: np.ndarray, rank: int) -> np.ndarray | None:
     if isinstance(op, Shuffle):
         kept = op.first is None or op.first[-1] == rank - 1
         return fill if kept and (op.second is None or op.second[-1] == len(op.second) - 1) else None
+    if isinstance(op, Reformat):
+        return fill if op.order[-1] == rank - 1 else None
     if isinstance(op, Padding) and op.pre[-1] == op.post[-1] == 0:
         return fill if op.mode != "constant" or (fill.astype(np.float64) == op.value).all() else None
     return None

@@ -59,6 +59,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.normalization.normalization",
         "tactics.cuda.normalization.sum",
         "tactics.cuda.shuffle.shuffle",
+        "tactics.cuda.shuffle.reformat",
         "tactics.cuda.shuffle.moves",
         "tactics.cuda.pooling.pooling",
         "tactics.cuda.gather.gather",

@@ -21,6 +21,7 @@ class Row:
         nodes: ONNX nodes in ONNX's text form, one a line; the network's output is ``y`` (and ``outputs``).
         rule: the fusion rule that makes it; empty where the importer does it.
         layers: how many layers are left (that do any work).
+        on_gpu: how many on a GPU, where these are fewer (transpose-pointwise).
         inputs: shapes, float32 unless ``types`` says otherwise.
         values: constants: a shape (random values), an array, or one number.
         near: text to replace in ``nodes`` so that the pattern no longer holds (pairs old, new).
@@ -43,6 +44,7 @@ class Row:
     outputs: tuple[str, ...] = ()
     device: str = ""
     measured: bool = False
+    on_gpu: int = 0
     opset: int = 18
 
 
@@ -360,6 +362,9 @@ CATALOGUE: Sequence[Row] = (
     Row("slices joined again", "p, q = Split<axis=1,num_outputs=2>(x)\nr = Exp(q)\nt = Concat<axis=1>(p, q, r)\ny = Softmax(t)", "concatenation-slices", layers=4,
         inputs=ROWS_2D, near=(("(p, q, r)", "(q, p, r)"),)),
     Row("cast there and back", "t = Cast<to=11>(x)\nu = Cast<to=1>(t)\ny = Relu(u)", "cast-chain", near=(("Cast<to=11>", "Cast<to=10>"),)),
+    Row("a cast before a transpose", "t = Cast<to=10>(x)\ny = Transpose<perm=[0,2,3,1]>(t)", "transpose-pointwise", device="cuda", near_output="t"),
+    Row("a quantisation behind a transpose", "t = Transpose<perm=[0,3,1,2]>(x)\ny = QuantizeLinear(t, s, i8)", "transpose-pointwise", device="cuda", values=SCALES,
+        near=(("QuantizeLinear(t, s, i8)", "Exp(t)"),)),
     Row("sigmoid written out", "a = Neg(x)\nb = Exp(a)\nc = Add(b, one)\ny = Div(one, c)", "sigmoid", values={"one": 1.0}, near_values={"one": 1.1}),
     Row("softplus written out", "a = Exp(x)\nb = Add(a, one)\ny = Log(b)", "softplus", values={"one": 1.0}, near_values={"one": 1.2}),
     Row("constants computed at build", "c = DequantizeLinear(w, s)\ny = Mul(x, c)", "constant-fold",
@@ -368,7 +373,7 @@ CATALOGUE: Sequence[Row] = (
     Row("activation of a normalisation", "t = LayerNormalization(x, g, b)\ny = Relu(t)", "normalization-pointwise", inputs=ROWS_2D,
         values={"g": (16,), "b": (16,)}, near_output="t"),
     Row("normalisation of a cast", "h = Cast<to=10>(x)\nt = Transpose<perm=[1,0]>(h)\nu = Cast<to=1>(t)\ny = LayerNormalization(u, g, b)",
-        "normalization-cast", layers=3, inputs=ROWS_2D, values={"g": (6,), "b": (6,)}, near_output="u"),
+        "normalization-cast", layers=3, on_gpu=2, inputs=ROWS_2D, values={"g": (6,), "b": (6,)}, near_output="u"),
     Row("a function of an epilogue's operand", "t = MatMul(x, w)\nu = Tanh(z)\ny = Mul(t, u)", "epilogue-operand", inputs={"x": (6, 16), "z": (6, 12)},
         values={"w": (16, 12)}, near_output="u"),
     Row("transposes of rows around a product", "t = Transpose<perm=[1,0,2]>(x)\nu = MatMul(t, w)\ny = Transpose<perm=[1,0,2]>(u)", "shuffle-rows",
@@ -430,13 +435,13 @@ CATALOGUE: Sequence[Row] = (
     Row("quantised matrix product", QDQ + "w = DequantizeLinear(q8, s2, i8)\ny = MatMul(d, w)", "quantized-matmul", layers=2, inputs=ROWS_2D,
         values={**SCALES, "q8": _bytes(16, 12)}, near=(("DequantizeLinear(q8, s2, i8)", "DequantizeLinear<axis=0>(q8, many)"),),
         near_values={"many": np.linspace(0.1, 0.2, 16)}),
-    Row("dequantisation before data movement", QDQ + "t = Transpose<perm=[1,0]>(d)\ny = Softmax(t)", "dequantize-forward", layers=4, inputs=ROWS_2D, values=SCALES,
+    Row("dequantisation before data movement", QDQ + "t = Transpose<perm=[1,0]>(d)\ny = Softmax(t)", "dequantize-forward", layers=4, on_gpu=3, inputs=ROWS_2D, values=SCALES,
         near=(("DequantizeLinear(q, s, i8)", "DequantizeLinear<axis=1>(q, many)"),), near_values={"many": np.linspace(0.1, 0.2, 16)}),
     Row("dequantisations of one scale, joined", "q = QuantizeLinear(x, s, i8)\nr = QuantizeLinear(z, s, i8)\nd = DequantizeLinear(q, s, i8)\ne = DequantizeLinear(r, s, i8)\n"
         "t = Concat<axis=0>(d, e)\ny = Softmax(t)", "dequantize-forward", layers=4, inputs={"x": (6, 16), "z": (6, 16)}, values=SCALES,
         near=(("QuantizeLinear(z, s, i8)", "QuantizeLinear(z, s2, i8)"), ("DequantizeLinear(r, s, i8)", "DequantizeLinear(r, s2, i8)"))),
     Row("quantisation behind data movement", "a = Softmax(x)\nt = Transpose<perm=[1,0]>(a)\nq = QuantizeLinear(t, s2, i8)\ny = DequantizeLinear(q, s2, i8)",
-        "quantize-backward", layers=3, inputs=ROWS_2D, values=SCALES, near_output="t"),
+        "quantize-backward", layers=3, on_gpu=2, inputs=ROWS_2D, values=SCALES, near_output="t"),
     Row("packed weights", "w = DequantizeLinear<axis=0, block_size=32>(q8, many)\ny = MatMul(x, w)", "packed-matmul", inputs={"x": (4, 128)}, opset=21,
         values={"q8": _bytes(128, 128), "many": np.linspace(0.01, 0.02, 512).reshape(4, 128)}, near=(("block_size=32", "block_size=8"),),
         near_values={"many": np.linspace(0.01, 0.02, 2048).reshape(16, 128)}),

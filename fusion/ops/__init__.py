@@ -22,6 +22,7 @@ from fusion.ops.prologue_product import PrologueProduct
 from fusion.ops.random import Random
 from fusion.ops.recurrent import Recurrence
 from fusion.ops.reduce import Reduce
+from fusion.ops.reformat import Reformat
 from fusion.ops.reinterpret import Reinterpret
 from fusion.ops.resize import Resize
 from fusion.ops.roi import RoiAlign, RoiPool
@@ -37,7 +38,7 @@ OPS = {
     for op in (
         ArgReduce, Attention, CacheAppend, Concatenation, Convolution, ConvolutionPooling, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, If, LocalResponseNormalization, Loop, MatrixMultiply, NonMaxSuppression, NonZero,
-        Normalization, PackedMatrixMultiply, Padding, Pointwise, Pooling, PrologueProduct, Random, Range, Recurrence, Reduce, Resize, RotaryEmbedding, ScatterElements,
+        Normalization, PackedMatrixMultiply, Padding, Pointwise, Pooling, PrologueProduct, Random, Range, Recurrence, Reduce, Reformat, Resize, RotaryEmbedding, ScatterElements,
         ScatterND, SeparableConvolution, ShapeValue, Shuffle, Slice, Softmax, SumNormalization, Tile, TopK, Unique,
         # rare
         Custom, DeformableColumns, Determinant, Fold, GridSample, Inverse, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,

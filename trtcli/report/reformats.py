@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fusion.layout import REFORMAT, back_for, order_for
 from fusion.network import Layer
-from fusion.ops import Shuffle
+from fusion.ops import Reformat, Shuffle
 from fusion.padded_channels import RULE
 from runtime.engine import Engine
 
@@ -21,10 +21,15 @@ def reformat_reason(engine: Engine, layer: Layer) -> str:
     if RULE in layer.fusions:
         counts = [network.tensors[name].shape[-1] for name in (*layer.inputs, *layer.outputs)]
         return f"{counts[0]} to {counts[-1]} channels for {', '.join(places)}: padded channels pay beside it (measured)"
-    if not isinstance(layer.op, Shuffle):
+    if isinstance(layer.op, Reformat):
+        order, types = layer.op.order, [network.tensors[name].dtype.label for name in (*layer.inputs, *layer.outputs)]
+    elif isinstance(layer.op, Shuffle):
+        order, types = layer.op.first or layer.op.second or (), []
+    else:
         return ""
     rank = len(network.tensors[layer.inputs[0]].shape)
-    what = {order_for(rank): "to channels-last", back_for(rank): "to channels-first"}.get(layer.op.first or layer.op.second or (), "")
+    what = {order_for(rank): "to channels-last", back_for(rank): "to channels-first"}.get(order, "")
+    what = " ".join([" to ".join(dict.fromkeys(types)), what]).strip()
     record = engine.record.get("layouts", {})
     measured = record.get("layers", {}) if isinstance(record, Mapping) else {}
     around = [*readers, *(one for one in network.layers if set(one.outputs) & set(layer.inputs))]

@@ -7,7 +7,9 @@ from math import gcd, prod
 
 from fusion.ops import Shuffle
 from tactics.cuda.shuffle.strides import (
+    PLAIN,
     Axis,
+    Conversion,
     axes_argument,
     axes_of,
     copy_choices,
@@ -204,7 +206,7 @@ class TiledShuffle(Tactic):
         found = passes(workload)
         if len(found) > 1:
             return Refusal("the reshape between two transposes needs two passes: see cuda.shuffle.strided")
-        if _plane(found[0]) is None:
+        if plane_axis(found[0]) is None:
             return Refusal("the last axis stays last: see cuda.shuffle.strided")
         if any(batch > 65535 * 65535 for batch in (prod(axis.size for axis in found[0]),)):
             return Refusal("too many planes for one grid")
@@ -214,34 +216,33 @@ class TiledShuffle(Tactic):
         return takes_columns(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        read, write = self._widths(workload)
+        axes, item = passes(workload)[0], workload.inputs[0].dtype.itemsize
+        read, write = tiled_widths(axes, (max(1, 4 // item),) * 2)
         small = workload.inputs[0].dtype.itemsize <= 2
         shapes = [(64, 8), (32, 8), (64, 16)] if small else [(32, 8), (32, 16), (64, 16)]
         narrow = [(tile, rows, 1, 1) for tile, rows in shapes[:2]]
         wide = [(tile, rows, read, write) for tile, rows in shapes]
         return [config(tile=tile, rows=rows, read=r, write=w) for tile, rows, r, w in dict.fromkeys((*wide, *narrow))]
 
-    @staticmethod
-    def _widths(workload: Workload) -> tuple[int, int]:
-        """Elements per read and per write, of 4 bytes together where they are smaller: what every size and step allows."""
-        axes = passes(workload)[0]
-        position = _plane(axes)
-        assert position is not None
-        a, b = axes[position], axes[0]
-        most = max(1, 4 // workload.inputs[0].dtype.itemsize)
-        ins = [axis.sure[1] for axis in axes if axis is not a]
-        outs = [axis.sure[2] for axis in axes if axis is not b]
-        return gcd(most, a.sure[0], *ins), gcd(most, b.sure[0], *outs)
-
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         chosen = dict(config)
         axes = passes(workload)[0]
-        position = _plane(axes)
+        position = plane_axis(axes)
         assert position is not None
         return Plan((tiled_launch(axes, position, workload.inputs[0].dtype.itemsize, chosen, device),))
 
 
-def _plane(axes: Sequence[Axis]) -> int | None:
+def tiled_widths(axes: Sequence[Axis], most: tuple[int, int]) -> tuple[int, int]:
+    """Elements per read and per write of :func:`tiled_launch`, at most ``most``: what every size and step allows."""
+    position = plane_axis(axes)
+    assert position is not None
+    a, b = axes[position], axes[0]
+    ins = [axis.sure[1] for axis in axes if axis is not a]
+    outs = [axis.sure[2] for axis in axes if axis is not b]
+    return gcd(most[0], a.sure[0], *ins), gcd(most[1], b.sure[0], *outs)
+
+
+def plane_axis(axes: Sequence[Axis]) -> int | None:
     """Which axis is the input's last one: it has step 1 at every size. None when it is the output's last one, too."""
     for position, axis in enumerate(axes):
         if axis.in_step == 1 and axis.sure[1] == 1 and position > 0:
@@ -251,16 +252,18 @@ def _plane(axes: Sequence[Axis]) -> int | None:
     return None
 
 
-def tiled_launch(axes: Sequence[Axis], position: int, itemsize: int, chosen: Mapping[str, int], device: DeviceSpec) -> Launch:
+def tiled_launch(
+    axes: Sequence[Axis], position: int, itemsize: int, chosen: Mapping[str, int], device: DeviceSpec, conversion: Conversion | None = None
+) -> Launch:
     """The transpose of axes 0 and ``position``; the rest is a batch."""
     tile, rows = chosen["tile"], chosen["rows"]
     b, a = axes[0], axes[position]
     rest = tuple(axis for index, axis in enumerate(axes) if index not in (0, position)) or (Axis(1, 0, 0, (1, 0, 0)),)
     batches = prod(axis.size for axis in rest)
     grid_y = min(batches, 65535)
-    names = defines(device, MOVE_T=raw_type(itemsize), RANK=len(rest), TILE=tile, ROWS=rows, READ=chosen["read"],
-                    WRITE=chosen["write"])  # fmt: skip
-    kernel = Kernel("shuffle/tiled.cu", "transpose_tiled", names, '#include "vector.cuh"\n')
+    moved = {"MOVE_T": raw_type(itemsize)} if conversion is None else conversion.defines
+    names = defines(device, RANK=len(rest), TILE=tile, ROWS=rows, READ=chosen["read"], WRITE=chosen["write"], **moved)
+    kernel = Kernel("shuffle/tiled.cu", "transpose_tiled", names, PLAIN if conversion is None else conversion.prelude)
     arguments = (Buffer("input"), OUT, Scalar(a.size), Scalar(b.size), Scalar(b.in_step, "i64"), Scalar(a.out_step, "i64"),
                  Scalar(batches, "u32"), axes_argument(rest))  # fmt: skip
     grid = (ceil_div(a.size, tile) * ceil_div(b.size, tile), grid_y, ceil_div(batches, grid_y))

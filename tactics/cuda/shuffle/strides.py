@@ -9,6 +9,7 @@ from math import gcd, prod
 from tactics.cuda.simple import OUT, Defines, ceil_div, defines, divider, launch, raw_type
 from tactics.tactic import Buffer, DeviceSpec, Kernel, Launch, Scalar, Struct
 
+PLAIN = '#include "vector.cuh"\n'  # the prelude of kernels that move raw elements
 ANY = 0  # divisible by everything: the divisor of the number 0
 
 
@@ -23,6 +24,20 @@ class Axis:
     in_step: int
     out_step: int
     sure: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What becomes of each element that a copy moves (include/convert.cuh): the types on both sides, and the code between them."""
+
+    prelude: str
+    source: str
+    target: str
+
+    @property
+    def defines(self) -> dict[str, object]:
+        """The defines that say so."""
+        return {"CONVERT": 1, "MOVE_T": self.source, "OUT_T": self.target}
 
 
 def row_major(sizes: Sequence[int], varies: Sequence[bool], pitch: int = 0, width: int = 0) -> list[tuple[int, int]]:
@@ -94,9 +109,9 @@ def axes_argument(axes: Sequence[Axis]) -> Struct:
 
 def copy_launch(
     axes: Sequence[Axis], itemsize: int, v: int, items: int, device: DeviceSpec, *,
-    source: Buffer | None = None, target: Buffer = OUT, in_base: int = 0, out_base: int = 0,
+    source: Buffer | None = None, target: Buffer = OUT, in_base: int = 0, out_base: int = 0, conversion: Conversion | None = None,
 ) -> Launch:  # fmt: skip
-    """The strided copy as one launch; bases in elements.
+    """The strided copy as one launch; bases in elements. With a ``conversion``, ``itemsize`` does not matter.
 
     Raises:
         ValueError: a base is not a multiple of the vector, which can only come of a start that varies.
@@ -106,8 +121,9 @@ def copy_launch(
     counted = vectors(axes, v)
     total = prod(axis.size for axis in counted)
     threads = 256
-    names: Defines = defines(device, MOVE_T=raw_type(itemsize * v), RANK=len(axes), THREADS=threads, ITEMS=items)
-    kernel = Kernel("shuffle/strided.cu", "strided_copy", names, '#include "vector.cuh"\n')
+    moved = {"MOVE_T": raw_type(itemsize * v)} if conversion is None else {**conversion.defines, "VEC": v}
+    names: Defines = defines(device, RANK=len(axes), THREADS=threads, ITEMS=items, **moved)
+    kernel = Kernel("shuffle/strided.cu", "strided_copy", names, PLAIN if conversion is None else conversion.prelude)
     arguments = (source or Buffer("input"), target, Scalar(total, "u32"), Scalar(in_base // v, "i64"), Scalar(out_base // v, "i64"),
                  axes_argument(counted))  # fmt: skip
     return launch(kernel, ceil_div(total, threads * items), threads, arguments)

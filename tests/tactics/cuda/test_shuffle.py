@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.dtypes import DataType
+from fusion.expression import Convert, Expression, Literal, Operand, apply
 from fusion.network import Op, TensorType
-from fusion.ops import Concatenation, Expand, Padding, Shuffle, Slice, Tile
+from fusion.ops import Concatenation, Expand, Padding, Reformat, Shuffle, Slice, Tile
 from tactics.cuda.shuffle.moves import Concatenate, Movement, Pad, PadRows
+from tactics.cuda.shuffle.reformat import StridedReformat, TiledReformat
 from tactics.cuda.shuffle.shuffle import CopyShuffle, StridedShuffle, TiledShuffle, passes
 from tactics.tactic import Copy, Refusal, Workload
 from tests.harness.fiber import A100, H100, available, check, kernels
@@ -36,6 +38,49 @@ def run(tactic, op: Op, shapes: Sequence[tuple[int, ...]], dtype: DataType = Dat
 def test_layout_transposes(order: tuple[int, ...], dtype: DataType) -> None:
     for tactic in (TiledShuffle(), StridedShuffle()):
         run(tactic, Shuffle(order), [(2, 5, 9, 67)], dtype, configs=2)
+
+
+FLOAT, HALF, BF16, INT8 = DataType.FLOAT, DataType.HALF, DataType.BF16, DataType.INT8
+FINITE = apply("clip", Operand(0), Literal(-65504.0, FLOAT), Literal(65504.0, FLOAT))
+STEPS = apply("clip", apply("round", apply("div", Operand(0), Literal(0.05, FLOAT))), Literal(-128.0, FLOAT), Literal(127.0, FLOAT))
+
+
+def reformat(tactic, op: Reformat, source: DataType, shape: tuple[int, ...], varies: tuple = (), configs: int = 8) -> None:
+    x = (np.random.default_rng(0).normal(size=shape) * 4).astype(source.numpy)
+    if source.is_float and x.size > 4:
+        x.reshape(-1)[:4] = np.inf, -np.inf, np.nan, 1e5 if source is not HALF else 6e4
+    check(tactic, workload(op, [shape], source, varies), [x], op.evaluate([x]), configs=configs)
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [(FLOAT, Convert(HALF, FINITE)), (FLOAT, Convert(BF16, Operand(0))), (HALF, Convert(FLOAT, Operand(0))), (INT8, Convert(HALF, Operand(0))), (FLOAT, apply("relu", Operand(0)))],
+    ids=["to half", "to bf16", "from half", "from int8", "one type"],
+)  # fmt: skip
+def test_transposes_that_convert(source: DataType, value: Expression) -> None:
+    for order in ((0, 2, 3, 1), (0, 3, 1, 2)):
+        for tactic in (TiledReformat(), StridedReformat()):
+            reformat(tactic, Reformat(order, value), source, (2, 5, 9, 67), configs=1)
+    # Accesses of several elements, tails on both sides.
+    reformat(TiledReformat(), Reformat((0, 2, 3, 1), value), source, (2, 40, 6, 12), configs=8 if HALF in (source, Reformat((0,), value).infer([TensorType(source, (1,))])[0].dtype) else 1)
+    reformat(StridedReformat(), Reformat((0, 2, 1, 3), value), source, (2, 3, 4, 16))
+
+
+def test_a_transpose_that_quantises() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 12, 5, 8)).astype(np.float32) * 4
+    op = Reformat((0, 2, 3, 1), Convert(INT8, STEPS))
+    for tactic in (TiledReformat(), StridedReformat()):
+        check(tactic, workload(op, [x.shape], FLOAT), [x], op.evaluate([x]), configs=2)
+
+
+def test_a_conversion_of_a_varying_batch_keeps_its_kernel() -> None:
+    varies = ((True, False, False, False),) * 2
+    op = Reformat((0, 2, 3, 1), Convert(HALF, Operand(0)))
+    for tactic in (TiledReformat(), StridedReformat()):
+        found = [workload(op, [(batch, 6, 3, 10)], FLOAT, varies) for batch in (4, 1)]
+        chosen = tactic.configs(found[0], H100)[0]
+        assert len({kernels(tactic.plan(one, chosen, H100)) for one in found}) == 1
+        reformat(tactic, op, FLOAT, (1, 6, 3, 10), varies, configs=1)
 
 
 def test_the_last_axis_stays_in_vectors() -> None:
