@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.gpu.torch_times import graph_times  # noqa: E402
 from benchmarks.runner import Result, compare, record  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
-from fusion.expression import Literal, Operand, apply  # noqa: E402
+from fusion.expression import Convert, Literal, Operand, apply  # noqa: E402
 from fusion.network import Op, TensorType  # noqa: E402
 from fusion.ops import (  # noqa: E402
     ArgReduce,
@@ -47,6 +47,7 @@ from fusion.ops import (  # noqa: E402
     Pointwise,
     Pooling,
     Reduce,
+    Reformat,
     Resize,
     ScatterElements,
     ScatterND,
@@ -124,6 +125,9 @@ def checks() -> list[tuple[str, Op, Types]]:
         found.append((f"GatherElements {dtype.label}", GatherElements(1), [(dtype, (9, 50)), (I64, (9, 33))]))
         found.append((f"ScatterElements {dtype.label}", ScatterElements(1, "add"), [(dtype, (9, 50)), (I64, (9, 33)), (dtype, (9, 33))]))
         found.append((f"ScatterND {dtype.label}", ScatterND("max"), [(dtype, (50, 24)), (I64, (33, 1)), (dtype, (33, 24))]))
+    for source, target in ((F32, F16), (F32, BF16), (F16, F32)):
+        for order, shape in (((0, 2, 3, 1), (3, 67, 33, 35)), ((0, 2, 3, 1), (3, 64, 36, 36)), ((0, 3, 1, 2), (3, 33, 35, 64)), ((0, 2, 1, 3), (3, 50, 12, 64))):
+            found.append((f"Reformat {source.label} to {target.label} {shape}", Reformat(order, Convert(target, X)), [(source, shape)]))
     for dtype in (I64, I32):
         found.append((f"Pointwise {dtype.label}", Pointwise(apply("div", X, Y)), [(dtype, (1001,)), (dtype, (1001,))]))
         found.append((f"Reduce {dtype.label}", Reduce("mean", (1,), False), [(dtype, (33, 501))]))
@@ -173,6 +177,12 @@ def timings() -> list[tuple[str, Op, Types, Callable | None]]:
             lambda t, x, y, z: t.nn.functional.layer_norm(x, x.shape[1:], y, z))  # fmt: skip
         add(f"small global average {label}", Reduce("mean", (1, 2), True), [(dtype, (1, 7, 7, 2048))], lambda t, x: x.mean((1, 2), True))
         add(f"small NCHW to NHWC {label}", Shuffle((0, 2, 3, 1)), [(dtype, (1, 3, 224, 224))], lambda t, x: x.permute(0, 2, 3, 1).contiguous())
+    for shape in ((32, 64, 56, 56), (64, 256, 56, 56), (1, 64, 56, 56)):
+        nchw, nhwc = (F32, shape), (F16, (shape[0], *shape[2:], shape[1]))
+        add(f"reformat FP32 NCHW to FP16 NHWC {shape}", Reformat((0, 2, 3, 1), Convert(F16, X)), [nchw], lambda t, x: x.permute(0, 2, 3, 1).to(t.float16).contiguous())
+        add(f"reformat, its cast alone {shape}", Pointwise(Convert(F16, X)), [nchw])
+        add(f"reformat, its transpose alone {shape}", Shuffle((0, 2, 3, 1)), [(F16, shape)])
+        add(f"reformat FP16 NHWC to FP32 NCHW {shape}", Reformat((0, 3, 1, 2), Convert(F32, X)), [nhwc])
     add("top 5 of 1000", TopK(5, 1), [(F32, (4096, 1000))], lambda t, x: t.topk(x, 5)[0])
     add("top 100 of 8400", TopK(100, 1), [(F32, (64, 8400))], lambda t, x: t.topk(x, 100)[0])
     add("argmax of 1000", ArgReduce(1, False), [(F32, (16384, 1000))], lambda t, x: x.argmax(1))
