@@ -19,17 +19,17 @@ def channels_back(x: np.ndarray, channels_last: bool) -> np.ndarray:
 
 
 def pad_spatial(x: np.ndarray, pre: Sequence[int], post: Sequence[int], value: object = 0) -> np.ndarray:
-    """``x`` with ``pre[i]`` and ``post[i]`` elements of ``value`` around spatial axis ``i``; negative numbers cut off."""
-    sizes = x.shape[2:]
-    cut = tuple(slice(max(-a, 0), size - max(-b, 0)) for a, b, size in zip(pre, post, sizes, strict=True))
-    x = x[(slice(None), slice(None), *cut)]
-    grow = [(max(a, 0), max(b, 0)) for a, b in zip(pre, post, strict=True)]
-    if not any(a or b for a, b in grow):
-        return x
-    shape = (*x.shape[:2], *(size + a + b for size, (a, b) in zip(x.shape[2:], grow, strict=True)))
-    padded = np.full(shape, value, x.dtype)
-    inner = tuple(slice(a, a + size) for size, (a, _) in zip(x.shape[2:], grow, strict=True))
-    padded[(slice(None), slice(None), *inner)] = x
+    """``x`` with ``pre[i]`` and ``post[i]`` elements of ``value`` around spatial axis ``i``; negative numbers cut off, also of what the other
+    side has added."""
+    sizes = tuple(size + a + b for size, a, b in zip(x.shape[2:], pre, post, strict=True))
+    source = tuple(slice(max(-a, 0), max(size + min(b, 0), 0)) for size, a, b in zip(x.shape[2:], pre, post, strict=True))
+    if not any(a > 0 for a in pre) and not any(b > 0 for b in post):
+        return x[(slice(None), slice(None), *source)]
+    padded = np.full((*x.shape[:2], *sizes), value, x.dtype)
+    target = tuple(slice(max(a, 0), max(min(a + size, whole), 0)) for a, size, whole in zip(pre, x.shape[2:], sizes, strict=True))
+    source = tuple(slice(part.start - a, part.stop - a) if part.start < part.stop else slice(0, 0) for part, a in zip(target, pre, strict=True))
+    target = tuple(part if part.start < part.stop else slice(0, 0) for part in target)
+    padded[(slice(None), slice(None), *target)] = x[(slice(None), slice(None), *source)]
     return padded
 
 

@@ -151,6 +151,14 @@ def test_sizes_other_than_those_it_was_built_for(check):
         check(Attention(0.3), [whole] * 3, built=(Attention(0.3), [values(rng, (1, 3, 90, 8), np.float32)] * 3))
 
 
+def test_deconvolution_of_nothing_but_padding(check):
+    """More is cut off in front than there are sums; zeros are added behind."""
+    x, w = np.ones((1, 1, 1, 1), np.float32), np.ones((1, 1, 1, 1), np.float32)
+    (found,) = Deconvolution((1, 1), (2, 0), (-3, 0), (1, 1), (0, 0)).evaluate([x, w])
+    np.testing.assert_array_equal(found, np.zeros((1, 1, 2, 1)))
+    check(Deconvolution((1, 1), (2, 0), (-3, 0), (1, 1), (0, 0), epilogue=EPILOGUES["bias"]), [x, w, np.float32([[[3]]])])
+
+
 @given(convolutions(), st.data(), dtypes, epilogues, st.booleans())
 @SETTINGS
 def test_deconvolution(check, case, data, dtype, name, known):
