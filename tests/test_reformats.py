@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +16,7 @@ from fusion.ops import Reformat
 from fusion.passes import FusionOptions, FusionResult, optimize
 from fusion.serial import from_json, to_json
 from runtime.devices import open_device
+from runtime.engine import Engine
 from tests.catalogue import Row, model
 from tests.fusion.networks import assert_same
 from tests.models import onnxruntime_outputs, random_inputs
@@ -45,6 +49,7 @@ def test_the_image_is_read_once(precision: DataType) -> None:
     assert len(plain.layers) == len(result.network.layers) + 1
     assert_same(plain, result.network)
     assert from_json(to_json(layer.op)) == layer.op
+    assert reformat_reason(cast(Engine, SimpleNamespace(network=result.network, record={})), layer).startswith(f"FP32 to {label}, to channels-last for Conv0 + Relu1: ")
 
 
 def test_what_others_read_between_stays() -> None:

@@ -29,7 +29,7 @@ def reformat_reason(engine: Engine, layer: Layer) -> str:
         return ""
     rank = len(network.tensors[layer.inputs[0]].shape)
     what = {order_for(rank): "to channels-last", back_for(rank): "to channels-first"}.get(order, "")
-    what = " ".join([" to ".join(dict.fromkeys(types)), what]).strip()
+    what = ", ".join(one for one in (" to ".join(types), what) if one)
     record = engine.record.get("layouts", {})
     measured = record.get("layers", {}) if isinstance(record, Mapping) else {}
     around = [*readers, *(one for one in network.layers if set(one.outputs) & set(layer.inputs))]
