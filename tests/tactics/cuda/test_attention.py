@@ -182,7 +182,7 @@ def test_on_gpu(name: str) -> None:
     from runtime.devices import open_device
     from tests.harness.gpu import run_on_gpu
 
-    case = dict({**CASES, **{name: one for name, (one, _) in GROUPS.items()}}[name])
+    case = dict({**CASES, **{name: one for name, (one, *_) in GROUPS.items()}}[name])
     workload, inputs, expected = attention(*case.pop("sizes"), **case)  # type: ignore[misc]
     spec = open_device("0").spec
     grouped = [(GroupedAttention(), one) for one in GroupedAttention().configs(workload, spec)[:2]] if name in GROUPS else []
