@@ -107,6 +107,7 @@ def checks() -> list[tuple[str, Op, Types]]:
         add(Concatenation(3), (2, 5, 7, 24), (2, 5, 7, 40), (2, 5, 7, 8))
         for mode in ("constant", "reflect", "edge", "wrap"):
             add(Padding((0, 2, 3, 0), (0, 1, 5, 0), mode, 1.5), (2, 9, 8, 24))
+        add(Padding((0, 0, 0), (0, 0, 5), "constant", 1.5), (7, 9, 91))
         add(Pooling("max", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1), channels_last=True), (3, 57, 55, 64))
         add(Pooling("average", (3, 3), (2, 2), (1, 1), (1, 1), (1, 1), True, True, channels_last=False), (3, 24, 57, 55))
         add(Pooling("average", (7, 7), (1, 1), (0, 0), (0, 0), (1, 1), channels_last=True), (3, 7, 7, 2048))
