@@ -41,7 +41,7 @@ from tactics.tactic import Config, DeviceSpec, Kernel, Launch, Plan, Tactic, Wor
 
 
 def runs(family: str, count: int, device: DeviceSpec) -> list[tuple[str, Workload, Tactic, Config, Plan]]:
-    """What is run: each tactic in its first configurations, and the first of each kind of cluster, meeting or kernel."""
+    """What is run: each tactic in its first configurations, and the first of each kind of cluster, meeting, kernel or number of rows."""
     found = []
     for name, workload in cases(family):
         for tactic in tactics("cuda"):
@@ -51,7 +51,7 @@ def runs(family: str, count: int, device: DeviceSpec) -> list[tuple[str, Workloa
                 continue  # a vendor's kernels are the vendor's to check
             chosen = list(tactic.configs(workload, device))
             plans = {one: tactic.plan(workload, one, device) for one in chosen}
-            kinds = {tuple(dict(one).get(key) for key in ("scope", "tagged", "cluster", "cluster_x", "cluster_y", "split")): one for one in reversed(chosen)}
+            kinds = {tuple(dict(one).get(key) for key in ("scope", "tagged", "cluster", "cluster_x", "cluster_y", "split", "rows")): one for one in reversed(chosen)}
             entries = {tuple((kernel.file, kernel.entry) for kernel in kernels_of(plan)): one for one, plan in reversed(plans.items())}
             more = [*list(kinds.values())[: 0 if family == "memory" else 6], *entries.values()]
             found += [(name, workload, tactic, one, plans[one]) for one in dict.fromkeys((*chosen[:count], *more)) if kernels_of(plans[one])]

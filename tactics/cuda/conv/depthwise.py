@@ -177,7 +177,7 @@ class Depthwise(Tactic):
         resident = tile.blocks * BLOCK
         waves = tile.threads / (resident * device.multiprocessors)
         per_sm = min(resident, tile.threads / device.multiprocessors)
-        share = min(0.7, 0.3 + per_sm / 2560)  # of the issue slots that so many threads fill
+        share = min(0.8, 0.4 + per_sm / 2560)  # of the issue slots that so many threads fill
         issue = tile.threads * tile.instructions / (device.multiprocessors * 128 * 1.7e9 * share)
         if waves > 1:
             issue *= ceil(waves) / waves if waves < 4 else 1 + 0.3 / waves

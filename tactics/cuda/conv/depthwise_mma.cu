@@ -24,7 +24,7 @@ __device__ __forceinline__ int place(int row, int x, int chunk) {
 //   x: [batch][in_y][in_x] pixels of CHANNELS elements, X_ROW apart; out: [batch][out_y][out_x] pixels, OUT_ROW apart;
 //   w: [channels, padded to BLOCK_C][TAPS_Y][TAPS_X + 1] words, of taps d - 1 and d (0 outside of the window).
 //   The first segment has min(16, STEP_X + pad_x) outputs (its padding takes no place), those between STEP_X, the last one the rest.
-//   Grid: channels / BLOCK_C * segments * ceil(out_y / (BANDS * ROWS)) * ceil(batch / IMAGES). Dynamic shared memory: IN_BYTES + 8 * ROWS * ROW.
+//   Grid: channels / BLOCK_C * segments * ceil(out_y / (BANDS * ROWS)) * ceil(batch / IMAGES). Dynamic shared memory: IN_BYTES + 16 * ROW.
 //   A value that is not finite spoils its row's other outputs in the same segment, too. pad_x < TAPS_X. Fewer than 2^31 elements of x.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     depthwise_mma(const IN_T* __restrict__ x, const unsigned* __restrict__ w, OUT_T* __restrict__ out, int batch, int in_y, int in_x, int out_y,
@@ -61,31 +61,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     pdl_prefetch_constants(args, channels);
     pdl_start();
 
-    // --- the inputs: a warp brings a row of 16 pixels
-    {
-        const int column = lane / 2, chunk = lane % 2, ix = from_x + column;
-        const bool inside = ix < in_x && c0 + chunk * 8 < channels;
-#pragma unroll 1
-        for (int image = 0; image < IMAGES; ++image) {
-            const IN_T* source = x + (((image0 + image) * in_y + y0 - pad_y + warp) * in_x + ix) * x_row + c0 + chunk * 8;
-            const bool exists = inside && image0 + image < batch;
-            const unsigned target = shared_address(memory + place(image * SPAN_Y + warp, column, chunk));
+    // --- copies: each warp brings and stores rows of two strips, a lane 16 bytes of a pixel. A step's rows are a group; AHEAD groups are under way.
+    constexpr int STEPS = ROWS + TAPS_Y - 1, AHEAD = STEPS < TAPS_Y + 4 ? STEPS : TAPS_Y + 4;
+    const int column = lane / 2, chunk = lane % 2, ix = from_x + column;
+    const bool exists = c0 + chunk * 8 < channels;
+    int source[2], line_y[2], target[2], left[2];  // first elements, input row (far outside for none), rows to store
+    unsigned shared[2];
 #pragma unroll
-            for (int y = 0; y < SPAN_Y; y += WARPS) {
-                const bool valid = exists && static_cast<unsigned>(y0 - pad_y + warp + y) < in_y;
-                if (SPAN_Y % WARPS == 0 || y + WARPS <= SPAN_Y || warp + y < SPAN_Y) copy_async<16>(target + y * ROW, valid ? source : x, valid);
-                source += WARPS * in_x * x_row;
-            }
+    for (int s = 0; s < 2; ++s) {
+        const int strip = 2 * warp + s, image = image0 + strip / BANDS, y = y0 + strip % BANDS * ROWS;
+        source[s] = ((image * in_y + y - pad_y) * in_x + ix) * x_row + c0 + chunk * 8;
+        line_y[s] = exists && ix < in_x && image < batch ? y - pad_y : -0x40000000;
+        target[s] = ((image * out_y + y) * out_x + x0 + column) * out_row + c0 + chunk * 8;
+        left[s] = exists && column < columns && image < batch ? out_y - y : 0;
+        shared[s] = shared_address(memory + place(strip / BANDS * SPAN_Y + strip % BANDS * ROWS, column, chunk));
+    }
+    auto load = [&](int step) {
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+            const bool valid = static_cast<unsigned>(line_y[s] + step) < in_y;
+            // Rows below a band are those of the next one, except for the last.
+            if (step < ROWS || (step < STEPS && (2 * warp + s) % BANDS == BANDS - 1))
+                copy_async<16>(shared[s] + step * ROW, valid ? x + (source[s] + step * in_x * x_row) : x, valid);
         }
         copy_async_commit();
-        copy_async_wait<0>();
-        __syncthreads();
-    }
-
-    // --- the sums of four channels; strips of this lane: lane / 4 to read, lane % 4 * 2 and the next to write. A loop: straight code for all rows
-    // would wait for instructions.
+    };
+#pragma unroll 1
+    for (int step = 0; step < AHEAD; ++step) load(step);
     char* results = memory + IN_BYTES;
-    if (works) {
+    auto store = [&](int r) {
+#pragma unroll
+        for (int s = 0; s < 2; ++s)
+            if (r < left[s])
+                *reinterpret_cast<uint4*>(out + (target[s] + r * out_x * out_row)) =
+                    *reinterpret_cast<const uint4*>(results + (r % 2 * 8 + 2 * warp + s) * ROW + column * PIXEL + (chunk ^ (warp & 1)) * 16);
+    };
+
+    // --- the sums of four channels; strips of this lane: lane / 4 to read, lane % 4 * 2 and the next to write
+    {
         const int strip = lane / 4, t = lane % 4;
         const char* line = memory + place(strip / BANDS * SPAN_Y + strip % BANDS * ROWS, 2 * t, warp / 2) + warp % 2 * 8;
         unsigned input[TAPS_Y][4][2];  // right operands of the rows that the next outputs need: channels, halves of the depth
@@ -100,10 +113,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                     to[e][half] = __byte_perm(e < 2 ? pixel[half * 2].x : pixel[half * 2].y, e < 2 ? pixel[half * 2 + 1].x : pixel[half * 2 + 1].y, e % 2 ? 0x7632 : 0x5410);
             line += ROW;
         };
+        copy_async_wait<AHEAD - TAPS_Y + 1>();
+        __syncthreads();
 #pragma unroll
         for (int i = 0; i < TAPS_Y - 1; ++i) read(input[i]);
-#pragma unroll 1
+#pragma unroll 1  // straight code for all rows would wait for instructions
         for (int r = 0; r < ROWS; ++r) {
+            copy_async_wait<AHEAD - TAPS_Y>();
+            __syncthreads();
+            load(r + AHEAD);
+            if (r > 0) store(r - 1);
+            if (!works) continue;
             read(input[TAPS_Y - 1]);
             float sum[4][4] = {};  // channels, (outputs lane / 4 and 8 more) x two strips
 #pragma unroll
@@ -120,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 for (int e = 0; e < 8; ++e) input[i][e / 2][e % 2] = input[i + 1][e / 2][e % 2];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int column = lane / 4 + half * 8;
+                const int place_x = lane / 4 + half * 8;
                 if (half == 1 && columns <= 8) break;
 #pragma unroll
                 for (int s = 0; s < 2; ++s) {
@@ -128,26 +148,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                     float value[4];
 #pragma unroll
                     for (int e = 0; e < 4; ++e) value[e] = sum[e][half * 2 + s];
-                    epilogue(value, args, (image * out_y + y) * out_x + x0 + min(column, columns - 1), c, channels);
-                    store_vector(reinterpret_cast<OUT_T*>(results + (to * ROWS + r) * ROW + column * PIXEL + ((warp / 2) ^ (t & 1)) * 16 + warp % 2 * 8), value);
+                    epilogue(value, args, (image * out_y + y) * out_x + x0 + min(place_x, columns - 1), c, channels);
+                    store_vector(reinterpret_cast<OUT_T*>(results + (r % 2 * 8 + to) * ROW + place_x * PIXEL + ((warp / 2) ^ (t & 1)) * 16 + warp % 2 * 8), value);
                 }
             }
         }
     }
     __syncthreads();
-
-    // --- the results
-    const int column = lane / 2, chunk = lane % 2;
-    if (column >= columns || c0 + chunk * 8 >= channels) return;
-#pragma unroll
-    for (int s = 0; s < 8 / WARPS; ++s) {
-        const int strip = 8 / WARPS * warp + s, image = image0 + strip / BANDS, y = y0 + strip % BANDS * ROWS, rows = image < batch ? out_y - y : 0;
-        OUT_T* target = out + ((image * out_y + y) * out_x + x0 + column) * out_row + c0 + chunk * 8;
-        const char* source = results + strip * ROWS * ROW + column * PIXEL + (chunk ^ (strip >> 1 & 1)) * 16;
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            if (r < rows) *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source + r * ROW);
-            target += out_x * out_row;
-        }
-    }
+    store(ROWS - 1);
 }

@@ -31,7 +31,7 @@ CHANNELS = 16  # of a block
 COLUMNS = 16  # outputs, and inputs, of one mma
 THREADS = 128
 MOST_TAPS_X, MOST_TAPS_Y = 9, 9
-LEAST_TAPS = 36  # below, ``cuda.conv.depthwise`` is as fast or faster (H100, 3x3 and 5x5)
+LEAST_TAPS = 25  # below, ``cuda.conv.depthwise`` is faster (H100, 3x3)
 
 
 class DepthwiseMma(Tactic):
@@ -69,18 +69,15 @@ class DepthwiseMma(Tactic):
         assert isinstance(window, Window)
         found = [config(bands=bands, rows=rows) for bands in (1, 2, 4, 8) for rows in (1, 3, 5, 7)
                  if _shared_bytes(window, bands, rows) <= min(device.shared_memory, 112 * 1024) and _registers(window) <= 255]  # fmt: skip
-        return sorted(found, key=lambda one: (self.estimate(workload, one, device), one))[:8]
+        return sorted(found, key=lambda one: (self.estimate(workload, one, device), one))
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         window, chosen = window_of(workload), dict(config)
         assert isinstance(window, Window)
         bands, rows = chosen["bands"], chosen["rows"]
-        images, taps = 8 // bands, window.taps[1]
-        read = images * (15 + 8 * ceil_div(bands * rows + taps - 1, THREADS // 32))
-        instructions = 100 + 28 * taps + read + rows * (110 + 20 * taps) + 100 + 16 * rows
-        # What a multiprocessor's blocks read, compute and write overlaps little: they begin together.
-        each = ceil_div(_blocks(window, bands, rows), device.multiprocessors)
-        return 1.5e-6 + floor_seconds(workload, device) / 0.8 + each * instructions / (0.75 * 1.7e9)
+        waves = ceil_div(_blocks(window, bands, rows), device.multiprocessors * _resident(window, bands, rows, device))
+        turn = 3.6e-7 + 2.6e-8 * window.taps[1]  # as long with fewer blocks beside it; 40 timings of 5x5 and 7x7 (H100): 5 % on average
+        return 1.5e-6 + floor_seconds(workload, device) / 0.84 + waves * (1.1e-6 + 4e-7 / bands + rows * turn)
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
         weights = constants[1]  # [C, 1, y, x] -> [C, padded][y][x + 1] pairs of neighbours
@@ -121,7 +118,7 @@ def _blocks(window: Window, bands: int, rows: int) -> int:
 
 def _shared_bytes(window: Window, bands: int, rows: int) -> int:
     """Inputs and results (``depthwise_mma.cu``)."""
-    return (8 // bands * (bands * rows + window.taps[1] - 1) + 8 * rows) * (COLUMNS * CHANNELS * 2 + 16)
+    return (8 // bands * (bands * rows + window.taps[1] - 1) + 16) * (COLUMNS * CHANNELS * 2 + 16)
 
 
 def _registers(window: Window) -> int:
