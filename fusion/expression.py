@@ -144,14 +144,19 @@ def reads(expression: Expression) -> tuple[int, ...]:
 
 def substitute(expression: Expression, replacements: dict[int, Expression]) -> Expression:
     """``expression`` with operand ``i`` replaced by ``replacements[i]``; operands not named stay."""
+    changed = {index: new for index, new in replacements.items() if new != Operand(index)}
+    return _substitute(expression, changed) if changed else expression
+
+
+def _substitute(expression: Expression, changed: dict[int, Expression]) -> Expression:
     if isinstance(expression, Operand):
-        return replacements.get(expression.index, expression)
-    if all(replacements.get(index, Operand(index)) == Operand(index) for index in reads(expression)):
+        return changed.get(expression.index, expression)
+    if changed.keys().isdisjoint(reads(expression)):
         return expression
     if isinstance(expression, Convert):
-        return Convert(expression.dtype, substitute(expression.argument, replacements))
+        return Convert(expression.dtype, _substitute(expression.argument, changed))
     if isinstance(expression, Apply):
-        return Apply(expression.function, tuple(substitute(child, replacements) for child in expression.arguments))
+        return Apply(expression.function, tuple([_substitute(child, changed) for child in expression.arguments]))
     return expression
 
 
@@ -173,6 +178,18 @@ def functions(expression: Expression) -> tuple[str, ...]:
     if isinstance(expression, Convert):
         return (*functions(expression.argument), "cast")
     return (*(name for child in expression.arguments for name in functions(child)), expression.function)
+
+
+def vocabulary(expression: Expression) -> frozenset[str]:
+    """The names of the functions in ``expression`` (``cast`` for conversions)."""
+    if isinstance(expression, Operand | Literal):
+        return frozenset()
+    found = expression.__dict__.get("_vocabulary")
+    if found is None:
+        children = (expression.argument,) if isinstance(expression, Convert) else expression.arguments
+        found = frozenset(("cast" if isinstance(expression, Convert) else expression.function,)).union(*map(vocabulary, children))
+        expression.__dict__["_vocabulary"] = found
+    return found
 
 
 def text(expression: Expression, names: Sequence[str] | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,23 @@ class Limits:
     operands: int = 12
 
 
+@dataclass(frozen=True)
+class Readers(Collection[Layer]):
+    """The layers called ``names``, looked up as one asks for them: a tensor may have thousands of readers where a rule wants the first, or their number."""
+
+    names: Collection[str]
+    layers: Mapping[str, Layer]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return map(self.layers.__getitem__, self.names)
+
+    def __contains__(self, layer: object) -> bool:
+        return isinstance(layer, Layer) and layer.name in self.names and self.layers[layer.name] == layer
+
+
 class Graph:
     """A network under rewriting. Rules only read it; :meth:`replace` is the engine's."""
 
@@ -43,6 +60,7 @@ class Graph:
         self._types: dict[str, TensorType] = dict(network.tensors)
         self._producer: dict[str, str] = {}
         self._readers: dict[str, dict[str, None]] = {}  # ordered sets
+        self._twins: dict[Hashable, dict[str, None]] = {}  # by signature: ordered sets
         self._position: dict[str, float] = {}
         self._numbers: dict[str, int] = {}  # a base of names and its mark -> the number from which on none was given yet
         self._gone: dict[str, str] = {}  # ONNX node -> fate of a layer that was removed
@@ -56,9 +74,14 @@ class Graph:
         name = self._producer.get(tensor)
         return self.layers[name] if name is not None else None
 
-    def readers(self, tensor: str) -> tuple[Layer, ...]:
-        """The layers that read ``tensor``, each once."""
-        return tuple(self.layers[name] for name in self._readers.get(tensor, ()))
+    def readers(self, tensor: str) -> Readers:
+        """The layers that read ``tensor``, each once, as they are at each moment."""
+        return Readers(self._readers.get(tensor, {}), self.layers)
+
+    def twins(self, layer: Layer) -> Iterator[Layer]:
+        """The other layers with the operation and the inputs of ``layer``."""
+        others = (self.layers[name] for name in self._twins[_signature(layer)] if name != layer.name)
+        return (other for other in others if other.op == layer.op)
 
     def only_reader(self, tensor: str) -> Layer | None:
         """The one layer that reads ``tensor``, or None when there are none or several (or it is a network output)."""
@@ -239,6 +262,7 @@ class Graph:
             self._producer[tensor] = layer.name
         for tensor in layer.inputs:
             self._readers.setdefault(tensor, {})[layer.name] = None
+        self._twins.setdefault(_signature(layer), {})[layer.name] = None
 
     def _remove(self, layer: Layer) -> None:
         del self.layers[layer.name]
@@ -248,6 +272,7 @@ class Graph:
                 del self._producer[tensor]
         for tensor in layer.inputs:
             self._readers.get(tensor, {}).pop(layer.name, None)
+        self._twins[_signature(layer)].pop(layer.name, None)
 
     def _infer(self, layers: Sequence[Layer], constants: Mapping[str, np.ndarray]) -> dict[str, TensorType]:
         fresh = {name: TensorType(data_type(value.dtype), value.shape) for name, value in constants.items()}
@@ -284,3 +309,11 @@ class Graph:
         position = self._position[old.name]
         self._remove(old)
         self._add(new, position)
+
+
+def _signature(layer: Layer) -> Hashable:
+    """Equal for layers with equal operations and inputs, and hardly ever for others."""
+    try:
+        return layer.inputs, hash(layer.op)
+    except TypeError:  # networks inside operations have no hash
+        return layer.inputs, type(layer.op)

@@ -108,8 +108,8 @@ def joins_too_large(
 
 def too_large(expression: Expression, inputs: int, limits: Limits) -> Refusal | None:
     """A refusal when one kernel should not compute this much."""
-    count = distinct(expression)
-    if count > limits.functions:
+    # Counting what is distinct takes a walk through the tree, and is rarely needed.
+    if size(expression) > limits.functions and (count := distinct(expression)) > limits.functions:
         return Refusal("size", f"{count} different functions, {limits.functions} are allowed")
     if inputs > limits.operands:
         return Refusal("operands", f"it would read {inputs} tensors, {limits.operands} are allowed")
@@ -144,8 +144,7 @@ def pointwise_reader(graph: Graph, layer: Layer) -> Layer | None:
     first pointwise one (so that the engine can say who the others are)."""
     if len(layer.outputs) != 1:
         return None
-    readers = [reader for reader in graph.readers(layer.outputs[0]) if isinstance(reader.op, Pointwise)]
-    return readers[0] if readers else None
+    return next((reader for reader in graph.readers(layer.outputs[0]) if isinstance(reader.op, Pointwise)), None)
 
 
 def fits_epilogue(graph: Graph, layer: Layer, reader: Layer) -> Refusal | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from fusion.dtypes import DataType
-from fusion.expression import Apply, Convert, Expression, functions, size, type_of
+from fusion.expression import Apply, Convert, Expression, size, type_of, vocabulary
 from fusion.graph import Graph
 from fusion.network import Layer, Op
 from fusion.ops import (
@@ -79,7 +79,7 @@ def _apart(graph: Graph, layer: Layer, improve: Improve, pieces: Pieces) -> Matc
         layers += [maker for maker in makers if maker is not None and isinstance(maker.op, Pointwise) and maker not in layers]
         if len(layers) >= _LAYERS:
             break
-    if len(layers) == 1 or not all(any(group & _names(one.op.expression) for one in layers) for group in pieces):
+    if len(layers) == 1 or not all(any(group & vocabulary(one.op.expression) for one in layers) for group in pieces):
         return None
     expression, names = layer.op.expression, layer.inputs
     layers[1:] = sorted(layers[1:_LAYERS], key=graph.position, reverse=True)  # readers before makers
@@ -90,11 +90,6 @@ def _apart(graph: Graph, layer: Layer, improve: Improve, pieces: Pieces) -> Matc
         if improve(expression, tuple(kind.dtype for kind in graph.types(names))) != expression:
             return Match(tuple(reversed(layers[:count])), tuple(one.outputs[0] for one in layers[1:count]))
     return None
-
-
-@lru_cache(maxsize=4096)
-def _names(expression: Expression) -> frozenset[str]:
-    return frozenset(functions(expression))
 
 
 def _expressions(graph: Graph, layer: Layer) -> list[tuple[Expression, tuple[DataType, ...]]]:

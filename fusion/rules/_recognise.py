@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion.dtypes import DataType
-from fusion.expression import Apply, Convert, Expression, Literal, Operand, evaluate, operands, type_of
+from fusion.expression import Apply, Convert, Expression, Literal, Operand, evaluate, operands, type_of, vocabulary
 from fusion.rewrite import Refusal, Rule
 from fusion.rules._expressions import as_double, subtrees, swap
 from fusion.rules._local import expression_rule
@@ -54,6 +54,8 @@ def idiom_rule(name: str, equation: str, idiom: Idiom) -> Rule:
 
 def recognise(expression: Expression, types: Sequence[DataType], idiom: Idiom) -> Expression:
     """``expression`` with written-out forms of ``idiom`` replaced, outermost first."""
+    if not _has(expression, idiom):
+        return expression
     if isinstance(expression, Convert):
         return Convert(expression.dtype, recognise(expression.argument, types, idiom))
     if not isinstance(expression, Apply):
@@ -83,6 +85,12 @@ def nearly(name: str, expression: Expression, types: Sequence[DataType], *idioms
     return None if least is None else least[1]
 
 
+def _has(expression: Expression, idiom: Idiom) -> bool:
+    """Whether ``expression`` has a function of each group that ``idiom`` needs."""
+    names = vocabulary(expression)
+    return not any(group.isdisjoint(names) for group in idiom.needs)
+
+
 def _whole(node: Apply, types: Sequence[DataType], idiom: Idiom) -> Expression | None:
     for form, variable, dtype in _forms(node, types, idiom):
         built = _fits(form, variable, dtype, idiom)
@@ -93,13 +101,12 @@ def _whole(node: Apply, types: Sequence[DataType], idiom: Idiom) -> Expression |
 
 def _forms(node: Apply, types: Sequence[DataType], idiom: Idiom) -> Iterator[tuple[Expression, Expression, DataType]]:
     """(form of operand 0, what stands for that operand, type): the ways to read ``node`` as a function that has what ``idiom`` needs."""
-    nodes = list(dict.fromkeys(subtrees(node)))
-    names = {item.function for item in nodes if isinstance(item, Apply)}
-    if not all(group & names for group in idiom.needs):
+    if not _has(node, idiom):
         return
     dtype = type_of(node, types)
     if not dtype.is_float:
         return
+    nodes = list(dict.fromkeys(subtrees(node)))
     # The variable that stands nearest to the root comes first: it is the activation's argument.
     for variable in nodes[1:]:
         if isinstance(variable, Literal) or not operands(variable):
@@ -110,7 +117,7 @@ def _forms(node: Apply, types: Sequence[DataType], idiom: Idiom) -> Iterator[tup
         calls = [item for item in subtrees(form) if isinstance(item, Apply)]
         if len(calls) < idiom.least or len(calls) > LARGEST:
             continue
-        if all(group & {item.function for item in calls} for group in idiom.needs):
+        if _has(form, idiom):
             yield swap(form, Operand(-1), _VARIABLE), variable, dtype
 
 

@@ -12,16 +12,8 @@ from fusion.rules._quantized import moves_data
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
-    if not layer.inputs:
-        return None
-    siblings = graph.readers(layer.inputs[0])
-    if len(siblings) == 1:
-        return None
-    for other in siblings:
-        if other.name != layer.name and other.inputs == layer.inputs and other.op == layer.op:
-            first, second = sorted((layer, other), key=graph.position)
-            return Match((first, second))
-    return None
+    other = next(graph.twins(layer), None) if layer.inputs else None
+    return None if other is None else Match(tuple(sorted((layer, other), key=graph.position)))
 
 
 def _rewrite(graph: Graph, match: Match) -> Replacement:
@@ -36,7 +28,8 @@ def _near(graph: Graph, layer: Layer) -> Near | None:
     if not layer.inputs or isinstance(layer.op, Pointwise | Concatenation) or moves_data(layer.op):
         return None
     arity = getattr(layer.op, "arity", len(layer.inputs))
-    for other in graph.readers(layer.inputs[0]):
+    fewest = min(layer.inputs[:arity], key=lambda name: len(graph.readers(name)))
+    for other in graph.readers(fewest):
         if type(other.op) is type(layer.op) and other.name != layer.name and other.inputs[:arity] == layer.inputs[:arity]:
             first, second = sorted((layer, other), key=graph.position)
             pairs = [(one.name, getattr(first.op, one.name), getattr(second.op, one.name)) for one in fields(layer.op)]

@@ -29,8 +29,7 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 def _check(graph: Graph, match: Match) -> Refusal | None:
     layer, reader = match.layers
     made, out = graph.type(layer.outputs[0]).shape, graph.type(reader.outputs[0]).shape
-    count = distinct(layer.op.expression)
-    if not equal_shape(made, out) and count > CHEAP:
+    if not equal_shape(made, out) and (count := distinct(layer.op.expression)) > CHEAP:
         return Refusal("broadcast", f"{reader.name} broadcasts {show(made)} to {show(out)} and would compute {count} "
                                     f"functions again for each element; {CHEAP} are allowed")  # fmt: skip
     return None

@@ -19,7 +19,7 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     if len(maker.inputs) < 2 and (maker.inputs[0] not in graph.inputs or _moved(graph, maker.inputs[0], maker, layer) is None):
         return None  # a function of one tensor goes before a shuffle, with its maker
     readers = graph.readers(layer.outputs[0])
-    if is_view(graph.type(layer.inputs[0]).shape, layer.op) and not (len(readers) == 1 and isinstance(readers[0].op, Pointwise)):
+    if is_view(graph.type(layer.inputs[0]).shape, layer.op) and not (len(readers) == 1 and isinstance(next(iter(readers)).op, Pointwise)):
         return None
     return Match((maker, layer), (maker.outputs[0],))
 
