@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import is_
 from typing import TypeAlias
 
 import numpy as np
@@ -158,6 +159,14 @@ def _substitute(expression: Expression, changed: dict[int, Expression]) -> Expre
     if isinstance(expression, Apply):
         return Apply(expression.function, tuple([_substitute(child, changed) for child in expression.arguments]))
     return expression
+
+
+def with_children(expression: Convert | Apply, children: tuple[Expression, ...]) -> Convert | Apply:
+    """``expression`` of other ``children``: itself where they are the same objects, so that what is known of it and of them stays known."""
+    if isinstance(expression, Convert):
+        return expression if children[0] is expression.argument else Convert(expression.dtype, children[0])
+    same = all(map(is_, children, expression.arguments))
+    return expression if same else Apply(expression.function, children)
 
 
 def size(expression: Expression) -> int:

@@ -22,6 +22,7 @@ from fusion.expression import (
     size,
     substitute,
     type_of,
+    with_children,
 )
 from fusion.graph import Graph, Limits
 from fusion.network import Layer, ShapeError, TensorType, broadcast
@@ -46,7 +47,15 @@ def subtrees(expression: Expression) -> Iterator[Expression]:
 
 def distinct(expression: Expression) -> int:
     """How many different functions and conversions ``expression`` holds: what a kernel computes."""
-    return len({node for node in subtrees(expression) if isinstance(node, Apply | Convert)})
+    found: set[Expression] = set()
+    rest = [expression]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, Operand | Literal) or node in found:
+            continue
+        found.add(node)
+        rest.extend((node.argument,) if isinstance(node, Convert) else node.arguments)
+    return len(found)
 
 
 def swap(expression: Expression, old: Expression, new: Expression) -> Expression:
@@ -121,15 +130,15 @@ def order_arguments(expression: Expression, types: Sequence[DataType]) -> Expres
 
     So ``bias + x`` and ``x + bias`` are one workload to the tactics."""
     if isinstance(expression, Convert):
-        return Convert(expression.dtype, order_arguments(expression.argument, types))
+        return with_children(expression, (order_arguments(expression.argument, types),))
     if not isinstance(expression, Apply):
         return expression
-    arguments = tuple(order_arguments(child, types) for child in expression.arguments)
+    arguments = tuple([order_arguments(child, types) for child in expression.arguments])
     if expression.function in COMMUTATIVE:
         a, b = arguments
         if _rank(b) < _rank(a) and type_of(a, types) is type_of(b, types):
             arguments = (b, a)
-    return Apply(expression.function, arguments)
+    return with_children(expression, arguments)
 
 
 def _rank(expression: Expression) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from fusion.dtypes import DataType
-from fusion.expression import Apply, Convert, Expression, size, type_of, vocabulary
+from fusion.expression import Apply, Convert, Expression, size, type_of, vocabulary, with_children
 from fusion.graph import Graph
 from fusion.network import Layer, Op
 from fusion.ops import (
@@ -32,6 +32,8 @@ EXPRESSION_OPS: tuple[type[Op], ...] = (
 
 # From an expression and the types of its operands to a better expression, or the same.
 Improve = Callable[[Expression, tuple[DataType, ...]], Expression]
+# The same, with None where there is nothing better.
+Remembered = Callable[[Expression, tuple[DataType, ...]], "Expression | None"]
 # From the same to why an expression that was not improved nearly is what the rule looks for, or None.
 Nearly = Callable[[Expression, tuple[DataType, ...]], Refusal | None]
 
@@ -48,7 +50,11 @@ def expression_rule(
 
     It comes near where a pattern of these ``pieces`` stands in several layers that could not be joined, and where ``nearly`` says so."""
 
-    remembered = lru_cache(maxsize=4096)(improve)  # networks repeat the same few expressions hundreds of times
+    @lru_cache(maxsize=4096)  # networks repeat the same few expressions hundreds of times
+    def remembered(expression: Expression, types: tuple[DataType, ...]) -> Expression | None:
+        better = improve(expression, types)
+        return None if better == expression else better
+
     near_remembered = lru_cache(maxsize=4096)(nearly)
 
     def match(graph: Graph, layer: Layer) -> Match | None:
@@ -69,7 +75,7 @@ def expression_rule(
     return Rule(name, equation, EXPRESSION_OPS, match, rewrite, canonical=canonical, local=True, near=near)
 
 
-def _apart(graph: Graph, layer: Layer, improve: Improve, pieces: Pieces) -> Match | None:
+def _apart(graph: Graph, layer: Layer, improve: Remembered, pieces: Pieces) -> Match | None:
     """``layer`` and the pointwise layers before it which, were they one, ``improve`` would change."""
     if not isinstance(layer.op, Pointwise):
         return None
@@ -87,7 +93,7 @@ def _apart(graph: Graph, layer: Layer, improve: Improve, pieces: Pieces) -> Matc
         if size(expression) + size(maker.op.expression) > _FUNCTIONS:
             return None
         expression, names = number(*join(expression, names, maker.outputs[0], maker.op.expression, maker.inputs))
-        if improve(expression, tuple(kind.dtype for kind in graph.types(names))) != expression:
+        if improve(expression, tuple(kind.dtype for kind in graph.types(names))) is not None:
             return Match(tuple(reversed(layers[:count])), tuple(one.outputs[0] for one in layers[1:count]))
     return None
 
@@ -104,14 +110,14 @@ def _expressions(graph: Graph, layer: Layer) -> list[tuple[Expression, tuple[Dat
     return [one for one in found if one[0] != IDENTITY]
 
 
-def improved(graph: Graph, layer: Layer, improve: Improve) -> Layer | None:
+def improved(graph: Graph, layer: Layer, improve: Remembered) -> Layer | None:
     """The layer with better expressions, its name empty; None when there is nothing better."""
     op = layer.op
     if isinstance(op, Pointwise):
         if not isinstance(op.expression, Apply | Convert):
             return None
         better = improve(op.expression, tuple([kind.dtype for kind in graph.types(layer.inputs)]))
-        if better == op.expression:
+        if better is None:
             return None
         expression, names = number(better, layer.inputs)
         if not names:
@@ -124,14 +130,14 @@ def improved(graph: Graph, layer: Layer, improve: Improve) -> Layer | None:
     dtype = graph.type(layer.inputs[0]).dtype
     dtype = product_type(dtype) if isinstance(op, Convolution | Deconvolution | MatrixMultiply) else dtype
     if prologue != IDENTITY:
-        better = improve(prologue, (dtype,))
+        better = improve(prologue, (dtype,)) or prologue
         changed = replace(changed, prologue=better)
         dtype = type_of(better, [dtype])
     inputs = layer.inputs
     if op.epilogue != IDENTITY:
         types = (dtype, *(kind.dtype for kind in graph.types(inputs[op.arity :])))
         better = improve(op.epilogue, types)
-        if better != op.epilogue:
+        if better is not None:
             better, names = number(better, (layer.outputs[0], *inputs[op.arity :]), fixed=1)
             changed = replace(changed, epilogue=better)
             inputs = (*inputs[: op.arity], *names[1:])
@@ -141,7 +147,7 @@ def improved(graph: Graph, layer: Layer, improve: Improve) -> Layer | None:
 def bottom_up(expression: Expression, step: Callable[[Expression], Expression]) -> Expression:
     """``step`` applied to every node, children first."""
     if isinstance(expression, Convert):
-        expression = Convert(expression.dtype, bottom_up(expression.argument, step))
+        expression = with_children(expression, (bottom_up(expression.argument, step),))
     elif isinstance(expression, Apply):
-        expression = Apply(expression.function, tuple(bottom_up(child, step) for child in expression.arguments))
+        expression = with_children(expression, tuple([bottom_up(child, step) for child in expression.arguments]))
     return step(expression)

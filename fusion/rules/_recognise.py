@@ -12,7 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion.dtypes import DataType
-from fusion.expression import Apply, Convert, Expression, Literal, Operand, evaluate, operands, type_of, vocabulary
+from fusion.expression import (
+    Apply,
+    Convert,
+    Expression,
+    Literal,
+    Operand,
+    evaluate,
+    operands,
+    type_of,
+    vocabulary,
+    with_children,
+)
 from fusion.rewrite import Refusal, Rule
 from fusion.rules._expressions import as_double, subtrees, swap
 from fusion.rules._local import expression_rule
@@ -57,13 +68,13 @@ def recognise(expression: Expression, types: Sequence[DataType], idiom: Idiom) -
     if not _has(expression, idiom):
         return expression
     if isinstance(expression, Convert):
-        return Convert(expression.dtype, recognise(expression.argument, types, idiom))
+        return with_children(expression, (recognise(expression.argument, types, idiom),))
     if not isinstance(expression, Apply):
         return expression
     found = _whole(expression, types, idiom)
     if found is not None:
         return found
-    return Apply(expression.function, tuple(recognise(child, types, idiom) for child in expression.arguments))
+    return with_children(expression, tuple([recognise(child, types, idiom) for child in expression.arguments]))
 
 
 def nearly(name: str, expression: Expression, types: Sequence[DataType], *idioms: Idiom) -> Refusal | None:

@@ -348,6 +348,45 @@ def test_three_thousand_layers_take_two_seconds() -> None:
     assert len(result.layers) < 0.6 * len(network.layers)
 
 
+def fan_out(readers: int) -> Network:
+    """One tensor, and ``readers`` branches that scale it, each by a number of its own."""
+    build = Build()
+    x = build.pointwise("x", "tanh", build.input("in", symbol("batch"), 4, 8))
+    branches = []
+    for index in range(readers):
+        scaled = build.pointwise(f"scale{index}", apply("mul", X0, Literal(index + 0.5, DataType.FLOAT)), x)
+        branches.append(build.pointwise(f"relu{index}", "relu", scaled))
+    return build.network(build.layer("join", Concatenation(1), *branches))
+
+
+def test_many_readers_of_one_tensor_take_linear_time() -> None:
+    """Twelve times the branches take twelve times the time; where each layer looks at all others it is more than forty times."""
+    few, many = fan_out(50), fan_out(600)
+    optimize(few)  # what the first network alone pays for
+    ratios = []
+    for _ in range(3):  # the best of three: other tests run beside this one
+        start = time.process_time()
+        optimize(few)
+        middle = time.process_time()
+        result = optimize(many).network
+        ratios.append((time.process_time() - middle) / (middle - start))
+        if ratios[-1] < 24:
+            break
+    assert min(ratios) < 24
+    assert len(result.layers) == 602
+
+
+def test_equal_layers_among_many_readers_are_one() -> None:
+    build = Build()
+    x = build.pointwise("x", "tanh", build.input("in", 4, 8))
+    branches = [build.layer(f"rows{index}", Reduce("max", (index % 3 % 2,), True), x) for index in range(30)]
+    network = build.network(*[build.pointwise(f"sum{index}", "add", x, branch) for index, branch in enumerate(branches)])
+    result = optimize(network, FusionOptions(disabled=("reduce-pointwise",)))
+    assert sum(isinstance(layer.op, Reduce) for layer in result.network.layers) == 2
+    assert result.counts["common-subexpression"] >= 28
+    assert_same(network, result.network)
+
+
 def test_the_documentation_lists_every_rule() -> None:
     text = (Path(__file__).parents[2] / "docs" / "fusions.md").read_text(encoding="utf-8")
     table = {
