@@ -28,7 +28,7 @@ def _near(graph: Graph, layer: Layer) -> Near | None:
     if not layer.inputs or isinstance(layer.op, Pointwise | Concatenation) or moves_data(layer.op):
         return None
     arity = getattr(layer.op, "arity", len(layer.inputs))
-    fewest = min(layer.inputs[:arity], key=lambda name: len(graph.readers(name)))
+    fewest = min(layer.inputs[: max(arity, 1)], key=lambda name: len(graph.readers(name)))
     for other in graph.readers(fewest):
         if type(other.op) is type(layer.op) and other.name != layer.name and other.inputs[:arity] == layer.inputs[:arity]:
             first, second = sorted((layer, other), key=graph.position)
