@@ -660,9 +660,66 @@ def detr() -> Block:
     )  # fmt: skip
 
 
+def vit() -> Block:
+    """torchvision's encoder block: images first around torch's MultiheadAttention, which has positions first, and all three projections in one."""
+    width, heads, length, batch = 96, 4, 9, 2
+    nodes = f"""
+        n = LayerNormalization<axis=-1>(x, g_0, b0)
+        t = Transpose<perm=[1,0,2]>(n)
+        p0 = MatMul(t, w)
+        p1 = Add(p0, b)
+        p2 = Reshape(p1, sides)
+        p3 = Unsqueeze(p2, first)
+        p4 = Transpose<perm=[3,1,2,0,4]>(p3)
+        p = Squeeze(p4, last)
+        q0 = Gather<axis=0>(p, queries)
+        q1 = Reshape(q0, fold)
+        q2 = Transpose<perm=[1,0,2]>(q1)
+        q3 = Reshape(q2, heads)
+        q = Mul(q3, scale)
+        k0 = Gather<axis=0>(p, keys)
+        k1 = Reshape(k0, fold)
+        k2 = Transpose<perm=[1,0,2]>(k1)
+        k3 = Reshape(k2, heads)
+        k4 = Transpose<perm=[0,1,3,2]>(k3)
+        k = Mul(k4, scale)
+        v0 = Gather<axis=0>(p, values)
+        v1 = Reshape(v0, fold)
+        v2 = Transpose<perm=[1,0,2]>(v1)
+        v = Reshape(v2, heads)
+        s0 = MatMul(q, k)
+        s = Softmax<axis=-1>(s0)
+        c0 = MatMul(s, v)
+        c1 = Transpose<perm=[2,0,1,3]>(c0)
+        c = Reshape(c1, rows)
+        o0 = Gemm<transB=1>(c, wo, bo)
+        o1 = Reshape(o0, whole)
+        o = Transpose<perm=[1,0,2]>(o1)
+        h = Add(o, x)
+        m = LayerNormalization<axis=-1>(h, g_1, b1)
+        f0 = MatMul(m, w1)
+        f = Add(f0, bf)
+        {_gelu("f2", "f")}
+        f3 = MatMul(f2, w2)
+        f4 = Add(f3, b2)
+        y = Add(h, f4)
+    """
+    return Block(
+        nodes, {"x": (batch, length, width)}, ("y",),
+        {
+            "w": (width, 3 * width), "b": (3 * width,), "wo": (width, width), "bo": (width,), "w1": (width, 4 * width), "bf": (4 * width,), "w2": (4 * width, width),
+            "b2": (width,), "g_0": (width,), "b0": (width,), "g_1": (width,), "b1": (width,), "sides": [length, batch, 3, width], "first": [0], "last": [-2],
+            "queries": np.int64(0), "keys": np.int64(1), "values": np.int64(2), "fold": [length, batch * heads, width // heads],
+            "heads": [batch, heads, length, width // heads], "rows": [length * batch, width], "whole": [length, batch, width],
+            "scale": (width / heads) ** -0.25, "root": 2**0.5, "one": 1.0, "half": 0.5,
+        },
+        layers=7,
+    )  # fmt: skip
+
+
 BLOCKS = {
     "llama": llama(False), "llama with a cache": llama(), "qwen3": llama(False, normalised="head"), "qwen3 with a cache": llama(normalised="head"),
     "gemma3": llama(False, normalised="transposed"), "gemma3 with a cache": llama(normalised="transposed"), "olmo2": llama(False, normalised="position"),
     "falcon": falcon(), "gpt2": gpt2(), "t5": t5(), "whisper": whisper(), "unet attention": unet_attention(),
-    "keras": keras(), "swin v2": swin_v2(), "sam": sam(), "detr": detr(),
+    "keras": keras(), "swin v2": swin_v2(), "sam": sam(), "detr": detr(), "vit": vit(),
 }  # fmt: skip

@@ -70,7 +70,8 @@ def _plan(graph: Graph, match: Match) -> tuple[str, Movement] | Refusal:
     plan, both = min(plans, key=lambda item: not item[1].is_view)
     if a.is_view + b.is_view > both.is_view and not both.is_view:
         return Refusal("no gain", f"one data movement would remain, as now ({before.name}, {after.name})")
-    if not both.is_view and _of_probabilities(graph, graph.producer(before.inputs[0])):
+    heads = plan == "lift" and len(both.sizes) <= 4  # which attention takes as well
+    if not (both.is_view or heads) and _of_probabilities(graph, graph.producer(before.inputs[0])):
         return Refusal("no gain", f"{before.name} moves what probabilities are multiplied to: attention takes it as strides")
     return plan, both
 
