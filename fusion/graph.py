@@ -60,6 +60,7 @@ class Graph:
         self._types: dict[str, TensorType] = dict(network.tensors)
         self._producer: dict[str, str] = {}
         self._readers: dict[str, dict[str, None]] = {}  # ordered sets
+        self._signatures: dict[str, Hashable] = {}  # by a layer's name
         self._twins: dict[Hashable, dict[str, None]] = {}  # by signature: ordered sets
         self._position: dict[str, float] = {}
         self._numbers: dict[str, int] = {}  # a base of names and its mark -> the number from which on none was given yet
@@ -80,7 +81,7 @@ class Graph:
 
     def twins(self, layer: Layer) -> Iterator[Layer]:
         """The other layers with the operation and the inputs of ``layer``."""
-        others = (self.layers[name] for name in self._twins[_signature(layer)] if name != layer.name)
+        others = (self.layers[name] for name in self._twins[self._signatures[layer.name]] if name != layer.name)
         return (other for other in others if other.op == layer.op)
 
     def only_reader(self, tensor: str) -> Layer | None:
@@ -262,7 +263,8 @@ class Graph:
             self._producer[tensor] = layer.name
         for tensor in layer.inputs:
             self._readers.setdefault(tensor, {})[layer.name] = None
-        self._twins.setdefault(_signature(layer), {})[layer.name] = None
+        signature = self._signatures[layer.name] = _signature(layer)
+        self._twins.setdefault(signature, {})[layer.name] = None
 
     def _remove(self, layer: Layer) -> None:
         del self.layers[layer.name]
@@ -272,7 +274,7 @@ class Graph:
                 del self._producer[tensor]
         for tensor in layer.inputs:
             self._readers.get(tensor, {}).pop(layer.name, None)
-        self._twins[_signature(layer)].pop(layer.name, None)
+        self._twins[self._signatures.pop(layer.name)].pop(layer.name, None)
 
     def _infer(self, layers: Sequence[Layer], constants: Mapping[str, np.ndarray]) -> dict[str, TensorType]:
         fresh = {name: TensorType(data_type(value.dtype), value.shape) for name, value in constants.items()}
