@@ -20,7 +20,6 @@ from fusion.validation import validate
 from runtime import resolution
 from runtime.columns import TYPICAL, ask_kind
 from runtime.cpu import CpuDevice
-from runtime.device import Device
 from runtime.engine import Engine, InputRange
 from runtime.views import share_memory
 from runtime.workloads import workload_of
@@ -31,7 +30,7 @@ from tests.fusion.networks import random_inputs
 from tests.harness.fiber import available
 from tests.harness.log import Lines
 from tests.harness.network import TACTICS, fiber_engine
-from tests.models import onnxruntime_outputs
+from tests.harness.poisoned import compare_poisoned
 from tests.quantized import mobilenet, quantized
 from trtcli import builder
 from trtcli.builder import fuse as fusing
@@ -82,24 +81,6 @@ def fused(network: Network, precision: DataType | None = None) -> FusionResult:
     return optimize(network, FusionOptions(device="cuda", precision=precision))
 
 
-def compare(row: Row, engine: Engine, device: Device, tolerance: float, data: bytes | None = None) -> None:
-    """Runs ``engine`` twice, the first time on an arena full of NaN, against ONNX Runtime."""
-    random = np.random.default_rng(1)
-    inputs = {name: random.standard_normal(shape).astype(np.float32) for name, shape in row.inputs.items()}
-    context = engine.create_execution_context_without_device_memory(device)
-    size = max(256, engine.device_memory_size)
-    arena, stream = device.allocate(size), device.stream()
-    device.fill(arena.address, 0xFF, size, stream)
-    stream.synchronize()
-    context.set_device_memory(arena.address, size)
-    expected = onnxruntime_outputs(onnx.load_from_string(data or model(row)), inputs)
-    for _ in range(2):
-        found = context.execute(inputs)
-        for name, wanted in expected.items():
-            error = np.linalg.norm(found[name].astype(np.float64) - wanted) / np.linalg.norm(wanted)
-            assert error <= tolerance, f"{row.name}: {name} is off by {error:.1e}"
-
-
 @pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cuda_kernels_in_the_memory_of_the_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +89,7 @@ def test_cuda_kernels_in_the_memory_of_the_network(name: str, monkeypatch: pytes
     network = fused(import_onnx(model(row))).network
     found = pad_channels(network, paddable(network))
     assert found.held and any(RULE in layer.fusions for layer in found.network.layers)
-    compare(row, fiber_engine(found.network), CpuDevice(), 1e-5)
+    compare_poisoned(row, fiber_engine(found.network), CpuDevice(), 1e-5)
 
 
 @pytest.mark.parametrize("precision", [None, DataType.HALF])
@@ -257,7 +238,7 @@ def test_a_build_its_reports_and_its_refit(padding_build, tmp_path) -> None:  # 
     path = tmp_path / "padded.engine"
     engine.save(path)
     again = Engine.load(path)
-    compare(row, again, CpuDevice(), 1e-5)
+    compare_poisoned(row, again, CpuDevice(), 1e-5)
 
     formats = {one["Name"]: one["Format"] for layer in layer_objects(again) for one in (*layer["Inputs"], *layer["Outputs"])}
     assert formats["ar"] == "Row major linear, 37 channels padded to 40" and formats["y"] == "Row major linear"
@@ -270,7 +251,7 @@ def test_a_build_its_reports_and_its_refit(padding_build, tmp_path) -> None:  # 
     other = replace(row, values={**row.values, "w1": np.full((53, 37, 3, 3), 0.01), "b0": np.linspace(-1, 1, 37)})
     refitted = refit(again, model(other), Log(to_stderr=True))
     assert refitted.network.tensors["ar"].shape[-1] == 40
-    compare(other, refitted, CpuDevice(), 1e-5)
+    compare_poisoned(other, refitted, CpuDevice(), 1e-5)
 
 
 def dynamic(row: Row) -> bytes:
@@ -293,7 +274,7 @@ def test_any_batch_and_height(padding_build) -> None:  # noqa: ANN001
     engine = padding_build(row, dynamic(row), **RANGE)
     assert {tuple(pair) for pair in engine.record["paddedChannels"]["channels"].values()} == {(37, 40)}
     for n, h in ((1, 4), (3, 10)):
-        compare(replace(row, inputs={"x": (n, 16, h, 4)}), engine, CpuDevice(), 1e-5, dynamic(row))
+        compare_poisoned(replace(row, inputs={"x": (n, 16, h, 4)}), engine, CpuDevice(), 1e-5, dynamic(row))
 
 
 def test_a_second_build_times_nothing_and_decides_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # noqa: ANN001
@@ -329,7 +310,7 @@ def test_padded_networks_on_the_gpu(name: str, precision: str, monkeypatch: pyte
     engine = builder.build(data, config, device, log=Log(to_stderr=True))
     assert engine.record["paddedChannels"]["channels"]
     for n in (1, 2):
-        compare(replace(row, inputs={"x": (n, 16, 6, 4)}) if name == "pruned" else row, engine, device, 5e-3 if precision == "fp16" else 1e-4, data)
+        compare_poisoned(replace(row, inputs={"x": (n, 16, 6, 4)}) if name == "pruned" else row, engine, device, 5e-3 if precision == "fp16" else 1e-4, data)
 
 
 @pytest.mark.gpu
@@ -362,4 +343,4 @@ def test_a_build_on_the_gpu_says_what_it_measured() -> None:
     for tensor, (real, held) in record["channels"].items():
         assert (real, held) in ((91, 96), (21, 24)) and engine.network.tensors[tensor].shape[-1] == held
     assert not record["channels"] or record["afterMs"] < record["beforeMs"]
-    compare(row, engine, device, 5e-3)
+    compare_poisoned(row, engine, device, 5e-3)

@@ -17,7 +17,6 @@ from fusion.validation import validate
 from runtime import resolution
 from runtime.columns import TYPICAL, ask_kind, ask_tactics, copy_parts, parts_to_copy
 from runtime.cpu import CpuDevice
-from runtime.device import Device
 from runtime.devices import open_device
 from runtime.engine import Engine
 from runtime.views import VIEW, Sharing, intermediate_bytes, share_memory, with_missed_views
@@ -25,7 +24,8 @@ from runtime.workloads import workload_of
 from tests.catalogue import Row, model
 from tests.harness.fiber import available
 from tests.harness.network import TACTICS, fiber_engine
-from tests.models import light, onnxruntime_outputs
+from tests.harness.poisoned import compare_poisoned
+from tests.models import light
 from trtcli import builder
 from trtcli.config import BuildConfig
 from trtcli.log import Log
@@ -207,27 +207,9 @@ def check(row: Row, device_name: str, config: BuildConfig, tolerance: float) -> 
     """Builds and runs ``row`` with a poisoned arena and outputs; the network and the layers that are views."""
     device, data = open_device(device_name), model(row)
     engine = builder.build(data, config, device, log=Log(to_stderr=True))
-    compare(row, engine, device, tolerance)
+    compare_poisoned(row, engine, device, tolerance)
     views = [layer.name for layer, plan in zip(engine.network.layers, engine.layers, strict=True) if plan.tactic == VIEW]
     return engine.network, views
-
-
-def compare(row: Row, engine: Engine, device: Device, tolerance: float) -> None:
-    """Runs ``engine`` twice, the first time on an arena full of NaN, against ONNX Runtime."""
-    random = np.random.default_rng(1)
-    inputs = {name: random.standard_normal(shape).astype(np.float32) for name, shape in row.inputs.items()}
-    context = engine.create_execution_context_without_device_memory(device)
-    size = max(256, engine.device_memory_size)
-    arena, stream = device.allocate(size), device.stream()
-    device.fill(arena.address, 0xFF, size, stream)
-    stream.synchronize()
-    context.set_device_memory(arena.address, size)
-    expected = onnxruntime_outputs(onnx.load_from_string(model(row)), inputs)
-    for _ in range(2):
-        found = context.execute(inputs)
-        for name, wanted in expected.items():
-            error = np.linalg.norm(found[name].astype(np.float64) - wanted) / np.linalg.norm(wanted)
-            assert error <= tolerance, f"{row.name}: {name} is off by {error:.1e}"
 
 
 @pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
@@ -240,7 +222,7 @@ def test_cuda_kernels_in_the_memory_of_the_network(name, monkeypatch):
     network = fused(import_onnx(model(row)))
     engine = fiber_engine(copy_parts(network, parts_to_copy(network, on_a_gpu)))
     assert all(plan.tactic == VIEW for layer, plan in zip(engine.network.layers, engine.layers, strict=True) if isinstance(layer.op, Concatenation))
-    compare(row, engine, CpuDevice(), 1e-5)
+    compare_poisoned(row, engine, CpuDevice(), 1e-5)
 
 
 def test_a_part_that_is_copied_and_refitted(tmp_path):
