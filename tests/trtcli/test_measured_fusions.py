@@ -156,6 +156,15 @@ def test_convolution_and_pooling(device_name: str, monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(found["y"], onnxruntime_outputs(onnx.load_from_string(data), {"x": x})["y"], rtol=1e-4, atol=1e-4)
 
 
+def test_a_pin_may_name_what_a_measured_fusion_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "MIN_GAIN", -1e6)
+    log = Lines()
+    pins = (("Conv0 + Relu1 + MaxPool2", "cpu.conv.pool"), ("Conv7", "cpu.conv.im2col"))
+    engine = build(model(STEM), BuildConfig(avg_timing=1, pin_tactic=pins, tf32=False), open_device("cpu"), log=log)
+    assert "cpu.conv.pool" in [plan.tactic for plan in engine.layers]
+    assert [line for line in log if "--pinTactic" in line] == ["--pinTactic: no layer is named 'Conv7' after fusion"]
+
+
 @pytest.mark.parametrize("device_name", ["cpu", pytest.param("0", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("gain", [-1e6, 2.0])
 def test_depthwise_separable_pairs(device_name: str, gain: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
@@ -11,9 +12,9 @@ from runtime.segments import parts_of
 from trtcli.config import BuildConfig
 
 
-def unknown_pins(fused: Network, config: BuildConfig) -> list[str]:
-    """A line for each name of ``--pinTactic`` that no fused layer has (a layer that a measured fusion makes later may still have it)."""
-    after = _names(fused, fates=False)
+def unknown_pins(networks: Sequence[Network], config: BuildConfig) -> list[str]:
+    """A line for each name of ``--pinTactic`` that no layer of ``networks`` has: the fused one, and what measured fusions made of it."""
+    after = {name for network in networks for name in _names(network, fates=False)}
     return [f"--pinTactic: no layer is named {name!r} after fusion{_near(name, after)}" for name, _ in config.pin_tactic if name not in after]
 
 

@@ -86,8 +86,6 @@ def build(
     log.info(fused_line(imported, fused, sharing, saved_bytes(imported, fused.network, sharing, optimum), time.perf_counter() - fusing))
     for line in fusion_lines(fused):
         log.verbose(line)
-    for line in unknown_pins(fused.network, config):
-        log.warning(line)
     stage("Fuse layers")
 
     setting = new_setting(config, device, log, progress)
@@ -99,6 +97,8 @@ def build(
     if not marked:  # an optional rule might take a marked tensor away
         chosen, optional = measured_fusions(chosen, profiles, setting)
     network = chosen.network
+    for line in unknown_pins((fused.network, network), config):
+        log.warning(line)
     engine = assemble(network, chosen.choices, profiles, setting, bodies_of(network, profiles, setting))
     log.info(setting.timings.summary)
     if setting.timings.untimed:
