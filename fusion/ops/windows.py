@@ -21,15 +21,18 @@ def channels_back(x: np.ndarray, channels_last: bool) -> np.ndarray:
 def pad_spatial(x: np.ndarray, pre: Sequence[int], post: Sequence[int], value: object = 0) -> np.ndarray:
     """``x`` with ``pre[i]`` and ``post[i]`` elements of ``value`` around spatial axis ``i``; negative numbers cut off, also of what the other
     side has added."""
-    sizes = tuple(size + a + b for size, a, b in zip(x.shape[2:], pre, post, strict=True))
-    source = tuple(slice(max(-a, 0), max(size + min(b, 0), 0)) for size, a, b in zip(x.shape[2:], pre, post, strict=True))
-    if not any(a > 0 for a in pre) and not any(b > 0 for b in post):
-        return x[(slice(None), slice(None), *source)]
+    sizes, source, target = [], [], []
+    for size, a, b in zip(x.shape[2:], pre, post, strict=True):
+        sizes.append(max(size + a + b, 0))
+        first = max(a, 0)
+        last = max(first, min(size + a, sizes[-1]))
+        source.append(slice(first - a, last - a))
+        target.append(slice(first, last))
+    kept = x[(slice(None), slice(None), *source)]
+    if list(kept.shape[2:]) == sizes:
+        return kept
     padded = np.full((*x.shape[:2], *sizes), value, x.dtype)
-    target = tuple(slice(max(a, 0), max(min(a + size, whole), 0)) for a, size, whole in zip(pre, x.shape[2:], sizes, strict=True))
-    source = tuple(slice(part.start - a, part.stop - a) if part.start < part.stop else slice(0, 0) for part, a in zip(target, pre, strict=True))
-    target = tuple(part if part.start < part.stop else slice(0, 0) for part in target)
-    padded[(slice(None), slice(None), *target)] = x[(slice(None), slice(None), *source)]
+    padded[(slice(None), slice(None), *target)] = kept
     return padded
 
 
