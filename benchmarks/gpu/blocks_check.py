@@ -8,7 +8,6 @@ the peer the one with ``--disableFusion`` of the rules that the case names. FP16
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -19,16 +18,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.runner import compare, record  # noqa: E402
+from benchmarks.gpu.engines import arguments, largest_error, raced  # noqa: E402
+from benchmarks.runner import record  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
-from runtime.parts import parts_at_optimum  # noqa: E402
-from runtime.timer import time_parts  # noqa: E402
 from tests.language_models import Block, Widths, inputs_of, llama, model, sam, swin_v2  # noqa: E402
 from trtcli.builder import build  # noqa: E402
 from trtcli.config import BuildConfig  # noqa: E402
 from trtcli.log import Log  # noqa: E402
 
-REPETITIONS = 5
 QWEN3 = Widths(1024, 16, 8, 128, 3072, 1024)  # 0.6B
 
 
@@ -54,12 +51,8 @@ CASES = {
 
 def main() -> int:
     """Build, compare, time, record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, level=1)
     parser.add_argument("names", nargs="*", default=list(CASES), metavar="NAME", help=", ".join(CASES))
-    parser.add_argument("--device", default="0")
-    parser.add_argument("--level", type=int, default=1)
-    parser.add_argument("--cache", default="")
-    parser.add_argument("--no-record", action="store_true")
     given = parser.parse_args()
     device, results, wrong = open_device(given.device), [], 0
     with tempfile.TemporaryDirectory() as folder:
@@ -74,16 +67,11 @@ def main() -> int:
             ours = build(data, config, device, log=Log(to_stderr=True))
             plain = build(data, replace(config, disable_fusion=tuple((rule, "") for rule in case.without)), device, log=Log(to_stderr=True))
             found, wanted = ({one: np.array(value, np.float64) for one, value in engine.create_execution_context(device).execute(inputs).items()} for engine in (ours, plain))
-            error = max(np.linalg.norm(found[one] - wanted[one]) / np.linalg.norm(wanted[one]) for one in wanted)
-            right = bool(error < 1e-2)
+            error = largest_error(found, wanted)
+            right = error < 1e-2
             wrong += not right
-            parts = [parts_at_optimum(engine, 0, {})[0] for engine in (ours, plain)]
-            times = [time_parts(device, parts) for _ in range(REPETITIONS)]
-            result = compare(
-                f"{name}, FP16, graph", [one * 1e3 for one, _ in times], "ms", [one * 1e3 for _, one in times], f"trtcli without {', '.join(case.without)}",
-                device=device.spec.name, driver=str(device.properties().get("driver", "")),
-                note=f"{len(ours.network.layers)} layers with views, {len(plain.network.layers)} without these rules; outputs differ by {error:.1e}",
-            )  # fmt: skip
+            note = f"{len(ours.network.layers)} layers with views, {len(plain.network.layers)} without these rules; outputs differ by {error:.1e}"
+            result = raced(device, ours, plain, f"{name}, FP16, graph", "ms", f"trtcli without {', '.join(case.without)}", note)
             results.append(result)
             print(f"{'right' if right else 'WRONG'} {name}: {result.ours:.4f} ms, without {result.peer:.4f} ({result.ratio:.3f}x); {result.note}", flush=True)
     if not given.no_record:

@@ -10,7 +10,6 @@ JSON line each; torch's time (channels_last, FP16, the same reformats, in a CUDA
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -22,19 +21,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu.engines import arguments, largest_error, outputs, raced  # noqa: E402
 from benchmarks.gpu.torch_times import graph_times  # noqa: E402
-from benchmarks.gpu.views_check import outputs  # noqa: E402
-from benchmarks.runner import compare, record  # noqa: E402
+from benchmarks.runner import record  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
-from runtime.parts import parts_at_optimum  # noqa: E402
-from runtime.timer import time_parts  # noqa: E402
 from trtcli.builder import build  # noqa: E402
 from trtcli.config import BuildConfig  # noqa: E402
 from trtcli.log import Log  # noqa: E402
 
 CASES = tuple(f"{channels}:{kernel}:{batch}" for batch in (1, 32) for kernel in (1, 3) for channels in (37, 91, 255))
 SIZE, OUTSIDE = 56, 64  # pixels along an axis; channels before and after
-REPETITIONS = 5
 
 
 def weights_of(channels: int, kernel: int) -> list[np.ndarray]:
@@ -93,13 +89,9 @@ def torch_seconds(channels: int, kernel: int, batch: int) -> float:
 
 def main() -> int:
     """Build, compare, time, record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, level=3)
     parser.add_argument("cases", nargs="*", default=CASES)
-    parser.add_argument("--device", default="0")
-    parser.add_argument("--level", type=int, default=3)
-    parser.add_argument("--cache", default="")
     parser.add_argument("--no-torch", action="store_true")
-    parser.add_argument("--no-record", action="store_true")
     given = parser.parse_args()
     device, wrong = open_device(given.device), 0
     with tempfile.TemporaryDirectory() as folder:
@@ -112,19 +104,15 @@ def main() -> int:
             ours = build(data, config, device, log=log)
             plain = build(data, replace(config, disable_fusion=(("padded-channels", ""),)), device, log=log)
             found, wanted = outputs(ours, device), outputs(plain, device)
-            error = max(float(np.linalg.norm(found[one] - wanted[one]) / np.linalg.norm(wanted[one])) for one in wanted)
+            error = largest_error(found, wanted)
             right = error < 2e-2
             wrong += not right
-            parts = [parts_at_optimum(engine, 0, {})[0] for engine in (ours, plain)]
-            times = [time_parts(device, parts) for _ in range(REPETITIONS)]
             held = ", ".join(f"{name} {real} as {size}" for name, (real, size) in ours.record["paddedChannels"]["channels"].items())
             tactics = [", ".join(f"{plan.tactic.removeprefix('cuda.')} {plan.seconds * 1e6:.1f}" for plan in engine.layers) for engine in (ours, plain)]
             peer = "" if given.no_torch or int8 else f"; torch channels_last {torch_seconds(channels, kernel, batch) * 1e6:.1f} us"
-            result = compare(
-                f"convolutions 64-{channels}-{channels}-64 {kernel}x{kernel}, 56x56, batch {batch}, {'INT8' if int8 else 'FP16'}, graph", [one * 1e6 for one, _ in times], "us",
-                [one * 1e6 for _, one in times], "trtcli without padded channels", device=device.spec.name, driver=str(device.properties().get("driver", "")),
-                note=f"padded: {held or 'none'}{peer}; outputs differ by {error:.1e}; layers {tactics[0]}; without {tactics[1]}",
-            )  # fmt: skip
+            workload = f"convolutions 64-{channels}-{channels}-64 {kernel}x{kernel}, 56x56, batch {batch}, {'INT8' if int8 else 'FP16'}, graph"
+            note = f"padded: {held or 'none'}{peer}; outputs differ by {error:.1e}; layers {tactics[0]}; without {tactics[1]}"
+            result = raced(device, ours, plain, workload, "us", "trtcli without padded channels", note)
             if not given.no_record:
                 record("padding", [result])
             print(f"{'right' if right else 'WRONG'} {case}: {result.ours:.1f} us, not padded {result.peer:.1f} ({result.ratio:.2f}x); {result.note}", flush=True)

@@ -9,7 +9,6 @@ engine as it is built, the peer the one with `--disableFusion=concatenation-view
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from dataclasses import replace
@@ -20,21 +19,17 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.runner import compare, record  # noqa: E402
+from benchmarks.gpu.engines import arguments, largest_error, outputs, raced  # noqa: E402
+from benchmarks.runner import record  # noqa: E402
 from fusion.ops import Concatenation, Slice  # noqa: E402
-from runtime.device import Device  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
 from runtime.engine import Engine  # noqa: E402
-from runtime.parts import parts_at_optimum  # noqa: E402
-from runtime.timer import time_parts  # noqa: E402
 from runtime.views import VIEW  # noqa: E402
 from trtcli.builder import build  # noqa: E402
 from trtcli.config import BuildConfig  # noqa: E402
-from trtcli.inputs import make_inputs  # noqa: E402
 from trtcli.log import Log  # noqa: E402
 
 NAMES = ("squeezenet", "inception_v1", "densenet121", "unet:1", "unet:8")
-REPETITIONS = 5
 
 
 def unet(batch: int, widths: tuple[int, ...] = (64, 128, 256, 512), size: int = 256) -> bytes:
@@ -86,18 +81,6 @@ def model(name: str) -> bytes:
     return light_model(name).SerializeToString()
 
 
-def outputs(engine: Engine, device: Device) -> dict[str, np.ndarray]:
-    """The outputs for random inputs, with activations that were NaN before."""
-    inputs = make_inputs(engine.network, {name: one.opt for name, one in engine.profiles[0].items()}, {})
-    context = engine.create_execution_context_without_device_memory(device)
-    size, stream = max(256, engine.device_memory_size), device.stream()
-    arena = device.allocate(size)
-    device.fill(arena.address, 0xFF, size, stream)
-    stream.synchronize()
-    context.set_device_memory(arena.address, size)
-    return {name: np.array(value, np.float64) for name, value in context.execute(inputs).items()}
-
-
 def moving(engine: Engine) -> int:
     """How many layers join or cut tensors."""
     plans = zip(engine.network.layers, engine.layers, strict=True)
@@ -106,13 +89,9 @@ def moving(engine: Engine) -> int:
 
 def main() -> int:
     """Build, compare, time, record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, level=2)
     parser.add_argument("names", nargs="*", default=NAMES)
-    parser.add_argument("--device", default="0")
-    parser.add_argument("--level", type=int, default=2)
-    parser.add_argument("--cache", default="")
     parser.add_argument("--fp32", action="store_true")
-    parser.add_argument("--no-record", action="store_true")
     given = parser.parse_args()
     device, results, wrong = open_device(given.device), [], 0
     with tempfile.TemporaryDirectory() as folder:
@@ -123,17 +102,14 @@ def main() -> int:
             ours = build(data, config, device, log=log)
             plain = build(data, replace(config, disable_fusion=(("concatenation-view", ""), ("slice-view", ""))), device, log=log)
             found, wanted = outputs(ours, device), outputs(plain, device)
-            error = max(np.linalg.norm(found[one] - wanted[one]) / np.linalg.norm(wanted[one]) for one in wanted)
-            right = bool(error < (5e-3 if given.fp32 else 2e-2))
+            error = largest_error(found, wanted)
+            right = error < (5e-3 if given.fp32 else 2e-2)
             wrong += not right
-            parts = [parts_at_optimum(engine, 0, {})[0] for engine in (ours, plain)]
-            times = [time_parts(device, parts) for _ in range(REPETITIONS)]
-            result = compare(
-                f"{name}, {'FP32' if given.fp32 else 'FP16'}, graph", [one * 1e3 for one, _ in times], "ms", [one * 1e3 for _, one in times],
-                "trtcli without views", device=device.spec.name, driver=str(device.properties().get("driver", "")),
-                note=f"{moving(ours)} layers join or cut, {moving(plain)} without views; "
-                f"activations {ours.device_memory_size / 1e6:.1f} MB, {plain.device_memory_size / 1e6:.1f} without; outputs differ by {error:.1e}",
-            )  # fmt: skip
+            note = (
+                f"{moving(ours)} layers join or cut, {moving(plain)} without views; "
+                f"activations {ours.device_memory_size / 1e6:.1f} MB, {plain.device_memory_size / 1e6:.1f} without; outputs differ by {error:.1e}"
+            )
+            result = raced(device, ours, plain, f"{name}, {'FP32' if given.fp32 else 'FP16'}, graph", "ms", "trtcli without views", note)
             results.append(result)
             print(f"{'right' if right else 'WRONG'} {name}: {result.ours:.4f} ms, without views {result.peer:.4f} ({result.ratio:.3f}x); {result.note}", flush=True)
     if not given.no_record:
