@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import statistics
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +19,7 @@ from fusion.dtypes import data_type
 from fusion.network import TensorType
 from runtime.device import Binding, Tensor
 from tactics.select import kernels_of
-from tactics.tactic import Config, Kernel, Plan, Tactic, Workload, tensor_bytes
+from tactics.tactic import Config, DeviceSpec, Kernel, Plan, Tactic, Workload, tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,60 @@ class Choice:
     plan: Plan
     workload: Workload
     inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Race:
+    """Seconds of the fastest whole and of the fastest pair, one after the other; per part (-1, 0, 1) every choice with its seconds alone, fastest first;
+    how many wholes were wrong."""
+
+    fused: float
+    pair: float
+    ranked: dict[int, list[tuple[float, Choice]]]
+    mistakes: int
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """What all of these checks take."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="0")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--cubins", default="", help="a folder that keeps compiled kernels")
+    parser.add_argument("--compile-only", action="store_true", help="for an H100, without one")
+    parser.add_argument("--record", default="", metavar="NAME", help="append to benchmarks/results/NAME.jsonl")
+    return parser
+
+
+def opened(options: argparse.Namespace) -> tuple[Any, DeviceSpec]:
+    """The device, None where kernels are only compiled, and what it is."""
+    if options.compile_only:
+        from tests.harness.fiber import H100
+
+        return None, replace(H100, shared_memory=227 * 1024)
+    from runtime.devices import open_device
+
+    device = open_device(options.device)
+    return device, device.spec
+
+
+def cubins_of(choices: Iterable[Choice], arch: str, options: argparse.Namespace, begin: float) -> dict[str, bytes]:
+    """The cubins of all kernels by their keys, from the folder or compiled now; one that does not compile is named and left out."""
+    wanted = {kernel.key(arch): kernel for choice in choices for kernel in kernels_of(choice.plan)}
+    folder = Path(options.cubins) if options.cubins else None
+    cubins = {key: (folder / key).read_bytes() for key in wanted if folder is not None and (folder / key).exists()}
+    missing = [kernel for key, kernel in wanted.items() if key not in cubins]
+    if missing:
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+            for key, image in pool.map(compiled, missing, [arch] * len(missing)):
+                if isinstance(image, str):
+                    print("does not compile:", wanted[key].file, image[:300])
+                    continue
+                cubins[key] = image
+                if folder is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / key).write_bytes(image)
+    print(f"{len(cubins)} kernels, {len(missing)} of them compiled now, after {time.monotonic() - begin:.1f} s", flush=True)
+    return cubins
 
 
 def compiled(kernel: Kernel, arch: str) -> tuple[str, bytes | str]:
@@ -118,6 +179,33 @@ class Layer:
                 if turn:
                     samples[number].append(marks[1].seconds_since(marks[0]) / times)
         return [statistics.median(one) for one in samples]
+
+
+def raced(layer: Layer, name: str, found: Sequence[Choice], alone_rounds: int, rounds: int) -> Race:
+    """Checks every whole of ``found`` beside the first, which is the reference, then times all; those whose kernels did not compile are left out."""
+    arch = layer.device.spec.arch
+    ready = [(choice, layer.programs(choice)) for choice in found if all(kernel.key(arch) in layer.cubins for kernel in kernels_of(choice.plan))]
+    truth, mistakes = layer.result(ready[0][1]), 0
+    for choice, programs in ready[1:]:
+        problem = wrong(layer.result(programs), truth) if choice.part < 0 else ""
+        if problem:
+            mistakes += 1
+            print(f"WRONG {name} {choice.tactic.id} {dict(choice.config)}: {problem}", flush=True)
+    alone = layer.seconds([[programs] for _, programs in ready[1:]], alone_rounds)
+    ranked = {part: sorted((seconds, number) for number, seconds in enumerate(alone, 1) if ready[number][0].part == part) for part in (-1, 0, 1)}
+    best, first, second = (ready[ranked[part][0][1]][1] for part in (-1, 0, 1))
+    fused, pair = layer.seconds([[best], [first, second]], rounds)
+    return Race(fused, pair, {part: [(seconds, ready[number][0]) for seconds, number in rows] for part, rows in ranked.items()}, mistakes)
+
+
+def recorded(name: str, lines: Iterable[tuple[str, float, float, str]]) -> None:
+    """Appends (workload, seconds of the whole, seconds of the pair, note) to benchmarks/results/NAME.jsonl."""
+    from benchmarks.runner import compare, record
+    from runtime.cuda_spec import cuda_properties
+
+    where = {key: str(cuda_properties(0)[what]) for key, what in (("device", "name"), ("driver", "driver"))}
+    results = [compare(workload, [fused * 1e6], "us", [both * 1e6], "our two kernels", note=note, **where) for workload, fused, both, note in lines]
+    print("recorded in", record(name, results).name)
 
 
 def wrong(got: np.ndarray, expected: np.ndarray) -> str:

@@ -13,12 +13,8 @@ Kernels compile in processes of their own; with --cubins they are kept, so that 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu.pairs import Choice, Layer, compiled, wrong  # noqa: E402
+from benchmarks.gpu.pairs import Choice, Layer, arguments, cubins_of, opened, raced, recorded  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Expression, Operand, apply  # noqa: E402
 from fusion.network import TensorType  # noqa: E402
@@ -35,7 +31,7 @@ from fusion.ops import Convolution, MatrixMultiply, Pointwise, PrologueProduct  
 from tactics.cuda.gemm.prologue import SimtPrologue  # noqa: E402
 from tactics.prologue import product  # noqa: E402
 from tactics.registry import tactics  # noqa: E402
-from tactics.select import SelectOptions, candidates, kernels_of  # noqa: E402
+from tactics.select import SelectOptions, candidates  # noqa: E402
 from tactics.tactic import DeviceSpec, Workload, workload_bytes  # noqa: E402
 
 HALF = DataType.HALF
@@ -101,87 +97,42 @@ def values(one: Workload, random: np.random.Generator) -> list[np.ndarray]:
 
 def main() -> int:
     """Compile, check, time; 1 when a result is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="0")
-    parser.add_argument("--seconds", type=float, default=60)
+    parser = arguments(__doc__)
     parser.add_argument("--only", default=",".join(CASES))
     parser.add_argument("--fused", type=int, default=6, help="configurations of each fused kernel")
     parser.add_argument("--single", type=int, default=3, help="configurations of the pointwise layer; of the product three times as many")
-    parser.add_argument("--cubins", default="", help="a folder that keeps compiled kernels")
-    parser.add_argument("--compile-only", action="store_true", help="for an H100, without one")
-    parser.add_argument("--record", default="", metavar="NAME", help="append to benchmarks/results/NAME.jsonl")
     options = parser.parse_args()
     begin = time.monotonic()
-    device: Any = None
-    if options.compile_only:
-        from tests.harness.fiber import H100
-
-        spec = replace(H100, shared_memory=227 * 1024)
-    else:
-        from runtime.devices import open_device
-
-        device = open_device(options.device)
-        spec = device.spec
+    device, spec = opened(options)
     made = {(kind, sizes): choices(workload(kind, sizes), spec, options.fused, options.single) for kind in options.only.split(",") for sizes in CASES[kind]}
-    wanted = {kernel.key(spec.arch): kernel for found in made.values() for choice in found for kernel in kernels_of(choice.plan)}
-    folder = Path(options.cubins) if options.cubins else None
-    cubins = {key: (folder / key).read_bytes() for key in wanted if folder is not None and (folder / key).exists()}
-    missing = [kernel for key, kernel in wanted.items() if key not in cubins]
-    if missing:
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-            for key, image in pool.map(compiled, missing, [spec.arch] * len(missing)):
-                if isinstance(image, str):
-                    print("does not compile:", wanted[key].file, image[:300])
-                    continue
-                cubins[key] = image
-                if folder is not None:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (folder / key).write_bytes(image)
-    print(f"{len(cubins)} kernels, {len(missing)} of them compiled now, after {time.monotonic() - begin:.1f} s", flush=True)
+    cubins = cubins_of((choice for found in made.values() for choice in found), spec.arch, options, begin)
     return 0 if device is None else measured(device, made, cubins, options, begin)
 
 
 def measured(device: Any, made: dict[Case, list[Choice]], cubins: dict[str, bytes], options: argparse.Namespace, begin: float) -> int:
     """Checks and times every case that there is time for."""
-    from runtime.cuda_spec import cuda_properties
-
-    random, lines, mistakes, arch = np.random.default_rng(0), [], 0, device.spec.arch
+    random, lines, mistakes = np.random.default_rng(0), [], 0
     for (kind, sizes), found in made.items():
         name = f"{kind} {'x'.join(map(str, sizes))}"
         if time.monotonic() - begin > options.seconds - 1:
             print("no time left for", name)
             break
         one = found[0].workload
-        layer = Layer(device, one, product(one).inputs[0], values(one, random), cubins)
-        ready = [(choice, layer.programs(choice)) for choice in found if all(kernel.key(arch) in cubins for kernel in kernels_of(choice.plan))]
-        truth = layer.result(ready[0][1])
-        for choice, programs in ready[1:]:
-            problem = wrong(layer.result(programs), truth) if choice.part < 0 else ""
-            if problem:
-                mistakes += 1
-                print(f"WRONG {name} {choice.tactic.id} {dict(choice.config)}: {problem}", flush=True)
-        alone = layer.seconds([[programs] for _, programs in ready[1:]], 3)
-        ranked = {part: sorted((seconds, number) for number, (seconds, (choice, _)) in enumerate(zip(alone, ready[1:], strict=True)) if choice.part == part) for part in (-1, 0, 1)}
-        first, second, best = (ranked[part][0] for part in (0, 1, -1))
-        pair = [ready[1 + first[1]][1], ready[1 + second[1]][1]]
-        fused, both = layer.seconds([[ready[1 + best[1]][1]], pair], 7)
+        race = raced(Layer(device, one, product(one).inputs[0], values(one, random), cubins), name, found, 3, 7)
+        mistakes += race.mistakes
+        (_, chosen), (first, _), (second, other) = (race.ranked[part][0] for part in (-1, 0, 1))
         floor = workload_bytes(one) / device.spec.bandwidth
         each: dict[str, float] = {}
-        for seconds, number in ranked[-1]:
-            each.setdefault(ready[1 + number][0].tactic.id.rsplit(".", 1)[1], seconds)
+        for seconds, choice in race.ranked[-1]:
+            each.setdefault(choice.tactic.id.rsplit(".", 1)[1], seconds)
         kinds = ", ".join(f"{which} {seconds * 1e6:.2f}" for which, seconds in each.items())
-        chosen, other = ready[1 + best[1]][0], ready[1 + second[1]][0]
-        print(f"{name:22s} fused {fused * 1e6:6.2f} pair {both * 1e6:6.2f} ({both / fused:.2f}) sum {first[0] * 1e6:.2f}+{second[0] * 1e6:.2f} ({other.tactic.id[5:]}) "
+        print(f"{name:22s} fused {race.fused * 1e6:6.2f} pair {race.pair * 1e6:6.2f} ({race.pair / race.fused:.2f}) sum {first * 1e6:.2f}+{second * 1e6:.2f} ({other.tactic.id[5:]}) "
               f"floor {floor * 1e6:.1f} | {kinds}", flush=True)  # fmt: skip
-        note = f"{chosen.tactic.id}; floor {floor * 1e6:.2f}; {first[0] * 1e6:.2f} + {other.tactic.id} {second[0] * 1e6:.2f} alone"
-        lines.append((f"prologue {name} FP16", fused, both, note))
+        note = f"{chosen.tactic.id}; floor {floor * 1e6:.2f}; {first * 1e6:.2f} + {other.tactic.id} {second * 1e6:.2f} alone"
+        lines.append((f"prologue {name} FP16", race.fused, race.pair, note))
     print(f"{mistakes} wrong; total {time.monotonic() - begin:.0f} s")
     if options.record:
-        from benchmarks.runner import compare, record
-
-        where = {key: str(cuda_properties(0)[name]) for key, name in (("device", "name"), ("driver", "driver"))}
-        results = [compare(name, [fused * 1e6], "us", [both * 1e6], "our two kernels", note=note, **where) for name, fused, both, note in lines]
-        print("recorded in", record(options.record, results).name)
+        recorded(options.record, lines)
     return 1 if mistakes else 0
 
 

@@ -13,13 +13,9 @@ Kernels compile in processes of their own; with --cubins they are kept, so that 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +24,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu.pairs import Choice, Layer, compiled, wrong  # noqa: E402
+from benchmarks.gpu.pairs import Choice, Layer, arguments, cubins_of, opened, raced, recorded  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Convert, Expression, Literal, Operand, apply  # noqa: E402
 from fusion.network import TensorType  # noqa: E402
 from fusion.ops import Convolution, SeparableConvolution  # noqa: E402
 from tactics.candidates import SelectOptions, candidates  # noqa: E402
-from tactics.compilers import kernels_of  # noqa: E402
 from tactics.cuda.conv.depthwise import Depthwise  # noqa: E402
 from tactics.cuda.conv.separable import MmaSeparable, SimtSeparable  # noqa: E402
 from tactics.separable import parts  # noqa: E402
@@ -142,57 +137,27 @@ def short(config: Config) -> str:
 
 def main() -> int:
     """Compile, check, time; 1 when a result is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="0")
-    parser.add_argument("--seconds", type=float, default=60)
+    parser = arguments(__doc__)
     parser.add_argument("--layers", default="MobileNetV2,EfficientNet-B0")
     parser.add_argument("--batches", default="32,1")
     parser.add_argument("--types", default="int8,fp16")
     parser.add_argument("--fused", type=int, default=8, help="configurations of the fused kernel")
     parser.add_argument("--single", type=int, default=2, help="configurations of each of the two kernels")
-    parser.add_argument("--cubins", default="", help="a folder that keeps compiled kernels")
-    parser.add_argument("--compile-only", action="store_true", help="for an H100, without one")
     parser.add_argument("--all", action="store_true", help="print every configuration")
     parser.add_argument("--wide", action="store_true", help="configurations of many kinds, not the most promising ones")
-    parser.add_argument("--record", default="", metavar="NAME", help="append to benchmarks/results/NAME.jsonl")
     options = parser.parse_args()
     begin = time.monotonic()
-    device: Any = None
-    if options.compile_only:
-        from tests.harness.fiber import H100
-
-        spec = replace(H100, shared_memory=227 * 1024)
-    else:
-        from runtime.devices import open_device
-
-        device = open_device(options.device)
-        spec = device.spec
+    device, spec = opened(options)
     kinds = {"int8": INT8, "fp16": HALF}
     layers = list(dict.fromkeys(layer for name in options.layers.split(",") for layer, _ in LAYERS[name]))
     cases = [(layer, int(batch), kinds[kind]) for batch in options.batches.split(",") for kind in options.types.split(",") for layer in layers]
     made = {case: choices(workload(*case), spec, options.fused, options.single, options.wide) for case in cases}
-    wanted = {kernel.key(spec.arch): kernel for found in made.values() for choice in found for kernel in kernels_of(choice.plan)}
-    folder = Path(options.cubins) if options.cubins else None
-    cubins = {key: (folder / key).read_bytes() for key in wanted if folder is not None and (folder / key).exists()}
-    missing = [kernel for key, kernel in wanted.items() if key not in cubins]
-    if missing:
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-            for key, image in pool.map(compiled, missing, [spec.arch] * len(missing)):
-                if isinstance(image, str):
-                    print("does not compile:", wanted[key].file, image[:300])
-                    continue
-                cubins[key] = image
-                if folder is not None:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (folder / key).write_bytes(image)
-    print(f"{len(cubins)} kernels, {len(missing)} of them compiled now, after {time.monotonic() - begin:.1f} s", flush=True)
+    cubins = cubins_of((choice for found in made.values() for choice in found), spec.arch, options, begin)
     return 0 if device is None else measured(device, made, cubins, options, begin)
 
 
 def measured(device: Any, made: dict[tuple, list[Choice]], cubins: dict[str, bytes], options: argparse.Namespace, begin: float) -> int:
     """Checks and times every case that there is time for."""
-    from runtime.cuda_spec import cuda_properties
-
     random, lines, mistakes, times = np.random.default_rng(0), [], 0, {}
     for case, found in made.items():
         (c, size, out, window, stride), batch, dtype = case
@@ -201,29 +166,17 @@ def measured(device: Any, made: dict[tuple, list[Choice]], cubins: dict[str, byt
             print("no time left for", name)
             break
         one = found[0].workload
-        layer = Layer(device, one, parts(one)[1].inputs[0], values(one, random), cubins)
-        arch = device.spec.arch
-        ready = [(choice, layer.programs(choice)) for choice in found if all(kernel.key(arch) in cubins for kernel in kernels_of(choice.plan))]
-        truth = layer.result(ready[0][1])
-        for choice, programs in ready[1:]:
-            problem = wrong(layer.result(programs), truth) if choice.part < 0 else ""
-            if problem:
-                mistakes += 1
-                print(f"WRONG {name} {short(choice.config)}: {problem}", flush=True)
-        alone = layer.seconds([[programs] for _, programs in ready[1:]])
-        ranked = {part: sorted((seconds, number) for number, (seconds, (choice, _)) in enumerate(zip(alone, ready[1:], strict=True)) if choice.part == part) for part in (-1, 0, 1)}
-        first, second, best = (ranked[part][0] for part in (0, 1, -1))
-        pair = [ready[1 + first[1]][1], ready[1 + second[1]][1]]
-        fused, both = layer.seconds([[ready[1 + best[1]][1]], pair], 9)
-        floor = workload_bytes(found[0].workload) / device.spec.bandwidth
-        times[case] = (fused, both)
-        chosen = ready[1 + best[1]][0]
-        print(f"{name:34s} fused {fused * 1e6:6.2f} pair {both * 1e6:6.2f} ({both / fused:.2f}) sum {first[0] * 1e6:.2f}+{second[0] * 1e6:.2f} "
-              f"floor {floor * 1e6:.1f} | {best[1]}: {short(chosen.config)}", flush=True)  # fmt: skip
+        race = raced(Layer(device, one, parts(one)[1].inputs[0], values(one, random), cubins), name, found, 5, 9)
+        mistakes += race.mistakes
+        (_, chosen), (first, before), (second, after) = (race.ranked[part][0] for part in (-1, 0, 1))
+        floor = workload_bytes(one) / device.spec.bandwidth
+        times[case] = (race.fused, race.pair)
+        print(f"{name:34s} fused {race.fused * 1e6:6.2f} pair {race.pair * 1e6:6.2f} ({race.pair / race.fused:.2f}) sum {first * 1e6:.2f}+{second * 1e6:.2f} "
+              f"floor {floor * 1e6:.1f} | {next(number for number, choice in enumerate(found) if choice is chosen) - 1}: {short(chosen.config)}", flush=True)  # fmt: skip
         if options.all:
-            print("    " + ", ".join(f"{seconds * 1e6:.2f} [{short(ready[1 + number][0].config)}]" for seconds, number in ranked[-1][1:7]), flush=True)
-        singles = f"{ready[1 + first[1]][0].tactic.id} {first[0] * 1e6:.2f} + {ready[1 + second[1]][0].tactic.id} {second[0] * 1e6:.2f} alone"
-        lines.append((f"depthwise + pointwise {name}", fused, both, f"{short(chosen.config)}; floor {floor * 1e6:.2f}; {singles}"))
+            print("    " + ", ".join(f"{seconds * 1e6:.2f} [{short(choice.config)}]" for seconds, choice in race.ranked[-1][1:7]), flush=True)
+        singles = f"{before.tactic.id} {first * 1e6:.2f} + {after.tactic.id} {second * 1e6:.2f} alone"
+        lines.append((f"depthwise + pointwise {name}", race.fused, race.pair, f"{short(chosen.config)}; floor {floor * 1e6:.2f}; {singles}"))
     for network, layers in LAYERS.items():
         for batch in dict.fromkeys(case[1] for case in made):
             for dtype in dict.fromkeys(case[2] for case in made):
@@ -236,11 +189,7 @@ def measured(device: Any, made: dict[tuple, list[Choice]], cubins: dict[str, byt
                 lines.append((f"depthwise + pointwise pairs of {network} b{batch} {dtype.label}", kept, both, f"all fused {fused * 1e6:.2f}"))
     print(f"{mistakes} wrong; total {time.monotonic() - begin:.0f} s")
     if options.record:
-        from benchmarks.runner import compare, record
-
-        where = {key: str(cuda_properties(0)[name]) for key, name in (("device", "name"), ("driver", "driver"))}
-        results = [compare(name, [fused * 1e6], "us", [both * 1e6], "our two kernels", note=note, **where) for name, fused, both, note in lines]
-        print("recorded in", record(options.record, results).name)
+        recorded(options.record, lines)
     return 1 if mistakes else 0
 
 
