@@ -100,7 +100,8 @@ def compiled(kernel: Kernel, arch: str) -> tuple[str, bytes | str]:
 
 
 class Layer:
-    """All tensors of a pair on the device, in so many copies that no cache holds them: the whole's inputs (``host``), what lies between, the result."""
+    """All tensors of a pair on the device, in so many copies that no cache holds them: the whole's inputs (``host``), what lies between, the result.
+    Each copy has weights of its own too, as a tactic packs them."""
 
     def __init__(self, device: Any, one: Workload, middle: TensorType, host: list[np.ndarray], cubins: dict[str, bytes]) -> None:
         self.device, self.cubins, self.host = device, cubins, host
@@ -129,18 +130,24 @@ class Layer:
         count = len(self.host)
         output = count if choice.part == 0 else count + 1
         constants = {place: self.host[number] for place, number in enumerate(choice.inputs) if 0 < number < count}
-        packed, memory = choice.tactic.prepare(choice.workload, choice.config, constants), []
-        for array in packed:
-            memory.append(self.device.allocate(max(1, array.nbytes)))
-            self.device.upload(memory[-1].address, np.ascontiguousarray(array))
+        packed = [np.ascontiguousarray(array) for array in choice.tactic.prepare(choice.workload, choice.config, constants)]
+        memory = [[self.device.allocate(max(1, array.nbytes)) for array in packed] for _ in range(self.copies)]
+        for copy in memory:
+            for one, first, array in zip(copy, memory[0], packed, strict=True):
+                if one is first:
+                    self.device.upload(one.address, array)
+                else:
+                    self.device.copy(one.address, first.address, array.nbytes, self.stream)
+        self.stream.synchronize()
         workspace = self.device.allocate(choice.plan.workspace + 256)
         modules = self.device.load({kernel.key(self.device.spec.arch): self.cubins[kernel.key(self.device.spec.arch)] for kernel in kernels_of(choice.plan)})
         self.kept += [memory, workspace, modules]
-        tensors = tuple(Tensor(one.address, TensorType(data_type(array.dtype), array.shape)) for one, array in zip(memory, packed, strict=True))
+        types = [TensorType(data_type(array.dtype), array.shape) for array in packed]
         return [
             self.device.program(choice.plan, Binding(
                 tuple(Tensor(self._at(copy, number), self.types[number]) for number in choice.inputs),
-                (Tensor(self._at(copy, output), self.types[output]),), tensors, workspace.address, choice.plan.workspace,
+                (Tensor(self._at(copy, output), self.types[output]),),
+                tuple(Tensor(one.address, kind) for one, kind in zip(memory[copy], types, strict=True)), workspace.address, choice.plan.workspace,
             ), modules)
             for copy in range(self.copies)
         ]  # fmt: skip
