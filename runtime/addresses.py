@@ -130,8 +130,7 @@ def check_memory(name: str, given: Foreign, declared: TensorType, shape: tuple[i
     Raises:
         ValueError: a wrong data type, shape, device or alignment, or read-only memory for what is ``written``.
     """
-    if given.kind is not None and given.kind != device.spec.kind:
-        raise ValueError(f"tensor {name!r}: the memory is on {given.kind}, the engine runs on {device.spec.kind}")
+    check_place(f"tensor {name!r}: the memory", given, device)
     if given.dtype is not None and given.dtype is not declared.dtype:
         raise ValueError(f"tensor {name!r}: the memory holds {given.dtype.value}, the engine wants {declared.dtype.value}")
     if given.shape is not None and shape is not None and given.shape != shape:
@@ -140,6 +139,19 @@ def check_memory(name: str, given: Foreign, declared: TensorType, shape: tuple[i
         raise ValueError(f"tensor {name!r}: the memory is read-only, but an output is written")
     if given.address % device.alignment:
         raise ValueError(f"tensor {name!r}: address {given.address:#x} is not a multiple of {device.alignment}")
+
+
+def check_place(what: str, given: Foreign, device: Device) -> None:
+    """Refuse memory of another device.
+
+    Raises:
+        ValueError: naming both devices.
+    """
+    here = device.spec.kind
+    if given.kind is not None and given.kind != here:
+        raise ValueError(f"{what} is on {given.kind}, the engine runs on {here}")
+    if given.gpu is not None and str(given.gpu) != device.name:
+        raise ValueError(f"{what} is on GPU {given.gpu}, the context on GPU {device.name}: copy it there, or give the context that device")
 
 
 def shape_text(shape: Sequence[object]) -> str:

@@ -163,11 +163,11 @@ def serve(
 
     def work(number: int) -> None:
         try:
-            servers[number].context.device.activate()
-            while (taken := queue.take()) is not None:
-                start = queue.now()
-                servers[number].run(taken[1])
-                rows[number].append((*taken, start, queue.now()))
+            with servers[number].context.device.current():
+                while (taken := queue.take()) is not None:
+                    start = queue.now()
+                    servers[number].run(taken[1])
+                    rows[number].append((*taken, start, queue.now()))
         except BaseException as error:  # raised again in the caller's thread
             failures.append(error)
             queue.close()

@@ -191,8 +191,8 @@ def _run_threads(lanes: Sequence[_Lane], options: BenchmarkOptions) -> None:
 
     def work(lane: _Lane) -> None:
         try:
-            lane.context.device.activate()
-            _loop([lane], options)
+            with lane.context.device.current():
+                _loop([lane], options)
         except BaseException as error:  # raised again in the caller's thread
             failures.append(error)
 

@@ -18,7 +18,7 @@ import numpy as np
 from fusion.bind import bind_type
 from fusion.dims import substitute
 from fusion.network import TensorType
-from runtime.addresses import Addresses, check_memory, shape_text
+from runtime.addresses import Addresses, check_memory, check_place, shape_text
 from runtime.arena import Arena
 from runtime.device import Binding, CaptureError, Device, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange, sizes_of
@@ -294,8 +294,7 @@ class ExecutionContext(Observed):
             runtime.device.DeviceMemoryError: at the next enqueue, when it is too small for the shapes.
         """
         given = foreign(memory)
-        if given.kind is not None and given.kind != self.device.spec.kind:
-            raise ValueError(f"device memory: it is on {given.kind}, the engine runs on {self.device.spec.kind}")
+        check_place("device memory: it", given, self.device)
         size = size if given.bytes is None else given.bytes
         if size is None:
             raise ValueError("device memory: give the size in bytes with an address")
@@ -434,6 +433,7 @@ class ExecutionContext(Observed):
         self._stream.synchronize()
         return True
 
+    @exclusive
     def use_own_memory(self, managed: bool = False) -> None:
         """Give every input and output memory of the context's own, large enough for the present shapes."""
         for name in dict.fromkeys((*self.engine.network.inputs, *self.engine.network.outputs)):

@@ -8,6 +8,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from time import perf_counter, sleep
 from typing import Any
@@ -241,6 +242,9 @@ class CpuDevice(Device):
 
     def activate(self) -> None:
         pass
+
+    def current(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def allocate(self, size: int, managed: bool = False) -> Memory:
         try:

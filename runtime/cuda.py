@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from runtime import cuda_driver, libraries
+from runtime.cuda_context import InContext, current_context, select_context
 from runtime.cuda_driver import LaunchConfig, failure
 from runtime.cuda_green import GreenContext, green_context
 from runtime.cuda_launch import launch_config, pack_arguments
@@ -312,23 +313,26 @@ class CudaDevice(Device):
         self.number = number
         self.spec = cuda_spec(number)
         self._cupy = cupy
-        self._raw = cupy.cuda.Device(number)
-        self._green: GreenContext | None = None
-        self.activate()
-        with _translated(f"starting GPU {number}"):
-            cupy.cuda.runtime.free(0)  # makes the primary context
-        if limit_sms:
-            self._green = green_context(number, limit_sms)
-            self.activate()
-        self.spec = _shared(self.spec, self._green, mps)
-        self._copies = CudaStream(cupy.cuda.Stream(non_blocking=True))
         self._libraries: dict[str, libraries.Binding] = {}
+        before = current_context()
+        try:
+            with _translated(f"starting GPU {number}"):
+                cupy.cuda.Device(number).use()
+                cupy.cuda.runtime.free(0)  # makes the primary context
+            self._green = green_context(number, limit_sms) if limit_sms else None
+            self._context = current_context() if self._green is None else self._green.handle
+            self.activate()
+            self.spec = _shared(self.spec, self._green, mps)
+            self._copies = CudaStream(cupy.cuda.Stream(non_blocking=True))
+        finally:
+            if before:  # the thread worked on another GPU, and goes on there
+                select_context(before)
 
     def activate(self) -> None:
-        with _translated(f"selecting GPU {self.number}"):
-            self._raw.use()
-        if self._green is not None:
-            self._green.activate()
+        select_context(self._context)
+
+    def current(self) -> InContext:
+        return InContext(self._context)
 
     def allocate(self, size: int, managed: bool = False) -> Memory:
         cuda = self._cupy.cuda
@@ -408,8 +412,8 @@ class CudaDevice(Device):
             DeviceError: it is not installed, or does not start.
         """
         if name not in self._libraries:
-            self.activate()
-            self._libraries[name] = libraries.open_library(name)
+            with self.current():
+                self._libraries[name] = libraries.open_library(name)
         return self._libraries[name]
 
     def program(self, plan: Plan, binding: Binding, modules: Any) -> CudaProgram:

@@ -6,7 +6,6 @@ multiprocessors only. Hopper hands them out in groups of 8, so that a share may 
 
 from __future__ import annotations
 
-import ctypes
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,14 +22,6 @@ class GreenContext:
     multiprocessors: int
     total: int
     keep: object = field(default=None, repr=False, compare=False)
-
-    def activate(self) -> None:
-        """Make it the calling thread's context.
-
-        Raises:
-            DeviceError: the driver refuses.
-        """
-        cuda_driver.check(cuda_driver.library().cuCtxSetCurrent(ctypes.c_void_p(self.handle)), "selecting the share of the GPU")
 
 
 def wanted_multiprocessors(text: str, total: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,7 +176,12 @@ class Device(ABC):
 
     @abstractmethod
     def activate(self) -> None:
-        """Make this the device of the calling thread; every thread that uses it does so once."""
+        """Make this the device of the calling thread from now on."""
+
+    @abstractmethod
+    def current(self) -> AbstractContextManager[object]:
+        """Within it this is the device of the calling thread; behind it that is again what it was before. Execution contexts and builds see to it
+        themselves; programs, graphs and memory that are used without them need it (or :meth:`activate`)."""
 
     @abstractmethod
     def allocate(self, size: int, managed: bool = False) -> Memory:

@@ -175,11 +175,12 @@ class Engine:
         return load(path)
 
     def create_execution_context(
-        self, device: Device | None = None, profile: int = 0, strategy: str = "static"
+        self, device: Device | str | int | None = None, profile: int = 0, strategy: str = "static"
     ) -> ExecutionContext:
         """A context to run the engine in; contexts of one engine on one device share its weights.
 
-        Without ``device``, one of the kind that the engine was built for is opened (the first GPU, or the CPU). ``strategy``: memory for
+        ``device`` is an open one, what ``--device`` takes, or the number of a GPU; without, it is one of the kind that the engine was built for
+        (the first GPU, or the CPU). ``strategy``: memory for
         activations is sized for all profiles (``static``), for the one in use (``profile``), or for the actual shapes (``runtime``).
 
         Raises:
@@ -189,10 +190,12 @@ class Engine:
         from runtime.context import ExecutionContext
         from runtime.devices import open_device
 
-        return ExecutionContext(self, device or open_device("cpu" if self.device.kind == "cpu" else "0"), profile, strategy)
+        if device is None:
+            device = "cpu" if self.device.kind == "cpu" else 0
+        return ExecutionContext(self, open_device(str(device)) if isinstance(device, str | int) else device, profile, strategy)
 
     def create_execution_context_without_device_memory(
-        self, device: Device | None = None, profile: int = 0
+        self, device: Device | str | int | None = None, profile: int = 0
     ) -> ExecutionContext:
         """A context whose activations will lie where :meth:`ExecutionContext.set_device_memory` says; contexts that never run at the
         same time may share that memory.

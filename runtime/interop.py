@@ -19,7 +19,8 @@ from runtime.device import Memory
 
 @dataclass(frozen=True)
 class Foreign:
-    """A tensor that someone else holds. ``kind`` is ``cpu`` or ``cuda``; ``shape`` and ``dtype`` are None for a bare address.
+    """A tensor that someone else holds. ``kind`` is ``cpu`` or ``cuda``; ``shape`` and ``dtype`` are None for a bare address; ``gpu`` is the number of
+    the GPU whose memory it is, None when that is not known or all can use it.
 
     ``writable`` is False where the owner says that it must not be written; ``size`` is in bytes, of memory without a type.
     """
@@ -31,6 +32,7 @@ class Foreign:
     owner: object = None
     writable: bool = True
     size: int | None = None
+    gpu: int | None = None
 
     @property
     def bytes(self) -> int | None:
@@ -55,6 +57,7 @@ class _DLTensor(ctypes.Structure):
     )
 
 
+_DLPACK_CUDA = 2
 _DLPACK_KINDS = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}  # CPU, CUDA, CUDA host, CUDA managed
 _DLPACK_TYPES = {  # (code, bits)
     (0, 8): DataType.INT8, (0, 16): DataType.INT16, (0, 32): DataType.INT32, (0, 64): DataType.INT64,
@@ -84,7 +87,7 @@ def foreign(value: Any) -> Foreign:
     if interface is not None:
         shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
         _check_strides(shape, interface.get("strides"), dtype.itemsize)
-        return Foreign(int(interface["data"][0]), "cuda", shape, data_type(dtype), value, not interface["data"][1])
+        return Foreign(int(interface["data"][0]), "cuda", shape, data_type(dtype), value, not interface["data"][1], gpu=_gpu(value))
     if hasattr(value, "__dlpack__"):
         return _from_dlpack(value)
     if (array := _from_buffer(value)) is not None:
@@ -112,6 +115,14 @@ def _interface(value: Any) -> dict[str, Any] | None:
     except (TypeError, AttributeError, RuntimeError):  # torch raises for tensors on the CPU and for bfloat16
         return None
     return found if isinstance(found, dict) else None
+
+
+def _gpu(value: Any) -> int | None:
+    """The number of the GPU in whose own memory ``value`` lies, where its library says so."""
+    if not hasattr(value, "__dlpack_device__"):
+        return None
+    kind, number = value.__dlpack_device__()
+    return int(number) if int(kind) == _DLPACK_CUDA else None
 
 
 def _check_strides(shape: tuple[int, ...], strides: Any, unit: int) -> None:
@@ -162,4 +173,5 @@ def _from_dlpack(value: Any) -> Foreign:
         raise ValueError(
             f"the tensor's type (DLPack code {tensor.code}, {tensor.bits} bits) or device is not one of ours"
         )
-    return Foreign((tensor.data or 0) + tensor.byte_offset, kind, shape, dtype, value)
+    gpu = tensor.device_id if tensor.device_type == _DLPACK_CUDA else None
+    return Foreign((tensor.data or 0) + tensor.byte_offset, kind, shape, dtype, value, gpu=gpu)

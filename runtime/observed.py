@@ -23,10 +23,10 @@ class Observed(Guarded):
     profile: int  # the optimization profile in use
 
     def __init__(self, engine: Engine, device: Device) -> None:
-        super().__init__()
+        super().__init__(device)
         self.engine = engine
-        self.device = device
-        self.loaded: LoadedEngine = load_engine(engine, device)
+        with device.current():
+            self.loaded: LoadedEngine = load_engine(engine, device)
         self.enqueue_emits_profile = True
         self._profiler: Any = None
         self._recorder: Recorder | None = None  # of layer times, for the profiler
@@ -42,6 +42,7 @@ class Observed(Guarded):
         return self._profiler
 
     @profiler.setter
+    @exclusive
     def profiler(self, value: Any) -> None:
         self._profiler = value
         self._recorder = None if value is None else Recorder(self.device)

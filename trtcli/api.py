@@ -45,7 +45,9 @@ def build(
     if not isinstance(config, BuildConfig):
         raise TypeError(f"{type(config).__name__} is no BuildConfig: give trtcli.BuildConfig(...)")
     _check(config)
-    engine = build_engine(_source(model), config, open_device(str(device)), log=_Logger())
+    found = open_device(str(device))
+    with found.current():
+        engine = build_engine(_source(model), config, found, log=_Logger())
     if config.save_engine:
         from trtcli.refitting import save_engine
 

@@ -18,7 +18,6 @@ from fusion.dtypes import data_type
 from fusion.importer import ModelError, UnsupportedModel, import_onnx
 from fusion.importer.tensors import onnx_type_of
 from runtime.context import ExecutionContext
-from runtime.devices import open_device
 from trtcli.api import build
 from trtcli.config import BuildConfig
 
@@ -46,7 +45,6 @@ class TrtcliRep(BackendRep):
             ValueError: inputs are missing or too many, or do not fit the model.
         """
         arrays = self._named(inputs)
-        open_device(self._device).activate()  # the caller may be any thread
         context, values = self._context(arrays)
         found = context.execute({name: array for name, array in arrays.items() if name not in values})
         return namedtupledict("Outputs", self._outputs)(*(self._output(name, found) for name in self._outputs))
@@ -83,7 +81,7 @@ class TrtcliRep(BackendRep):
         key = tuple((array.shape, array.tobytes() if name in values else b"") for name, array in arrays.items())
         if key not in self._contexts:
             engine = build(_with_values(shaped, {name: arrays[name] for name in values}), self._config, self._device)
-            self._contexts[key] = engine.create_execution_context(open_device(self._device))
+            self._contexts[key] = engine.create_execution_context(self._device)
             if len(self._contexts) > KEPT_ENGINES:
                 self._contexts.popitem(last=False)
         self._contexts.move_to_end(key)

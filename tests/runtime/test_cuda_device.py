@@ -231,6 +231,7 @@ try: open_device("0", "100000")
 except DeviceError as error: assert "give 1 to" in str(error)
 for text, least in (("16", 16), ("50%", whole.spec.multiprocessors // 2)):
     gpu = open_device("0", text)
+    gpu.activate()
     count = gpu.spec.multiprocessors
     assert least <= count < min(least + 16, whole.spec.multiprocessors), (text, count)
     assert gpu.spec.share == f"{count} of {whole.spec.multiprocessors} SMs", gpu.spec.share

@@ -1,12 +1,15 @@
+from types import SimpleNamespace
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from fusion.dtypes import DataType
 from runtime import devices
+from runtime.addresses import check_place
 from runtime.device import DeviceError
 from runtime.devices import open_device
-from runtime.interop import foreign, stream_handle
+from runtime.interop import Foreign, foreign, stream_handle
 
 
 class Cuda:
@@ -106,6 +109,21 @@ def test_buffers_of_python():
     assert not foreign(b"12345678").writable
     with pytest.raises(ValueError, match="not contiguous"):
         foreign(memoryview(values)[::2])
+
+
+def test_memory_of_another_device():
+    gpu = SimpleNamespace(name="0", spec=SimpleNamespace(kind="cuda"))
+    for fine in (Foreign(4096), Foreign(4096, "cuda"), Foreign(4096, "cuda", gpu=0)):
+        check_place("it", fine, gpu)
+    with pytest.raises(ValueError, match="it is on cpu, the engine runs on cuda"):
+        check_place("it", foreign(np.zeros(4, np.float32)), gpu)
+    second = Cuda()
+    second.__dlpack_device__ = lambda: (2, 1)
+    assert foreign(second).gpu == 1
+    with pytest.raises(ValueError, match="it is on GPU 1, the context on GPU 0"):
+        check_place("it", foreign(second), gpu)
+    second.__dlpack_device__ = lambda: (13, 1)  # managed memory: every GPU's
+    assert foreign(second).gpu is None
 
 
 def test_read_only_memory():

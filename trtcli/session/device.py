@@ -27,6 +27,7 @@ def open_device(config: Config, log: Log, engine: Engine | None = None) -> Devic
         name = "cpu"
     mps, warning = host.mps_share(os.environ)
     device = open_by_name(name, config.system.limit_sms, mps)
+    device.activate()
     log.info(device_line(device))
     if warning and device.spec.kind == "cuda":
         log.warning(warning)
