@@ -130,7 +130,7 @@ _MORE = {
 _FOOT = (
     "",
     "Flags are --name=value or --name value. Older flags of trtexec (TensorRT 8 to 10) work, with a warning.",
-    "Exit code: 0 passed, 1 failed, 2 not capturable (check), 3 slower (compare), 130 interrupted.",
+    "Exit code: 0 passed, 1 failed, 2 not capturable (check), 3 slower (compare), 130 interrupted, 143 terminated.",
 )
 
 
@@ -174,5 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.exit_code
     except click.ClickException as error:
         return report(UsageError([error.format_message()]), Log())
-    except (KeyboardInterrupt, click.Abort):
-        return report(KeyboardInterrupt(), Log())
+    except click.Abort as error:  # what click makes of a KeyboardInterrupt
+        return report(error.__cause__ or KeyboardInterrupt(), Log())
+    except (KeyboardInterrupt, OSError) as error:
+        return report(error, Log())

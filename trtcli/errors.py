@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 import traceback
 
 from trtcli.log import Log
 from trtcli.parse import UsageError
+from trtcli.process import Ended
 
-PASSED, FAILED, NOT_CAPTURABLE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
+PASSED, FAILED, NOT_CAPTURABLE, REGRESSION = 0, 1, 2, 3
+SIGNALLED = 128  # and the signal's number, as shells have it: 130 interrupted, 143 terminated
 
 
 def lines_of(error: BaseException) -> list[str]:
     """The lines that a user reads about ``error``."""
     if isinstance(error, UsageError):
         return [*error.complaints, f"trtcli {error.command} --help shows its flags" if error.command else "trtcli --help lists all flags"]
+    if isinstance(error, Ended):
+        return [f"Ended by {signal.Signals(error.number).name}"]
     if isinstance(error, KeyboardInterrupt):
         return ["Interrupted"]
     if isinstance(error, OSError) and error.errno is not None:
@@ -54,7 +59,9 @@ def report(error: BaseException, log: Log) -> int:
         log.error(line)
     if type(error).__name__ == "DeviceLostError":
         _end_quietly()
-    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+    if isinstance(error, KeyboardInterrupt):
+        return SIGNALLED + (error.number if isinstance(error, Ended) else signal.SIGINT)
+    return FAILED
 
 
 def _end_quietly() -> None:

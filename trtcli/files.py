@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,10 @@ def check_writable(flag: str, path: str, special: bool = True) -> None:
 
 
 def write_text(path: str | Path, pieces: str | Iterable[str]) -> None:
-    """Write text, atomically."""
+    """Write text, atomically; bytes of file names that are no UTF-8 are escaped."""
     with replacing(path) as file:
         for piece in (pieces,) if isinstance(pieces, str) else pieces:
-            file.write(piece.encode("utf-8"))
+            file.write(piece.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -41,9 +43,14 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json_text(value) + "\n")
 
 
-def json_text(value: Any) -> str:
+def print_json(value: Any) -> None:
+    """Print a JSON value; on a standard output that is not UTF-8, other characters than ASCII's are escaped as JSON has it."""
+    print(json_text(value, ascii_only=codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"))
+
+
+def json_text(value: Any, ascii_only: bool = False) -> str:
     """``value`` as readable JSON."""
-    return json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    return json.dumps(_finite(value), indent=1, ensure_ascii=ascii_only, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

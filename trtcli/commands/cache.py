@@ -11,7 +11,7 @@ from tactics import cache as timing_cache
 from tactics.cache import DEEPEST, ENGINE, STREAM_EVENT, Entry, Timing, TimingCache
 from tactics.tactic import tactic_label
 from trtcli.errors import PASSED
-from trtcli.files import json_text
+from trtcli.files import print_json
 from trtcli.log import Log
 from trtcli.parse import Parsed, UsageError
 
@@ -31,7 +31,10 @@ def run(parsed: Parsed, log: Log) -> int:
     if not least <= len(words) <= most:
         raise UsageError([f"cache {action}: wrong number of arguments"], "cache")
     value, lines = function(*words)
-    print(json_text({"schema": SCHEMA, **value}) if parsed.get("json") else "\n".join(lines))
+    if parsed.get("json"):
+        print_json({"schema": SCHEMA, **value})
+    else:
+        print("\n".join(lines))
     return PASSED
 
 

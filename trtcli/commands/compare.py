@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trtcli.errors import PASSED, REGRESSION
-from trtcli.files import json_text
+from trtcli.files import print_json
 from trtcli.log import Log
 from trtcli.parse import Parsed
 from trtcli.report.comparison import compare, comparison_json, comparison_lines, read_times
@@ -15,7 +15,7 @@ def run(parsed: Parsed, log: Log) -> int:
     threshold = parsed.get("threshold", 5.0)
     found = compare(read_times(a), read_times(b))
     if parsed.get("json"):
-        print(json_text(comparison_json(found, threshold)))
+        print_json(comparison_json(found, threshold))
     else:
         print("\n".join(comparison_lines(found)))
     return REGRESSION if found.percent > threshold else PASSED

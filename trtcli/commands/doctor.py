@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from trtcli import host
 from trtcli.errors import PASSED
-from trtcli.files import json_text
+from trtcli.files import print_json
 from trtcli.log import Log
 from trtcli.parse import Parsed
 from trtcli.version import __version__
@@ -32,7 +32,7 @@ def run(parsed: Parsed, log: Log) -> int:
     """Print all findings; a missing GPU is no failure."""
     findings = examine()
     if parsed.get("json"):
-        print(json_text({"schema": SCHEMA, "trtcli": __version__, "findings": [asdict(one) for one in findings]}))
+        print_json({"schema": SCHEMA, "trtcli": __version__, "findings": [asdict(one) for one in findings]})
         return PASSED
     width = max(len(one.name) for one in findings)
     for one in findings:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtcli.errors import PASSED
-from trtcli.files import json_text, write_json
+from trtcli.files import print_json, write_json
 from trtcli.log import Log
 from trtcli.parse import Parsed
 from trtcli.session.given import check_files
@@ -32,7 +32,7 @@ def _engine(parsed: Parsed, log: Log) -> int:
     if report.why_not:
         _answers(parsed, {node: why_not_lines(engine, node) for node in report.why_not})
     elif parsed.get("json"):
-        print(json_text(engine_json(engine)))
+        print_json(engine_json(engine))
     else:
         _print(engine_lines(engine))
     if report.export_layer_info:
@@ -64,7 +64,7 @@ def _model(parsed: Parsed) -> int:
     if config.report.why_not:
         _answers(parsed, {node: why_not_in_network(fused.network, fused.misses, node) for node in config.report.why_not})
     elif parsed.get("json"):
-        print(json_text(model_json(facts, fused)))
+        print_json(model_json(facts, fused))
     else:
         _print(model_lines(facts, network, fused))
     if config.report.export_layer_info:
@@ -75,7 +75,7 @@ def _model(parsed: Parsed) -> int:
 def _answers(parsed: Parsed, answers: dict[str, list[str]]) -> None:
     """What ``--whyNot`` asked for, node by node."""
     if parsed.get("json"):
-        print(json_text({"schema": 1, "WhyNot": [{"Node": node, "Lines": lines} for node, lines in answers.items()]}))
+        print_json({"schema": 1, "WhyNot": [{"Node": node, "Lines": lines} for node, lines in answers.items()]})
     else:
         _print([line for lines in answers.values() for line in lines])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trtcli.config import Config
-from trtcli.errors import FAILED, INTERRUPTED, PASSED, report
+from trtcli.errors import FAILED, PASSED, report
 from trtcli.log import Log
 from trtcli.parse import Parsed
 from trtcli.session.engines import engine_file_alone, obtain_engine
@@ -29,7 +29,7 @@ def run(parsed: Parsed, log: Log) -> int:
         raise
     except (Exception, KeyboardInterrupt) as error:
         code = report(error, log)
-    log.banner("FAILED" if code in (FAILED, INTERRUPTED) else "PASSED", parsed.command_line)
+    log.banner("PASSED" if code == PASSED else "FAILED", parsed.command_line)
     return code
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtcli.errors import FAILED, PASSED
-from trtcli.files import json_text
+from trtcli.files import print_json
 from trtcli.log import Log
 from trtcli.parse import Parsed
 from trtcli.session.engines import obtain_engine
@@ -45,10 +45,10 @@ def run(parsed: Parsed, log: Log) -> int:
     missing = sorted(set(engine.network.outputs) - {one.tensor for one in outputs})
     passed = not missing and all(one.ok for one in outputs)
     if parsed.get("json"):
-        print(json_text({
+        print_json({
             "schema": SCHEMA, "passed": passed, "against": against, "model": str(model), "device": device.spec.name,
             "outputs": [_object(one) for one in outputs], "missing": missing, "layers": [_object(one) for one in layers],
-        }))  # fmt: skip
+        })  # fmt: skip
     else:
         print("\n".join(lines(engine, against, outputs, layers, missing)))
     return PASSED if passed else FAILED
