@@ -103,6 +103,14 @@ def is_stem(network: Network, layer: Layer) -> bool:
     return isinstance(channels, int) and channels <= STEM_CHANNELS
 
 
+def turns(layer: Layer) -> bool:
+    """Whether the layer is there only because an input or output lies channels-last in memory: beside a layer that runs so it vanishes."""
+    op = layer.op
+    if REFORMAT not in layer.fusions or not isinstance(op, Shuffle) or op.first is None or op.reshape is not None or op.second is not None:
+        return False
+    return op.first in (order_for(len(op.first)), back_for(len(op.first)))
+
+
 def estimated_layouts(network: Network, direct_stem: bool) -> frozenset[str]:
     """Names of the layers that shall run channels-last."""
     chosen = {layer.name for layer in network.layers if isinstance(layer.op, CHANNEL_OPS)}
@@ -128,9 +136,9 @@ def estimated_layouts(network: Network, direct_stem: bool) -> frozenset[str]:
             continue
         cost = moved_bytes(kind)
         outside = tensor in network.inputs or tensor in network.outputs
-        rigid = outside or any(layer.name not in flexible and layer.name not in chosen for layer in around)
+        rigid = outside or any(layer.name not in flexible and layer.name not in chosen and not turns(layer) for layer in around)
         free = {user.name for user in users if direct_stem and user.inputs[0] == tensor and is_stem(network, user)}
-        channel = any(layer.name in chosen and layer.name not in free for layer in around)
+        channel = any((layer.name in chosen and layer.name not in free) or turns(layer) for layer in around)
         for root in touched:
             if channel:
                 first[root] = first.get(root, 0.0) + cost

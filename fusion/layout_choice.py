@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fusion.layout import CHANNEL_OPS, estimated_layouts, has_layout, is_flexible, is_stem, moved_bytes
+from fusion.layout import CHANNEL_OPS, estimated_layouts, has_layout, is_flexible, is_stem, moved_bytes, turns
 from fusion.network import Layer, Network
 from fusion.ops import Convolution, Deconvolution
 from fusion.regions import Regions
@@ -47,9 +47,10 @@ def undecided_layers(network: Network, direct_stem: bool = True) -> tuple[Layer,
         maker, users = producers.get(tensor), readers.get(tensor, [])
         region = regions.of(next(one.name for one in (maker, *users) if one is not None and one.name in free))
         fixed = [one for one in (maker, *users) if one is not None and one.name not in free and not _reads_planes(network, one, tensor, direct_stem)]
-        if any(isinstance(one.op, Convolution | Deconvolution) for one in fixed):
+        sides = {isinstance(one.op, Convolution | Deconvolution) or turns(one) for one in fixed}
+        if True in sides:
             last.add(region)
-        if tensor in network.inputs or tensor in network.outputs or any(not isinstance(one.op, Convolution | Deconvolution) for one in fixed):
+        if tensor in network.inputs or tensor in network.outputs or False in sides:
             first.add(region)
     return tuple(layer for layer in network.layers if layer.name in free and regions.of(layer.name) in first & last)
 
@@ -88,8 +89,8 @@ def cost_of(network: Network, chosen: Collection[str], times: LayoutTimes, direc
     total = sum(last if name in chosen else first for name, (first, last) in times.layers.items())
     producers, readers = network.producers(), network.readers()
     for tensor, (to_first, to_last) in times.tensors.items():
-        made_last = tensor in producers and producers[tensor].name in chosen
-        wanted = {one.name in chosen for one in readers.get(tensor, ()) if not _reads_planes(network, one, tensor, direct_stem)}
+        made_last = tensor in producers and (producers[tensor].name in chosen or turns(producers[tensor]))
+        wanted = {one.name in chosen or turns(one) for one in readers.get(tensor, ()) if not _reads_planes(network, one, tensor, direct_stem)}
         wanted |= {False} if tensor in network.outputs else set()
         if (not made_last) in wanted:
             total += to_first if made_last else to_last
@@ -114,7 +115,7 @@ def _reads_planes(network: Network, layer: Layer, tensor: str, direct_stem: bool
 
 def _side(layer: Layer, free: Collection[str], chosen: Collection[str]) -> str:
     """The node of a layer: its own, or the end of the graph that its layout is."""
-    return layer.name if layer.name in free else "S" if layer.name in chosen else "T"
+    return layer.name if layer.name in free else "S" if layer.name in chosen or turns(layer) else "T"
 
 
 def _cost(seconds: float) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from fusion.dims import Dim, Shape, bind, is_static, symbols
 from fusion.dtypes import DataType
+from fusion.formats import Format
 
 _NOTHING: Mapping = MappingProxyType({})
 
@@ -123,6 +124,7 @@ class Network:
         sizes: the named sizes that become known in the middle of an inference, when the layer before has run. (Sizes of the outputs
             of a :class:`ControlFlow` layer are not here: they are known when it has run.)
         holds: pairs of dimensions that must be equal for the network to mean what the model says.
+        formats: of inputs and outputs that are not row-major as callers know them: how they lie in memory, which is what ``tensors`` says.
     """
 
     name: str
@@ -134,6 +136,12 @@ class Network:
     fates: Mapping[str, Fate] = field(default_factory=lambda: _NOTHING)
     sizes: Mapping[str, Reading] = field(default_factory=lambda: _NOTHING)
     holds: tuple[tuple[Dim, Dim], ...] = ()
+    formats: Mapping[str, Format] = field(default_factory=lambda: _NOTHING)
+
+    def io_shape(self, name: str) -> Shape:
+        """The shape that callers know input or output ``name`` by; ``tensors`` has the one in memory."""
+        shape = self.tensors[name].shape
+        return self.formats[name].known_as(shape) if name in self.formats else shape
 
     def producers(self) -> dict[str, Layer]:
         """The layer that writes each tensor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from fusion import expression, network
+from fusion import expression, formats, network
 from fusion.dims import Sym, parse
 from fusion.dtypes import DataType
 from fusion.ops import OPS
@@ -13,7 +13,7 @@ from fusion.ops import OPS
 _CLASSES: dict[str, type] = {
     **OPS,
     **{cls.__name__: cls for cls in (expression.Operand, expression.Literal, expression.Convert, expression.Apply)},
-    **{cls.__name__: cls for cls in (network.TensorType, network.Layer, network.Fate, network.Network, network.Reading)},
+    **{cls.__name__: cls for cls in (network.TensorType, network.Layer, network.Fate, network.Network, network.Reading, formats.Format)},
 }
 
 
@@ -88,7 +88,7 @@ def network_from_json(value: dict[str, Any]) -> network.Network:
     Raises:
         ValueError: something is of the wrong kind.
     """
-    kinds = (network.TensorType, network.Fate, network.Reading)
+    kinds = (network.TensorType, network.Fate, network.Reading, formats.Format)
     parts = {}
     for part, kind in zip(_PARTS, kinds, strict=True):
         parts[part] = {_is(name, str): _is(from_json(item), kind) for name, item in value.get(part, {}).items()}
@@ -102,7 +102,7 @@ def network_from_json(value: dict[str, Any]) -> network.Network:
     )
 
 
-_PARTS = ("tensors", "fates", "sizes")
+_PARTS = ("tensors", "fates", "sizes", "formats")
 
 
 def _is(value: Any, kind: type) -> Any:

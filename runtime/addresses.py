@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from typing import Any
 
+from fusion.formats import Format
 from fusion.network import TensorType
 from runtime.device import Device, DeviceMemoryError, Memory, Stream
 from runtime.engine import EngineError
@@ -15,8 +18,8 @@ from tactics.tactic import tensor_bytes
 class Addresses:
     """The addresses of a context's inputs and outputs, by name."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, formats: Mapping[str, Format]) -> None:
+        self._device, self._formats = device, formats
         self._at: dict[str, int] = {}
         self._keep: dict[str, object] = {}  # owners of memory that others gave us
         self._own: dict[str, Memory] = {}
@@ -104,7 +107,8 @@ class Addresses:
             EngineError: it gave no memory.
         """
         allocator, size = self.allocators[name], tensor_bytes(kind)
-        shape = tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
+        known = self._formats[name].known_as(kind.shape) if name in self._formats else kind.shape
+        shape = tuple(int(dim) for dim in known)  # type: ignore[arg-type]
         if hasattr(allocator, "reallocate_output_async"):
             allocator.notify_shape(name, shape)
             given = allocator.reallocate_output_async(name, self[name], size, self._device.alignment, stream.handle)
@@ -122,6 +126,26 @@ class Addresses:
         self._at[name] = address
         self._room.pop(name, None)
         return changed
+
+
+def as_in_memory(name: str, given: Foreign, layout: Format, shape: tuple[int, ...] | None) -> tuple[Foreign, tuple[int, ...] | None]:
+    """``given`` and the ``shape`` that tensor ``name`` of format ``layout`` shall have (None when that is not known yet), as :func:`check_memory` wants them:
+    row-major in the order of memory. A tensor of that order is so already; one of the model's order must have the format's strides.
+
+    Raises:
+        ValueError: it has other strides.
+    """
+    wanted = None if shape is None else tuple(int(dim) for dim in layout.in_memory(shape))  # type: ignore[arg-type]
+    if given.shape is None or (given.strides is None and (wanted is None or given.shape == wanted)):
+        return given, wanted
+    strides = layout.strides(given.shape)
+    own = given.strides or tuple(prod(given.shape[axis + 1 :]) for axis in range(len(given.shape)))
+    if any(size > 1 and a != b for size, a, b in zip(given.shape, own, strides, strict=True)):
+        raise ValueError(
+            f"tensor {name!r}: the memory has shape {shape_text(given.shape)} and strides {shape_text(own)} (elements), its format {layout.name} has "
+            f"strides {shape_text(strides)}: give a channels-last tensor, or one whose axes stand in that order"
+        )
+    return replace(given, shape=tuple(int(dim) for dim in layout.in_memory(given.shape)), strides=None), wanted  # type: ignore[arg-type]
 
 
 def check_memory(name: str, given: Foreign, declared: TensorType, shape: tuple[int, ...] | None, device: Device, written: bool) -> None:

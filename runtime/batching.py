@@ -296,10 +296,10 @@ class _Server:
 
     def _host(self, inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         context = self.context
-        sources = {name: context.device.host_array(array.shape, array.dtype) for name, array in inputs.items()}
+        sources = {name: context.device.host_array(context.memory_shape(name), array.dtype) for name, array in inputs.items()}
         for name, array in inputs.items():
-            np.copyto(sources[name], array)
-        shapes = {name: context.get_tensor_shape(name) for name in context.engine.network.outputs}
+            np.copyto(sources[name], context.packed(name, array))
+        shapes = {name: context.memory_shape(name) for name in context.engine.network.outputs}
         self._open = [name for name, shape in shapes.items() if min(shape, default=0) < 0]  # as large as the data makes them
         targets = {
             name: context.device.host_array((prod(shape),), context.engine.get_tensor_dtype(name).numpy)
@@ -326,7 +326,7 @@ class _Server:
         else:
             self.context.prepare()
         if size not in self._counts:
-            self._counts[size] = {name: prod(self.context.get_tensor_shape(name)) for name in self._outputs}
+            self._counts[size] = {name: prod(self.context.memory_shape(name)) for name in self._outputs}
         self._size = size
 
     def run(self, count: int) -> None:

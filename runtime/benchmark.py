@@ -255,11 +255,11 @@ class _Lane:
         self._host_outputs: dict[str, np.ndarray] = {}
         if options.transfers:
             for name, array in inputs.items():
-                self._host_inputs[name] = device.host_array(array.shape, array.dtype)
-                np.copyto(self._host_inputs[name], array)
+                self._host_inputs[name] = device.host_array(context.memory_shape(name), array.dtype)
+                np.copyto(self._host_inputs[name], context.packed(name, array))
             for name in context.engine.network.outputs:
                 kind = context.engine.get_tensor_dtype(name).numpy
-                self._host_outputs[name] = device.host_array(context.get_tensor_shape(name), kind)
+                self._host_outputs[name] = device.host_array(context.memory_shape(name), kind)
         self.queries: list[Query] = []
         self._start: Event | None = None
         self._clock = 0.0

@@ -18,7 +18,7 @@ import numpy as np
 from fusion.bind import bind_type
 from fusion.dims import substitute
 from fusion.network import TensorType
-from runtime.addresses import Addresses, check_memory, check_place, shape_text
+from runtime.addresses import Addresses, as_in_memory, check_memory, check_place, shape_text
 from runtime.arena import Arena
 from runtime.device import Binding, CaptureError, Device, Program, Stream, Tensor
 from runtime.engine import Engine, EngineError, InputRange, sizes_of
@@ -51,7 +51,7 @@ class ExecutionContext(Observed):
         super().__init__(engine, device)
         self._allocation = allocation
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses = Addresses(device)
+        self._addresses = Addresses(device, engine.network.formats)
         self._captured = False  # a graph of the caller's holds an enqueue of this context
         self.name = ""
         self._resolution: Resolution | None = None
@@ -162,15 +162,23 @@ class ExecutionContext(Observed):
             return self.engine.get_tensor_shape(name)
         if self._runner is not None:
             if name in self._found:
-                return _shape(self._found[name].type)
+                return self._known(name, self._found[name].type)
             sizes = sizes_of(self.engine.network, self._shapes)
-            dims = (substitute(dim, sizes) for dim in self.engine.network.tensors[name].shape)
+            dims = (substitute(dim, sizes) for dim in self.engine.network.io_shape(name))
             return tuple(dim if isinstance(dim, int) else -1 for dim in dims)
-        return _shape(self._resolve().types[name])
+        return self._known(name, self._resolve().types[name])
+
+    def _known(self, name: str, kind: TensorType) -> tuple[int, ...]:
+        """The shape that callers know ``name`` by, which is of ``kind`` in memory."""
+        layout = self.engine.network.formats.get(name)
+        return _shape(kind) if layout is None else tuple(map(int, layout.known_as(kind.shape)))  # type: ignore[arg-type]
 
     def get_tensor_strides(self, name: str) -> tuple[int, ...]:
-        """The strides of input or output ``name`` in elements: row-major, without gaps; -1 where they depend on what is not known yet."""
-        shape = self.get_tensor_shape(name)
+        """The strides of input or output ``name`` in elements, as its format says (row-major without gaps unless the build was told otherwise); -1
+        where they depend on what is not known yet."""
+        shape, layout = self.get_tensor_shape(name), self.engine.network.formats.get(name)
+        if layout is not None:
+            return layout.strides(shape) if min(shape) >= 0 else (-1,) * len(shape)
         inner = [shape[axis + 1 :] for axis in range(len(shape))]
         return tuple(-1 if min(dims, default=0) < 0 else prod(dims) for dims in inner)
 
@@ -227,7 +235,8 @@ class ExecutionContext(Observed):
 
     @exclusive
     def set_tensor_address(self, name: str, value: Any) -> None:
-        """Where input or output ``name`` lies: an address, or a tensor of any library on the engine's device (no copy is made).
+        """Where input or output ``name`` lies: an address, or a tensor of any library on the engine's device (no copy is made). A tensor of a
+        channels-last format has the strides of :meth:`get_tensor_strides`, or is row-major in the order in which its axes lie in memory.
 
         The memory must hold the tensor at the shapes in use, be aligned (16 bytes on a GPU), and live until the work has ended.
 
@@ -237,9 +246,13 @@ class ExecutionContext(Observed):
         network = self.engine.network
         if name not in network.inputs and name not in network.outputs:
             raise ValueError(f"no input or output is named {name!r}")
-        given, declared = foreign(value), network.tensors[name]
+        layout, declared = network.formats.get(name), network.tensors[name]
+        given = foreign(value, strided=layout is not None)
         known = given.shape is not None and self.all_shapes_set and name not in self._open
-        check_memory(name, given, declared, self.get_tensor_shape(name) if known else None, self.device, name in network.outputs)
+        shape = self.get_tensor_shape(name) if known else None
+        if layout is not None:
+            given, shape = as_in_memory(name, given, layout, shape)
+        check_memory(name, given, declared, shape, self.device, name in network.outputs)
         if self._addresses[name] != given.address:
             self._may_change()
         if self._addresses.set(name, given):
@@ -389,7 +402,7 @@ class ExecutionContext(Observed):
     @exclusive
     def execute(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once on host arrays: sets shapes, copies in, runs, copies out. For tests and scripts: it waits for the device, and uses
-        memory of its own in place of addresses that were set.
+        memory of its own in place of addresses that were set. Arrays have the model's shapes, whatever format the tensors have on the device.
 
         Raises:
             ValueError: an input is missing, unknown, or of another data type or shape.
@@ -410,7 +423,7 @@ class ExecutionContext(Observed):
         if self._stream is None:
             self._stream = self.device.stream(concurrent=self.engine.num_aux_streams > 0)
         for name, array in arrays.items():
-            self.device.upload(self._addresses[name], array)
+            self.write_tensor(name, array)
         self.execute_async_v3(self._stream)
         self._stream.synchronize()
         return {name: self.read_tensor(name) for name in network.outputs}
@@ -443,17 +456,28 @@ class ExecutionContext(Observed):
             self.set_tensor_address(name, self._addresses.own(name, tensor_bytes(self._type(name)), managed))
 
     def read_tensor(self, name: str) -> np.ndarray:
-        """A copy of input or output ``name`` as it is now on the device; wait for the stream before."""
+        """A copy of input or output ``name`` as it is now on the device, row-major in the model's shape; wait for the stream before."""
         if name in self._open and name not in self._found:
             raise ValueError(f"tensor {name!r}: its shape is known after an inference")
         kind = self._found[name].type if name in self._found else self._type(name)
         array = np.empty(_shape(kind), kind.dtype.numpy)
         self.device.download(array, self.get_tensor_address(name))
-        return array
+        layout = self.engine.network.formats.get(name)
+        return array if layout is None else layout.unpack(array)
 
     def write_tensor(self, name: str, array: np.ndarray) -> None:
-        """Copy ``array`` to input ``name`` on the device."""
-        self.device.upload(self._addresses[name], np.ascontiguousarray(array))
+        """Copy ``array``, which has the model's shape, to input ``name`` on the device."""
+        self.device.upload(self._addresses[name], self.packed(name, array))
+
+    def packed(self, name: str, array: np.ndarray) -> np.ndarray:
+        """``array`` of input or output ``name`` as it lies in memory."""
+        layout = self.engine.network.formats.get(name)
+        return np.ascontiguousarray(array) if layout is None else layout.pack(array)
+
+    def memory_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of :meth:`packed` arrays of input or output ``name``: that of :meth:`get_tensor_shape` unless its format is another."""
+        shape, layout = self.get_tensor_shape(name), self.engine.network.formats.get(name)
+        return shape if layout is None else tuple(map(int, layout.in_memory(shape)))  # type: ignore[arg-type]
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -481,7 +505,7 @@ class ExecutionContext(Observed):
         for name in network.inputs:
             if name not in self._shapes:
                 raise ValueError(f"input {name!r} has no shape: call set_input_shape")
-            kind = TensorType(network.tensors[name].dtype, self._shapes[name])
+            kind = TensorType(network.tensors[name].dtype, self.memory_shape(name))
             found[name] = Tensor(self._addresses.checked(name, kind), kind)
         return found
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONTROL = "host.control"  # LayerPlan.tactic of a control-flow layer
 ON_HOST = "cuda.host.numpy"  # LayerPlan.tactic of a layer that a GPU's host computes
+ROW_MAJOR = "Row major linear"  # Engine.get_tensor_format_desc of all other tensors
 IDLE = "cuda.none"  # LayerPlan.tactic of a layer that makes nothing at all sizes that the build looked at
 
 
@@ -42,6 +43,17 @@ class TensorLocation(Enum):
 
     DEVICE = 0
     HOST = 1
+
+
+class TensorFormat(Enum):
+    """How an input or output lies in memory, by TensorRT's names and numbers: row-major, or with channels last, dense or padded."""
+
+    LINEAR = 0
+    HWC8 = 2
+    DHWC8 = 6
+    HWC = 8
+    HWC16 = 11
+    DHWC = 12
 
 
 class EngineError(ValueError):
@@ -128,7 +140,7 @@ class Engine:
     def __repr__(self) -> str:
         """A line: the whole, weights included, would fill screens."""
         types = {name: self.network.tensors[name] for name in self}
-        text = {name: f"{name} {one.dtype.label} {'x'.join(map(str, one.shape)) or 'scalar'}" for name, one in types.items()}
+        text = {name: f"{name} {one.dtype.label} {_text(self.network.io_shape(name))}" for name, one in types.items()}
         inputs, outputs = (", ".join(text[name] for name in names) for names in (self.network.inputs, self.network.outputs))
         return f"<Engine {self.network.name!r}: {len(self.layers)} layers, {inputs} -> {outputs}, built for {self.device.name}>"
 
@@ -262,7 +274,8 @@ class Engine:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         """The shape of I/O tensor ``name``, -1 where it depends on the inputs' shapes."""
-        return tuple(dim if isinstance(dim, int) else -1 for dim in self._io(name).shape)
+        self._io(name)
+        return tuple(dim if isinstance(dim, int) else -1 for dim in self.network.io_shape(name))
 
     def get_tensor_dtype(self, name: str) -> DataType:
         """The data type of I/O tensor ``name``."""
@@ -277,10 +290,15 @@ class Engine:
         self._io(name)
         return TensorLocation.DEVICE
 
-    def get_tensor_format_desc(self, name: str) -> str:
-        """How I/O tensor ``name`` lies in memory: row-major, without gaps."""
+    def get_tensor_format(self, name: str) -> TensorFormat:
+        """How I/O tensor ``name`` lies in memory; :meth:`ExecutionContext.get_tensor_strides` has its strides."""
         self._io(name)
-        return "Row major linear"
+        return TensorFormat[self.network.formats[name].name.upper()] if name in self.network.formats else TensorFormat.LINEAR
+
+    def get_tensor_format_desc(self, name: str) -> str:
+        """The same in words."""
+        self._io(name)
+        return str(self.network.formats.get(name, ROW_MAJOR))
 
     def is_shape_inference_io(self, name: str) -> bool:
         """Whether shapes depend on the values of ``name`` on the host: never, shapes follow from shapes."""
@@ -352,7 +370,7 @@ def sizes_of(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     """
     sizes: dict[str, int] = {}
     for name in network.inputs:
-        declared: Shape = network.tensors[name].shape
+        declared = network.io_shape(name)
         if name not in shapes:
             raise ValueError(f"input {name!r}: no shape given, it needs {_text(declared)}")
         given = shapes[name]

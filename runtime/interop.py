@@ -22,7 +22,7 @@ class Foreign:
     """A tensor that someone else holds. ``kind`` is ``cpu`` or ``cuda``; ``shape`` and ``dtype`` are None for a bare address; ``gpu`` is the number of
     the GPU whose memory it is, None when that is not known or all can use it.
 
-    ``writable`` is False where the owner says that it must not be written; ``size`` is in bytes, of memory without a type.
+    ``strides`` are in elements, None for a row-major tensor without gaps. ``writable`` is False where the owner says that it must not be written; ``size`` is in bytes, of memory without a type.
     """
 
     address: int
@@ -33,6 +33,7 @@ class Foreign:
     writable: bool = True
     size: int | None = None
     gpu: int | None = None
+    strides: tuple[int, ...] | None = None
 
     @property
     def bytes(self) -> int | None:
@@ -67,9 +68,9 @@ _DLPACK_TYPES = {  # (code, bits)
 }  # fmt: skip
 
 
-def foreign(value: Any) -> Foreign:
+def foreign(value: Any, strided: bool = False) -> Foreign:
     """Where ``value`` lies: an address, memory of the device's own, a NumPy array, a tensor of any library with a CUDA array interface or DLPack, or an object with
-    Python's buffer protocol (``bytearray``, ``array.array``, ``memoryview``, ``mmap``).
+    Python's buffer protocol (``bytearray``, ``array.array``, ``memoryview``, ``mmap``). ``strided``: tensors may have any strides.
 
     Raises:
         TypeError: it is none of these.
@@ -80,16 +81,18 @@ def foreign(value: Any) -> Foreign:
     if isinstance(value, Memory):
         return Foreign(value.address, owner=value, size=value.size)
     if isinstance(value, np.ndarray):
-        if not value.flags.c_contiguous:
+        if not value.flags.c_contiguous and not strided:
             raise ValueError("the array is not contiguous (row-major): pass numpy.ascontiguousarray(x)")
-        return Foreign(value.ctypes.data, "cpu", value.shape, data_type(value.dtype), value, value.flags.writeable)
+        strides = None if value.flags.c_contiguous else tuple(stride // value.itemsize for stride in value.strides)
+        return Foreign(value.ctypes.data, "cpu", value.shape, data_type(value.dtype), value, value.flags.writeable, strides=strides)
     interface = _interface(value)
     if interface is not None:
         shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
-        _check_strides(shape, interface.get("strides"), dtype.itemsize)
-        return Foreign(int(interface["data"][0]), "cuda", shape, data_type(dtype), value, not interface["data"][1], gpu=_gpu(value))
+        given = interface.get("strides")
+        strides = _strides(shape, None if given is None else tuple(stride // dtype.itemsize for stride in given), strided)
+        return Foreign(int(interface["data"][0]), "cuda", shape, data_type(dtype), value, not interface["data"][1], gpu=_gpu(value), strides=strides)
     if hasattr(value, "__dlpack__"):
-        return _from_dlpack(value)
+        return _from_dlpack(value, strided)
     if (array := _from_buffer(value)) is not None:
         return Foreign(array.ctypes.data, "cpu", array.shape, data_type(array.dtype), value, array.flags.writeable)
     raise TypeError(
@@ -125,14 +128,20 @@ def _gpu(value: Any) -> int | None:
     return int(number) if int(kind) == _DLPACK_CUDA else None
 
 
-def _check_strides(shape: tuple[int, ...], strides: Any, unit: int) -> None:
-    if strides is None:
-        return
-    expected = unit
-    for dim, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
+def _strides(shape: tuple[int, ...], strides: tuple[int, ...] | None, strided: bool) -> tuple[int, ...] | None:
+    """``strides`` (in elements), or None where they are those of a row-major tensor without gaps.
+
+    Raises:
+        ValueError: they are others, and the tensor may not be ``strided``.
+    """
+    expected = 1
+    for dim, stride in zip(reversed(shape), reversed(strides or ()), strict=False):
         if dim > 1 and stride != expected and 0 not in shape:
-            raise ValueError(f"the tensor of shape {shape} is not contiguous (row-major)")
+            if not strided:
+                raise ValueError(f"the tensor of shape {shape} is not contiguous (row-major)")
+            return strides
         expected *= dim
+    return None
 
 
 def _export(value: Any) -> Any:
@@ -158,15 +167,14 @@ def _from_buffer(value: Any) -> np.ndarray | None:
     return np.asarray(view)
 
 
-def _from_dlpack(value: Any) -> Foreign:
+def _from_dlpack(value: Any, strided: bool) -> Foreign:
     capsule = _export(value)
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     # The capsule keeps its name, so its destructor releases the export; the tensor itself is kept alive by ``owner``.
     tensor = ctypes.cast(get(capsule, b"dltensor"), ctypes.POINTER(_DLTensor)).contents
     shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
-    if tensor.strides:
-        _check_strides(shape, tuple(tensor.strides[axis] for axis in range(tensor.ndim)), 1)
+    strides = _strides(shape, tuple(tensor.strides[axis] for axis in range(tensor.ndim)) if tensor.strides else None, strided)
     dtype = _DLPACK_TYPES.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
     kind = _DLPACK_KINDS.get(tensor.device_type)
     if dtype is None or kind is None:
@@ -174,4 +182,4 @@ def _from_dlpack(value: Any) -> Foreign:
             f"the tensor's type (DLPack code {tensor.code}, {tensor.bits} bits) or device is not one of ours"
         )
     gpu = tensor.device_id if tensor.device_type == _DLPACK_CUDA else None
-    return Foreign((tensor.data or 0) + tensor.byte_offset, kind, shape, dtype, value, gpu=gpu)
+    return Foreign((tensor.data or 0) + tensor.byte_offset, kind, shape, dtype, value, gpu=gpu, strides=strides)

@@ -132,7 +132,9 @@ class Runner:
             ValueError, EngineError: shapes do not fit.
             DeviceError: the device fails.
         """
-        shapes = {name: tensor.type.shape for name, tensor in inputs.items()}  # concrete: numbers only
+        formats = self._network.formats
+        kinds = {name: tensor.type.shape for name, tensor in inputs.items()}  # concrete: numbers only
+        shapes = {name: formats[name].known_as(shape) if name in formats else shape for name, shape in kinds.items()}
         sizes = {**(outer or {}), **sizes_of(self._network, shapes)}  # type: ignore[arg-type]
         check_holds(self._network, sizes)
         tensors = dict(inputs)

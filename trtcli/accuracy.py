@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from fusion.formats import Format
 from trtcli.config import InferenceConfig
 from trtcli.log import Log
 
 ALGORITHMS = ("l0", "l1", "l2", "lInf", "cos")
 
 
-def outputs_agree(config: InferenceConfig, references: Mapping[str, str], outputs: Mapping[str, np.ndarray], log: Log) -> bool:
-    """Whether the loss of every output that has a file among the ``references`` is below ``--accuracyThreshold``; a line for each.
+def outputs_agree(
+    config: InferenceConfig, references: Mapping[str, str], outputs: Mapping[str, np.ndarray], formats: Mapping[str, Format], log: Log
+) -> bool:
+    """Whether the loss of every output that has a file among the ``references`` is below ``--accuracyThreshold``; a line for each. Files hold
+    outputs as they lie in memory, which ``formats`` say.
 
     Raises:
         ValueError: a file has the wrong size.
@@ -25,7 +29,7 @@ def outputs_agree(config: InferenceConfig, references: Mapping[str, str], output
         if name not in outputs:
             log.warning(f"--loadRefOutputs: no output is named {name!r}; skipped. The outputs are {', '.join(outputs)}")
             continue
-        found = loss(outputs[name], _reference(path, name, outputs[name]), config.accuracy_algorithm, config.atol, config.rtol)
+        found = loss(outputs[name], _reference(path, name, outputs[name], formats.get(name)), config.accuracy_algorithm, config.atol, config.rtol)
         good = found < config.accuracy_threshold  # False for NaN
         passed = passed and good
         line = f"Accuracy of {name}: {config.accuracy_algorithm} loss {found:.6g}, threshold {config.accuracy_threshold:g}"
@@ -60,7 +64,9 @@ def loss(found: np.ndarray, reference: np.ndarray, algorithm: str, atol: float, 
         return float(1.0 - a @ b / lengths) if lengths else 1.0  # a zero vector has no direction
 
 
-def _reference(path: str, name: str, like: np.ndarray) -> np.ndarray:
+def _reference(path: str, name: str, like: np.ndarray, layout: Format | None) -> np.ndarray:
+    if layout is not None:
+        like = layout.pack(like)
     size = Path(path).stat().st_size
     if size != like.nbytes:
         shape = "x".join(map(str, like.shape)) or "scalar"
@@ -68,4 +74,5 @@ def _reference(path: str, name: str, like: np.ndarray) -> np.ndarray:
             f"Unexpected file size for reference output file: {path}. Output {name!r} is {like.nbytes} bytes ({shape} {like.dtype}), but the "
             f"file has {size} bytes. Check the shape (--shapes) and the data type"
         )
-    return np.fromfile(path, like.dtype).reshape(like.shape)
+    array = np.fromfile(path, like.dtype).reshape(like.shape)
+    return array if layout is None else layout.unpack(array)

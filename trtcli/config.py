@@ -63,6 +63,8 @@ class BuildConfig:
         pin_tactic: ``(layer, tactic id)`` pairs.
         refit: as the flag says; weights can be replaced in every engine. ``time_refit``: that is timed. ``strip_weights``: the engine is saved without weights.
         mark_debug: tensors that are kept from being fused away, to be looked at; ``mark_unfused_debug``: all others that are left.
+        input_io_formats, output_io_formats: data types and layouts of inputs and outputs in memory, such as ``fp16:hwc8`` or ``chw+hwc``, one for
+            each or one for all; empty: as in the model, row-major.
         batch_range: smallest and largest batch, for inputs of dynamic batch whose shapes are not given otherwise (``--sweepBatch``,
             ``--maxBatch``); tactics are then timed at the largest.
         build_budget: seconds that timing may take, or None.
@@ -99,6 +101,8 @@ class BuildConfig:
     strip_weights: bool = False
     mark_debug: tuple[str, ...] = ()
     mark_unfused_debug: bool = False
+    input_io_formats: tuple[str, ...] = ()
+    output_io_formats: tuple[str, ...] = ()
     build_budget: float | None = None
     batch_range: tuple[int, int] | None = None
 

@@ -55,20 +55,6 @@ def _only(*allowed: str) -> Callable[[str | None], Today]:
     return check
 
 
-_DATA_TYPES = ("fp32", "fp16", "bf16", "int8", "int32", "int64", "uint8", "bool", "fp8")
-
-
-def _io_formats(value: str | None) -> Today:
-    for tensor in (value or "").split(","):
-        for form in tensor.split("+"):
-            dtype, _, layout = form.rpartition(":")
-            if dtype and dtype not in _DATA_TYPES:
-                raise ValueError(f"{dtype!r} in {form!r} is no data type ({', '.join(_DATA_TYPES)})")
-            if layout != "chw":
-                raise ValueError(f"layout {layout!r} is not supported; network inputs and outputs are chw (linear)")
-    return []
-
-
 def _sparsity(value: str | None) -> Today:
     if value not in ("disable", "enable"):
         raise ValueError(f"{value!r} is not supported: weights are dense (disable and enable are accepted)")
@@ -101,7 +87,7 @@ DEPRECATED: dict[str, Deprecated] = {
     "noDataTransfers": Deprecated("no transfers is the default; --includeDataTransfers turns them on"),
     "separateProfileRun": Deprecated("layers are always profiled in a run of their own"),
     "stronglyTyped": Deprecated("the model's own types always rule unless --fp16 or --bf16 is given"),
-    "directIO": Deprecated("tensors are never reformatted at the network's edge"),
+    "directIO": Deprecated("inputs and outputs are read and written where they lie: no copy of them is made"),
     "timingCache": Deprecated("use --timingCacheFile", _same("timingCacheFile"), "yes"),
     "exportTimingCache": Deprecated("--timingCacheFile is read and written", _same("timingCacheFile"), "yes"),
     "saveProfile": Deprecated("use --exportProfile", _same("exportProfile"), "yes"),
@@ -125,8 +111,6 @@ DEPRECATED: dict[str, Deprecated] = {
     "asyncFileReader": Deprecated("engine files are mapped into memory: weights are read when they are uploaded", idle=True),
     "tempdir": Deprecated("the builder writes no temporary files", takes_value="yes", idle=True),
     "tempfileControls": Deprecated("the builder writes no temporary files", _tempfiles, "yes", idle=True),
-    "inputIOFormats": Deprecated("inputs have the data types of the model, in linear layout", _io_formats, "yes"),
-    "outputIOFormats": Deprecated("outputs have the data types of the model, in linear layout", _io_formats, "yes"),
 }
 
 _LATER = "is not in this version of trtcli"

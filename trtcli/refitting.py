@@ -13,6 +13,7 @@ import numpy as np
 
 from fusion.bind import fix_sizes
 from fusion.importer import import_onnx
+from fusion.io_formats import with_io_types
 from fusion.network import ControlFlow, Network, Op
 from fusion.padded_channels import pad_channels
 from fusion.passes import FusionOptions, with_optional
@@ -25,6 +26,7 @@ from trtcli.builder.assemble import layer_plans
 from trtcli.builder.bodies import size_ranges
 from trtcli.builder.debug_tensors import marked_tensors
 from trtcli.builder.fuse import fuse
+from trtcli.builder.io_formats import chosen_types
 from trtcli.builder.workloads import Outer, workloads_at
 from trtcli.config import BuildConfig
 from trtcli.shapes import shared_sizes
@@ -107,6 +109,8 @@ def _config(engine: Engine) -> BuildConfig:
         layer_output_types=tuple((str(layer), str(dtype)) for layer, dtype in options.get("layer_output_types", ())),
         precision_constraints=str(options.get("precision_constraints", "none")),
         mark_debug=tuple(map(str, options.get("mark_debug", ()))),
+        input_io_formats=tuple(map(str, options.get("input_io_formats", ()))),
+        output_io_formats=tuple(map(str, options.get("output_io_formats", ()))),
         profiling_verbosity="none",
     )
 
@@ -120,6 +124,7 @@ def _network(engine: Engine, model: Path | bytes, config: BuildConfig, log: Log)
         )
     try:
         imported = fix_sizes(imported, shared_sizes(imported, engine.profiles))
+        imported = with_io_types(imported, chosen_types(imported, config))
     except ValueError as error:
         raise BuildError(f"the model does not fit the engine: {error}") from error
     marked = marked_tensors(imported, config, log)

@@ -78,7 +78,7 @@ def inference_shapes(network: Network, profile: Mapping[str, InputRange], shapes
     Raises:
         ValueError: a name is no input, or a shape is outside of the engine's profile.
     """
-    inputs = {name: network.tensors[name].shape for name in network.inputs}
+    inputs = {name: network.io_shape(name) for name in network.inputs}
     wanted = match_names(shapes, inputs, "--shapes")
     for name, extents in wanted.items():
         bounds = profile[name]

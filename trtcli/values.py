@@ -327,6 +327,49 @@ class LayerPrecisions:
         return tuple(pairs)
 
 
+IO_TYPES = {
+    "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "int32": "int32", "int64": "int64", "uint8": "uint8", "bool": "bool",
+    "fp8": "float8_e4m3fn",
+}  # fmt: skip
+IO_LAYOUTS = ("chw", "hwc", "hwc8", "hwc16", "dhwc", "dhwc8")
+_VECTORS = ("chw2", "chw4", "chw16", "chw32", "cdhw32", "dla_linear", "dla_hwc4")
+
+
+@dataclass(frozen=True)
+class IOFormats:
+    """``[type:]layout[+layout...][,...]``: a text for each tensor, as :func:`io_format` reads it."""
+
+    metavar: str = "[TYPE:]LAYOUT[+LAYOUT][,...]"
+    allowed: str = f"layouts {', '.join(IO_LAYOUTS)}; types {', '.join(IO_TYPES)}"
+
+    def __call__(self, text: str) -> tuple[str, ...]:
+        found = tuple(part.strip() for part in text.split(","))
+        for part in found:
+            io_format(part)
+        return found
+
+
+def io_format(text: str) -> tuple[str, tuple[str, ...]]:
+    """The type (empty where none is given) and the layouts allowed in ``fp16:chw+hwc8``.
+
+    Raises:
+        ValueError: an unknown type or layout, or two types.
+    """
+    types, layouts = [], []
+    for part in text.split("+"):
+        dtype, colon, layout = part.strip().rpartition(":")
+        if colon and dtype not in IO_TYPES:
+            raise ValueError(f"Invalid data type {dtype} in {part!r}: it can be {', '.join(IO_TYPES)}")
+        if layout not in IO_LAYOUTS:
+            why = "vectors of channels and DLA's formats are not done; " if layout in _VECTORS else ""
+            raise ValueError(f"Invalid TensorFormat {layout}: {why}it can be {', '.join(IO_LAYOUTS)}")
+        types += [dtype] if colon else []
+        layouts.append(layout)
+    if len(set(types)) > 1:
+        raise ValueError(f"{text!r} names {len(set(types))} types: a tensor has one")
+    return (types or [""])[0], tuple(dict.fromkeys(layouts))
+
+
 @dataclass(frozen=True)
 class FusionRules:
     """``rule[@layer][,...]``, as ``(rule, layer)`` pairs; the layer (or ONNX node) is empty when not given."""

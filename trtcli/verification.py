@@ -78,7 +78,7 @@ def choose_reference(name: str) -> str:
 
 
 def reference_values(model: Path, inputs: Arrays, against: str, wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """The model's outputs, and those of the tensors ``wanted`` that it has.
+    """The model's outputs, and those of the tensors ``wanted`` that it has; ``inputs`` of other data types than the model's are converted.
 
     Raises:
         fusion.importer.ModelError: the model cannot be read.
@@ -90,7 +90,7 @@ def reference_values(model: Path, inputs: Arrays, against: str, wanted: Collecti
     from fusion.reference import run
 
     network = import_onnx(model)
-    values = run(network, inputs, keep=True)
+    values = run(network, {name: array.astype(network.tensors[name].dtype.numpy) for name, array in inputs.items()}, keep=True)
     return {**{name: values[name] for name in network.outputs}, **{name: values[name] for name in wanted if name in values}}
 
 
@@ -108,8 +108,9 @@ def _onnxruntime(model: Path, inputs: Arrays, wanted: Collection[str]) -> dict[s
     try:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        used = {one.name for one in session.get_inputs()}
-        return dict(zip(names, session.run(names, {name: array for name, array in inputs.items() if name in used}), strict=True))
+        types = {one.name: onnx.helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type) for one in proto.graph.input}
+        given = {one.name: inputs[one.name].astype(types[one.name]) for one in session.get_inputs()}
+        return dict(zip(names, session.run(names, given), strict=True))
     # ONNX Runtime raises classes of its own for whatever it dislikes; the user needs its text and the way out.
     except Exception as error:
         text = " ".join(str(error).split())[:300]

@@ -130,8 +130,7 @@ def test_old_flags_mean_todays(old: str, new: str) -> None:
 @pytest.mark.parametrize(
     "flag",
     ["--explicitBatch", "--batch=1", "--useCudaGraph", "--noDataTransfers", "--separateProfileRun", "--stronglyTyped",
-     "--minTiming=2", "--calib=cache", "--calib", "--inputIOFormats=fp16:chw", "--outputIOFormats=chw,fp32:chw+fp16:chw",
-     "--minShapesCalib=a:1"],
+     "--minTiming=2", "--calib=cache", "--calib", "--minShapesCalib=a:1"],
 )  # fmt: skip
 def test_old_flags_that_ask_for_the_default(flag: str) -> None:
     parsed = trtexec(flag)
@@ -141,8 +140,7 @@ def test_old_flags_that_ask_for_the_default(flag: str) -> None:
 
 @pytest.mark.parametrize(
     "flag",
-    ["--batch=8", "--inputIOFormats=fp16:hwc8", "--inputIOFormats=fp17:chw", "--workspace=x",
-     "--workspace", "--nvtxMode=all"],
+    ["--batch=8", "--inputIOFormats=fp17:chw", "--workspace=x", "--workspace", "--nvtxMode=all"],
 )  # fmt: skip
 def test_old_flags_that_cannot_be_obeyed(flag: str) -> None:
     assert len(complaints("--onnx=m", flag)) == 1

@@ -19,7 +19,8 @@ from trtcli.builder.assemble import assemble
 from trtcli.builder.bodies import bodies_of
 from trtcli.builder.choose import choose, shared_memory
 from trtcli.builder.debug_tensors import debug_tensors, marked_tensors
-from trtcli.builder.fuse import fuse_with_parts
+from trtcli.builder.fuse import fuse, fuse_with_parts
+from trtcli.builder.io_formats import with_io_formats
 from trtcli.builder.measured import Chosen, measured_fusions, measured_layouts
 from trtcli.builder.names import by_nodes, unknown_pins
 from trtcli.builder.padding import PaddedChannels, measured_padding
@@ -28,6 +29,7 @@ from trtcli.builder.setting import Log, Progress, available_sources, new_setting
 from trtcli.builder.streams import with_streams
 from trtcli.builder.workloads import Profile
 from trtcli.config import BuildConfig
+from trtcli.log import Silent
 from trtcli.report.building import (
     activations,
     counted,
@@ -72,6 +74,7 @@ def build(
     imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
     for line in profile_lines(imported, profiles):
         log.info(line)
+    imported, config = with_io_formats(imported, profiles, config, lambda one: fuse(one, config, device.spec.kind, Silent()).network, log)
     config = replace(config, tactic_sources=available_sources(config.tactic_sources, device, log))
 
     fusing = time.perf_counter()

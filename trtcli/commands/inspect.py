@@ -43,10 +43,12 @@ def _engine(parsed: Parsed, log: Log) -> int:
 def _model(parsed: Parsed) -> int:
     """A model is imported and fused, not built: quick, and no tactic is known."""
     from fusion.importer import import_with_report
+    from fusion.io_formats import with_io_types
     from fusion.passes import FusionOptions, optimize
     from runtime.columns import TYPICAL, ask_kind
     from runtime.views import share_memory, with_missed_views
     from trtcli import host
+    from trtcli.builder.io_formats import chosen_types
     from trtcli.builder.names import by_nodes
     from trtcli.report.inspection import model_json, model_lines
     from trtcli.report.whynot import why_not_in_network
@@ -54,6 +56,7 @@ def _model(parsed: Parsed) -> int:
     config = parsed.config
     gpu = config.system.device != "cpu" and bool(host.cuda_version())
     network, facts = import_with_report(Path(config.model.onnx))
+    network = with_io_types(network, chosen_types(network, config.build))
     device, disabled = "cuda" if gpu else "cpu", config.build.disabled_fusions
     fused = optimize(network, FusionOptions(disabled=disabled, device=device))
     named, disabled = disabled, by_nodes(network, fused, config.build).disabled_fusions

@@ -78,7 +78,7 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
             f"{capture} (not in the figures below)"
         )
     report_performance(config, result, device.spec.kind == "cuda", log)
-    report_outputs(config, inputs, result.outputs, log)
+    report_outputs(config, engine, inputs, result.outputs, log)
     agree = compare_outputs(config, contexts[0], shapes, result.outputs, log)
     save_debug_tensors(config, contexts[0], inputs, command_line, log)
     report = config.report

@@ -11,7 +11,7 @@ from typing import Any
 from fusion.importer import ImportReport
 from fusion.network import ControlFlow, Network
 from fusion.passes import FusionResult
-from runtime.engine import Engine, EngineError, LayerPlan
+from runtime.engine import ROW_MAJOR, Engine, EngineError, LayerPlan
 from runtime.memory import MemoryPlan
 from runtime.most_memory import UnboundedError, most_memory
 from runtime.resolution import largest
@@ -51,8 +51,9 @@ def engine_lines(engine: Engine) -> list[str]:
         shapes = [
             text(tuple(profile[key])) for profile in one["ProfileInfo"][:1] for key in ("MinShape", "OptShape", "MaxShape")
         ]
+        layout = f", {engine.network.formats[one['Name']]}" if one["Name"] in engine.network.formats else ""
         ranges = "" if len(set(shapes)) < 2 else f"  min {shapes[0]}, opt {shapes[1]}, max {shapes[2]}"
-        lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}")
+        lines.append(f"{one['IOMode']:<7} {one['Name']}  {one['DataType']} {text(tuple(one['Dimensions']))}{ranges}{layout}")
     lines += ["", *_memory_lines(engine)]
     lines += ["", *_layer_table(engine, total), *_profile_lines(engine), *_alignment_lines(engine), *padding_lines(engine), *_source_lines(engine), *_reformat_lines(engine), *_stream_lines(engine), "", _fates_line(engine.network)]
     return [*lines, *_missed_lines(missed_fusions(engine), total)]
@@ -301,7 +302,8 @@ def model_lines(facts: ImportReport, imported: Network, fused: FusionResult) -> 
     for mode, names in (("Input", network.inputs), ("Output", network.outputs)):
         for name in names:
             tensor = network.tensors[name]
-            lines.append(f"{mode:<7} {name}  {tensor.dtype.label} {text(tensor.shape)}")
+            layout = f", {network.formats[name]}" if name in network.formats else ""
+            lines.append(f"{mode:<7} {name}  {tensor.dtype.label} {text(network.io_shape(name))}{layout}")
     lines += ["", *_table(("  #", "Layer", "Type", "Output", "nodes"), _network_rows(network), stretch=1, right=(4,)), ""]
     lines.append(f"{counted(layer_count(imported), 'layer')} became {layer_count(network)}; {_fates_line(network)}")
     lines += [f"  {count:4} x {rule}" for rule, count in sorted(fused.counts.items(), key=lambda item: (-item[1], item[0]))]
@@ -351,7 +353,8 @@ def model_json(facts: ImportReport, fused: FusionResult) -> dict[str, Any]:
                 "Name": name,
                 "IOMode": mode,
                 "DataType": network.tensors[name].dtype.label,
-                "Dimensions": [dim if isinstance(dim, int) else str(dim) for dim in network.tensors[name].shape],
+                "Dimensions": [dim if isinstance(dim, int) else str(dim) for dim in network.io_shape(name)],
+                "Format": str(network.formats.get(name, ROW_MAJOR)),
             }
             for mode, names in (("Input", network.inputs), ("Output", network.outputs))
             for name in names

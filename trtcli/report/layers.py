@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from fusion.dims import is_static, substitute
-from fusion.network import Layer, TensorType, typical_sizes
-from runtime.engine import Engine, LayerPlan, sizes_of
+from fusion.network import Layer, Network, TensorType, typical_sizes
+from runtime.engine import ROW_MAJOR, Engine, LayerPlan, sizes_of
 from runtime.resolution import sharing_of
 from runtime.segments import obstacles_of
 from runtime.views import Place
@@ -84,7 +84,7 @@ def io_tensors(engine: Engine, shapes: Shapes | None = None) -> list[dict[str, A
                     "Name": name,
                     "IOMode": mode,
                     "DataType": tensor.dtype.label,
-                    "Dimensions": _dimensions(tensor, sizes),
+                    "Dimensions": _dimensions(TensorType(tensor.dtype, network.io_shape(name)), sizes),
                     "Location": "Device",
                     "IsShapeInferenceIO": False,
                     "ProfileInfo": [
@@ -92,7 +92,7 @@ def io_tensors(engine: Engine, shapes: Shapes | None = None) -> list[dict[str, A
                             "MinShape": list(one.min),
                             "OptShape": list(one.opt),
                             "MaxShape": list(one.max),
-                            "Format": _FORMAT,
+                            "Format": engine.get_tensor_format_desc(name),
                         }
                         for one in ranges
                     ],
@@ -129,9 +129,6 @@ def alignment_of(engine: Engine, layer: Layer, sizes: Mapping[str, int] | None =
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 
-_FORMAT = "Row major linear"
-
-
 def _layers(engine: Engine, shapes: Shapes | None) -> list[dict[str, Any]]:
     sizes = _sizes(engine, shapes)
     # What is neither computed nor an input of the network is a constant.
@@ -162,8 +159,8 @@ def _object(
     return {
         "Name": layer.name,
         "LayerType": layer.op.layer_type or type(layer.op).__name__,
-        "Inputs": [_tensor(name, tensors[name], sizes, places, padding) for name in layer.inputs if name in computed],
-        "Outputs": [_tensor(name, tensors[name], sizes, places, padding) for name in layer.outputs],
+        "Inputs": [_tensor(engine.network, name, sizes, places, padding) for name in layer.inputs if name in computed],
+        "Outputs": [_tensor(engine.network, name, sizes, places, padding) for name in layer.outputs],
         "Constants": constant,
         "TacticName": tactic_label(plan.tactic, plan.config),
         "TacticValue": tactic_value(plan.tactic, plan.config),
@@ -190,15 +187,17 @@ def _object(
     }
 
 
-def _tensor(name: str, tensor: TensorType, sizes: Mapping[str, int] | None, places: Mapping[str, Place], padding: Padding) -> dict[str, Any]:
-    place = places[name]
+def _tensor(network: Network, name: str, sizes: Mapping[str, int] | None, places: Mapping[str, Place], padding: Padding) -> dict[str, Any]:
+    place, tensor, layout = places[name], network.tensors[name], network.formats.get(name)
+    if layout is not None:  # callers know it by another shape
+        tensor = TensorType(tensor.dtype, network.io_shape(name))
     real, held = padding.channels.get(name, (0, 0))
     padded = f"{real} channels padded to {held}" if real else ""
     columns = f"columns of {place.root} from {place.offset} on, rows {place.pitch} apart" if place.pitch else ""
     return {
         "Name": name,
         "Dimensions": [*_dimensions(tensor, sizes)[:-1], real] if real else _dimensions(tensor, sizes),
-        "Format": ", ".join(part for part in (_FORMAT, padded, columns) if part),
+        "Format": ", ".join(part for part in (str(layout or ROW_MAJOR), padded, columns) if part),
         "Datatype": tensor.dtype.label,
         "Location": "Device",
     }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fusion.io_formats import INPUT_FORMAT, OUTPUT_FORMAT
 from fusion.layout import REFORMAT, back_for, order_for
 from fusion.network import Layer
 from fusion.ops import Reformat, Shuffle
 from fusion.padded_channels import RULE
 from runtime.engine import Engine
+
+_FLAGS = {INPUT_FORMAT: "--inputIOFormats", OUTPUT_FORMAT: "--outputIOFormats"}
 
 
 def reformat_reason(engine: Engine, layer: Layer) -> str:
@@ -16,6 +19,10 @@ def reformat_reason(engine: Engine, layer: Layer) -> str:
     if REFORMAT not in layer.fusions:
         return ""
     network = engine.network
+    flags = [flag for mark, flag in _FLAGS.items() if mark in layer.fusions]
+    if flags:
+        ends = ", ".join(f"{name} is {network.formats[name].name}: " for name in (*layer.inputs, *layer.outputs) if name in network.formats)
+        return f"{ends}asked for by {' and '.join(flags)}"
     readers = [one for one in network.layers if set(layer.outputs) & set(one.inputs)]
     places = [one.name for one in readers] + (["the network output"] if set(layer.outputs) & set(network.outputs) else [])
     if RULE in layer.fusions:

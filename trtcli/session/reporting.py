@@ -141,16 +141,17 @@ def compare_outputs(config: Config, context: ExecutionContext, shapes: Shapes, o
     from trtcli.accuracy import outputs_agree
     from trtcli.inputs import make_inputs as values_of
 
-    agree = outputs_agree(config.inference, config.inference.ref_outputs, outputs, log)
+    formats = context.engine.network.formats
+    agree = outputs_agree(config.inference, config.inference.ref_outputs, outputs, formats, log)
     for number, pair in enumerate(config.inference.more_references, 1):
         log.info(f"Reference pair {number}: inputs {', '.join(pair.inputs.values())}")
         found = context.execute(values_of(context.engine.network, shapes, pair.inputs))
-        agree = outputs_agree(config.inference, pair.outputs, found, log) and agree
+        agree = outputs_agree(config.inference, pair.outputs, found, formats, log) and agree
     return agree
 
 
 def report_outputs(
-    config: Config, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], log: Log
+    config: Config, engine: Engine, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], log: Log
 ) -> None:
     """``--dumpOutput``, ``--exportOutput`` and ``--dumpRawBindingsToFile``."""
     from trtcli.report.outputs import output_json, output_lines, raw_name
@@ -163,7 +164,7 @@ def report_outputs(
     if config.report.dump_raw_bindings:
         for kind, arrays in (("input", inputs), ("output", outputs)):
             for name, array in arrays.items():
-                file_name = raw_name(name, kind, array)
+                file_name, layout = raw_name(name, kind, array), engine.network.formats.get(name)
                 with replacing(file_name) as file:
-                    file.write(np.ascontiguousarray(array).tobytes())
+                    file.write(np.ascontiguousarray(array if layout is None else layout.pack(array)).tobytes())
                 log.info(f"Dumped {kind} tensor {name} to {file_name}")
