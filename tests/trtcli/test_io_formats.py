@@ -62,7 +62,7 @@ def test_callers_see_the_shapes_of_the_model(engine: Engine) -> None:
     assert context.get_tensor_shape("y") == (3, 5, 8, 6)
     assert context.get_tensor_strides("x") == context.get_tensor_strides("y") == (384, 1, 48, 8)
     assert context.get_max_output_size("y") == 3 * 8 * 6 * 8 * 4, "what memory holds, padding included"
-    with pytest.raises(ValueError, match="1x8x6x3 is outside of profile 0 .1x3x8x6 to 4x3x8x6"):
+    with pytest.raises(ValueError, match=r"1x8x6x3 is outside of profile 0 .1x3x8x6 to 4x3x8x6"):
         context.set_input_shape("x", (1, 8, 6, 3))
 
 
@@ -97,7 +97,7 @@ def test_addresses_are_of_channels_last_memory(engine: Engine, view: bool) -> No
 def test_memory_of_another_layout_is_refused(engine: Engine) -> None:
     context = engine.create_execution_context()
     context.set_input_shape("x", X.shape)
-    with pytest.raises(ValueError, match="'x': the memory has shape 2x3x8x6 and strides 144x48x6x1 .*hwc8 has strides 384x1x48x8"):
+    with pytest.raises(ValueError, match=r"'x': the memory has shape 2x3x8x6 and strides 144x48x6x1 .*hwc8 has strides 384x1x48x8"):
         context.set_tensor_address("x", X.astype(np.float16))
     with pytest.raises(ValueError, match="the memory has shape 3x8x6x8, the engine wants 2x8x6x8"):
         context.set_tensor_address("x", np.zeros((3, 3, 8, 6, 8), np.float16)[0][..., :3].transpose(0, 3, 1, 2))
