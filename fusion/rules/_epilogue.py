@@ -12,7 +12,9 @@ from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PackedMatrixM
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 from fusion.rules._expressions import fits_epilogue, pointwise_reader, subtrees, with_epilogue
+from fusion.rules._quantized import QUANTIZED
 
+_REAL = (DataType.FLOAT, DataType.HALF, DataType.BF16)
 PRODUCTS = (Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply)
 
 
@@ -84,9 +86,7 @@ def _storable(graph: Graph, layer: Layer, reader: Layer) -> Refusal | None:
     made, out = graph.type(layer.outputs[0]).dtype, graph.type(reader.outputs[0]).dtype
     if graph.type(layer.inputs[0]).dtype.itemsize == 1 and out.itemsize <= 4:
         return None  # quantised products store whatever they are dequantised or requantised to
-    if out is made or (
-        made.is_float and out in (DataType.FLOAT, DataType.HALF, DataType.BF16) and made is not DataType.DOUBLE
-    ):
+    if out is made or (made in _REAL and out in (*_REAL, *QUANTIZED)):
         return None
     return Refusal("data type", f"{reader.name} turns {made.value} into {out.value}, which the kernel does not store")
 

@@ -53,30 +53,6 @@ class _Access:
         return "periodic" if kept == [True, False] else "strided"
 
 
-def epilogue_code(workload: Workload) -> EpilogueCode | Refusal:
-    """The epilogue of a GEMM-like workload (float32 accumulators; output float32, float16 or bfloat16).
-
-    Generates ``EpilogueArgs`` and ``epilogue<V>`` and sets ``HAS_EPILOGUE``; the identity needs neither.
-    """
-    result, output = workload.inputs[0].dtype, workload.outputs[0].dtype
-    for dtype in (result, output):
-        if compute_type(dtype) is not DataType.FLOAT:
-            return Refusal(f"epilogue of {result.value} to {output.value}: this kernel accumulates and stores float32, "
-                           f"float16 or bfloat16")  # fmt: skip
-    code = finish_code(workload)
-    if isinstance(code, Refusal) or code is NO_EPILOGUE:
-        return code
-    wrapper = """template <int V>
-__device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& args, long long m, int n, int ld) {
-    float result[V];
-    finish<V>(v, result, args, m, n, ld);
-#pragma unroll
-    for (int i = 0; i < V; ++i) v[i] = result[i];
-}
-"""
-    return EpilogueCode(code.prelude + wrapper, code.defines, code.operands, code.sizes)
-
-
 def finish_code(workload: Workload, result: DataType | None = None) -> EpilogueCode | Refusal:
     """The epilogue for any data type, as ``finish<V>(v, result, args, m, n, ld)``.
 

@@ -20,6 +20,7 @@ BIAS = """
 #define HAS_EPILOGUE 1
 #define EPILOGUE_CONSTANTS 1
 #include "epilogue.cuh"
+using FINISHED = float;
 #include "pdl.cuh"
 template <class Args> __device__ __forceinline__ void prefetch_constants(const Args& a, int ld, int thread, int threads) {
   pdl_prefetch(a.operand[0], ld * (int)sizeof(OUT_T), thread, threads);
@@ -32,45 +33,45 @@ EPILOGUES = {
     "": "",
     "bias": BIAS + """
 struct EpilogueArgs { const void* operand[1]; };
-template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
+template <int V> __device__ __forceinline__ void finish(const float (&x)[V], float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V];
   load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
-  for (int i = 0; i < V; ++i) v[i] += b[i];
+  for (int i = 0; i < V; ++i) v[i] = x[i] + b[i];
 }
 """,
     "bias_relu": BIAS + """
 struct EpilogueArgs { const void* operand[1]; };
-template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
+template <int V> __device__ __forceinline__ void finish(const float (&x)[V], float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V];
   load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
-  for (int i = 0; i < V; ++i) v[i] = fmaxf(v[i] + b[i], 0.f);
+  for (int i = 0; i < V; ++i) v[i] = fmaxf(x[i] + b[i], 0.f);
 }
 """,
     "bias_gelu": BIAS + """
 struct EpilogueArgs { const void* operand[1]; };
 #include "functions.cuh"
-template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
+template <int V> __device__ __forceinline__ void finish(const float (&x)[V], float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V];
   load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
-  for (int i = 0; i < V; ++i) v[i] = fx::fast::gelu(v[i] + b[i]);
+  for (int i = 0; i < V; ++i) v[i] = fx::fast::gelu(x[i] + b[i]);
 }
 """,
     "bias_residual": BIAS + """
 struct EpilogueArgs { const void* operand[2]; };
-template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
+template <int V> __device__ __forceinline__ void finish(const float (&x)[V], float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V], r[V];
   load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
   load_vector<V>(r, (const OUT_T*)a.operand[1] + m * ld + n);
-  for (int i = 0; i < V; ++i) v[i] += b[i] + r[i];
+  for (int i = 0; i < V; ++i) v[i] = x[i] + b[i] + r[i];
 }
 """,
     "bias_residual_relu": BIAS + """
 struct EpilogueArgs { const void* operand[2]; };
-template <int V> __device__ __forceinline__ void epilogue(float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
+template <int V> __device__ __forceinline__ void finish(const float (&x)[V], float (&v)[V], const EpilogueArgs& a, long long m, int n, int ld) {
   float b[V], r[V];
   load_vector<V>(b, (const OUT_T*)a.operand[0] + n);
   load_vector<V>(r, (const OUT_T*)a.operand[1] + m * ld + n);
-  for (int i = 0; i < V; ++i) v[i] = fmaxf(v[i] + b[i] + r[i], 0.f);
+  for (int i = 0; i < V; ++i) v[i] = fmaxf(x[i] + b[i] + r[i], 0.f);
 }
 """,
 }

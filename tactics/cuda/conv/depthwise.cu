@@ -135,21 +135,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS)
             if (tap != TAPS_Y - 1 || y0 + ty >= out_y) continue;
             const int m = (image * out_y + y0 + ty) * out_x + x0;
             OUT_T* to = out + (m * out_row + c);
-#ifdef TYPED_SUMS
             Finished done[TILE_X][VECTOR];
 #pragma unroll
-            for (int tx = 0; tx < TILE_X; ++tx) finish_sums(sum[ty][tx], done[tx], args, m + min(tx, out_x - 1 - x0), c, channels);
+            for (int tx = 0; tx < TILE_X; ++tx)  // all before the first store, so that a bias is read once
+                finish_sums(sum[ty][tx], done[tx], args, m + min(tx, out_x - 1 - x0), c, channels);
 #pragma unroll
             for (int tx = 0; tx < TILE_X; ++tx)
                 if (x0 + tx < out_x) store_finished(to + tx * out_row, done[tx]);
-#else
-#pragma unroll
-            for (int tx = 0; tx < TILE_X; ++tx)  // all before the first store, so that a bias is read once
-                epilogue(sum[ty][tx], args, m + min(tx, out_x - 1 - x0), c, channels);
-#pragma unroll
-            for (int tx = 0; tx < TILE_X; ++tx)
-                if (x0 + tx < out_x) store_vector(to + tx * out_row, sum[ty][tx]);
-#endif
         }
     }
 }

@@ -24,7 +24,6 @@ from tactics.cuda.gemm.common import (
     pdl,
     refuse_types,
     round_up,
-    sum_types,
 )
 from tactics.cuda.simple import out_pitch, x_pitch
 from tactics.tactic import (
@@ -194,7 +193,7 @@ class Depthwise(Tactic):
         assert isinstance(window, Window) and isinstance(epilogue, Epilogue)
         tile = _tile(window, workload.inputs[0].dtype.itemsize, config)
         kernel = Kernel("conv/depthwise.cu", "depthwise", (*defines(
-            IN_T=STORED_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], TYPED_SUMS=sum_types(workload).get("TYPED_SUMS"), CHANNELS=window.in_channels,
+            IN_T=STORED_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], CHANNELS=window.in_channels,
             VECTOR=tile.vector, TILE_Y=tile.tile_y, TILE_X=tile.tile_x, AHEAD=tile.ahead, HOLD=tile.hold, TAPS_Y=window.taps[1],
             TAPS_X=window.taps[2], STRIDE_Y=window.stride[1], STRIDE_X=window.stride[2], DILATION_Y=window.dilation[1],
             DILATION_X=window.dilation[2], PDL=1 if pdl(device) else None, BLOCK=BLOCK, MIN_BLOCKS=tile.blocks,

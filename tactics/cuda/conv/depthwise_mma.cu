@@ -1,4 +1,4 @@
-// Depthwise convolution with stride 1, channels last, on tensor cores (mma.sync): fp16 / bf16 with fp32 sums.
+// Depthwise convolution with stride 1, channels last, on tensor cores (mma.sync): fp16 / bf16 with fp32 sums, which may leave as 8 bits.
 //
 // Of one channel, a row of outputs is a banded matrix (the taps of a row of the window on its diagonals) times a row of inputs. The left operand is
 // the band, 16 outputs x 16 inputs; the columns of the right one are that row of eight strips, which are bands of an image's rows or several
@@ -13,7 +13,7 @@ constexpr int IMAGES = 8 / BANDS;             // strips: IMAGES x BANDS of ROWS 
 constexpr int SPAN_Y = BANDS * ROWS + TAPS_Y - 1;  // input rows of an image
 constexpr int STEP_X = 17 - TAPS_X;           // outputs of a segment that needs no padding
 constexpr int IN_BYTES = IMAGES * SPAN_Y * ROW;
-static_assert(sizeof(IN_T) == 2 && sizeof(OUT_T) == 2 && CHANNELS % 8 == 0 && TAPS_X <= 9 && 8 % BANDS == 0 && ROWS % 2 == 1, "see tactics/cuda/conv/depthwise_mma.py");
+static_assert(sizeof(IN_T) == 2 && sizeof(OUT_T) <= 2 && CHANNELS % 8 == 0 && TAPS_X <= 9 && 8 % BANDS == 0 && ROWS % 2 == 1, "see tactics/cuda/conv/depthwise_mma.py");
 
 // Byte offset of 16-byte chunk `chunk` of column `x`, row `row`: columns 0, 2, 4, 6 lie side by side, which the lanes of a warp read at once.
 __device__ __forceinline__ int place(int row, int x, int chunk) {
@@ -88,13 +88,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     };
 #pragma unroll 1
     for (int step = 0; step < AHEAD; ++step) load(step);
+    using Eight = Pack<unsigned, 2 * sizeof(OUT_T)>;  // channels of a pixel; of 8 bits they fill half of their 16 bytes in shared memory
     char* results = memory + IN_BYTES;
     auto store = [&](int r) {
 #pragma unroll
         for (int s = 0; s < 2; ++s)
             if (r < left[s])
-                *reinterpret_cast<uint4*>(out + (target[s] + r * out_x * out_row)) =
-                    *reinterpret_cast<const uint4*>(results + (r % 2 * 8 + 2 * warp + s) * ROW + column * PIXEL + (chunk ^ (warp & 1)) * 16);
+                *reinterpret_cast<Eight*>(out + (target[s] + r * out_x * out_row)) =
+                    *reinterpret_cast<const Eight*>(results + (r % 2 * 8 + 2 * warp + s) * ROW + column * PIXEL + (chunk ^ (warp & 1)) * 16);
     };
 
     // --- the sums of four channels; strips of this lane: lane / 4 to read, lane % 4 * 2 and the next to write
@@ -148,8 +149,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                     float value[4];
 #pragma unroll
                     for (int e = 0; e < 4; ++e) value[e] = sum[e][half * 2 + s];
-                    epilogue(value, args, (image * out_y + y) * out_x + x0 + min(place_x, columns - 1), c, channels);
-                    store_vector(reinterpret_cast<OUT_T*>(results + (r % 2 * 8 + to) * ROW + place_x * PIXEL + ((warp / 2) ^ (t & 1)) * 16 + warp % 2 * 8), value);
+                    char* at = results + (r % 2 * 8 + to) * ROW + place_x * PIXEL + ((warp / 2) ^ (t & 1)) * 16;
+                    store_sums(reinterpret_cast<OUT_T*>(at) + warp % 2 * 4, value, args, (image * out_y + y) * out_x + x0 + min(place_x, columns - 1), c, channels);
                 }
             }
         }

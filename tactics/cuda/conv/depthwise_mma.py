@@ -10,7 +10,17 @@ from fusion.dtypes import DataType
 from tactics.cuda.conv.common import Window, activations, window_of
 from tactics.cuda.conv.depthwise import Depthwise
 from tactics.cuda.epilogue import overwritable
-from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, pdl, refuse_types, round_up
+from tactics.cuda.gemm.common import (
+    C_TYPES,
+    STORED_TYPES,
+    Epilogue,
+    ceil_div,
+    defines,
+    epilogue_of,
+    pdl,
+    refuse_types,
+    round_up,
+)
 from tactics.cuda.simple import out_pitch, x_pitch
 from tactics.tactic import (
     Buffer,
@@ -49,8 +59,8 @@ class DepthwiseMma(Tactic):
             return refusal
         window = window_of(workload)
         assert isinstance(window, Window)
-        if workload.outputs[0].dtype.itemsize != 2:
-            return Refusal(f"results of {workload.outputs[0].dtype.label}; this kernel writes 16 bits")
+        if workload.outputs[0].dtype.itemsize > 2:
+            return Refusal(f"results of {workload.outputs[0].dtype.label}; this kernel writes 16 or 8 bits")
         if window.stride != (1, 1, 1) or window.dilation != (1, 1, 1):
             return Refusal("a stride or a dilation; this kernel takes neighbouring windows of neighbouring pixels")
         if window.taps[1] > MOST_TAPS_Y or window.taps[2] > MOST_TAPS_X or window.taps[1] * window.taps[2] < LEAST_TAPS:
@@ -91,7 +101,7 @@ class DepthwiseMma(Tactic):
         assert isinstance(window, Window) and isinstance(epilogue, Epilogue)
         bands, rows = chosen["bands"], chosen["rows"]
         kernel = Kernel("conv/depthwise_mma.cu", "depthwise_mma", (*defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], CHANNELS=window.in_channels, BANDS=bands, ROWS=rows,
+            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], CHANNELS=window.in_channels, BANDS=bands, ROWS=rows,
             TAPS_Y=window.taps[1], TAPS_X=window.taps[2], PDL=1 if pdl(device) else None, MIN_BLOCKS=_resident(window, bands, rows, device),
             **x_pitch(workload), **out_pitch(workload),
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip

@@ -107,8 +107,8 @@ def _refuse_types(workload: Workload, x: DataType, middle: DataType) -> Refusal 
     if not floats and not (x in INTEGERS and middle in INTEGERS and weights == {DataType.INT8}):
         kinds = ", ".join(one.label for one in (x, workload.inputs[1].dtype, middle, workload.inputs[2].dtype))
         return Refusal(f"operands and what lies between are {kinds}; this kernel takes one of FP32, FP16, BF16, or 8-bit integers with INT8 weights")
-    if workload.outputs[0].dtype not in (C_TYPES if floats else STORED_TYPES):
-        return Refusal(f"the output is {workload.outputs[0].dtype.label}; this kernel does not store it beside {x.label} operands")
+    if workload.outputs[0].dtype not in STORED_TYPES:
+        return Refusal(f"the output is {workload.outputs[0].dtype.label}; this kernel does not store it")
     return None
 
 

@@ -7,12 +7,12 @@ from math import gcd, prod
 
 from fusion.dtypes import DataType
 from fusion.ops.epilogue import product_type
-from tactics.cuda.epilogue import epilogue_argument, epilogue_code, finish_code
+from tactics.cuda.epilogue import epilogue_argument, finish_code
 from tactics.tactic import Buffer, DeviceSpec, Refusal, Scalar, Struct, Workload, every_tensor
 
 C_TYPES = {DataType.FLOAT: "float", DataType.HALF: "__half", DataType.BF16: "__nv_bfloat16"}
 
-# What 8-bit operands are in the kernels, and what their sums may become.
+# What 8-bit operands are in the kernels, and what sums may become.
 EIGHT_BIT_TYPES = {DataType.INT8: "fx::i8", DataType.UINT8: "fx::u8", DataType.FP8: "fx::e4m3", DataType.FP8_E5M2: "fx::e5m2"}
 STORED_TYPES = {**C_TYPES, **EIGHT_BIT_TYPES, DataType.INT32: "int"}
 REFERENCE_TYPES = (*STORED_TYPES,)  # what the ordinary cores multiply
@@ -63,22 +63,10 @@ def pdl(device: DeviceSpec) -> bool:
 
 
 def refuse_types(workload: Workload, tensors: int, allowed: tuple[DataType, ...]) -> Refusal | None:
-    """A refusal unless the first ``tensors`` inputs share one of the ``allowed`` types and the output is one of C_TYPES."""
+    """A refusal unless the first ``tensors`` inputs share one of the ``allowed`` types (UINT8 goes with INT8) and the output is one of STORED_TYPES."""
     first = workload.inputs[0].dtype
     if first not in allowed:
         return Refusal(f"inputs are {first.label}; this kernel takes {', '.join(one.label for one in allowed)}")
-    if first not in C_TYPES:
-        return _refuse_typed_sums(workload, tensors)
-    for tensor in workload.inputs[1:tensors]:
-        if tensor.dtype is not first:
-            return Refusal(f"inputs are {first.label} and {tensor.dtype.label}; this kernel wants one type")
-    if workload.outputs[0].dtype not in C_TYPES:
-        return Refusal(f"the output is {workload.outputs[0].dtype.label}; this kernel stores FP32, FP16 or BF16")
-    return None
-
-
-def _refuse_typed_sums(workload: Workload, tensors: int) -> Refusal | None:
-    first = workload.inputs[0].dtype
     wanted = DataType.INT8 if first is DataType.UINT8 else first
     for tensor in workload.inputs[1:tensors]:
         if tensor.dtype is not wanted:
@@ -115,15 +103,13 @@ def operand_types(workload: Workload) -> dict[str, str | int | None]:
 
 
 def sum_types(workload: Workload) -> dict[str, str | int | None]:
-    """The defines that say how sums are held and leave."""
+    """The defines that say how sums are held."""
     return sum_types_of(workload.inputs[0].dtype)
 
 
 def sum_types_of(dtype: DataType) -> dict[str, str | int | None]:
     """The same for operands of ``dtype``."""
-    if dtype in C_TYPES:
-        return {}
-    return {"TYPED_SUMS": 1, "SUM_T": None if dtype.is_float else "int"}
+    return {"SUM_T": None if dtype.is_float else "int"}
 
 
 def rows_and_operands(workload: Workload) -> list[int]:
@@ -145,8 +131,7 @@ NO_OPERANDS = Struct((Scalar(0, "u64"),))
 
 def epilogue_of(workload: Workload) -> Epilogue | Refusal:
     """The workload's epilogue as a kernel takes it."""
-    dtype = workload.inputs[0].dtype
-    code = finish_code(workload, product_type(dtype)) if dtype not in C_TYPES else epilogue_code(workload)
+    code = finish_code(workload, product_type(workload.inputs[0].dtype))
     return code if isinstance(code, Refusal) else Epilogue(code.prelude, code.defines, epilogue_argument(code))
 
 

@@ -76,8 +76,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
         float total[1] = {0.0f};
         for (int s = 0; s < SPLIT; ++s) total[0] += part[group * SPLIT + s][cell];
         if (column < n) {
-            epilogue(total, args, row, column, n);
-            out[static_cast<long long>(row) * n + column] = from_float<OUT_T>(total[0]);
+            store_sums(out + static_cast<long long>(row) * n + column, total, args, row, column, n);
         }
     }
 }

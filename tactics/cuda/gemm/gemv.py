@@ -8,7 +8,17 @@ import numpy as np
 
 from fusion.ops import MatrixMultiply
 from tactics.cuda.epilogue import overwritable
-from tactics.cuda.gemm.common import C_TYPES, Epilogue, ceil_div, defines, epilogue_of, fixed, pdl, refuse_types
+from tactics.cuda.gemm.common import (
+    C_TYPES,
+    STORED_TYPES,
+    Epilogue,
+    ceil_div,
+    defines,
+    epilogue_of,
+    fixed,
+    pdl,
+    refuse_types,
+)
 from tactics.cuda.gemm.mma_gemm import Product, k_alignment, product_of
 from tactics.tactic import (
     Buffer,
@@ -92,7 +102,7 @@ class Gemv(Tactic):
         assert isinstance(product, Product) and isinstance(epilogue, Epilogue)
         chosen = dict(config)
         kernel = Kernel("gemm/gemv.cu", "gemv", (*defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], ROWS=product.m, WARPS=WARPS,
+            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], ROWS=product.m, WARPS=WARPS,
             COLUMNS=chosen["columns"], SPLIT=chosen["split"], UNROLL=chosen["unroll"], PDL=1 if pdl(device) else None,
             B_CONSTANT=1 if workload.is_constant(1) else None,
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip

@@ -227,8 +227,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         for (int w = 0; w < WARPS; ++w) total[0] += part[w * ROWS * WIDTH + index];
         const int m = index / WIDTH, column = first * 16 + index % WIDTH;
         if (column >= static_cast<int>(blockIdx.x) * WIDTH && column < n) {  // the others are the block's before, which may have written over an operand
-            epilogue(total, args, m, column, n);
-            out[static_cast<long long>(m) * n + column] = from_float<OUT_T>(total[0]);
+            store_sums(out + static_cast<long long>(m) * n + column, total, args, m, column, n);
         }
     }
 }

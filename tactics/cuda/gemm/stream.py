@@ -13,6 +13,7 @@ from fusion.ops import MatrixMultiply
 from tactics.cuda.epilogue import overwritable
 from tactics.cuda.gemm.common import (
     C_TYPES,
+    STORED_TYPES,
     Defines,
     Epilogue,
     ceil_div,
@@ -188,7 +189,7 @@ def plan(
     held = m * ceil_div(ceil_div(k, GROUP), one.warps)
     in_shared = workload.is_static and held <= SHARED_ROWS and m <= 8
     kernel = Kernel("gemm/stream.cu", "stream", (*defines(
-        IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], ROWS=m if workload.is_static else one.tiles * 8,
+        IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], ROWS=m if workload.is_static else one.tiles * 8,
         WARPS=one.warps, ACROSS=one.across, COLUMNS=one.columns, STAGES=one.stages, BLOCKS=one.blocks(bits, block), PACKED_BITS=bits, DEPTH=k, A_SHARED=1 if in_shared else None, PDL=1 if pdl(device) else None,
     ), *more, *epilogue.defines), epilogue.prelude)  # fmt: skip
     arguments = (Buffer("input", 0), Buffer("packed", 0), scaling, Buffer("output"), Scalar(m), Scalar(n), epilogue.argument)

@@ -1,4 +1,4 @@
-// Small device helpers shared by all kernels: type conversion, vector loads and stores, and the identity epilogue.
+// Small device helpers shared by all kernels: type conversion, vector loads and stores, and the arguments of no epilogue.
 // Plain CUDA C++ (no inline PTX), so that it also compiles for a CPU harness. The contract is in docs/kernels.md.
 #pragma once
 #include <cuda_bf16.h>
@@ -12,8 +12,6 @@
 struct EpilogueArgs {
     const void* operand[1];
 };
-template <int V>
-__device__ __forceinline__ void epilogue(float (&)[V], const EpilogueArgs&, long long, int, int) {}
 #endif
 
 __device__ __forceinline__ float to_float(float value) { return value; }

@@ -1,6 +1,6 @@
 // The tensor-core tile loop shared by GEMM and implicit-GEMM convolution, and how a tile leaves it.
 //
-// Defines: IN_T (of A; B may be its signed twin), OUT_T; SUM_T and TYPED_SUMS (sums.cuh); BM x BN output tile, BK depth of
+// Defines: IN_T (of A; B may be its signed twin), OUT_T; SUM_T (sums.cuh); BM x BN output tile, BK depth of
 // one stage; WARPS_M x WARPS_N warps over the tile and WARPS_K warps over the depth of each stage; STAGES of the cp.async pipeline (>= 2); B_KN when B is stored [K][N] (default [N][K]);
 // VEC_C columns per store; CLUSTER_K blocks of one cluster that share the depth (sm_90+) or PARTIAL when each block
 // leaves fp32 partial sums for splitk_reduce. B_CONSTANT says that B is a weight, which programmatic dependent launch may

@@ -7,8 +7,8 @@
 // SWAP = 1: X = B, Y = A, for few output rows; the result is turned while it goes through shared memory.
 //
 // Defines
-//   IN_T, OUT_T      half, __nv_bfloat16 or float (float inputs multiply as tf32); 8-bit types (of A: B is signed) with SUM_T and
-//                    TYPED_SUMS (sums.cuh)
+//   IN_T, OUT_T      half, __nv_bfloat16 or float (float inputs multiply as tf32); 8-bit types (of A: B is signed), integers with SUM_T
+//                    (sums.cuh)
 //   BM, BN           rows of X and of Y in a tile; BM % 64 == 0, BN % 8 == 0, BN <= 256
 //   SWIZZLE          bytes of K in a stage: 128, 64 or 32
 //   STAGES           stages of the ring

@@ -1,8 +1,7 @@
 // How the sums of a product are held and leave the kernel.
 //
-// SUM_T is their type: float (default), or int for products of 8-bit integers. With TYPED_SUMS, which goes with operands of 8 bits (and with int),
-// the generated epilogue is `finish` (any data type to any data type: see tactics/cuda/epilogue.py), else `epilogue`
-// (float to float, in place). Plain CUDA C++, so that it also compiles for the CPU harness.
+// SUM_T is their type: float (default), or int for products of 8-bit integers. The generated epilogue is `finish`, from that type to any
+// (tactics/cuda/epilogue.py). Plain CUDA C++, so that it also compiles for the CPU harness.
 #pragma once
 #include "epilogue.cuh"
 #include "pitch.cuh"
@@ -24,7 +23,7 @@ template <typename T>
 __device__ __forceinline__ SUM_T to_sum(T value) { return static_cast<SUM_T>(fx::widen(value)); }
 
 // What the epilogue leaves of a sum, before it is rounded to the output's type.
-#if defined(TYPED_SUMS) && defined(HAS_EPILOGUE)
+#ifdef HAS_EPILOGUE
 using Finished = FINISHED;
 #else
 using Finished = SUM_T;
@@ -33,25 +32,18 @@ using Finished = SUM_T;
 // The epilogue of V sums at row m, columns n .. n + V - 1 of an output with rows of ld.
 template <int V>
 __device__ __forceinline__ void finish_sums(const SUM_T (&value)[V], Finished (&result)[V], const EpilogueArgs& args, long long m, int n, int ld) {
-#if defined(TYPED_SUMS) && defined(HAS_EPILOGUE)
+#ifdef HAS_EPILOGUE
     finish<V>(value, result, args, m, n, ld);
 #else
 #pragma unroll
     for (int i = 0; i < V; ++i) result[i] = value[i];
-#ifndef TYPED_SUMS
-    epilogue(result, args, m, n, ld);
-#endif
 #endif
 }
 
 // Rounds and stores V finished values at `target` (aligned to V elements, at most 16 bytes).
 template <int V, typename O>
 __device__ __forceinline__ void store_finished(O* target, const Finished (&value)[V]) {
-#ifdef TYPED_SUMS
     fx::store<V>(target, value);
-#else
-    store_vector(target, value);
-#endif
 }
 
 // Both.

@@ -10,7 +10,7 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.ops import PackedMatrixMultiply
 from fusion.ops.packed_matmul import unpacked
-from tactics.cuda.gemm.common import C_TYPES, Epilogue, epilogue_of, round_up, sizes
+from tactics.cuda.gemm.common import STORED_TYPES, Epilogue, epilogue_of, round_up, sizes
 from tactics.memo import LastResult
 from tactics.tactic import DeviceSpec, Refusal, Workload
 
@@ -26,8 +26,8 @@ def refused(workload: Workload, device: DeviceSpec) -> Refusal | None:
         return Refusal(f"activations are {dtype.label}; this kernel takes FP16 and BF16 (--fp16, --bf16)")
     if device.capability < (75 if dtype is DataType.HALF else 80):
         return Refusal(f"tensor cores multiply {dtype.label} from sm_{75 if dtype is DataType.HALF else 80} on; the device is {device.arch}")
-    if workload.outputs[0].dtype not in C_TYPES:
-        return Refusal(f"the output is {workload.outputs[0].dtype.label}; this kernel stores FP32, FP16 or BF16")
+    if workload.outputs[0].dtype not in STORED_TYPES:
+        return Refusal(f"the output is {workload.outputs[0].dtype.label}; this kernel stores {', '.join(one.label for one in STORED_TYPES)}")
     if not all(map(workload.is_constant, (1, 2, 3))):
         return Refusal("weights, scales or zero points are computed by the network")
     if kernel_block(op) is None:

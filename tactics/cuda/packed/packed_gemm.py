@@ -11,6 +11,7 @@ from tactics.cuda.gemm import tiles
 from tactics.cuda.gemm.common import (
     C_TYPES,
     NO_OPERANDS,
+    STORED_TYPES,
     ceil_div,
     defines,
     fixed,
@@ -84,7 +85,7 @@ class PackedGemm(Tactic):
         block = kernel_block(op)
         assert block is not None
         dtype, out = workload.inputs[0].dtype, workload.outputs[0]
-        common = dict(OUT_T=C_TYPES[out.dtype], VEC_C=vector_columns(fixed(workload, len(workload.inputs), -1)), PDL=1 if pdl(device) else None)
+        common = dict(OUT_T=STORED_TYPES[out.dtype], VEC_C=vector_columns(fixed(workload, len(workload.inputs), -1)), PDL=1 if pdl(device) else None)
         kernel = Kernel("packed/packed_gemm.cu", "packed_gemm", (*defines(
             **common, **tile_defines(tile), IN_T=C_TYPES[dtype], VEC_A=vector_bytes(2, k), B_CONSTANT=1, PACKED_BITS=op.bits, PACKED_BLOCK=block,
         ), *(() if tile.partial else epilogue.defines)), "" if tile.partial else epilogue.prelude)  # fmt: skip

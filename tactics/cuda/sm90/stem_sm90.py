@@ -13,6 +13,7 @@ from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, reads_planes, window_of
 from tactics.cuda.gemm.common import (
     C_TYPES,
+    STORED_TYPES,
     Epilogue,
     ceil_div,
     defines,
@@ -196,7 +197,7 @@ class Sm90Stem(Tactic):
             return Plan((_rows_launch(workload, device, window, choice, epilogue),))
         dtype = C_TYPES[workload.inputs[0].dtype]
         values = defines(
-            IN_T=dtype, IMAGE_T=dtype, OUT_T=C_TYPES[workload.outputs[0].dtype], NCHW=reads_planes(workload), CHANNELS=window.in_channels, FILTER_H=window.taps[1],
+            IN_T=dtype, IMAGE_T=dtype, OUT_T=STORED_TYPES[workload.outputs[0].dtype], NCHW=reads_planes(workload), CHANNELS=window.in_channels, FILTER_H=window.taps[1],
             FILTER_W=window.taps[2], STRIDE_H=window.stride[1], STRIDE_W=window.stride[2], PAD_H=window.pad[1], PAD_W=window.pad[2],
             BN=choice["bn"], WARPGROUPS=choice["warpgroups"], MIN_BLOCKS=choice["blocks"],
             VEC=gcd(8, window.out_channels), PDL=1 if pdl(device) else None, **out_pitch(workload),
@@ -217,7 +218,7 @@ def _rows_launch(workload: Workload, device: DeviceSpec, window: Window, choice:
     assert isinstance(rows, Rows)
     dtype, bn, warpgroups, patches, direct = workload.inputs[0].dtype, *(choice[key] for key in ("bn", "warpgroups", "patches", "direct"))
     values = defines(
-        IN_T=C_TYPES[dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], NCHW=rows.planes, CHANNELS=rows.channels, FILTER_H=rows.taps[0],
+        IN_T=C_TYPES[dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], NCHW=rows.planes, CHANNELS=rows.channels, FILTER_H=rows.taps[0],
         FILTER_W=rows.taps[1], STRIDE_H=rows.stride[0], STRIDE_W=rows.stride[1], PAD_H=rows.pad[0], PAD_W=rows.pad[1], BN=bn,
         WARPGROUPS=warpgroups, PATCHES=patches, DIRECT=direct, MIN_BLOCKS=choice["blocks"], VEC=gcd(8, window.out_channels),
         PDL=1 if pdl(device) else None, **out_pitch(workload),
