@@ -37,6 +37,7 @@ from fusion.ops import (
     TopK,
 )
 from fusion.regions import Regions
+from fusion.turns import back_for, order_for, turned_tensor
 
 CHANNEL_OPS = (Convolution, Deconvolution, Pooling, GroupNormalization, LocalResponseNormalization)
 REFORMAT = "reformat"  # what marks a layer (Layer.fusions) that changes a layout
@@ -54,16 +55,6 @@ def to_channels_last(network: Network, direct_stem: bool = False, chosen: frozen
     if chosen is None and not any(isinstance(layer.op, CHANNEL_OPS) and not layer.op.channels_last for layer in network.layers):
         return network
     return _Conversion(network, estimated_layouts(network, direct_stem) if chosen is None else chosen, direct_stem).run()
-
-
-def order_for(rank: int) -> tuple[int, ...]:
-    """The permutation from channels-first to channels-last: (0, 2, 3, 1) for rank 4."""
-    return (0, *range(2, rank), 1)
-
-
-def back_for(rank: int) -> tuple[int, ...]:
-    """The permutation from channels-last to channels-first: (0, 3, 1, 2) for rank 4."""
-    return (0, rank - 1, *range(1, rank - 1))
 
 
 # --- which layers ----------------------------------------------------------------------------------------------------
@@ -103,25 +94,13 @@ def is_stem(network: Network, layer: Layer) -> bool:
     return isinstance(channels, int) and channels <= STEM_CHANNELS
 
 
-def turns(layer: Layer) -> bool:
-    """Whether the layer is there only because an input or output lies channels-last in memory: beside a layer that runs so it vanishes."""
-    op = layer.op
-    if REFORMAT not in layer.fusions or not isinstance(op, Shuffle) or op.first is None or op.reshape is not None or op.second is not None:
-        return False
-    return op.first in (order_for(len(op.first)), back_for(len(op.first)))
-
-
 def estimated_layouts(network: Network, direct_stem: bool) -> frozenset[str]:
     """Names of the layers that shall run channels-last."""
     chosen = {layer.name for layer in network.layers if isinstance(layer.op, CHANNEL_OPS)}
     flexible = {layer.name: layer for layer in network.layers if is_flexible(network, layer)}
     producers, readers = network.producers(), network.readers()
-    regions = Regions(flexible)
-    for layer in flexible.values():
-        for tensor in layer.inputs:
-            maker = producers.get(tensor)
-            if maker is not None and maker.name in flexible and has_layout(network, tensor):
-                regions.join(maker.name, layer.name)
+    regions = _regions(network, flexible)
+    turns = turned_tensors(network)
     # Bytes that cross each region's border if it runs channels-first (against channels-last neighbours), or channels-last.
     first: dict[str, float] = {}
     last: dict[str, float] = {}
@@ -136,9 +115,9 @@ def estimated_layouts(network: Network, direct_stem: bool) -> frozenset[str]:
             continue
         cost = moved_bytes(kind)
         outside = tensor in network.inputs or tensor in network.outputs
-        rigid = outside or any(layer.name not in flexible and layer.name not in chosen and not turns(layer) for layer in around)
+        rigid = outside or any(layer.name not in flexible and layer.name not in chosen and turns.get(layer.name) != tensor for layer in around)
         free = {user.name for user in users if direct_stem and user.inputs[0] == tensor and is_stem(network, user)}
-        channel = any((layer.name in chosen and layer.name not in free) or turns(layer) for layer in around)
+        channel = any((layer.name in chosen and layer.name not in free) or turns.get(layer.name) == tensor for layer in around)
         for root in touched:
             if channel:
                 first[root] = first.get(root, 0.0) + cost
@@ -149,6 +128,42 @@ def estimated_layouts(network: Network, direct_stem: bool) -> frozenset[str]:
         if first.get(root, 0.0) > 0 and first.get(root, 0.0) >= last.get(root, 0.0):
             chosen.add(name)
     return frozenset(chosen)
+
+
+def turned_tensors(network: Network) -> dict[str, str]:
+    """The Shuffles that are changes of layout, each with the tensor that it has channels-last for nothing (:mod:`fusion.turns`)."""
+    if not any(isinstance(layer.op, Shuffle) for layer in network.layers):
+        return {}
+    producers, readers = network.producers(), network.readers()
+    flexible = {layer.name: layer for layer in network.layers if is_flexible(network, layer)}
+    regions = _regions(network, flexible)
+
+    def around(tensor: str) -> list[Layer]:
+        return [*([producers[tensor]] if tensor in producers else []), *readers.get(tensor, ())]
+
+    image_regions = {
+        regions.of(name)
+        for name, layer in flexible.items()
+        for tensor in (*layer.inputs, *layer.outputs)
+        if has_layout(network, tensor) and any(isinstance(one.op, CHANNEL_OPS) for one in around(tensor))
+    }
+
+    def among_images(tensor: str) -> bool:
+        return any(isinstance(one.op, CHANNEL_OPS) or (one.name in flexible and regions.of(one.name) in image_regions) for one in around(tensor))
+
+    found = ((layer.name, turned_tensor(network, layer, among_images)) for layer in network.layers)
+    return {name: tensor for name, tensor in found if tensor is not None}
+
+
+def _regions(network: Network, flexible: Mapping[str, Layer]) -> Regions:
+    """The ``flexible`` layers, those together between which no change of layout is."""
+    producers, regions = network.producers(), Regions(flexible)
+    for layer in flexible.values():
+        for tensor in layer.inputs:
+            maker = producers.get(tensor)
+            if maker is not None and maker.name in flexible and has_layout(network, tensor):
+                regions.join(maker.name, layer.name)
+    return regions
 
 
 def has_layout(network: Network, tensor: str) -> bool:

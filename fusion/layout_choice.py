@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fusion.layout import CHANNEL_OPS, estimated_layouts, has_layout, is_flexible, is_stem, moved_bytes, turns
+from fusion.layout import CHANNEL_OPS, estimated_layouts, has_layout, is_flexible, is_stem, moved_bytes, turned_tensors
 from fusion.network import Layer, Network
 from fusion.ops import Convolution, Deconvolution
 from fusion.regions import Regions
@@ -40,6 +40,7 @@ def undecided_layers(network: Network, direct_stem: bool = True) -> tuple[Layer,
         around = [one.name for one in (producers.get(tensor), *readers.get(tensor, ())) if one is not None and one.name in free]
         for name in around[1:]:
             regions.join(name, around[0])
+    turns = turned_tensors(network)
     first, last = set(), set()  # regions that border on layers of one layout only
     for tensor in touched:
         if not moved_bytes(network.tensors[tensor]):
@@ -47,7 +48,7 @@ def undecided_layers(network: Network, direct_stem: bool = True) -> tuple[Layer,
         maker, users = producers.get(tensor), readers.get(tensor, [])
         region = regions.of(next(one.name for one in (maker, *users) if one is not None and one.name in free))
         fixed = [one for one in (maker, *users) if one is not None and one.name not in free and not _reads_planes(network, one, tensor, direct_stem)]
-        sides = {isinstance(one.op, Convolution | Deconvolution) or turns(one) for one in fixed}
+        sides = {isinstance(one.op, Convolution | Deconvolution) or turns.get(one.name) == tensor for one in fixed}
         if True in sides:
             last.add(region)
         if tensor in network.inputs or tensor in network.outputs or False in sides:
@@ -67,12 +68,17 @@ def best_layouts(network: Network, times: LayoutTimes, direct_stem: bool = True)
     for name, (first, last) in times.layers.items():
         cut.edge(name, "T", _cost(last))
         cut.edge("S", name, _cost(first))
-    producers, readers = network.producers(), network.readers()
+    producers, readers, turns = network.producers(), network.readers(), turned_tensors(network)
+
+    def side(layer: Layer, tensor: str) -> str:
+        """The node of a layer: its own, or the end of the graph that its layout is."""
+        if layer.name in times.layers:
+            return layer.name
+        return "S" if layer.name in estimated or turns.get(layer.name) == tensor else "T"
+
     for tensor, (to_first, to_last) in times.tensors.items():
-        maker = _side(producers[tensor], times.layers, estimated) if tensor in producers else "T"
-        users = [
-            _side(one, times.layers, estimated) for one in readers.get(tensor, ()) if not _reads_planes(network, one, tensor, direct_stem)
-        ]
+        maker = side(producers[tensor], tensor) if tensor in producers else "T"
+        users = [side(one, tensor) for one in readers.get(tensor, ()) if not _reads_planes(network, one, tensor, direct_stem)]
         users += ["T"] if tensor in network.outputs else []
         there, back = f"{tensor} channels-last", f"{tensor} channels-first"
         cut.edge(there, maker, _cost(to_last))  # made channels-first, read channels-last
@@ -80,17 +86,21 @@ def best_layouts(network: Network, times: LayoutTimes, direct_stem: bool = True)
         for user in users:
             cut.edge(user, there, _ENDLESS)
             cut.edge(back, user, _ENDLESS)
-    side = cut.source_side()
-    return frozenset(name for name in estimated if name not in times.layers) | {name for name in times.layers if name in side}
+    last_side = cut.source_side()
+    return frozenset(name for name in estimated if name not in times.layers) | {name for name in times.layers if name in last_side}
 
 
 def cost_of(network: Network, chosen: Collection[str], times: LayoutTimes, direct_stem: bool = True) -> float:
     """What :func:`best_layouts` makes least: seconds of the layers and reformats of ``times`` when ``chosen`` run channels-last."""
     total = sum(last if name in chosen else first for name, (first, last) in times.layers.items())
-    producers, readers = network.producers(), network.readers()
+    producers, readers, turns = network.producers(), network.readers(), turned_tensors(network)
+
+    def runs_last(layer: Layer, tensor: str) -> bool:
+        return layer.name in chosen or turns.get(layer.name) == tensor
+
     for tensor, (to_first, to_last) in times.tensors.items():
-        made_last = tensor in producers and (producers[tensor].name in chosen or turns(producers[tensor]))
-        wanted = {one.name in chosen or turns(one) for one in readers.get(tensor, ()) if not _reads_planes(network, one, tensor, direct_stem)}
+        made_last = tensor in producers and runs_last(producers[tensor], tensor)
+        wanted = {runs_last(one, tensor) for one in readers.get(tensor, ()) if not _reads_planes(network, one, tensor, direct_stem)}
         wanted |= {False} if tensor in network.outputs else set()
         if (not made_last) in wanted:
             total += to_first if made_last else to_last
@@ -111,11 +121,6 @@ def _tensors(network: Network, names: Collection[str]) -> tuple[str, ...]:
 def _reads_planes(network: Network, layer: Layer, tensor: str, direct_stem: bool) -> bool:
     """Whether a reader takes the tensor in either layout."""
     return direct_stem and bool(layer.inputs) and layer.inputs[0] == tensor and is_stem(network, layer)
-
-
-def _side(layer: Layer, free: Collection[str], chosen: Collection[str]) -> str:
-    """The node of a layer: its own, or the end of the graph that its layout is."""
-    return layer.name if layer.name in free else "S" if layer.name in chosen or turns(layer) else "T"
 
 
 def _cost(seconds: float) -> int:

@@ -93,6 +93,38 @@ def test_only_the_edges_are_reformatted() -> None:
     assert all(layer.op.channels_last for layer in network.layers if hasattr(layer.op, "channels_last"))
 
 
+@pytest.mark.parametrize("image", [(6, 8), (6,), (4, 3, 5)], ids=["2d", "1d", "3d"])
+@pytest.mark.parametrize("flat", [False, True], ids=["image", "rows"])
+def test_a_models_own_changes_of_layout_move_nothing(image: tuple[int, ...], flat: bool) -> None:
+    """As in ConvNeXt: a convolution, a normalisation of channels between two transposes, a scale of channels and the residual, twice; then a
+    normalisation of channels in front of the next stage's convolution."""
+    build, rank = Nets(), len(image) + 2
+    x = build.conv("stem", build.input("x", N, 3, *image), 8)
+    for name in ("a", "b", "next"):
+        y = build.conv(name, x, 8) if name != "next" else x
+        rows = (N, int(np.prod(image)), 8)
+        y = build.layer(f"{name}.turn", Shuffle(first=order_for(rank), reshape=rows if flat else None), y)
+        y = build.layer(f"{name}.norm", Normalization((2 if flat else rank - 1,), 1e-5), y, build.constant(f"{name}.s", (8,)), build.constant(f"{name}.o", (8,)))
+        y = build.layer(f"{name}.back", Shuffle(reshape=(N, *image, 8) if flat else None, second=back_for(rank)), y)
+        if name == "next":
+            x = y
+            break
+        scaled = apply("add", apply("mul", X0, X1), X2)
+        x = build.pointwise(f"{name}.scale", scaled, y, build.constant(f"{name}.g", (8, *(1,) * len(image))), x)
+    network = converted(build.network(build.conv("last", x, 4)))
+    moving = [layer.name for layer in network.layers if isinstance(layer.op, Shuffle) and (layer.op.first or layer.op.second)]
+    assert [name for name in moving if "network output" not in name and "reformat x" not in name] == []
+
+
+def test_a_transpose_between_layers_without_images_is_left_to_them() -> None:
+    """Three axes: (0, 2, 1) may be either change of layout, or none."""
+    build = Nets()
+    y = build.conv("conv", build.input("x", 2, 8, 8), 8)
+    keys = build.layer("keys", Shuffle(first=(0, 2, 1)), build.pointwise("tanh", "tanh", build.input("k", 2, 5, 8)))
+    network = converted(build.network(y, build.layer("product", MatrixMultiply(), build.input("q", 2, 4, 8), keys)))
+    assert len(reformats(network)) == 2, reformats(network)
+
+
 CHANNELS = 6
 FLEXIBLE = {
     "slice": Slice((0, 1, 0, 2), (N, 4, 6, 3), (1, 1, 1, 2)),

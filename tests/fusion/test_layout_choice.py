@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion.layout import estimated_layouts, to_channels_last
+from fusion.layout import back_for, estimated_layouts, order_for, to_channels_last
 from fusion.layout_choice import LayoutTimes, best_layouts, border_tensors, cost_of, undecided_layers
 from fusion.network import Network
-from fusion.ops import Pooling, Softmax
+from fusion.ops import Pooling, Shuffle, Softmax
 from fusion.validation import validate
 from tests.fusion.networks import assert_same
 from tests.fusion.test_layout import Nets, reformats
@@ -36,7 +36,17 @@ def chain() -> Network:
     return build.network(y)
 
 
-NETWORKS = {"branches": branches(), "chain": chain()}
+def turned() -> Network:
+    """A branch that the model itself takes channels-last and back, whose result the network's output needs, too."""
+    build = Nets()
+    y = build.pointwise("exp", "exp", build.conv("conv", build.input("x", 2, 8, 8, 8), 8))
+    z = build.layer("turn", Shuffle(first=order_for(4)), y)
+    z = build.layer("back", Shuffle(first=back_for(4)), build.layer("soft", Softmax(2), z))
+    z = build.pointwise("add", "add", z, y)
+    return build.network(z, build.layer("tops", Softmax(1), build.pointwise("tanh", "tanh", z)))
+
+
+NETWORKS = {"branches": branches(), "chain": chain(), "turned": turned()}
 SECONDS = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda pair: (pair[0] * 1e-6, pair[1] * 1e-6))
 
 
