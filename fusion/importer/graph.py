@@ -13,7 +13,7 @@ from fusion.importer.builder import Builder
 from fusion.importer.custom import custom
 from fusion.importer.errors import ModelError, Problem, Unsupported
 from fusion.importer.node import Node, decode_attribute
-from fusion.importer.schemas import check_inputs
+from fusion.importer.schemas import check_attributes, check_inputs
 from fusion.importer.sequences import SEQUENCE_OPERATORS, StackedSequence, TensorSequence, concerns, import_sequence
 from fusion.importer.tensors import array_of, external_location, is_external, sparse_array, tensor_type
 from fusion.importer.values import Value, constant
@@ -198,6 +198,7 @@ class Walk:
             opsets = {("" if entry.domain == "ai.onnx" else entry.domain): entry.version for entry in local.opset_import}
             return self._body(local, node, Scope(opsets, f"{node.name}/", scope.origin, depth=scope.depth + 1)), True
         if not scope.origin:  # ONNX's own definitions of operators add float32 constants to whatever they are given
+            check_attributes(node)
             check_inputs(node)
         if node.op == "If" and not node.domain and node.input(0).is_constant:
             return self.branch(node, scope, bool(node.input(0).array.reshape(-1)[0])), True

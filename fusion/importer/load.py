@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 OLDEST_OPSET = 6
 ENGINE = b'"trtcli-engine"'  # stands at the start of engine files
 NEWEST_OPSET = 28  # newer ones may hold attributes that trtcli would not obey
+_OTHERS = (  # what is given in place of a model, by how it begins
+    (b"version https://git-lfs", "a Git LFS pointer, not the model itself: 'git lfs pull' fetches it"),
+    (b"<!doctype html", "a web page, not a model: the download went wrong"),
+    (b"<html", "a web page, not a model: the download went wrong"),
+    (b"pk\x03\x04", "a zip archive, not an ONNX file: unpack it, or export a PyTorch model with torch.onnx.export"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ def _parse(data: bytes, name: str) -> ModelProto:
     except DecodeError:
         if ENGINE in data[: 1 << 20]:
             raise ModelError(f"{name}: an engine file, not a model: run it with --loadEngine={name}") from None
-        raise ModelError(f"{name}: not an ONNX file, or cut short ({len(data)} bytes do not parse)") from None
+        known = next((what for begin, what in _OTHERS if data.lstrip()[: len(begin)].lower() == begin), None)
+        raise ModelError(f"{name}: {known or f'not an ONNX file, or cut short ({len(data)} bytes do not parse)'}") from None
     return model
 
 

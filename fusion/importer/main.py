@@ -18,7 +18,7 @@ from fusion.importer.values import Value
 from fusion.network import Network
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, TensorProto
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def import_with_report(model: str | Path | bytes | ModelProto) -> tuple[Network,
 def _import(source: Source) -> Network:
     graph = source.model.graph
     local = {(function.domain, function.name, function.overload): function for function in source.model.functions}
+    _check_names(graph, source.name)
     walk = Walk(source.name, local, source.folder)
     scope = Scope(source.opsets())
     needed = {name for node in graph.node for name in read_names(node)} | {output.name for output in graph.output}
@@ -85,6 +86,28 @@ def _import(source: Source) -> Network:
             raise ModelError(f"{source.name}: output {output.name!r} is made by no node")
         outputs.update(_named(output.name, found))
     return finish.network(graph.name or "model", inputs, outputs, walk.builder, walk.records)
+
+
+def _check_names(graph: GraphProto, model: str) -> None:
+    """Refuse a graph that does not say what a name stands for.
+
+    Raises:
+        ModelError: an input stands twice, an initializer twice with different contents, or a node makes what is given.
+    """
+    given: dict[str, str] = {}
+    for entry in graph.input:
+        if entry.name in given:
+            raise ModelError(f"{model}: input {entry.name!r} stands twice in the graph")
+        given[entry.name] = "input"
+    weights: dict[str, TensorProto] = {}
+    for tensor in graph.initializer:
+        if weights.setdefault(tensor.name, tensor) != tensor:
+            raise ModelError(f"{model}: initializer {tensor.name!r} stands twice in the graph, with different contents")
+        given.setdefault(tensor.name, "initializer")
+    for node, name in zip(graph.node, node_names(graph.node), strict=True):
+        for output in node.output:
+            if output in given and output:
+                raise ModelError(f"{model}: tensor {output!r} is made by node {name!r}, and is an {given[output]} of the graph as well")
 
 
 def _named(name: str, found: Any) -> dict[str, Value]:

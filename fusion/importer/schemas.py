@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,35 @@ class _Inputs:
 
     parameters: tuple[_Parameter, ...]
     most: int
+
+
+def check_attributes(node: Node) -> None:
+    """Refuse attributes that ONNX does not give the operator, in this opset or the newest: what they ask for would not be done.
+
+    Raises:
+        Unsupported: which attribute, and what it should be.
+    """
+    from onnx import AttributeProto
+
+    known = _attributes(node.domain, node.op, node.opset)
+    if known is None or node.proto is None:
+        return
+    newest = _attributes(node.domain, node.op, None) or {}
+    for attribute in node.proto.attribute:
+        kinds = {table[attribute.name] for table in (known, newest) if attribute.name in table}
+        if not kinds:
+            near = get_close_matches(attribute.name, {**known, **newest}, 1)
+            raise Unsupported(f"attribute {attribute.name!r} is unknown to this operator{f'; near it: {near[0]}' if near else ''}")
+        if attribute.type not in kinds:
+            named = [AttributeProto.AttributeType.Name(kind) for kind in (attribute.type, *sorted(kinds))]  # type: ignore[arg-type]
+            raise Unsupported(f"attribute {attribute.name!r} is {named[0]}; ONNX has {' or '.join(named[1:])}")
+
+
+@cache
+def _attributes(domain: str, name: str, opset: int | None) -> Mapping[str, int] | None:
+    """The kinds of an operator's attributes (``AttributeProto.AttributeType``), or None where ONNX does not know it."""
+    found = schema(domain, name, opset)
+    return None if found is None else {one.name: int(one.type.value) for one in found.attributes.values()}
 
 
 def check_inputs(node: Node) -> None:

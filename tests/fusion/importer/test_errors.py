@@ -56,6 +56,9 @@ def test_folder(tmp_path: Path) -> None:
         (b'{"this": "is JSON"}', "not an ONNX file"),
         (relu().SerializeToString()[:-7], "not an ONNX file, or cut short"),
         (onnx.ModelProto(ir_version=8).SerializeToString(), "holds no graph"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "a Git LFS pointer, not the model itself: 'git lfs pull' fetches it"),
+        (b"\n <!DOCTYPE html><html>", "a web page, not a model: the download went wrong"),
+        (b"PK\x03\x04" + bytes(40), "a zip archive, not an ONNX file: unpack it, or export a PyTorch model with torch.onnx.export"),
     ],
 )
 def test_bad_content(tmp_path: Path, content: bytes, part: str) -> None:
@@ -121,6 +124,50 @@ def test_output_that_nothing_makes() -> None:
 def test_tensor_made_twice() -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["y"])]
     assert "made by two nodes, 'Relu_0' and 'Neg_1'" in message(model_of(*nodes))
+
+
+@pytest.mark.parametrize("kind", ["input", "initializer"])
+def test_a_node_that_makes_what_is_given(kind: str) -> None:
+    model = relu()
+    if kind == "input":
+        model.graph.input.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 4]))
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "y"))
+    assert f"tensor 'y' is made by node 'Relu_0', and is an {kind} of the graph as well" in message(model)
+
+
+def test_an_input_named_twice() -> None:
+    model = relu()
+    model.graph.input.append(model.graph.input[0])
+    assert "input 'x' stands twice in the graph" in message(model)
+
+
+def test_initializers_of_one_name() -> None:
+    """The same content twice is harmless; otherwise nobody can know which is meant."""
+    model = model_of(helper.make_node("Add", ["x", "w"], ["y"]), weights={"w": np.ones(4, np.float32)})
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "w"))
+    assert import_onnx(model).outputs == ("y",)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(4, np.float32), "w"))
+    assert "initializer 'w' stands twice in the graph, with different contents" in message(model)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"axis": 1.5}, "attribute 'axis' is FLOAT; ONNX has INT"),
+        ({"axis": [1]}, "attribute 'axis' is INTS; ONNX has INT"),
+        ({"axes": 1}, "attribute 'axes' is unknown to this operator; near it: axis"),
+        ({"smoothing": 0.1}, "attribute 'smoothing' is unknown to this operator"),
+    ],
+)
+def test_attributes_that_onnx_does_not_have_are_refused(attributes: dict[str, object], reason: str) -> None:
+    assert f"Softmax_0: Softmax (ai.onnx, opset 18): {reason}" in message(model_of(helper.make_node("Softmax", ["x"], ["y"], **attributes)))
+
+
+def test_attributes_of_later_opsets_are_taken() -> None:
+    """ReduceMax has noop_with_empty_axes from opset 18 on; what it says is clear."""
+    node = helper.make_node("ReduceMax", ["x"], ["y"], axes=[1], noop_with_empty_axes=0)
+    assert import_onnx(model_of(node, opset=13)).outputs == ("y",)
 
 
 def test_weight_with_too_few_bytes() -> None:
