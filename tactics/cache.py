@@ -3,7 +3,8 @@
 The file is text: ``{"schema": 1, "entries": {key: entry}, "kernels": {key: cubin}}``. An entry holds the question (``asked``: the
 workload, the device, the limits), the answer (``tactic``, ``config``, ``seconds``), everything that was timed, and how deep the search
 was (``level``: an entry answers builds at that level and below). Its key is a hash of the question, so files of different devices or
-versions merge without conflict. Cubins are kept for winners only (zlib, base64). Readers and writers hold ``FILE.lock``; a write goes to a temporary file that then replaces the old one.
+versions merge without conflict. Cubins are kept for winners only (zlib, base64). A write goes to a temporary file that then replaces the old one,
+so that readers need no lock; writers hold ``FILE.lock``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class CacheError(ValueError):
 
 
 class ForeignFileError(CacheError):
-    """A file that never was a timing cache, whole or not: it belongs to something else and is not replaced."""
+    """A file that never was a timing cache, whole or not, or one that a newer trtcli writes: it belongs to something else and is not replaced."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,7 @@ def load(path: Path) -> TimingCache:
         CacheError: not a timing cache, or another schema; :class:`ForeignFileError` where it never was one.
         OSError: the file cannot be read.
     """
-    with _lock(path):
-        return _read(path)
+    return _read(path)
 
 
 def save(path: Path, cache: TimingCache) -> TimingCache:
@@ -179,6 +179,30 @@ def _lock(path: Path) -> AbstractContextManager[object]:
     return FileLock(f"{path}.lock")
 
 
+def _entry(value: Mapping[str, Any]) -> Entry:
+    timings = tuple(
+        Timing(
+            str(item["tactic"]),
+            tuple(sorted((str(name), int(number)) for name, number in item["config"].items())),
+            None if item["seconds"] is None else _seconds(item["seconds"]),
+            str(item.get("reason", "")),
+            str(item.get("fingerprint", "")),
+        )
+        for item in value["timings"]
+    )
+    asked = value["asked"]
+    if not isinstance(asked, dict) or not isinstance(asked.get("workload"), dict | str):
+        raise ValueError("an entry without a workload")
+    return Entry(asked, timings, int(value.get("level", 0)))
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{seconds} seconds")
+    return seconds
+
+
 def _read(path: Path) -> TimingCache:
     if not path.exists():
         return TimingCache()
@@ -194,27 +218,19 @@ def _read(path: Path) -> TimingCache:
             raise ForeignFileError(f"{path}: is no timing cache, but holds {', '.join(list(content)[1:4]) or 'nothing'}; give one of its own")
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+            if isinstance(found, int) and found > SCHEMA:
+                raise ForeignFileError(f"{path}: schema {found} is of a newer trtcli, this one knows {SCHEMA}; give another file, or update")
             raise CacheError(
                 f"{path}: schema {found!r} where {SCHEMA} is expected; delete the file to start a new cache"
             )
         entries = {}
         for value in content["entries"].values():
-            timings = tuple(
-                Timing(
-                    str(item["tactic"]),
-                    tuple(sorted((str(name), int(number)) for name, number in item["config"].items())),
-                    None if item["seconds"] is None else float(item["seconds"]),
-                    str(item.get("reason", "")),
-                    str(item.get("fingerprint", "")),
-                )
-                for item in value["timings"]
-            )
-            entry = Entry(value["asked"], timings, int(value.get("level", 0)))
+            entry = _entry(value)
             entries[entry.key] = entry
         kernels = {str(key): zlib.decompress(base64.b64decode(image)) for key, image in content["kernels"].items()}
     except CacheError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise CacheError(
             f"{path}: is cut off or damaged, and no timing cache any more ({type(error).__name__}: {error}); delete it to start a new one"
         ) from None

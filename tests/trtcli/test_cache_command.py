@@ -105,4 +105,9 @@ def test_a_broken_file_is_named(tmp_path: Path, capsys: Captured) -> None:
     path = tmp_path / "x.cache"
     path.write_text('{"schema": 99}')
     assert main(["cache", "list", str(path)]) == 1
-    assert "x.cache: schema 99" in capsys.readouterr().err
+    assert "x.cache: schema 99 is of a newer trtcli" in capsys.readouterr().err
+
+
+def test_a_cache_is_read_without_writing_beside_it(path: Path) -> None:
+    assert main(["cache", "list", str(path)]) == 0
+    assert [one.name for one in path.parent.iterdir() if one.suffix == ".lock"] == []

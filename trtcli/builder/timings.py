@@ -60,7 +60,8 @@ class BuildTimings:
         try:
             saved = timing_cache.save(self._file, self.cache if self._config.compilation_cache else replace(self.cache, kernels={}))
         except OSError as error:
-            self._log.warning(f"--timingCacheFile={self._file}: cannot write it ({error.strerror or error})")
+            self._log.warning(f"--timingCacheFile={self._file}: cannot write it ({error.strerror or error}); the timings of this build are not kept")
+            self._file = None
             return
         self._saved = self.cache
         self._log.verbose(f"Saved timing cache {self._file}: {len(saved.entries)} entries")

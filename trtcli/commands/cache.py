@@ -196,8 +196,11 @@ def describe(asked: Mapping[str, Any]) -> str:
     """``Convolution float32 1x64x56x56, 64x64x3x3 -> 1x64x56x56 on NVIDIA ...`` of what a cache was asked."""
     workload = asked.get("workload", {})
     device = asked.get("device", [])
-    name = workload.get("op", {}).get("is", "?")
-    shapes = [", ".join(map(_tensor, workload.get(side, []))) for side in ("inputs", "outputs")]
+    try:
+        name = workload.get("op", {}).get("is", "?")
+        shapes = [", ".join(map(_tensor, workload.get(side, []))) for side in ("inputs", "outputs")]
+    except (AttributeError, KeyError, TypeError):  # an entry that was edited by hand, or one of another version
+        return "what it answers cannot be read"
     return f"{name} {' -> '.join(shapes)}" + (f" on {device[1]}" if len(device) > 1 else "")
 
 
