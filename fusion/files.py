@@ -17,15 +17,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     What is no regular file (``/dev/stdout``, a pipe) cannot be replaced and is written directly.
 
     Raises:
-        OSError: it cannot be written (no permission, no space left, no such folder).
+        OSError: it cannot be written (no permission, no space left, no such folder); it names ``path``.
     """
     target = Path(path)
-    if target.exists() and not target.is_file():
-        with target.open("wb") as file:
-            yield file
-        return
-    target = target.resolve()  # write through symbolic links
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        if target.exists() and not target.is_file():
+            with target.open("wb") as file:
+                yield file
+        else:
+            with _replacing(target.resolve()) as file:  # write through symbolic links
+                yield file
+    except OSError as error:
+        temporary = Path(os.fsdecode(error.filename)).name.startswith(_prefix(target)) if error.filename else True
+        if error.errno is None or not temporary:  # the block's own trouble with another file
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[IO[bytes]]:
+    handle, name = tempfile.mkstemp(prefix=_prefix(target), dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -37,6 +48,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}."
 
 
 def _umask() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,8 +28,46 @@ def check_writable(flag: str, path: str, special: bool = True) -> None:
         raise ValueError(f"{flag}={path}: is a folder; give a file")
     if not special and target.exists() and not target.is_file():
         raise ValueError(f"{flag}={path}: is no regular file")
-    if not os.access(target if target.exists() else folder, os.W_OK):
+    if target.exists() and not os.access(target, os.W_OK):
         raise ValueError(f"{flag}={path}: no permission to write it")
+    folder = target.resolve().parent
+    if (target.is_file() or not target.exists()) and not os.access(folder, os.W_OK | os.X_OK):  # it is replaced, not overwritten
+        raise ValueError(f"{flag}={path}: no permission to write into the folder {folder}")
+
+
+def check_folder(flag: str, folder: str = ".") -> None:
+    """Refuse now a flag that writes files of names of its own into ``folder``.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{flag}: no permission to write into the current folder {os.path.abspath(folder)}")
+
+
+class FileNames:
+    """File names for tensors, of letters, digits and ``_.-``; those of different tensors differ: ``a_b``, ``a_b.2``."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, str] = {}
+        self._taken: set[str] = set()
+
+    def of(self, name: str) -> str:
+        """The file name (without an ending) for tensor ``name``, the same each time."""
+        if name not in self._of:
+            plain = unique = safe_name(name)
+            number = 1
+            while unique in self._taken:
+                number += 1
+                unique = f"{plain}.{number}"
+            self._taken.add(unique)
+            self._of[name] = unique
+        return self._of[name]
+
+
+def safe_name(name: str) -> str:
+    """``name`` with ``_`` for everything but letters, digits and ``_.-``."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 def write_text(path: str | Path, pieces: str | Iterable[str]) -> None:

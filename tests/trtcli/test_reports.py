@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -14,7 +15,7 @@ import pytest
 from runtime.profiler import LayerTime, Profile
 from trtcli.builder import Progress
 from trtcli.errors import lines_of, report
-from trtcli.files import check_writable, json_text, replacing, write_json
+from trtcli.files import FileNames, check_folder, check_writable, json_text, replacing, write_json
 from trtcli.log import Log
 from trtcli.parse import UsageError
 from trtcli.progress import build_progress, summary
@@ -166,6 +167,23 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out.json"]
 
 
+def test_errors_of_writing_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"), replacing("/dev/full") as file:
+        file.write(b"x")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/a'"), replacing(tmp_path / "a") as file:
+        file.write(b"x")
+    with pytest.raises(FileNotFoundError, match=rf"'{tmp_path}/no/b'"), replacing(tmp_path / "no" / "b"):
+        pass
+    with pytest.raises(FileNotFoundError, match="'another'"), replacing(tmp_path / "c"):
+        open("another").close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_special_files_are_written_in_place() -> None:
     with replacing("/dev/null") as file:
         file.write(b"x")
@@ -178,6 +196,23 @@ def test_unwritable_outputs_are_refused_early(tmp_path: Path) -> None:
         check_writable("--saveEngine", str(tmp_path / "no" / "e.engine"))
     with pytest.raises(ValueError, match="is a folder"):
         check_writable("--saveEngine", str(tmp_path))
+
+
+def test_folders_that_cannot_be_written_are_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old.json").touch()
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and not Path(path).is_dir())
+    for name in ("old.json", "new.json"):
+        with pytest.raises(ValueError, match=f"--exportTimes=.*{name}: no permission to write into the folder {tmp_path}"):
+            check_writable("--exportTimes", str(tmp_path / name))
+    check_writable("--exportTimes", "/dev/null")
+    with pytest.raises(ValueError, match="--dumpRawBindingsToFile: no permission to write into the current folder"):
+        check_folder("--dumpRawBindingsToFile")
+
+
+def test_tensors_have_files_of_their_own() -> None:
+    names = FileNames()
+    assert [names.of(name) for name in ("a/b", "a:b", "画", "слой", "像", "a/b")] == ["a_b", "a_b.2", "_", "____", "_.2", "a_b"]
 
 
 # --- progress --------------------------------------------------------------------------------------------------------

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from fusion.dtypes import data_type
+from trtcli.files import safe_name
 
 
 def output_lines(outputs: Mapping[str, np.ndarray]) -> list[str]:
@@ -48,6 +48,5 @@ def dimensions(array: np.ndarray) -> str:
 
 def raw_name(name: str, kind: str, array: np.ndarray) -> str:
     """``<name>.<input|output>.<d0.d1>.<dtype>.raw`` with unsafe characters replaced by ``_``."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
     extents = ".".join(map(str, array.shape)) or "scalar"
-    return f"{safe}.{kind}.{extents}.{data_type(array.dtype).label}.raw"
+    return f"{safe_name(name)}.{kind}.{extents}.{data_type(array.dtype).label}.raw"

@@ -14,7 +14,7 @@ import numpy as np
 
 from fusion.dtypes import data_type
 from fusion.files import replacing
-from trtcli.files import write_json, write_text
+from trtcli.files import FileNames, write_json, write_text
 
 FORMATS = ("summary", "numpy", "string", "raw")
 SUMMARY_FILE = "tensor_summary.json"
@@ -35,10 +35,11 @@ class Saver:
     formats: Sequence[str] = ()
     written: dict[str, dict[str, str]] = field(default_factory=dict)
     entries: list[dict[str, Any]] = field(default_factory=list)
+    _names: FileNames = field(default_factory=FileNames)
 
     def __call__(self, name: str, array: np.ndarray) -> None:
         files = {"assigned": file} if (file := self._file(name)) else {}
-        safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+        safe = self._names.of(name)
         plain = _plain(array)
         if "numpy" in self.formats:
             files["numpy"] = f"{safe}{'' if plain.dtype == array.dtype else '_to_float'}.npy"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from trtcli.config import Config
-from trtcli.files import check_writable
+from trtcli.files import check_folder, check_writable
 from trtcli.log import Log
 
 _SECTIONS = {
@@ -53,11 +53,15 @@ def check_files(config: Config) -> None:
     taken = {os.path.realpath(path): "is an input" for path in given if path}
     for flag, path in (*whole, *reports):
         if path:
-            check_writable(flag, path, special=(flag, path) in reports)
+            if not (flag == "--timingCacheFile" and os.path.isfile(path) and os.access(path, os.R_OK)):  # one to read is good enough
+                check_writable(flag, path, special=(flag, path) in reports)
             real = os.path.realpath(path)
             if real in taken and not path.startswith("/dev/"):
                 raise ValueError(f"{flag}={path}: this file {taken[real]}; give another one")
             taken[real] = f"is also what {flag} writes"
+    for flag, wanted in (("--dumpRawBindingsToFile", report.dump_raw_bindings), ("--saveAllDebugTensors", report.save_all_debug)):
+        if wanted and not config.inference.skip_inference:
+            check_folder(flag)
     if config.system.plugins:
         from trtcli import plugins
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fusion.files import replacing
 from trtcli.config import Config
-from trtcli.files import write_json, write_text
+from trtcli.files import FileNames, write_json, write_text
 from trtcli.log import Log
 from trtcli.session.inference import Shapes
 
@@ -163,8 +163,9 @@ def report_outputs(
         write_text(config.report.export_output, output_json(outputs))
     if config.report.dump_raw_bindings:
         for kind, arrays in (("input", inputs), ("output", outputs)):
+            names = FileNames()
             for name, array in arrays.items():
-                file_name, layout = raw_name(name, kind, array), engine.network.formats.get(name)
+                file_name, layout = raw_name(names.of(name), kind, array), engine.network.formats.get(name)
                 with replacing(file_name) as file:
                     file.write(np.ascontiguousarray(array if layout is None else layout.pack(array)).tobytes())
                 log.info(f"Dumped {kind} tensor {name} to {file_name}")
