@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,10 @@ def outputs_agree(
     outputs as they lie in memory, which ``formats`` say.
 
     Raises:
-        ValueError: a file has the wrong size.
+        ValueError: a file has the wrong size, or none is for an output.
         OSError: a file cannot be read.
     """
+    check_names(references, outputs)
     passed = True
     for name, path in references.items():
         if name not in outputs:
@@ -35,6 +36,16 @@ def outputs_agree(
         line = f"Accuracy of {name}: {config.accuracy_algorithm} loss {found:.6g}, threshold {config.accuracy_threshold:g}"
         (log.info if good else log.error)(f"{line}: {'passed' if good else 'FAILED'}")
     return passed
+
+
+def check_names(references: Iterable[str], outputs: Iterable[str]) -> None:
+    """Refuse ``references`` of which none is among the ``outputs``: a comparison of nothing would pass.
+
+    Raises:
+        ValueError: with the names.
+    """
+    if not set(references) & set(outputs):
+        raise ValueError(f"--loadRefOutputs: no output is named {', '.join(references)}; the outputs are {', '.join(outputs)}")
 
 
 def loss(found: np.ndarray, reference: np.ndarray, algorithm: str, atol: float, rtol: float) -> float:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from fusion.bind import bind_type
-from fusion.formats import Format
 from fusion.network import Network, TensorType, typical_sizes
 from runtime.engine import sizes_of
 from runtime.random_data import network_inputs
@@ -18,12 +17,25 @@ from tactics.tactic import tensor_bytes
 def make_inputs(
     network: Network, shapes: Mapping[str, tuple[int, ...]], files: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    """A value for every input of ``network``, row-major in the model's shape: from its file (which holds it as it lies in memory), else random (the same
-    in every run).
+    """A value for every input of ``network``, row-major in the model's shape: from its file, else random (the same in every run).
 
     Raises:
         ValueError: a name is no input, or a file has the wrong size.
         OSError: a file cannot be read.
+    """
+    check_inputs(network, shapes, files)
+    sizes = typical_sizes(network, sizes_of(network, shapes))
+    types = {name: bind_type(tensor, sizes) for name, tensor in network.tensors.items()}
+    known = {name: TensorType(types[name].dtype, network.formats[name].known_as(types[name].shape)) for name in network.formats}
+    return {**network_inputs(network, {**types, **known}), **{name: _read(path, name, network, shapes) for name, path in files.items()}}
+
+
+def check_inputs(network: Network, shapes: Mapping[str, tuple[int, ...]], files: Mapping[str, str]) -> None:
+    """Refuse files that are no values of inputs of these shapes: as they lie in memory, without any header (``numpy.ndarray.tofile``).
+
+    Raises:
+        ValueError: a name is no input, or a file has the wrong size.
+        OSError: there is no such file.
     """
     unknown = [name for name in files if name not in network.inputs]
     if unknown:
@@ -31,28 +43,23 @@ def make_inputs(
             f"Invalid tensor names found in --loadInputs flag: {', '.join(unknown)}; "
             f"the inputs are {', '.join(network.inputs)}"
         )
-    sizes = typical_sizes(network, sizes_of(network, shapes))
-    types = {name: bind_type(tensor, sizes) for name, tensor in network.tensors.items()}
-    loaded = {name: read_raw(path, name, types[name], network.formats.get(name)) for name, path in files.items()}
-    known = {name: TensorType(types[name].dtype, network.formats[name].known_as(types[name].shape)) for name in network.formats}
-    return {**network_inputs(network, {**types, **known}), **loaded}
+    for name, path in files.items():
+        tensor, layout = _in_memory(network, name, shapes), network.formats.get(name)
+        size, expected = Path(path).stat().st_size, tensor_bytes(tensor)
+        if size != expected:
+            raise ValueError(
+                f"Unexpected file size for input file: {path}. Input {name!r} is {expected} bytes "
+                f"({'x'.join(map(str, tensor.shape)) or 'scalar'} {tensor.dtype.label}{f' in {layout.name}' if layout else ''}), but the file has {size} bytes. "
+                "Check the shape (--shapes) and the data type"
+            )
 
 
-def read_raw(path: str, name: str, tensor: TensorType, layout: Format | None = None) -> np.ndarray:
-    """The values of input ``name`` in a file without any header, as ``numpy.ndarray.tofile`` writes it; ``tensor`` and ``layout`` say how they lie in
-    memory, and in the file.
+def _in_memory(network: Network, name: str, shapes: Mapping[str, tuple[int, ...]]) -> TensorType:
+    layout = network.formats.get(name)
+    return TensorType(network.tensors[name].dtype, layout.in_memory(shapes[name]) if layout else shapes[name])
 
-    Raises:
-        ValueError: the file's size is not that of the input.
-        OSError: it cannot be read.
-    """
-    shape = [int(str(dim)) for dim in tensor.shape]
-    size, expected = Path(path).stat().st_size, tensor_bytes(tensor)
-    if size != expected:
-        raise ValueError(
-            f"Unexpected file size for input file: {path}. Input {name!r} is {expected} bytes "
-            f"({'x'.join(map(str, tensor.shape)) or 'scalar'} {tensor.dtype.label}{f' in {layout.name}' if layout else ''}), but the file has {size} bytes. "
-            "Check the shape (--shapes) and the data type"
-        )
-    array = np.fromfile(path, tensor.dtype.numpy).reshape(shape)
-    return array if layout is None else layout.unpack(array)
+
+def _read(path: str, name: str, network: Network, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    tensor, layout = _in_memory(network, name, shapes), network.formats.get(name)
+    array = np.fromfile(path, tensor.dtype.numpy).reshape([int(str(dim)) for dim in tensor.shape])
+    return layout.unpack(array) if layout else array

@@ -72,9 +72,12 @@ def test_runs_pass_and_fail_by_their_outputs(files: dict[str, Path], capsys: Cap
     assert "Accuracy of y: l0 loss 0.5, threshold 0.1: FAILED" in found.out + found.err and "&&&& FAILED" in found.out
     assert main([*base, f"--loadRefOutputs=y:{files['bad']}", "--atol=2"]) == 0
     capsys.readouterr()
-    assert main([*base, f"--loadRefOutputs=z:{files['good']}"]) == 0  # as trtexec: told, not refused
+    assert main([*base, f"--loadRefOutputs=y:{files['good']},z:{files['good']}"]) == 0  # as trtexec: told, not refused
     found = capsys.readouterr()
     assert "no output is named 'z'; skipped. The outputs are y" in found.out + found.err
+    assert main([*base, f"--loadRefOutputs=z:{files['good']}"]) == 1  # to compare nothing is not to pass
+    found = capsys.readouterr()
+    assert "--loadRefOutputs: no output is named z; the outputs are y" in found.err and "Built" not in found.out
     assert main([*base, f"--loadRefOutputs=y:{files['short']}"]) == 1
     assert "Output 'y' is 16 bytes (4 float32), but the file has 8 bytes" in capsys.readouterr().err
     assert main([*base, "--loadRefOutputs=y:missing.raw"]) == 1

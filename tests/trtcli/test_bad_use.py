@@ -55,6 +55,26 @@ def test_shapes_outside_of_the_profile(engine_file: Path, context, capsys: Captu
         context.set_input_shape("x", (9, 4))
 
 
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--shapes=x:9x4"], "--shapes: input 'x' 9x4 is outside of what the engine was built for (1x4 to 8x4)"),
+        (["--useProfile=1"], "Selected profile index 1 exceeds the number of profiles that the engine holds (1)"),
+        (["--loadInputs=z:{file}"], "Invalid tensor names found in --loadInputs flag: z; the inputs are x"),
+        (["--loadInputs=x:{file}"], "Input 'x' is 64 bytes (4x4 FP32), but the file has 3 bytes"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_the_build(flags: list[str], complaint: str, engine_file: Path, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "f").write_bytes(b"123")
+    bounds = ["--minShapes=x:1x4", "--optShapes=x:4x4", "--maxShapes=x:8x4"]
+    argv = [f"--onnx={engine_file.with_suffix('.onnx')}", *bounds, *(flag.format(file=tmp_path / "f") for flag in flags)]
+    assert main([*argv, "--skipInference", *RUN[:1]]) == 0  # which cannot be seen from a build
+    capsys.readouterr()
+    assert main([*argv, *RUN]) == 1
+    found = capsys.readouterr()
+    assert complaint in found.err and "Fused" not in found.out
+
+
 def test_a_file_of_the_other_kind(engine_file: Path, capsys: Captured) -> None:
     assert f"an engine file, not a model: run it with --loadEngine={engine_file}" in refused(capsys, f"--onnx={engine_file}", *RUN)
     model = engine_file.with_suffix(".onnx")

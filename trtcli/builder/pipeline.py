@@ -53,11 +53,12 @@ def build(
     *,
     log: Log,
     progress: Callable[[Progress], None] = lambda _: None,
-    accept: Callable[[Network, Sequence[Profile]], None] = lambda *_: None,
+    accept: Callable[[Network, Network, Sequence[Profile]], None] = lambda *_: None,
     stage: Callable[[str], None] = lambda _: None,
 ) -> Engine:
-    """An engine for ``model`` (a file, or a serialised ONNX model) on ``device``. ``accept`` sees the model and the optimization profiles
-    before any work is done, and may raise; ``stage`` is told of every stage that has ended.
+    """An engine for ``model`` (a file, or a serialised ONNX model) on ``device``. ``accept`` sees the model's network, the same with
+    fixed sizes and the formats of inputs and outputs, and the optimization profiles before any work is done, and may raise; ``stage`` is told of every
+    stage that has ended.
 
     Raises:
         fusion.importer.ModelError: the model cannot be read, or holds unsupported operators.
@@ -66,15 +67,15 @@ def build(
     """
     began = time.perf_counter()
     check_rules(FusionOptions(config.disabled_fusions))  # before a large model is read
-    imported = import_onnx(model)
+    original = imported = import_onnx(model)
     log.info(parsed_line(model, imported, time.perf_counter() - began))
     stage("Import model")
     profiles = optimization_profiles(imported, config, log)
-    accept(imported, profiles)
     imported = fix_sizes(imported, shared_sizes(imported, profiles))  # what never varies is not dynamic
     for line in profile_lines(imported, profiles):
         log.info(line)
     imported, config = with_io_formats(imported, profiles, config, lambda one: fuse(one, config, device.spec.kind, Silent()).network, log)
+    accept(original, imported, profiles)
     config = replace(config, tactic_sources=available_sources(config.tactic_sources, device, log))
 
     fusing = time.perf_counter()

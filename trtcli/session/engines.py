@@ -89,12 +89,11 @@ def build_engine(config: Config, device: Device, log: Log, memory: MemoryUsage) 
     """An engine from ``--onnx``, saved where ``--saveEngine`` says."""
     from trtcli.builder import build
     from trtcli.progress import build_progress
-    from trtcli.serving import check_batches
+    from trtcli.session.inference import check_request
 
-    def accept(network: Network, profiles: Sequence[Mapping[str, InputRange]]) -> None:
-        number = config.inference.profile or 0
-        if number < len(profiles) and not config.inference.skip_inference:
-            check_batches(config.inference, network, profiles[number])
+    def accept(model: Network, network: Network, profiles: Sequence[Mapping[str, InputRange]]) -> None:
+        if not config.inference.skip_inference:
+            check_request(config.inference, model, network, profiles)
 
     with build_progress(log) as progress:
         engine = build(Path(config.model.onnx), config.build, device, log=log, progress=progress, accept=accept, stage=memory.stage)

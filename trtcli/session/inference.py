@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtcli.config import Config
+from trtcli.config import Config, InferenceConfig
 from trtcli.log import Log
 
 if TYPE_CHECKING:
+    from fusion.network import Network
     from runtime.benchmark import BenchmarkOptions
     from runtime.context import ExecutionContext
     from runtime.device import Device
-    from runtime.engine import Engine
+    from runtime.engine import Engine, InputRange
     from runtime.nvtx import LayerRanges, Names
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -25,7 +26,10 @@ def inference_shapes(config: Config, engine: Engine, log: Log) -> dict[str, tupl
     """The input shapes to run at, with a line for each dynamic input."""
     from trtcli import shapes
 
-    number = use_profile(config, engine, log)
+    count = len(engine.profiles)
+    number = profile_number(config.inference, count)
+    if config.inference.profile is None and count > 1:
+        log.warning(f"The engine has {count} optimization profiles; profile 0 is used (--useProfile=N takes another)")
     chosen = shapes.inference_shapes(engine.network, engine.profiles[number], config.inference.shapes)
     asked = shapes.match_names(config.inference.shapes, chosen, "--shapes")
     for name, extents in chosen.items():
@@ -34,17 +38,36 @@ def inference_shapes(config: Config, engine: Engine, log: Log) -> dict[str, tupl
     return chosen
 
 
-def use_profile(config: Config, engine: Engine, log: Log) -> int:
-    """The optimization profile of ``--useProfile``.
+def check_request(inference: InferenceConfig, model: Network, network: Network, profiles: Sequence[Mapping[str, InputRange]]) -> None:
+    """Refuse what the run could not do with such an engine, before minutes are spent on building it: ``model`` is as it was imported, ``network`` has
+    the formats that its inputs and outputs will have.
+
+    Raises:
+        ValueError: ``--useProfile``, ``--shapes``, ``--loadInputs``, ``--loadRefOutputs``, ``--sweepBatch`` or ``--maxBatch`` do not fit.
+        OSError: a file of ``--loadInputs`` cannot be read.
+    """
+    from trtcli import shapes
+    from trtcli.accuracy import check_names
+    from trtcli.inputs import check_inputs
+    from trtcli.serving import check_batches
+
+    profile = profiles[profile_number(inference, len(profiles))]
+    chosen = shapes.inference_shapes(model, profile, inference.shapes)
+    for inputs in (inference.load_inputs, *(pair.inputs for pair in inference.more_references)):
+        check_inputs(network, chosen, inputs)
+    for outputs in (inference.ref_outputs, *(pair.outputs for pair in inference.more_references)):
+        if outputs:
+            check_names(outputs, network.outputs)
+    check_batches(inference, model, profile)
+
+
+def profile_number(inference: InferenceConfig, count: int) -> int:
+    """The optimization profile of ``--useProfile``, of ``count``.
 
     Raises:
         ValueError: the engine has fewer.
     """
-    number, count = config.inference.profile, len(engine.profiles)
-    if number is None:
-        if count > 1:
-            log.warning(f"The engine has {count} optimization profiles; profile 0 is used (--useProfile=N takes another)")
-        return 0
+    number = inference.profile or 0
     if number >= count:
         raise ValueError(
             f"Selected profile index {number} exceeds the number of profiles that the engine holds ({count}): "
