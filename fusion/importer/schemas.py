@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -60,11 +60,19 @@ def check_attributes(node: Node) -> None:
     for attribute in node.proto.attribute:
         kinds = {table[attribute.name] for table in (known, newest) if attribute.name in table}
         if not kinds:
-            near = get_close_matches(attribute.name, {**known, **newest}, 1)
-            raise Unsupported(f"attribute {attribute.name!r} is unknown to this operator{f'; near it: {near[0]}' if near else ''}")
+            raise Unsupported(f"attribute {attribute.name!r} is unknown to this operator{_advice(node, attribute.name, {**known, **newest})}")
         if attribute.type not in kinds:
             named = [AttributeProto.AttributeType.Name(kind) for kind in (attribute.type, *sorted(kinds))]  # type: ignore[arg-type]
             raise Unsupported(f"attribute {attribute.name!r} is {named[0]}; ONNX has {' or '.join(named[1:])}")
+
+
+def _advice(node: Node, name: str, known: Iterable[str]) -> str:
+    found = schema(node.domain, node.op, node.opset)
+    last = found.since_version - 1 if found else 0
+    if name in (_attributes(node.domain, node.op, last) or {}):
+        return f" in opset {node.opset}; it has it until opset {last}, give the model that one or what takes its place"
+    near = get_close_matches(name, known, 1)
+    return f"; near it: {near[0]}" if near else ""
 
 
 @cache

@@ -133,7 +133,7 @@ def test_inspect_why_not(plain: Path, capsys: Captured) -> None:
 
 def test_inspect_why_not_inside_of_a_branch(tmp_path: Path, capsys: Captured) -> None:
     path, engine = tmp_path / "branch.onnx", tmp_path / "branch.engine"
-    save(parser.parse_model("""<ir_version: 8, opset_import: ["" : 18]> g (float[2, 3] x, bool c) => (float[2, 3] y, float[2, 3] z) {
+    save(parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> g (float[2, 3] x, bool c) => (float[2, 3] y, float[2, 3] z) {
         y = If(c) <then_branch = t () => (float[2, 3] a) { e = Abs(x) f = ReduceMax<axes = [1]>(e) a = Mul(e, f) },
                    else_branch = f () => (float[2, 3] b) { b = Neg(x) }>
         z = Exp(x) }"""), path)

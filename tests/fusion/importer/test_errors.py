@@ -164,6 +164,12 @@ def test_attributes_that_onnx_does_not_have_are_refused(attributes: dict[str, ob
     assert f"Softmax_0: Softmax (ai.onnx, opset 18): {reason}" in message(model_of(helper.make_node("Softmax", ["x"], ["y"], **attributes)))
 
 
+def test_attributes_that_became_inputs_are_refused() -> None:
+    """They would be ignored, and all axes reduced."""
+    text = message(model_of(helper.make_node("ReduceMax", ["x"], ["y"], axes=[1])))
+    assert "attribute 'axes' is unknown to this operator in opset 18; it has it until opset 17, give the model that one or what" in text
+
+
 def test_attributes_of_later_opsets_are_taken() -> None:
     """ReduceMax has noop_with_empty_axes from opset 18 on; what it says is clear."""
     node = helper.make_node("ReduceMax", ["x"], ["y"], axes=[1], noop_with_empty_axes=0)
