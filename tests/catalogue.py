@@ -430,6 +430,10 @@ CATALOGUE: Sequence[Row] = (
         values={**SCALES, "q8": _bytes(8, 8, 3, 3)}, near=(("Conv(d, w)", "Conv(x, w)"),)),
     Row("quantised convolution + ReLU + quantisation", QDQ + "w = DequantizeLinear(q8, s2, i8)\nc = Conv(d, w)\nt = Relu(c)\nr = QuantizeLinear(t, s, i8)\n"
         "y = DequantizeLinear(r, s, i8)", "convolution-pointwise", layers=2, values={**SCALES, "q8": _bytes(8, 8, 3, 3)}, near_output="t"),
+    Row("matrix product + GELU + quantisation", "a = MatMul(x, w)\nb = Gelu(a)\nt = Add(b, z)\nq = QuantizeLinear(t, s, i8)\ny = DequantizeLinear(q, s, i8)", "matmul-pointwise",
+        layers=2, inputs={**ROWS_2D, "z": (6, 12)}, values={**SCALES, "w": (16, 12)}, near_output="a b t", opset=20),
+    Row("convolution + ReLU + quantisation", CONV + "r = Relu(t)\nq = QuantizeLinear(r, s, i8)\ny = DequantizeLinear(q, s, i8)", "convolution-pointwise", layers=2,
+        values={**W, **SCALES}, near_output="r"),
     Row("quantised convolution + residual sum", QDQ + "w = DequantizeLinear(q8, s2, i8)\nt = Conv<pads=[1,1,1,1]>(d, w)\nv = Add(t, d)\ny = Relu(v)",
         "convolution-sum", layers=2, values={**SCALES, "q8": _bytes(8, 8, 3, 3)}, near_output="t"),
     Row("quantised matrix product", QDQ + "w = DequantizeLinear(q8, s2, i8)\ny = MatMul(d, w)", "quantized-matmul", layers=2, inputs=ROWS_2D,
