@@ -32,6 +32,7 @@ from fusion.rules import (
     constant_operand,
     convolution_activation,
     convolution_concatenation,
+    convolution_patches,
     convolution_pointwise,
     convolution_pooling,
     convolution_prologue,
@@ -143,7 +144,7 @@ READERS = (
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
 OPTIONAL: tuple[Rule, ...] = (
-    convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_prologue.RULE, matmul_prologue.RULE,
+    convolution_concatenation.RULE, convolution_patches.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_prologue.RULE, matmul_prologue.RULE,
     convolution_pooling.RULE,
 )  # fmt: skip
 
