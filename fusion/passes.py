@@ -114,6 +114,7 @@ from fusion.rules import (
     softplus,
     space_to_depth,
     swish,
+    transpose_epilogue,
     transpose_pointwise,
 )
 
@@ -169,7 +170,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("packed", (packed_attention.RULE, cache_append.RULE)),
 )
 # After precision and layout are chosen: nothing looks into what these make.
-FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE, pooling_channels.RULE, transpose_pointwise.RULE)
+FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE, pooling_channels.RULE, transpose_pointwise.RULE, transpose_epilogue.RULE)
 RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.name: rule for _, rules in (*PASSES, ("final", FINAL), ("optional", OPTIONAL)) for rule in rules}
 )
