@@ -365,8 +365,6 @@ CATALOGUE: Sequence[Row] = (
     Row("a cast before a transpose", "t = Cast<to=10>(x)\ny = Transpose<perm=[0,2,3,1]>(t)", "transpose-pointwise", device="cuda", near_output="t"),
     Row("a quantisation behind a transpose", "t = Transpose<perm=[0,3,1,2]>(x)\ny = QuantizeLinear(t, s, i8)", "transpose-pointwise", device="cuda", values=SCALES,
         near=(("QuantizeLinear(t, s, i8)", "Exp(t)"),)),
-    Row("a result that is cast and transposed", "h = Cast<to=10>(x)\nt = MaxPool<kernel_shape=[2,2]>(h)\nu = Cast<to=1>(t)\ny = Transpose<perm=[0,2,1,3]>(u)",
-        "transpose-epilogue", layers=2, device="cuda", near=(("Transpose<perm=[0,2,1,3]>", "DepthToSpace<blocksize=2>"),)),
     Row("sigmoid written out", "a = Neg(x)\nb = Exp(a)\nc = Add(b, one)\ny = Div(one, c)", "sigmoid", values={"one": 1.0}, near_values={"one": 1.1}),
     Row("softplus written out", "a = Exp(x)\nb = Add(a, one)\ny = Log(b)", "softplus", values={"one": 1.0}, near_values={"one": 1.2}),
     Row("constants computed at build", "c = DequantizeLinear(w, s)\ny = Mul(x, c)", "constant-fold",
