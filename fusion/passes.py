@@ -32,7 +32,6 @@ from fusion.rules import (
     constant_operand,
     convolution_activation,
     convolution_concatenation,
-    convolution_patches,
     convolution_pointwise,
     convolution_pooling,
     convolution_prologue,
@@ -82,6 +81,7 @@ from fusion.rules import (
     reduce_pointwise,
     reduce_pooling,
     reduce_prologue,
+    reduce_reduce,
     relu_relu,
     reshape_batch,
     reshape_operands,
@@ -92,6 +92,7 @@ from fusion.rules import (
     rotary_embedding,
     rotary_normalization,
     rotary_part,
+    rotary_positions,
     rotary_table,
     score_operands,
     separable_convolution,
@@ -114,7 +115,6 @@ from fusion.rules import (
     softplus,
     space_to_depth,
     swish,
-    transpose_epilogue,
     transpose_pointwise,
 )
 
@@ -139,13 +139,13 @@ ATTENTION = (
     attention.RULE, attention_heads.RULE, attention_batch.RULE, heads_shuffle.RULE, concatenation_shuffle.RULE, attention_layout.RULE, attention_scale.RULE, attention_causal.RULE, recurrence_layout.RULE,
 )  # fmt: skip
 READERS = (
-    softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
+    softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_reduce.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, pooling_monotone.RULE, pooling_prologue.RULE, epilogue_operand.RULE,
     gather_slice.RULE, pointwise_readers.RULE, roll.RULE, gather_rows.RULE,
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
 OPTIONAL: tuple[Rule, ...] = (
-    convolution_concatenation.RULE, convolution_patches.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_prologue.RULE, matmul_prologue.RULE,
+    convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_prologue.RULE, matmul_prologue.RULE,
     convolution_pooling.RULE,
 )  # fmt: skip
 
@@ -162,7 +162,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("weights", (packed_matmul.RULE,)),  # of products whose activations turned out to be real
     ("clean", CLEAN),
     # Before its last layer is joined with what reads it, a rotary embedding still looks like one.
-    ("products", (*CLEAN, *IDIOMS, *PADDING, rotary_embedding.RULE, rotary_part.RULE, rotary_cast.RULE, *PRODUCTS, pointwise.RULE)),
+    ("products", (*CLEAN, *IDIOMS, *PADDING, rotary_embedding.RULE, rotary_part.RULE, rotary_positions.RULE, rotary_cast.RULE, *PRODUCTS, pointwise.RULE)),
     ("statistics", (*CLEAN, *STATISTICS, rotary_table.RULE)),  # tables of one embedding alone would be computed in what still has to become it
     ("attention", (*CLEAN, *IDIOMS, *PRODUCTS, pointwise.RULE, *ATTENTION)),
     ("readers", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE, *ATTENTION, *READERS)),
@@ -170,7 +170,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("packed", (packed_attention.RULE, cache_append.RULE)),
 )
 # After precision and layout are chosen: nothing looks into what these make.
-FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE, pooling_channels.RULE, transpose_pointwise.RULE, transpose_epilogue.RULE)
+FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE, pooling_channels.RULE, transpose_pointwise.RULE)
 RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.name: rule for _, rules in (*PASSES, ("final", FINAL), ("optional", OPTIONAL)) for rule in rules}
 )

@@ -13,8 +13,8 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -173,19 +173,10 @@ def _timing_json(timing: Timing) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> AbstractContextManager[object]:
     from filelock import FileLock  # late: it costs start-up time
 
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    return FileLock(f"{path}.lock")
 
 
 def _entry(value: Mapping[str, Any]) -> Entry:

@@ -153,6 +153,8 @@ CATALOGUE: Sequence[Row] = (
         values={"axes": np.array([1, 2])}, near=(("perm=[0,2,3,1]", "perm=[1,0,2,3]"),), near_values={"axes": np.array([2, 3])}),
     Row("a function between inverse shuffles", "t = Transpose<perm=[0,2,3,1]>(x)\nu = Sin(t)\ny = Transpose<perm=[0,3,1,2]>(u)", "pointwise-shuffle",
         near_output="t"),
+    Row("convolution + pixel shuffle + activation", "a = Conv<pads=[1,1,1,1]>(x, w)\nt = DepthToSpace<blocksize=2,mode=\"CRD\">(a)\ny = Sin(t)", "pointwise-shuffle",
+        layers=2, values={"w": (8, 8, 3, 3)}, near_output="t"),
     Row("merged patches", "h0 = Slice(x, zero, most, one, two)\nh1 = Slice(x, one, most, one, two)\na = Slice(h0, zero, most, two, two)\nb = Slice(h1, zero, most, two, two)\n"
         "c = Slice(h0, one, most, two, two)\nd = Slice(h1, one, most, two, two)\ny = Concat<axis=-1>(a, b, c, d)", "space-to-depth", inputs={"x": (2, 4, 6, 5)},
         values={"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "most": np.array([2**40])}, near=(("Concat<axis=-1>(a, b, c, d)", "Concat<axis=-1>(b, a, c, d)"),)),
@@ -174,6 +176,7 @@ CATALOGUE: Sequence[Row] = (
         values={**W, "s": (8, 1, 1), "b": (8, 1, 1)}, near_output="t"),
     Row("convolution + batch normalisation", CONV + "y = BatchNormalization(t, s, b, m, va)", "convolution-scale",
         values={**W, "s": (8,), "b": (8,), "m": (8,), "va": np.full(8, 0.7)}, near_output="t"),
+    Row("mean of means", "t = ReduceMean(x, last)\ny = ReduceMean(t, first)", "reduce-reduce", values={"last": np.array([3]), "first": np.array([1])}, near_output="t"),
     Row("mean over H and W is average pooling", "t = ReduceMean(x, axes)\ny = Relu(t)", "reduce-pooling", device="cuda",
         values={"axes": np.array([2, 3])}, near_values={"axes": np.array([1, 3])}),
     Row("softmax + log", "t = Softmax(x)\ny = Log(t)", "softmax-log", inputs=ROWS_2D, near_output="t"),
@@ -265,6 +268,8 @@ CATALOGUE: Sequence[Row] = (
     Row("rotary embedding of a part of each row", "x, r = Split<axis=-1>(w, parts)\n" + PAIRS + "y = Concat<axis=-1>(xy, r)", "rotary-part",
         inputs={"w": (2, 5, 3, 12), "cos": (5, 1, 8), "sin": (5, 1, 8)}, values={**PAIR_VALUES, "parts": np.array([8, 4])},
         near=(("(xy, r)", "(xy, q)"), ("xa =", "q = Slice(w, zero, four, last)\nxa =")),),
+    Row("rotary embedding of all positions but the first", "f, x = Split<axis=1>(w, parts)\n" + PAIRS + "y = Concat<axis=1>(f, xy)", "rotary-positions",
+        inputs={"w": (2, 6, 3, 8)}, values={**PAIR_VALUES, "parts": np.array([1, 5]), "cos": (5, 1, 8), "sin": (5, 1, 8)}, near=(("(f, xy)", "(xy, f)"),)),
     Row("attention of scaled queries and keys", "a = Sin(q)\nqs = Mul(a, c)\nkt = Transpose<perm=[0,1,3,2]>(k)\nks = Mul(kt, c)\ns = MatMul(qs, ks)\n"
         "p = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "attention-scale", layers=2, inputs=HEADS, values={"c": 0.6}, near=(("ks = Mul(kt, c)", "ks = Mul(kt, g)"),), near_values={"g": (8, 1)}),
     Row("attention with heads in the batch", "".join(f"{n}1 = Reshape({n}, heads)\n{n}2 = Transpose<perm=[0,2,1,3]>({n}1)\n{n}3 = Reshape({n}2, fold)\n" for n in "qkv") +
@@ -418,10 +423,6 @@ CATALOGUE: Sequence[Row] = (
         layers=2, values={"w": (12, 8, 1, 1)}, near_values={"w": (12, 8, 5, 5)}),
     Row("pre-activation of a strided convolution", "t = Relu(x)\ny = Conv<strides=[2,2]>(t, w)", "convolution-prologue", measured=True, device="cuda",
         values={"w": (8, 8, 1, 1)}, near_values={"w": (8, 8, 3, 3)}),
-    Row("patches of an image", "t = Conv<strides=[4,4]>(x, w, b)\ny = Relu(t)", "convolution-patches", measured=True, layers=2, device="cuda",
-        inputs={"x": (2, 3, 8, 12)}, values={"w": (16, 3, 4, 4), "b": (16,)}, near=(("strides=[4,4]", "strides=[4,4], pads=[4,0,0,0]"),)),
-    Row("pixels that are merged between stages", "y = Conv<strides=[2,2]>(x, w)", "convolution-patches", measured=True, layers=2, device="cuda",
-        values={"w": (12, 8, 2, 2)}, near=(("strides=[2,2]", "strides=[2,2], group=2"),), near_values={"w": (12, 4, 2, 2)}),
     Row("convolution of joined tensors", "t = Concat<axis=1>(x, z)\ny = Conv<pads=[1,1,1,1]>(t, w)", "convolution-concatenation", layers=2, measured=True,
         inputs=_pairs("x", "z"), values={"w": (8, 16, 3, 3)}, near_output="t"),
     Row("convolutions of one tensor", "a = Conv(x, w)\nb = Conv(x, v)\nc = GlobalMaxPool(a)\nd = GlobalMaxPool(b)\ny = Add(c, d)", "sibling-convolutions", layers=3,
@@ -434,10 +435,6 @@ CATALOGUE: Sequence[Row] = (
         values={**SCALES, "q8": _bytes(8, 8, 3, 3)}, near=(("Conv(d, w)", "Conv(x, w)"),)),
     Row("quantised convolution + ReLU + quantisation", QDQ + "w = DequantizeLinear(q8, s2, i8)\nc = Conv(d, w)\nt = Relu(c)\nr = QuantizeLinear(t, s, i8)\n"
         "y = DequantizeLinear(r, s, i8)", "convolution-pointwise", layers=2, values={**SCALES, "q8": _bytes(8, 8, 3, 3)}, near_output="t"),
-    Row("matrix product + GELU + quantisation", "a = MatMul(x, w)\nb = Gelu(a)\nt = Add(b, z)\nq = QuantizeLinear(t, s, i8)\ny = DequantizeLinear(q, s, i8)", "matmul-pointwise",
-        layers=2, inputs={**ROWS_2D, "z": (6, 12)}, values={**SCALES, "w": (16, 12)}, near_output="a b t", opset=20),
-    Row("convolution + ReLU + quantisation", CONV + "r = Relu(t)\nq = QuantizeLinear(r, s, i8)\ny = DequantizeLinear(q, s, i8)", "convolution-pointwise", layers=2,
-        values={**W, **SCALES}, near_output="r"),
     Row("quantised convolution + residual sum", QDQ + "w = DequantizeLinear(q8, s2, i8)\nt = Conv<pads=[1,1,1,1]>(d, w)\nv = Add(t, d)\ny = Relu(v)",
         "convolution-sum", layers=2, values={**SCALES, "q8": _bytes(8, 8, 3, 3)}, near_output="t"),
     Row("quantised matrix product", QDQ + "w = DequantizeLinear(q8, s2, i8)\ny = MatMul(d, w)", "quantized-matmul", layers=2, inputs=ROWS_2D,

@@ -23,11 +23,15 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     shuffle, layer = match.layers
     if _joins(graph, shuffle, layer):
         return None
-    maker = graph.producer(shuffle.inputs[0])
+    source = shuffle.inputs[0]
+    maker = graph.producer(source)
+    while maker is not None and isinstance(maker.op, Shuffle) and graph.only_reader(source) is not None:  # pixel shuffles are two
+        source = maker.inputs[0]
+        maker = graph.producer(source)
     if maker is None or not isinstance(maker.op, EXPRESSION_OPS):
-        return Refusal("no gain", f"{shuffle.inputs[0]} is not made by a layer with an epilogue")
-    if graph.only_reader(shuffle.inputs[0]) is None:
-        return Refusal("shared", f"{shuffle.inputs[0]}, before {shuffle.name}, has other readers")
+        return Refusal("no gain", f"{source} is not made by a layer with an epilogue")
+    if graph.only_reader(source) is None:
+        return Refusal("shared", f"{source}, before {shuffle.name}, has other readers")
     out = graph.type(layer.outputs[0]).dtype.itemsize
     if out > graph.type(layer.inputs[0]).dtype.itemsize:
         return Refusal("no gain", f"{layer.name} widens its input, which {shuffle.name} would then have to move")

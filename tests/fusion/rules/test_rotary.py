@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fusion.dims import Dim, symbol
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Literal, apply, substitute
 from fusion.graph import Limits
 from fusion.network import Network
 from fusion.ops import Concatenation, Normalization, Pointwise, RotaryEmbedding, Slice
 from fusion.passes import FusionOptions, optimize
-from fusion.rules import rotary_cast, rotary_embedding, rotary_normalization
+from fusion.rules import constant_fold, rotary_cast, rotary_embedding, rotary_normalization, rotary_positions
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, X2, X3, Build, assert_same
 
@@ -97,3 +98,33 @@ def test_rows_are_normalised_as_they_turn(op: Normalization, heads: int) -> None
 def test_rows_that_are_normalised_before_they_turn(op: Normalization, scale: tuple[int, ...] | None, condition: str) -> None:
     assert refused(normalised(op, scale), rotary_normalization.RULE, limits=CUDA).condition == condition
     assert refused(normalised(Normalization((3,), 1e-6, False, SCALED)), rotary_normalization.RULE).condition == "device"
+
+
+def registers(before: int, behind: int, *, order: tuple[int, ...] = (0, 1, 2), angles: tuple[int, ...] = (5, 1, 8), known: bool = False, batch: Dim = 2) -> Network:
+    """``before`` positions that do not turn, 5 that do, and ``behind`` ones that do not; rows are (batch, positions, heads, elements)."""
+    build = Build()
+    x = build.input("x", batch, before + 5 + behind, 3, 8)
+    tables = [build.constant(name, angles) if known else build.input(name, *angles) for name in ("cos", "sin")]
+    parts, start = [], 0
+    for name, size in (("before", before), ("turned", 5), ("behind", behind)):
+        part = build.layer(name, Slice((0, start, 0, 0), (batch, size, 3, 8), (1,) * 4), x) if size else ""
+        parts.append(build.layer("turn", RotaryEmbedding(interleaved=True), part, *tables) if name == "turned" else part)
+        start += size
+    return build.network(build.layer("join", Concatenation(1), *(parts[place] for place in order if parts[place])))
+
+
+@pytest.mark.parametrize("around", [(1, 0), (0, 2), (3, 1)])
+@pytest.mark.parametrize("batch", [2, symbol("batch")])
+def test_positions_that_do_not_turn(around: tuple[int, int], batch: Dim) -> None:
+    network = fuse(registers(*around, batch=batch), rotary_positions.RULE, sizes={"batch": 2})
+    assert kinds(network) == ["Padding", "Padding", "RotaryEmbedding"]
+    network = fuse(registers(*around, known=True), rotary_positions.RULE, constant_fold.RULE)
+    assert kinds(network) == ["RotaryEmbedding"] and network.constants[only(network, RotaryEmbedding).inputs[1]].shape == (5 + sum(around), 1, 8)
+
+
+@pytest.mark.parametrize(
+    "network, condition", [(registers(1, 1, order=(2, 1, 0)), "parts"), (registers(1, 0, order=(1, 0)), "parts"), (registers(2, 0, angles=(1, 1, 8)), "angles"),
+                           (registers(2, 0, angles=(8,)), "angles")],
+)  # fmt: skip
+def test_parts_that_are_not_all_positions_in_order(network: Network, condition: str) -> None:
+    assert refused(network, rotary_positions.RULE).condition == condition

@@ -9,7 +9,7 @@ import pytest
 
 from fusion.dims import symbol
 from fusion.dtypes import DataType
-from fusion.expression import Convert, Literal, apply
+from fusion.expression import Convert, Expression, Literal, apply
 from fusion.graph import Limits
 from fusion.importer import import_onnx
 from fusion.network import Network
@@ -33,6 +33,7 @@ from fusion.rules import (
     reduce_pointwise,
     reduce_pooling,
     reduce_prologue,
+    reduce_reduce,
     rms_normalization,
     softmax_log,
     softmax_pointwise,
@@ -486,3 +487,28 @@ def test_moments_from_sums(nodes: str, axes: tuple[int, ...], fits: bool) -> Non
         g = result.network.constants.get("g", 1.0)
         wanted = np.tanh(wide * g) if "Tanh" in nodes else wide * g
         np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+def twice(kind: str, first: tuple[int, ...], second: tuple[int, ...], keep: tuple[bool, bool], inner: Expression = X0, dtype: DataType = DataType.FLOAT, then: str = "") -> Network:
+    """A reduction of a reduction of (2, 3, 4, 5)."""
+    build = Build()
+    y = build.layer("first", Reduce(kind, first, keep[0], prologue=inner), build.input("x", 2, 3, 4, 5, dtype=dtype))
+    return build.network(build.layer("second", Reduce(then or kind, second, keep[1], epilogue=apply("add", X0, X1)), y, build.constant("c", (1,))))
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean", "max", "min", "prod"])
+@pytest.mark.parametrize("first, second, keep, axes", [((3,), (2,), (True, True), (2, 3)), ((1,), (0, 2), (False, False), (0, 1, 3)), ((2, 3), (1,), (False, False), (1, 2, 3))])
+def test_reductions_of_reductions(kind: str, first: tuple[int, ...], second: tuple[int, ...], keep: tuple[bool, bool], axes: tuple[int, ...]) -> None:
+    network = fuse(twice(kind, first, second, keep, apply("abs", X0)), reduce_reduce.RULE)
+    (layer,) = network.layers
+    assert layer.op == Reduce(kind, axes, keep[0], prologue=apply("abs", X0), epilogue=apply("add", X0, X1))
+
+
+def test_reductions_that_are_not_one() -> None:
+    assert refused(twice("mean", (3,), (2,), (True, True), then="max"), reduce_reduce.RULE).condition == "kind"
+    assert refused(twice("logsumexp", (3,), (2,), (True, True)), reduce_reduce.RULE).condition == "kind"
+    assert refused(twice("mean", (3,), (2,), (True, False)), reduce_reduce.RULE).condition == "keepdims"
+    assert refused(twice("mean", (3,), (2,), (False, True)), reduce_reduce.RULE).condition == "keepdims"
+    build = Build()
+    y = build.layer("first", Reduce("sum", (3,), True, epilogue=apply("sqrt", X0)), build.pointwise("abs", "abs", build.input("x", 2, 3, 4, 5)))
+    assert refused(build.network(build.layer("second", Reduce("sum", (2,), True), y)), reduce_reduce.RULE).condition == "function"
