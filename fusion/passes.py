@@ -32,6 +32,7 @@ from fusion.rules import (
     constant_operand,
     convolution_activation,
     convolution_concatenation,
+    convolution_patches,
     convolution_pointwise,
     convolution_pooling,
     convolution_prologue,
@@ -115,6 +116,7 @@ from fusion.rules import (
     softplus,
     space_to_depth,
     swish,
+    transpose_epilogue,
     transpose_pointwise,
 )
 
@@ -145,7 +147,7 @@ READERS = (
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
 OPTIONAL: tuple[Rule, ...] = (
-    convolution_concatenation.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_prologue.RULE, matmul_prologue.RULE,
+    convolution_concatenation.RULE, convolution_patches.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_prologue.RULE, matmul_prologue.RULE,
     convolution_pooling.RULE,
 )  # fmt: skip
 
@@ -170,7 +172,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("packed", (packed_attention.RULE, cache_append.RULE)),
 )
 # After precision and layout are chosen: nothing looks into what these make.
-FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE, pooling_channels.RULE, transpose_pointwise.RULE)
+FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE, pooling_channels.RULE, transpose_pointwise.RULE, transpose_epilogue.RULE)
 RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.name: rule for _, rules in (*PASSES, ("final", FINAL), ("optional", OPTIONAL)) for rule in rules}
 )

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from fusion.dtypes import DataType
-from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, type_of
+from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, operands, substitute, type_of
 from fusion.network import ControlFlow, Layer, Network, Op, TensorType
 from fusion.ops import (
     Attention,
@@ -305,21 +305,28 @@ class _Narrowing:
         if hasattr(op, "epilogue"):
             before = after = None
             if hasattr(op, "prologue"):
-                changes["prologue"] = self._expression(op.prologue, old[:1], new[:1])
+                changes["prologue"] = self._changed(op.prologue, old[:1], new[:1])
                 before, after = type_of(op.prologue, old[:1]), type_of(changes["prologue"], new[:1])
             before, after = before or old[0], after or new[0]
             types = [before, *old[op.arity :]], [after, *new[op.arity :]]
             changes["epilogue"] = self._result(op.epilogue, *types, stored)
             if isinstance(op, Reduce) and op.kind in _SUMS and type_of(op.epilogue, types[0]) is _WIDE and stored is not self.dtype:
-                changes["epilogue"] = Convert(_WIDE, self._expression(op.epilogue, *types))
+                changes["epilogue"] = Convert(_WIDE, self._changed(op.epilogue, *types))
         return replace(op, **changes) if changes else op
 
     def _result(self, expression: Expression, old: Sequence[DataType], new: Sequence[DataType], stored: DataType | None) -> Expression:
         """The expression of a whole layer, whose result is narrow even where statistics come first in it, unless it is ``stored`` wide."""
-        changed = self._expression(expression, old, new)
+        changed = self._changed(expression, old, new)
         if stored is _WIDE and type_of(expression, old) is _WIDE:
             return changed if type_of(changed, new) is _WIDE else Convert(_WIDE, changed)
         return Convert(self.dtype, changed) if type_of(changed, new) is _WIDE else changed
+
+    def _changed(self, expression: Expression, old: Sequence[DataType], new: Sequence[DataType]) -> Expression:
+        """``expression`` of operands that became narrow. One that quantises or dequantises stays as it is, for a rounded scale is another scale."""
+        if not _converts_integers(expression, old):
+            return self._expression(expression, old, new)
+        narrowed = (index for index in operands(expression) if old[index] is _WIDE and new[index] is not _WIDE)
+        return substitute(expression, {index: Convert(_WIDE, Operand(index)) for index in narrowed})
 
     def _expression(self, expression: Expression, old: Sequence[DataType], new: Sequence[DataType]) -> Expression:
         if isinstance(expression, Literal) and expression.dtype is _WIDE:

@@ -13,8 +13,8 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,19 @@ def _timing_json(timing: Timing) -> dict[str, Any]:
     }
 
 
-def _lock(path: Path) -> AbstractContextManager[object]:
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
     from filelock import FileLock  # late: it costs start-up time
 
-    return FileLock(f"{path}.lock")
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _entry(value: Mapping[str, Any]) -> Entry:

@@ -144,19 +144,21 @@ def prepared(model: ModelProto) -> ModelProto:
 
 def quantized(model: ModelProto, shape: tuple[int, ...], kind: str) -> ModelProto:
     """``model`` as ONNX Runtime quantises it. ``kind``: ``int8`` (symmetric, per channel), ``uint8`` (activations with zero points,
-    per tensor), ``operators`` (QLinear operators) or ``dynamic``."""
+    per tensor), ``operators`` (QLinear operators), ``dynamic``, or ``partial`` (as ``int8``, but products of weights alone)."""
     with TemporaryDirectory() as folder:
         plain, made = Path(folder, "plain.onnx"), Path(folder, "quantized.onnx")
         onnx.save(model, plain)
         if kind == "dynamic":
             quantize_dynamic(plain, made, weight_type=QuantType.QInt8)
         else:
-            symmetric = kind == "int8"
+            symmetric, partial = kind in ("int8", "partial"), kind == "partial"
+            weights = {one.name for one in model.graph.initializer}
             quantize_static(
                 plain, made, _Batches(model.graph.input[0].name, shape),
                 quant_format=QuantFormat.QOperator if kind == "operators" else QuantFormat.QDQ, per_channel=symmetric,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8, weight_type=QuantType.QInt8,
-                extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True},
+                extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True}, op_types_to_quantize=["MatMul"] if partial else None,
+                nodes_to_exclude=[node.name for node in model.graph.node if partial and weights.isdisjoint(node.input)],
             )  # fmt: skip
         return onnx.load(made)
 

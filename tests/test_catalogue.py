@@ -87,7 +87,8 @@ def test_what_others_need_is_still_made(row: Row) -> None:
 
 
 # Rules whose pattern is no model of known sizes, and the tests that have it and its near misses.
-ELSEWHERE = {"attention-causal": "test_attention_causal.py", "rotary-cast": "test_rotary.py"}  # a mask of known lengths is a constant; rows are in float32
+# A mask of known lengths is a constant; rows are in float32, or rounded in another place by ONNX Runtime.
+ELSEWHERE = {"attention-causal": "test_attention_causal.py", "rotary-cast": "test_rotary.py", "transpose-epilogue": "test_transpose_epilogue.py"}
 
 
 def test_every_rule_has_a_row() -> None:

@@ -155,10 +155,10 @@ def decided(row: Row, seconds, monkeypatch: pytest.MonkeyPatch, config: BuildCon
     first = fused(network)
     now = Chosen(first, (), choose(first.network, profiles, setting))
 
-    def told(chosen: Chosen, names) -> float:  # noqa: ANN001
-        return sum(seconds(layer.name, RULE in layer.fusions) for layer in chosen.network.layers if layer.name in set(names))
+    def told(chosen: Chosen) -> dict[str, float]:
+        return {layer.name: seconds(layer.name, RULE in layer.fusions) for layer in chosen.network.layers}
 
-    monkeypatch.setattr(deciding, "_seconds", told)
+    monkeypatch.setattr(deciding, "_layer_seconds", told)
     return now, *measured_padding(now, profiles, setting), log
 
 
@@ -185,6 +185,34 @@ def test_what_does_not_pay_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now, after, found, log = decided(NETWORKS["head"], lambda name, padded: 3e-6, monkeypatch)
     assert after is now and not found.channels and set(found.slower) == {"ar", "br", "y.last"}
     assert log[-1] == "Padded channels: none; 3 tensors tried, no faster"
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_the_layers_around_a_tensor(name: str) -> None:
+    """Found by walking over all layers, for each tensor that is padded."""
+    network = fused(import_onnx(model(NETWORKS[name]))).network
+    padded = pad_channels(network, paddable(network))
+    around = deciding._Surroundings(padded)
+    for tensor in padded.held:
+        reached, wanted = {tensor}, []
+        for layer in padded.network.layers:
+            inherits = all(one in padded.held and one not in padded.born for one in layer.outputs)
+            if not reached.isdisjoint(layer.inputs) and (inherits or {"reformat", RULE} <= set(layer.fusions)):
+                reached.update(layer.outputs)
+            wanted += [layer.name] if not reached.isdisjoint((*layer.inputs, *layer.outputs)) else []
+        assert around.layers((tensor,)) == tuple(wanted)
+
+
+@pytest.mark.usefixtures("small_ones_too")
+def test_costs_are_looked_up_once_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def seconds(name: str, padded: bool) -> float:
+        asked.append(name)
+        return 0 if name.startswith("unpad") else 2e-6 if padded else 3e-6
+
+    now, after, _, _ = decided(NETWORKS["head"], seconds, monkeypatch)
+    assert len(asked) == len(now.network.layers) + len(after.network.layers)
 
 
 @pytest.mark.usefixtures("small_ones_too")

@@ -1,4 +1,4 @@
-"""Casts and changes of layout in one layer (transpose-pointwise), in whole networks of narrow types on a GPU."""
+"""Casts and changes of layout in one layer (transpose-pointwise, transpose-epilogue), in whole networks of narrow types on a GPU."""
 
 from __future__ import annotations
 
@@ -60,7 +60,26 @@ def test_what_others_read_between_stays() -> None:
 
 def test_stems_read_planes_themselves() -> None:
     _, result = _narrow(model(Row("stem", CONV, "", inputs={"x": (2, 3, 8, 8)}, values={"w": (16, 3, 3, 3)})))
-    assert result.network.layers[0].name == "x to FP16" and not any(isinstance(layer.op, Reformat) for layer in result.network.layers)
+    assert result.network.layers[0].name == "x to FP16" and not any(isinstance(layer.op, Reformat) for layer in result.network.layers[:-1])
+
+
+@pytest.mark.parametrize("precision", [DataType.HALF, DataType.BF16])
+def test_a_float32_output_is_stored_narrow_and_cast_as_it_is_transposed(precision: DataType) -> None:
+    _, result = _narrow(_model(), precision=precision)
+    *_, conv, last = result.network.layers
+    assert isinstance(last.op, Reformat) and last.name == "reformat y for the network output" and last.fusions == ("reformat", "transpose-epilogue")
+    kinds = [result.network.tensors[name].dtype for name in (*last.inputs, *last.outputs)]
+    assert kinds == [precision, DataType.FLOAT] and last.inputs == conv.outputs
+    plain = _narrow(_model(), ("transpose-epilogue",), precision)[1].network
+    assert plain.tensors[plain.layers[-1].inputs[0]].dtype is DataType.FLOAT and len(plain.layers) == len(result.network.layers)
+    assert_same(plain, result.network, 1e-3 if precision is DataType.HALF else 1e-2)  # rounded to what the network computes in
+    reason = reformat_reason(cast(Engine, SimpleNamespace(network=result.network, record={})), last)
+    assert reason.startswith(f"{precision.label} to FP32, to channels-first for the network output: ")
+
+
+def test_where_nothing_moves_the_wide_type_is_stored_at_once() -> None:
+    misses = _narrow(_model("c = Conv(x, w)\ny = GlobalAveragePool(c)"))[1].misses
+    assert any(miss.rule == "transpose-epilogue" and miss.condition == "no gain" for found in misses.values() for miss in found), misses
 
 
 @pytest.mark.gpu

@@ -123,15 +123,11 @@ def _whole(match: Match) -> _Whole:
 def _check(graph: Graph, match: Match) -> Refusal | None:
     first, second = match.layers[0], match.layers[-1]
     q, k, v = (graph.type(name) for name in (*first.inputs[:2], match.found["values"]))
-    wide, turned = match.found["wide"], match.found["turned"]
-    out = graph.type(second.outputs[0])
-    if (second.op.transpose_a and not turned) or second.op.epilogue != IDENTITY:
+    turned = match.found["turned"]
+    if (second.op.transpose_a and not turned) or operands(second.op.epilogue) != (0,):
         return Refusal("pattern", f"{second.name} does more than probabilities times values")
-    if not (q.dtype is k.dtype is v.dtype) or not (wide or v.dtype is out.dtype) or not q.dtype.is_float:
-        return Refusal(
-            "data type",
-            f"q, k, v and the result are {q.dtype.value}, {k.dtype.value}, {v.dtype.value}, {out.dtype.value}",
-        )
+    if not (q.dtype is k.dtype is v.dtype) or not q.dtype.is_float:
+        return Refusal("data type", f"q, k and v are {q.dtype.value}, {k.dtype.value}, {v.dtype.value}")
     ranks = {len(kind.shape) for kind in (q, k, v)}
     if len(ranks) != 1 or not ranks <= {2, 3, 4}:
         return Refusal(
@@ -190,11 +186,16 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     causal, window = kept
     op = Attention(scores.scale * (scores.cap or 1), causal, bool(mask), softcap=scores.cap, window=window, wide=match.found["wide"])
     inputs = (*stored, *((mask,) if mask else ()))
+    (made,) = second.outputs
+    behind: list[Layer] = []
+    if second.op.epilogue != IDENTITY:  # a quantisation that the product had taken: a layer of its own again
+        made = graph.fresh(f"{made}.real")
+        behind.append(Layer(f"{second.name} epilogue", Pointwise(second.op.epilogue), (made,), second.outputs))
     if len(out) == 4 and not turned:
-        return Replacement((*layers, Layer("", op, inputs, second.outputs)))
+        return Replacement((*layers, Layer("", op, inputs, (made,)), *behind))
     result = graph.fresh(f"{second.outputs[0]}.bhsd")
-    view = Layer(f"{second.name} reshape", Shuffle((0, 1, 3, 2) if turned else None, None if len(out) == 4 else out), (result,), second.outputs)
-    return Replacement((*layers, Layer("", op, inputs, (result,)), view))
+    view = Layer(f"{second.name} reshape", Shuffle((0, 1, 3, 2) if turned else None, None if len(out) == 4 else out), (result,), (made,))
+    return Replacement((*layers, Layer("", op, inputs, (result,)), view, *behind))
 
 
 def _as_bhsd(graph: Graph, layers: list[Layer], tensor: str, shape: Shape, swapped: bool) -> str:

@@ -1,4 +1,4 @@
-"""f(Conv(x, w)) -> Conv(x, w, epilogue=f), for any other pointwise f of one tensor and constants; also Deconv."""
+"""f(Conv(x, w)) -> Conv(x, w, epilogue=f), for any other pointwise f of one tensor and constants, a quantisation too; also Deconv."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""f(MatMul(a, b), y ...) -> MatMul(a, b, y ..., epilogue=f): bias, activation, residual sum, mask."""
+"""f(MatMul(a, b), y ...) -> MatMul(a, b, y ..., epilogue=f): bias, activation, residual sum, mask, quantisation."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from fusion.rewrite import Match, Refusal, Replacement, Rule, joined_name
 from fusion.rules._expressions import show
 from fusion.rules._shuffles import is_view, transpose_of
 
-_TYPES = (DataType.FLOAT, DataType.HALF, DataType.BF16, DataType.INT8, DataType.UINT8, DataType.FP8)
+CONVERTED = (DataType.FLOAT, DataType.HALF, DataType.BF16, DataType.INT8, DataType.UINT8, DataType.FP8)
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -36,8 +36,8 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     if transpose_of(shape, shuffle.op) is None:
         return Refusal("shape", f"{shuffle.name} splits or joins axes of {show(shape)}; a transpose is allowed")
     for name in (before.inputs[0], layer.outputs[0]):
-        if graph.type(name).dtype not in _TYPES:
-            return Refusal("data type", f"{name} is {graph.type(name).dtype.label}; {', '.join(kind.label for kind in _TYPES)} are allowed")
+        if graph.type(name).dtype not in CONVERTED:
+            return Refusal("data type", f"{name} is {graph.type(name).dtype.label}; {', '.join(kind.label for kind in CONVERTED)} are allowed")
     if graph.type(before.inputs[0]).dtype is graph.type(layer.outputs[0]).dtype:
         return Refusal("data type", f"{match.found['function'].name} keeps the data type: what reads it may compute it")
     return None

@@ -9,6 +9,7 @@ from fusion.ops import Convolution, Cumulative, Fill, Gather, MatrixMultiply, Ra
 from fusion.passes import FusionOptions, optimize
 from fusion.precision import LayerTypes, to_half
 from fusion.reference import run
+from fusion.rules._expressions import subtrees
 from fusion.validation import validate
 from tests.fusion.networks import X0, X1, Build, assert_same, random_inputs
 
@@ -276,6 +277,23 @@ def test_results_stored_in_another_type(device: str, dtype: DataType) -> None:
     error = np.abs(exact - rounded).max()
     assert 0 < error < TOLERANCE[dtype]  # one rounding, of what lies between the two layers
     assert all(kind.dtype in (FLOAT, dtype) for kind in result.network.tensors.values())
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_scales_inside_epilogues_are_not_rounded(residual: bool) -> None:
+    """A tenth is another number in float16, which would move every step; the bias beside it is narrow."""
+    build = Build()
+    y = build.layer("fc", MatrixMultiply(), build.input("x", 4, 16), build.constant("w", (16, 8)))
+    y = build.pointwise("bias", "add", y, build.constant("b", (8,)))
+    if residual:
+        y = build.pointwise("sum", apply("add", X0, apply("mul", Convert(FLOAT, X1), number(0.1))), y, build.input("r", 4, 8, dtype=DataType.INT8))
+    steps = apply("clip", apply("round", apply("div", X0, number(0.1))), number(-128.0), number(127.0))
+    network = optimize(build.network(build.pointwise("q", Convert(DataType.INT8, steps), y)), FusionOptions(precision=HALF, device="cuda")).network
+    validate(network)
+    (product,) = (layer for layer in network.layers if isinstance(layer.op, MatrixMultiply))
+    assert {network.tensors[name].dtype for name in product.inputs} == ({HALF, DataType.INT8} if residual else {HALF})
+    literals = {one for one in subtrees(product.op.epilogue) if isinstance(one, Literal)}
+    assert {one.value: one.dtype for one in literals}[0.1] is FLOAT
 
 
 def test_every_reader_sees_the_rounded_result() -> None:

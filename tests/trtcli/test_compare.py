@@ -24,6 +24,7 @@ def test_rows_and_totals() -> None:
     assert found.rows[0] == Row("new", None, 4.0)
     assert (found.a, found.b) == (6.0, 8.5)
     assert found.percent == pytest.approx(41.6667, 1e-4)
+    assert comparison_lines(compare({"a": 1.0}, {"a": 1.0}))[1].endswith("(1 layer within 1 %)")
     assert comparison_lines(found) == [
         "    A (ms)      B (ms)     change  layer",
         "         -      4.0000     only B  new",
@@ -59,6 +60,30 @@ def test_files_without_times(tmp_path: Path, capsys: Captured) -> None:
     err = capsys.readouterr().err
     assert "it holds layer names only" in err
     assert "Traceback" not in err and "fault of trtcli" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "it names no layer"),
+        ('[{"count": 3}]', "it names no layer"),
+        ('{"Layers": []}', "it names no layer"),
+        ("{}", "it has no 'Layers'"),
+        ('[{"startEnqMs": 1}]', "it has no 'name'"),
+        ('[{"name": "x", "averageMs": NaN}]', "layer 'x' took nan ms"),
+        ('[{"name": "x", "averageMs": -1}]', "layer 'x' took -1.0 ms"),
+        ('[{"name": "x", "averageMs": "fast"}]', "could not convert string to float: 'fast'"),
+    ],
+)
+def test_nothing_to_compare_is_no_improvement(text: str, reason: str, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    assert main(["compare", profile(tmp_path / "a", x=1.0), str(tmp_path / "bad.json")]) == 1
+    assert f"bad.json: no layer times ({reason}); give a file of --exportProfile" in capsys.readouterr().err
+
+
+def test_a_model_has_no_times(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["compare", str(tmp_path / "m.onnx"), "b"]) == 1
+    assert "m.onnx: a model has no layer times; build an engine of it, or profile it with --exportProfile" in capsys.readouterr().err
 
 
 def test_wrong_number_of_words(capsys: Captured) -> None:

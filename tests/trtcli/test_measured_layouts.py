@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from fusion.dtypes import DataType
 from fusion.layout import estimated_layouts
 from fusion.layout_choice import LayoutTimes
 from fusion.network import Network
+from fusion.ops import Convolution, Padding, Pooling
 from fusion.passes import FusionOptions, FusionResult, optimize
 from fusion.reference import run
 from runtime.devices import open_device
 from runtime.engine import Engine, InputRange, LayerPlan
-from tests.fusion.networks import assert_same, random_inputs
+from runtime.workloads import workload_of
+from tests.fusion.networks import Build, assert_same, random_inputs
 from tests.fusion.test_layout_choice import NETWORKS
 from tests.harness.log import Lines
 from trtcli.builder import measured as deciding
@@ -115,13 +118,53 @@ def test_no_kernel_in_one_layout() -> None:
         names.extend(one.layer for one in layers)
         return [math.inf if n == 1 else 1e-6 for n, _ in enumerate(layers)]
 
-    from runtime.workloads import workload_of
-
     times = measured_times(planar, lambda network, layer: workload_of(network, layer, {}, network.constants), seconds)
     assert times is not None and names[0] == names[1]
     assert math.isinf(times.layers[names[0]][1]) and layout_record(times, None)["layers"][names[0]][1] is None
     chosen = chosen_layouts(planar, times)
     assert chosen is not None and names[0] not in chosen
+
+
+def casting_network() -> Network:
+    """In float16: image -> cast -> padding with its edges -> convolution, whose result a maximum pooling reads and stores as float32."""
+    build = Build()
+    x = build.input("x", 2, 8, 12, 12)
+    two, none, one = (2, 2), (0, 0), (1, 1)
+    a = build.layer("first", Padding((0, 0, 1, 1), (0, 0, 1, 1), "edge"), x)
+    c = build.layer("conv", Convolution(one, none, none, one), a, build.constant("w", (16, 8, 3, 3)))
+    return build.network(build.layer("last", Pooling("max", two, two, none, none, one), c))
+
+
+@pytest.mark.parametrize("disabled", [(), ("transpose-pointwise", "transpose-epilogue")])
+def test_a_reformat_is_priced_with_the_cast_that_joins_it(disabled: tuple[str, ...]) -> None:
+    planar = optimize(casting_network(), FusionOptions(device="cuda", precision=DataType.HALF)).planar
+    assert planar is not None
+    asked: list[Ask] = []
+    by_layer = {"x to FP16": 3e-6, "first": 5e-6, "last": 5e-6}
+
+    def seconds(layers: Sequence[Ask]) -> list[float]:
+        asked.extend(layers)
+        return [by_layer.get(one.layer, 10e-6) for one in layers]
+
+    times = measured_times(planar, lambda network, layer: workload_of(network, layer, {}, network.constants), seconds, disabled)
+    assert times is not None
+    found = {one.layer: [type(ask.workload.op).__name__ for ask in asked if ask.layer == one.layer] for one in asked}
+    types = {one.layer: [ask.workload.inputs[0].dtype.label for ask in asked if ask.layer == one.layer] for one in asked}
+    output = planar.outputs[0]
+    if disabled:
+        assert found["reformat x"] == found[f"reformat {output}"] == ["Shuffle", "Shuffle"]
+        assert times.tensors["x"] == times.tensors["x.float16"] == times.tensors[output] == (10e-6, 10e-6)
+        return
+    assert {name: kinds for name, kinds in found.items() if not name.startswith("reformat")} == {
+        "x to FP16": ["Pointwise"] * 2, "first": ["Padding"] * 2, "last": ["Pooling"] * 2,
+    }  # fmt: skip
+    assert len(found) == 3 + len(times.tensors), "every layer and every tensor by itself, in both layouts"
+    # Whether the cast runs before or behind the change of layout, both together are the joined layer's 10 us.
+    assert found["reformat x"] == found["reformat x.float16"] == ["Reformat", "Reformat"] and types["reformat x.float16"] == ["FP32", "FP32"]
+    assert times.tensors["x"] == times.tensors["x.float16"] == pytest.approx((7e-6, 7e-6))
+    # The output is stored narrow, and cast as it is transposed.
+    assert found[f"reformat {output}"] == ["Reformat", "Reformat"] and types[f"reformat {output}"] == ["FP16", "FP16"]
+    assert times.tensors[output] == (10e-6, 10e-6)
 
 
 def test_reports_say_why_a_layout_changes() -> None:

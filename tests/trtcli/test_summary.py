@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.benchmark import Query
+from runtime.benchmark import BenchmarkResult, Query
+from trtcli.config import Config
+from trtcli.log import Log
 from trtcli.report import summary
 from trtcli.report.statistics import median, number, percentile, summarize
 from trtcli.report.times import times_json
+from trtcli.session.reporting import report_performance
 
 
 def query(start: float, *, enqueue: float = 0.1, h2d: float = 0.0, compute: float = 1.0, d2h: float = 0.0) -> Query:
@@ -106,6 +110,14 @@ def test_trace_omits_the_middle(groups: int, omitted: int) -> None:
     marks = [line for line in lines if line.startswith("...")]
     assert marks == ([f"... Omitting {omitted} lines"] if omitted else [])
     assert len(lines) == groups - omitted + len(marks)
+
+
+@pytest.mark.parametrize(("terminal", "verbose", "shown"), [(True, False, 10), (True, True, 400), (False, False, 400)])
+def test_a_terminal_shows_the_ends_of_the_trace(terminal: bool, verbose: bool, shown: int, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(Config(), report=replace(Config().report, avg_runs=1, verbose=verbose))
+    report_performance(config, BenchmarkResult(tuple(query(i) for i in range(500)), 0, 0, (), {}), True, Log(terminal=terminal, verbose=verbose))
+    out = capsys.readouterr().out
+    assert out.count("Average on 1 runs") == shown and f"... Omitting {500 - shown} lines" in out
 
 
 def warnings(queries: list[Query], **changes: bool | int) -> list[str]:

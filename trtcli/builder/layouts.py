@@ -7,14 +7,20 @@ network is faster with it. What was measured goes to the engine's record, where 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fusion.layout import REFORMAT, back_for, estimated_layouts, order_for, to_channels_last
+from fusion.dtypes import DataType
+from fusion.expression import Convert, Expression, Operand
+from fusion.layout import REFORMAT, back_for, estimated_layouts, moved_bytes, order_for, to_channels_last
 from fusion.layout_choice import LayoutTimes, best_layouts, border_tensors, undecided_layers
-from fusion.network import Layer, Network, TensorType
-from fusion.ops import Shuffle
+from fusion.network import Layer, Network, Op, TensorType
+from fusion.ops import Pointwise, Reformat, Shuffle
+from fusion.rewrite import disabled_by
+from fusion.rules import transpose_epilogue, transpose_pointwise
+from fusion.rules.transpose_epilogue import stored_narrow
+from fusion.rules.transpose_pointwise import CONVERTED
 from runtime.views import view_pieces
 from tactics.tactic import Workload
 from trtcli.builder.search import Ask
@@ -23,15 +29,29 @@ Seconds = Callable[[Sequence[Ask]], Sequence[float]]  # infinite where there is 
 WorkloadOf = Callable[[Network, Layer], Workload]
 
 
-def measured_times(planar: Network, workload: WorkloadOf, seconds: Seconds) -> LayoutTimes | None:
-    """The times of all layers of ``planar`` that may have either layout, and of their reformats; None when there is no such layer."""
+@dataclass(frozen=True)
+class _Cast:
+    """A cast that joins the change of layout of a tensor: what the joined layer computes of each element, from which type, and the layer whose time
+    it spares in return (empty: the cast is part of what makes the tensor); ``before`` the change of layout or behind it."""
+
+    expression: Expression
+    source: DataType
+    layer: str = ""
+    before: bool = False
+
+
+def measured_times(planar: Network, workload: WorkloadOf, seconds: Seconds, disabled: Collection[str] = ()) -> LayoutTimes | None:
+    """The times of all layers of ``planar`` that may have either layout, and of their reformats; None when there is no such layer.
+
+    A reformat that a cast joins (``disabled`` as in ``FusionOptions``) is the joined layer, and costs what it takes beyond the time of the cast by itself.
+    """
     free = undecided_layers(planar)
     if not free:
         return None
     tensors = border_tensors(planar, free)
-    pairs = [(_in(planar, layer, last) for last in (False, True)) for layer in free]
-    pairs += [(_reformat(planar, name, last) for last in (False, True)) for name in tensors]
-    found = [form for pair in pairs for form in pair]
+    casts = _joining_casts(planar, tensors, {layer.name for layer in free}, frozenset(disabled))
+    found = [_in(planar, layer, last) for layer in free for last in (False, True)]
+    found += [_reformat(planar, name, last, casts.get(name)) for name in tensors for last in (False, True)]
     times = [0.0] * len(found)
     timed = [n for n, (network, layer) in enumerate(found) if not _is_view(network, layer)]
     alone = []
@@ -42,9 +62,9 @@ def measured_times(planar: Network, workload: WorkloadOf, seconds: Seconds) -> L
     for n, value in zip(timed, seconds(alone), strict=True):
         times[n] = value
     both = [(times[n], times[n + 1]) for n in range(0, len(times), 2)]
-    return LayoutTimes(
-        dict(zip((layer.name for layer in free), both[: len(free)], strict=True)), dict(zip(tensors, both[len(free) :], strict=True))
-    )
+    layers = dict(zip((layer.name for layer in free), both[: len(free)], strict=True))
+    changes = dict(zip(tensors, both[len(free) :], strict=True))
+    return LayoutTimes(layers, {name: _beyond(pair, casts.get(name), layers) for name, pair in changes.items()})
 
 
 def chosen_layouts(planar: Network, times: LayoutTimes) -> tuple[str, ...] | None:
@@ -77,13 +97,53 @@ def _in(planar: Network, layer: Layer, last: bool) -> tuple[Network, Layer]:
     return network, next(one for one in network.layers if one.name == layer.name)
 
 
-def _reformat(planar: Network, tensor: str, last: bool) -> tuple[Network, Layer]:
-    """The layer that brings ``tensor`` into a layout."""
+def _reformat(planar: Network, tensor: str, last: bool, cast: _Cast | None) -> tuple[Network, Layer]:
+    """The layer that brings ``tensor`` into a layout, with the cast that joins it."""
     kind, rank = planar.tensors[tensor], len(planar.tensors[tensor].shape)
-    turned = TensorType(kind.dtype, tuple(kind.shape[axis] for axis in order_for(rank)))
-    source, op = (kind, Shuffle(first=order_for(rank))) if last else (turned, Shuffle(first=back_for(rank)))
+    order = order_for(rank) if last else back_for(rank)
+    shape = kind.shape if last else tuple(kind.shape[axis] for axis in order_for(rank))
+    op: Op = Shuffle(first=order)
+    if cast is not None and moved_bytes(kind):
+        op = Reformat(order, cast.expression)
+    source = TensorType(cast.source if isinstance(op, Reformat) and cast else kind.dtype, shape)
     layer = Layer(f"{REFORMAT} {tensor}", op, ("x",), ("y",))
     return replace(planar, layers=(layer,), inputs=("x",), outputs=(), tensors={"x": source, "y": op.infer([source])[0]}, constants={}), layer
+
+
+def _joining_casts(planar: Network, tensors: Sequence[str], free: Collection[str], disabled: frozenset[str]) -> dict[str, _Cast]:
+    """Per tensor the cast in front of its change of layout or behind it that will join that (rules transpose-pointwise and transpose-epilogue)."""
+    producers, readers, found = planar.producers(), planar.readers(), dict[str, _Cast]()
+
+    def pointwise(layer: Layer | None) -> bool:
+        if layer is None or layer.name not in free or not isinstance(layer.op, Pointwise) or len(layer.inputs) != 1:
+            return False
+        types = [planar.tensors[name].dtype for name in (*layer.inputs, *layer.outputs)]
+        return types[0] is not types[1] and set(types) <= set(CONVERTED) and not disabled_by(transpose_pointwise.RULE.name, (layer,), disabled)
+
+    for name in tensors:
+        maker, users = producers.get(name), readers.get(name, [])
+        if len(users) + (name in planar.outputs) != 1:
+            continue  # others read what would vanish
+        if maker is not None and pointwise(maker):
+            assert isinstance(maker.op, Pointwise)
+            found[name] = _Cast(maker.op.expression, planar.tensors[maker.inputs[0]].dtype, maker.name, before=True)
+        elif users and pointwise(users[0]):
+            assert isinstance(users[0].op, Pointwise)
+            found[name] = _Cast(users[0].op.expression, planar.tensors[name].dtype, users[0].name)
+        elif maker is not None and (narrow := stored_narrow(maker.op, [planar.tensors[one] for one in maker.inputs])):
+            if not disabled_by(transpose_epilogue.RULE.name, (maker,), disabled):
+                found[name] = _Cast(Convert(planar.tensors[name].dtype, Operand(0)), narrow[1])
+    return found
+
+
+def _beyond(pair: tuple[float, float], cast: _Cast | None, layers: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    """What changes of layout (to channels-first, to channels-last) take, less the time of the cast in them where it has one by itself."""
+    if cast is None or not cast.layer or not any(pair):
+        return pair
+    first, last = layers[cast.layer]
+    spared = (last, first) if cast.before else (first, last)  # in the layout in which it would run
+    to_first, to_last = (max(0.0, time - less) if math.isfinite(less) else time for time, less in zip(pair, spared, strict=True))
+    return to_first, to_last
 
 
 def _is_view(network: Network, layer: Layer) -> bool:

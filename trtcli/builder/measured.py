@@ -63,7 +63,7 @@ def measured_layouts(now: Chosen, fuse_again: FuseAgain, profiles: Sequence[Prof
     def workload(network: Network, layer: Layer) -> Workload:
         return workload_of(network, layer, sizes, constants | set(network.constants), setting.config.tf32, fixed)
 
-    times = measured_times(planar, workload, lambda asks: seconds_alone(asks, setting))
+    times = measured_times(planar, workload, lambda asks: seconds_alone(asks, setting), setting.config.disabled_fusions)
     if times is None or setting.timings.untimed:
         return now, layout_record(None, None)
     log, count = setting.log, len(times.layers)

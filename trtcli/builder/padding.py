@@ -71,7 +71,7 @@ def measured_padding(now: Chosen, profiles: Sequence[Profile], setting: Setting)
     every = _worth_trying(now, setting.config.disabled_fusions)
     if not every or not may_measure(setting):
         return now, PaddedChannels()
-    wanted, slower = every, dict[str, str]()
+    wanted, slower, before = every, dict[str, str](), _layer_seconds(now)
     for turn in count():
         padded = pad_channels(network, wanted)
         if padded.network is network:
@@ -79,11 +79,11 @@ def measured_padding(now: Chosen, profiles: Sequence[Profile], setting: Setting)
         changed = tried("Padded channels", replace(now.fused, network=padded.network), now.copied, profiles, setting)
         if changed is None:
             return now, PaddedChannels()
-        layers = [(one, _around(one, padded)) for one in _connected(padded.network, padded.held)]
-        groups = [_Group(one, _seconds(now, around), _seconds(changed, around)) for one, around in layers]
+        times, around = _Times(before, _layer_seconds(changed)), _Surroundings(padded)
+        groups = [_Group(one, *times.of(around.layers(one))) for one in _connected(padded.network, padded.held)]
         for one in groups:
             setting.log.verbose(f"{RULE}: {', '.join(sorted(one.tensors))}: {one.before * 1e6:.1f} us before, {one.after * 1e6:.1f} us after")
-        losers = _losers(groups, padded, now, changed, single=turn < ROUNDS)
+        losers = _losers(groups, padded, times, around, single=turn < ROUNDS)
         if not losers:
             seconds = sum(one.before for one in groups), sum(one.after for one in groups)
             channels = {name: (len(one.places), one.size) for name, one in padded.held.items()}
@@ -119,24 +119,55 @@ def _connected(network: Network, padded: Collection[str]) -> list[frozenset[str]
     return [frozenset(one) for one in groups.values()]
 
 
-def _around(tensors: Collection[str], padded: PaddedNetwork) -> _Layers:
-    """The layers that read or write ``tensors``, what inherits its padding from them, or real channels cut out of them."""
-    reached, names = set(tensors), []
-    for layer in padded.network.layers:
-        inherits = all(name in padded.held and name not in padded.born for name in layer.outputs)
-        if not reached.isdisjoint(layer.inputs) and (inherits or {REFORMAT, RULE} <= set(layer.fusions)):
-            reached.update(layer.outputs)
-        if not reached.isdisjoint((*layer.inputs, *layer.outputs)):
-            names.append(layer.name)
-    return tuple(names)
+class _Surroundings:
+    """The layers around the padded tensors of a network."""
+
+    def __init__(self, padded: PaddedNetwork) -> None:
+        self._padded, self._layers = padded, padded.network.layers
+        self._touching: dict[str, list[int]] = {}  # per padded tensor, and per slice of one, the layers (numbers) that read or write it
+        followed = {*padded.held, *(name for layer in self._layers if _cuts(layer) for name in layer.outputs)}
+        for number, layer in enumerate(self._layers):
+            for name in followed.intersection((*layer.inputs, *layer.outputs)):
+                self._touching.setdefault(name, []).append(number)
+
+    def layers(self, tensors: Collection[str]) -> _Layers:
+        """Those that read or write ``tensors``, what inherits its padding from them, or real channels cut out of them."""
+        reached, found, waiting = set(tensors), set[int](), list(tensors)
+        while waiting:
+            name = waiting.pop()
+            for number in self._touching.get(name, ()):
+                layer = self._layers[number]
+                found.add(number)
+                inherits = all(one in self._padded.held and one not in self._padded.born for one in layer.outputs)
+                if name in layer.inputs and (inherits or _cuts(layer)):
+                    waiting += set(layer.outputs) - reached
+                    reached.update(layer.outputs)
+        return tuple(self._layers[number].name for number in sorted(found))
 
 
-def _seconds(chosen: Chosen, names: _Layers) -> float:
-    costs = {layer.name: cost_of_layer(decision) for layer, decision in zip(chosen.network.layers, chosen.choices.decisions[0], strict=True)}
-    return sum(costs.get(name, 0.0) for name in names)
+def _cuts(layer: Layer) -> bool:
+    """Whether the layer takes real channels out of a padded tensor, or pads one."""
+    return {REFORMAT, RULE} <= set(layer.fusions)
 
 
-def _losers(groups: Sequence[_Group], padded: PaddedNetwork, now: Chosen, changed: Chosen, single: bool) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Times:
+    """Per layer its seconds, before and after."""
+
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+    def of(self, layers: _Layers) -> tuple[float, float]:
+        """The sums of some."""
+        first, second = (sum(times.get(name, 0.0) for name in layers) for times in (self.before, self.after))
+        return first, second
+
+
+def _layer_seconds(chosen: Chosen) -> dict[str, float]:
+    return {layer.name: cost_of_layer(decision) for layer, decision in zip(chosen.network.layers, chosen.choices.decisions[0], strict=True)}
+
+
+def _losers(groups: Sequence[_Group], padded: PaddedNetwork, seconds: _Times, around: _Surroundings, single: bool) -> dict[str, str]:
     """Of the tensors that were to be padded (values of ``padded.born``) all in groups that do not pay; where ``single``, of each other group those
     around which most is lost, no two that share a layer. Each with its times in words."""
     lost: dict[str, str] = {}
@@ -145,8 +176,8 @@ def _losers(groups: Sequence[_Group], padded: PaddedNetwork, now: Chosen, change
         if not pays(group.before, group.after):
             lost |= dict.fromkeys((padded.born[name] for name in roots), _times(group.before, group.after))
         elif single and len(roots) > 1:
-            layers = {name: _around((name,), padded) for name in roots}
-            times = {name: (_seconds(now, around), _seconds(changed, around)) for name, around in layers.items()}
+            layers = {name: around.layers((name,)) for name in roots}
+            times = {name: seconds.of(one) for name, one in layers.items()}
             touched: set[str] = set()
             for name in sorted(roots, key=lambda name: times[name][1] - times[name][0], reverse=True):
                 before, after = times[name]

@@ -48,6 +48,8 @@ def read_times(path: str) -> dict[str, float | None]:
         ValueError: the file is none of these, or holds no times.
         OSError: it cannot be read.
     """
+    if path.lower().endswith(".onnx"):
+        raise ValueError(f"{path}: a model has no layer times; build an engine of it, or profile it with --exportProfile")
     with Path(path).open("rb") as file:
         start = file.read(64).lstrip()[:1]
     if start not in (b"[", b"{"):
@@ -59,19 +61,33 @@ def read_times(path: str) -> dict[str, float | None]:
     try:
         return _times(json.loads(Path(path).read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"{path}: no layer times ({error}); give a file of --exportProfile, of --exportLayerInfo with "
+            f"{path}: no layer times ({reason}); give a file of --exportProfile, of --exportLayerInfo with "
             "--profilingVerbosity=detailed, or an engine"
         ) from error
 
 
 def _times(content: Any) -> dict[str, float | None]:
     if isinstance(content, list):
-        return {str(one["name"]): float(one["averageMs"]) for one in content if "count" not in one}
-    layers: Sequence[Mapping[str, Any]] = content["Layers"]
-    if not all(isinstance(layer, Mapping) for layer in layers):
-        raise ValueError("it holds layer names only")
-    return {str(one["Name"]): None if one["TimeMs"] is None else float(one["TimeMs"]) for one in layers}
+        found = {str(one["name"]): _time(one["name"], one["averageMs"]) for one in content if "count" not in one}
+    else:
+        layers: Sequence[Mapping[str, Any]] = content["Layers"]
+        if not all(isinstance(layer, Mapping) for layer in layers):
+            raise ValueError("it holds layer names only")
+        found = {str(one["Name"]): _time(one["Name"], one["TimeMs"]) for one in layers}
+    if not found:
+        raise ValueError("it names no layer")
+    return found
+
+
+def _time(name: Any, value: Any) -> float | None:
+    if value is None:
+        return None
+    time = float(value)
+    if not 0 <= time < math.inf:
+        raise ValueError(f"layer {str(name)!r} took {time} ms")
+    return time
 
 
 def compare(a: Mapping[str, float | None], b: Mapping[str, float | None]) -> Comparison:
@@ -92,7 +108,7 @@ def comparison_lines(found: Comparison) -> list[str]:
     lines += [f"{_ms(row.a)}  {_ms(row.b)}  {_change(row)}  {row.name}" for row in shown]
     same = len(found.rows) - len(shown)
     if same:
-        lines.append(f"{'':>10}  {'':>10}  {'':>9}  ({same} layers within {CHANGED:g} %)")
+        lines.append(f"{'':>10}  {'':>10}  {'':>9}  ({same} layer{'s' if same > 1 else ''} within {CHANGED:g} %)")
     lines.append(f"{_ms(found.a)}  {_ms(found.b)}  {_percent(found.percent):>9}  total")
     return lines
 

@@ -45,17 +45,18 @@ def measure(queries: Sequence[Query], percentages: Sequence[float]) -> Performan
     )
 
 
-MOST_GROUPS = 200  # first and last groups of the trace that are printed
+MOST_GROUPS = 200  # first and last groups of the trace that are printed, as by trtexec
+FEW_GROUPS = 5  # at a terminal: what was said before them stays in sight
 
 
-def trace_lines(queries: Sequence[Query], avg_runs: int) -> list[str]:
-    """``=== Trace details ===``: averages over complete groups of ``avg_runs`` queries."""
+def trace_lines(queries: Sequence[Query], avg_runs: int, most: int = MOST_GROUPS) -> list[str]:
+    """``=== Trace details ===``: averages over complete groups of ``avg_runs`` queries, the first and last ``most``."""
     groups = [queries[first : first + avg_runs] for first in range(0, len(queries) - avg_runs + 1, avg_runs)]
     lines = ["", "=== Trace details ===", f"Trace averages of {avg_runs} runs:"]
-    omitted = len(groups) - 2 * MOST_GROUPS
+    omitted = len(groups) - 2 * most
     for index, group in enumerate(groups):
-        if omitted > 0 and MOST_GROUPS <= index < len(groups) - MOST_GROUPS:
-            if index == MOST_GROUPS:
+        if omitted > 0 and most <= index < len(groups) - most:
+            if index == most:
                 lines.append(f"... Omitting {omitted} lines")
             continue
         compute, latency, enqueue = (

@@ -30,7 +30,8 @@ def report_performance(config: Config, result: BenchmarkResult, gpu: bool, log: 
     log.info(f"Warmup completed {result.warm_up_queries} queries over {number(inference.warm_up)} ms")
     performance = summary.measure(result.queries, report.percentiles)
     log.info(f"Timing trace has {performance.queries} queries over {number(performance.host_walltime)} s")
-    lines = [*summary.trace_lines(result.queries, report.avg_runs), *summary.summary_lines(performance)]
+    most = summary.FEW_GROUPS if log.terminal and not report.verbose else summary.MOST_GROUPS
+    lines = [*summary.trace_lines(result.queries, report.avg_runs, most), *summary.summary_lines(performance)]
     for line in lines:
         log.report(line)
     for line in summary.warning_lines(

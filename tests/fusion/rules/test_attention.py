@@ -272,7 +272,16 @@ def _epilogue() -> Network:
     build = Build()
     q, k, v = (build.input(name, B, H, S, D) for name in "qkv")
     y = build.layer("softmax", Softmax(3), build.layer("scores", MatrixMultiply(transpose_b=True), q, k))
-    return build.network(build.layer("context", MatrixMultiply(epilogue=apply("relu", X0)), y, v))
+    return build.network(build.layer("context", MatrixMultiply(epilogue=apply("add", X0, X1)), y, v, build.input("r", B, H, S, D)))
+
+
+def test_a_quantisation_that_the_product_had_taken() -> None:
+    build = Build()
+    q, k, v = (build.input(name, B, H, S, D) for name in "qkv")
+    y = build.layer("softmax", Softmax(3), build.layer("scores", MatrixMultiply(transpose_b=True), q, k))
+    steps = apply("clip", apply("round", apply("div", X0, Literal(0.03, FLOAT))), Literal(-128.0, FLOAT), Literal(127.0, FLOAT))
+    network = fuse(build.network(build.layer("context", MatrixMultiply(epilogue=Convert(DataType.INT8, steps)), y, v)), attention.RULE)
+    assert kinds(network) == ["Attention", "Pointwise"]
 
 
 @pytest.mark.parametrize("softmax", [Softmax(2), Softmax(3, log=True), Softmax(3, epilogue=apply("square", X0))])
