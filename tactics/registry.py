@@ -47,6 +47,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.conv.separable",
         "tactics.cuda.sm90.gemm_sm90",
         "tactics.cuda.sm90.conv_sm90",
+        "tactics.cuda.sm90.deconv_sm90",
         "tactics.cuda.sm90.conv_window_sm90",
         "tactics.cuda.sm90.stem_sm90",
         "tactics.cuda.attention.attention",

@@ -25,6 +25,15 @@
 #define GROUPS_AT_ONCE 2
 #endif
 
+// The output's row for row m of a tile's batch: they lie one after the other, unless a kernel says otherwise (ROWS_APART 1, and a RowMap of its own).
+#ifndef ROWS_APART
+#define ROWS_APART 0
+struct RowMap {
+  long long first;
+  __device__ __forceinline__ long long operator()(int m) const { return first + m; }
+};
+#endif
+
 constexpr int STAGING_ROW = SWAP ? 16 + 4 : CHUNK;  // floats
 constexpr int STAGING_WARP = (SWAP ? CHUNK : 16) * STAGING_ROW;
 static_assert(SWAP ? BN % CHUNK == 0 && CHUNK % 8 == 0 : CHUNK == 32 || CHUNK == 64, "CHUNK divides BN with SWAP; else it is 32 or 64");
@@ -35,9 +44,9 @@ __device__ __forceinline__ int staged(int row, int at) { return at ^ (2 * (row &
 
 // Eight neighbouring results of row m from column n on: epilogue and store what lies inside rows x columns.
 __device__ __forceinline__ void finish(const SUM_T (&v)[8], OUT_T* out, const EpilogueArgs& args, int m, int n, int rows, int columns,
-                                       long long first_row) {
+                                       const RowMap& row_of) {
   if (m >= rows) return;
-  long long row = first_row + m;
+  long long row = row_of(m);
   OUT_T* target = out + row * OUT_ROW(columns) + n;
 #pragma unroll
   for (int i = 0; i < 8; i += VEC)
@@ -60,12 +69,13 @@ __device__ __forceinline__ void read_eight(SUM_T (&v)[8], const SUM_T* from, int
 // Writes a warp's 16-row slice of one 64-row block: x0 its first row of X, y0 the tile's first row of Y.
 #if DIRECT
 static_assert(!SWAP && BN % 32 == 0 && VEC == 8, "rows of B are permuted within whole groups of 32");
-// The results of a thread's two rows first_row + m, where they are there (else m is any row), at columns y0 and on.
+// The results of a thread's two rows m, where they are there (else m is any row), at columns y0 and on.
 __device__ __forceinline__ void write_rows(const SUM_T (&sum)[BN / 2], OUT_T* out, const EpilogueArgs& args, const int (&m)[2],
-                                           const bool (&there)[2], int y0, int columns, long long first_row) {
+                                           const bool (&there)[2], int y0, int columns, const RowMap& row_of) {
   constexpr int GROUPS = BN / 32, BATCH = GROUPS_AT_ONCE;
   const int c = threadIdx.x % 4 * 8;
-  OUT_T* const target[2] = {out + (first_row + m[0]) * OUT_ROW(columns) + y0 + c, out + (first_row + m[1]) * OUT_ROW(columns) + y0 + c};
+  const long long row[2] = {row_of(m[0]), row_of(m[1])};
+  OUT_T* const target[2] = {out + row[0] * OUT_ROW(columns) + y0 + c, out + row[1] * OUT_ROW(columns) + y0 + c};
 #pragma unroll
   for (int from = 0; from < GROUPS; from += BATCH) {  // groups whose loads all come before the first store, which might alias them
     if (columns <= y0 + 32 * from) break;
@@ -78,7 +88,7 @@ __device__ __forceinline__ void write_rows(const SUM_T (&sum)[BN / 2], OUT_T* ou
 #pragma unroll
         for (int i = 0; i < 8; ++i) own[i] = sum[16 * (from + t) + i / 2 * 4 + 2 * h + i % 2];
         const int n = y0 + 32 * (from + t);
-        finish_sums<8>(own, v[t][h], args, first_row + m[h], (n < columns ? n : 0) + c, columns);
+        finish_sums<8>(own, v[t][h], args, row[h], (n < columns ? n : 0) + c, columns);
       }
 #pragma unroll
     for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
@@ -88,15 +98,15 @@ __device__ __forceinline__ void write_rows(const SUM_T (&sum)[BN / 2], OUT_T* ou
   }
 }
 __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T*, OUT_T* out, const EpilogueArgs& args, int x0, int y0,
-                                            int rows, int columns, long long first_row) {
+                                            int rows, int columns, const RowMap& row_of) {
   const int m = x0 + threadIdx.x % 32 / 4;
   if (x0 >= rows) return;
   // Rows past the end are computed as the last one and not stored.
-  write_rows(sum, out, args, {min(m, rows - 1), min(m + 8, rows - 1)}, {m < rows, m + 8 < rows}, y0, columns, first_row);
+  write_rows(sum, out, args, {min(m, rows - 1), min(m + 8, rows - 1)}, {m < rows, m + 8 < rows}, y0, columns, row_of);
 }
 #elif SWAP
 __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* staging, OUT_T* out, const EpilogueArgs& args, int x0,
-                                            int y0, int rows, int columns, long long first_row) {
+                                            int y0, int rows, int columns, const RowMap& row_of) {
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 2;
 #pragma unroll
   for (int from = 0; from < BN; from += CHUNK) {
@@ -115,7 +125,7 @@ __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* s
         int row = vector / 2, column = vector % 2 * 8;
         SUM_T v[8];
         read_eight(v, staging + row * STAGING_ROW + column, lane);
-        finish(v, out, args, y0 + from + row, x0 + column, rows, columns, first_row);
+        finish(v, out, args, y0 + from + row, x0 + column, rows, columns, row_of);
       }
     }
     __syncwarp();
@@ -123,7 +133,7 @@ __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* s
 }
 #else
 __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* staging, OUT_T* out, const EpilogueArgs& args, int x0,
-                                            int y0, int rows, int columns, long long first_row) {
+                                            int y0, int rows, int columns, const RowMap& row_of) {
   constexpr int WIDE = CHUNK / 8, AT_ONCE = 32 / WIDE, PASSES = 16 / AT_ONCE;  // vectors of a row, rows of a pass, passes
   // Passes whose loads all come before the first store, which might alias them; one where registers are short.
   constexpr int BATCH = MIN_BLOCKS > 1 && BN > 96 ? 1 : PASSES;
@@ -132,7 +142,7 @@ __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* s
   SUM_T* to = staging + g * CHUNK + (c & 1) * 2;
   const SUM_T *low = staging + r * CHUNK + 4 * staged(r, column / 4), *high = staging + r * CHUNK + 4 * (staged(r, column / 4) ^ 1);
   const bool whole = x0 + 16 <= rows;
-  const long long row = first_row + x0 + r;
+  const long long row = row_of(x0) + r;  // where rows follow each other
   OUT_T* target = out + row * OUT_ROW(columns) + y0 + column;
 #pragma unroll
   for (int from = 0; from < BN; from += CHUNK) {
@@ -151,7 +161,7 @@ __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* s
         const Sum4 a = *(const Sum4*)(low + i * AT_ONCE * CHUNK), b = *(const Sum4*)(high + i * AT_ONCE * CHUNK);
         v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
       };
-      if (VEC == 8 && whole) {
+      if (VEC == 8 && whole && !ROWS_APART) {
 #pragma unroll
         for (int from_pass = 0; from_pass < PASSES; from_pass += BATCH) {
           SUM_T own[BATCH][8];
@@ -168,7 +178,7 @@ __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* s
         for (int i = 0; i < PASSES; ++i) {
           SUM_T v[8];
           read(v, i);
-          finish(v, out, args, x0 + r + i * AT_ONCE, y0 + from + column, rows, columns, first_row);
+          finish(v, out, args, x0 + r + i * AT_ONCE, y0 + from + column, rows, columns, row_of);
         }
       }
     }

@@ -173,7 +173,7 @@ __device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], SUM_T* 
 
 // Adds the cluster's partial sums of this block's rows in the order of the blocks, and writes them.
 __device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, const EpilogueArgs& args, int x0, int y0, int rows,
-                                            int columns, long long first_row) {
+                                            int columns, const RowMap& row_of) {
   constexpr int WIDE = (SWAP ? OWNED : BN) / 8, COUNT = (SWAP ? BN : OWNED) * WIDE;
   constexpr int EACH = (COUNT + MOVERS - 1) / MOVERS, BATCH = EACH < 4 ? EACH : 4;  // vectors whose loads all come before the first store
   for (int from = threadIdx.x; from < COUNT; from += BATCH * MOVERS) {
@@ -194,13 +194,13 @@ __device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, co
 #pragma unroll
         for (int k = 0; k < 8; ++k) sum[k] += part[k];
       }
-      if constexpr (VEC == 8) finish_sums<8>(sum, v[t], args, first_row + (there[t] ? m[t] : 0), there[t] ? n[t] : 0, columns);
-      else if (there[t]) finish(sum, out, args, m[t], n[t], rows, columns, first_row);
+      if constexpr (VEC == 8) finish_sums<8>(sum, v[t], args, row_of(there[t] ? m[t] : 0), there[t] ? n[t] : 0, columns);
+      else if (there[t]) finish(sum, out, args, m[t], n[t], rows, columns, row_of);
     }
     if constexpr (VEC == 8) {
 #pragma unroll
       for (int t = 0; t < BATCH; ++t)
-        if (there[t]) store_finished<8>(out + (first_row + m[t]) * OUT_ROW(columns) + n[t], v[t]);
+        if (there[t]) store_finished<8>(out + row_of(m[t]) * OUT_ROW(columns) + n[t], v[t]);
     }
   }
 }
@@ -211,6 +211,7 @@ __device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, co
 //   start(Tile, Share)     remembers a tile, and what this block loads of it
 //   Cursor at(i), next()   the place of stage i along K
 //   load_x / load_y(target, barrier, cursor)
+//   row_map(batch), with ROWS_APART: where the rows of a batch lie in the output
 //   prefetch_change(), with HAS_PROLOGUE: brings what it reads in every row near
 //   change_x(stage, row, batch, i), with HAS_PROLOGUE: a warpgroup applies the prologue to its rows (from `row` on) of stage i along K of X
 template <class Problem>
@@ -390,7 +391,11 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
 
       Tile tile = tile_at(index, along_x, along_y);
       const int x0 = (tile.x * CLUSTER_X + rank_x) * BM, y0 = (tile.y * CLUSTER_Y + rank_y) * BN;
-      const long long first_row = (long long)tile.batch * problem.rows;
+#if ROWS_APART
+      const RowMap row_of = problem.row_map(tile.batch);
+#else
+      const RowMap row_of{(long long)tile.batch * problem.rows};
+#endif
       if constexpr (SPLIT > 1) {
         if constexpr (OVERLAY) cluster_arrive_relaxed();
         cluster_wait();  // every block of the cluster has started, and with OVERLAY has read its last stage
@@ -398,13 +403,13 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
         for (int b = 0; b < MI; ++b) send_partial(sum[b], staging, received, (block + b) * 64 + warp % 4 * 16, slice, rank % SHARING);
         named_sync<2>(WARPGROUPS * 128);
         barrier_wait(received, 0);
-        write_owned(staging, out, args, x0 + slice * OWNED, y0, problem.rows, problem.columns, first_row);
+        write_owned(staging, out, args, x0 + slice * OWNED, y0, problem.rows, problem.columns, row_of);
         break;
       } else {
 #pragma unroll
         for (int b = 0; b < MI; ++b)
           write_slice(sum[b], staging + (DIRECT ? 0 : warp * STAGING_WARP), out, args, x0 + (block + b) * 64 + warp % 4 * 16, y0,
-                      problem.rows, problem.columns, first_row);
+                      problem.rows, problem.columns, row_of);
       }
     }
     if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left

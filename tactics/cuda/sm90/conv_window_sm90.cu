@@ -133,7 +133,7 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
           there[h] = y0 + y[b][h] < height && x0 + x[b][h] < width;
           m[h] = there[h] ? (n * height + y0 + y[b][h]) * width + x0 + x[b][h] : 0;
         }
-        write_rows(sum[b], out, epilogue_args, m, there, o0, outputs, 0);
+        write_rows(sum[b], out, epilogue_args, m, there, o0, outputs, RowMap{0});
       }
       place += WARPGROUPS;
       if (place >= PATCHES) place -= PATCHES, parity ^= 1;

@@ -5,6 +5,8 @@
 // Arguments: `a` and `b` are tiled 3-D maps (contiguous dimension, rows, batch; batch 1 and step 0 for a shared operand) whose box
 // is the K of a stage by the rows a block loads, K contiguous, or 64 rows (SWIZZLE of Y for B) by the K of a stage, rows contiguous.
 // With HAS_PROLOGUE (16-bit types, A_KM = SWAP = 0) a warpgroup applies a function to its rows of A (prologue.cuh) before it multiplies them.
+// ROWS_APART = 1: a deconvolution whose windows do not overlap, one product for each of the stride_y * stride_x phases (batches, phase x first):
+// row m is a pixel of the input, `width` to a line, and its results are the phase's pixel of the output.
 // Limits: contiguous dimensions a multiple of 16 bytes (TMA strides), m, n, k < 2^31, the output dense [batches, m, n].
 
 #ifndef B_KN
@@ -18,6 +20,16 @@
 #endif
 #define X_MN (SWAP ? B_KN : A_KM)
 #define Y_MN (SWAP ? A_KM : B_KN)
+#if ROWS_APART
+// Batches are the phases of a deconvolution whose windows do not overlap, rows its input pixels: where each writes its pixel.
+struct RowMap {
+  int width, stride_x, phase_x, stride_y, phase_y;  // width: of the input
+  __device__ __forceinline__ long long operator()(int m) const {
+    const int line = m / width;
+    return (static_cast<long long>(line) * stride_y + phase_y) * (width * stride_x) + (m - line * width) * stride_x + phase_x;
+  }
+};
+#endif
 #include "prologue.cuh"
 #include "sm90_pipeline.cuh"
 #include "swizzle.cuh"
@@ -30,6 +42,10 @@ struct Gemm {
   int rows, columns, batches, iterations, x_batch, y_batch;
   int x_row, x_z, y_row, y_z;
   Share share;
+#if ROWS_APART
+  int width, stride_y, stride_x;
+  __device__ __forceinline__ RowMap row_map(int batch) const { return {width, stride_x, batch % stride_x, stride_y, batch / stride_x}; }
+#endif
 
   __device__ __forceinline__ void prefetch() {
     tensormap_prefetch(x_map);
@@ -99,11 +115,18 @@ __cluster_dims__(CLUSTER, 1, 1)
 #endif
 __launch_bounds__(THREADS, MIN_BLOCKS)
 gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, OUT_T* out, int m, int n, int k, int batches,
-     int a_batch, int b_batch, const EpilogueArgs epilogue_args PROLOGUE_PARAMETER) {
+     int a_batch, int b_batch,
+#if ROWS_APART
+     int width, int stride_y, int stride_x,
+#endif
+     const EpilogueArgs epilogue_args PROLOGUE_PARAMETER) {
   Gemm problem;
   problem.x_map = SWAP ? &b : &a, problem.y_map = SWAP ? &a : &b;
   problem.x_batch = SWAP ? b_batch : a_batch, problem.y_batch = SWAP ? a_batch : b_batch;
   problem.rows = m, problem.columns = n, problem.batches = batches, problem.iterations = (k + BK - 1) / BK;
+#if ROWS_APART
+  problem.width = width, problem.stride_y = stride_y, problem.stride_x = stride_x;
+#endif
 #ifdef HAS_PROLOGUE
   problem.before_args = before_args, problem.depth = k;
 #endif

@@ -66,6 +66,16 @@ class Product:
     packed: bool  # b is a constant that prepare() turns to [N, K], or permutes
 
 
+@dataclass(frozen=True)
+class Apart:
+    """Where a product's rows lie in the output when they are pixels of the input of a deconvolution, and its batch the phases (y, then x) of
+    the strides: ``width`` pixels of the input to a line."""
+
+    width: int
+    stride_y: int
+    stride_x: int
+
+
 def product_of(workload: Workload) -> Product | Refusal:
     """The workload with its batch axes folded: into m where b has none, else into one."""
     op = workload.op
@@ -170,11 +180,12 @@ def _product(workload: Workload) -> Product:
 
 
 def gemm_launch(
-    workload: Workload, device: DeviceSpec, tile: Tile, product: Product, epilogue: Epilogue, b: Buffer, columns: int, constant_b: bool
+    workload: Workload, device: DeviceSpec, tile: Tile, product: Product, epilogue: Epilogue, b: Buffer, columns: int, constant_b: bool,
+    apart: Apart | None = None,
 ) -> Launch:
     """The launch of ``gemm_sm90.cu``; ``columns`` is what the output's row length is known to divide by."""
     dtype = workload.inputs[0].dtype
-    layouts = (("A_KM", str(int(product.a_km))), ("B_KN", str(int(product.b_kn))))
+    layouts = (("A_KM", str(int(product.a_km))), ("B_KN", str(int(product.b_kn))), *((("ROWS_APART", "1"),) if apart else ()))
     defines = tile_defines(tile, dtype, workload.outputs[0].dtype, vector_columns(columns), constant_b, pdl(device))
     kernel = Kernel("sm90/gemm_sm90.cu", "gemm", (*defines, *layouts, *pitch_defines(workload), *epilogue.defines), epilogue.prelude)
     maps = (
@@ -182,7 +193,8 @@ def gemm_launch(
                      not tile.swap, workload.inputs[0].pitch),
         _operand_map(b, tile, workload, product.n, product.k, 1 if product.b_shared else product.batch, product.b_kn, bool(tile.swap)),
     )  # fmt: skip
-    numbers = (product.m, product.n, product.k, product.batch, int(not product.a_shared), int(not product.b_shared))
+    places = (apart.width, apart.stride_y, apart.stride_x) if apart else ()
+    numbers = (product.m, product.n, product.k, product.batch, int(not product.a_shared), int(not product.b_shared), *places)
     problem = Problem(product.m, product.n, product.batch, 1, product.k, dtype, 0)
     return Launch(
         kernel, (grid(tile, problem, device), 1, 1), (tile.threads, 1, 1),

@@ -136,7 +136,7 @@ convolution_stem_rows(const __grid_constant__ TensorMap image, const IN_T* __res
 
     const int p = place.i * TILE_H + warp, q0 = place.j * TILE_W;
     const int line = (place.n * out_h + p) * out_w;  // the first pixel of this warp's output row
-    write_slice(sum, staging + warp * STAGING_WARP, out, epilogue_args, line + q0, o0, p < out_h ? line + out_w : 0, outputs, 0);
+    write_slice(sum, staging + warp * STAGING_WARP, out, epilogue_args, line + q0, o0, p < out_h ? line + out_w : 0, outputs, RowMap{0});
     place.step(step, across, down);
     if (++slot == PATCHES) slot = 0, parity ^= 1;
   }

@@ -121,6 +121,6 @@ convolution_stem(const IMAGE_T* __restrict__ image, const IN_T* __restrict__ wei
     const int n = tile / (across * down), rest = tile - n * across * down;
     const int p = rest / across * TILE_H + warp, q0 = rest % across * TILE_W;
     const int line = (n * out_h + p) * out_w;  // the first pixel of this warp's output row
-    write_slice(sum, staging + warp * STAGING_WARP, out, epilogue_args, line + q0, o0, p < out_h ? line + out_w : 0, outputs, 0);
+    write_slice(sum, staging + warp * STAGING_WARP, out, epilogue_args, line + q0, o0, p < out_h ? line + out_w : 0, outputs, RowMap{0});
   }
 }

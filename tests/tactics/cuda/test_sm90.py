@@ -12,11 +12,12 @@ import pytest
 from fusion.dtypes import DataType
 from fusion.expression import Operand, apply
 from fusion.network import TensorType
-from fusion.ops import Attention, Convolution, MatrixMultiply
+from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply
 from tactics.compiler import compile_cubin
 from tactics.cuda.sm90.attention_sm90 import Sm90Attention, Sm90ShortAttention
 from tactics.cuda.sm90.conv_sm90 import Sm90Convolution
 from tactics.cuda.sm90.conv_window_sm90 import POSITIONS, ROW, Sm90WindowConvolution, patch_of
+from tactics.cuda.sm90.deconv_sm90 import Sm90Deconvolution
 from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
 from tactics.cuda.sm90.stem_sm90 import Rows, Sm90Stem, pack_stem, rows_of
 from tactics.cuda.sm90.tile_sm90 import Problem, Tile, candidates, illegal, tile_of, tiles_along, with_stages
@@ -42,6 +43,12 @@ def conv(x, weights, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1
     op = Convolution(tuple(stride), tuple(pads[:half]), tuple(pads[half:]), tuple(dilation), groups, last, RELU_BIAS, False if planes else None)
     inputs = [TensorType(dtype, tuple(x)), TensorType(dtype, tuple(weights)), TensorType(dtype, (weights[0],))]
     return Workload(op, tuple(inputs), op.infer(inputs), (False, True, True), varies)
+
+
+def deconv(x, weights, stride, dtype=HALF, pads=(0, 0), cut=(0, 0)) -> Workload:
+    op = Deconvolution(tuple(stride), tuple(pads), tuple(pads), (1, 1), tuple(cut), 1, True, RELU_BIAS)
+    inputs = [TensorType(dtype, tuple(x)), TensorType(dtype, tuple(weights)), TensorType(dtype, (weights[1],))]
+    return Workload(op, tuple(inputs), op.infer(inputs), (False, True, True))
 
 
 GEMMS = {
@@ -77,6 +84,12 @@ WINDOWS = {
     "densenet": conv((2, 28, 28, 128), (32, 128, 3, 3), (1, 1), (1, 1, 1, 1)),
     "wide": conv((1, 20, 259, 64), (128, 64, 3, 3)),
     "uneven": conv((2, 13, 37, 64), (96, 64, 3, 5), (1, 1), (0, 1, 2, 3), dtype=DataType.BF16),
+}
+DECONVS = {
+    "u-net": deconv((2, 16, 16, 128), (128, 64, 2, 2), (2, 2)),
+    "deep": deconv((1, 9, 7, 1024), (1024, 520, 2, 2), (2, 2)),
+    "uneven": deconv((3, 5, 11, 40), (40, 33, 3, 2), (3, 2), DataType.BF16),
+    "a line": deconv((2, 1, 301, 72), (72, 24, 1, 4), (1, 4)),
 }
 STEMS = {
     "resnet": conv((1, 224, 224, 3), (64, 3, 7, 7), (2, 2), (3, 3, 3, 3)),
@@ -262,6 +275,44 @@ def test_gemm_launches_describe_the_product(name):
         x_map, y_map = (b_map, a_map) if tile.swap else (a_map, b_map)
         assert x_map.box[1] == tile.bm // tile.cluster_y or x_map.box[0] == 64
         assert y_map.box[1] == tile.bn // tile.cluster_x or y_map.box[0] in (16, 32, 64)
+
+
+@pytest.mark.parametrize("name", list(DECONVS))
+def test_deconvolution_launches_describe_the_product(name):
+    tactic, workload = Sm90Deconvolution(), DECONVS[name]
+    assert tactic.supports(workload, H200) is None
+    inputs = values(workload)
+    for config in tactic.configs(workload, H200)[:4]:
+        (packed,) = tactic.prepare(workload, config, {1: inputs[1]})
+        launch = one_launch(tactic, workload, config)
+        assert ("ROWS_APART", "1") in launch.kernel.defines
+        a_map, b_map, _, *numbers, _ = launch.arguments
+        assert isinstance(a_map, TensorMap) and isinstance(b_map, TensorMap)
+        m, n, k, batches, a_batch, b_batch, width, stride_y, stride_x = (number.value for number in numbers if isinstance(number, Scalar))
+        assert (a_batch, b_batch) == (0, 1)
+        a = view(a_map, inputs[0])[0].astype(np.float32)
+        b = in_order(view(b_map, packed).astype(np.float32), 1, tile_of(config).direct)
+        assert a.shape == (m, k) and b.shape == (batches, n, k)
+        result = np.full((m * batches, n), np.nan, np.float32)
+        lines, columns = np.divmod(np.arange(m), width)
+        for batch in range(batches):  # as RowMap of gemm_sm90.cu
+            rows = (lines * stride_y + batch // stride_x) * (width * stride_x) + columns * stride_x + batch % stride_x
+            result[rows] = a @ b[batch].T
+        close(result, workload, inputs)
+
+
+@pytest.mark.parametrize(
+    ("workload", "text"),
+    [
+        (deconv((2, 5, 5, 16), (16, 8, 3, 3), (2, 2)), "overlap"),
+        (deconv((2, 5, 5, 16), (16, 8, 2, 2), (2, 2), pads=(1, 0)), "cut off"),
+        (deconv((2, 5, 5, 16), (16, 8, 2, 2), (2, 2), cut=(1, 0)), "cut off"),
+        (deconv((2, 5, 5, 12), (12, 8, 2, 2), (2, 2)), "12 input channels"),
+    ],
+)
+def test_deconvolution_refuses(workload, text):
+    refusal = Sm90Deconvolution().supports(workload, H200)
+    assert isinstance(refusal, Refusal) and text in refusal.reason
 
 
 @pytest.mark.parametrize("name", list(CONVS))
@@ -651,6 +702,13 @@ def test_short_attention_kernels_compile_without_spills(name):
 
 
 # ------------------------------------------------------------------------------------------------------------ on the GPU
+@pytest.mark.parametrize("name", ["u-net", "deep", "uneven"])
+def test_deconvolution_kernels_compile_without_spills(name):
+    tactic = Sm90Deconvolution()
+    for config in tactic.configs(DECONVS[name], H200)[:3]:
+        compiled(one_launch(tactic, DECONVS[name], config))
+
+
 def _cluster(config) -> tuple[int, int, int]:
     chosen = dict(config)
     return chosen["cluster_x"], chosen["cluster_y"], chosen["split"]
@@ -664,6 +722,7 @@ ON_GPU = {
     "convolution, taps first": (Sm90Convolution(), conv((16, 14, 14, 192), (96, 192, 3, 3), (1, 1), (1, 1, 1, 1))),
     "convolution, taps first, part of a stage": (Sm90Convolution(), conv((16, 15, 13, 96), (64, 96, 3, 5), (1, 1), (1, 2, 1, 2))),
     "strided convolution": (Sm90Convolution(), conv((5, 15, 14, 128), (160, 128, 3, 3), (2, 2), (1, 1, 1, 1))),
+    **{f"deconvolution, {name}": (Sm90Deconvolution(), workload) for name, workload in DECONVS.items()},
     **{f"window, {name}": (Sm90WindowConvolution(), workload) for name, workload in WINDOWS.items()},
     **{f"stem, {name}": (Sm90Stem(), workload) for name, workload in STEMS.items() if name != "mobilenet"},
     **{f"attention, {name}": (Sm90Attention(), workload) for name, workload in ATTENTIONS.items()},
@@ -685,9 +744,9 @@ def test_on_gpu(name: str) -> None:
     inputs = values(workload)
     expected = workload.op.evaluate(inputs)[0].astype(np.float64)
     found = list(tactic.configs(workload, spec))
-    clustered = {_cluster(one): one for one in reversed(found)} if isinstance(tactic, Sm90Gemm | Sm90Convolution) else {}
+    clustered = {_cluster(one): one for one in reversed(found)} if isinstance(tactic, Sm90Gemm | Sm90Convolution | Sm90Deconvolution) else {}
     shared = [Tile(128, 128, 2, 3, split=2, cluster_x=x, cluster_y=y).config() for x, y in ((2, 1), (1, 2), (2, 2))]
-    for config in dict.fromkeys((*found[:3], *clustered.values(), *(shared if clustered and name != "odd columns" else ()))):
+    for config in dict.fromkeys((*found[:3], *clustered.values(), *(shared if clustered and name not in ("odd columns", "deconvolution, uneven") else ()))):
         plan = tactic.plan(workload, config, spec)
         constants = {index: inputs[index] for index, constant in enumerate(workload.constant) if constant}
         (result,) = run_on_gpu(plan, inputs, workload.outputs, tactic.prepare(workload, config, constants))
