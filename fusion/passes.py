@@ -37,6 +37,7 @@ from fusion.rules import (
     convolution_pooling,
     convolution_prologue,
     convolution_scale,
+    convolution_split,
     convolution_sum,
     dequantize_forward,
     dequantize_quantize,
@@ -132,7 +133,7 @@ PADDING = (padding_convolution.RULE, padding_pooling.RULE)
 # Products take their epilogues before anything else wants the same pointwise layers.
 PRODUCTS = (
     outer_product.RULE,    convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
-    matmul_scale.RULE, matmul_pointwise.RULE, matmul_split.RULE, slice_shuffle.RULE, shuffle_matmul.RULE, shuffle_rows.RULE,
+    matmul_scale.RULE, matmul_pointwise.RULE, matmul_split.RULE, convolution_split.RULE, slice_shuffle.RULE, shuffle_matmul.RULE, shuffle_rows.RULE,
     reshape_rows.RULE, reshape_batch.RULE, reshape_operands.RULE, batch_operands.RULE, score_operands.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE, shuffle_operands.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.

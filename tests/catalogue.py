@@ -256,6 +256,10 @@ CATALOGUE: Sequence[Row] = (
     Row("hard swish", "a = Add(x, three)\nb = Clip(a, zero, six)\nc = Mul(x, b)\ny = Div(c, six)", "hard-swish",
         values={"three": 3.0, "zero": 0.0, "six": 6.0}, near_values={"three": 2.0}),
     Row("Mish", "s = Softplus(x)\nt = Tanh(s)\ny = Mul(x, t)", "mish", near_output="s"),
+    Row("queries, keys and values of heads from one convolution", "a = Conv(x, w, b)\nr = Reshape(a, heads)\nq, k, v = Split<axis=2>(r, parts)\nt = Transpose<perm=[0,1,3,2]>(q)\n"
+        "s = MatMul(t, k)\np = Softmax<axis=-1>(s)\nu = Transpose<perm=[0,1,3,2]>(p)\ny = MatMul(v, u)", "convolution-split", layers=8, on_gpu=5, values={
+            "w": (16, 8, 1, 1), "b": (16,), "heads": np.array([2, 2, 8, 36]), "parts": np.array([2, 2, 4])}, near=(("Split<axis=2>(r, parts)", "Split<axis=3>(r, places)"),
+            ("MatMul(t, k)", "MatMul(t, q)"), ("MatMul(v, u)", "MatMul(q, u)")), near_values={"places": np.array([12, 12, 12])}),
     Row("SwiGLU of a packed projection", "p = MatMul(x, w)\na, b = Split<axis=-1, num_outputs=2>(p)\ns = Sigmoid(a)\ng = Mul(a, s)\ny = Mul(g, b)",
         "matmul-split", layers=2, inputs=ROWS_2D, values={"w": (16, 24)}, near_output="p"),
     Row("rotary embedding", TURN.replace("@", "x") + "y = Identity(xy)", "rotary-embedding", inputs={"x": (2, 3, 5, 8), "cos": (2, 1, 5, 8), "sin": (2, 1, 5, 8)},
