@@ -10,7 +10,15 @@ from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Gather, MatrixMultiply, Slice
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._split import Source, channels_of, refuse_operands, refuse_readers, selection_of, shuffle_before, split
+from fusion.rules._split import (
+    Source,
+    channels_of,
+    refuse_operands,
+    refuse_readers,
+    selection_of,
+    shuffle_before,
+    split,
+)
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
