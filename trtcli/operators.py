@@ -150,8 +150,8 @@ def page() -> str:
         "count is known (up to 128), else it may append one tensor of one shape per iteration. As a graph output `y`, a sequence gives the "
         "tensors `y.0`, `y.1` ..., one of computed length a tensor with its elements along axis 0; graph inputs are tensors.",
         "- Functions of the model itself are expanded. Other operators need a plugin (docs/plugins.md). A model with operators that trtcli does "
-        "not take is refused with all such nodes at once. So are nodes whose inputs have types that neither the schema of the model's opset nor "
-        "the newest one allows.",
+        "not take is refused with all such nodes at once. So are nodes with inputs of types, or with attributes, that neither the schema of the model's "
+        "opset nor the newest one has.",
         "",
         "## ai.onnx",
         "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +14,7 @@ from fusion.importer import finish
 from fusion.importer.builder import X0, X1, Builder, call
 from fusion.importer.errors import Unsupported
 from fusion.importer.graph import Scope, names_in, read_names
+from fusion.importer.loops import Scanned, hoisted, passed_on, products_of_slices, unrolled
 from fusion.importer.node import Node
 from fusion.importer.operators.slicing import cut
 from fusion.importer.sequences import EmptyOptional, StackedSequence, TensorSequence
@@ -205,6 +206,18 @@ def import_loop(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
         condition = None
     names = [entry.name for entry in graph.input]
     always = constant(np.asarray(True))
+    initial = [node.input(2 + index) for index in range(states)]
+    same = passed_on(graph, names[2:], [entry.name for entry in graph.output[1:]])
+    scope, graph = hoisted(walk, node, graph, scope, {names[1]: always, **{names[2 + index]: initial[index] for index in same}})
+    going = scope.find(graph.output[0].name) if graph.output[0].name in scope.values else None
+    if condition is None and going is not None and going.is_constant and going.array.reshape(-1)[0]:
+        found = unrolled(
+            walk, node, graph, scope, trip,
+            lambda number, carried: {names[0]: constant(np.asarray(number, np.int64)), names[1]: always, **dict(zip(names[2:], carried, strict=True))},
+            initial, decides=True,
+        )  # fmt: skip
+        if found is not None:
+            return found, True
 
     def prepare(counter: Value, carried: Mapping[int, Value]) -> Prepare:
         def values(_: Builder, inner: BodyScope) -> dict[str, Value]:
@@ -215,8 +228,7 @@ def import_loop(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
 
         return values
 
-    initial = [node.input(2 + index) for index in range(states)]
-    return _loop(walk, node, scope, graph, initial, prepare, trip, condition, decides=True), False
+    return _loop(walk, node, scope, graph, initial, same, prepare, trip, condition, decides=True), False
 
 
 def _loop(
@@ -225,29 +237,31 @@ def _loop(
     scope: Scope,
     graph: GraphProto,
     initial: Sequence[Value],
+    same: Collection[int],
     prepare: Callable[[Value, Mapping[int, Value]], Prepare],
     trip: Dim | None,
     condition: Value | None,
     decides: bool,
     part: str = "",
 ) -> Results:
-    """The layer for a body that is run again and again; ``decides``: its first output says whether to go on."""
+    """The layer for a body that is run again and again; ``decides``: its first output says whether to go on. ``same`` are the carried tensors
+    (of ``initial``) that no iteration changes."""
     b = walk.builder
+    b.origin, b.prefix = scope.origin or node.name, node.name  # nodes that left the body had names of their own
     first, states = int(decides), len(initial)
     # Carried tensors that nobody reads afterwards are still carried; scan outputs that nobody reads are not made.
     scans = [index for index in range(states, len(graph.output) - first) if node.wants(index)]
     wanted = [*range(first + states), *(first + index for index in scans)]
     counter = Value(f"{node.name}/{part}iteration", TensorType(DataType.INT64, ()))
-    types = {index: value.type for index, value in enumerate(initial)}
+    types = {index: value.type for index, value in enumerate(initial) if index not in same}
     changing: set[str] = set()
     while True:
         carried = {index: Value(f"{node.name}/{part}carried{index}", kind) for index, kind in types.items()}
         body = import_body(walk, node, graph, scope, wanted, prepare(counter, carried), part.rstrip("/"))
         results = body.outputs[first : first + states]
         # What an iteration hands on as it got it is the same in all of them.
-        same = {index for index in types if results[index] is carried[index]}
         wider = {
-            index: _widened(b, kind, results[index].type, changing, index) for index, kind in types.items() if index not in same
+            index: _widened(b, kind, results[index].type, changing, index) for index, kind in types.items() if results[index] is not carried[index]
         }
         if wider == types:
             break
@@ -311,7 +325,7 @@ def _outer(b: Builder, shape: Shape, own: set[str], what: str) -> Shape:
 def import_scan(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
     """A Scan is a Loop whose body takes its slice of every scan input."""
     if node.opset >= 9:
-        return _scan(walk, node, scope, list(node.inputs), 0), False
+        return _scan(walk, node, scope, list(node.inputs), 0)
     b = walk.builder
     if node.optional(0) is not None:
         raise Unsupported("sequence_lens is given; Scan of opset 8 is supported with sequences of equal length only")
@@ -326,7 +340,7 @@ def import_scan(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
             name = f"row{row}_input{index}"
             part = cut(b, value, (row, *[0] * (value.rank - 1)), (1, *value.shape[1:]), (1,) * value.rank, name)
             slices.append(b.reshape(part, value.shape[1:], f"{name}_squeeze"))
-        rows.append(_scan(walk, node, scope, list(slices), row))
+        rows.append(_scan(walk, node, scope, list(slices), row)[0])
     found: list[Value | None] = []
     for index, parts in enumerate(zip(*rows, strict=True)):
         given = [b.reshape(part, (1, *part.shape), f"unsqueeze{index}") for part in parts if part is not None]
@@ -334,7 +348,7 @@ def import_scan(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
     return tuple(found), False
 
 
-def _scan(walk: Walk, node: Node, scope: Scope, inputs: list[Value | None], row: int) -> Results:
+def _scan(walk: Walk, node: Node, scope: Scope, inputs: list[Value | None], row: int) -> tuple[Results, bool]:
     b = walk.builder
     graph = node.required("body")
     scanned = node.required("num_scan_inputs")
@@ -342,29 +356,45 @@ def _scan(walk: Walk, node: Node, scope: Scope, inputs: list[Value | None], row:
         raise Unsupported(f"{len(inputs)} inputs, {scanned} of them to scan")
     values = [value for value in inputs if value is not None]
     states = len(values) - scanned
-    sources = values[states:]
-    axes = [
-        node.axis(axis, value.rank) for axis, value in zip(node.attr("scan_input_axes", (0,) * scanned), sources, strict=True)
-    ]
-    backward = node.attr("scan_input_directions", node.attr("directions", (0,) * scanned))
-    trip = sources[0].shape[axes[0]]
     names = [entry.name for entry in graph.input]
+    backward = node.attr("scan_input_directions", node.attr("directions", (0,) * scanned))
+    sources = [
+        Scanned(name, value, node.axis(axis, value.rank), bool(back))
+        for name, value, axis, back in zip(names[states:], values[states:], node.attr("scan_input_axes", (0,) * scanned), backward, strict=True)
+    ]
+    trip = sources[0].source.shape[sources[0].axis]
+    part = f"row{row}/" if row else ""
+    same = passed_on(graph, names[:states], [entry.name for entry in graph.output])
+    scope, graph = hoisted(walk, node, graph, scope, {names[index]: values[index] for index in same}, part)
+    sources += products_of_slices(walk, graph, scope, sources)
+
+    def slices(number: int, carried: Sequence[Value]) -> dict[str, Value]:
+        b.origin, b.prefix = scope.origin or node.name, node.name
+        found = dict(zip(names[:states], carried, strict=True))
+        for index, one in enumerate(sources):
+            place, name = trip - 1 - number if one.backward else number, f"{part}slice{index}_{number}"  # type: ignore[operator]
+            before, after = one.source.shape[: one.axis], one.source.shape[one.axis + 1 :]
+            row = cut(b, one.source, (*[0] * len(before), place, *[0] * len(after)), (*before, 1, *after), (1,) * one.source.rank, name)
+            found[one.name] = b.reshape(row, (*before, *after), f"{name}_squeeze")
+        return found
 
     def prepare(counter: Value, carried: Mapping[int, Value]) -> Prepare:
         def inside(builder: Builder, inner: BodyScope) -> dict[str, Value]:
             found = {names[index]: carried[index] if index in carried else inner.enter(values[index]) for index in range(states)}
-            for index, (source, axis, back) in enumerate(zip(sources, axes, backward, strict=True)):
+            for index, one in enumerate(sources):
                 place = counter
-                if back:
+                if one.backward:
                     last = builder.data(_dimension(trip - 1))
                     place = builder.pointwise(call("sub", X0, X1), last, counter, suffix=f"place{index}")
-                found[names[states + index]] = builder.layer(Gather(axis), inner.enter(source), place, suffix=f"slice{index}")
+                found[one.name] = builder.layer(Gather(one.axis), inner.enter(one.source), place, suffix=f"slice{index}")
             return found
 
         return inside
 
-    part = f"row{row}/" if row else ""
-    results = _loop(walk, node, scope, graph, values[:states], prepare, trip, None, decides=False, part=part)
+    steps = unrolled(walk, node, graph, scope, trip, slices, values[:states], decides=False, part=part)
+    results = steps
+    if results is None:
+        results = _loop(walk, node, scope, graph, values[:states], same, prepare, trip, None, decides=False, part=part)
     outputs: list[Value | None] = list(results[:states])
     made = len(results) - states
     places = node.attr("scan_output_axes", (0,) * made)
@@ -378,7 +408,7 @@ def _scan(walk: Walk, node: Node, scope: Scope, inputs: list[Value | None], row:
             order.insert(axis, 0)
             value = b.transpose(value, order, f"{part}axis{index}")
         outputs.append(value)
-    return tuple(outputs)
+    return tuple(outputs), steps is not None
 
 
 def _dimension(dim: Dim) -> Value:

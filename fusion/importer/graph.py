@@ -74,6 +74,7 @@ class Walk:
         self.builder = Builder()
         self.records: dict[str, Record] = {}
         self.problems: list[Problem] = []
+        self.unrolled = 0  # nodes in all iterations of loops that became plain layers
         self._functions = local
         self._folder = folder
 

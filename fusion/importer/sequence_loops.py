@@ -12,15 +12,13 @@ from fusion.dims import symbols
 from fusion.importer.control import ENDLESS, import_loop
 from fusion.importer.errors import Unsupported
 from fusion.importer.graph import Scope, Walk, read_names
+from fusion.importer.loops import UNROLLED
 from fusion.importer.node import Node
 from fusion.importer.sequences import StackedSequence, TensorSequence, joined, stacked
 from fusion.importer.values import Value, constant
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
-
-UNROLLED = 128  # iterations at most
-
 
 def import_sequence_loop(walk: Walk, node: Node, scope: Scope) -> tuple[Any, ...]:
     """The results of a Loop of which a carried value is a sequence.

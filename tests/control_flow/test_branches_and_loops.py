@@ -77,8 +77,76 @@ def test_carried_tensor_that_grows(cpu, tmp_path):
 
 def test_scan_backwards(cpu, tmp_path):
     random = np.random.default_rng(1)
-    context = check(parse(SCAN), cpu, tmp_path, {"s": np.zeros(3, np.float32), "x": random.standard_normal((5, 3)).astype(np.float32)})
+    inputs = {"s": np.zeros(3, np.float32), "x": random.standard_normal((5, 3)).astype(np.float32)}
+    shapes = {"x": (5, 3)}
+    config = BuildConfig(optimization_level=0, min_shapes={"x": (2, 3)}, opt_shapes=shapes, max_shapes={"x": (9, 3)})
+    context = check(parse(SCAN.replace("5", "n")), cpu, tmp_path, inputs, {**inputs, "x": inputs["x"][:3]}, config=config)
     assert capture_obstacles(context.engine)[0][1] == "the host decides what runs next"
+    context = check(parse(SCAN), cpu, tmp_path, inputs)  # five iterations are plain layers
+    assert capture_obstacles(context.engine) == []
+
+
+COUNTED = """g (float[2, 3] x, float[3, 3] w, float[3, 3] r) => (float[2, 3] last, float[4, 2, 3] all) <int64 four = {4}, bool yes = {1}> {
+    last, all = Loop(four, yes, x) <body = b (int64 i, bool c, float[2, 3] s) => (bool d, float[2, 3] t, float[2, 3] o) {
+        d = Identity(c) wr = MatMul(w, r) big = Constant<value = float[2, 3] {1, 2, 3, 4, 5, 6}>() f = Cast<to = 1>(i)
+        p = MatMul(s, wr) q = Add(p, big) u = Mul(q, f) t = Tanh(u) o = Neg(t) }>
+}"""
+
+
+def counted_inputs() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(3)
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in (("x", (2, 3)), ("w", (3, 3)), ("r", (3, 3)))}
+
+
+def test_few_iterations_become_plain_layers(cpu, tmp_path, monkeypatch):
+    context = check(parse(COUNTED), cpu, tmp_path, counted_inputs())
+    assert capture_obstacles(context.engine) == [] and not any(layer.op.layer_type == "Loop" for layer in context.engine.network.layers)
+    names = {origin for layer in context.engine.network.layers for origin in layer.origins}
+    assert {"Loop_0/0/MatMul_4", "Loop_0/3/MatMul_4", "Loop_0/MatMul_1"} <= names and "Loop_0/0/MatMul_1" not in names
+    monkeypatch.setattr("fusion.importer.loops.UNROLLED_NODES", 10)
+    assert len(capture_obstacles(check(parse(COUNTED), cpu, tmp_path, counted_inputs()).engine)) == 1
+
+
+def test_what_never_changes_is_computed_before_the_loop(cpu, tmp_path):
+    """A product and a constant in the body, of a loop whose trip count is an input; what draws random numbers, or reads the counter, stays."""
+    text = COUNTED.replace("float[3, 3] r)", "float[3, 3] r, int64 four)").replace("int64 four = {4}, ", "").replace("float[4, 2", "float[k, 2")
+    inputs = counted_inputs()
+    context = check(parse(text), cpu, tmp_path, *({**inputs, "four": np.array(count)} for count in (4, 1, 0)))
+    layers = {layer.name: layer.op for layer in context.engine.network.layers}
+    (loop,) = (op for op in layers.values() if op.layer_type == "Loop")
+    assert any("Loop_0/MatMul_1" in name for name in layers)
+    inside = {origin for layer in loop.body.layers for origin in layer.origins}
+    assert "Loop_0/MatMul_1" not in inside and "Loop_0/MatMul_4" in inside
+    drawn = text.replace("wr = MatMul(w, r)", "n = RandomNormalLike<seed = 1.0>(r) wr = MatMul(w, n)")
+    (op,) = (layer.op for layer in import_onnx(parse(drawn)).layers if layer.op.layer_type == "Loop")
+    assert len({"Loop_0/RandomNormalLike_1", "Loop_0/MatMul_2"} & {origin for layer in op.body.layers for origin in layer.origins}) == 2
+
+
+RECURRENT = """g (float[2, 4] h, float[{shape}] x, float[3, 4] w, float[4, 4] r) => (float[2, 4] last, float[n, 2, 4] all) {{
+    last, all = Scan<num_scan_inputs = 1, scan_input_axes = [{axis}], scan_input_directions = [{back}],
+        body = b (float[2, 4] s, float[2, 3] v) => (float[2, 4] t, float[2, 4] o) {{
+            p = MatMul(v, w) q = MatMul(s, r) u = Add(p, q) t = Tanh(u) o = Identity(t) }}>(h, x)
+}}"""
+
+
+@pytest.mark.parametrize(("shape", "axis", "back"), [("n, 2, 3", 0, 1), ("2, n, 3", 1, 0), ("2, 3, n", 2, 0), ("5, 2, 3", 0, 0)])
+def test_products_of_slices_are_one_product(shape, axis, back, cpu, tmp_path):
+    """The product with the step's input leaves the body, that with the state stays; slices along the axis that is summed have no product in common."""
+    random = np.random.default_rng(0)
+    sizes = tuple(int(size) for size in shape.replace("n", "5").split(", "))
+    inputs = {name: random.standard_normal(size).astype(np.float32) for name, size in (("h", (2, 4)), ("x", sizes), ("w", (3, 4)), ("r", (4, 4)))}
+    config = BuildConfig(optimization_level=0, opt_shapes={"x": sizes} if "n" in shape else {})
+    context = check(parse(RECURRENT.format(shape=shape, axis=axis, back=back)), cpu, tmp_path, inputs, config=config)
+    outside = [layer.name for layer in context.engine.network.layers if "MatMul_0" in layer.name and layer.op.layer_type != "Shuffle"]
+    assert len(outside) == (1 if axis < 2 else 0 if "n" in shape else 5)
+
+
+def test_iterations_whose_shapes_only_data_tell_stay_a_loop(cpu, tmp_path):
+    text = """g (float[6] x) => (float[k] y) <int64 two = {2}, bool yes = {1}, float half = {0.5}> {
+        y = Loop(two, yes, x) <body = b (int64 i, bool c, float[j] s) => (bool d, float[m] t) {
+            d = Identity(c) g = Greater(s, half) t = Compress<axis = 0>(s, g) }> }"""
+    context = check(parse(text), cpu, tmp_path, {"x": np.float32([0, 1, 2, 0.2, 0.7, 0.1])})
+    assert [layer.op.layer_type for layer in context.engine.network.layers] == ["Loop"]
 
 
 def test_invariant_carried_tensors_become_captures():

@@ -78,11 +78,12 @@ def test_unfused_tensors_change_no_fusion(model: Path, capsys: Captured) -> None
 def test_tensors_inside_of_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     """A file for every iteration; marks keep nothing from being fused there, and say so."""
     monkeypatch.chdir(tmp_path)
-    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[4] x, float[4, 4] w) => (float[4] y) <int64 n = {3}, bool yes = {1}> {
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[4] x, float[4, 4] w, int64 n) => (float[4] y) <bool yes = {1}> {
         y = Loop(n, yes, x) <body = b (int64 i, bool c, float[4] s) => (bool d, float[4] t) {
             d = Identity(c) p = MatMul(s, w) q = Exp(p) r = Tanh(q) t = Softmax(r) }> }"""
     Path("loop.onnx").write_bytes(parse_model(text).SerializeToString())
-    argv = ["--onnx=loop.onnx", *RUN, "--saveEngine=loop.engine"]
+    np.array(3).tofile("n.raw")
+    argv = ["--onnx=loop.onnx", "--loadInputs=n:n.raw", *RUN, "--saveEngine=loop.engine"]
     assert main([*argv, "--markUnfusedTensorsAsDebugTensors", "--saveAllDebugTensors=summary,numpy"]) == 0
     assert "Loop_0/r" in Engine.load("loop.engine").debug_tensors
     shown = {tensor["name"]: tensor["files"]["numpy"] for tensor in json.loads(Path("tensor_summary.json").read_text())["tensors"]}
