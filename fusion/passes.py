@@ -33,6 +33,7 @@ from fusion.rules import (
     convolution_activation,
     convolution_concatenation,
     convolution_patches,
+    convolution_planes,
     convolution_pointwise,
     convolution_pooling,
     convolution_prologue,
@@ -149,7 +150,7 @@ READERS = (
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
 OPTIONAL: tuple[Rule, ...] = (
     convolution_concatenation.RULE, convolution_patches.RULE, sibling_convolutions.RULE, sibling_products.RULE, separable_convolution.RULE, convolution_prologue.RULE, matmul_prologue.RULE,
-    convolution_pooling.RULE,
+    convolution_pooling.RULE, convolution_planes.RULE,
 )  # fmt: skip
 
 # Before anything else wants the dequantisations, which are pointwise layers; weights stay as they are stored so long.

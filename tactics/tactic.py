@@ -410,6 +410,7 @@ def workload_flops(workload: Workload) -> float:
         Deconvolution,
         MatrixMultiply,
         PackedMatrixMultiply,
+        PlanarConvolution,
         PrologueProduct,
         Recurrence,
         SeparableConvolution,
@@ -421,6 +422,8 @@ def workload_flops(workload: Workload) -> float:
     if isinstance(op, Convolution):
         return 2.0 * float(np.prod(out)) * float(np.prod(shapes[1][1:]))
     if isinstance(op, ConvolutionPooling):
+        return workload_flops(replace(workload, op=op.convolution, outputs=op.convolution.infer(workload.inputs)))
+    if isinstance(op, PlanarConvolution):
         return workload_flops(replace(workload, op=op.convolution, outputs=op.convolution.infer(workload.inputs)))
     if isinstance(op, PrologueProduct):
         return workload_flops(replace(workload, op=op.product))

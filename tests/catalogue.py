@@ -133,6 +133,8 @@ CATALOGUE: Sequence[Row] = (
     Row("convolution + max", CONV + "y = Max(t, z)", "convolution-sum", inputs=_pairs("x", "z"), values=W, near_output="t"),
     Row("convolution + pooling", CONV + "u = Relu(t)\ny = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(u)", "convolution-pooling",
         values=W, near_output="u", measured=True),
+    Row("a convolution whose result is stored channels-first", CONV + "y = Relu(t)", "convolution-planes", values=W, near=(("Relu(t)", "Cast<to=6>(t)"),), measured=True,
+        device="cuda"),
     Row("convolution + average pooling", CONV + "y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(t)", "convolution-pooling", values=W,
         near=(("strides=[2,2]", "strides=[1,1]"),), measured=True),
     Row("depthwise-separable convolution", "t = Conv<group=8, pads=[1,1,1,1]>(x, f)\nu = Relu(t)\ny = Conv(u, p)", "separable-convolution", device="cpu",

@@ -15,6 +15,7 @@ from fusion.ops.matmul import MatrixMultiply
 from fusion.ops.normalization import GroupNormalization, LocalResponseNormalization, Normalization, SumNormalization
 from fusion.ops.order import ArgReduce, Cumulative, TopK
 from fusion.ops.packed_matmul import PackedMatrixMultiply
+from fusion.ops.planar_convolution import PlanarConvolution
 from fusion.ops.pointwise import Pointwise
 from fusion.ops.pooling import Pooling
 from fusion.ops.pooling_indices import PoolingIndices
@@ -38,7 +39,7 @@ OPS = {
     for op in (
         ArgReduce, Attention, CacheAppend, Concatenation, Convolution, ConvolutionPooling, Cumulative, Deconvolution, Expand, Fill, Gather, GatherElements,
         GatherND, GroupNormalization, If, LocalResponseNormalization, Loop, MatrixMultiply, NonMaxSuppression, NonZero,
-        Normalization, PackedMatrixMultiply, Padding, Pointwise, Pooling, PrologueProduct, Random, Range, Recurrence, Reduce, Reformat, Resize, RotaryEmbedding, ScatterElements,
+        Normalization, PackedMatrixMultiply, Padding, PlanarConvolution, Pointwise, Pooling, PrologueProduct, Random, Range, Recurrence, Reduce, Reformat, Resize, RotaryEmbedding, ScatterElements,
         ScatterND, SeparableConvolution, ShapeValue, Shuffle, Slice, Softmax, SumNormalization, Tile, TopK, Unique,
         # rare
         Custom, DeformableColumns, Determinant, Fold, GridSample, Inverse, LinearAttention, PoolingIndices, Reinterpret, RoiAlign, RoiPool,

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from fusion.ops import Convolution, Deconvolution
+from fusion.ops import Convolution, Deconvolution, PlanarConvolution
 from tactics.cuda.gemm.common import fixed, round_up, sizes
 from tactics.tactic import Refusal, Workload, every_tensor
 
@@ -90,6 +90,16 @@ def window_of(workload: Workload, planes: bool = False) -> Window | Refusal:
         x[0], x[-1], out[-1], op.groups, _triple(x[1:-1], 1), _triple(out[1:-1], 1), _triple(weights[2:], 1), _triple(op.stride, 1),
         _triple(op.pre_padding, 0), _triple(op.dilation, 1), isinstance(op, Deconvolution),
     )  # fmt: skip
+
+
+def channels_last(workload: Workload) -> Workload:
+    """The convolution of a :class:`PlanarConvolution` by itself."""
+    op, varies = workload.op, workload.varies
+    assert isinstance(op, PlanarConvolution)
+    if varies and varies[-1]:
+        batch, channels, *spatial = varies[-1]
+        varies = (*varies[:-1], (batch, *spatial, channels))
+    return replace(workload, op=op.convolution, outputs=op.convolution.infer(workload.inputs), varies=varies)
 
 
 def planes_as_depth(window: Window) -> Window | Refusal:

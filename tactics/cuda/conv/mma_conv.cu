@@ -43,6 +43,7 @@ struct Phase {
 //   TRANSPOSED=1 computes the deconvolution, one phase of output pixels (coordinates modulo the strides) after the other: the
 //   taps that reach a phase are a plain convolution with stride 1. Then z of the grid = phases * groups, `pixels` are those of
 //   the largest phase, and w is [phase z, y, x][channels][w_row] with the phase's taps alone.
+//   OUT_PLANES: out is [batch][channels][out_z][out_y][out_x].
 //   CLUSTER_K and PARTIAL as in mma_gemm.cu (PARTIAL: one group per launch of the reduction covers all channels).
 //   A row keeps one offset and one mask with a bit per tap coordinate that lies inside the image, so taps_z + taps_y +
 //   taps_x <= 32. Offsets are 32-bit: fewer than 2^31 elements of x.
@@ -60,6 +61,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     int tile_m, tile_n;
     tile_of(blockIdx.x, tiles_m, tiles_n, tile_m, tile_n);
     const int row0 = tile_m * BM, n0 = tile_n * BN;
+#ifdef OUT_PLANES
+    const int plane = out_z * out_y * out_x;
+#endif
 #if TRANSPOSED
     const int phases = stride_z * stride_y * stride_x, groups = gridDim.z / phases;
     const int phase = blockIdx.z / groups, group = blockIdx.z - phase * groups;
@@ -221,6 +225,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #ifdef PARTIAL
     partial += static_cast<long long>(blockIdx.y) * all_pixels * channels;
 #endif
+#ifdef OUT_PLANES
+    const Target to{out, partial, place, pixels, group_out, group * group_out, channels, plane};
+#else
     const Target to{out, partial, place, pixels, group_out, group * group_out, channels};
+#endif
     store_tile(reinterpret_cast<SUM_T*>(memory), to, args, sum, row0, n0);
 }

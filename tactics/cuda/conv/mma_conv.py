@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 
-from fusion.ops import Convolution, Deconvolution
+from fusion.network import Op
+from fusion.ops import Convolution, Deconvolution, PlanarConvolution
 from tactics.cuda.conv.common import (
     Window,
     activations,
     channel_alignment,
+    channels_last,
     merge_columns,
     merge_groups,
     pack_phases,
@@ -60,7 +63,7 @@ class MmaConvolution(Tactic):
 
     id = "cuda.conv.mma"
     device = "cuda"
-    ops = (Convolution, Deconvolution)
+    ops: ClassVar[tuple[type[Op], ...]] = (Convolution, Deconvolution)
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
         if refusal := refuse_tensor_cores(workload, device):
@@ -108,6 +111,10 @@ class MmaConvolution(Tactic):
         return (pack_weights(weights, groups, merge=groups // window.groups),)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        return self._plan(workload, config, device)
+
+    def _plan(self, workload: Workload, config: Config, device: DeviceSpec, planes: bool = False) -> Plan:
+        """``planes``: the result is stored channels-first."""
         window, tile, epilogue = self._window(workload), tiles.tile_of(config), self._epilogue(workload)
         assert isinstance(epilogue, Epilogue)
         dtype, itemsize = workload.inputs[0].dtype, workload.inputs[0].dtype.itemsize
@@ -125,7 +132,7 @@ class MmaConvolution(Tactic):
         partial = workspace() if tile.partial else null()
         blocks = ceil_div(pixels, tile.bm) * ceil_div(group_out, tile.bn)
         split = Scalar(tiles.split_depth(tile, depth))
-        if window.pointwise and not self._varies_in_space(workload):
+        if window.pointwise and not self._varies_in_space(workload) and not planes:
             kernel = Kernel("gemm/mma_gemm.cu", "mma_gemm", (*defines(**shared, B_KN=0, VEC_B=16), *own), prelude)
             arguments = (
                 Buffer("input", 0), Buffer("packed", 0), Buffer("output"), partial,
@@ -133,7 +140,7 @@ class MmaConvolution(Tactic):
                 *(Scalar(0, "i64") for _ in range(4)), split, argument,
             )  # fmt: skip
         else:
-            kernel = Kernel("conv/mma_conv.cu", "mma_conv", (*defines(**shared, TRANSPOSED=1 if window.transposed else None), *own), prelude)
+            kernel = Kernel("conv/mma_conv.cu", "mma_conv", (*defines(**shared, TRANSPOSED=1 if window.transposed else None, OUT_PLANES=1 if planes else None), *own), prelude)
             arguments = (
                 Buffer("input", 0), Buffer("packed", 0), Buffer("output"), partial, Scalar(pixels), *map(Scalar, window.input),
                 Scalar(pixel_step(workload, window)), *map(Scalar, window.output), Scalar(window.out_channels), Scalar(window.group_in),
@@ -143,7 +150,7 @@ class MmaConvolution(Tactic):
         launch = Launch(kernel, (blocks, tile.splits, many), (tile.threads, 1, 1), arguments,
                         shared_memory=tile.shared_bytes(itemsize), dependent=pdl(device))  # fmt: skip
         if not tile.partial:
-            return Plan((launch,), in_place=overwritable(workload))
+            return Plan((launch,), in_place=() if planes else overwritable(workload))
         second = reduction(common, epilogue, window.pixels, window.out_channels, tile.splits, device)
         return Plan((launch, second), tile.splits * window.pixels * window.out_channels * 4, overwritable(workload))
 
@@ -160,6 +167,41 @@ class MmaConvolution(Tactic):
     @staticmethod
     def _epilogue(workload: Workload) -> Epilogue | Refusal:
         return epilogue_of(workload)
+
+
+class PlanarMma(MmaConvolution):
+    """The same, with the result stored as channel planes."""
+
+    id = "cuda.conv.planes.mma"
+    ops = (PlanarConvolution,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        inner = channels_last(workload)
+        if refusal := super().supports(inner, device):
+            return refusal
+        if not self.configs(workload, device):
+            return Refusal("every tile would share the depth through sums in memory")
+        pixels = self._window(inner).pixels
+        return Refusal(f"{pixels} pixels; this kernel counts to 2^31 - 1") if pixels >= 2**31 else None
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return [number for number in super().pitched(channels_last(workload)) if number < len(workload.inputs)]
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        return [one for one in super().configs(channels_last(workload), device) if not tiles.tile_of(one).partial]
+
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        found = super().neighbours(channels_last(workload), config, device)
+        return [one for one in found if not tiles.tile_of(one).partial]
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        return super().estimate(channels_last(workload), config, device)
+
+    def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
+        return super().prepare(channels_last(workload), config, constants)
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        return self._plan(channels_last(workload), config, device, planes=True)
 
 
 def _seen(workload: Workload) -> Window | Refusal:
@@ -197,4 +239,4 @@ def _product(window: Window) -> tuple[int, int, int, int]:
     return pixels, window.group_out, phase_depth(window), window.groups * prod(window.stride)
 
 
-TACTICS = (MmaConvolution(),)
+TACTICS = (MmaConvolution(), PlanarMma())

@@ -5,7 +5,7 @@
 // out[pixel][o] = epilogue(sum over window taps and channels of x * w), as an implicit GEMM with 64 x 64 tiles per block of
 // 128 threads: rows are output pixels (batch, z, y, x flattened), columns the output channels of one group, depth (tap, c).
 //   x is addressed by strides in elements (channels last or first, any dimensionality with missing sizes 1); w likewise,
-//   in the model's own layout (w_o, w_c, w_tap), taps flattened; out is [batch][oz][oy][ox][channels], dense.
+//   in the model's own layout (w_o, w_c, w_tap), taps flattened; out is [batch][oz][oy][ox][channels], with OUT_PLANES [batch][channels][oz][oy][ox].
 //   TRANSPOSED=1 computes the deconvolution: input coordinate (out + pad - tap * dilation) / stride where that divides.
 //   Grid: x = tiles of pixels * tiles of channels, z = groups. Any sizes, strides, paddings, dilations, groups;
 //   fewer than 2^31 output pixels and depth.
@@ -62,5 +62,5 @@ extern "C" __global__ void __launch_bounds__(SIMT_THREADS, 2)
     };
     SUM_T sum[8][4];
     simt_tile<false>(depth, load_a, load_b, sum);
-    simt_store(out, args, sum, 0, row0, pixels, n0, group_out, group * group_out, channels);
+    simt_store(out, args, sum, 0, row0, pixels, n0, group_out, group * group_out, channels, out_z * out_y * out_x);
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from math import prod
+from typing import ClassVar
 
-from fusion.ops import Convolution, Deconvolution
-from tactics.cuda.conv.common import Window, activations, pixel_step, reads_planes, window_of
+from fusion.network import Op
+from fusion.ops import Convolution, Deconvolution, PlanarConvolution
+from tactics.cuda.conv.common import Window, activations, channels_last, pixel_step, reads_planes, window_of
 from tactics.cuda.epilogue import overwritable
 from tactics.cuda.gemm.common import (
     REFERENCE_TYPES,
@@ -29,7 +31,7 @@ class SimtConvolution(Tactic):
 
     id = "cuda.conv.simt"
     device = "cuda"
-    ops = (Convolution, Deconvolution)
+    ops: ClassVar[tuple[type[Op], ...]] = (Convolution, Deconvolution)
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
@@ -47,11 +49,16 @@ class SimtConvolution(Tactic):
         return activations(workload)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        return self._plan(workload)
+
+    @staticmethod
+    def _plan(workload: Workload, planes: bool = False) -> Plan:
+        """``planes``: the result is stored channels-first."""
         window = window_of(workload, planes=True)
         epilogue = epilogue_of(workload)
         assert isinstance(window, Window) and isinstance(epilogue, Epilogue)
         kernel = Kernel("conv/simt_conv.cu", "simt_conv", (*defines(
-            **operand_types(workload), OUT_T=STORED_TYPES[workload.outputs[0].dtype], TRANSPOSED=window.transposed, **out_pitch(workload),
+            **operand_types(workload), OUT_T=STORED_TYPES[workload.outputs[0].dtype], TRANSPOSED=window.transposed, OUT_PLANES=1 if planes else None, **out_pitch(workload),
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
         channels, (depth, height, width), taps = pixel_step(workload, window), window.input, prod(window.taps)
         x_strides = (channels * depth * height * width, channels * height * width, channels * width, channels, 1)
@@ -68,7 +75,23 @@ class SimtConvolution(Tactic):
             *map(Scalar, (*window.taps, *window.stride, *window.pad, *window.dilation)), epilogue.argument,
         )  # fmt: skip
         grid = (ceil_div(window.pixels, TILE) * ceil_div(window.group_out, TILE), 1, window.groups)
-        return Plan((Launch(kernel, grid, (128, 1, 1), arguments),), in_place=overwritable(workload))
+        return Plan((Launch(kernel, grid, (128, 1, 1), arguments),), in_place=() if planes else overwritable(workload))
 
 
-TACTICS = (SimtConvolution(),)
+class PlanarSimt(SimtConvolution):
+    """The same, with the result stored as channel planes."""
+
+    id = "cuda.conv.planes"
+    ops = (PlanarConvolution,)
+
+    def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
+        return super().supports(channels_last(workload), device)
+
+    def pitched(self, workload: Workload) -> Collection[int]:
+        return [number for number in super().pitched(channels_last(workload)) if number < len(workload.inputs)]
+
+    def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
+        return self._plan(channels_last(workload), planes=True)
+
+
+TACTICS = (SimtConvolution(), PlanarSimt())

@@ -212,6 +212,9 @@ struct Target {
     int columns;
     int column0;
     int ld;
+#ifdef OUT_PLANES
+    int plane;  // as store_planes takes it
+#endif
 };
 
 template <int V>
@@ -222,8 +225,19 @@ __device__ __forceinline__ void put(const Target& to, const EpilogueArgs& args, 
 #endif
 #ifdef PARTIAL
     fx::store<V>(to.partial + m * to.ld + to.column0 + n, value);
+#elif defined(OUT_PLANES)
+    store_planes(to.out, value, args, m, to.column0 + n, to.ld, to.plane);
 #else
     store_sums(to.out + m * OUT_ROW(to.ld) + to.column0 + n, value, args, m, to.column0 + n, to.ld);
+#endif
+}
+
+// Of `rows` x `pieces` pieces of rows, which one comes at `index`: neighbouring threads take those that lie beside each other in memory.
+__device__ __forceinline__ void piece_of(int index, int rows, int pieces, int& row, int& piece) {
+#ifdef OUT_PLANES
+    row = index % rows, piece = index / rows;
+#else
+    row = index / pieces, piece = index % pieces;
 #endif
 }
 
@@ -276,7 +290,9 @@ __device__ __forceinline__ void store_tile(SUM_T* memory, const Target& to, cons
     cluster_barrier();
     const unsigned base = shared_address(memory);
     for (int index = blockIdx.y * THREADS + threadIdx.x; index < BM * BN / 4; index += THREADS * CLUSTER_K) {
-        const int row = index / (BN / 4), n = index % (BN / 4) * 4;
+        int row, piece;
+        piece_of(index, BM, BN / 4, row, piece);
+        const int n = piece * 4;
         if (row0 + row >= to.rows || n0 + n >= to.columns) continue;
         SUM_T value[4] = {};
 #pragma unroll
@@ -312,7 +328,9 @@ __device__ __forceinline__ void store_tile(SUM_T* memory, const Target& to, cons
         __syncwarp();
 #pragma unroll
         for (int index = lane; index < 16 * PIECES; index += 32) {
-            const int row = index / PIECES, n = index % PIECES * VEC_C;
+            int row, piece;
+            piece_of(index, 16, PIECES, row, piece);
+            const int n = piece * VEC_C;
             const long long global_row = row0 + warp_row + i * 16 + row;
             if (global_row < to.rows && n0 + warp_column + n < to.columns) {
                 SUM_T value[VEC_C];

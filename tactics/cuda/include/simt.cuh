@@ -71,11 +71,22 @@ __device__ __forceinline__ void simt_tile(int depth, LoadA load_a, LoadB load_b,
 }
 
 // Applies the epilogue to this thread's 8 x 4 results and stores them at rows row0.. of `out` (row length ld), output
-// columns column0 + [0, columns) of it. `row_offset` is added to the row for the epilogue and for the address.
+// columns column0 + [0, columns) of it. `row_offset` is added to the row for the epilogue and for the address. OUT_PLANES: as store_planes says.
 template <typename OUT>
 __device__ __forceinline__ void simt_store(OUT* out, const EpilogueArgs& args, SUM_T (&sum)[8][4], long long row_offset,
-                                           long long row0, long long rows, int n0, int columns, int column0, int ld) {
+                                           long long row0, long long rows, int n0, int columns, int column0, int ld, int plane = 0) {
     const int n = n0 + threadIdx.x % 16 * 4;
+#ifdef OUT_PLANES
+    for (int i = 0; i < 8; ++i) {
+        const long long row = row0 + threadIdx.x / 16 * 8 + i;
+        for (int j = 0; j < 4; ++j) {
+            if (row >= rows || n + j >= columns) break;
+            SUM_T one[1] = {sum[i][j]};
+            store_planes(out, one, args, row_offset + row, column0 + n + j, ld, plane);
+        }
+    }
+    return;
+#endif
     const bool whole = n + 4 <= columns && ld % 4 == 0 && (column0 + n) % 4 == 0;
     for (int i = 0; i < 8; ++i) {
         const long long row = row0 + threadIdx.x / 16 * 8 + i;

@@ -46,6 +46,23 @@ __device__ __forceinline__ void store_finished(O* target, const Finished (&value
     fx::store<V>(target, value);
 }
 
+#ifdef OUT_PLANES
+// The epilogue of V sums at row m, columns n .. n + V - 1, stored channels-first: `out` is [image][ld channels][plane], and row m is element m % plane of
+// image m / plane.
+template <int V, typename O>
+__device__ __forceinline__ void store_planes(O* out, const SUM_T (&value)[V], const EpilogueArgs& args, long long m, int n, int ld, int plane) {
+    Finished result[V];
+    finish_sums(value, result, args, m, n, ld);
+    const long long image = m / plane;
+    O* at = out + (image * ld + n) * plane + (m - image * plane);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+        const Finished one[1] = {result[v]};
+        store_finished(at + static_cast<long long>(v) * plane, one);
+    }
+}
+#endif
+
 // Both.
 template <int V, typename O>
 __device__ __forceinline__ void store_sums(O* target, const SUM_T (&value)[V], const EpilogueArgs& args, long long m, int n, int ld) {
