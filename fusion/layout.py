@@ -206,6 +206,8 @@ class _Conversion:
             else:
                 inputs = tuple(self._get(name, "first", layer) for name in layer.inputs)
                 self._add(replace(layer, inputs=inputs), "first")
+                if self._asked_for(layer):  # an input lies channels-last: whoever wants it so, a stem too, reads it as it is
+                    self.stored[layer.outputs[0]]["last"] = inputs[0]
         for name in self.network.outputs:
             self._get(name, "first", None)
         return replace(self.network, layers=tuple(self.layers), tensors=self.tensors, constants=self.constants)
@@ -229,6 +231,12 @@ class _Conversion:
             changed = replace(changed, input_channels_last=False)
         self._add(Layer(layer.name, changed, tuple(inputs), layer.outputs, layer.origins, layer.fusions),
                   "first" if plain else "last")  # fmt: skip
+
+    @staticmethod
+    def _asked_for(layer: Layer) -> bool:
+        """Whether the layer is there only because an input lies channels-last, in the order that the layers here compute in."""
+        op = layer.op
+        return REFORMAT in layer.fusions and not layer.origins and isinstance(op, Shuffle) and op.first is not None and op == Shuffle(back_for(len(op.first)))
 
     def _reads_planes(self, layer: Layer) -> bool:
         """Whether the layer is a stem whose image is there channels-first only."""

@@ -118,6 +118,21 @@ def test_channels_last_ends_leave_no_reformat_on_a_gpu() -> None:
     assert kinds(optimize(before, FusionOptions(device="cuda", precision=HALF)).network).count("Reformat") >= 1
 
 
+@pytest.mark.parametrize("dtype", [HALF, FLOAT, DataType.UINT8])
+def test_a_stem_reads_a_channels_last_image_as_it_is(dtype: DataType) -> None:
+    fused = optimize(with_io_types(image_network(), {"x": IOType(dtype, "hwc")}), FusionOptions(device="cuda", precision=HALF)).network
+    assert kinds(fused)[: 1 if dtype is HALF else 2] == (["Convolution"] if dtype is HALF else ["Pointwise", "Convolution"])
+    first = only_convolution(fused)
+    assert first.reads_channels_last and first.channels_last
+    planes = optimize(image_network(), FusionOptions(device="cuda", precision=HALF)).network
+    assert not only_convolution(planes).reads_channels_last
+
+
+def only_convolution(network: Network) -> Convolution:
+    """The first one."""
+    return next(layer.op for layer in network.layers if isinstance(layer.op, Convolution))
+
+
 def test_a_cast_at_a_channels_first_end_joins_the_transpose() -> None:
     before = image_network(channels=16)
     fused = optimize(with_io_types(before, {"x": IOType(DataType.UINT8)}), FusionOptions(device="cuda", precision=HALF)).network
