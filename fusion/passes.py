@@ -66,6 +66,7 @@ from fusion.rules import (
     outer_product,
     packed_attention,
     packed_matmul,
+    packed_streams,
     padding_convolution,
     padding_pooling,
     pointwise,
@@ -96,6 +97,7 @@ from fusion.rules import (
     rotary_normalization,
     rotary_part,
     rotary_positions,
+    rotary_streams,
     rotary_table,
     score_operands,
     separable_convolution,
@@ -171,7 +173,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("attention", (*CLEAN, *IDIOMS, *PRODUCTS, pointwise.RULE, *ATTENTION)),
     ("readers", (*CLEAN, *IDIOMS, *PADDING, *PRODUCTS, pointwise.RULE, *ATTENTION, *READERS)),
     # Last: what splits packed products apart must have ended, or the two would undo each other for ever.
-    ("packed", (packed_attention.RULE, cache_append.RULE)),
+    ("packed", (constant_fold.RULE, common_subexpression.RULE, packed_attention.RULE, rotary_streams.RULE, packed_streams.RULE, cache_append.RULE)),
 )
 # After precision and layout are chosen: nothing looks into what these make.
 FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE, pooling_channels.RULE, transpose_pointwise.RULE, transpose_epilogue.RULE)

@@ -276,6 +276,16 @@ CATALOGUE: Sequence[Row] = (
         near=(("(xy, r)", "(xy, q)"), ("xa =", "q = Slice(w, zero, four, last)\nxa =")),),
     Row("rotary embedding of all positions but the first", "f, x = Split<axis=1>(w, parts)\n" + PAIRS + "y = Concat<axis=1>(f, xy)", "rotary-positions",
         inputs={"w": (2, 6, 3, 8)}, values={**PAIR_VALUES, "parts": np.array([1, 5]), "cos": (5, 1, 8), "sin": (5, 1, 8)}, near=(("(f, xy)", "(xy, f)"),)),
+    Row("attention of two streams with projections of their own", "".join(f"{n}{p}0 = MatMul({p}, w{n}{p})\n{n}{p} = Reshape({n}{p}0, heads)\n" for n in "qkv" for p in "xz") +
+        "".join(f"{n}j = Concat<axis=1>({n}x, {n}z)\n{n} = Transpose<perm=[0,2,1,3]>({n}j)\n" for n in "qkv") +
+        "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "packed-streams", layers=3, device="cuda",
+        inputs={"x": (1, 4, 16), "z": (1, 3, 16)}, values={**{f"w{n}{p}": (16, 16) for n in "qkv" for p in "xz"}, "heads": np.array([1, -1, 2, 8])},
+        near=(("kz0 = MatMul(z,", "other = Tanh(z)\nkz0 = MatMul(other,"),)),
+    Row("two normalised streams that turn", "a = LayerNormalization<axis=-1>(x, g)\nb = LayerNormalization<axis=-1>(z, g)\nj = Concat<axis=2>(a, b)\n" + TURN.replace("@", "j") +
+        "kt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(jy, kt)\np = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "rotary-streams", layers=5, device="cuda",
+        inputs={"x": (1, 1, 4, 8), "z": (1, 1, 3, 8), "k": (1, 1, 7, 8), "v": (1, 1, 7, 8)},
+        values={"g": (8,), "cos": (7, 8), "sin": (7, 8), "zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3])},
+        near_values={"cos": (1, 8), "sin": (1, 8)}),
     Row("attention of scaled queries and keys", "a = Sin(q)\nqs = Mul(a, c)\nkt = Transpose<perm=[0,1,3,2]>(k)\nks = Mul(kt, c)\ns = MatMul(qs, ks)\n"
         "p = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "attention-scale", layers=2, inputs=HEADS, values={"c": 0.6}, near=(("ks = Mul(kt, c)", "ks = Mul(kt, g)"),), near_values={"g": (8, 1)}),
     Row("attention with heads in the batch", "".join(f"{n}1 = Reshape({n}, heads)\n{n}2 = Transpose<perm=[0,2,1,3]>({n}1)\n{n}3 = Reshape({n}2, fold)\n" for n in "qkv") +

@@ -717,9 +717,73 @@ def vit() -> Block:
     )  # fmt: skip
 
 
+def mmdit(normalised: bool = False, turned: bool = False, batch: int = 1) -> Block:
+    """Attention of an image and a text to each other, with projections of their own (SD3): queries and keys may have RMS norms (SD3.5), and turn (Flux)."""
+    width, heads, lengths = 64, 4, {"a": 16, "b": 6}
+    size, total = width // heads, sum(lengths.values())
+
+    def project(p: str, n: str) -> str:
+        return f"""
+        {p}{n}0 = MatMul({p}n, {p}w{n})
+        {p}{n}1 = Add({p}b{n}, {p}{n}0)
+        {p}{n}h = Reshape({p}{n}1, heads)
+        {_rms_norm(f"{p}{n}", f"{p}{n}h", f"g_{p}{n}") if normalised and n != "v" else f"{p}{n} = Identity({p}{n}h)"}
+        """
+
+    def join(n: str) -> str:
+        turn = f"""
+        {n}_p = Reshape({n}j, pairs)
+        {n}_e = Gather<axis=-1>({n}_p, even)
+        {n}_o = Gather<axis=-1>({n}_p, odd)
+        {n}_n = Neg({n}_o)
+        {n}_nu = Unsqueeze({n}_n, last)
+        {n}_eu = Unsqueeze({n}_e, last)
+        {n}_s = Concat<axis=-1>({n}_nu, {n}_eu)
+        {n}_r = Reshape({n}_s, heads)
+        {n}_c = Mul({n}j, cos)
+        {n}_d = Mul({n}_r, sin)
+        {n}t = Add({n}_c, {n}_d)
+        """
+        return f"""
+        {n}j = Concat<axis=1>(a{n}, b{n})
+        {turn if turned and n != "v" else f"{n}t = Identity({n}j)"}
+        {n} = Transpose<perm=[0,2,1,3]>({n}t)
+        """
+
+    nodes = f"""
+        an = LayerNormalization<axis=-1>(a, g_a, ab)
+        bn = LayerNormalization<axis=-1>(b, g_b, bb)
+        {"".join(project(p, n) for p in "ab" for n in "qkv")}
+        {"".join(map(join, "qkv"))}
+        keys = Transpose<perm=[0,1,3,2]>(k)
+        s0 = MatMul(q, keys)
+        s = Mul(s0, scale)
+        {_attend("c", "s", "v")}
+        ca = Slice(c, zero_, middle, one_)
+        cb = Slice(c, middle, end, one_)
+        ao = MatMul(ca, awo)
+        y = Add(a, ao)
+        bo = MatMul(cb, bwo)
+        z = Add(b, bo)
+    """
+    angles = np.repeat(np.outer(np.arange(total), 0.5 ** np.arange(size // 2)), 2, axis=1).reshape(total, 1, size)
+    return Block(
+        nodes, {"a": (batch, 16, width), "b": (batch, 6, width)}, ("y", "z"),
+        {
+            **{f"{p}w{n}": (width, width) for p in "ab" for n in "qkvo"}, **{f"{p}b{n}": (width,) for p in "ab" for n in "qkv"},
+            **{f"g_{p}{n}": (size,) for p in "ab" for n in "qk" if normalised}, "g_a": (width,), "g_b": (width,), "ab": (width,), "bb": (width,),
+            **({"cos": np.cos(angles), "sin": np.sin(angles), "pairs": [batch, total, heads, size // 2, 2], "even": np.int64(0), "odd": np.int64(1)} if turned else {}),
+            **({"two": 2.0, "one": 1.0, "eps": 1e-6, "last": [-1]} if normalised else {}),
+            "scale": size**-0.5, "heads": [batch, -1, heads, size], "rows": [batch, total, width], "zero_": [0], "middle": [16], "end": [total], "one_": [1],
+        },
+        layers=9 if normalised else 7,
+    )  # fmt: skip
+
+
 BLOCKS = {
     "llama": llama(False), "llama with a cache": llama(), "qwen3": llama(False, normalised="head"), "qwen3 with a cache": llama(normalised="head"),
     "gemma3": llama(False, normalised="transposed"), "gemma3 with a cache": llama(normalised="transposed"), "olmo2": llama(False, normalised="position"),
     "falcon": falcon(), "gpt2": gpt2(), "t5": t5(), "whisper": whisper(), "unet attention": unet_attention(),
     "keras": keras(), "swin v2": swin_v2(), "sam": sam(), "detr": detr(), "vit": vit(),
+    "sd3": mmdit(), "sd3.5": mmdit(True), "flux": mmdit(True, True),
 }  # fmt: skip
