@@ -50,6 +50,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.sm90.deconv_sm90",
         "tactics.cuda.sm90.conv_window_sm90",
         "tactics.cuda.sm90.stem_sm90",
+        "tactics.cuda.sm90.patches_sm90",
         "tactics.cuda.attention.attention",
         "tactics.cuda.sm90.attention_sm90",
         "tactics.cuda.recurrent.rows",

@@ -181,16 +181,17 @@ def _product(workload: Workload) -> Product:
 
 def gemm_launch(
     workload: Workload, device: DeviceSpec, tile: Tile, product: Product, epilogue: Epilogue, b: Buffer, columns: int, constant_b: bool,
-    apart: Apart | None = None,
+    apart: Apart | None = None, a: Buffer | None = None,
 ) -> Launch:
-    """The launch of ``gemm_sm90.cu``; ``columns`` is what the output's row length is known to divide by."""
+    """The launch of ``gemm_sm90.cu``; ``columns`` is what the output's row length is known to divide by. ``a``: where its rows lie close together,
+    if not in the first input."""
     dtype = workload.inputs[0].dtype
     layouts = (("A_KM", str(int(product.a_km))), ("B_KN", str(int(product.b_kn))), *((("ROWS_APART", "1"),) if apart else ()))
     defines = tile_defines(tile, dtype, workload.outputs[0].dtype, vector_columns(columns), constant_b, pdl(device))
     kernel = Kernel("sm90/gemm_sm90.cu", "gemm", (*defines, *layouts, *pitch_defines(workload), *epilogue.defines), epilogue.prelude)
     maps = (
-        _operand_map(Buffer("input", 0), tile, workload, product.m, product.k, 1 if product.a_shared else product.batch, product.a_km,
-                     not tile.swap, workload.inputs[0].pitch),
+        _operand_map(a or Buffer("input", 0), tile, workload, product.m, product.k, 1 if product.a_shared else product.batch, product.a_km,
+                     not tile.swap, 0 if a else workload.inputs[0].pitch),
         _operand_map(b, tile, workload, product.n, product.k, 1 if product.b_shared else product.batch, product.b_kn, bool(tile.swap)),
     )  # fmt: skip
     places = (apart.width, apart.stride_y, apart.stride_x) if apart else ()

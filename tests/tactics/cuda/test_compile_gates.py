@@ -154,6 +154,7 @@ def cases() -> tuple[Workload, ...]:
         _case(PlanarConvolution(Convolution((1, 1), (1, 1), (1, 1), (1, 1), 1, True, Convert(F32, BIAS_RELU))), (F16, (2, 56, 56, 64)), (F16, (21, 64, 3, 3)),
               (F16, (21,)), constant=(1, 2)),
         *(_separable(dtype, stride) for dtype in (DataType.INT8, F16) for stride in (2, 1)),
+        _case(Convolution((16, 16), (0, 0), (0, 0), (1, 1), 1, True, BIAS_RELU, False), (F16, (8, 3, 224, 224)), (F16, (768, 3, 16, 16)), (F16, (768,)), constant=(1, 2)),
         _case(Deconvolution((2, 2), (0, 0), (0, 0), (1, 1), (0, 0), 1, True), (F16, (2, 14, 14, 64)), (F16, (64, 32, 2, 2)), constant=(1,)),
         _case(Attention(0.125), *[(F16, (2, 12, 128, 64))] * 3), _case(Attention(0.125), *[(F16, (2, 12, 1024, 128))] * 3),
         _case(Attention(0.125), (F16, (2, 12, 1, 64)), *[(F16, (2, 4, 700, 64))] * 2),

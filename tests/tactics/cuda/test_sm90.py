@@ -19,6 +19,7 @@ from tactics.cuda.sm90.conv_sm90 import Sm90Convolution
 from tactics.cuda.sm90.conv_window_sm90 import POSITIONS, ROW, Sm90WindowConvolution, patch_of
 from tactics.cuda.sm90.deconv_sm90 import Sm90Deconvolution
 from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
+from tactics.cuda.sm90.patches_sm90 import Sm90Patches
 from tactics.cuda.sm90.stem_sm90 import Rows, Sm90Stem, pack_stem, rows_of
 from tactics.cuda.sm90.tile_sm90 import Problem, Tile, candidates, illegal, tile_of, tiles_along, with_stages
 from tactics.tactic import DeviceSpec, Launch, Refusal, Scalar, Struct, Tactic, TensorMap, Workload
@@ -90,6 +91,10 @@ DECONVS = {
     "deep": deconv((1, 9, 7, 1024), (1024, 520, 2, 2), (2, 2)),
     "uneven": deconv((3, 5, 11, 40), (40, 33, 3, 2), (3, 2), DataType.BF16),
     "a line": deconv((2, 1, 301, 72), (72, 24, 1, 4), (1, 4)),
+}
+PATCHES = {
+    "vit": conv((3, 3, 64, 48), (96, 3, 16, 16), (16, 16), planes=True),
+    "convnext": conv((2, 3, 32, 40), (33, 3, 4, 8), (4, 8), planes=True, dtype=DataType.BF16),
 }
 STEMS = {
     "resnet": conv((1, 224, 224, 3), (64, 3, 7, 7), (2, 2), (3, 3, 3, 3)),
@@ -299,6 +304,38 @@ def test_deconvolution_launches_describe_the_product(name):
             rows = (lines * stride_y + batch // stride_x) * (width * stride_x) + columns * stride_x + batch % stride_x
             result[rows] = a @ b[batch].T
         close(result, workload, inputs)
+
+
+@pytest.mark.parametrize("name", list(PATCHES))
+def test_patches_are_copied_as_the_product_reads_them(name):
+    tactic, workload = Sm90Patches(), PATCHES[name]
+    assert tactic.supports(workload, H200) is None
+    inputs = values(workload)
+    config = tactic.configs(workload, H200)[0]
+    (packed,) = tactic.prepare(workload, config, {1: inputs[1]})
+    copy, launch = tactic.plan(workload, config, H200).steps
+    assert isinstance(copy, Launch) and isinstance(launch, Launch)
+    image, weight, *_ = launch.arguments
+    assert isinstance(image, TensorMap) and isinstance(weight, TensorMap)
+    (n, c, h, w), (_, _, high, wide) = inputs[0].shape, inputs[1].shape
+    patches = np.ascontiguousarray(inputs[0].reshape(n, c, h // high, high, w // wide, wide).transpose(0, 2, 4, 1, 3, 5))
+    assert tactic.plan(workload, config, H200).workspace == patches.nbytes and image.buffer.kind == "workspace"
+    rows = in_order(view(weight, packed)[0].astype(np.float32), 0, tile_of(config).direct)
+    close(view(image, patches)[0].astype(np.float32) @ rows.T, workload, inputs)
+
+
+@pytest.mark.parametrize(
+    ("workload", "text"),
+    [
+        (conv((2, 3, 64, 48), (96, 3, 8, 8), (16, 16), planes=True), "side by side"),
+        (conv((2, 3, 65, 48), (96, 3, 16, 16), (16, 16), planes=True), "do not fill"),
+        (conv((2, 64, 48, 3), (96, 3, 16, 16), (16, 16)), "channels-last"),
+        (conv((2, 3, 9, 9), (96, 3, 3, 3), (3, 3), planes=True), "patches of 27 values"),
+    ],
+)
+def test_patches_refuse(workload, text):
+    refusal = Sm90Patches().supports(workload, H200)
+    assert isinstance(refusal, Refusal) and text in refusal.reason
 
 
 @pytest.mark.parametrize(
@@ -723,6 +760,7 @@ ON_GPU = {
     "convolution, taps first, part of a stage": (Sm90Convolution(), conv((16, 15, 13, 96), (64, 96, 3, 5), (1, 1), (1, 2, 1, 2))),
     "strided convolution": (Sm90Convolution(), conv((5, 15, 14, 128), (160, 128, 3, 3), (2, 2), (1, 1, 1, 1))),
     **{f"deconvolution, {name}": (Sm90Deconvolution(), workload) for name, workload in DECONVS.items()},
+    **{f"patches, {name}": (Sm90Patches(), workload) for name, workload in PATCHES.items()},
     **{f"window, {name}": (Sm90WindowConvolution(), workload) for name, workload in WINDOWS.items()},
     **{f"stem, {name}": (Sm90Stem(), workload) for name, workload in STEMS.items() if name != "mobilenet"},
     **{f"attention, {name}": (Sm90Attention(), workload) for name, workload in ATTENTIONS.items()},
