@@ -72,3 +72,19 @@ def test_no_partial_sums_go_through_memory() -> None:
 def test_columns_of_a_wider_tensor_are_read_and_not_written() -> None:
     workload, *_ = planar("window")
     assert set(PlanarMma().pitched(workload)) == set(PlanarSimt().pitched(workload)) == {0, 2, 3}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tactic", [PlanarSimt(), PlanarMma()], ids=lambda one: one.id)
+@pytest.mark.parametrize("name", CASES)
+def test_on_the_gpu(name: str, tactic: Tactic) -> None:
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    workload, inputs, expected = planar(name, wide=name != "window")
+    device = open_device("0").spec
+    configs = tactic.configs(workload, device)
+    for one in dict.fromkeys((configs[0], configs[-1])):
+        packed = tactic.prepare(workload, one, {1: inputs[1]})
+        (result,) = run_on_gpu(tactic.plan(workload, one, device), inputs, workload.outputs, packed)
+        close(result, expected[0], str(dict(one)), {**LIMITS, workload.outputs[0].dtype.value: LIMITS[inputs[0].dtype.name]})
