@@ -20,6 +20,7 @@ from fusion.rules import (
     attention_causal,
     attention_heads,
     attention_layout,
+    attention_pointwise,
     attention_scale,
     batch_operands,
     cache_append,
@@ -145,7 +146,7 @@ ATTENTION = (
     attention.RULE, attention_heads.RULE, attention_batch.RULE, heads_shuffle.RULE, concatenation_shuffle.RULE, attention_layout.RULE, attention_scale.RULE, attention_causal.RULE, recurrence_layout.RULE,
 )  # fmt: skip
 READERS = (
-    softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_reduce.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
+    attention_pointwise.RULE, softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_reduce.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, pooling_monotone.RULE, pooling_prologue.RULE, epilogue_operand.RULE,
     gather_slice.RULE, pointwise_readers.RULE, roll.RULE, gather_rows.RULE,
 )  # fmt: skip

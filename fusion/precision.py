@@ -193,7 +193,8 @@ class _Narrowing:
         return bool(reals) and all(name in self.statistics for name in reals)
 
     def _narrow(self, layer: Layer) -> None:
-        if isinstance(layer.op, Attention) and layer.op.wide and self.network.tensors[layer.inputs[0]].dtype is not self.dtype:
+        narrower = {self.network.tensors[name].dtype for name in layer.inputs[:1]} - {self.dtype, _WIDE}
+        if isinstance(layer.op, Attention) and narrower and self.network.tensors[layer.outputs[0]].dtype is _WIDE:
             self._keep(layer)
             return
         old = [self.network.tensors[name].dtype for name in layer.inputs]
@@ -297,8 +298,6 @@ class _Narrowing:
             value = getattr(op, item.name)
             if value is _WIDE:
                 changes[item.name] = self.dtype
-        if isinstance(op, Attention) and op.wide:
-            changes["wide"] = False
         if isinstance(op, Pointwise):
             changes["expression"] = self._result(op.expression, old, new, stored)
             return replace(op, **changes)

@@ -457,6 +457,8 @@ CATALOGUE: Sequence[Row] = (
         "y = DequantizeLinear(r, s, i8)", "convolution-pointwise", layers=2, values={**SCALES, "q8": _bytes(8, 8, 3, 3)}, near_output="t"),
     Row("matrix product + GELU + quantisation", "a = MatMul(x, w)\nb = Gelu(a)\nt = Add(b, z)\nq = QuantizeLinear(t, s, i8)\ny = DequantizeLinear(q, s, i8)", "matmul-pointwise",
         layers=2, inputs={**ROWS_2D, "z": (6, 12)}, values={**SCALES, "w": (16, 12)}, near_output="a b t", opset=20),
+    Row("attention + quantisation", "kt = Transpose<perm=[0,1,3,2]>(k)\na = MatMul(q, kt)\np = Softmax<axis=-1>(a)\nt = MatMul(p, v)\no = Transpose<perm=[0,2,1,3]>(t)\nr = QuantizeLinear(o, s, i8)\ny = DequantizeLinear(r, s, i8)",
+        "attention-pointwise", layers=2, inputs={"q": (2, 2, 5, 8), "k": (2, 2, 5, 8), "v": (2, 2, 5, 8)}, values=SCALES, near_output="t"),
     Row("convolution + ReLU + quantisation", CONV + "r = Relu(t)\nq = QuantizeLinear(r, s, i8)\ny = DequantizeLinear(q, s, i8)", "convolution-pointwise", layers=2,
         values={**W, **SCALES}, near_output="r"),
     Row("quantised convolution + residual sum", QDQ + "w = DequantizeLinear(q8, s2, i8)\nt = Conv<pads=[1,1,1,1]>(d, w)\nv = Add(t, d)\ny = Relu(v)",

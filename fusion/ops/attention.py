@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from fusion.dtypes import DataType
+from fusion.expression import Expression
 from fusion.network import Op, ShapeError, TensorType
-from fusion.ops.epilogue import widen
+from fusion.ops.epilogue import IDENTITY, apply_epilogue, epilogue_type, widen
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Attention(Op):
     so that transposes around the layer disappear. ``softmax(scale * q k^T + mask) v``, in float32 inside; ``causal``
     keeps ``t <= s + T - S``, and a ``window`` w (0: none) ``t > s + T - S - w``. k and v may have fewer heads than q, each serving ``H / heads`` neighbours. A row of which
     everything is masked is 0. With a ``softcap`` c, ``c * tanh(score / c)`` takes the place of a scaled score before the mask.
-    ``wide``: the result is float32 where q, k and v are narrower.
+    ``epilogue``: what becomes of each result (operand 0, computed in float32): a cast, a quantisation.
 
     With ``parts``, q, k and v are heads of fewer inputs: for each of the three the number of its input, the first head there and how many
     heads it has. One projection makes q, k and v (or k and v) so, and attention reads them where they are.
@@ -44,7 +45,7 @@ class Attention(Op):
     parts: tuple[tuple[int, int, int], ...] = ()
     softcap: float = 0.0
     window: int = 0
-    wide: bool = False
+    epilogue: Expression = IDENTITY
 
     layer_type: ClassVar[str] = "Attention"
 
@@ -75,7 +76,7 @@ class Attention(Op):
         q, _, v = self.stored(inputs)
         sizes = dict(zip(q.layout, q.type.shape, strict=True))
         sizes["d"] = dict(zip(v.layout, v.type.shape, strict=True))["d"]
-        return (TensorType(DataType.FLOAT if self.wide else q.type.dtype, tuple(sizes[axis] for axis in self.layouts[3])),)
+        return (epilogue_type(self.epilogue, q.type.dtype, tuple(sizes[axis] for axis in self.layouts[3]), ()),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         q, k, v = (
@@ -101,4 +102,4 @@ class Attention(Op):
             total = powers.sum(-1, keepdims=True, dtype=q.dtype)
             result = np.matmul(powers / np.where(total == 0, 1, total), v)
         result = result.transpose(["bhsd".index(axis) for axis in self.layouts[3]])
-        return (np.ascontiguousarray(result).astype(np.float32 if self.wide else inputs[0].dtype, copy=False),)
+        return (apply_epilogue(self.epilogue, DataType(inputs[0].dtype.name), np.ascontiguousarray(result), ()),)

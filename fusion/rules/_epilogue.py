@@ -8,7 +8,7 @@ from fusion.dtypes import DataType
 from fusion.expression import FUNCTIONS, Apply, Operand
 from fusion.graph import Graph
 from fusion.network import Layer, Op
-from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply, Pointwise
+from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply, Pointwise
 from fusion.ops.epilogue import IDENTITY
 from fusion.rewrite import Match, Near, Refusal, Replacement, Rule
 from fusion.rules._expressions import fits_epilogue, pointwise_reader, subtrees, with_epilogue
@@ -38,7 +38,7 @@ def check(graph: Graph, match: Match) -> Refusal | None:
     refusal = fits_epilogue(graph, layer, reader)
     if refusal is not None:
         return refusal
-    if isinstance(layer.op, PRODUCTS):
+    if isinstance(layer.op, (*PRODUCTS, Attention)):
         refusal = _storable(graph, layer, reader)
         if refusal is not None:
             return refusal

@@ -184,7 +184,7 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
         kept, mask = _mask(graph, layers, whole, match)
     out = graph.type(second.outputs[0]).shape
     causal, window = kept
-    op = Attention(scores.scale * (scores.cap or 1), causal, bool(mask), softcap=scores.cap, window=window, wide=match.found["wide"])
+    op = Attention(scores.scale * (scores.cap or 1), causal, bool(mask), softcap=scores.cap, window=window, epilogue=Convert(DataType.FLOAT, Operand(0)) if match.found["wide"] else IDENTITY)
     inputs = (*stored, *((mask,) if mask else ()))
     (made,) = second.outputs
     behind: list[Layer] = []

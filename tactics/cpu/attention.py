@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from fusion.ops import Attention
+from tactics.cpu.epilogue import make_epilogue
 from tactics.cpu.steps import Arrays, Call, Scratch, one_step, spans, threads_of
 from tactics.cpu.threads import Action, parallel
 from tactics.tactic import Config, DeviceSpec, Plan, Refusal, Tactic, Workload, config
@@ -48,7 +49,7 @@ class AttentionRows(Tactic):
         b, h, s, t, d, e = (sizes[name] for name in ("b", "h", "s", "t", "d", "e"))
         shared = h // max(1, sizes["k"])  # query heads that one key head serves
         types = [workload.inputs[i].dtype.numpy for i in range(3)]
-        same = workload.outputs[0].dtype.numpy == held
+        epilogue = make_epilogue(op.epilogue, held, (), workload.outputs[0])
         scratch = Scratch()
         spaces = [
             {
@@ -61,6 +62,7 @@ class AttentionRows(Tactic):
                 "out": scratch.take((rows, e), held),
                 "mask": scratch.take((rows, t) if op.masked else (0,), held),
                 "hidden": scratch.take((rows, t) if op.masked else (0,), bool),
+                "spare": scratch.take((epilogue.scratch_bytes,), np.uint8),
             }
             for _ in range(threads)
         ]
@@ -120,7 +122,7 @@ class AttentionRows(Tactic):
                     if late is not None:
                         job.append(partial(np.copyto, scores, minus, where=late[r0:r1]))
                     target = out[i, j, r0:r1]
-                    result = target if same else space["out"][:count]
+                    result = target if epilogue.in_place else space["out"][:count]
                     job += [
                         partial(np.maximum.reduce, scores, axis=1, out=peak, keepdims=True),
                         partial(np.isneginf, peak, out=flags),
@@ -132,8 +134,7 @@ class AttentionRows(Tactic):
                         partial(np.divide, scores, total, out=scores),
                         partial(np.matmul, scores, values_, out=result),
                     ]
-                    if not same:
-                        job.append(partial(np.copyto, target, result, casting="unsafe"))
+                    job += epilogue.actions(result, [], target, space["spare"])
                 jobs.append(job)
             return parallel(jobs, threads)
 

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 
 from fusion.dtypes import DataType
 from fusion.ops import Attention
-from tactics.cuda.gemm.common import C_TYPES, ceil_div, defines, pdl, refuse_types, round_up, sizes, vector_bytes
+from fusion.ops.epilogue import IDENTITY
+from tactics.cuda.epilogue import EpilogueCode, finish_code
+from tactics.cuda.gemm.common import (
+    C_TYPES,
+    STORED_TYPES,
+    ceil_div,
+    defines,
+    pdl,
+    refuse_types,
+    round_up,
+    sizes,
+    vector_bytes,
+)
 from tactics.tactic import (
     Argument,
     Buffer,
@@ -97,13 +109,16 @@ def _head(heads: Heads) -> int:
     return 256 if head > 128 else head
 
 
-def _refuse(workload: Workload, types: tuple[DataType, ...]) -> Refusal | None:
+def _refuse(workload: Workload, types: tuple[DataType, ...], finishes: bool = False) -> Refusal | None:
+    """What all kernels ask, and that there is no epilogue unless the kernel ``finishes`` its results with one."""
     op = workload.op
     assert isinstance(op, Attention)
     if refusal := refuse_types(workload, op.sources, types):
         return refusal
-    if workload.outputs[0].dtype is not workload.inputs[0].dtype and not op.wide:
-        return Refusal("the output's type differs from the inputs'")
+    if op.epilogue != IDENTITY and not finishes:
+        return Refusal("a function of the results, or a type of their own; this kernel stores them as they are")
+    if isinstance(code := finish_code(workload), Refusal):
+        return code
     heads = heads_of(workload)
     if isinstance(heads, Refusal):
         return heads
@@ -113,6 +128,13 @@ def _refuse(workload: Workload, types: tuple[DataType, ...]) -> Refusal | None:
         if workload.axis_varies(part.number, part.layout.index("d")):
             return Refusal("the head size may vary; it is compiled into this kernel")
     return None
+
+
+def finished(workload: Workload) -> EpilogueCode:
+    """The epilogue of a workload that :func:`_refuse` has let pass; it reads no tensor beside the results."""
+    code = finish_code(workload)
+    assert isinstance(code, EpilogueCode)
+    return code
 
 
 def _mask_defines(workload: Workload, heads: Heads) -> dict[str, object]:
@@ -147,7 +169,7 @@ class MmaAttention(Tactic):
         if device.capability < 75:
             return Refusal(f"tensor cores of this kernel need sm_75; the device is {device.arch}")
         types = (DataType.HALF,) if device.capability < 80 else (DataType.HALF, DataType.BF16, DataType.FLOAT)
-        if refusal := _refuse(workload, types):
+        if refusal := _refuse(workload, types, finishes=True):
             return refusal
         heads = heads_of(workload)
         assert isinstance(heads, Heads)
@@ -218,14 +240,14 @@ class MmaAttention(Tactic):
                    for stride in (size, *(s for s in strides[:3]))]  # fmt: skip
         if not workload.is_static:  # strides that may change are multiples of the head size, or of a fixed packed row
             lengths = [heads.d, heads.d_v]
-        wide, narrow = workload.outputs[0].dtype is DataType.FLOAT, dtype.itemsize == 2
-        names = defines(
-            IN_T=C_TYPES[dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], WIDE=1 if wide else None, F32=None if narrow else 1,
+        out, narrow, code = workload.outputs[0].dtype, dtype.itemsize == 2, finished(workload)
+        names = (*defines(
+            IN_T=C_TYPES[dtype], OUT_T=STORED_TYPES[out], WIDE=None if narrow and out.itemsize <= 2 else 1, F32=None if narrow else 1,
             EXACT=None if narrow or workload.tf32 else 1, WARPS=warps, ROW_TILES=row_tiles, BLOCK_KV=block_kv, HEAD=head,
             GROUPED=1 if grouped else None, SPLIT=1 if split else None, BUFFERS=None if buffers == 2 else buffers,
             VEC_IN=vector_bytes(dtype.itemsize, *lengths), PDL=1 if pdl(device) else None, **_mask_defines(workload, heads),
             **self._mask_layout(workload, heads, grouped),
-        )  # fmt: skip
+        ), *code.defines)  # fmt: skip
         group = heads.heads // heads.kv_heads
         workspace = Buffer("workspace")
         arguments: tuple[Argument, ...] = (
@@ -236,11 +258,11 @@ class MmaAttention(Tactic):
         rows, parts = (heads.s_q * group, heads.kv_heads) if grouped else (heads.s_q, heads.heads)
         grid = (ceil_div(rows, warps * row_tiles * 16) * splits, parts, heads.batch)
         shared = self._shared(warps, row_tiles, block_kv, head, dtype.itemsize, buffers)
-        one = Launch(Kernel(FILE, "mma_attention", names), grid, (warps * 32, 1, 1), arguments, shared_memory=shared, dependent=pdl(device))
+        one = Launch(Kernel(FILE, "mma_attention", names, code.prelude), grid, (warps * 32, 1, 1), arguments, shared_memory=shared, dependent=pdl(device))
         if not split:
             return Plan((one,))
         joined: tuple[Argument, ...] = (workspace, Buffer("output"), *map(Scalar, (group, heads.s_q, heads.d_v)), _rows(heads.strides[3]), Scalar(splits))
-        combine = Launch(Kernel(FILE, "attention_combine", names), (rows, parts, heads.batch), (256, 1, 1), joined,
+        combine = Launch(Kernel(FILE, "attention_combine", names, code.prelude), (rows, parts, heads.batch), (256, 1, 1), joined,
                          dependent=pdl(device))  # fmt: skip
         return Plan((one, combine), heads.batch * parts * splits * rows * (head + 2) * 4)
 
@@ -319,7 +341,7 @@ class SimtAttention(Tactic):
     reference = True
 
     def supports(self, workload: Workload, device: DeviceSpec) -> Refusal | None:
-        if refusal := _refuse(workload, tuple(C_TYPES)):
+        if refusal := _refuse(workload, tuple(C_TYPES), finishes=True):
             return refusal
         heads = heads_of(workload)
         assert isinstance(heads, Heads)
@@ -330,9 +352,10 @@ class SimtAttention(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         heads = heads_of(workload)
         assert isinstance(heads, Heads)
-        kernel = Kernel("attention/simt_attention.cu", "simt_attention", defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=C_TYPES[workload.outputs[0].dtype], D_PER_LANE=ceil_div(heads.d_v, 32), **_mask_defines(workload, heads),
-        ))  # fmt: skip
+        code = finished(workload)
+        kernel = Kernel("attention/simt_attention.cu", "simt_attention", (*defines(
+            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], D_PER_LANE=ceil_div(heads.d_v, 32), **_mask_defines(workload, heads),
+        ), *code.defines), code.prelude)  # fmt: skip
         arguments = (
             *_operands(workload, heads),
             Buffer("output"), *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.d, heads.d_v)),

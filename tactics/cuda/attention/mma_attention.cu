@@ -55,6 +55,21 @@ __device__ __forceinline__ unsigned pack_pair<__nv_bfloat16>(float low, float hi
     return *reinterpret_cast<const unsigned*>(&pair);
 }
 
+#ifndef WIDE
+// Two neighbouring results as they are stored, of 16 bits or fewer each.
+__device__ __forceinline__ unsigned stored_pair(float low, float high) {
+#ifdef HAS_EPILOGUE
+    const float pair[2] = {low, high};
+    fx::Vec<OUT_T, 2> stored;
+    store_sums(stored.value, pair, EpilogueArgs(), 0, 0, 0);
+    if constexpr (sizeof(stored) == 2) return *reinterpret_cast<const unsigned short*>(&stored);
+    else return *reinterpret_cast<const unsigned*>(&stored);
+#else
+    return pack_pair<OUT_T>(low, high);
+#endif
+}
+#endif
+
 #ifdef SOFTCAP
 // c * tanh(s / c) in units of log2(e), of a score in these units. tanh by the exponential: 1 - 2 / (e^2x + 1) is right at both ends.
 __device__ __forceinline__ float capped(float score) {
@@ -100,7 +115,7 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
 // an online softmax; a warp owns whole rows. K and V come in a ring (cp.async), V behind K.
 //   q, k, v, out: any strides of batch, head and position; head dimension contiguous, d and d_v <= HEAD (32, 64, 96, 128 ...,
 //   a multiple of 32). VEC_IN: alignment in bytes of every row (16, 8, 4, 2).
-//   F32=1: they are fp32. WIDE: the result is.
+//   F32=1: they are fp32. WIDE: they or the results are.
 //   heads_per_kv query heads share one key/value head. scale_log2 is the scale times log2(e).
 //   SOFTCAP=c (float): c * tanh(score / c) takes the place of a scaled score.
 //   MASK: 0 none; 1 additive of type MASK_T; 2 boolean bytes (true keeps); strides in elements, 0 broadcasts. The scores start
@@ -393,7 +408,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 *reinterpret_cast<float2*>(to + j * 8 + lane % 4 * 2) = make_float2(result[i][j][half * 2], result[i][j][half * 2 + 1]);
             if (lane % 4 == 0) *reinterpret_cast<float2*>(statistics + 2 * (first_row + row)) = make_float2(top[i][half], sum);
         }
-#elif defined(WIDE)  // the result is float32: quads of lanes store 32 bytes of a row each
+#elif defined(WIDE)  // from registers: quads of lanes store eight neighbours of a row each
 #pragma unroll
     for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
@@ -402,21 +417,24 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
             const int row = q0 + (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
             if (row >= rows) continue;
-            float* to = out + place(out_stride, row);
+            OUT_T* to = out + place(out_stride, row);
 #pragma unroll
             for (int j = 0; j < HEAD / 8; ++j) {
                 const int column = j * 8 + lane % 4 * 2;
-                const float first = result[i][j][half * 2] * factor, second = result[i][j][half * 2 + 1] * factor;
+                const float pair[2] = {result[i][j][half * 2] * factor, result[i][j][half * 2 + 1] * factor};
                 if constexpr (VEC_IN >= 2 * SIZE) {
-                    if (column < d_v) *reinterpret_cast<float2*>(to + column) = make_float2(first, second);
+                    if (column < d_v) store_sums(to + column, pair, EpilogueArgs(), 0, 0, 0);
                 } else {
-                    if (column < d_v) to[column] = first;
-                    if (column + 1 < d_v) to[column + 1] = second;
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        const float one[1] = {pair[e]};
+                        if (column + e < d_v) store_sums(to + column + e, one, EpilogueArgs(), 0, 0, 0);
+                    }
                 }
             }
         }
 #else
-    // Through this warp's rows of q in shared memory, so that stores are whole 16-byte vectors.
+    // Through this warp's rows of q in shared memory, so that a store is eight results; those of 8 bits fill half of their 16 bytes there.
 #pragma unroll
     for (int i = 0; i < ROW_TILES; ++i)
 #pragma unroll
@@ -426,8 +444,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             const int row = (warp * ROW_TILES + i) * 16 + half * 8 + lane / 4;
 #pragma unroll
             for (int j = 0; j < HEAD / 8; ++j) {
-                const unsigned pair = pack_pair<IN_T>(result[i][j][half * 2] * factor, result[i][j][half * 2 + 1] * factor);
-                store_shared_4(shared_q + swizzled<CHUNKS>(row, j) + lane % 4 * 4, pair);
+                const unsigned pair = stored_pair(result[i][j][half * 2] * factor, result[i][j][half * 2 + 1] * factor);
+                if constexpr (sizeof(OUT_T) == 2) store_shared_4(shared_q + swizzled<CHUNKS>(row, j) + lane % 4 * 4, pair);
+                else *reinterpret_cast<unsigned short*>(memory + swizzled<CHUNKS>(row, j) + lane % 4 * 2) = static_cast<unsigned short>(pair);
             }
         }
     __syncwarp();
@@ -437,9 +456,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const char* from = memory + swizzled<CHUNKS>(row, chunk);
         OUT_T* to = out + place(out_stride, q0 + row) + chunk * 8;
         if constexpr (VEC_IN == 16) {
-            *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+            using Eight = Pack<unsigned, 2 * sizeof(OUT_T)>;
+            *reinterpret_cast<Eight*>(to) = *reinterpret_cast<const Eight*>(from);
         } else {
-            for (int e = 0; e < 8 && chunk * 8 + e < d_v; ++e) to[e] = reinterpret_cast<const IN_T*>(from)[e];
+            for (int e = 0; e < 8 && chunk * 8 + e < d_v; ++e) to[e] = reinterpret_cast<const OUT_T*>(from)[e];
         }
     }
 #endif
@@ -484,7 +504,8 @@ extern "C" __global__ void __launch_bounds__(256)
         float result = 0.0f;
 #pragma unroll
         for (int i = 0; i < 8; ++i) result += sums[i][column];
-        out[column] = fx::narrow<OUT_T>(result * factor);
+        const float one[1] = {result * factor};
+        store_sums(out + column, one, EpilogueArgs(), 0, 0, 0);
     }
 }
 #endif

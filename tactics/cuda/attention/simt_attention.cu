@@ -1,5 +1,5 @@
 // Attention on the ordinary cores: the reference of its family. Plain CUDA C++, any GPU.
-#include "epilogue.cuh"
+#include "sums.cuh"
 
 #ifndef WINDOW
 #define WINDOW 0
@@ -72,7 +72,8 @@ extern "C" __global__ void __launch_bounds__(128)
     const float factor = total > 0.0f ? 1.0f / total : 0.0f;
 #pragma unroll
     for (int i = 0; i < D_PER_LANE; ++i)
-        if (lane + i * 32 < d_v)
-            out[batch * out_stride.b + head * out_stride.h + row * out_stride.s + (lane + i * 32) * out_stride.d] =
-                from_float<OUT_T>(sum[i] * factor);
+        if (lane + i * 32 < d_v) {
+            const float result[1] = {sum[i] * factor};
+            store_sums(out + batch * out_stride.b + head * out_stride.h + row * out_stride.s + (lane + i * 32) * out_stride.d, result, EpilogueArgs(), 0, 0, 0);
+        }
 }

@@ -1,6 +1,7 @@
 // What the attention kernels for sm_90a are made of: the product of probabilities in registers with values in shared memory, their
-// conversion, the exponential, the 4-D copy. Defines: WGMMA_N (keys of a product of scores, set before sm90_wgmma.cuh), HEAD.
+// conversion, the exponential, the 4-D copy. Defines: WGMMA_N (keys of a product of scores, set before sm90_wgmma.cuh), HEAD, OUT_T (of 16 or 8 bits).
 #pragma once
+#include "sums.cuh"
 #undef WGMMA_N
 #define WGMMA_N HEAD
 #define WG_C(v) "+f"(v)
@@ -25,6 +26,23 @@ __device__ __forceinline__ u32 pack(half, float a, float b) {
 __device__ __forceinline__ u32 pack(__nv_bfloat16, float a, float b) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
   return *(const u32*)&both;
+}
+// Two neighbouring results as they are stored; those of 8 bits in the lower half.
+__device__ __forceinline__ u32 stored_pair(float a, float b) {
+#ifdef HAS_EPILOGUE
+  const float pair[2] = {a, b};
+  fx::Vec<OUT_T, 2> stored;
+  store_sums(stored.value, pair, EpilogueArgs(), 0, 0, 0);
+  if constexpr (sizeof(stored) == 2) return *(const unsigned short*)&stored;
+  else return *(const u32*)&stored;
+#else
+  return pack(OUT_T(), a, b);
+#endif
+}
+// Eight neighbouring results at `target` (aligned to eight), from four pairs.
+__device__ __forceinline__ void store_eight(OUT_T* target, const u32 (&pairs)[4]) {
+  if constexpr (sizeof(OUT_T) == 2) *(uint4*)target = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  else *(uint2*)target = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
 }
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 __device__ __forceinline__ float exponential(float x) {

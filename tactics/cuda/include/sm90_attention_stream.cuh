@@ -159,38 +159,39 @@ __device__ __forceinline__ void pass_turn(int group) {
 
 // Where a thread's results go: those of rows first_row and first_row + 8 of a tile.
 struct Results {
-  IN_T* out;
+  OUT_T* out;
   Strides stride;
   int first_row, lane;
   // Of row first_row + 8 * h, 8 columns from 8 * (lane % 4) on; null past the last row.
-  __device__ __forceinline__ IN_T* place(const Tiles& tiles, int index, int h) const {
+  __device__ __forceinline__ OUT_T* place(const Tiles& tiles, int index, int h) const {
     const int row = tiles.first_query(index) + first_row + 8 * h, side = tiles.side(index);
-    IN_T* const found = out + side / tiles.heads * stride.b + side % tiles.heads * stride.h + row * stride.s + lane % 4 * 8;
+    OUT_T* const found = out + side / tiles.heads * stride.b + side % tiles.heads * stride.h + row * stride.s + lane % 4 * 8;
     return row < tiles.s_q ? found : nullptr;
   }
-  // The tile's results: sums over the rows' totals, of which `whole` is this thread's share, in 16-byte units.
+  // The tile's results: sums over the rows' totals, of which `whole` is this thread's share, eight neighbours at once.
   __device__ __forceinline__ void store(const Tiles& tiles, int index, const float (&sum)[HEAD / 2], const float (&whole)[2]) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float all = whole[h] + __shfl_xor_sync(~0u, whole[h], 1);
       all += __shfl_xor_sync(~0u, all, 2);
       const float share = all > 0.f ? 1.f / all : 0.f;
-      IN_T* target = place(tiles, index, h);
+      OUT_T* target = place(tiles, index, h);
 #pragma unroll
       for (int i = 0; i < HEAD / 8; i += 4) {
         u32 words[4];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) words[e] = i + e >= HEAD / 8 ? 0 : pack(IN_T(), sum[4 * (i + e) + 2 * h] * share, sum[4 * (i + e) + 2 * h + 1] * share);
+        for (int e = 0; e < 4; ++e) words[e] = i + e >= HEAD / 8 ? 0 : stored_pair(sum[4 * (i + e) + 2 * h] * share, sum[4 * (i + e) + 2 * h + 1] * share);
         transpose_quad(words, lane % 4);
-        if (target && (COLUMNS % 32 == 0 || 8 * (i + lane % 4) < COLUMNS)) *(uint4*)(target + 8 * i) = make_uint4(words[0], words[1], words[2], words[3]);
+        if (target && (COLUMNS % 32 == 0 || 8 * (i + lane % 4) < COLUMNS)) store_eight(target + 8 * i, words);
       }
     }
   }
   // Of a tile whose queries have no key.
   __device__ __forceinline__ void store_zeros(const Tiles& tiles, int index) const {
     dependency_wait();
+    const u32 zeros = stored_pair(0.f, 0.f), words[4] = {zeros, zeros, zeros, zeros};
     for (int h = 0; h < 2; ++h)
-      if (IN_T* target = place(tiles, index, h))
-        for (int i = 0; i + lane % 4 * 8 < COLUMNS; i += 32) *(uint4*)(target + i) = make_uint4(0, 0, 0, 0);
+      if (OUT_T* target = place(tiles, index, h))
+        for (int i = 0; i + lane % 4 * 8 < COLUMNS; i += 32) store_eight(target + i, words);
   }
 };

@@ -37,7 +37,7 @@ __device__ __forceinline__ float mask_value(const void* mask, long long at) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 attention_short_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
-                     const __grid_constant__ TensorMap v_map, const void* __restrict__ mask, IN_T* __restrict__ out, int heads_per_kv,
+                     const __grid_constant__ TensorMap v_map, const void* __restrict__ mask, OUT_T* __restrict__ out, int heads_per_kv,
                      int s_q, int s_k, const Strides out_stride, const Strides mask_stride, int mask_k, float scale_log2) {
   extern __shared__ __align__(1024) char shared[];
   const u32 q_base = shared_address(shared), k_base = q_base + Q_BYTES, v_base = k_base + KV_BYTES;
@@ -170,22 +170,25 @@ attention_short_sm90(const __grid_constant__ TensorMap q_map, const __grid_const
   __syncthreads();
   if (!active) return;
   char* const mine = shared + warp * 16 * HEAD * 2;
-  constexpr int CHUNKS = HEAD / 8;  // of 16 bytes in a row
+  constexpr int CHUNKS = HEAD / 8;  // of 16 bytes in a row; results of 8 bits fill half of them
 #pragma unroll
   for (int h = 0; h < 2; ++h)
 #pragma unroll
     for (int i = 0; i < HEAD / 8; ++i) {
       const int r = lane / 4 + 8 * h, swizzled = i ^ (r / (CHUNKS < 8 ? 8 / CHUNKS : 1) % (CHUNKS < 8 ? CHUNKS : 8));
-      *(u32*)(mine + r * HEAD * 2 + swizzled * 16 + column * 2) =
-          pack(IN_T(), sum[4 * i + 2 * h] * share[h], sum[4 * i + 2 * h + 1] * share[h]);
+      const u32 pair = stored_pair(sum[4 * i + 2 * h] * share[h], sum[4 * i + 2 * h + 1] * share[h]);
+      char* const to = mine + r * HEAD * 2 + swizzled * 16 + column * (int)sizeof(OUT_T);
+      if constexpr (sizeof(OUT_T) == 2) *(u32*)to = pair;
+      else *(unsigned short*)to = (unsigned short)pair;
     }
   __syncwarp();
-  IN_T* const target = out + batch * out_stride.b + head * out_stride.h + (long long)(q0 + warp * 16) * out_stride.s;
+  using Eight = Pack<u32, 2 * sizeof(OUT_T)>;
+  OUT_T* const target = out + batch * out_stride.b + head * out_stride.h + (long long)(q0 + warp * 16) * out_stride.s;
 #pragma unroll
   for (int i = 0; i < 16 * CHUNKS / 32; ++i) {
     const int r = (i * 32 + lane) / CHUNKS, chunk = (i * 32 + lane) % CHUNKS;
     const int swizzled = chunk ^ (r / (CHUNKS < 8 ? 8 / CHUNKS : 1) % (CHUNKS < 8 ? CHUNKS : 8));
     if (q0 + warp * 16 + r < s_q)
-      *(uint4*)(target + r * out_stride.s + chunk * 8) = *(const uint4*)(mine + r * HEAD * 2 + swizzled * 16);
+      *(Eight*)(target + r * out_stride.s + chunk * 8) = *(const Eight*)(mine + r * HEAD * 2 + swizzled * 16);
   }
 }

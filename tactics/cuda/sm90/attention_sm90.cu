@@ -23,7 +23,7 @@ static_assert(HEAD % 64 == 0 && !WINDOW, "whole panels, all keys");
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attention_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map,
-               IN_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int heads, int batches, const Strides out_stride, float scale_log2) {
+               OUT_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int heads, int batches, const Strides out_stride, float scale_log2) {
   extern __shared__ __align__(1024) char shared[];
   const Rings rings(shared);
   const Tiles tiles(s_q, s_k, heads, batches);

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from fusion.dtypes import DataType
 from fusion.ops import Attention
-from tactics.cuda.attention.attention import Heads, _mask_defines, _operands, _refuse, heads_of
-from tactics.cuda.gemm.common import C_TYPES, ceil_div, defines, pdl, round_up
+from tactics.cuda.attention.attention import Heads, _mask_defines, _operands, _refuse, finished, heads_of
+from tactics.cuda.gemm.common import C_TYPES, STORED_TYPES, ceil_div, defines, pdl, round_up
 from tactics.cuda.sm90.tile_sm90 import SHARED, SHARED_RESERVED, SHARED_SM, refused, register_limit
 from tactics.tactic import (
     Argument,
@@ -66,11 +66,11 @@ class MaskStep:
 
 def _common_refusal(workload: Workload, device: DeviceSpec, head_sizes: Container[int], words: str) -> Refusal | None:
     """What both kernels ask; ``words`` say what ``head_sizes`` are."""
-    if refusal := _refuse(workload, (DataType.HALF, DataType.BF16)) or refused(device, workload.inputs[0].dtype, True):
+    if refusal := _refuse(workload, (DataType.HALF, DataType.BF16), finishes=True) or refused(device, workload.inputs[0].dtype, True):
         return refusal
     heads, op = _heads(workload), workload.op
     assert isinstance(op, Attention)
-    if op.softcap or op.wide:
+    if op.softcap or workload.outputs[0].dtype.itemsize > 2:
         return Refusal("scores have a cap, or the result is wider than the inputs; this kernel knows neither")
     if heads.d != heads.d_v or heads.d not in head_sizes:
         return Refusal(f"head sizes {heads.d} and {heads.d_v}; this kernel takes {words} for both")
@@ -124,15 +124,16 @@ class Sm90Attention(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         heads, chosen = _heads(workload), dict(config)
         block, head, steady = chosen["block_kv"], round_up(heads.d, 16), chosen["steady"]
-        shared = dict(IN_T=C_TYPES[workload.inputs[0].dtype], HEAD=head, BLOCK_KV=block, Q_STAGES=chosen["queries"], STAGES=chosen["stages"],
+        code = finished(workload)
+        shared = dict(IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], HEAD=head, BLOCK_KV=block, Q_STAGES=chosen["queries"], STAGES=chosen["stages"],
                       TURNS=chosen["turns"], PDL=1 if pdl(device) else None)  # fmt: skip
         if steady:
-            kernel = Kernel("sm90/attention_steady_sm90.cu", "attention_steady_sm90", defines(
+            kernel = Kernel("sm90/attention_steady_sm90.cu", "attention_steady_sm90", (*defines(
                 **shared, COLUMNS=heads.d, **_mask_defines(workload, heads), MASK_ROWS=int(not _one_row(workload, heads)) if heads.mask else None,
                 MASK_PAIRS=int(_in_pairs(workload, heads)) if heads.mask else None, MASK_STAGES=chosen["masks"] or None,
-            ))  # fmt: skip
+            ), *code.defines), code.prelude)  # fmt: skip
         else:
-            kernel = Kernel("sm90/attention_sm90.cu", "attention_sm90", defines(**shared, CAUSAL=int(workload.op.causal)))  # type: ignore[attr-defined]
+            kernel = Kernel("sm90/attention_sm90.cu", "attention_sm90", (*defines(**shared, CAUSAL=int(workload.op.causal)), *code.defines), code.prelude)  # type: ignore[attr-defined]
         *_, mask = _operands(workload, heads)
         if chosen["masks"]:
             mask = _mask_map(workload, heads, block)
@@ -188,11 +189,11 @@ class Sm90ShortAttention(Tactic):
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
         heads, chosen = _heads(workload), dict(config)
         keys = chosen["keys"]
-        one_row = _one_row(workload, heads)
-        kernel = Kernel("sm90/attention_short_sm90.cu", "attention_short_sm90", defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], HEAD=heads.d, KEYS=keys, MIN_BLOCKS=chosen["blocks"],
+        one_row, code = _one_row(workload, heads), finished(workload)
+        kernel = Kernel("sm90/attention_short_sm90.cu", "attention_short_sm90", (*defines(
+            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], HEAD=heads.d, KEYS=keys, MIN_BLOCKS=chosen["blocks"],
             PDL=1 if pdl(device) else None, **_mask_defines(workload, heads), MASK_ROWS=int(not one_row) if heads.mask else None,
-        ))  # fmt: skip
+        ), *code.defines), code.prelude)  # fmt: skip
         *_, mask = _operands(workload, heads)
         arguments: tuple[Argument, ...] = (
             *_maps(workload, heads, SHORT_ROWS, keys, min(heads.d, PANEL)), mask, Buffer("output"),

@@ -62,7 +62,7 @@ __device__ __forceinline__ T load_pair(u32 from) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map,
-                      MASK_PARAMETER, IN_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int heads, int batches, const Strides out_stride,
+                      MASK_PARAMETER, OUT_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int heads, int batches, const Strides out_stride,
                       const Strides mask_stride, int mask_k, float scale_log2) {
   extern __shared__ __align__(1024) char shared[];
   const Rings rings(shared);

@@ -18,6 +18,7 @@ from fusion.rules import (
     attention_batch,
     attention_heads,
     attention_layout,
+    attention_pointwise,
     attention_scale,
     reshape_batch,
 )
@@ -275,13 +276,28 @@ def _epilogue() -> Network:
     return build.network(build.layer("context", MatrixMultiply(epilogue=apply("add", X0, X1)), y, v, build.input("r", B, H, S, D)))
 
 
-def test_a_quantisation_that_the_product_had_taken() -> None:
+def _quantised(by_product: bool, dtype: DataType) -> Network:
     build = Build()
     q, k, v = (build.input(name, B, H, S, D) for name in "qkv")
     y = build.layer("softmax", Softmax(3), build.layer("scores", MatrixMultiply(transpose_b=True), q, k))
-    steps = apply("clip", apply("round", apply("div", X0, Literal(0.03, FLOAT))), Literal(-128.0, FLOAT), Literal(127.0, FLOAT))
-    network = fuse(build.network(build.layer("context", MatrixMultiply(epilogue=Convert(DataType.INT8, steps)), y, v)), attention.RULE)
-    assert kinds(network) == ["Attention", "Pointwise"]
+    result: Expression = X0
+    if dtype.is_integer:
+        result = apply("clip", apply("round", apply("div", X0, Literal(0.03, FLOAT))), Literal(-128.0, FLOAT), Literal(127.0, FLOAT))
+    result = Convert(dtype, result)
+    y = build.layer("context", MatrixMultiply(epilogue=result if by_product else X0), y, v)
+    return build.network(y if by_product else build.pointwise("quantise", result, y))
+
+
+@pytest.mark.parametrize("by_product", [False, True])
+def test_the_results_are_quantised(by_product: bool) -> None:
+    """Also where the product with the values had taken the quantisation before it became attention."""
+    network = _quantised(by_product, DataType.INT8)
+    assert kinds(fuse(network, attention.RULE)) == ["Attention", "Pointwise"]
+    assert kinds(fuse(network, attention.RULE, attention_pointwise.RULE)) == ["Attention"]
+
+
+def test_wider_results_are_a_layer_of_their_own() -> None:
+    assert kinds(fuse(_quantised(False, DataType.DOUBLE), attention.RULE, attention_pointwise.RULE)) == ["Attention", "Pointwise"]
 
 
 @pytest.mark.parametrize("softmax", [Softmax(2), Softmax(3, log=True), Softmax(3, epilogue=apply("square", X0))])

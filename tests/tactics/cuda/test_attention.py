@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from fusion.dtypes import DataType
+from fusion.expression import Convert, Operand
 from fusion.network import TensorType
 from fusion.ops import Attention
+from fusion.ops.epilogue import IDENTITY
 from tactics.compiler import compile_cubin
 from tactics.cuda.attention.attention import SINGLE, GroupedAttention, MmaAttention, SimtAttention
 from tactics.tactic import Config, DeviceSpec, Launch, Refusal, Tactic, Workload, config
@@ -20,11 +22,12 @@ from tests.harness.fiber import A100, H100, available, close, kernels, run_plan
 pytestmark = pytest.mark.skipif(not available(), reason="needs g++ and the CUDA headers")
 SMALL = config(warps=2, row_tiles=1, block_kv=32)
 TF32 = 1e-3
+WIDE = Convert(DataType.FLOAT, Operand(0))
 LIMITS = {"float16": 2e-3, "bfloat16": 1.2e-2, "float32": 1e-5}
 
 
 def attention(b, h, s_q, s_k, d, dtype=DataType.HALF, mask=None, causal=False, layout="bhsd", kv_heads=None, d_v=None, boolean=False, window=0, softcap=0.0,
-              wide=False):  # fmt: skip
+              epilogue=IDENTITY):  # fmt: skip
     """(workload, inputs, expected)."""
     generator = np.random.default_rng(5)
     sizes = [(h, s_q, d), (kv_heads or h, s_k, d), (kv_heads or h, s_k, d_v or d)]
@@ -41,7 +44,7 @@ def attention(b, h, s_q, s_k, d, dtype=DataType.HALF, mask=None, causal=False, l
         values[..., -1] = -math.inf
         inputs.append(values.astype(dtype.numpy))
     types = tuple(TensorType(DataType.BOOL if one.dtype == np.bool_ else dtype, one.shape) for one in inputs)
-    op = Attention(d**-0.5, causal, mask is not None, (layout,) * 4, (), softcap, window, wide)
+    op = Attention(d**-0.5, causal, mask is not None, (layout,) * 4, (), softcap, window, epilogue)
     return Workload(op, types, op.infer(types)), inputs, op.evaluate(inputs)
 
 
@@ -66,7 +69,7 @@ CASES = {
     "shared key heads": dict(sizes=(1, 4, 20, 65, 64), causal=True, kv_heads=2),
     "a window": dict(sizes=(1, 2, 50, 90, 64), causal=True, window=20),
     "a cap and a mask": dict(sizes=(1, 2, 33, 40, 64), softcap=0.7, mask=(1, 2, 33, 40), window=9),
-    "a wide result": dict(sizes=(1, 2, 21, 40, 64), wide=True, layout="bshd"),
+    "a wide result": dict(sizes=(1, 2, 21, 40, 64), epilogue=WIDE, layout="bshd"),
     "float32": dict(sizes=(1, 2, 21, 40, 64), dtype=DataType.FLOAT, mask=(1, 1, 1, 40)),
     "one query": dict(sizes=(2, 2, 1, 45, 64)),
     "bfloat16": dict(sizes=(1, 2, 33, 40, 64), dtype=DataType.BF16),
@@ -116,7 +119,7 @@ def test_groups_of_heads(name: str) -> None:
 
 
 def test_more_splits_than_blocks_of_keys() -> None:
-    workload, inputs, expected = attention(1, 2, 1, 40, 64, wide=True)
+    workload, inputs, expected = attention(1, 2, 1, 40, 64, epilogue=WIDE)
     chosen = config(warps=1, row_tiles=1, block_kv=32, splits=4)
     (result,) = run_plan(emulated(GroupedAttention().plan(workload, chosen, A100)), inputs, workload.outputs)
     close(result, expected[0], "empty splits", {"float32": LIMITS["float16"]})

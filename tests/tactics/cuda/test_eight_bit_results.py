@@ -1,6 +1,6 @@
-"""Products of real numbers whose epilogue quantises them, on the CPU harness (tensor-core instructions emulated) and on the GPU.
+"""Products of real numbers, and attention, whose epilogue quantises them, on the CPU harness (tensor-core instructions emulated) and on the GPU.
 
-All sums and quotients are exact here, many of them half way between two steps or beyond the limits, so results have to be equal."""
+All sums and quotients of products are exact here, many of them half way between two steps or beyond the limits, so results have to be equal."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Literal, Operand, apply
 from fusion.network import Op, TensorType
-from fusion.ops import Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply, SeparableConvolution
+from fusion.ops import Attention, Convolution, Deconvolution, MatrixMultiply, PackedMatrixMultiply, SeparableConvolution
 from fusion.ops.packed_matmul import packed
 from tactics.compiler import compile_cubin, cuda_include_paths
+from tactics.cuda.attention.attention import GroupedAttention, MmaAttention, SimtAttention
 from tactics.cuda.conv.depthwise import Depthwise
 from tactics.cuda.conv.depthwise_mma import DepthwiseMma
 from tactics.cuda.conv.mma_conv import MmaConvolution
@@ -28,6 +29,7 @@ from tactics.cuda.gemm.simt_gemm import SimtGemm
 from tactics.cuda.gemm.stream import StreamedGemm
 from tactics.cuda.packed.packed_gemm import PackedGemm
 from tactics.cuda.packed.packed_gemv import PackedGemv
+from tactics.cuda.sm90.attention_sm90 import Sm90Attention, Sm90ShortAttention
 from tactics.cuda.sm90.conv_sm90 import Sm90Convolution
 from tactics.cuda.sm90.conv_window_sm90 import Sm90WindowConvolution
 from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
@@ -58,9 +60,9 @@ def quantized(real: Expression, out: DataType, zero: int = 0, scale: float = SCA
     return Convert(out, apply("clip", steps, *(Literal(limit, F32) for limit in LIMITS[out])))
 
 
-def by_definition(real: np.ndarray, out: DataType, zero: int) -> np.ndarray:
+def by_definition(real: np.ndarray, out: DataType, zero: int, scale: float = SCALE) -> np.ndarray:
     """The quantisation in float64; a number that is none becomes the lowest integer, or stays none."""
-    steps = real / SCALE
+    steps = real / scale
     if out.is_integer:
         low, high = LIMITS[out]
         whole = np.clip(np.rint(steps) + zero, low, high)
@@ -191,6 +193,47 @@ def test_the_results_are_exact(name: str) -> None:
     run(tactic, make(), wanted)
 
 
+# Attention: sums are rounded on the way, so a value beside the middle between two steps may go to the other one.
+FINE = 0.01
+
+
+def attention(s_q: int, s_k: int, d: int, out: DataType = INT8, dtype: DataType = F16, heads: int = 2, kv_heads: int = 2, causal: bool = False) -> Case:
+    """With fewer keys than queries the first causal ones see none: they are 0, which is the zero point."""
+    random = np.random.default_rng(5)
+    inputs = [random.standard_normal((2, length, count, d)).astype(dtype.numpy) for length, count in ((s_q, heads), (s_k, kv_heads), (s_k, kv_heads))]
+    zero = ZERO if out.is_integer else 0
+    op = Attention(d**-0.5, causal, layouts=("bshd",) * 4, epilogue=quantized(Operand(0), out, zero, FINE))
+    types = tuple(TensorType(dtype, one.shape) for one in inputs)
+    (real,) = replace(op, epilogue=Operand(0)).evaluate([one.astype(np.float64) for one in inputs])
+    return Workload(op, types, op.infer(types)), inputs, by_definition(real, out, zero, FINE)
+
+
+def near(got: np.ndarray, expected: np.ndarray, label: str) -> None:
+    assert got.dtype == expected.dtype and got.shape == expected.shape, label
+    steps = np.abs(got.astype(np.float32) - expected.astype(np.float32))
+    allowed = 1.0 if expected.dtype.kind in "iu" else np.maximum(np.abs(expected.astype(np.float32)) / 8, 2.0**-6)
+    assert (steps <= allowed).all() and np.count_nonzero(steps) <= steps.size // 15, f"{label}: {np.count_nonzero(steps)} of {steps.size}, up to {steps.max()}"
+
+
+ATTENTIONS: dict[str, tuple[Tactic, Callable[[], Case], Callable[[dict], bool]]] = {
+    "simt": (SimtAttention(), lambda: attention(9, 21, 33), lambda one: True),
+    "mma, rows without keys": (MmaAttention(), lambda: attention(37, 21, 64, causal=True), lambda one: one["warps"] == 2 and one["block_kv"] == 32),
+    "mma odd fp8": (MmaAttention(), lambda: attention(20, 37, 33, FP8), lambda one: one["warps"] == 1 and one["block_kv"] == 32),
+    "mma float32": (MmaAttention(), lambda: attention(17, 40, 32, UINT8, F32), lambda one: one["warps"] == 2 and one["block_kv"] == 32),
+    "split": (GroupedAttention(), lambda: attention(1, 150, 64, heads=4), lambda one: one["splits"] > 1),
+}  # fmt: skip
+
+
+@harness
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention_quantises_its_results(name: str) -> None:
+    tactic, make, wanted = ATTENTIONS[name]
+    workload, inputs, expected = make()
+    one = chosen(tactic, workload, A100, wanted)
+    (got,) = run_plan(emulated(tactic.plan(workload, one, A100)), inputs, workload.outputs)
+    near(got, expected, name)
+
+
 def _fits(step: object, arch: str) -> None:
     assert isinstance(step, Launch)
     used = compile_cubin(step.kernel.source(), step.kernel.defines, arch, step.kernel.file).resources
@@ -206,6 +249,9 @@ GATES: dict[str, tuple[str, Tactic, Callable[[], Case], Callable[[dict], bool]]]
     "wgmma conv": ("sm_90a", Sm90Convolution(), lambda: convolution(14, 64, 128, residual=True), lambda one: one["blocks"] > 1),
     "window conv": ("sm_90a", Sm90WindowConvolution(), lambda: convolution(14, 64, 64, residual=True), lambda one: True),
     "depthwise mma": ("sm_80", DepthwiseMma(), lambda: convolution(14, 32, 32, 5, groups=32, residual=True), lambda one: True),
+    "long attention": ("sm_90a", Sm90Attention(), lambda: attention(200, 200, 64, FP8, causal=True), lambda one: one["block_kv"] == 128),
+    "short attention": ("sm_90a", Sm90ShortAttention(), lambda: attention(77, 200, 64), lambda one: True),
+    "mma attention": ("sm_80", MmaAttention(), lambda: attention(100, 100, 64, FP8), lambda one: True),
     "mma fp8": ("sm_75", MmaGemm(), lambda: product(256, 256, 256, out=FP8), lambda one: True),
     "mma fp8, blackwell": ("sm_120a", MmaGemm(), lambda: product(256, 256, 256, out=FP8, residual=True), lambda one: True),
 }  # fmt: skip
@@ -239,6 +285,31 @@ ON_GPU: dict[str, tuple[Tactic, Callable[[], Case]]] = {name: (tactic, make) for
     "window conv": (Sm90WindowConvolution(), lambda: convolution(14, 64, 64, residual=True)),
     "stem planes": (Sm90Stem(), lambda: _stem(True, 3, INT8)), "stem": (Sm90Stem(), lambda: _stem(False, 4, FP8)),
 }  # fmt: skip
+
+
+ATTENTIONS_ON_GPU: dict[str, tuple[Tactic, Callable[[], Case]]] = {name: (tactic, make) for name, (tactic, make, _) in ATTENTIONS.items()} | {
+    "long": (Sm90Attention(), lambda: attention(300, 260, 64)), "long, rows without keys": (Sm90Attention(), lambda: attention(400, 130, 40, UINT8, causal=True)),
+    "long fp8": (Sm90Attention(), lambda: attention(200, 300, 128, FP8, BF16)), "short": (Sm90ShortAttention(), lambda: attention(77, 77, 64, causal=True)),
+    "short fp8": (Sm90ShortAttention(), lambda: attention(100, 197, 32, FP8)),
+}  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ATTENTIONS_ON_GPU)
+def test_attention_on_gpu(name: str) -> None:
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    tactic, make = ATTENTIONS_ON_GPU[name]
+    workload, inputs, expected = make()
+    spec = open_device("0").spec
+    refusal = tactic.supports(workload, spec)
+    if refusal is not None and "sm_90a" in refusal.reason:
+        pytest.skip(refusal.reason)
+    assert refusal is None, refusal
+    for one in list(tactic.configs(workload, spec))[:3]:
+        (got,) = run_on_gpu(tactic.plan(workload, one, spec), inputs, workload.outputs)
+        near(got, expected, f"{tactic.id} {dict(one)}")
 
 
 @pytest.mark.gpu
