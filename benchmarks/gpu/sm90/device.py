@@ -21,6 +21,8 @@ from benchmarks.gpu.sm90.kernels import (
     unit,
     window_unit,
 )
+from fusion.dtypes import DataType
+from tactics.cuda.simple import divider
 from tactics.cuda.sm90 import attention_sm90, conv_window_sm90, tile_sm90
 
 
@@ -48,6 +50,11 @@ def pack_stem(torch, weight, c):
     full[:o, :, :s, :ch] = weight
     full = full.view(tiles, bn // 8, 8, r, taps, 4, 2, 2)  # tile, eights, output, r, group, tap, channel / 2, channel % 2
     return full.permute(0, 3, 4, 6, 1, 2, 5, 7).contiguous()
+
+
+def numbers(fields):
+    """A parameter of unsigned numbers by value."""
+    return struct.pack(f"<{len(fields)}I", *(field.value for field in fields))
 
 
 def permuted(rows):
@@ -192,7 +199,8 @@ class Gpu:
         per = self.occupancy(c, function, shared)
         grid = tiles if c["SPLIT"] > 1 else min(tiles, self.multiprocessors * per // cluster * cluster)
         pointers = b"".join(int(t.data_ptr()).to_bytes(8, "little") for t in operands) or bytes(8)
-        arguments = (*maps, ("p", out.data_ptr()), m, n, k, batches, int(a.shape[0] > 1), int(b.shape[0] > 1), pointers)
+        order = numbers(tile_sm90.tile_order(tile_of(c), tile_sm90.Problem(m, n, batches, 1, k, DataType.HALF, 0), c["GROUP"]))
+        arguments = (*maps, ("p", out.data_ptr()), m, n, k, batches, int(a.shape[0] > 1), int(b.shape[0] > 1), order, pointers)
         launch = self.launcher(function, grid, threads(c), shared, arguments, bool(c["PDL"]))
         launch.keep += (b,)
         return launch
@@ -224,7 +232,10 @@ class Gpu:
         per = self.occupancy(c, function, shared)
         grid = tiles if c["SPLIT"] > 1 else min(tiles, self.multiprocessors * per // cluster * cluster)
         pointers = b"".join(int(t.data_ptr()).to_bytes(8, "little") for t in operands)
-        arguments = (image_map, weight_map, ("p", out.data_ptr()), pixels, p, q, o, ch, r, s, *stride, pads[0], pads[1], *dilation, c.get("TAPS_INNER", 0), pointers)
+        order = numbers(tile_sm90.tile_order(tile_of(c), tile_sm90.Problem(pixels, o, 1, r * s, ch, DataType.HALF, 0), c["GROUP"]))
+        taps_inner = c.get("TAPS_INNER", 0)
+        divisors = numbers([field for value in (p, q, s, r * s if taps_inner else -(-ch // bk)) for field in divider(value)])
+        arguments = (image_map, weight_map, ("p", out.data_ptr()), pixels, o, ch, r * s, *stride, pads[0], pads[1], *dilation, taps_inner, divisors, order, pointers)
         launch = self.launcher(function, grid, threads(c), shared, arguments, bool(c["PDL"]))
         launch.keep += (weight,)
         return launch
@@ -241,9 +252,11 @@ class Gpu:
         weight = permuted(weight)
         image_map = self.tiled(image.data_ptr(), in_type, (ch, w, h, n), (ch * 2, w * ch * 2, h * w * ch * 2), (64, patch.pitch, patch.rows, 1), 128)
         weight_map = self.tiled(weight.data_ptr(), in_type, (ch, r * s, o), (ch * 2, r * s * ch * 2), (64, 1, c["BN"]), 128)
-        tiles, ranges = n * -(-p // patch.height) * -(-q // patch.width), -(-o // c["BN"])
+        along = -(-q // patch.width)
+        tiles, ranges = n * -(-p // patch.height) * along, -(-o // c["BN"])
+        by = numbers([*divider(tiles // n), *divider(along)])
         pointers = b"".join(int(t.data_ptr()).to_bytes(8, "little") for t in operands)
-        arguments = (image_map, weight_map, ("p", out.data_ptr()), n, p, q, o, patch.height, patch.width, pads[0], pads[1], patch.bytes, pointers)
+        arguments = (image_map, weight_map, ("p", out.data_ptr()), n, p, q, o, patch.height, patch.width, pads[0], pads[1], patch.bytes, by, pointers)
         launch = self.launcher(function, (min(tiles, self.multiprocessors // ranges), ranges), 2 * 128 + 32, shared, arguments, bool(c["PDL"]))
         launch.keep += (weight,)
         return launch

@@ -74,6 +74,14 @@ __device__ __forceinline__ void named_arrive(int threads) {
   asm volatile("bar.arrive %0, %1;" ::"n"(ID), "r"(threads) : "memory");
 }
 
+// True in one lane of a warp that is all here. ptxas knows that it is one, and then takes TMA's operands from uniform registers without a loop
+// over the lanes that might differ.
+__device__ __forceinline__ bool elect_one() {
+  u32 chosen;
+  asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(chosen));
+  return chosen;
+}
+
 // --------------------------------------------------------------------------------------------------------------------- TMA
 __device__ __forceinline__ void tensormap_prefetch(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

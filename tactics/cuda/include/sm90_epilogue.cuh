@@ -66,6 +66,26 @@ __device__ __forceinline__ void read_eight(SUM_T (&v)[8], const SUM_T* from, int
   v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w, v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
 }
 
+// Rounds and stores eight finished results at `target` (aligned to them), where they are there: a predicate, not a branch around each store.
+__device__ __forceinline__ void store_eight(bool there, OUT_T* target, const Finished (&value)[8]) {
+  constexpr int WORDS = 8 * (int)sizeof(OUT_T) / 4;
+  union {
+    Pack<OUT_T, 8> pack;
+    unsigned word[WORDS];
+  } stored;
+  store_finished<8>(stored.pack.value, value);
+  if constexpr (WORDS == 2)
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.v2.b32 [%1], {%2, %3}; }" ::"r"((int)there), "l"(target),
+                 "r"(stored.word[0]), "r"(stored.word[1])
+                 : "memory");
+  else
+#pragma unroll
+    for (int i = 0; i < WORDS; i += 4)
+      asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.v4.b32 [%1], {%2, %3, %4, %5}; }" ::"r"((int)there),
+                   "l"((char*)target + 4 * i), "r"(stored.word[i]), "r"(stored.word[i + 1]), "r"(stored.word[i + 2]), "r"(stored.word[i + 3])
+                   : "memory");
+}
+
 // Writes a warp's 16-row slice of one 64-row block: x0 its first row of X, y0 the tile's first row of Y.
 #if DIRECT
 static_assert(!SWAP && BN % 32 == 0 && VEC == 8, "rows of B are permuted within whole groups of 32");
@@ -78,7 +98,7 @@ __device__ __forceinline__ void write_rows(const SUM_T (&sum)[BN / 2], OUT_T* ou
   OUT_T* const target[2] = {out + row[0] * OUT_ROW(columns) + y0 + c, out + row[1] * OUT_ROW(columns) + y0 + c};
 #pragma unroll
   for (int from = 0; from < GROUPS; from += BATCH) {  // groups whose loads all come before the first store, which might alias them
-    if (columns <= y0 + 32 * from) break;
+    if ((from > 0 || MIN_BLOCKS > 1) && columns <= y0 + 32 * from) break;
     Finished v[BATCH][2][8];
 #pragma unroll
     for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
@@ -94,7 +114,7 @@ __device__ __forceinline__ void write_rows(const SUM_T (&sum)[BN / 2], OUT_T* ou
     for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        if (there[h] && y0 + 32 * (from + t) < columns) store_finished<8>(target[h] + 32 * (from + t), v[t][h]);
+        store_eight(there[h] && y0 + 32 * (from + t) < columns, target[h] + 32 * (from + t), v[t][h]);
   }
 }
 __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T*, OUT_T* out, const EpilogueArgs& args, int x0, int y0,

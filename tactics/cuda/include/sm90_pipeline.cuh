@@ -31,6 +31,7 @@
 // warp-specialised schedules.
 #pragma once
 
+#include "division.cuh"
 #include "pdl.cuh"
 #include "sm90.cuh"
 #include "sm90_epilogue.cuh"
@@ -67,6 +68,9 @@
 #define MIN_BLOCKS 1
 #endif
 
+#define EARLY_B (PDL && CONSTANT_B)  // weights are asked for before the kernel waits for the one that writes A
+
+constexpr bool B_SHARED = (SWAP ? CLUSTER_Y : CLUSTER_X) > 1;
 constexpr int SHARING = CLUSTER_X * CLUSTER_Y, CLUSTER = SHARING * SPLIT;
 constexpr int BK = SWIZZLE / (int)sizeof(IN_T);           // values of K in a stage
 constexpr int STEPS = SWIZZLE / 32;                       // wgmma instructions along K in a stage
@@ -77,6 +81,9 @@ constexpr bool REBALANCE = (WARPGROUPS == 2 && SUMS > 96) || (WARPGROUPS == 3 &&
 constexpr int THREADS = WARPGROUPS * 128 + (REBALANCE ? 128 : 32);  // setmaxnreg moves registers between whole warpgroups
 constexpr int CONSUMER_REGISTERS = WARPGROUPS == 3 ? 152 : 232;
 constexpr int PRODUCER_REGISTERS = WARPGROUPS == 3 ? 56 : 40;
+// How many of a tile's last instructions along K are under way when a warpgroup lets the other multiply: the turn takes 100 cycles to pass, and
+// tensor cores that have two warpgroups' instructions finish the first one's tile later.
+constexpr int HANDOVER = PINGPONG ? (MI * BN < 180 ? 2 : 1) : STEPS;
 constexpr int MOVERS = PINGPONG ? 128 : WARPGROUPS * 128;  // threads that write a tile
 constexpr int PRODUCER = WARPGROUPS * 4;  // its warp
 constexpr int X_BYTES = BM * SWIZZLE;
@@ -117,6 +124,9 @@ struct Tile {
   int x, y, batch;
 };
 
+// Stops the compiler from working a tile's place out later than here.
+__device__ __forceinline__ void hold(Tile& tile) { asm volatile("" : "+r"(tile.x), "+r"(tile.y), "+r"(tile.batch)); }
+
 // A block's share of the operands that its cluster multicasts: it loads part_x of CLUSTER_Y parts of X for the blocks of mask_x, and
 // part_y of CLUSTER_X parts of Y for those of mask_y.
 struct Share {
@@ -124,14 +134,21 @@ struct Share {
   unsigned short mask_x, mask_y;
 };
 
-// Tiles in groups of GROUP along X, so that the blocks running at one time share both operands in L2.
-__device__ __forceinline__ Tile tile_at(int index, int along_x, int along_y) {
-  int batch = index / (along_x * along_y);
-  index -= batch * along_x * along_y;
-  int first = index / (GROUP * along_y) * GROUP;
-  int size = min(GROUP, along_x - first);
-  index -= first * along_y;
-  return {first + index % size, index / size, batch};
+// The order of tiles, in groups of GROUP along X, so that the blocks running at one time share both operands in L2: tiles (of whole clusters)
+// along X; tiles of a batch; tiles of a group; tiles along X of the last group. Divided by on the host: a division takes 200 cycles, and the
+// first tile stands between a block's start and its first loads.
+struct TileOrder {
+  u32 along_x;
+  Divider batch, group, last;
+};
+
+__device__ __forceinline__ Tile tile_at(u32 index, const TileOrder& order) {
+  u32 batch = index, rest = order.batch.split(batch), group = rest;
+  rest = order.group.split(group);
+  const u32 first = group * GROUP;
+  if (first + GROUP <= order.along_x) return {int(first + rest % GROUP), int(rest / GROUP), int(batch)};
+  const u32 x = order.last.split(rest);
+  return {int(first + x), int(rest), int(batch)};
 }
 
 __device__ __forceinline__ float as_float(float value) { return value; }
@@ -139,6 +156,10 @@ __device__ __forceinline__ float as_float(int value) { return __int_as_float(val
 // Stops the compiler from moving uses of a register before the wait for wgmma.
 __device__ __forceinline__ void keep(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 __device__ __forceinline__ void keep(int& value) { asm volatile("" : "+r"(value)::"memory"); }
+
+// Zero by an instruction of its own: a branch around many of them stays a branch, and is no selection for every sum.
+__device__ __forceinline__ void clear(float& value) { asm volatile("mov.b32 %0, 0;" : "=f"(value)); }
+__device__ __forceinline__ void clear(int& value) { asm volatile("mov.b32 %0, 0;" : "=r"(value)); }
 
 // Hands a warpgroup's partial sums over slice `slice` of K to the blocks of the cluster that own their rows: stores for this block's own,
 // messages for the others, which their barriers `received` count. `place` is the block's among those that share operands.
@@ -149,23 +170,26 @@ __device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], SUM_T* 
     const int row = x + 8 * h;  // of the tile; a multiple of 8, as OWNED is
     const int local = row % OWNED + g;
     const u32 owner = row / OWNED, rank = owner * SHARING + place;
-    SUM_T* const own = partial + slice * PARTIAL_BLOCK;
-    const u32 target = remote_address(shared_address(own), rank), barrier = remote_address(received, rank);
+    SUM_T* const own = partial + slice * PARTIAL_BLOCK + (SWAP ? c * PARTIAL_ROW + local : local * PARTIAL_ROW + c);
+    constexpr int STEP = SWAP ? 8 * PARTIAL_ROW : 8;  // to the thread's next two columns
+    if (owner == slice) {
 #pragma unroll
-    for (int j = 0; j < BN / 8; ++j) {
-      const SUM_T a = sum[4 * j + 2 * h], b = sum[4 * j + 2 * h + 1];
-      if constexpr (SWAP) {
-        const int at = (8 * j + c) * PARTIAL_ROW + local;
-        if (owner == slice) {
-          own[at] = a, own[at + PARTIAL_ROW] = b;
+      for (int j = 0; j < BN / 8; ++j) {
+        const SUM_T a = sum[4 * j + 2 * h], b = sum[4 * j + 2 * h + 1];
+        if constexpr (SWAP) own[j * STEP] = a, own[j * STEP + PARTIAL_ROW] = b;
+        else *(Sum2*)(own + j * STEP) = Sum2{a, b};
+      }
+    } else {
+      const u32 target = remote_address(shared_address(own), rank), barrier = remote_address(received, rank);
+#pragma unroll
+      for (int j = 0; j < BN / 8; ++j) {
+        const float a = as_float(sum[4 * j + 2 * h]), b = as_float(sum[4 * j + 2 * h + 1]);  // bits, whatever they mean
+        if constexpr (SWAP) {
+          store_remote(target + 4 * j * STEP, a, barrier);
+          store_remote(target + 4 * (j * STEP + PARTIAL_ROW), b, barrier);
         } else {
-          store_remote(target + 4 * at, as_float(a), barrier);  // bits, whatever they mean
-          store_remote(target + 4 * (at + PARTIAL_ROW), as_float(b), barrier);
+          store_remote(target + 4 * j * STEP, a, b, barrier);
         }
-      } else {
-        const int at = local * PARTIAL_ROW + 8 * j + c;
-        if (owner == slice) *(Sum2*)(own + at) = Sum2{a, b};
-        else store_remote(target + 4 * at, as_float(a), as_float(b), barrier);
       }
     }
   }
@@ -215,7 +239,7 @@ __device__ __forceinline__ void write_owned(const SUM_T* partial, OUT_T* out, co
 //   prefetch_change(), with HAS_PROLOGUE: brings what it reads in every row near
 //   change_x(stage, row, batch, i), with HAS_PROLOGUE: a warpgroup applies the prologue to its rows (from `row` on) of stage i along K of X
 template <class Problem>
-__device__ __forceinline__ void run(Problem& problem, OUT_T* out, const EpilogueArgs& args) {
+__device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OUT_T* out, const EpilogueArgs& args) {
   extern __shared__ __align__(1024) char shared[];
   const u32 x_base = shared_address(shared), y_base = x_base + STAGES * X_BYTES;
   const u32 full = x_base + STAGE_BYTES + STAGING_BYTES, empty = full + STAGES * 8, received = empty + STAGES * 8;
@@ -224,16 +248,23 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
   const u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
   const u32 rank_x = rank % CLUSTER_X, rank_y = rank / CLUSTER_X % CLUSTER_Y, slice = rank / SHARING;
 
-  const int x_size = SWAP ? problem.columns : problem.rows, y_size = SWAP ? problem.rows : problem.columns;
-  const int along_x = (x_size + BM * CLUSTER_X - 1) / (BM * CLUSTER_X), along_y = (y_size + BN * CLUSTER_Y - 1) / (BN * CLUSTER_Y);
-  const int tiles = along_x * along_y * problem.batches, step = gridDim.x / CLUSTER;
+  const int tiles = order.batch.divisor * problem.batches, step = gridDim.x / CLUSTER;
   const int first = SPLIT > 1 ? problem.iterations * (int)slice / SPLIT : 0;
   const int last = SPLIT > 1 ? problem.iterations * (int)(slice + 1) / SPLIT : problem.iterations;
+  const int ready = min(last, first + STAGES);  // of the first tile, whose stages are requested when the ring is empty
+  Share share = {rank_y, rank_x, 0, (unsigned short)(((1 << CLUSTER_X) - 1) << (slice * SHARING + rank_y * CLUSTER_X))};
+#pragma unroll
+  for (int y = 0; y < CLUSTER_Y; ++y) share.mask_x |= 1 << (slice * SHARING + y * CLUSTER_X + rank_x);
+  auto place = [&](int index) {  // this block's own tile
+    Tile tile = tile_at(index, order);
+    tile.x = tile.x * CLUSTER_X + rank_x, tile.y = tile.y * CLUSTER_Y + rank_y;
+    return tile;
+  };
 
   if (warp >= PRODUCER) {
     if constexpr (REBALANCE) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
     if (warp > PRODUCER) return;
-    if (lane == 0) {
+    if (elect_one()) {
       problem.prefetch();
       for (int i = 0; i < STAGES; ++i) {
         barrier_init(full + 8 * i, 1);
@@ -246,41 +277,31 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
     __syncwarp();
     named_arrive<1>(WARPGROUPS * 128 + 32);
     if constexpr (CLUSTER > 1) cluster_arrive_relaxed();
-    if constexpr (SHARING > 1) cluster_wait();
+    int index = blockIdx.x / CLUSTER;
+    Tile tile = place(index);
+    if constexpr (SHARING > 1) hold(tile), cluster_wait();
     if constexpr (SHARING > 1 && SPLIT > 1) cluster_arrive_relaxed();
-    if (lane == 0) {
-      Share share = {rank_y, rank_x, 0, (unsigned short)(((1 << CLUSTER_X) - 1) << (slice * SHARING + rank_y * CLUSTER_X))};
-#pragma unroll
-      for (int y = 0; y < CLUSTER_Y; ++y) share.mask_x |= 1 << (slice * SHARING + y * CLUSTER_X + rank_x);
+    if (elect_one()) {
       Slot slot;
       bool waited = false;
-      for (int index = blockIdx.x / CLUSTER; index < tiles; index += step) {
-        Tile tile = tile_at(index, along_x, along_y);
-        tile.x = tile.x * CLUSTER_X + rank_x, tile.y = tile.y * CLUSTER_Y + rank_y;
+      for (; index < tiles; index += step) {
+        if (waited) tile = place(index);
         problem.start(tile, share);
         typename Problem::Cursor cursor = problem.at(first);
         int i = first;
         if (!waited) {
           waited = true;
-#if PDL && CONSTANT_B  // the ring is empty: fill it with weights, then wait for the kernel that writes A
-          const int ready = min(last, first + STAGES);
-          typename Problem::Cursor ahead = cursor;
-          for (int k = first; k < ready; ++k, problem.next(ahead)) {
-            const int stage = k - first;
-            barrier_expect(full + 8 * stage, X_BYTES + Y_BYTES);
-            if (SWAP) problem.load_x(x_base + stage * X_BYTES, full + 8 * stage, ahead);
-            else problem.load_y(y_base + stage * Y_BYTES, full + 8 * stage, ahead);
-          }
           dependency_wait();
+#if EARLY_B
+#pragma unroll 1
           for (; i < ready; ++i, problem.next(cursor), slot.next()) {
             if (SWAP) problem.load_y(y_base + slot.index * Y_BYTES, full + 8 * slot.index, cursor);
             else problem.load_x(x_base + slot.index * X_BYTES, full + 8 * slot.index, cursor);
           }
-#else
-          dependency_wait();
 #endif
           dependents_launch();
         }
+#pragma unroll 1
         for (; i < last; ++i, problem.next(cursor), slot.next()) {
           barrier_wait(empty + 8 * slot.index, slot.parity ^ 1);
           barrier_expect(full + 8 * slot.index, X_BYTES + Y_BYTES);
@@ -295,17 +316,37 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
     if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
   } else {
     if constexpr (REBALANCE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
+    int index = blockIdx.x / CLUSTER;
+    Tile tile = place(index);
+    hold(tile);
+    named_sync<1>(WARPGROUPS * 128 + 32);
+    if constexpr (SHARING > 1) cluster_arrive_relaxed();
+    if constexpr (SHARING > 1 && B_SHARED) cluster_wait();
+#if EARLY_B  // the ring is empty: one consumer fills it with weights, so that the producer waits for A only
+    if (warp == 0) {
+      if (elect_one() && index < tiles) {
+        problem.start(tile, share);
+        typename Problem::Cursor cursor = problem.at(first);
+        u32 barrier = full, target = SWAP ? x_base : y_base;
+#pragma unroll 1
+        for (int k = first; k < ready; ++k, problem.next(cursor), barrier += 8, target += SWAP ? X_BYTES : Y_BYTES) {
+          barrier_expect(barrier, X_BYTES + Y_BYTES);
+          if (SWAP) problem.load_x(target, barrier, cursor);
+          else problem.load_y(target, barrier, cursor);
+        }
+      }
+      __syncwarp();
+    }
+#endif
+    if constexpr (SHARING > 1 && !B_SHARED) cluster_wait();
     pdl_prefetch_constants(args, problem.columns);
-    if (const int index = blockIdx.x / CLUSTER; index < tiles) {
-      const Tile tile = tile_at(index, along_x, along_y);
-      const int n = SWAP ? (tile.x * CLUSTER_X + rank_x) * BM : (tile.y * CLUSTER_Y + rank_y) * BN;
+    if (index < tiles) {
+      const int n = SWAP ? tile.x * BM : tile.y * BN;
       pdl_prefetch_columns(args, n, min(problem.columns - n, SWAP ? BM : BN), threadIdx.x);
     }
 #ifdef HAS_PROLOGUE
     problem.prefetch_change();
 #endif
-    named_sync<1>(WARPGROUPS * 128 + 32);
-    if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();
     if constexpr (SPLIT > 1 && !OVERLAY) cluster_arrive_relaxed();
     const int group = warp / 4;
     dependency_wait();  // for the epilogue's operands and the output: here, where a warp has nothing else to do
@@ -332,14 +373,17 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       }
     };
     int turn = 0;
-    for (int index = blockIdx.x / CLUSTER; index < tiles; index += step, ++turn) {
+    bool leaving = false;
+    for (; index < tiles; index += step, ++turn) {
       if (PINGPONG && turn % WARPGROUPS != group) {
         slot.skip(last - first);
         continue;
       }
+      if (index != (int)blockIdx.x / CLUSTER) tile = place(index);
+      hold(tile);  // known here, not first where the tensor cores wait for the epilogue
+      const int x0 = tile.x * BM, y0 = tile.y * BN, batch = tile.batch;
       if constexpr (AHEAD && !SWAP) {  // what the epilogue adds, on its way to L2 while the tile is multiplied
-        const Tile tile = tile_at(index, along_x, along_y);
-        const int m = (tile.x * CLUSTER_X + rank_x) * BM + (SPLIT > 1 ? slice * OWNED : 0), n = (tile.y * CLUSTER_Y + rank_y) * BN;
+        const int m = x0 + (SPLIT > 1 ? slice * OWNED : 0), n = y0;
         pdl_prefetch_tile(args, (long long)tile.batch * problem.rows + m, min(SPLIT > 1 ? OWNED : BM, problem.rows - m), n, min(BN, problem.columns - n),
                           problem.columns, threadIdx.x % MOVERS, MOVERS);
       }
@@ -347,7 +391,6 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       int previous = 0;
 #ifdef HAS_PROLOGUE
       static_assert(!SWAP && !X_MN, "the prologue goes along rows of X, which are A's");
-      const Tile read = tile_at(index, along_x, along_y);
 #endif
       // One warpgroup at a time multiplies. It is not only for speed: a barrier's parity tells a phase from the next one only, so
       // nobody may wait for a tile's stages before all stages of the tile before have been seen full.
@@ -355,7 +398,7 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
       for (int i = first; i < last; ++i) {
         barrier_wait(full + 8 * slot.index, slot.parity);
 #ifdef HAS_PROLOGUE  // while the stage before this one is multiplied
-        problem.change_x(shared + slot.index * X_BYTES + block * X_BLOCK, (read.x * CLUSTER_X + rank_x) * BM + block * 64, read.batch, i);
+        problem.change_x(shared + slot.index * X_BYTES + block * X_BLOCK, x0 + block * 64, batch, i);
         async_proxy_fence();
         if (group == 0) named_sync<4>(128);
         else if (group == 1) named_sync<5>(128);
@@ -365,36 +408,40 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
         const u64 y = y_constant | descriptor_start(y_base + slot.index * Y_BYTES);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < STEPS; ++k)
+        for (int k = 0; k < STEPS; ++k) {
 #pragma unroll
           for (int b = 0; b < MI; ++b)
             Mma<IN_T>::step<X_MN, Y_MN>(sum[b], x + (u64)((b * X_BLOCK + k * X_STEP) >> 4), y + (u64)((k * Y_STEP) >> 4), i > first || k > 0);
+          if (k == STEPS - 1 - HANDOVER) wgmma_commit();
+        }
         wgmma_commit();
-        wgmma_wait<1>();  // the stage before this one has been read
+        wgmma_wait<(HANDOVER < STEPS ? 2 : 1)>();  // the stage before this one has been read
         if (i > first) release(previous);
         previous = slot.index;
         slot.next();
       }
-      if (PINGPONG && index + step < tiles) group == 0 ? named_arrive<3>(256) : named_arrive<2>(256);
+      if (PINGPONG && index + step < tiles) {
+        if (HANDOVER < STEPS) wgmma_wait<1>();
+        group == 0 ? named_arrive<3>(256) : named_arrive<2>(256);
+      }
       wgmma_wait<0>();
-      if (last > first) release(previous);
+      if (SPLIT == 1 && last > first) release(previous);
+      if constexpr (SHARING > 1 && SPLIT == 1)  // the last of this warpgroup's tiles: it writes to no other block any more
+        if (index + (PINGPONG ? 2 : 1) * step >= tiles) cluster_arrive_relaxed(), leaving = true;
 #pragma unroll
       for (int b = 0; b < MI; ++b)
 #pragma unroll
-        for (int k = 0; k < BN / 2; ++k) keep(sum[b][k]);
-      if (SPLIT > 1 && first == last) {  // more blocks than stages along K
+        for (int k = 0; k < BN / 2; ++k) keep(sum[b][k]);      if (SPLIT > 1 && first == last) {  // more blocks than stages along K
 #pragma unroll
         for (int b = 0; b < MI; ++b)
 #pragma unroll
-          for (int k = 0; k < BN / 2; ++k) sum[b][k] = SUM_T(0);
+          for (int k = 0; k < BN / 2; ++k) clear(sum[b][k]);
       }
 
-      Tile tile = tile_at(index, along_x, along_y);
-      const int x0 = (tile.x * CLUSTER_X + rank_x) * BM, y0 = (tile.y * CLUSTER_Y + rank_y) * BN;
 #if ROWS_APART
-      const RowMap row_of = problem.row_map(tile.batch);
+      const RowMap row_of = problem.row_map(batch);
 #else
-      const RowMap row_of{(long long)tile.batch * problem.rows};
+      const RowMap row_of{(long long)batch * problem.rows};
 #endif
       if constexpr (SPLIT > 1) {
         if constexpr (OVERLAY) cluster_arrive_relaxed();
@@ -412,6 +459,9 @@ __device__ __forceinline__ void run(Problem& problem, OUT_T* out, const Epilogue
                       problem.rows, problem.columns, row_of);
       }
     }
-    if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
+    if constexpr (SHARING > 1) {  // nobody writes to a block that has left
+      if (!leaving) cluster_arrive_relaxed();
+      cluster_wait();
+    }
   }
 }

@@ -11,6 +11,11 @@
 #include "sm90_pipeline.cuh"
 static_assert(!X_MN && !Y_MN && !SWAP, "channels are contiguous in both operands, pixels are the rows");
 
+// Of the output, of the filter, and of K: taps with taps_inner, else stages of channels.
+struct Divisors {
+  Divider height, width, filter_w, inner;
+};
+
 struct Convolution {
   struct Cursor {
     int c, s, r;
@@ -19,7 +24,8 @@ struct Convolution {
   // the first stages want only a part from memory, the rest follows while they multiply. Else weights are read as they lie.
   const TensorMap *image, *weight;
   int rows, columns, batches, iterations;
-  int taps_inner, taps, channels, filter_w, height, width, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;  // height, width: of the output
+  int taps_inner, taps, channels, filter_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  Divisors by;
   int pixel_w, pixel_h, pixel_n, column;
   Share share;
 
@@ -29,15 +35,14 @@ struct Convolution {
   }
   __device__ __forceinline__ void start(Tile tile, Share own) {
     share = own;
-    int pixel = tile.x * BM + (int)share.part_x * (BM / CLUSTER_Y);
-    int line = pixel / width, n = line / height;
-    pixel_w = (pixel - line * width) * stride_w - pad_w, pixel_h = (line - n * height) * stride_h - pad_h, pixel_n = n;
+    u32 n = tile.x * BM + share.part_x * (BM / CLUSTER_Y);
+    pixel_w = by.width.split(n) * stride_w - pad_w, pixel_h = by.height.split(n) * stride_h - pad_h, pixel_n = n;
     column = tile.y * BN + (int)share.part_y * (BN / CLUSTER_X);
   }
   __device__ __forceinline__ Cursor at(int i) {
-    const int blocks = (channels + BK - 1) / BK;
-    const int tap = taps_inner ? i % taps : i / blocks, block = taps_inner ? i / taps : i - tap * blocks;
-    return {block * BK, tap % filter_w, tap / filter_w};
+    u32 outer = i, inner = by.inner.split(outer), r = taps_inner ? inner : outer;
+    const int block = taps_inner ? outer : inner, s = by.filter_w.split(r);
+    return {block * BK, s, (int)r};
   }
   __device__ __forceinline__ void next(Cursor& cursor) {
     if (!taps_inner) {
@@ -69,16 +74,15 @@ extern "C" __global__ void
 __cluster_dims__(CLUSTER, 1, 1)
 #endif
 __launch_bounds__(THREADS, MIN_BLOCKS)
-convolution(const __grid_constant__ TensorMap image, const __grid_constant__ TensorMap weight, OUT_T* out, int pixels, int height,
-            int width, int outputs, int channels, int filter_h, int filter_w, int stride_h, int stride_w, int pad_h, int pad_w,
-            int dilation_h, int dilation_w, int taps_inner, const EpilogueArgs epilogue_args) {
+convolution(const __grid_constant__ TensorMap image, const __grid_constant__ TensorMap weight, OUT_T* out, int pixels, int outputs,
+            int channels, int taps, int stride_h, int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, int taps_inner,
+            const Divisors by, const TileOrder order, const EpilogueArgs epilogue_args) {
   Convolution problem;
   problem.image = &image, problem.weight = &weight;
   problem.rows = pixels, problem.columns = outputs, problem.batches = 1;
-  problem.taps_inner = taps_inner, problem.taps = filter_h * filter_w, problem.channels = channels, problem.filter_w = filter_w;
-  problem.height = height, problem.width = width;
+  problem.taps_inner = taps_inner, problem.taps = taps, problem.channels = channels, problem.filter_w = by.filter_w.divisor, problem.by = by;
   problem.iterations = problem.taps * ((channels + BK - 1) / BK);
   problem.stride_h = stride_h, problem.stride_w = stride_w, problem.pad_h = pad_h, problem.pad_w = pad_w;
   problem.dilation_h = dilation_h, problem.dilation_w = dilation_w;
-  run(problem, out, epilogue_args);
+  run(problem, order, out, epilogue_args);
 }

@@ -11,7 +11,8 @@ from fusion.dtypes import DataType
 from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, activations, merge_columns, pack_weights, pixel_step, window_of
 from tactics.cuda.epilogue import adds_rows, overwritable
-from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, pdl, refuse_types, vector_columns
+from tactics.cuda.gemm.common import Epilogue, ceil_div, epilogue_of, fixed, pdl, refuse_types, vector_columns
+from tactics.cuda.simple import divider
 from tactics.cuda.sm90.gemm_sm90 import Product, gemm_launch, pitch_defines
 from tactics.cuda.sm90.tile_sm90 import (
     TYPES,
@@ -25,6 +26,7 @@ from tactics.cuda.sm90.tile_sm90 import (
     refused,
     tile_defines,
     tile_of,
+    tile_order,
 )
 from tactics.tactic import (
     Buffer,
@@ -36,6 +38,7 @@ from tactics.tactic import (
     Plan,
     Refusal,
     Scalar,
+    Struct,
     Tactic,
     TensorMap,
     Workload,
@@ -194,12 +197,13 @@ def _launch(workload: Workload, device: DeviceSpec, tile: Tile, window: Window, 
     defines = tile_defines(tile, dtype, workload.outputs[0].dtype, columns, True, pdl(device))
     kernel = Kernel("sm90/conv_sm90.cu", "convolution", (*defines, *pitch_defines(workload), *epilogue.defines), epilogue.prelude)
     numbers = (
-        window.pixels, *window.output[1:], window.out_channels, channels, *window.taps[1:], *window.stride[1:], *window.pad[1:],
-        *window.dilation[1:], int(taps_inner(window)),
+        window.pixels, window.out_channels, channels, taps, *window.stride[1:], *window.pad[1:], *window.dilation[1:], int(taps_inner(window)),
     )  # fmt: skip
+    divisors = (*window.output[1:], window.taps[2], taps if taps_inner(window) else ceil_div(channels, depth))
     return Launch(
         kernel, (grid(tile, _problem(workload), device), 1, 1), (tile.threads, 1, 1),
-        (image, weight, Buffer("output"), *map(Scalar, numbers), epilogue.argument), shared_memory=tile.shared_bytes,
+        (image, weight, Buffer("output"), *map(Scalar, numbers), Struct(tuple(field for value in divisors for field in divider(value))),
+         Struct(tile_order(tile, _problem(workload))), epilogue.argument), shared_memory=tile.shared_bytes,
         dependent=pdl(device),
     )  # fmt: skip
 

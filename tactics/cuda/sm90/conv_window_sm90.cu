@@ -14,6 +14,7 @@
 // Limits: channels a multiple of 64, outputs a multiple of 32, tile_h * pitch <= 128, pixels < 2^31.
 // Source: PTX ISA, "matrix descriptor" and "cp.async.bulk.tensor".
 #define WARPGROUPS 2
+#include "division.cuh"
 #include "pdl.cuh"
 #include "sm90.cuh"
 #include "sm90_epilogue.cuh"
@@ -29,18 +30,36 @@ static_assert(EARLY < TAPS);
 static_assert(DIRECT && sizeof(IN_T) == 2 && PATCHES % WARPGROUPS == 0, "a patch's place always belongs to the same warpgroup");
 static_assert(WEIGHT_BYTES < (1 << 20), "a barrier counts to 2^20");
 
+// Tiles of an image, and of a row of them.
+struct Tiles {
+  Divider image, row;
+};
+
+// A tile's image, and the row and column of its first output.
+struct Place {
+  int n, y, x;
+};
+// Stops the compiler from working it out later than here.
+__device__ __forceinline__ void hold(Place& place) { asm volatile("" : "+r"(place.n), "+r"(place.y), "+r"(place.x)); }
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 convolution_window(const __grid_constant__ TensorMap image, const __grid_constant__ TensorMap weight, OUT_T* out, int batch, int height,
-                   int width, int outputs, int tile_h, int tile_w, int pad_h, int pad_w, int patch_bytes, const EpilogueArgs epilogue_args) {
+                   int width, int outputs, int tile_h, int tile_w, int pad_h, int pad_w, int patch_bytes, const Tiles by,
+                   const EpilogueArgs epilogue_args) {
   extern __shared__ __align__(1024) char shared[];
   const u32 weights = shared_address(shared), patches = weights + WEIGHT_BYTES;
   const u32 full = patches + PATCHES * SLABS * patch_bytes, empty = full + PATCHES * 8, ready = empty + PATCHES * 8;
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-  const int across = (width + tile_w - 1) / tile_w, down = (height + tile_h - 1) / tile_h, tiles = across * down * batch;
-  const int pitch = tile_w + FILTER_W - 1, o0 = blockIdx.y * BN;
+  const int tiles = by.image.divisor * batch, pitch = tile_w + FILTER_W - 1, o0 = blockIdx.y * BN;
+  auto place_of = [&](int tile) {
+    u32 n = tile, i = by.image.split(n);
+    const u32 j = by.row.split(i);
+    return Place{(int)n, (int)i * tile_h, (int)j * tile_w};
+  };
 
   if (warp == WARPGROUPS * 4) {
-    if (lane == 0) {
+    const bool chosen = elect_one();
+    if (chosen) {
       tensormap_prefetch(&image);
       tensormap_prefetch(&weight);
       for (int i = 0; i < PATCHES; ++i) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, 1);
@@ -49,24 +68,25 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
     }
     __syncwarp();
     named_arrive<1>(THREADS);
-    if (lane == 0) {
+    if (chosen) {
       barrier_expect(ready, WEIGHT_BYTES);
 #pragma unroll 1
       for (int i = 0; i < TAPS * SLABS; ++i) tma_load(weights + i * WEIGHT_TILE, &weight, ready, i % SLABS * 64, i / SLABS, o0);
-      dependency_wait();
-      dependents_launch();
       const int bytes = SLABS * ROW * pitch * (tile_h + FILTER_H - 1);
       int place = 0;
       u32 parity = 1;
-      for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const int n = tile / (across * down), rest = tile - n * across * down, i = rest / across;
-        const int x = (rest - i * across) * tile_w - pad_w, y = i * tile_h - pad_h;
+      Place at = place_of(blockIdx.x);
+      hold(at);
+      dependency_wait();
+      for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, at = place_of(tile)) {
+        const int n = at.n, x = at.x - pad_w, y = at.y - pad_h;
         barrier_wait(empty + 8 * place, parity);
         barrier_expect(full + 8 * place, bytes);
 #pragma unroll
         for (int slab = 0; slab < SLABS; ++slab)
           tma_load(patches + (place * SLABS + slab) * patch_bytes, &image, full + 8 * place, slab * 64, x, y, n);
         if (++place == PATCHES) place = 0, parity ^= 1;
+        if (tile == (int)blockIdx.x) dependents_launch();
       }
     }
   } else {
@@ -81,7 +101,7 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
         y[b][h] = position / pitch, x[b][h] = position - y[b][h] * pitch;
         if (x[b][h] >= tile_w || y[b][h] >= tile_h) y[b][h] = height;  // no output
       }
-    const u64 constant = matrix_descriptor<128>(16, 8 * ROW);
+    const u64 constant = matrix_descriptor<128>(16, 8 * ROW), rows = constant | descriptor_start(weights);
     pdl_prefetch_constants(epilogue_args, outputs);
     pdl_prefetch_columns(epilogue_args, o0, min(BN, outputs - o0), threadIdx.x);
     named_sync<1>(THREADS);
@@ -90,10 +110,13 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
     int place = group;
     u32 parity = 0;
     for (int tile = blockIdx.x + group * gridDim.x; tile < tiles; tile += WARPGROUPS * gridDim.x) {
+      Place at = place_of(tile);
+      hold(at);
+      u64 pixels = constant | descriptor_start(patches + place * SLABS * patch_bytes);
+      asm volatile("" : "+l"(pixels));
       if (tile != (int)blockIdx.x) group == 0 ? named_sync<2>(256) : named_sync<3>(256);
       barrier_wait(full + 8 * place, parity);
       float sum[MI][BN / 2];
-      const u64 pixels = constant | descriptor_start(patches + place * SLABS * patch_bytes), rows = constant | descriptor_start(weights);
       auto pass = [&] {
         if (tile + (int)gridDim.x < tiles) group == 0 ? named_arrive<3>(256) : named_arrive<2>(256);
       };
@@ -122,16 +145,14 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
 #pragma unroll
         for (int k = 0; k < BN / 2; ++k) asm volatile("" : "+f"(sum[b][k])::"memory");
 
-      const int n = tile / (across * down), rest = tile - n * across * down, i = rest / across;
-      const int y0 = i * tile_h, x0 = (rest - i * across) * tile_w;
 #pragma unroll
       for (int b = 0; b < MI; ++b) {
         int m[2];
         bool there[2];
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          there[h] = y0 + y[b][h] < height && x0 + x[b][h] < width;
-          m[h] = there[h] ? (n * height + y0 + y[b][h]) * width + x0 + x[b][h] : 0;
+          there[h] = at.y + y[b][h] < height && at.x + x[b][h] < width;
+          m[h] = there[h] ? (at.n * height + at.y + y[b][h]) * width + at.x + x[b][h] : 0;
         }
         write_rows(sum[b], out, epilogue_args, m, there, o0, outputs, RowMap{0});
       }

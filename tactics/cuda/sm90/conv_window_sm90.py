@@ -11,7 +11,7 @@ from fusion.dtypes import DataType
 from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, activations, pack_weights, pixel_step, window_of
 from tactics.cuda.gemm.common import STORED_TYPES, Epilogue, ceil_div, defines, epilogue_of, pdl, refuse_types, round_up
-from tactics.cuda.simple import out_pitch
+from tactics.cuda.simple import divider, out_pitch
 from tactics.cuda.sm90.tile_sm90 import CLOCK, INGEST, LATENCY, LAUNCH, SHARED, permute_rows, refused
 from tactics.tactic import (
     Buffer,
@@ -22,6 +22,7 @@ from tactics.tactic import (
     Plan,
     Refusal,
     Scalar,
+    Struct,
     Tactic,
     TensorMap,
     Workload,
@@ -127,10 +128,12 @@ class Sm90WindowConvolution(Tactic):
         )  # fmt: skip
         numbers = (window.batch, *window.output[1:], window.out_channels, patch.height, patch.width, *window.pad[1:], patch.bytes)
         ranges = ceil_div(window.out_channels, bn)
+        along = ceil_div(window.output[2], patch.width)  # tiles of a row
+        tiles = (*divider(along * ceil_div(window.output[1], patch.height)), *divider(along))
         return Plan((Launch(
             Kernel("sm90/conv_window_sm90.cu", "convolution_window", (*values, *epilogue.defines), epilogue.prelude),
             (min(_tiles(window, patch), max(1, device.multiprocessors // ranges)), ranges, 1), (2 * 128 + 32, 1, 1),
-            (image, weight, Buffer("output"), *map(Scalar, numbers), epilogue.argument),
+            (image, weight, Buffer("output"), *map(Scalar, numbers), Struct(tiles), epilogue.argument),
             shared_memory=shared_bytes(patch, channels, bn, choice["patches"]), dependent=pdl(device),
         ),))  # fmt: skip
 

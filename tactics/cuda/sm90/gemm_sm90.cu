@@ -119,7 +119,7 @@ gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, O
 #if ROWS_APART
      int width, int stride_y, int stride_x,
 #endif
-     const EpilogueArgs epilogue_args PROLOGUE_PARAMETER) {
+     const TileOrder order, const EpilogueArgs epilogue_args PROLOGUE_PARAMETER) {
   Gemm problem;
   problem.x_map = SWAP ? &b : &a, problem.y_map = SWAP ? &a : &b;
   problem.x_batch = SWAP ? b_batch : a_batch, problem.y_batch = SWAP ? a_batch : b_batch;
@@ -130,5 +130,5 @@ gemm(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, O
 #ifdef HAS_PROLOGUE
   problem.before_args = before_args, problem.depth = k;
 #endif
-  run(problem, out, epilogue_args);
+  run(problem, order, out, epilogue_args);
 }

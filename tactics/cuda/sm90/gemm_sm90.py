@@ -34,6 +34,7 @@ from tactics.cuda.sm90.tile_sm90 import (
     refused,
     tile_defines,
     tile_of,
+    tile_order,
 )
 from tactics.tactic import (
     Buffer,
@@ -44,6 +45,7 @@ from tactics.tactic import (
     Plan,
     Refusal,
     Scalar,
+    Struct,
     Tactic,
     TensorMap,
     Workload,
@@ -199,7 +201,8 @@ def gemm_launch(
     problem = Problem(product.m, product.n, product.batch, 1, product.k, dtype, 0)
     return Launch(
         kernel, (grid(tile, problem, device), 1, 1), (tile.threads, 1, 1),
-        (*maps, Buffer("output"), *map(Scalar, numbers), epilogue.argument), shared_memory=tile.shared_bytes, dependent=pdl(device),
+        (*maps, Buffer("output"), *map(Scalar, numbers), Struct(tile_order(tile, problem)), epilogue.argument),
+        shared_memory=tile.shared_bytes, dependent=pdl(device),
     )  # fmt: skip
 
 

@@ -10,13 +10,15 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from tactics.cuda.gemm.common import EIGHT_BIT_TYPES, STORED_TYPES, Defines, ceil_div, defines, sum_types_of
-from tactics.tactic import Config, DeviceSpec, Refusal, config
+from tactics.cuda.simple import divider
+from tactics.tactic import Config, DeviceSpec, Refusal, Scalar, config
 
 SHARED = 227 * 1024  # bytes of shared memory that one block may use on sm_90
 SHARED_SM = 228 * 1024  # of a multiprocessor, of which every block costs SHARED_RESERVED more than it asks for
 SHARED_RESERVED = 1024
 REGISTERS = 65536
 OVERLAY = 24 * 1024
+GROUP = 8  # tiles along X that are walked before the next along Y
 TYPES = (DataType.HALF, DataType.BF16, DataType.FLOAT, *EIGHT_BIT_TYPES)  # what wgmma multiplies here; FLOAT as TF32
 
 
@@ -65,7 +67,8 @@ class Tile:
         """Groups of 32 columns whose operands a thread reads before it stores any: as many as its registers hold beside the sums."""
         if self.blocks > 1:
             return 2 if register_limit(self.threads, self.blocks) - self.accumulators >= 60 else 1
-        return 1 if self.accumulators > 160 else 3 if self.warpgroups < 3 and self.accumulators <= 96 else 2
+        most = 4 if self.accumulators <= 64 else 3 if self.accumulators <= 96 else 2
+        return 1 if self.accumulators > 160 else most if self.warpgroups < 3 else 2
 
     @property
     def partial_bytes(self) -> int:
@@ -103,7 +106,7 @@ class Tile:
             "BM": self.bm, "BN": self.bn, "WARPGROUPS": self.warpgroups, "STAGES": self.stages, "PINGPONG": self.pingpong,
             "SWIZZLE": self.swizzle, "CLUSTER_X": self.cluster_x, "CLUSTER_Y": self.cluster_y, "SPLIT": self.split, "SWAP": self.swap,
             "CHUNK": self.chunk, "MIN_BLOCKS": self.blocks, "DIRECT": self.direct, "AHEAD": self.ahead,
-            "GROUPS_AT_ONCE": self.groups_at_once,
+            "GROUPS_AT_ONCE": self.groups_at_once, "GROUP": GROUP,
         }  # fmt: skip
 
 
@@ -319,6 +322,12 @@ def tiles_along(tile: Tile, problem: Problem) -> tuple[int, int]:
     """How many cluster tiles there are along X and Y."""
     x, y = problem.sides(tile)
     return ceil_div(x, tile.bm * tile.cluster_x), ceil_div(y, tile.bn * tile.cluster_y)
+
+
+def tile_order(tile: Tile, problem: Problem, group: int = GROUP) -> tuple[Scalar, ...]:
+    """The fields of ``TileOrder`` (``sm90_pipeline.cuh``)."""
+    along_x, along_y = tiles_along(tile, problem)
+    return (Scalar(along_x, "u32"), *divider(along_x * along_y), *divider(group * along_y), *divider(along_x % group or group))
 
 
 def grid(tile: Tile, problem: Problem, device: DeviceSpec) -> int:

@@ -8,6 +8,8 @@ from itertools import product as every
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fusion.dtypes import DataType
 from fusion.expression import Operand, apply
@@ -21,7 +23,17 @@ from tactics.cuda.sm90.deconv_sm90 import Sm90Deconvolution
 from tactics.cuda.sm90.gemm_sm90 import Sm90Gemm
 from tactics.cuda.sm90.patches_sm90 import Sm90Patches
 from tactics.cuda.sm90.stem_sm90 import Rows, Sm90Stem, pack_stem, rows_of
-from tactics.cuda.sm90.tile_sm90 import Problem, Tile, candidates, illegal, tile_of, tiles_along, with_stages
+from tactics.cuda.sm90.tile_sm90 import (
+    GROUP,
+    Problem,
+    Tile,
+    candidates,
+    illegal,
+    tile_of,
+    tile_order,
+    tiles_along,
+    with_stages,
+)
 from tactics.tactic import DeviceSpec, Launch, Refusal, Scalar, Struct, Tactic, TensorMap, Workload
 
 H200 = DeviceSpec("cuda", "H200", "sm_90a", 90, 132, 227 * 1024, 50 << 20, 140 << 30, 4.3e12,
@@ -206,6 +218,35 @@ def test_whole_rows_are_offered_where_only_memory_counts():
     assert places["few channels"] == 2 < places["deep"]
 
 
+@given(st.integers(1, 70_000), st.integers(1, 5_000), st.integers(1, 3), st.sampled_from([(64, 64), (128, 96), (192, 128)]), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_the_order_of_tiles_walks_every_tile_once(m, n, batch, size, seed):
+    """tile_at of sm90_pipeline.cuh, with multiplications and shifts for its divisions: groups of GROUP along X, each from Y = 0 on."""
+    tile, problem = Tile(*size, size[0] // 64, 4), Problem(m, n, batch, 1, 64, HALF, 0)
+    along_x, *fields = (int(field.value) for field in tile_order(tile, problem))
+    per_batch, per_group, last = (fields[i : i + 3] for i in (0, 3, 6))
+
+    def split(value: int, divider: list[int]) -> tuple[int, int]:
+        divisor, multiplier, shift = divider
+        whole = ((value * multiplier >> 32) + value) >> shift
+        assert whole == value // divisor
+        return whole, value - whole * divisor
+
+    def place(index: int) -> tuple[int, int, int]:
+        at, rest = split(index, per_batch)
+        group, rest = split(rest, per_group)
+        if (group + 1) * GROUP <= along_x:
+            return group * GROUP + rest % GROUP, rest // GROUP, at
+        y, x = split(rest, last)
+        return group * GROUP + x, y, at
+
+    along_y = per_batch[0] // along_x
+    assert (along_x, along_y) == tiles_along(tile, problem)
+    expected = [(x, y, at) for at in range(batch) for first in range(0, along_x, GROUP) for y in range(along_y) for x in range(first, min(first + GROUP, along_x))]
+    begin = seed % len(expected)
+    assert [place(index) for index in range(begin, min(begin + 500, len(expected)))] == expected[begin : begin + 500]
+
+
 # ------------------------------------------------------------------------------------------- launches, read as TMA would
 def view(tensor_map: TensorMap, array: np.ndarray) -> np.ndarray:
     """The tensor that a tiled map describes, outermost dimension first."""
@@ -241,6 +282,12 @@ def in_order(rows: np.ndarray, axis: int, direct: int) -> np.ndarray:
         at = row // 32 * 32 + 8 * c + 2 * j + e
         found[(slice(None),) * axis + (at,)] = rows[(slice(None),) * axis + (row,)]
     return found
+
+
+def divisors(argument) -> list[int]:
+    """What the ``Divider`` fields of a parameter divide by."""
+    assert isinstance(argument, Struct)
+    return [field.value for field in argument.fields[::3]]
 
 
 def close(result: np.ndarray, workload: Workload, inputs: list[np.ndarray]) -> None:
@@ -367,7 +414,10 @@ def test_convolution_launches_describe_the_product(name):
         rows = in_order(view(weight, packed)[0].astype(np.float32), 0, tile_of(config).direct)
         result = view(image, inputs[0])[0].astype(np.float32) @ rows.T
     else:
-        pixels, height, width, outputs, channels, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, taps_inner = numbers
+        pixels, outputs, channels, taps_, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, taps_inner = numbers
+        height, width, s, inner = divisors(rest[-2])
+        r = taps_ // s
+        assert inner == (taps_ if taps_inner else -(-channels // image.im2col.channels_per_pixel))
         assert taps_inner == (inputs[0].size >= packed.size)  # the larger operand decides the order of K
         assert image.im2col is not None
         assert image.im2col.lower_corner == (-pad_w, -pad_h) and image.element_strides == (1, stride_w, stride_h, 1)
