@@ -25,6 +25,7 @@ RANDOM = np.random.default_rng(5)
 MODEL.graph.initializer.append(onnx.numpy_helper.from_array(RANDOM.standard_normal((96, 80)).astype(np.float32) * 0.1, "w"))
 X = RANDOM.standard_normal((64, 96)).astype(np.float32)
 WEIGHT = onnx.numpy_helper.to_array(MODEL.graph.initializer[0]).astype(np.float64)
+EXACT = trtcli.BuildConfig(tf32=False)
 EXPONENTIALS = np.exp(X.astype(np.float64) @ WEIGHT)
 EXPECTED = EXPONENTIALS / EXPONENTIALS.sum(-1, keepdims=True)
 
@@ -99,7 +100,7 @@ def test_exclusive_methods_run_on_the_objects_device():
 
 
 def _right(found):
-    np.testing.assert_allclose(found["y"], EXPECTED, rtol=1e-3, atol=1e-5)  # TF32 products
+    np.testing.assert_allclose(found["y"], EXPECTED, rtol=1e-4, atol=1e-6)
 
 
 def _gpus(count):
@@ -111,7 +112,7 @@ def _gpus(count):
 @pytest.mark.gpu
 def test_a_context_runs_in_a_thread_that_never_saw_a_gpu():
     _gpus(1)
-    context = trtcli.build(MODEL, device="0").create_execution_context(0)
+    context = trtcli.build(MODEL, EXACT, device="0").create_execution_context(0)
     _right(context.execute({"x": X}))
     stream = context.device.stream()
 
@@ -131,7 +132,7 @@ def test_a_gpu_and_a_share_of_it_in_turns():
     _gpus(1)
     whole = open_device("0")
     whole.activate()
-    mine, engine = current_context(), trtcli.build(MODEL, device="0")
+    mine, engine = current_context(), trtcli.build(MODEL, EXACT, device="0")
     share = open_device("0", "16")
     assert current_context() == mine
     contexts = [engine.create_execution_context(device) for device in (whole, share, whole)]
@@ -148,7 +149,7 @@ def test_two_gpus_in_turns_and_at_once():
     devices = [open_device("0"), open_device("1")]
     for chosen in (0, 1):  # what the caller's other libraries use
         with cupy.cuda.Device(chosen):
-            engines = [trtcli.build(MODEL, device=number) for number in (0, 1)]
+            engines = [trtcli.build(MODEL, EXACT, device=number) for number in (0, 1)]
             contexts = [engine.create_execution_context(device) for engine, device in zip(engines, devices, strict=True)]
             contexts.append(engines[0].create_execution_context(devices[1]))  # the same model of GPU
             for context in (*contexts, *contexts):
