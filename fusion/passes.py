@@ -259,7 +259,9 @@ def optimize(network: Network, options: FusionOptions = FusionOptions()) -> Fusi
             earlier |= _misses_of(Graph(network, limits), reported, options)  # afterwards reformats stand between layers
             planar, network = network, _fuse(changed, limits, options, record, earlier)
     graph = Graph(network, limits)
-    apply_rules(graph, FINAL, options.disabled, record)
+    # A result that --layerOutputTypes wants in float32 is not rounded to less on its way.
+    final = tuple(rule for rule in FINAL if rule is not transpose_epilogue.RULE or not options.layer_types.outputs)
+    apply_rules(graph, final, options.disabled, record)
     network, inner = _optimize_bodies(graph.rebuild(), replace(options, channels_last=None))
     misses = _misses(network, limits, reported, options, tuple(earlier))
     counts = Counter(record.counts())

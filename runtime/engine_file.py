@@ -23,6 +23,7 @@ import numpy as np
 
 from fusion.dtypes import DataType
 from fusion.files import replacing
+from fusion.formats import CHANNELS_LAST
 from fusion.network import ControlFlow, Network
 from fusion.serial import network_from_json, network_to_json
 from runtime.checksums import Stored, StoredWeights, bytes_of, checksum, verified
@@ -447,6 +448,9 @@ def _check(engine: Engine) -> None:
     for name in (*network.inputs, *network.outputs):
         if name not in network.tensors:
             raise ValueError(f"network tensor {name!r} has no type")
+    for name, layout in network.formats.items():
+        if name not in (*network.inputs, *network.outputs) or layout.name not in CHANNELS_LAST or len(network.tensors[name].shape) < layout.least_rank:
+            raise ValueError(f"tensor {name!r} cannot have format {layout.name!r}")
     for name, array in engine.weights.items():
         declared = network.tensors.get(name)
         if declared is not None and (declared.shape != array.shape or declared.dtype.numpy != array.dtype):

@@ -14,6 +14,7 @@ from fusion.importer import import_onnx
 from fusion.network import Network
 from fusion.ops import Reformat
 from fusion.passes import FusionOptions, FusionResult, optimize
+from fusion.precision import LayerTypes
 from fusion.serial import from_json, to_json
 from runtime.devices import open_device
 from runtime.engine import Engine
@@ -75,6 +76,13 @@ def test_a_float32_output_is_stored_narrow_and_cast_as_it_is_transposed(precisio
     assert_same(plain, result.network, 1e-3 if precision is DataType.HALF else 1e-2)  # rounded to what the network computes in
     reason = reformat_reason(cast(Engine, SimpleNamespace(network=result.network, record={})), last)
     assert reason.startswith(f"{precision.label} to FP32, to channels-first for the network output: ")
+
+
+def test_a_result_that_shall_be_float32_is_not_rounded_on_its_way() -> None:
+    types = LayerTypes(outputs=(("Conv0", DataType.FLOAT),))
+    options = FusionOptions(device="cuda", precision=DataType.HALF, layer_types=types)
+    network = optimize(import_onnx(_model("y = Conv<pads=[1,1,1,1]>(x, w)")), options).network
+    assert [network.tensors[name].dtype for name in (*network.layers[-1].inputs, *network.layers[-1].outputs)] == [DataType.FLOAT] * 2
 
 
 def test_where_nothing_moves_the_wide_type_is_stored_at_once() -> None:

@@ -14,7 +14,7 @@ from fusion.expression import Convert, Operand
 from fusion.graph import Graph
 from fusion.layout import REFORMAT
 from fusion.network import Layer, Op, TensorType
-from fusion.ops import Pointwise, Reformat, Shuffle
+from fusion.ops import Pointwise, Reduce, Reformat, Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._expressions import show
 from fusion.rules._shuffles import is_view, transpose_of
@@ -25,7 +25,7 @@ _NARROW = (DataType.HALF, DataType.BF16)
 def stored_narrow(op: Op, inputs: Sequence[TensorType]) -> tuple[Op, DataType] | None:
     """``op`` without the cast to float32 that its epilogue (or expression) ends in, and the narrow type that it stores then; None when it ends in none."""
     field = "expression" if isinstance(op, Pointwise) else "epilogue"
-    last = getattr(op, field, None)
+    last = None if isinstance(op, Reduce) else getattr(op, field, None)  # sums and means are float32 on purpose
     if not isinstance(last, Convert) or last.dtype is not DataType.FLOAT:
         return None
     narrow: Op = replace(op, **{field: last.argument})  # type: ignore[type-var]

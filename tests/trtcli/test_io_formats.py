@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import trtcli
+from fusion.formats import Format
 from runtime.devices import open_device
-from runtime.engine import Engine, TensorFormat
+from runtime.engine import Engine, EngineError, TensorFormat
 from trtcli.cli import main
 
 RUN = ("--device=cpu", "--duration=0", "--iterations=2", "--warmUp=0", "--builderOptimizationLevel=0")
@@ -168,6 +170,8 @@ def test_files_hold_memory_and_reports_hold_the_model_s_order(tmp_path: Path, mo
     np.testing.assert_array_equal(np.fromfile("x.input.2.3.8.6.FP16.raw", np.float16), held.ravel())
     np.testing.assert_allclose(np.fromfile("y.output.2.5.8.6.FP32.raw", np.float32), y.transpose(0, 2, 3, 1).ravel(), rtol=1e-4, atol=1e-5)
     layers = json.loads(Path("l.json").read_text())
+    assert [one["Format"] for one in layers["I/O Tensors"]][1:] == ["Channels last (hwc)", "Row major linear"]
+    assert "x: FP16 2x3x8x6, Channels last, padded to a multiple of 8 (hwc8)" in Path("r.html").read_text()
     x = layers["I/O Tensors"][0]
     assert (x["Dimensions"], x["DataType"]) == ([2, 3, 8, 6], "FP16")
     assert x["ProfileInfo"][0]["Format"] == "Channels last, padded to a multiple of 8 (hwc8)" and x["ProfileInfo"][0]["OptShape"] == [2, 3, 8, 6]
@@ -199,6 +203,13 @@ def test_what_is_not_done_is_refused(tmp_path: Path, capsys: Captured, flags: tu
     (tmp_path / "m.onnx").write_bytes(model().SerializeToString())
     assert main([f"--onnx={tmp_path / 'm.onnx'}", *RUN, *flags]) != 0
     assert text in "".join(capsys.readouterr())
+
+
+def test_a_file_with_an_impossible_format_is_refused(engine: Engine) -> None:
+    for formats in ({"w": Format("hwc")}, {"x": Format("hwc7")}, {"x": Format("dhwc")}):
+        bad = replace(engine, network=replace(engine.network, formats=formats))
+        with pytest.raises(EngineError, match="cannot have format"):
+            Engine.deserialize(bad.serialize())
 
 
 def test_a_text_is_no_tuple() -> None:

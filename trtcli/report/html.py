@@ -142,7 +142,8 @@ def _facts(engine: Engine, shapes: Shapes) -> str:
                    f"built by trtcli {record.get('trtcli', '?')} on {record.get('date', '?')}"),
     ]  # fmt: skip
     for one in io_tensors(engine, shapes):
-        rows.append((one["IOMode"], f"{one['Name']}: {one['DataType']} {'x'.join(map(str, one['Dimensions'])) or 'scalar'}"))
+        layout = f", {engine.network.formats[one['Name']]}" if one["Name"] in engine.network.formats else ""
+        rows.append((one["IOMode"], f"{one['Name']}: {one['DataType']} {'x'.join(map(str, one['Dimensions'])) or 'scalar'}{layout}"))
     return _table((), [(escape(name), escape(text)) for name, text in rows])
 
 

@@ -85,6 +85,7 @@ def io_tensors(engine: Engine, shapes: Shapes | None = None) -> list[dict[str, A
                     "IOMode": mode,
                     "DataType": tensor.dtype.label,
                     "Dimensions": _dimensions(TensorType(tensor.dtype, network.io_shape(name)), sizes),
+                    "Format": engine.get_tensor_format_desc(name),
                     "Location": "Device",
                     "IsShapeInferenceIO": False,
                     "ProfileInfo": [

@@ -8,7 +8,7 @@ from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, apply
 from fusion.graph import Limits
 from fusion.network import Network
-from fusion.ops import Pointwise, Reformat, Shuffle, Softmax
+from fusion.ops import Pointwise, Reduce, Reformat, Shuffle, Softmax
 from fusion.rules.transpose_epilogue import RULE
 from tests.fusion.fusing import fuse, kinds, only, refused
 from tests.fusion.networks import X0, X1, Build
@@ -54,6 +54,13 @@ def test_a_sum_is_stored_narrow_too() -> None:
 def test_near_misses(before: Network, limits: Limits, condition: str) -> None:
     miss = refused(before, RULE, limits=limits)
     assert (miss.rule, miss.condition) == (RULE.name, condition)
+
+
+def test_sums_and_means_are_wide_on_purpose() -> None:
+    build = Build()
+    x = build.input("x", 2, 5, 3, 4, dtype=HALF)
+    y = build.layer("transpose", Shuffle(first=(0, 2, 1)), build.layer("sum", Reduce("sum", (3,), False, epilogue=Convert(FLOAT, X0)), x))
+    assert kinds(fuse(build.network(y), RULE, limits=GPU)) == ["Reduce", "Shuffle"]
 
 
 def test_what_is_computed_wide_stays_so() -> None:
