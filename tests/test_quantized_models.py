@@ -9,13 +9,15 @@ import onnx
 import pytest
 from onnx.parser import parse_model
 
+from fusion.dtypes import DataType
 from fusion.importer import import_onnx
 from fusion.network import Network
-from fusion.ops import Convolution, MatrixMultiply, Pointwise
+from fusion.ops import Attention, Convolution, MatrixMultiply, Pointwise
 from fusion.passes import FusionOptions, optimize
 from runtime.devices import open_device
 from runtime.engine import Engine
 from tests.catalogue import Row, model
+from tests.fusion.networks import assert_same
 from tests.models import light, onnxruntime_outputs
 from tests.quantized import SHAPES, fp8, last_scale, prepared, quantized, small
 from trtcli.builder import build
@@ -102,6 +104,16 @@ def test_no_dequantised_tensor_is_left_between_quantised_layers(device: str) -> 
     network = optimize(import_onnx(small("residual", "int8")), FusionOptions(device=device)).network
     between = [name for layer in network.layers for name in layer.outputs if name not in network.outputs]
     assert sum(network.tensors[name].dtype.itemsize > 1 for name in between) <= 1
+
+
+def test_quantised_projections_of_one_tensor_are_one_product() -> None:
+    """Their scales and biases, which differ, become constants of the columns; what attention makes is quantised there."""
+    network = import_onnx(small("transformer", "partial"))
+    joined, apart = (optimize(network, FusionOptions(device="cuda", disabled=disabled)).network for disabled in ((), ("packed-attention",)))
+    assert [sum(products(one)) for one in (joined, apart)] == [4, 6]
+    (attention,) = (layer for layer in joined.layers if isinstance(layer.op, Attention))
+    assert attention.op.parts and joined.tensors[attention.outputs[0]].dtype is DataType.INT8
+    assert_same(apart, joined)
 
 
 # Layers of real numbers in front of a quantisation to int8 with zero point 3: nodes that make t of x, and w and its shape.

@@ -14,7 +14,7 @@ import numpy as np
 from fusion.dims import Shape
 from fusion.dims import product as count_of
 from fusion.dtypes import DataType
-from fusion.expression import Apply, Convert, Expression, Operand, apply, evaluate, operands
+from fusion.expression import Apply, Convert, Expression, Literal, Operand, apply, evaluate, operands
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import MatrixMultiply, Normalization, RotaryEmbedding, Shuffle
@@ -312,8 +312,9 @@ def refuse_products(graph: Graph, products: Sequence[Layer]) -> Refusal | None:
         weights = graph.constant(product.inputs[1])
         if weights is None or weights.ndim != 2:
             return Refusal("weights", f"{product.inputs[1]} is no constant matrix")
-        if row_added(graph, product) is None:
-            return Refusal("epilogue", f"{product.name} does more than add a constant row")
+    if _together(graph, products) is None:
+        odd = next((product for product in products if row_added(graph, product) is None), products[0])
+        return Refusal("epilogue", f"{odd.name} does more than add a constant row, and the others do not do the same with constants of their columns")
     if len({graph.type(product.outputs[0]).dtype for product in products}) > 1:
         types = ", ".join(graph.type(product.outputs[0]).dtype.value for product in products)
         return Refusal("data type", f"the results of the products are {types}")
@@ -328,15 +329,66 @@ def joined_product(graph: Graph, products: Sequence[Layer], result: str, rule: s
     names = graph.fresh(base), graph.fresh(f"{base}.bias")
     constants = {names[0]: np.ascontiguousarray(np.concatenate(weights, axis=0 if op.transpose_b else 1))}
     inputs = [products[0].inputs[0], names[0]]
-    plain = all(product.op.epilogue == IDENTITY for product in products)
-    if not plain:
-        constants[names[1]] = np.concatenate([row_added(graph, product) for product in products])  # type: ignore[arg-type]
-        inputs.append(names[1])
+    together = _together(graph, products)
+    assert together is not None
+    epilogue, rows = together
+    for number, row in enumerate(rows):
+        name = names[1] if len(rows) == 1 else f"{names[1]}.{number}"
+        constants[name] = row
+        inputs.append(name)
     layer = Layer(
-        " + ".join(product.name for product in products), replace(op, epilogue=IDENTITY if plain else _BIAS), tuple(inputs), (graph.fresh(result),),
+        " + ".join(product.name for product in products), replace(op, epilogue=epilogue), tuple(inputs), (graph.fresh(result),),
         union(product.origins for product in products), union((*(product.fusions for product in products), (rule,))),
     )  # fmt: skip
     return layer, constants
+
+
+def _together(graph: Graph, products: Sequence[Layer]) -> tuple[Expression, list[np.ndarray]] | None:
+    """The epilogue of one product with the columns of all, and its operands, one value a column; None where the products do different things.
+
+    Some may add a row where others add nothing. Otherwise all are one expression of constants, as quantised products are, whose scales differ."""
+    added = [row_added(graph, product) for product in products]
+    if all(product.op.epilogue == IDENTITY for product in products):
+        return IDENTITY, []
+    if all(row is not None for row in added):
+        return _BIAS, [np.concatenate([row for row in added if row is not None])]
+    rows: list[np.ndarray] = []
+
+    def merged(parts: tuple[Expression, ...]) -> Expression | None:
+        first = parts[0]
+        if all(part == first for part in parts) and (first == Operand(0) or isinstance(first, Literal)):
+            return first
+        if isinstance(first, Convert):
+            if not all(isinstance(part, Convert) and part.dtype is first.dtype for part in parts):
+                return None
+            inner = merged(tuple(part.argument for part in parts if isinstance(part, Convert)))
+            return None if inner is None else Convert(first.dtype, inner)
+        if isinstance(first, Apply):
+            if not all(isinstance(part, Apply) and part.function == first.function for part in parts):
+                return None
+            children = [merged(group) for group in zip(*(part.arguments for part in parts if isinstance(part, Apply)), strict=True)]
+            return None if None in children else Apply(first.function, tuple(one for one in children if one is not None))
+        values = [_row(graph, product, part) for product, part in zip(products, parts, strict=True)]
+        if any(value is None for value in values) or len({value.dtype for value in values if value is not None}) > 1:
+            return None
+        rows.append(np.concatenate([value for value in values if value is not None]))
+        return Operand(len(rows))
+
+    epilogue = merged(tuple(product.op.epilogue for product in products))
+    return None if epilogue is None else (epilogue, rows)
+
+
+def _row(graph: Graph, product: Layer, part: Expression) -> np.ndarray | None:
+    """A constant of the epilogue of ``product`` as one value a column; None when it is something else."""
+    columns = int(graph.type(product.outputs[0]).shape[-1])  # type: ignore[arg-type]
+    if isinstance(part, Literal):
+        return np.full(columns, part.value, part.dtype.numpy)
+    if not isinstance(part, Operand) or part.index == 0:
+        return None
+    value = graph.constant(product.inputs[product.op.arity + part.index - 1])
+    if value is None or value.size not in (1, columns) or (value.size > 1 and value.shape[-1] != columns):
+        return None
+    return np.broadcast_to(value.reshape(-1), (columns,))
 
 
 def union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
@@ -352,13 +404,9 @@ def same_value(graph: Graph, one: str, other: str) -> bool:
 
 def row_added(graph: Graph, product: Layer) -> np.ndarray | None:
     """The row that ``product`` adds to its result (zeros for none), None when its epilogue is anything else."""
-    columns = graph.type(product.outputs[0]).shape[-1]
+    columns = int(graph.type(product.outputs[0]).shape[-1])  # type: ignore[arg-type]
     dtype = graph.type(product.outputs[0]).dtype.numpy
     if product.op.epilogue == IDENTITY:
-        return np.zeros(int(columns), dtype)  # type: ignore[call-overload]
-    if product.op.epilogue != _BIAS:
-        return None
-    value = graph.constant(product.inputs[2])
-    if value is None or value.size not in (1, columns) or (value.size > 1 and value.shape[-1] != columns):
-        return None
-    return np.broadcast_to(value.reshape(-1), (columns,)).astype(dtype)  # type: ignore[arg-type]
+        return np.zeros(columns, dtype)
+    row = _row(graph, product, Operand(1)) if product.op.epilogue == _BIAS else None
+    return None if row is None else row.astype(dtype)
