@@ -14,7 +14,7 @@ from fusion.importer import finish
 from fusion.importer.builder import X0, X1, Builder, call
 from fusion.importer.errors import Unsupported
 from fusion.importer.graph import Scope, names_in, read_names
-from fusion.importer.loops import Scanned, hoisted, passed_on, products_of_slices, unrolled
+from fusion.importer.loops import Scanned, counted, hoisted, passed_on, products_of_slices, unrolled
 from fusion.importer.node import Node
 from fusion.importer.operators.slicing import cut
 from fusion.importer.sequences import EmptyOptional, StackedSequence, TensorSequence
@@ -209,15 +209,8 @@ def import_loop(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
     initial = [node.input(2 + index) for index in range(states)]
     same = passed_on(graph, names[2:], [entry.name for entry in graph.output[1:]])
     scope, graph = hoisted(walk, node, graph, scope, {names[1]: always, **{names[2 + index]: initial[index] for index in same}})
-    going = scope.find(graph.output[0].name) if graph.output[0].name in scope.values else None
-    if condition is None and going is not None and going.is_constant and going.array.reshape(-1)[0]:
-        found = unrolled(
-            walk, node, graph, scope, trip,
-            lambda number, carried: {names[0]: constant(np.asarray(number, np.int64)), names[1]: always, **dict(zip(names[2:], carried, strict=True))},
-            initial, decides=True,
-        )  # fmt: skip
-        if found is not None:
-            return found, True
+    if condition is None and (found := unrolled(walk, node, graph, scope, trip, counted(graph), initial, decides=True)) is not None:
+        return found, True
 
     def prepare(counter: Value, carried: Mapping[int, Value]) -> Prepare:
         def values(_: Builder, inner: BodyScope) -> dict[str, Value]:

@@ -66,6 +66,18 @@ class Record:
     reached: bool = True
 
 
+@dataclass(frozen=True)
+class Mark:
+    """How far an import was: :meth:`Walk.forget` goes back there."""
+
+    steps: int
+    holds: int
+    problems: int
+    unrolled: int
+    records: frozenset[str]
+    sizes: frozenset[str]
+
+
 class Walk:
     """One import: the builder, the records of nodes by name, and the problems met."""
 
@@ -77,6 +89,22 @@ class Walk:
         self.unrolled = 0  # nodes in all iterations of loops that became plain layers
         self._functions = local
         self._folder = folder
+
+    def mark(self) -> Mark:
+        """Where the import is."""
+        b = self.builder
+        return Mark(len(b.steps), len(b.holds), len(self.problems), self.unrolled, frozenset(self.records), frozenset(b.own_sizes))
+
+    def forget(self, mark: Mark) -> None:
+        """Undo all that was imported since."""
+        b = self.builder
+        del b.steps[mark.steps :], b.holds[mark.holds :], self.problems[mark.problems :]
+        for size in b.own_sizes - mark.sizes:
+            b.own_sizes.discard(size)
+            b.readings.pop(size, None)
+        for name in self.records.keys() - mark.records:
+            del self.records[name]
+        self.unrolled = mark.unrolled
 
     def initializers(self, graph: GraphProto, scope: Scope, needed: set[str]) -> None:
         """Puts the graph's weights into ``scope``; they are decoded when something reads them."""

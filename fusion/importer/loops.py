@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from fusion.dims import Dim
 from fusion.importer.errors import Unsupported
 from fusion.importer.graph import Scope, names_in, plan, read_names
 from fusion.importer.node import Node
-from fusion.importer.values import Value
+from fusion.importer.values import Value, constant
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -101,44 +104,62 @@ def unrolled(
     node: Node,
     graph: GraphProto,
     scope: Scope,
-    trip: object,
-    given: Callable[[int, Sequence[Value]], Mapping[str, Value]],
-    carried: Sequence[Value],
+    trip: Dim | None,
+    given: Callable[[int, Sequence[Any]], Mapping[str, Any]],
+    carried: Sequence[Any],
     decides: bool,
     part: str = "",
+    must: bool = False,
 ) -> tuple[Any, ...] | None:
-    """The results of a loop with every iteration in the network around it; None where they are too many, or make shapes that only data tell.
+    """The results of a loop with every iteration in the network around it; None where they are too many, or data decide how many there are or what
+    shapes they make.
 
-    ``given`` are the body's inputs in an iteration, with the carried tensors; ``decides``: the body's first output is whether to go on (it is true).
+    ``given`` are the body's inputs in an iteration, with the carried tensors or sequences; ``decides``: the body's first output is whether to go on;
+    without ``trip`` that alone ends it. Where it ``must`` be so (no layer carries a sequence), any number of nodes may come of it, and any shapes.
     """
     from fusion.importer.sequences import stacked
 
-    b, first = walk.builder, int(decides)
     size = sum(1 for _ in _all(graph.node))
-    if not isinstance(trip, int) or not 0 < trip <= UNROLLED or walk.unrolled + trip * size > UNROLLED_NODES:
+    if not (trip is None or (isinstance(trip, int) and (must or trip > 0) and trip <= UNROLLED)):
         return None
+
+    def too_many(iterations: int) -> bool:
+        return iterations > UNROLLED or (not must and walk.unrolled + iterations * size > UNROLLED_NODES)
+
+    if too_many(trip or 1):
+        return None
+    first, before = int(decides), walk.mark()
     scans = [index for index in range(len(carried), len(graph.output) - first) if node.wants(index)]
-    names = [graph.output[first + index].name for index in (*range(len(carried)), *scans)]
-    states, rows = tuple(carried), []
-    steps, sizes = len(b.steps), set(b.own_sizes)
-    for number in range(trip):
-        inner = Scope(scope.opsets, f"{node.name}/{part}{number}/", scope.origin, scope, scope.depth + 1, scope.attributes)
-        inner.values.update(given(number, states))
+    names = [graph.output[index].name for index in (*range(first + len(carried)), *(first + index for index in scans))]
+    states, goes_on = tuple(carried), True
+    rows: list[list[Any]] = []
+    while goes_on and (trip is None or len(rows) < trip):
+        inner = Scope(scope.opsets, f"{node.name}/{part}{len(rows)}/", scope.origin, scope, scope.depth + 1, scope.attributes)
+        inner.values.update(given(len(rows), states))
         walk.run(graph.node, names_in(graph.node, inner.prefix), inner, names)
-        found = [inner.find(name) for name in names]
-        if any(not isinstance(value, Value) for value in found):
+        found: list[Any] = [inner.find(name) for name in names]
+        if any(value is None for value in found):
             raise Unsupported("nodes inside it cannot be imported")
-        if b.own_sizes - sizes:
-            del b.steps[steps:]
-            for name in [name for name in walk.records if name.startswith(inner.prefix)]:
-                del walk.records[name]
+        known = not decides or (isinstance(found[0], Value) and found[0].is_constant)
+        goes_on = not decides or (known and bool(found[0].array.reshape(-1)[0]))
+        states = tuple(found[first : first + len(carried)])
+        rows.append(found[first + len(carried) :])
+        if not known or too_many(len(rows)) or (not must and walk.builder.own_sizes - before.sizes):
+            walk.forget(before)
             return None
-        states = tuple(found[: len(carried)])  # type: ignore[arg-type]
-        rows.append(found[len(carried) :])
-    walk.unrolled += trip * size
+    walk.unrolled += len(rows) * size
+    if scans and not rows:
+        raise Unsupported("a loop without iterations whose scan outputs have no type")
+    b = walk.builder
     b.origin, b.prefix = scope.origin or node.name, node.name
-    made = {index: stacked(b, tuple(row[place] for row in rows), f"{part}scan{index}").value for place, index in enumerate(scans)}  # type: ignore[misc]
+    made = {index: stacked(b, tuple(row[place] for row in rows), f"{part}scan{index}").value for place, index in enumerate(scans)}
     return (*states, *(made.get(index) for index in range(len(carried), len(graph.output) - first)))
+
+
+def counted(graph: GraphProto) -> Callable[[int, Sequence[Any]], Mapping[str, Any]]:
+    """The inputs of a Loop's body in an iteration: its number, that it goes on, and the carried values."""
+    names = [entry.name for entry in graph.input]
+    return lambda number, carried: dict(zip(names, (constant(np.asarray(number, np.int64)), constant(np.asarray(True)), *carried), strict=True))
 
 
 def _is_same(proto: NodeProto) -> bool:

@@ -6,19 +6,17 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fusion.dims import symbols
 from fusion.importer.control import ENDLESS, import_loop
 from fusion.importer.errors import Unsupported
 from fusion.importer.graph import Scope, Walk, read_names
-from fusion.importer.loops import UNROLLED
+from fusion.importer.loops import counted, unrolled
 from fusion.importer.node import Node
-from fusion.importer.sequences import StackedSequence, TensorSequence, joined, stacked
-from fusion.importer.values import Value, constant
+from fusion.importer.sequences import StackedSequence, TensorSequence, joined
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
+
 
 def import_sequence_loop(walk: Walk, node: Node, scope: Scope) -> tuple[Any, ...]:
     """The results of a Loop of which a carried value is a sequence.
@@ -29,41 +27,17 @@ def import_sequence_loop(walk: Walk, node: Node, scope: Scope) -> tuple[Any, ...
     count, condition = node.inputs[:2]
     known = condition is None or condition.is_constant
     if count is not None and count.is_constant and known:
-        trip = int(count.array.reshape(-1)[0])
+        trip: int | None = int(count.array.reshape(-1)[0])
         if condition is not None and not condition.array.reshape(-1)[0]:
             trip = 0
-        if trip <= UNROLLED or trip >= ENDLESS:
-            found = _unrolled(walk, node, scope, trip)
-            if found is not None:
-                return found
+        graph = node.required("body")
+        around = Scope(scope.opsets, f"{node.name}/", scope.origin, scope, scope.depth + 1, scope.attributes)
+        walk.initializers(graph, around, {name for proto in graph.node for name in read_names(proto)} | {entry.name for entry in graph.output})
+        trip = None if trip is not None and trip >= ENDLESS else trip
+        found = unrolled(walk, node, graph, around, trip, counted(graph), node.inputs[2:], decides=True, must=True)
+        if found is not None:
+            return found
     return _appended(walk, node, scope)
-
-
-def _unrolled(walk: Walk, node: Node, scope: Scope, trip: int) -> tuple[Any, ...] | None:
-    """Every iteration in the network around the loop; None when data decide how many there are."""
-    graph, b = node.required("body"), walk.builder
-    states: list[Any] = list(node.inputs[2:])
-    rows: list[tuple[Any, ...]] = []
-    steps, goes_on = len(walk.builder.steps), True
-    while goes_on and len(rows) < trip:
-        if len(rows) > UNROLLED:
-            return None
-        number, always = constant(np.asarray(len(rows), np.int64)), constant(np.asarray(True))
-        found = walk.subgraph(graph, [number, always, *states], scope, f"{node.name}/{len(rows)}/")
-        if any(value is None for value in found):
-            raise Unsupported("nodes inside it cannot be imported")
-        if not (isinstance(found[0], Value) and found[0].is_constant):
-            del walk.builder.steps[steps:]
-            return None
-        goes_on = bool(found[0].array.reshape(-1)[0])
-        states = list(found[1 : 1 + len(states)])
-        rows.append(found[1 + len(states) :])
-    scans = len(graph.output) - 1 - len(states)
-    if scans and not rows:
-        raise Unsupported("a loop without iterations whose scan outputs have no type")
-    b.origin, b.prefix = scope.origin or node.name, node.name
-    made = [stacked(b, tuple(row[index] for row in rows), f"scan{index}").value for index in range(scans)]
-    return (*states, *made)
 
 
 def _appended(walk: Walk, node: Node, scope: Scope) -> tuple[Any, ...]:

@@ -107,6 +107,19 @@ def test_few_iterations_become_plain_layers(cpu, tmp_path, monkeypatch):
     assert len(capture_obstacles(check(parse(COUNTED), cpu, tmp_path, counted_inputs()).engine)) == 1
 
 
+@pytest.mark.parametrize("most", [3, 9223372036854775807])
+def test_a_condition_that_the_counter_decides_is_known(most, cpu, tmp_path):
+    """while i < 4: ends by the trip count or by itself; with a condition of data the loop stays, and nothing of the attempt is left."""
+    text = f"""g (float[2] x) => (float[2] y, float[k, 2] all) <int64 most = {{{most}}}, bool yes = {{1}}, int64 three = {{3}}> {{
+        y, all = Loop(most, yes, x) <body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t, float[2] o) {{
+            d = Less(i, three) e = Exp(s) t = Tanh(e) o = Identity(t) }}> }}"""
+    x = np.float32([0.5, -1])
+    assert capture_obstacles(check(parse(text), cpu, tmp_path, {"x": x}).engine) == []
+    decided = text.replace("int64 three = {3}", "float[1] three = {3}").replace("d = Less(i, three)", "m = ReduceMax<keepdims = 0>(s) d = Less(m, three)")
+    network = import_onnx(parse(decided.replace("9223372036854775807", "5")))
+    assert [layer.op.layer_type for layer in network.layers] == ["Loop"] and not any("/0/" in node for node in network.fates)
+
+
 def test_what_never_changes_is_computed_before_the_loop(cpu, tmp_path):
     """A product and a constant in the body, of a loop whose trip count is an input; what draws random numbers, or reads the counter, stays."""
     text = COUNTED.replace("float[3, 3] r)", "float[3, 3] r, int64 four)").replace("int64 four = {4}, ", "").replace("float[4, 2", "float[k, 2")
