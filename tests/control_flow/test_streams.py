@@ -13,6 +13,7 @@ from runtime.benchmark import BenchmarkOptions
 from runtime.engine import Engine
 from runtime.graph import compare_replay
 from runtime.profiler import profile_layers
+from runtime.streams import Work
 from tests.control_flow.networks import FORKED, FORKED_SHAPES, made, parse
 from tests.models import onnxruntime_outputs
 from tests.runtime.test_streams import LazyDevice
@@ -64,7 +65,7 @@ def test_streams_are_chosen_per_segment_and_body(cpu, tmp_path, monkeypatch):
 
     monkeypatch.setattr("runtime.streams.time_parts", time_parts)
     monkeypatch.setattr("runtime.streams.event_cost", lambda device: 0.0)
-    monkeypatch.setattr("runtime.streams.occupancy", lambda plan, device, resident=False: 0.2)
+    monkeypatch.setattr("runtime.streams.Work", lambda seconds, needs, *shares: Work(1e-3, needs, 0.2, 0.2))  # whatever the clock says
     config = replace(FORKED_SHAPES, optimization_level=1, max_aux_streams=2)
     engine = made(parse(FORKED), cpu, tmp_path, config)
     (body,) = (body for plan in engine.layers for body in plan.bodies)
