@@ -20,7 +20,7 @@ NARROW = ("float4e2m1", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e
 RESTRICTIONS = {
     "Attention": "lengths of keys, scores as output, and causal attention over other numbers of keys without a past are composed of several layers",
     "AveragePool": "1 to 3 spatial axes",
-    "BatchNormalization": "inference only",
+    "BatchNormalization": "no running statistics as outputs",
     "Conv": "1 to 3 spatial axes, known window",
     "ConvInteger": "1 to 3 spatial axes, known window",
     "ConvTranspose": "1 to 3 spatial axes, known window",

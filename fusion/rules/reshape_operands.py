@@ -7,9 +7,8 @@ import numpy as np
 from fusion.dims import Shape, product
 from fusion.graph import Graph
 from fusion.network import Layer
-from fusion.ops import Pointwise, Shuffle
+from fusion.ops import MatrixMultiply, Pointwise, Shuffle
 from fusion.rewrite import Match, Refusal, Replacement, Rule
-from fusion.rules._local import EXPRESSION_OPS
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -20,7 +19,7 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
     if shuffle is None or not isinstance(shuffle.op, Shuffle) or shuffle.op.first is not None or shuffle.op.second is not None:
         return None
     maker = graph.producer(shuffle.inputs[0])
-    if maker is None or not isinstance(maker.op, EXPRESSION_OPS) or isinstance(maker.op, Pointwise):
+    if maker is None or not isinstance(maker.op, MatrixMultiply):
         return None
     return Match((shuffle, layer), (shuffle.outputs[0],), {"maker": maker})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fusion.dtypes import DataType
@@ -13,21 +15,22 @@ from fusion.importer.operators.convolution import per_channel
 from fusion.importer.operators.pooling import lp_norm
 from fusion.importer.registry import operator
 from fusion.importer.values import Value
-from fusion.ops import Expand, GroupNormalization, LocalResponseNormalization, Normalization, Reduce
+from fusion.ops import Expand, GroupNormalization, LocalResponseNormalization, Normalization, Reduce, Shuffle
 from fusion.ops.normalization import unit_length
 
 
 @operator("BatchNormalization")
 def batch_normalization(b: Builder, node: Node) -> Value:
-    """``x * scale + shift``, both computed in float64 and then rounded once."""
+    """``x * scale + shift``, both computed in float64 and then rounded once. With ``training_mode``, by the statistics of x itself: so exporters write
+    standardised weights (NFNet, BiT)."""
     x = node.input(0)
     parameters = [node.input(index) for index in range(1, 5)]
-    if node.attr("training_mode", 0) or (node.opset < 7 and not node.attr("is_test", 0)):
-        raise Unsupported("training_mode is 1 (is_test is 0); trtcli runs inference only")
     if node.opset < 9 and not node.attr("spatial", 1):
         raise Unsupported("spatial = 0 (statistics per position) is not supported")
     node.refuse_outputs(1, 2, 3, 4, what="statistics of training")
     epsilon = node.attr("epsilon", 1e-5)
+    if node.attr("training_mode", 0) or (node.opset < 7 and not node.attr("is_test", 0)):
+        return _by_its_own_statistics(b, x, parameters[:2], epsilon)
     if all(value.is_constant for value in parameters):
         scale, bias, mean, variance = (np.asarray(value.array, np.float64) for value in parameters)
         factor = scale / np.sqrt(variance + epsilon)
@@ -42,6 +45,19 @@ def batch_normalization(b: Builder, node: Node) -> Value:
     factor_of = call("mul", X1, call("rsqrt", call("add", X4, literal(epsilon, wide))))
     normal = call("add", call("mul", call("sub", Convert(wide, X0), X3), factor_of), X2)
     return b.pointwise(normal if x.dtype is wide else Convert(x.dtype, normal), x, *shaped)
+
+
+def _by_its_own_statistics(b: Builder, x: Value, parameters: Sequence[Value], epsilon: float) -> Value:
+    """Every channel normalised over the batch and all positions: rows of it, which is moved to the front for that where there is more than one image."""
+    scale, bias = (per_channel(b, value, x.rank, name) for value, name in zip(parameters, ("scale", "bias"), strict=True))
+    epilogue, extras = b.epilogue(call("add", call("mul", X0, X1), X2), scale, bias)
+    if x.shape[0] == 1 and x.rank > 2:
+        return b.layer(Normalization(tuple(range(2, x.rank)), epsilon, epilogue=epilogue), x, *extras)
+    order = (1, 0, *range(2, x.rank))
+    rows = b.layer(Shuffle(order), x, suffix="channels")
+    normal = b.layer(Normalization(tuple(range(1, x.rank)), epsilon), rows, suffix="normalised")
+    back = b.layer(Shuffle(order), normal, suffix="images")
+    return b.pointwise(epilogue, back, *extras)
 
 
 @operator("InstanceNormalization")

@@ -200,6 +200,20 @@ def test_batch_normalization(rank: int) -> None:
     check("BatchNormalization", {"x": x, **weights}, epsilon=1e-3, opset=15, dynamic=False)
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4, 5), (1, 3, 7)])
+def test_batch_normalization_by_its_own_statistics(shape: tuple[int, ...]) -> None:
+    """As exporters write standardised weights (NFNet)."""
+    x, scale, bias = floats(*shape), floats(3, seed=1), floats(3, seed=2)
+    weights = {"scale": scale, "bias": bias, "mean": floats(3, seed=3), "var": np.abs(floats(3, seed=4))}
+    model = node_model("BatchNormalization", {"x": x}, weights, epsilon=1e-3, training_mode=1, opset=15, dynamic=False)
+    (found,) = run(import_onnx(model), {"x": x}).values()
+    axes = tuple(axis for axis in range(len(shape)) if axis != 1)
+    wide = x.astype(np.float64)
+    normal = (wide - wide.mean(axes, keepdims=True)) / np.sqrt(wide.var(axes, keepdims=True) + 1e-3)
+    rest = (1,) * (len(shape) - 2)
+    np.testing.assert_allclose(found, normal * scale.reshape(-1, *rest) + bias.reshape(-1, *rest), 1e-5, 1e-5)
+
+
 @pytest.mark.parametrize("axis", [-1, 1, 2])
 def test_layer_normalization(axis: int) -> None:
     x = floats(2, 3, 4)

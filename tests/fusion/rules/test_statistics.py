@@ -14,7 +14,7 @@ from fusion.graph import Limits
 from fusion.importer import import_onnx
 from fusion.network import Network
 from fusion.ops import Convolution, GroupNormalization, Normalization, Padding, Pooling, Reduce, Shuffle, Softmax
-from fusion.passes import optimize
+from fusion.passes import FusionOptions, optimize
 from fusion.reference import run
 from fusion.rules import (
     constant_operand,
@@ -512,3 +512,16 @@ def test_reductions_that_are_not_one() -> None:
     build = Build()
     y = build.layer("first", Reduce("sum", (3,), True, epilogue=apply("sqrt", X0)), build.pointwise("abs", "abs", build.input("x", 2, 3, 4, 5)))
     assert refused(build.network(build.layer("second", Reduce("sum", (2,), True), y)), reduce_reduce.RULE).condition == "function"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_one_group_of_all_channels(device: str) -> None:
+    """As PoolFormer normalises. Its scale and shift per channel are no constants per column of the row that the group is folded into."""
+    row = Row(
+        "group", "r = Reshape(x, flat)\nn = InstanceNormalization(r, one, zero)\nb = Reshape(n, back)\ns = Mul(b, g)\ny = Add(s, h)", "",
+        values={"flat": np.array([0, 1, -1]), "back": np.array([2, 8, 6, 6]), "one": np.ones(1), "zero": np.zeros(1), "g": (8, 1, 1), "h": (8, 1, 1)},
+    )  # fmt: skip
+    network = import_onnx(model(row))
+    result = optimize(network, FusionOptions(device=device)).network
+    assert only(result, GroupNormalization).op.groups == 1
+    assert_same(network, result)
