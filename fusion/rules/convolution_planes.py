@@ -19,7 +19,8 @@ from fusion.rewrite import Match, Refusal, Replacement, Rule, joined_name
 from fusion.rules._expressions import show
 from fusion.rules._shuffles import is_view, transpose_of
 
-_TYPES = (DataType.FLOAT, DataType.HALF, DataType.BF16)
+_STORED = (DataType.FLOAT, DataType.HALF, DataType.BF16)
+_READ = (*_STORED, DataType.INT8, DataType.UINT8, DataType.FP8)
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
@@ -39,9 +40,9 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
         return Refusal("layout", f"{layer.name} is no change from channels-last to channels-first of {show(shape)}")
     if isinstance(layer.op, Shuffle) and is_view(shape, layer.op):
         return Refusal("no gain", f"{layer.name} moves no element of {show(shape)}")
-    for name in (first.inputs[0], layer.outputs[0]):
-        if graph.type(name).dtype not in _TYPES:
-            return Refusal("data type", f"{name} is {graph.type(name).dtype.label}; {', '.join(kind.label for kind in _TYPES)} are allowed")
+    for name, allowed in ((first.inputs[0], _READ), (layer.outputs[0], _STORED)):
+        if graph.type(name).dtype not in allowed:
+            return Refusal("data type", f"{name} is {graph.type(name).dtype.label}; {', '.join(kind.label for kind in allowed)} are allowed")
     if graph.constant(first.inputs[1]) is None:
         return Refusal("weights", f"the weights {first.inputs[1]} are not constant")
     if not is_static((first.op.pre_padding, first.op.post_padding)):

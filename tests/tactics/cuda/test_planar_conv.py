@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fusion.dtypes import DataType
-from fusion.expression import Convert
+from fusion.expression import Convert, Operand, apply
+from fusion.network import TensorType
 from fusion.ops import Convolution, Deconvolution, PlanarConvolution
 from tactics.cuda.conv.common import channels_last
 from tactics.cuda.conv.mma_conv import MmaConvolution, PlanarMma
@@ -59,6 +60,22 @@ def test_planes_are_stored(name: str, tactic: Tactic) -> None:
     assert not plan.in_place, "what an epilogue adds lies in another order"
     (result,) = run_plan(emulated(plan), inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
     close(result, expected[0], f"{tactic.id} {name} {dict(one)}", {**LIMITS, workload.outputs[0].dtype.value: LIMITS[inputs[0].dtype.name]})
+
+
+@harness
+@pytest.mark.parametrize("tactic", [PlanarSimt(), PlanarMma()], ids=lambda one: one.id)
+def test_products_of_8_bits(tactic: Tactic) -> None:
+    random = np.random.default_rng(4)
+    inputs = [random.integers(-128, 128, (2, 6, 5, 16)).astype(np.int8), random.integers(-128, 128, (21, 16, 3, 3)).astype(np.int8),
+              random.random(21, np.float32) * 1e-4]  # fmt: skip
+    scaled = apply("mul", Convert(DataType.FLOAT, Operand(0)), Operand(1))
+    op = PlanarConvolution(Convolution((1, 1), (1, 1), (1, 1), (1, 1), channels_last=True, epilogue=scaled))
+    types = tuple(TensorType(DataType(one.dtype.name), one.shape) for one in inputs)
+    workload = Workload(op, types, op.infer(types), (False, True, True))
+    assert tactic.supports(workload, A100) is None
+    one = tactic.configs(workload, A100)[0]
+    (result,) = run_plan(emulated(tactic.plan(workload, one, A100)), inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
+    np.testing.assert_allclose(result, op.evaluate(inputs)[0], rtol=1e-6)
 
 
 def test_no_partial_sums_go_through_memory() -> None:
