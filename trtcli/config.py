@@ -210,6 +210,11 @@ class ReportConfig:
     export_report: str = ""
     why_not: tuple[str, ...] = ()
 
+    @property
+    def wants_profile(self) -> bool:
+        """Whether something needs the time of every layer, which takes a run of its own."""
+        return bool(self.dump_profile or self.export_profile or self.export_report)
+
 
 @dataclass(frozen=True)
 class Config:

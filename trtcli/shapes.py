@@ -117,6 +117,13 @@ def match_names(given: Shapes, inputs: Mapping[str, object], flag: str) -> dict[
     return found
 
 
+_SOURCES = {  # where a bound comes from that is not given
+    "minShapes": ("optShapes", "maxShapes"),
+    "optShapes": ("maxShapes", "minShapes"),
+    "maxShapes": ("optShapes", "minShapes"),
+}
+
+
 def _range(
     name: str,
     declared: Shape,
@@ -124,55 +131,53 @@ def _range(
     warn: Callable[[str], None],
     batches: tuple[int, int] | None,
 ) -> InputRange:
-    low, best, high = (given[flag].get(name) for flag in ("--minShapes", "--optShapes", "--maxShapes"))
     if all(isinstance(dim, int) for dim in declared):
-        fixed = tuple(int(dim) for dim in declared)  # type: ignore[arg-type]
-        for flag in given:
-            if given[flag].get(name, fixed) != fixed:
-                raise ValueError(
-                    f"{flag}: input {name!r} is fixed at {text(fixed)} by the model, not {text(given[flag][name])}; "
-                    "leave it out, or export the model with dynamic dimensions"
-                )
-        return InputRange(fixed, fixed, fixed)
-    if low is best is high is None:
-        only = given["--shapes"].get(name)
-        ranged = batches is not None and len(declared) > 0 and not isinstance(declared[0], int)
-        if only is None:
-            only = tuple(dim if isinstance(dim, int) else 1 for dim in declared)
-            if not ranged or any(not isinstance(dim, int) for dim in declared[1:]):
-                warn(
-                    f"Dynamic dimensions required for input: {name}, but no shapes were provided. "
-                    f"Automatically overriding shape to: {text(only)}"
-                )
-        _check(name, "--shapes", declared, only)
-        if ranged and batches is not None:
-            low, high = ((size, *only[1:]) for size in batches)
-            return InputRange(low, high, high)
-        return InputRange(only, only, only)
-    sources = {"minShapes": low, "optShapes": best, "maxShapes": high}
-    order = {
-        "minShapes": ("optShapes", "maxShapes"),
-        "optShapes": ("maxShapes", "minShapes"),
-        "maxShapes": ("optShapes", "minShapes"),
-    }
-    for flag, extents in sources.items():
-        if extents is not None:
-            _check(name, f"--{flag}", declared, extents)
-    full: dict[str, Extents] = {}
-    for flag, extents in sources.items():
-        if extents is None:
-            source = next(other for other in order[flag] if sources[other] is not None)
-            warn(f"{source} is being broadcasted to {flag} for tensor {name}")
-            extents = sources[source]
-        assert extents is not None
-        full[flag] = extents
-    for axis, (a, b, c) in enumerate(zip(*full.values(), strict=True)):
-        if not a <= b <= c:
+        return _fixed(name, tuple(int(dim) for dim in declared), {flag: of[name] for flag, of in given.items() if name in of})  # type: ignore[arg-type]
+    bounds = {flag: given[f"--{flag}"][name] for flag in _SOURCES if name in given[f"--{flag}"]}
+    if bounds:
+        return _bounded(name, declared, bounds, warn)
+    return _at(name, declared, given["--shapes"].get(name), warn, batches)
+
+
+def _fixed(name: str, fixed: Extents, given: Mapping[str, Extents]) -> InputRange:
+    for flag, extents in given.items():
+        if extents != fixed:
             raise ValueError(
-                f"input {name!r}, dimension {axis}: min {a}, opt {b}, max {c}, but "
+                f"{flag}: input {name!r} is fixed at {text(fixed)} by the model, not {text(extents)}; "
+                "leave it out, or export the model with dynamic dimensions"
+            )
+    return InputRange(fixed, fixed, fixed)
+
+
+def _at(name: str, declared: Shape, given: Extents | None, warn: Callable[[str], None], batches: tuple[int, int] | None) -> InputRange:
+    """One shape (``--shapes``, else 1 for what is dynamic), for all ``batches``."""
+    ranged = batches if declared and not isinstance(declared[0], int) else None
+    only = tuple(dim if isinstance(dim, int) else 1 for dim in declared) if given is None else given
+    if given is None and (ranged is None or any(not isinstance(dim, int) for dim in declared[1:])):
+        warn(f"Dynamic dimensions required for input: {name}, but no shapes were provided. Automatically overriding shape to: {text(only)}")
+    _check(name, "--shapes", declared, only)
+    if ranged is None:
+        return InputRange(only, only, only)
+    low, high = ((size, *only[1:]) for size in ranged)
+    return InputRange(low, high, high)
+
+
+def _bounded(name: str, declared: Shape, bounds: Mapping[str, Extents], warn: Callable[[str], None]) -> InputRange:
+    for flag, extents in bounds.items():
+        _check(name, f"--{flag}", declared, extents)
+    full = []
+    for flag, others in _SOURCES.items():
+        source = next(one for one in (flag, *others) if one in bounds)
+        if source != flag:
+            warn(f"{source} is being broadcasted to {flag} for tensor {name}")
+        full.append(bounds[source])
+    for axis, (low, best, high) in enumerate(zip(*full, strict=True)):
+        if not low <= best <= high:
+            raise ValueError(
+                f"input {name!r}, dimension {axis}: min {low}, opt {best}, max {high}, but "
                 "--minShapes <= --optShapes <= --maxShapes must hold"
             )
-    return InputRange(*full.values())
+    return InputRange(*full)
 
 
 def _check(name: str, flag: str, declared: Shape, extents: Extents) -> None:

@@ -16,6 +16,7 @@ from trtcli.session.reporting import (
     report_page,
     report_performance,
     report_profile,
+    report_start,
     save_debug_tensors,
 )
 
@@ -63,32 +64,18 @@ def execute(config: Config, log: Log, command_line: str = "trtcli") -> int:
         return PASSED
     result = run_benchmark(contexts, inputs, options)
     memory.stage("Run inference")
-    kind = "CUDA graph" if device.spec.kind == "cuda" else "graph of NumPy calls"
-    if result.graph_nodes:
-        log.info(f"{kind[0].upper()}{kind[1:]} captured: {result.graph_nodes} nodes")
-    if result.segments:
-        captured, replayed, plain = result.segments
-        log.info(f"Segments: {captured} graphs captured; {replayed} segments replayed, {plain} enqueued layer by layer (sizes or addresses met once)")
-    for text in result.warnings:
-        log.warning(text)
-    if result.first:
-        capture = f", its {kind} {result.first.capture:.2f} ms" if result.first.capture else ""
-        log.info(
-            f"First inference after setting the shapes: {result.first.resolve:.2f} ms to resolve them, {result.first.run:.2f} ms to run"
-            f"{capture} (not in the figures below)"
-        )
+    report_start(result, device.spec.kind == "cuda", log)
     report_performance(config, result, device.spec.kind == "cuda", log)
     report_outputs(config, engine, inputs, result.outputs, log)
     agree = compare_outputs(config, contexts[0], shapes, result.outputs, log)
     save_debug_tensors(config, contexts[0], inputs, command_line, log)
-    report = config.report
-    if report.dump_profile or report.export_profile or report.export_report:
+    if config.report.wants_profile:
         from runtime.profiler import profile_layers
 
         profile = profile_layers(contexts[0], inputs, options)
         memory.stage("Profile layers")
         report_profile(config, profile, log)
-        if report.export_report:
+        if config.report.export_report:
             report_page(config, engine, shapes, result, profile, command_line, log)
     memory.peak("run")
     return PASSED if agree else FAILED

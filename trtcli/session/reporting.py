@@ -20,6 +20,24 @@ if TYPE_CHECKING:
     from runtime.profiler import Profile
 
 
+def report_start(result: BenchmarkResult, gpu: bool, log: Log) -> None:
+    """What came before the measured queries: the capture, or why there is none, and the first inference."""
+    kind = "CUDA graph" if gpu else "graph of NumPy calls"
+    if result.graph_nodes:
+        log.info(f"{kind[0].upper()}{kind[1:]} captured: {result.graph_nodes} nodes")
+    if result.segments:
+        captured, replayed, plain = result.segments
+        log.info(f"Segments: {captured} graphs captured; {replayed} segments replayed, {plain} enqueued layer by layer (sizes or addresses met once)")
+    for text in result.warnings:
+        log.warning(text)
+    if result.first:
+        capture = f", its {kind} {result.first.capture:.2f} ms" if result.first.capture else ""
+        log.info(
+            f"First inference after setting the shapes: {result.first.resolve:.2f} ms to resolve them, {result.first.run:.2f} ms to run"
+            f"{capture} (not in the figures below)"
+        )
+
+
 def report_performance(config: Config, result: BenchmarkResult, gpu: bool, log: Log) -> None:
     """The performance summary, and the times of ``--exportTimes``."""
     from trtcli.report import summary
