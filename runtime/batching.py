@@ -158,7 +158,37 @@ def serve(
     arrivals = poisson(batching, options)
     until = max(float(arrivals[-1]), (options.warm_up * 1e-3) + options.duration)
     queue = _Queue(arrivals, batching, until, options.spin)
-    rows: list[list[tuple[int, int, float, float]]] = [[] for _ in servers]  # (first request, count, start, end)
+    rows = _work_off(servers, queue)
+    warm = options.warm_up * 1e-3
+    batches: Counter[int] = Counter()
+    requests = []
+    for first, count, start, end in rows:
+        if arrivals[first + count - 1] >= warm:
+            batches[count] += 1
+        times = [arrivals[number] for number in range(first, first + count)]
+        requests += [Request(1e3 * float(one), 1e3 * start, 1e3 * end, count) for one in times]
+    requests.sort(key=lambda one: one.arrival)
+    kept = tuple(one for one in requests if one.arrival >= options.warm_up)
+    runner = servers[0].runner
+    return BatchingResult(
+        requests=kept,
+        warm_up_requests=len(requests) - len(kept),
+        unserved=len(arrivals) - len(requests),
+        batches=dict(sorted(batches.items())),
+        graphs=servers[0].captured if runner else 0,
+        late=sum(server.late for server in servers),
+        warnings=runner.warnings if runner else (),
+    )
+
+
+def _work_off(servers: Sequence[_Server], queue: _Queue) -> list[tuple[int, int, float, float]]:
+    """Runs the batches of ``queue``, each server in a thread of its own (the first in this one): per batch its first request, how many, start and end
+    in seconds.
+
+    Raises:
+        EngineError, DeviceError: an inference failed.
+    """
+    rows: list[list[tuple[int, int, float, float]]] = [[] for _ in servers]
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -181,27 +211,7 @@ def serve(
         thread.join()
     if failures:
         raise failures[0]
-
-    warm = options.warm_up * 1e-3
-    batches: Counter[int] = Counter()
-    requests = []
-    for first, count, start, end in (row for server in rows for row in server):
-        if arrivals[first + count - 1] >= warm:
-            batches[count] += 1
-        times = [arrivals[number] for number in range(first, first + count)]
-        requests += [Request(1e3 * float(one), 1e3 * start, 1e3 * end, count) for one in times]
-    requests.sort(key=lambda one: one.arrival)
-    kept = tuple(one for one in requests if one.arrival >= options.warm_up)
-    runner = servers[0].runner
-    return BatchingResult(
-        requests=kept,
-        warm_up_requests=len(requests) - len(kept),
-        unserved=len(arrivals) - len(requests),
-        batches=dict(sorted(batches.items())),
-        graphs=servers[0].captured if runner else 0,
-        late=sum(server.late for server in servers),
-        warnings=runner.warnings if runner else (),
-    )
+    return [row for server in rows for row in server]
 
 
 def poisson(batching: BatchingOptions, options: BenchmarkOptions) -> np.ndarray:

@@ -426,40 +426,52 @@ def _check(engine: Engine) -> None:
         raise ValueError(f"{len(network.layers)} layers, but {len(engine.layers)} decisions")
     if engine.more_layers and len(engine.more_layers) != len(engine.profiles) - 1:
         raise ValueError(f"{len(engine.profiles)} optimization profiles, but {1 + len(engine.more_layers)} sets of decisions")
-    made = {name for layer in network.layers for name in layer.outputs}
-    written: set[str] = set()
+    _check_layers(network)
     for number, layer in enumerate(network.layers):
-        for name in (*layer.inputs, *layer.outputs):
-            if name not in network.tensors:
-                raise ValueError(f"layer {layer.name!r} uses tensor {name!r}, which has no type")
-        if early := sorted((made - written) & set(layer.inputs)):
-            raise ValueError(f"layer {layer.name!r} reads {early[0]!r} before a layer writes it")
         for plan in (plans[number] for plans in (engine.layers, *engine.more_layers)):
             if missing := [name for name in plan.packed if name not in engine.weights and not engine.record.get("stripped")]:
                 raise ValueError(f"layer {layer.name!r}: packed weights {missing[0]!r} are not in the file")
             if plan.stream < 0 or plan.stream > len(network.layers):
                 raise ValueError(f"layer {layer.name!r}: stream {plan.stream}")
+        for body in engine.layers[number].bodies:
+            _check(body)
+    _check_tensors(network, engine.weights)
+    if not engine.profiles:
+        raise ValueError("it has no optimization profile")
+    for profile in engine.profiles:
+        if set(profile) != set(network.inputs):
+            raise ValueError("an optimization profile does not name every input")
+
+
+def _check_layers(network: Network) -> None:
+    """Layers come after those that they read, and what they say makes sense."""
+    made = {name for layer in network.layers for name in layer.outputs}
+    written: set[str] = set()
+    for layer in network.layers:
+        for name in (*layer.inputs, *layer.outputs):
+            if name not in network.tensors:
+                raise ValueError(f"layer {layer.name!r} uses tensor {name!r}, which has no type")
+        if early := sorted((made - written) & set(layer.inputs)):
+            raise ValueError(f"layer {layer.name!r} reads {early[0]!r} before a layer writes it")
         if twice := written & set(layer.outputs):
             raise ValueError(f"tensor {sorted(twice)[0]!r} is written twice")
         written |= set(layer.outputs)
-        for body in engine.layers[number].bodies:
-            _check(body)
         layer.op.infer([network.tensors[name] for name in layer.inputs])  # raises when attributes make no sense
-    for name in (*network.inputs, *network.outputs):
+
+
+def _check_tensors(network: Network, weights: Mapping[str, np.ndarray]) -> None:
+    """The tensors at the network's ends, constants, and those that sizes are read from."""
+    ends = (*network.inputs, *network.outputs)
+    for name in ends:
         if name not in network.tensors:
             raise ValueError(f"network tensor {name!r} has no type")
     for name, layout in network.formats.items():
-        if name not in (*network.inputs, *network.outputs) or layout.name not in CHANNELS_LAST or len(network.tensors[name].shape) < layout.least_rank:
+        if name not in ends or layout.name not in CHANNELS_LAST or len(network.tensors[name].shape) < layout.least_rank:
             raise ValueError(f"tensor {name!r} cannot have format {layout.name!r}")
-    for name, array in engine.weights.items():
+    for name, array in weights.items():
         declared = network.tensors.get(name)
         if declared is not None and (declared.shape != array.shape or declared.dtype.numpy != array.dtype):
             raise ValueError(f"weight {name!r} is {array.dtype} {array.shape}, the network says {declared}")
     for size, reading in network.sizes.items():
         if reading.tensor not in network.tensors or reading.element < 0:
             raise ValueError(f"size {size!r} is read from {reading.tensor!r}, which has no type")
-    if not engine.profiles:
-        raise ValueError("it has no optimization profile")
-    for profile in engine.profiles:
-        if set(profile) != set(network.inputs):
-            raise ValueError("an optimization profile does not name every input")

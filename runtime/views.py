@@ -173,7 +173,6 @@ def share_memory(
     read_by_host = {reading.tensor for reading in network.sizes.values()}
     memory = _Memory(network, fixed, read_by_host, home, _anything if views is not None else ask)
     switched_off = frozenset(disabled)
-    copies = memory.copies
     refusals: dict[str, tuple[str, str, str]] = {}
     apart: dict[str, tuple[int, ...]] = {}
     for number, layer in enumerate(network.layers):
@@ -181,30 +180,38 @@ def share_memory(
             continue
         types = [network.tensors[name] for name in layer.inputs]
         pieces = view_pieces(layer.op, types, network.tensors[layer.outputs[0]]) if layer.outputs else None
+        told: tuple[str, str] | None = None
         if pieces is None:
-            if isinstance(layer.op, Concatenation | Slice):
-                refusals[layer.name] = (_rule(layer), "layout", _apart(layer, types, network.tensors[layer.outputs[0]]))
-            continue
-        if switch := disabled_by(_rule(layer), (layer,), switched_off):
+            told = ("layout", _apart(layer, types, network.tensors[layer.outputs[0]])) if isinstance(layer.op, Concatenation | Slice) else None
+        elif switch := disabled_by(_rule(layer), (layer,), switched_off):
             refusals[layer.name] = (_rule(layer), "disabled", f"switched off by --disableFusion={switch}")
-            continue
-        before = memory.state() if len(pieces) > 1 else None  # one piece that does not fit changes nothing
-        reasons = [memory.join(number, piece) for piece in pieces]
-        left = tuple(piece for piece, reason in zip(pieces, reasons, strict=True) if reason)
-        if left and isinstance(layer.op, Concatenation | Slice):
-            condition, detail = next(reason for reason in reasons if reason is not None)
-            more = f", and {len(left) - 1} more" if len(left) > 1 else ""
-            refusals[layer.name] = (_rule(layer), condition, detail + more)
-        # What lies in columns is not copied as bytes, and what a tactic refused another may do: such a layer runs as a kernel.
-        wide = any(piece.columns for piece in pieces) or any(memory.find(name).pitch for name in (*layer.inputs, *layer.outputs))
-        if len(left) > 1 or (left and (wide or any(reason and reason[0] in _TACTICS for reason in reasons))):
-            if before is not None:
-                memory.reset(before)
-            if isinstance(layer.op, Concatenation) and wide and all(reason is None or reason[0] in _BY_COPY for reason in reasons):
-                apart[layer.name] = tuple(piece.input for piece in left)
-            continue
-        copies[layer.name] = left
-    return Sharing({name: memory.find(name) for name in (*network.inputs, *network.outputs, *produced, *read)}, copies, refusals, apart)
+        else:
+            told, kept = _become_view(memory, number, layer, pieces)
+            if kept:
+                apart[layer.name] = kept
+        if told is not None and isinstance(layer.op, Concatenation | Slice):
+            refusals[layer.name] = (_rule(layer), *told)
+    return Sharing({name: memory.find(name) for name in (*network.inputs, *network.outputs, *produced, *read)}, memory.copies, refusals, apart)
+
+
+def _become_view(memory: _Memory, number: int, layer: Layer, pieces: Sequence[Piece]) -> tuple[tuple[str, str] | None, tuple[int, ...]]:
+    """Makes a layer a view if that can be, of which some pieces may have to be copied; why not (of all of it or of a piece), and where it stays a
+    kernel, the inputs that alone keep it one: a copy would do for them."""
+    before = memory.state() if len(pieces) > 1 else None  # one piece that does not fit changes nothing
+    reasons = [memory.join(number, piece) for piece in pieces]
+    found = [reason for reason in reasons if reason is not None]
+    left = tuple(piece for piece, reason in zip(pieces, reasons, strict=True) if reason)
+    more = f", and {len(left) - 1} more" if len(left) > 1 else ""
+    told = (found[0][0], found[0][1] + more) if found else None
+    # What lies in columns is not copied as bytes, and what a tactic refused another may do: such a layer runs as a kernel.
+    wide = any(piece.columns for piece in pieces) or any(memory.find(name).pitch for name in (*layer.inputs, *layer.outputs))
+    if len(left) > 1 or (left and (wide or any(condition in _TACTICS for condition, _ in found))):
+        if before is not None:
+            memory.reset(before)
+        copied = isinstance(layer.op, Concatenation) and wide and all(condition in _BY_COPY for condition, _ in found)
+        return told, tuple(piece.input for piece in left) if copied else ()
+    memory.copies[layer.name] = left
+    return told, ()
 
 
 def _anything(number: int, pitches: Mapping[str, int]) -> str:
