@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -80,11 +78,6 @@ def write_text(path: str | Path, pieces: str | Iterable[str]) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON value, atomically; NaN and infinities become strings, as JSON has none."""
     write_text(path, json_text(value) + "\n")
-
-
-def print_json(value: Any) -> None:
-    """Print a JSON value; on a standard output that is not UTF-8, other characters than ASCII's are escaped as JSON has it."""
-    print(json_text(value, ascii_only=codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"))
 
 
 def json_text(value: Any, ascii_only: bool = False) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from tactics import cache as timing_cache
 from tactics.cache import DEEPEST, ENGINE, STREAM_EVENT, Entry, Timing, TimingCache
 from tactics.tactic import tactic_label
+from trtcli.answer import answer
 from trtcli.errors import PASSED
-from trtcli.files import print_json
 from trtcli.log import Log
 from trtcli.parse import Parsed, UsageError
 
@@ -31,10 +31,7 @@ def run(parsed: Parsed, log: Log) -> int:
     if not least <= len(words) <= most:
         raise UsageError([f"cache {action}: wrong number of arguments"], "cache")
     value, lines = function(*words)
-    if parsed.get("json"):
-        print_json({"schema": SCHEMA, **value})
-    else:
-        print("\n".join(lines))
+    answer(parsed, lambda: {"schema": SCHEMA, **value}, lambda: lines)
     return PASSED
 
 

@@ -9,10 +9,10 @@ from fusion.importer import UnsupportedModel, import_onnx
 from fusion.importer.graph import node_names
 from runtime.segments import parts_of
 from trtcli import host
+from trtcli.answer import answer
 from trtcli.capture import Obstacle, Verdict, obstacle_of, verdict_of, verdict_of_nodes
 from trtcli.config import Config
 from trtcli.errors import NOT_CAPTURABLE, PASSED
-from trtcli.files import print_json
 from trtcli.log import Log
 from trtcli.parse import Parsed
 from trtcli.session.engines import obtain_engine
@@ -31,10 +31,7 @@ def run(parsed: Parsed, log: Log) -> int:
         verdict = measured_verdict(config, log) or verdict
     if config.system.monitor_memory and verdict.how == "static":
         log.warning("--monitorMemory: the answer is static, nothing was built")
-    if parsed.get("json"):
-        print_json(verdict_json(verdict))
-    else:
-        print("\n".join(verdict_lines(verdict)))
+    answer(parsed, lambda: verdict_json(verdict), lambda: verdict_lines(verdict))
     return PASSED if verdict.capturable else NOT_CAPTURABLE
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from trtcli.answer import answer
 from trtcli.errors import PASSED, REGRESSION
-from trtcli.files import print_json
 from trtcli.log import Log
 from trtcli.parse import Parsed
 from trtcli.report.comparison import compare, comparison_json, comparison_lines, read_times
@@ -14,8 +14,5 @@ def run(parsed: Parsed, log: Log) -> int:
     a, b = parsed.words
     threshold = parsed.get("threshold", 5.0)
     found = compare(read_times(a), read_times(b))
-    if parsed.get("json"):
-        print_json(comparison_json(found, threshold))
-    else:
-        print("\n".join(comparison_lines(found)))
+    answer(parsed, lambda: comparison_json(found, threshold), lambda: comparison_lines(found))
     return REGRESSION if found.percent > threshold else PASSED

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from trtcli import host
+from trtcli.answer import answer
 from trtcli.errors import PASSED
-from trtcli.files import print_json
 from trtcli.log import Log
 from trtcli.parse import Parsed
 from trtcli.version import __version__
@@ -31,15 +32,23 @@ class Finding:
 def run(parsed: Parsed, log: Log) -> int:
     """Print all findings; a missing GPU is no failure."""
     findings = examine()
-    if parsed.get("json"):
-        print_json({"schema": SCHEMA, "trtcli": __version__, "findings": [asdict(one) for one in findings]})
-        return PASSED
-    width = max(len(one.name) for one in findings)
-    for one in findings:
-        print(f"{'ok     ' if one.ok else 'missing'}  {one.name:<{width}}  {one.text}")
-        if one.advice:
-            print(f"{'':<{11 + width}}{one.advice}")
+    answer(
+        parsed,
+        lambda: {"schema": SCHEMA, "trtcli": __version__, "findings": [asdict(one) for one in findings]},
+        lambda: finding_lines(findings),
+    )
     return PASSED
+
+
+def finding_lines(findings: Sequence[Finding]) -> list[str]:
+    """A line for each finding, and one for its advice."""
+    width = max(len(one.name) for one in findings)
+    lines = []
+    for one in findings:
+        lines.append(f"{'ok     ' if one.ok else 'missing'}  {one.name:<{width}}  {one.text}")
+        if one.advice:
+            lines.append(f"{'':<{11 + width}}{one.advice}")
+    return lines
 
 
 def examine() -> list[Finding]:

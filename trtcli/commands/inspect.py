@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trtcli.answer import answer
 from trtcli.errors import PASSED
-from trtcli.files import print_json, write_json
+from trtcli.files import write_json
 from trtcli.log import Log
 from trtcli.parse import Parsed
 from trtcli.session.given import check_files
@@ -31,10 +32,8 @@ def _engine(parsed: Parsed, log: Log) -> int:
     report = parsed.config.report
     if report.why_not:
         _answers(parsed, {node: why_not_lines(engine, node) for node in report.why_not})
-    elif parsed.get("json"):
-        print_json(engine_json(engine))
     else:
-        _print(engine_lines(engine))
+        answer(parsed, lambda: engine_json(engine), lambda: engine_lines(engine))
     if report.export_layer_info:
         write_json(report.export_layer_info, engine_json(engine))
     return PASSED
@@ -66,10 +65,8 @@ def _model(parsed: Parsed) -> int:
     fused = replace(fused, misses=with_missed_views(fused.misses, fused.network, sharing))
     if config.report.why_not:
         _answers(parsed, {node: why_not_in_network(fused.network, fused.misses, node) for node in config.report.why_not})
-    elif parsed.get("json"):
-        print_json(model_json(facts, fused))
     else:
-        _print(model_lines(facts, network, fused))
+        answer(parsed, lambda: model_json(facts, fused), lambda: model_lines(facts, network, fused))
     if config.report.export_layer_info:
         write_json(config.report.export_layer_info, model_json(facts, fused))
     return PASSED
@@ -77,11 +74,8 @@ def _model(parsed: Parsed) -> int:
 
 def _answers(parsed: Parsed, answers: dict[str, list[str]]) -> None:
     """What ``--whyNot`` asked for, node by node."""
-    if parsed.get("json"):
-        print_json({"schema": 1, "WhyNot": [{"Node": node, "Lines": lines} for node, lines in answers.items()]})
-    else:
-        _print([line for lines in answers.values() for line in lines])
-
-
-def _print(lines: list[str]) -> None:
-    print("\n".join(lines))
+    answer(
+        parsed,
+        lambda: {"schema": 1, "WhyNot": [{"Node": node, "Lines": lines} for node, lines in answers.items()]},
+        lambda: [line for lines in answers.values() for line in lines],
+    )

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trtcli.answer import answer
 from trtcli.errors import FAILED, PASSED
-from trtcli.files import print_json
 from trtcli.log import Log
 from trtcli.parse import Parsed
 from trtcli.session.engines import obtain_engine
@@ -44,13 +44,14 @@ def run(parsed: Parsed, log: Log) -> int:
     layers = [one for one in compared if one.layer]
     missing = sorted(set(engine.network.outputs) - {one.tensor for one in outputs})
     passed = not missing and all(one.ok for one in outputs)
-    if parsed.get("json"):
-        print_json({
+    answer(
+        parsed,
+        lambda: {
             "schema": SCHEMA, "passed": passed, "against": against, "model": str(model), "device": device.spec.name,
             "outputs": [_object(one) for one in outputs], "missing": missing, "layers": [_object(one) for one in layers],
-        })  # fmt: skip
-    else:
-        print("\n".join(lines(engine, against, outputs, layers, missing)))
+        },
+        lambda: lines(engine, against, outputs, layers, missing),
+    )  # fmt: skip
     return PASSED if passed else FAILED
 
 
