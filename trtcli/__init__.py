@@ -13,13 +13,13 @@ from trtcli.version import __version__
 if TYPE_CHECKING:
     from fusion.dtypes import DataType
     from runtime.context import ExecutionContext
-    from runtime.engine import Engine, TensorIOMode, TensorLocation
+    from runtime.engine import Engine, TensorFormat, TensorIOMode, TensorLocation
     from trtcli.api import build, refit
     from trtcli.config import BuildConfig, ProfileShapes
 
 __all__ = [
-    "BuildConfig", "DataType", "Engine", "ExecutionContext", "ProfileShapes", "TensorIOMode", "TensorLocation", "__version__", "build",
-    "refit",
+    "BuildConfig", "DataType", "Engine", "ExecutionContext", "ProfileShapes", "TensorFormat", "TensorIOMode", "TensorLocation", "__version__",
+    "build", "refit",
 ]  # fmt: skip
 
 _PLACES = {
@@ -30,6 +30,7 @@ _PLACES = {
     "Engine": "runtime.engine",
     "ExecutionContext": "runtime.context",
     "ProfileShapes": "trtcli.config",
+    "TensorFormat": "runtime.engine",
     "TensorIOMode": "runtime.engine",
     "TensorLocation": "runtime.engine",
 }

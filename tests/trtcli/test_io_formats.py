@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import trtcli
 from fusion.formats import Format
 from runtime.devices import open_device
-from runtime.engine import Engine, EngineError, TensorFormat
+from runtime.engine import Engine, EngineError
 from trtcli.cli import main
 
 RUN = ("--device=cpu", "--duration=0", "--iterations=2", "--warmUp=0", "--builderOptimizationLevel=0")
@@ -55,7 +55,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 def test_callers_see_the_shapes_of_the_model(engine: Engine) -> None:
     assert engine.get_tensor_shape("x") == (-1, 3, 8, 6) and engine.get_tensor_shape("y") == (-1, 5, 8, 6)
     assert engine.get_tensor_profile_shape("x", 0) == ((1, 3, 8, 6), (2, 3, 8, 6), (4, 3, 8, 6))
-    assert (engine.get_tensor_format("x"), engine.get_tensor_format("z")) == (TensorFormat.HWC8, TensorFormat.LINEAR)
+    assert (engine.get_tensor_format("x"), engine.get_tensor_format("z")) == (trtcli.TensorFormat.HWC8, trtcli.TensorFormat.LINEAR)
     assert engine.get_tensor_format_desc("x") == "Channels last, padded to a multiple of 8 (hwc8)"
     assert engine.get_tensor_dtype("x").label == "FP16" and engine.get_tensor_bytes_per_component("x") == 2
     context = engine.create_execution_context()
