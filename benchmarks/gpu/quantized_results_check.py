@@ -4,7 +4,7 @@
                                                      [--record NAME]
 
 FP16 operands, INT8 results (FP8 where the case says so). ``gemm``: projections of BERT-base with a residual sum, and with GELU; ``rows``: few rows over a large weight;
-``conv``: convolutions of ResNet-50 with ReLU, its stem among them; ``depthwise``: those of MobileNetV2 and EfficientNet-B0. Of each kernel the first configurations are
+``conv``: convolutions of ResNet-50 with ReLU, its stem among them; ``depthwise``: those of MobileNetV2 and EfficientNet-B0; ``attention``: heads of 64. Of each kernel the first configurations are
 timed: replays of a graph over rotating copies of all data, in turns, the median. ``pair`` is the fastest product and the fastest pointwise kernel one after the other,
 which leaves what the second reads in the L2 cache. Every fused result is compared with the reference tactic's. Kernels compile in processes of their own; with --cubins
 they are kept, so that another machine can compile (--compile-only) beforehand.
@@ -28,7 +28,7 @@ from benchmarks.gpu.pairs import Choice, Layer, arguments, cubins_of, opened, ra
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Convert, Expression, Literal, Operand, apply  # noqa: E402
 from fusion.network import Op, TensorType  # noqa: E402
-from fusion.ops import Convolution, MatrixMultiply, Pointwise  # noqa: E402
+from fusion.ops import Attention, Convolution, MatrixMultiply, Pointwise  # noqa: E402
 from tactics.registry import tactics  # noqa: E402
 from tactics.select import SelectOptions, candidates  # noqa: E402
 from tactics.tactic import DeviceSpec, Workload, workload_bytes  # noqa: E402
@@ -44,6 +44,7 @@ CASES: dict[str, tuple[tuple[int, ...], ...]] = {
     "rows": ((1, 4096, 4096, 0), (8, 4096, 4096, 0), (16, 4096, 11008, 0)),
     "conv": ((32, 3, 224, 64, 7, 2, 1), (1, 3, 224, 64, 7, 2, 1), (32, 64, 56, 64, 3, 1, 1), (1, 64, 56, 64, 3, 1, 1), (32, 256, 14, 256, 3, 1, 1), (1, 512, 7, 512, 3, 1, 1),
              (32, 64, 56, 256, 1, 1, 1)),
+    "attention": ((1, 12, 128, 64), (32, 12, 128, 64), (1, 12, 1024, 64), (8, 16, 4096, 64)),  # batch, heads, positions, head size
     "depthwise": ((32, 144, 56, 144, 3, 1, 144), (32, 672, 14, 672, 5, 1, 672), (1, 144, 56, 144, 3, 1, 144)),
 }  # fmt: skip
 
@@ -59,6 +60,11 @@ def quantized(real: Expression, out: DataType, scale: float = 0.03) -> Expressio
 def workload(kind: str, sizes: tuple[int, ...]) -> Workload:
     """The product with its quantisation; a bias comes first."""
     real = apply("add", X, Y)
+    if kind == "attention":
+        batch, heads, positions, size = sizes
+        inputs = (TensorType(HALF, (batch, positions, heads, size)),) * 3
+        attention = Attention(size**-0.5, layouts=("bshd",) * 4, epilogue=quantized(X, INT8, 0.01))
+        return Workload(attention, inputs, attention.infer(inputs))
     if kind in ("conv", "depthwise"):
         batch, channels, size, out, taps, stride, groups = sizes
         pad = (taps // 2,) * 2
@@ -108,7 +114,7 @@ def values(one: Workload, random: np.random.Generator) -> list[np.ndarray]:
     found = []
     for number, kind in enumerate(one.inputs):
         shape = tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
-        depth = 1 if number != 1 else int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
+        depth = 1 if number != 1 or kind.shape == one.inputs[0].shape else int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
         found.append((random.standard_normal(shape, dtype=np.float32) * depth**-0.5).astype(kind.dtype.numpy))
     return found
 
