@@ -8,7 +8,7 @@ means would otherwise cancel to nothing. Inside their layers sums and softmax ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -133,7 +133,7 @@ class _Narrowing:
             elif _is_delicate(network, layer):
                 if self.types.of(layer) not in (None, _WIDE):
                     stubborn.append(layer.name)
-                self._keep(layer)
+                self._keep(layer, self._narrow_operands(layer))
             elif self._is_statistic(layer) and self.types.of_outputs(layer) is not self.dtype:
                 self._copy(layer)
                 self.statistics.update(layer.outputs)
@@ -168,9 +168,13 @@ class _Narrowing:
             self._wide(name)
         self._add(layer)
 
-    def _keep(self, layer: Layer) -> None:
-        """The layer as it is; its float32 inputs are widened again where only narrow versions exist."""
-        inputs = tuple(self._wide(name) for name in layer.inputs)
+    def _keep(self, layer: Layer, narrow: Collection[int] = ()) -> None:
+        """The layer as it is; its float32 inputs are widened again where only narrow versions exist, but for the ``narrow`` ones of its epilogue."""
+        inputs = tuple(self.narrow[name] if index in narrow else self._wide(name) for index, name in enumerate(layer.inputs))
+        if narrow:
+            first = layer.op.arity - 1  # type: ignore[attr-defined]
+            wide: dict[int, Expression] = {index - first: Convert(_WIDE, Operand(index - first)) for index in narrow}
+            layer = replace(layer, op=replace(layer.op, epilogue=substitute(layer.op.epilogue, wide)))  # type: ignore[attr-defined, type-var]
         if self.types.of_outputs(layer) is self.dtype:  # readers get its results rounded
             raw = {name: f"{name}.unrounded" for name in layer.outputs if self.network.tensors[name].dtype is _WIDE}
             self._add(replace(layer, inputs=inputs, outputs=tuple(raw.get(name, name) for name in layer.outputs)))
@@ -183,6 +187,13 @@ class _Narrowing:
             if self.network.tensors[name].dtype is _WIDE:
                 self.narrow[name] = self._twin(name)
                 self._convert(name, self.narrow[name], self.dtype, f"{name} to {self.dtype.label}")
+
+    def _narrow_operands(self, layer: Layer) -> set[int]:
+        """The inputs that a product of 8-bit numbers adds (a residual sum) and that are narrow already: it reads them so."""
+        op, constants = layer.op, self.network.constants
+        if not isinstance(op, Convolution | Deconvolution | MatrixMultiply):
+            return set()
+        return {index for index, name in enumerate(layer.inputs) if index >= op.arity and name in self.narrow and name not in constants}
 
     def _is_statistic(self, layer: Layer) -> bool:
         """Whether the layer's only real inputs are statistics (and constants)."""

@@ -69,6 +69,7 @@ def _products() -> list[Case]:
     found += [case(MatrixMultiply(), (F16, (2, 3, 70, 72)), (F16, (2, 3, 72, 40))), case(MatrixMultiply(), (BF16, (65, 136)), (BF16, (136, 200)))]
     found += [case(bias, (F32, (65, 33)), (F32, (33, 17)), (F32, (17,)), constant=(1, 2)), case(bias, (F16, (200, 1032)), (F16, (1032, 72)), (F16, (72,)))]
     found += [case(MatrixMultiply(epilogue=_quantized(apply("mul", X, Y))), (INT8, (m, 144)), (INT8, (144, 80)), (F32, (80,)), constant=(1, 2)) for m in (3, 130)]
+    found += [case(MatrixMultiply(epilogue=_quantized(BIAS_RELU)), (F16, (m, 144)), (F16, (144, n)), (F16, (n,)), constant=(1, 2)) for m, n in ((3, 80), (130, 80), (130, 77))]
     return [*found, case(bias, (F64, (33, 17)), (F64, (17, 35)), (F64, (35,)))]
 
 
@@ -107,6 +108,7 @@ def _convolutions() -> list[Case]:
     return [
         conv(9, 64, 72, 3, 1), conv(10, 64, 40, 3, 2), conv(9, 128, 64, 1, 1), conv(9, 64, 64, 3, 1), conv(17, 3, 32, 7, 2), conv(18, 3, 32, 7, 2), conv(11, 32, 32, 3, 1, 32),
         conv(12, 40, 40, 5, 2, 40), conv(13, 48, 48, 7, 1, 48), conv(11, 32, 32, 3, 1, 32, INT8, scaled), conv(9, 64, 48, 3, 1, 1, INT8, scaled),
+        conv(12, 40, 40, 5, 1, 40, F16, _quantized(BIAS_RELU)), conv(9, 64, 64, 3, 1, 1, F16, _quantized(BIAS_RELU)), conv(17, 3, 32, 7, 2, 1, F16, _quantized(BIAS_RELU)),
         conv(9, 32, 32, 3, 1, 4), conv(9, 24, 20, 3, 1, 1, F32), conv(7, 4, 8, 3, 1, 1, F64),
         case(pooled, (F16, (2, 3, 37, 35)), (F16, (16, 3, 7, 7)), (F16, (16,)), constant=(1, 2)),
         case(Deconvolution((2, 2), (0, 0), (0, 0), (1, 1), (0, 0), 1, True), (F16, (2, 7, 7, 64)), (F16, (64, 32, 2, 2)), constant=(1,)),
@@ -133,8 +135,9 @@ def _attention() -> list[Case]:
     causal = [case(Attention(0.125, causal=True), (F16, (1, 2, 200, 64)), *[(F16, (1, 2, keys, 64))] * 2) for keys in (90, 330)]
     # More tiles than multiprocessors: blocks go on from tile to tile.
     steady = case(Attention(0.125), (F16, (3, 16, 600, 64)), *[(F16, (3, 16, 100, 64))] * 2)
+    quantised = [case(Attention(0.125, epilogue=_quantized(X), causal=True), (F16, (2, 2, length, 64)), *[(F16, (2, 2, keys, 64))] * 2) for length, keys in ((70, 40), (300, 333))]
     return [
-        *plain, *causal, steady, *(case(Attention(0.1, causal=causal), *[(BF16, (1, 2, 150, 128))] * 3) for causal in (False, True)),
+        *plain, *causal, steady, *quantised, *(case(Attention(0.1, causal=causal), *[(BF16, (1, 2, 150, 128))] * 3) for causal in (False, True)),
         case(Attention(0.125), (F16, (2, 12, 1, 64)), *[(F16, (2, 4, 333, 64))] * 2), case(Attention(0.125), *[(F64, (1, 2, 16, 64))] * 3),
         case(CacheAppend(((2, 4), (3, 10))), *[(F16, (2, 2, 37, 64))] * 2, (F16, (2, 1, 10, 64)), (F16, (2, 1, 12, 64))),
         case(LinearAttention(8, 4, True, True), *[(F16, (2, 9, width)) for width in (512, 256, 256, 256, 4)]),

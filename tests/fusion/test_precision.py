@@ -296,6 +296,20 @@ def test_scales_inside_epilogues_are_not_rounded(residual: bool) -> None:
     assert {one.value: one.dtype for one in literals}[0.1] is FLOAT
 
 
+def test_products_of_8_bits_add_what_is_narrow() -> None:
+    """A residual sum moves half the bytes; its scale beside it is still float32."""
+    build = Build()
+    x = build.layer("softmax", Softmax(1), build.input("x", 4, 8))
+    q, w = build.input("q", 4, 16, dtype=DataType.INT8), build.constant("w", (np.arange(128).reshape(16, 8) % 5 - 2).astype(np.int8))
+    y = build.pointwise("scale", apply("mul", Convert(FLOAT, X0), number(0.1)), build.layer("fc", MatrixMultiply(), q, w))
+    network = optimize(build.network(build.layer("last", Softmax(1), build.pointwise("sum", "add", y, x))), FusionOptions(precision=HALF)).network
+    validate(network)
+    (product,) = (layer for layer in network.layers if isinstance(layer.op, MatrixMultiply))
+    assert [network.tensors[name].dtype for name in product.inputs] == [DataType.INT8, DataType.INT8, HALF]
+    assert Literal(0.1, FLOAT) in set(subtrees(product.op.epilogue))
+    assert_same(build.network("last:out"), network, TOLERANCE[HALF])
+
+
 def test_every_reader_sees_the_rounded_result() -> None:
     build = Build()
     x = build.pointwise("scale", apply("mul", X0, number(1 / 3)), build.input("x", 5, 7))
