@@ -25,6 +25,7 @@ from fusion.rules import (
     batch_operands,
     cache_append,
     cast_chain,
+    channel_padding,
     common_subexpression,
     concatenation_part,
     concatenation_shuffle,
@@ -177,7 +178,7 @@ PASSES: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("packed", (constant_fold.RULE, common_subexpression.RULE, packed_attention.RULE, rotary_streams.RULE, packed_streams.RULE, cache_append.RULE)),
 )
 # After precision and layout are chosen: nothing looks into what these make.
-FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE, pooling_channels.RULE, transpose_pointwise.RULE, transpose_epilogue.RULE)
+FINAL: tuple[Rule, ...] = (normalization_sum.RULE, rotary_normalization.RULE, pooling_channels.RULE, transpose_pointwise.RULE, transpose_epilogue.RULE, channel_padding.RULE)
 RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.name: rule for _, rules in (*PASSES, ("final", FINAL), ("optional", OPTIONAL)) for rule in rules}
 )
