@@ -221,36 +221,46 @@ def import_loop(walk: Walk, node: Node, scope: Scope) -> tuple[Results, bool]:
 
         return values
 
-    return _loop(walk, node, scope, graph, initial, same, prepare, trip, condition, decides=True), False
+    return _loop(walk, node, scope, Iterated(graph, prepare, initial, same, trip, condition, decides=True)), False
 
 
-def _loop(
-    walk: Walk,
-    node: Node,
-    scope: Scope,
-    graph: GraphProto,
-    initial: Sequence[Value],
-    same: Collection[int],
-    prepare: Callable[[Value, Mapping[int, Value]], Prepare],
-    trip: Dim | None,
-    condition: Value | None,
-    decides: bool,
-    part: str = "",
-) -> Results:
-    """The layer for a body that is run again and again; ``decides``: its first output says whether to go on. ``same`` are the carried tensors
-    (of ``initial``) that no iteration changes."""
+@dataclass(frozen=True)
+class Iterated:
+    """A body that is run again and again.
+
+    Attributes:
+        graph: the body, and ``prepare`` its inputs for a counter and the carried tensors.
+        initial: the carried tensors' first values; ``same`` are those (numbers) that no iteration changes.
+        trip: how often at most; None: the body decides. ``condition``: whether it runs at all.
+        decides: its first output says whether to go on.
+        part: what names of this loop begin with, where a node is several.
+    """
+
+    graph: GraphProto
+    prepare: Callable[[Value, Mapping[int, Value]], Prepare]
+    initial: Sequence[Value]
+    same: Collection[int]
+    trip: Dim | None
+    condition: Value | None = None
+    decides: bool = False
+    part: str = ""
+
+
+def _loop(walk: Walk, node: Node, scope: Scope, loop: Iterated) -> Results:
+    """The layer for a body that is run again and again."""
+    graph, initial, part = loop.graph, loop.initial, loop.part
     b = walk.builder
     b.origin, b.prefix = scope.origin or node.name, node.name  # nodes that left the body had names of their own
-    first, states = int(decides), len(initial)
+    first, states = int(loop.decides), len(initial)
     # Carried tensors that nobody reads afterwards are still carried; scan outputs that nobody reads are not made.
     scans = [index for index in range(states, len(graph.output) - first) if node.wants(index)]
     wanted = [*range(first + states), *(first + index for index in scans)]
     counter = Value(f"{node.name}/{part}iteration", TensorType(DataType.INT64, ()))
-    types = {index: value.type for index, value in enumerate(initial) if index not in same}
+    types = {index: value.type for index, value in enumerate(initial) if index not in loop.same}
     changing: set[str] = set()
     while True:
         carried = {index: Value(f"{node.name}/{part}carried{index}", kind) for index, kind in types.items()}
-        body = import_body(walk, node, graph, scope, wanted, prepare(counter, carried), part.rstrip("/"))
+        body = import_body(walk, node, graph, scope, wanted, loop.prepare(counter, carried), part.rstrip("/"))
         results = body.outputs[first : first + states]
         # What an iteration hands on as it got it is the same in all of them.
         wider = {
@@ -259,10 +269,10 @@ def _loop(
         if wider == types:
             break
         types = wider
-    goes_on = body.outputs[0] if decides else None
+    goes_on = body.outputs[0] if loop.decides else None
     if goes_on is not None and goes_on.is_constant and goes_on.array.reshape(-1)[0]:
         goes_on = None
-    if trip is None and goes_on is None:
+    if loop.trip is None and goes_on is None:
         raise Unsupported("it would never end: it has neither a trip count nor a condition that its body computes")
     used = [*(value for step in body.builder.steps for value in step.inputs), *(one.tensor for one in body.builder.readings.values())]
     counted = any(value is counter for value in used)
@@ -271,6 +281,7 @@ def _loop(
     network = body.network(f"{node.name}/{part}body", [*([counter] if counted else []), *(carried[index] for index in types)], outputs)
     own = body.builder.own_sizes | changing
     finals = [_final(b, initial[index].type, kind, index) for index, kind in types.items()]
+    trip, condition = loop.trip, loop.condition
     fixed = trip is not None and condition is None and goes_on is None and not b.is_read(trip)
     length: Dim = max(trip, 0) if fixed and isinstance(trip, int) else trip if fixed and trip is not None else b.size(f"{part}count")
     slices = [
@@ -387,7 +398,7 @@ def _scan(walk: Walk, node: Node, scope: Scope, inputs: list[Value | None], row:
     steps = unrolled(walk, node, graph, scope, trip, slices, values[:states], decides=False, part=part)
     results = steps
     if results is None:
-        results = _loop(walk, node, scope, graph, values[:states], same, prepare, trip, None, decides=False, part=part)
+        results = _loop(walk, node, scope, Iterated(graph, prepare, values[:states], same, trip, part=part))
     outputs: list[Value | None] = list(results[:states])
     made = len(results) - states
     places = node.attr("scan_output_axes", (0,) * made)
