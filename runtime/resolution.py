@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fusion.dims import bind
-from fusion.network import ControlFlow, Layer, TensorType, check_holds
+from fusion.network import ControlFlow, Layer, Network, TensorType, check_holds
 from fusion.ops import Slice
 from runtime.engine import IDLE, ON_HOST, Engine, EngineError, LayerPlan, fixed_sizes, sizes_of
 from runtime.memory import Block, MemoryPlan, layer_order, plan_memory
@@ -327,6 +327,19 @@ def _overlap(a: str, b: str, types: Mapping[str, TensorType], starts: Mapping[st
     return first < last and begin < end
 
 
+@dataclass
+class _Lives:
+    """Per root tensor of the arena the steps that read or write it, and those that write it."""
+
+    uses: dict[str, list[int]]
+    writers: dict[str, list[int]]
+
+    def join(self, first: str, second: str) -> None:
+        """``second`` lies where ``first`` does."""
+        self.uses[first] = sorted({*self.uses[first], *self.uses[second]})
+        self.writers[first] = sorted({*self.writers[first], *self.writers[second]})
+
+
 def _blocks(
     engine: Engine,
     fixed: Outline,
@@ -340,46 +353,49 @@ def _blocks(
     An output shares the block of an input of its layer where the plan may work in place and nobody reads the input later. Roots that
     are ``kept``, and those that none of these layers writes, lie elsewhere.
     """
-    network = engine.network
+    lives = _lives(engine.network, fixed, plans, kept)
+    taken: dict[str, str] = {}  # root -> the root whose block it took
+    for step, (number, plan) in enumerate(plans):
+        layer = engine.network.layers[number]
+        target = fixed.places[layer.outputs[0]].root if plan.in_place else ""
+        if target not in lives.uses or lives.uses[target][0] != step or tensor_bytes(types[target]) != tensor_bytes(types[layer.outputs[0]]):
+            continue
+        given = _given_up([fixed.places[name].root for name in layer.inputs], target, step, plan, lives, types, order)
+        if given:
+            taken[target] = taken.get(given, given)
+            lives.join(taken[target], target)
+    names = [name for name in lives.uses if name not in taken]
+    blocks = [Block(tensor_bytes(types[name]), tuple(lives.uses[name]), tuple(lives.writers[name])) for name in names]
+    blocks += [Block(plan.workspace, (step,)) for step, (_, plan) in enumerate(plans)]
+    numbers = {name: number for number, name in enumerate(names)}
+    return blocks, {name: numbers[taken.get(name, name)] for name in lives.uses}
+
+
+def _lives(network: Network, fixed: Outline, plans: list[tuple[int, Plan]], kept: frozenset[str]) -> _Lives:
     made = {fixed.places[name].root for number, _ in plans for name in network.layers[number].outputs}
-    outside = {*network.inputs, *network.outputs, *fixed.constants, *kept}
-    uses: dict[str, list[int]] = {}
-    writers: dict[str, list[int]] = {}
+    inside = made - {*network.inputs, *network.outputs, *fixed.constants, *kept}
+    found = _Lives({}, {})
     for step, (number, _) in enumerate(plans):
         layer = network.layers[number]
         for name in (*layer.outputs, *layer.inputs):
             root = fixed.places[name].root
-            if root in made and root not in outside and (not uses.get(root) or uses[root][-1] != step):
-                uses.setdefault(root, []).append(step)
+            if root in inside and (not found.uses.get(root) or found.uses[root][-1] != step):
+                found.uses.setdefault(root, []).append(step)
         for name in layer.outputs:
-            writers.setdefault(fixed.places[name].root, []).append(step)
-    taken: dict[str, str] = {}  # root -> the root whose block it took
-    for step, (number, plan) in enumerate(plans):
-        if not plan.in_place:
+            found.writers.setdefault(fixed.places[name].root, []).append(step)
+    return found
+
+
+def _given_up(
+    roots: Sequence[str], target: str, step: int, plan: Plan, lives: _Lives, types: Mapping[str, TensorType], order: np.ndarray
+) -> str:
+    """The input (its root, among ``roots``) whose memory the layer's result, of root ``target``, may take; empty when there is none."""
+    size = tensor_bytes(types[target])
+    for root in dict.fromkeys(roots[one] for one in plan.in_place):
+        readers = {one for one, other in enumerate(roots) if other == root}
+        if root == target or root not in lives.uses or not readers <= set(plan.in_place) or tensor_bytes(types[root]) != size:
             continue
-        layer = network.layers[number]
-        size = tensor_bytes(types[layer.outputs[0]])
-        target = fixed.places[layer.outputs[0]].root
-        if target not in uses or uses[target][0] != step or tensor_bytes(types[target]) != size:
-            continue
-        roots = [fixed.places[name].root for name in layer.inputs]
-        for root in dict.fromkeys(roots[one] for one in plan.in_place):
-            readers = {one for one, other in enumerate(roots) if other == root}
-            if (
-                root in uses
-                and root != target
-                and readers <= set(plan.in_place)
-                and tensor_bytes(types[root]) == size
-                and uses[root][-1] == step
-                and order[uses[root][:-1], step].all()
-            ):
-                first = taken.get(root, root)
-                taken[target] = first
-                uses[first] = sorted({*uses[first], *uses[target]})
-                writers[first] = sorted({*writers[first], *writers[target]})
-                break
-    names = [name for name in uses if name not in taken]
-    blocks = [Block(tensor_bytes(types[name]), tuple(uses[name]), tuple(writers[name])) for name in names]
-    blocks += [Block(plan.workspace, (step,)) for step, (_, plan) in enumerate(plans)]
-    numbers = {name: number for number, name in enumerate(names)}
-    return blocks, {name: numbers[taken.get(name, name)] for name in uses}
+        *before, last = lives.uses[root]
+        if last == step and order[before, step].all():
+            return root
+    return ""

@@ -116,35 +116,18 @@ def multi_head_attention(b: Builder, node: Node) -> tuple[Value, ...]:
 @operator("GroupQueryAttention", domain=MICROSOFT)
 def group_query_attention(b: Builder, node: Node) -> tuple[Value, ...]:
     """New keys and values go behind each sequence's own past, whose length is ``seqlens_k + 1`` less the new ones."""
-    query, key, value = node.input(0), node.optional(1), node.optional(2)
-    heads, kv_heads = node.required("num_heads"), node.required("kv_num_heads")
+    kv_heads = node.required("kv_num_heads")
     if node.attr("sliding_window_cache", 0):
         raise Unsupported("sliding_window_cache is set: a cache of the window's size is not supported; give one of the sequence's")
     if node.optional(16) is not None:
         raise Unsupported("input query_seqlens is not supported")
-    if key is None or value is None:
-        width = query.shape[-1]
-        if not isinstance(width, int):
-            raise Unsupported("the width of a packed query must be known")
-        size = width // (heads + 2 * kv_heads)
-        query, key, value = _parts(b, query, (heads * size, kv_heads * size, kv_heads * size), ("q", "k", "v"))
-    q, k, v = (_heads(b, one, count, name) for one, count, name in ((query, heads, "q"), (key, kv_heads, "k"), (value, kv_heads, "v")))
-    if node.optional(14) is not None:
-        usual = node.attr("qk_norm_epsilon", 1e-6)
-        q = layer_norm(b, q, 3, node.attr("q_norm_epsilon", usual), node.input(14), None, center=False)
-        k = layer_norm(b, k, 3, node.attr("k_norm_epsilon", usual), node.input(15), None, center=False)
+    q, k, v = _grouped_heads(b, node, kv_heads)
     batch, steps = q.shape[:2]
     past_k, past_v = node.optional(3), node.optional(4)
     lengths = b.reshape(b.convert(node.input(5), INT64, "lengths"), (batch, 1), "lengths_column")
-    new = b.layer(Range(0, 1, steps, INT64), suffix="new")
-    place: Expression = call("add", X1, X0)
-    # Of a first prompt, which stands at the start of its cache whatever its length, the places are 0, 1, 2 ...
+    # A first prompt stands at the start of its cache, whatever its length.
     first_prompt = past_k is None or past_k.shape[2] == 0
-    places = b.reshape(new, (1, steps), "places")
-    if not first_prompt:
-        first = b.pointwise(call("add", X0, literal(1, INT64)), lengths, suffix="total")
-        count = b.layer(ShapeValue((steps,), (), INT64), suffix="steps")
-        places = b.pointwise(call("sub", place, X2), new, first, count, suffix="places")
+    places = _new_places(b, steps, None if first_prompt else lengths)
     if node.attr("do_rotary", 0):
         given = node.optional(9)
         positions = places if given is None else b.convert(given, INT64, "positions")
@@ -181,12 +164,45 @@ def group_query_attention(b: Builder, node: Node) -> tuple[Value, ...]:
     ] if node.wants(1) or node.wants(2) or shown else []  # fmt: skip
     if not shown:
         return (out, *present)
-    seen = scores[shown - 1]
-    if shown == 1:  # what is masked is shown as 0
-        nothing, masked = literal(0.0, q.dtype), literal(float("-inf"), q.dtype)
-        seen = b.pointwise(call("where", call("equal", X0, masked), nothing, X0), seen, suffix="scores_shown")
     longest = steps if first_prompt else b.dims(node.input(6), "total_sequence_length")[0]
-    return (out, *present, cut(b, seen, (0,) * 4, (*seen.shape[:3], longest), (1,) * 4, "shown_scores"))
+    return (out, *present, _shown_scores(b, scores[shown - 1], shown == 1, longest))
+
+
+def _grouped_heads(b: Builder, node: Node, kv_heads: int) -> tuple[Value, ...]:
+    """Queries, keys and values by heads, normalised where that is asked for; they may come in one packed tensor."""
+    query, key, value = node.input(0), node.optional(1), node.optional(2)
+    heads = node.required("num_heads")
+    if key is None or value is None:
+        width = query.shape[-1]
+        if not isinstance(width, int):
+            raise Unsupported("the width of a packed query must be known")
+        size = width // (heads + 2 * kv_heads)
+        query, key, value = _parts(b, query, (heads * size, kv_heads * size, kv_heads * size), ("q", "k", "v"))
+    q, k, v = (_heads(b, one, count, name) for one, count, name in ((query, heads, "q"), (key, kv_heads, "k"), (value, kv_heads, "v")))
+    if node.optional(14) is not None:
+        usual = node.attr("qk_norm_epsilon", 1e-6)
+        q = layer_norm(b, q, 3, node.attr("q_norm_epsilon", usual), node.input(14), None, center=False)
+        k = layer_norm(b, k, 3, node.attr("k_norm_epsilon", usual), node.input(15), None, center=False)
+    return q, k, v
+
+
+def _new_places(b: Builder, steps: Dim, lengths: Value | None) -> Value:
+    """The positions ``[B, S]`` of new keys in their caches: 0, 1, 2 ... ``[1, S]`` without ``lengths`` (``[B, 1]``), those of the sequences less one."""
+    new = b.layer(Range(0, 1, steps, INT64), suffix="new")
+    places = b.reshape(new, (1, steps), "places")
+    if lengths is None:
+        return places
+    first = b.pointwise(call("add", X0, literal(1, INT64)), lengths, suffix="total")
+    count = b.layer(ShapeValue((steps,), (), INT64), suffix="steps")
+    return b.pointwise(call("sub", call("add", X1, X0), X2), new, first, count, suffix="places")
+
+
+def _shown_scores(b: Builder, scores: Value, masked: bool, longest: Dim) -> Value:
+    """The scores that the node gives as an output: of as many keys as there are; what is ``masked`` is shown as 0."""
+    if masked:
+        nothing, hidden = literal(0.0, scores.dtype), literal(float("-inf"), scores.dtype)
+        scores = b.pointwise(call("where", call("equal", X0, hidden), nothing, X0), scores, suffix="scores_shown")
+    return cut(b, scores, (0,) * 4, (*scores.shape[:3], longest), (1,) * 4, "shown_scores")
 
 
 @dataclass(frozen=True)
