@@ -248,7 +248,7 @@ def broadcast(shapes: Sequence[Shape]) -> Shape:
         if len(numbers) > 1:
             raise ShapeError(f"shapes {', '.join(map(_show, shapes))} do not broadcast: {sorted(numbers)} differ")
         # Symbolic dimensions that are not equal as expressions are taken to be equal at run time.
-        result.append(numbers.pop() if numbers else min(dims, key=lambda dim: len(str(dim)), default=1))
+        result.append(numbers.pop() if numbers else min(dims, key=lambda dim: (len(str(dim)), str(dim)), default=1))  # the same in every process
     return tuple(result)
 
 

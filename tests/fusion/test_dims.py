@@ -18,6 +18,7 @@ from fusion.dims import (
     symbol,
     symbols,
 )  # fmt: skip
+from fusion.network import broadcast
 
 SIZES = {"batch": 7, "h": 12}
 NAMED = st.sampled_from([symbol("batch"), symbol("h")])
@@ -82,3 +83,11 @@ def test_an_unknown_name_is_named() -> None:
 def test_bad_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a dimension"):
         parse(text)
+
+
+def test_broadcasting_chooses_the_same_symbol_in_every_process() -> None:
+    """Of names of one length, too: a set's order depends on the process, and equal engines give equal files."""
+    names = [symbol(f"{one}{other}") for one in "abcd" for other in "wxyz"]
+    for first in names:
+        for second in names:
+            assert str(broadcast([(first,), (second,)])[0]) == min(str(first), str(second))
