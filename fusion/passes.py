@@ -27,6 +27,7 @@ from fusion.rules import (
     cast_chain,
     channel_padding,
     common_subexpression,
+    concatenation_constants,
     concatenation_part,
     concatenation_shuffle,
     concatenation_slices,
@@ -103,6 +104,7 @@ from fusion.rules import (
     rotary_table,
     score_operands,
     separable_convolution,
+    shuffle_constants,
     shuffle_matmul,
     shuffle_operands,
     shuffle_reduce,
@@ -140,6 +142,7 @@ PRODUCTS = (
     outer_product.RULE,    convolution_scale.RULE, convolution_activation.RULE, convolution_sum.RULE, convolution_pointwise.RULE,
     matmul_scale.RULE, matmul_pointwise.RULE, matmul_split.RULE, convolution_split.RULE, slice_shuffle.RULE, shuffle_matmul.RULE, shuffle_rows.RULE,
     reshape_rows.RULE, reshape_batch.RULE, reshape_operands.RULE, batch_operands.RULE, score_operands.RULE, shuffle_weights.RULE, shuffle_reduce.RULE, pointwise_shuffle.RULE, shuffle_operands.RULE,
+    shuffle_constants.RULE, concatenation_constants.RULE,
 )  # fmt: skip
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, l2_normalization.RULE, group_normalization.RULE, softmax.RULE, log_sum_exp.RULE)

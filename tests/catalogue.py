@@ -157,6 +157,10 @@ CATALOGUE: Sequence[Row] = (
         near_output="t"),
     Row("convolution + pixel shuffle + activation", "a = Conv<pads=[1,1,1,1]>(x, w)\nt = DepthToSpace<blocksize=2,mode=\"CRD\">(a)\ny = Sin(t)", "pointwise-shuffle",
         layers=2, values={"w": (8, 8, 3, 3)}, near_output="t"),
+    Row("patches + positions", "a = Conv(x, w)\nr = Reshape(a, flat)\nt = Transpose<perm=[0,2,1]>(r)\ny = Add(t, c)", "shuffle-constants", layers=2, on_gpu=1,
+        values={"w": (8, 8, 2, 2), "flat": np.array([2, 8, 25]), "c": (25, 8)}, near_output="a"),
+    Row("class token and patches + positions", "a = Conv(x, w)\nr = Reshape(a, flat)\nt = Transpose<perm=[0,2,1]>(r)\nj = Concat<axis=1>(k, t)\ny = Add(j, c)",
+        "concatenation-constants", layers=3, on_gpu=2, values={"w": (8, 8, 2, 2), "flat": np.array([2, 8, 25]), "k": (2, 1, 8), "c": (26, 8)}, near_values={"c": (1, 8)}),
     Row("merged patches", "h0 = Slice(x, zero, most, one, two)\nh1 = Slice(x, one, most, one, two)\na = Slice(h0, zero, most, two, two)\nb = Slice(h1, zero, most, two, two)\n"
         "c = Slice(h0, one, most, two, two)\nd = Slice(h1, one, most, two, two)\ny = Concat<axis=-1>(a, b, c, d)", "space-to-depth", inputs={"x": (2, 4, 6, 5)},
         values={"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "most": np.array([2**40])}, near=(("Concat<axis=-1>(a, b, c, d)", "Concat<axis=-1>(b, a, c, d)"),)),
