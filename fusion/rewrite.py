@@ -261,9 +261,12 @@ def _judge(graph: Graph, rule: Rule, match: Match, disabled: frozenset[str], rec
         refusal, nearness = Refusal("disabled", f"switched off by --disableFusion={switch}"), _SWITCH
     if refusal is None:
         made = rule.rewrite(graph, match)
-        if isinstance(made, Replacement):
-            return made
-        refusal, nearness = made, _CONDITION
+        if isinstance(made, Refusal):
+            refusal, nearness = made, _CONDITION
+        else:
+            refusal, nearness = _read_twice(match, made), _READERS
+            if refusal is None:
+                return made
     _note(record, rule, match, refusal, nearness)
     return None
 
@@ -323,6 +326,16 @@ def _shared(graph: Graph, match: Match) -> Refusal | None:
         for reader in graph.readers(tensor):
             if reader.name not in inside:
                 return Refusal("shared", f"{tensor} is also read by {reader.name}")
+    return None
+
+
+def _read_twice(match: Match, made: Replacement) -> Refusal | None:
+    """A refusal where what shall vanish is still read by the layers that are left: an epilogue adds the tensor that its product reads, too."""
+    removed = {tensor for layer in match.layers for tensor in layer.outputs} - {tensor for layer in made.layers for tensor in layer.outputs}
+    for layer in made.layers:
+        tensor = next((name for name in layer.inputs if name in removed), None)
+        if tensor is not None:
+            return Refusal("shared", f"{tensor} is read twice by {match.layers[-1].name}")
     return None
 
 

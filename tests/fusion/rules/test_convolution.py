@@ -287,6 +287,14 @@ def padded(op, mode: str = "constant", value: float = 0.0, pre=(0, 0, 1, 2), pos
 CONV = Convolution((2, 1), (1, 0), (0, 1), (1, 1))
 
 
+def test_padding_that_the_epilogue_adds_stays() -> None:
+    """The residual sum of a padded tensor and its convolution."""
+    build = Build()
+    x = build.layer("pad", Padding((0, 0, 1, 1), (0, 0, 1, 1)), build.input("x", 2, 3, 5, 6))
+    y = build.layer("conv", Convolution((1, 1), (0, 0), (0, 0), (1, 1), epilogue=apply("add", X0, X1)), x, build.constant("w", (3, 3, 1, 1)), x)
+    assert refused(build.network(y), padding_convolution.RULE).condition == "shared"
+
+
 def test_zero_padding_joins_the_convolution() -> None:
     network = fuse(padded(CONV), padding_convolution.RULE)
     (layer,) = network.layers
