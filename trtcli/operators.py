@@ -167,6 +167,7 @@ def page() -> str:
         "|---|---|",
         *(f"| {name} | {why} |" for name, why in refused),
         *(f"| {domain}.* | belongs to {what} |" for domain, what in functions.REFUSED_DOMAINS.items()),
+        f"| {functions.BLOCKED}.* | {functions.BLOCKED_REASON} |",
     ]
     return "\n".join(parts) + "\n"
 

@@ -32,6 +32,8 @@ REFUSED = {
     "ImageDecoder": "compressed images",
 }
 REFUSED_DOMAINS = {"ai.onnx.ml": "classical machine learning", "ai.onnx.preview.training": "training", "ai.onnx.training": "training"}
+BLOCKED = "com.microsoft.nchwc"  # ONNX Runtime's own layout of channels in blocks
+BLOCKED_REASON = "it is laid out for the CPU on which ONNX Runtime optimised the model with ORT_ENABLE_ALL; save it with ORT_ENABLE_EXTENDED, or use the model from before"
 
 
 def absence(domain: str, name: str, opset: int) -> str:
@@ -40,6 +42,8 @@ def absence(domain: str, name: str, opset: int) -> str:
         return f"it works on {REFUSED[name]}, which trtcli does not run; do that part outside of the model"
     if domain in REFUSED_DOMAINS:
         return f"it belongs to {REFUSED_DOMAINS[domain]}, which trtcli does not run; cut it off the model"
+    if domain == BLOCKED:
+        return BLOCKED_REASON
     unknown = not domain and opset and schema(domain, name, opset) is None
     reason = "no such operator in this opset" if unknown else "trtcli does not support this operator"
     near = _near(domain, name)

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from fusion.importer import UnsupportedModel, import_onnx
+from fusion.importer.functions import absence
 from trtcli.operators import page, rows
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -83,3 +84,7 @@ def test_an_unknown_operator_names_those_near_it(domain: str, name: str, advice:
     with pytest.raises(UnsupportedModel) as found:
         import_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid(one, 1 if one else 20) for one in {"", domain}]))
     assert advice in str(found.value)
+
+
+def test_the_layouts_of_onnx_runtimes_cpu_kernels_are_refused_with_a_way_out() -> None:
+    assert "ORT_ENABLE_EXTENDED" in absence("com.microsoft.nchwc", "Conv", 1)
