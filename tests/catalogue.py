@@ -290,6 +290,9 @@ CATALOGUE: Sequence[Row] = (
         inputs={"x": (1, 1, 4, 8), "z": (1, 1, 3, 8), "k": (1, 1, 7, 8), "v": (1, 1, 7, 8)},
         values={"g": (8,), "cos": (7, 8), "sin": (7, 8), "zero": np.array([0]), "four": np.array([4]), "eight": np.array([8]), "last": np.array([3])},
         near_values={"cos": (1, 8), "sin": (1, 8)}),
+    Row("attention whose groups of heads are rows", "r = Reshape(q, rows)\nkt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(r, kt)\np = Softmax<axis=-1>(s)\no = MatMul(p, v)\ny = Reshape(o, heads)",
+        "attention-rows", inputs={"q": (2, 4, 1, 8), "k": (2, 2, 5, 8), "v": (2, 2, 5, 8)}, values={"rows": np.array([2, 2, 2, 8]), "heads": np.array([2, 4, 1, 8])},
+        near=(("p = Softmax<axis=-1>(s)", "u = Add(s, m)\np = Softmax<axis=-1>(u)"),), near_values={"m": (2, 5)}),
     Row("attention of scaled queries and keys", "a = Sin(q)\nqs = Mul(a, c)\nkt = Transpose<perm=[0,1,3,2]>(k)\nks = Mul(kt, c)\ns = MatMul(qs, ks)\n"
         "p = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "attention-scale", layers=2, inputs=HEADS, values={"c": 0.6}, near=(("ks = Mul(kt, c)", "ks = Mul(kt, g)"),), near_values={"g": (8, 1)}),
     Row("attention with heads in the batch", "".join(f"{n}1 = Reshape({n}, heads)\n{n}2 = Transpose<perm=[0,2,1,3]>({n}1)\n{n}3 = Reshape({n}2, fold)\n" for n in "qkv") +

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fusion.dims import symbol
+from fusion.dims import Dim, symbol
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Expression, Literal, apply
 from fusion.network import Network
@@ -19,6 +19,7 @@ from fusion.rules import (
     attention_heads,
     attention_layout,
     attention_pointwise,
+    attention_rows,
     attention_scale,
     reshape_batch,
 )
@@ -571,3 +572,31 @@ def test_products_whose_batch_does_not_split_stay() -> None:
     y = build.layer("scores", MatrixMultiply(), q, k)
     y = build.layer("split", Shuffle(reshape=(B, 1, H * S, S)), y)  # rows are folded as well
     assert len(fuse(build.network(build.layer("softmax", Softmax(3), y)), reshape_batch.RULE).layers) == 3
+
+
+def grouped_rows(mask: tuple[int, ...] | None = None, heads: int = 6, keys: int = 2, positions: int = 1, batch: Dim = 2, **options: object) -> Network:
+    """Queries of one position, those of a group as rows of the key head that they share."""
+    build = Build()
+    q = build.layer("rows", Shuffle(reshape=(batch, 2, heads * positions // 2, 8)), build.input("q", batch, heads, positions, 8))
+    k, v = build.input("k", batch, keys, 5, 8), build.input("v", batch, keys, 5, 4)
+    masks = [build.input("mask", *mask)] if mask is not None else []
+    return build.network(build.layer("attention", Attention(0.5, masked=mask is not None, **options), q, k, v, *masks))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mask", [None, (5,), (2, 1, 1, 5)])
+def test_groups_that_were_rows_are_heads(mask: tuple[int, ...] | None) -> None:
+    network = fuse(grouped_rows(mask), attention_rows.RULE)
+    assert only(network, Attention).inputs[0] == "q" and kinds(network) == ["Attention", "Shuffle"]
+    assert kinds(fuse(grouped_rows(batch=symbol("batch")), attention_rows.RULE, sizes={"batch": 2})) == ["Attention", "Shuffle"]
+
+
+@pytest.mark.parametrize(
+    ("network", "condition"),
+    [(grouped_rows((3, 5)), "mask"), (grouped_rows((2, 1, 5)), "mask"), (grouped_rows(keys=1), "heads"), (grouped_rows(causal=True), "causal"), (grouped_rows(window=2), "causal")],
+)
+def test_rows_that_stay(network: Network, condition: str) -> None:
+    assert refused(network, attention_rows.RULE).condition == condition
+
+
+def test_rows_of_several_positions_are_no_groups() -> None:
+    assert kinds(fuse(grouped_rows(positions=2), attention_rows.RULE)) == ["Shuffle", "Attention"]
