@@ -54,7 +54,7 @@ class BuildConfig:
         workspace: most bytes of scratch memory per layer; None: the device's memory.
         tactic_shared_memory: most bytes of shared memory per block; None: the device's limit.
         tf32: whether float32 products may round their operands to TF32.
-        fp16, bf16: whether the builder may use that precision where the model says FP32.
+        fp16, bf16: whether layers compute in that type where the model says FP32; of both FP16 is taken.
         layer_precisions: ``(layer or node, fp32 | fp16 | bf16)`` pairs; ``precision_constraints`` is ``none`` (they have no effect),
             ``prefer`` or ``obey``; ``layer_output_types``: such pairs for the type that a layer's results are rounded to.
         profiling_verbosity: ``none``, ``layer_names_only`` or ``detailed``: what the engine keeps for reports.

@@ -69,10 +69,6 @@ def _tempfiles(value: str | None) -> Today:
     return []
 
 
-def _best(value: str | None) -> Today:
-    return [("fp16", None), ("bf16", None)]
-
-
 _CALIBRATION = "quantisation comes from the QuantizeLinear/DequantizeLinear nodes of the model"
 
 DEPRECATED: dict[str, Deprecated] = {
@@ -93,7 +89,7 @@ DEPRECATED: dict[str, Deprecated] = {
     "saveProfile": Deprecated("use --exportProfile", _same("exportProfile"), "yes"),
     "sparsity": Deprecated("there are no sparse tactics, and --sparsity=enable only permits them: weights are taken as dense", _sparsity, "yes"),
     "heuristic": Deprecated("use --builderOptimizationLevel=2", lambda _: [("builderOptimizationLevel", "2")]),
-    "best": Deprecated("only FP16 and BF16 are tried: use --fp16 --bf16; " + _CALIBRATION, _best),
+    "best": Deprecated("use --fp16, or --bf16: one narrow type in an engine; " + _CALIBRATION, lambda _: [("fp16", None)]),
     "int8": Deprecated("layers run in INT8 where the model has QuantizeLinear/DequantizeLinear nodes, with or without it"),
     "fp8": Deprecated("layers run in FP8 where the model has QuantizeLinear/DequantizeLinear nodes, with or without it"),
     "int4": Deprecated("weights are INT4 where the model has DequantizeLinear or MatMulNBits nodes of that type, with or without it"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from trtcli.config import Config, ProfileShapes, ReferencePair
 from trtcli.legacy import DEPRECATED, REFUSED
-from trtcli.options import COMMANDS, MODEL, NEEDS_RUN, NO_RUN, Option
+from trtcli.options import BUILD, BY_NAME, CACHE, COMMANDS, MODEL, NEEDS_RUN, NO_RUN, SHAPES, Option
 
 
 class UsageError(ValueError):
@@ -35,6 +35,7 @@ class Parsed:
         extra: values of options that are not part of the configuration.
         warnings: about old flags, and flags without effect.
         command_line: all of it, for banners and records.
+        given: the flags, by their names of today.
     """
 
     config: Config
@@ -42,6 +43,12 @@ class Parsed:
     extra: tuple[tuple[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
     command_line: str = ""
+    given: tuple[str, ...] = ()
+
+    def builds_in_vain(self, *obeyed: str) -> str:
+        """The flags about a build, but those that are ``obeyed``, for a warning where nothing is built; empty when there are none."""
+        idle = [name for name in self.given if name not in obeyed and name in BY_NAME and BY_NAME[name].group in (SHAPES, BUILD, CACHE)]
+        return _flags(idle)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of an option that is not part of the configuration (``json``)."""
@@ -86,7 +93,7 @@ def parse(command: str, argv: Sequence[str]) -> Parsed:
         raise UsageError(complaints, "" if command == "trtexec" else command)
     warnings += _pointless(command, config, given, options)
     line = " ".join(["trtcli", *([] if command == "trtexec" else [command]), *argv])
-    return Parsed(config, tuple(words), tuple(extra.items()), tuple(warnings), line)
+    return Parsed(config, tuple(words), tuple(extra.items()), tuple(warnings), line, tuple(dict.fromkeys(given)))
 
 
 # --- words to flags --------------------------------------------------------------------------------------------------
@@ -136,8 +143,6 @@ def _looks_like_flag(token: str) -> bool:
 
 
 def _unknown(token: str, name: str, options: dict[str, Option]) -> str:
-    from trtcli.options import BY_NAME
-
     if token.startswith("--") and name in BY_NAME:
         return f"Unknown option: {token} (it exists, but not for this command)"
     from difflib import get_close_matches
@@ -414,6 +419,8 @@ def _pointless(command: str, config: Config, given: list[str], options: dict[str
     if config.build.precision_constraints == "none":
         named = [name for name in ("layerPrecisions", "layerOutputTypes") if name in given]
         found += [f"--{name} has no effect without --precisionConstraints=prefer or obey" for name in named]
+    if config.build.fp16 and config.build.bf16:
+        found.append("--bf16 has no effect beside --fp16: an engine has one narrow type")
     if config.build.timing_cache_file and not config.build.builder_cache:
         found.append("--noBuilderCache is given: --timingCacheFile is neither read nor written")
     if config.inference.skip_inference or command in NO_RUN:

@@ -120,6 +120,24 @@ def test_inspect_a_model(plain: Path, capsys: Captured) -> None:
     assert found["Layers"][0]["Origins"] == ["r", "e"]
 
 
+def test_flags_about_a_build_are_told_where_nothing_is_built(plain: Path, tmp_path: Path, capsys: Captured) -> None:
+    engine = tmp_path / "never.engine"
+    assert main(["inspect", str(plain), "--device=cpu", f"--saveEngine={engine}", "--avgTiming=2", "--fp16"]) == 0
+    found = capsys.readouterr()
+    assert "A model is inspected, not built: no effect of --saveEngine, --avgTiming" in found.err
+    assert main(["check", str(plain), "--device=cpu", f"--saveEngine={engine}", "--monitorMemory"]) == 0
+    assert "The answer is static, nothing was built: no effect of --saveEngine, --monitorMemory" in capsys.readouterr().err
+    assert not engine.exists()
+
+
+def test_inspect_obeys_what_decides_on_types(plain: Path, capsys: Captured) -> None:
+    """Of two layers in FP16 and their casts one is left, as in a build."""
+    assert main(["inspect", str(plain), "--device=cpu", "--fp16", "--json"]) == 0
+    narrow = json.loads(capsys.readouterr().out)["Layers"]
+    assert main(["inspect", str(plain), "--device=cpu", "--json"]) == 0
+    assert narrow != json.loads(capsys.readouterr().out)["Layers"]
+
+
 def test_inspect_why_not(plain: Path, capsys: Captured) -> None:
     assert main(["inspect", str(plain), "--device=cpu", "--disableFusion=all", "--whyNot=e"]) == 0
     out = capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_a_build_and_a_run_report_every_stage(tmp_path, capsys):
     assert re.findall(r"\[MemUsageChange\] ([^:]+):", out) == ["Load engine", "Init device", "Create execution contexts", "Run inference", "Profile layers"]
     assert len(re.findall(r"\[MemUsageStats\] Peak memory usage of the run: CPU [\d.]+ MiB$", out, re.MULTILINE)) == 1
     assert main(["check", str(path), "--device=cpu", "--monitorMemory"]) == 0
-    assert "--monitorMemory: the answer is static, nothing was built" in capsys.readouterr().err
+    assert "The answer is static, nothing was built: no effect of --monitorMemory" in capsys.readouterr().err
     assert main(["inspect", str(path), "--monitorMemory"]) == 1
     assert "--monitorMemory: goes with trtcli build, profile, or no command" in capsys.readouterr().err
 

@@ -162,7 +162,8 @@ def test_old_and_new_name_of_the_same_flag() -> None:
     assert same.config.build.timing_cache_file == "c"
     assert len(same.warnings) == 2
     assert complaints("--onnx=m", "--streams=2", "--infStreams=3")
-    assert trtexec("--best", "--fp16").config.build.bf16
+    assert trtexec("--best", "--fp16").config.build.fp16 and not trtexec("--best").config.build.bf16
+    assert "--bf16 has no effect beside --fp16: an engine has one narrow type" in trtexec("--fp16", "--bf16").warnings
 
 
 def test_refused_flags_say_why_unless_they_ask_for_nothing() -> None:

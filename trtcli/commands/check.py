@@ -29,8 +29,10 @@ def run(parsed: Parsed, log: Log) -> int:
     verdict = static_verdict(config)
     if verdict.buildable and config.system.device != "cpu" and host.cuda_version():
         verdict = measured_verdict(config, log) or verdict
-    if config.system.monitor_memory and verdict.how == "static":
-        log.warning("--monitorMemory: the answer is static, nothing was built")
+    if verdict.how == "static":
+        idle = [parsed.builds_in_vain() if config.model.onnx else "", "--monitorMemory" if config.system.monitor_memory else ""]
+        if any(idle):
+            log.warning(f"The answer is static, nothing was built: no effect of {', '.join(filter(None, idle))}")
     answer(parsed, lambda: verdict_json(verdict), lambda: verdict_lines(verdict))
     return PASSED if verdict.capturable else NOT_CAPTURABLE
 

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from runtime.engine import Engine
 
 
+# What a model's fusion depends on, of the flags about a build.
+_OBEYED = ("disableFusion", "inputIOFormats", "outputIOFormats", "fp16", "bf16", "layerPrecisions", "layerOutputTypes", "precisionConstraints")
+
+
 def run(parsed: Parsed, log: Log) -> int:
     """Print it as text or JSON."""
     check_files(parsed.config)
-    return _engine(parsed, log) if parsed.config.model.load_engine else _model(parsed)
+    return _engine(parsed, log) if parsed.config.model.load_engine else _model(parsed, log)
 
 
 def _engine(parsed: Parsed, log: Log) -> int:
@@ -39,29 +43,31 @@ def _engine(parsed: Parsed, log: Log) -> int:
     return PASSED
 
 
-def _model(parsed: Parsed) -> int:
+def _model(parsed: Parsed, log: Log) -> int:
     """A model is imported and fused, not built: quick, and no tactic is known."""
     from fusion.importer import import_with_report
     from fusion.io_formats import with_io_types
-    from fusion.passes import FusionOptions, optimize
     from runtime.columns import TYPICAL, ask_kind
     from runtime.views import share_memory, with_missed_views
     from trtcli import host
+    from trtcli.builder.fuse import fuse
     from trtcli.builder.io_formats import chosen_types
     from trtcli.builder.names import by_nodes
     from trtcli.report.inspection import model_json, model_lines
     from trtcli.report.whynot import why_not_in_network
 
     config = parsed.config
+    if idle := parsed.builds_in_vain(*_OBEYED):
+        log.warning(f"A model is inspected, not built: no effect of {idle}")
     gpu = config.system.device != "cpu" and bool(host.cuda_version())
     network, facts = import_with_report(Path(config.model.onnx))
     network = with_io_types(network, chosen_types(network, config.build))
-    device, disabled = "cuda" if gpu else "cpu", config.build.disabled_fusions
-    fused = optimize(network, FusionOptions(disabled=disabled, device=device))
-    named, disabled = disabled, by_nodes(network, fused, config.build).disabled_fusions
-    if disabled != named:
-        fused = optimize(network, FusionOptions(disabled=disabled, device=device))
-    sharing = share_memory(fused.network, ask=ask_kind(fused.network, TYPICAL[device]), disabled=disabled)
+    device = "cuda" if gpu else "cpu"
+    fused = fuse(network, config.build, device, log)
+    build = by_nodes(network, fused, config.build)
+    if build != config.build:
+        fused = fuse(network, build, device, log)
+    sharing = share_memory(fused.network, ask=ask_kind(fused.network, TYPICAL[device]), disabled=build.disabled_fusions)
     fused = replace(fused, misses=with_missed_views(fused.misses, fused.network, sharing))
     if config.report.why_not:
         _answers(parsed, {node: why_not_in_network(fused.network, fused.misses, node) for node in config.report.why_not})
