@@ -116,6 +116,7 @@ from fusion.rules import (
     sibling_convolutions,
     sibling_products,
     sigmoid,
+    slice_concatenation,
     slice_shuffle,
     softmax,
     softmax_log,
@@ -134,7 +135,7 @@ from fusion.rules import (
 CLEAN = (
     no_op.RULE, constant_fold.RULE, constant_operand.RULE, neutral_element.RULE, power.RULE, cast_chain.RULE,
     relu_relu.RULE, common_subexpression.RULE, shuffle_reshape.RULE, shuffle_shuffle.RULE, pointwise_expand.RULE, expand_operand.RULE,
-    concatenation_part.RULE, space_to_depth.RULE, concatenation_slices.RULE,
+    concatenation_part.RULE, space_to_depth.RULE, concatenation_slices.RULE, slice_concatenation.RULE,
 )  # fmt: skip
 IDIOMS = (sigmoid.RULE, softplus.RULE, gelu.RULE, swish.RULE, hard_swish.RULE, mish.RULE)
 PADDING = (padding_convolution.RULE, padding_pooling.RULE)

@@ -161,6 +161,9 @@ CATALOGUE: Sequence[Row] = (
         values={"w": (8, 8, 2, 2), "flat": np.array([2, 8, 25]), "c": (25, 8)}, near_output="a"),
     Row("class token and patches + positions", "a = Conv(x, w)\nr = Reshape(a, flat)\nt = Transpose<perm=[0,2,1]>(r)\nj = Concat<axis=1>(k, t)\ny = Add(j, c)",
         "concatenation-constants", layers=3, on_gpu=2, values={"w": (8, 8, 2, 2), "flat": np.array([2, 8, 25]), "k": (2, 1, 8), "c": (26, 8)}, near_values={"c": (1, 8)}),
+    Row("cosines before sines", "s = Sin(x)\nc = Cos(x)\nj = Concat<axis=-1>(s, c)\na = Slice(j, mid, end, last)\nb = Slice(j, zero, mid, last)\nd = Concat<axis=-1>(a, b)\ny = MatMul(d, w)",
+        "slice-concatenation", layers=4, inputs={"x": (5, 8)}, values={"w": (16, 16), "zero": np.array([0]), "mid": np.array([8]), "end": np.array([16]), "last": np.array([1])},
+        near=(("Slice(j, mid, end, last)", "Slice(j, low, high, last)"), ("Slice(j, zero, mid, last)", "Slice(j, low, high, last)")), near_values={"low": np.array([4]), "high": np.array([12])}),
     Row("merged patches", "h0 = Slice(x, zero, most, one, two)\nh1 = Slice(x, one, most, one, two)\na = Slice(h0, zero, most, two, two)\nb = Slice(h1, zero, most, two, two)\n"
         "c = Slice(h0, one, most, two, two)\nd = Slice(h1, one, most, two, two)\ny = Concat<axis=-1>(a, b, c, d)", "space-to-depth", inputs={"x": (2, 4, 6, 5)},
         values={"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "most": np.array([2**40])}, near=(("Concat<axis=-1>(a, b, c, d)", "Concat<axis=-1>(b, a, c, d)"),)),
