@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trtcli.files import json_text
+from trtcli.log import printable
 from trtcli.parse import Parsed
 
 
@@ -19,4 +20,4 @@ def answer(parsed: Parsed, value: Callable[[], Any], lines: Callable[[], Sequenc
     if parsed.get("json"):
         print(json_text(value(), ascii_only=codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"))
     else:
-        print("\n".join(lines()))
+        print(printable("\n".join(lines())))

@@ -14,6 +14,15 @@ from trtcli.version import __version__
 _COLOURS = {"W": "\x1b[33m", "E": "\x1b[31m", "V": "\x1b[2m"}
 
 
+# Control characters but tab, newline and the separator of "Metadata": names of models may hold any, and a terminal would obey them.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127) if code not in (9, 10, 30)}
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters as ``\\x1b``."""
+    return text.translate(_CONTROLS)
+
+
 class Silent:
     """Takes the lines of a build and shows none: they have been said before, or nobody reads them."""
 
@@ -85,7 +94,7 @@ class Log:
     def _write(self, level: str, text: str, bare: bool = False) -> None:
         error = level in "WE" or self._to_stderr
         stamp = time.strftime("%m/%d/%Y-%H:%M:%S", time.localtime(self._now()))
-        for line in text.split("\n"):
+        for line in printable(text).split("\n"):
             if not self.terminal:
                 self._print(f"[{stamp}] [{level}] {line}", error)
             elif bare:
