@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, save
 
 from runtime.engine import Engine
 from trtcli.cli import main
@@ -129,3 +131,20 @@ def test_a_network_in_which_the_host_steps_in(tmp_path: Path, capsys: Captured) 
     found = json.loads(capsys.readouterr().out)
     assert found["outputs"][0]["ok"] and found["outputs"][0]["shape"][0] > 0
     assert {"a", "g"} <= {one["tensor"] for one in found["layers"]} and all(one["ok"] for one in found["layers"])
+
+
+def test_what_to_do_about_layers_that_overflow(tmp_path: Path, capsys: Captured) -> None:
+    """The advice, taken as it is printed until there is none, mends it."""
+    nodes = [helper.make_node("Mul", ["x", "k"], ["a"], "scale"), helper.make_node("Mul", ["a", "a"], ["b"], "square"),
+             helper.make_node("Sqrt", ["b"], ["c"], "root, of it"), helper.make_node("Neg", ["c"], ["y"], "last")]  # fmt: skip
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 8]) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(np.float32([300]), "k")])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    argv = ["verify", str(tmp_path / "m.onnx"), "--device=cpu", "--against=reference", "--fp16", "--builderOptimizationLevel=0", "--disableFusion=all"]
+    kept: list[str] = []
+    while main([*argv, *([f"--layerPrecisions={','.join(kept)}", "--precisionConstraints=obey"] if kept else [])]) == 1:
+        (advice,) = re.findall(r"to keep it in FP32, build with (.*)", capsys.readouterr().out)
+        layers, constraints = shlex.split(advice)
+        assert constraints == "--precisionConstraints=obey" and len(kept) < 3
+        kept.append(layers.removeprefix("--layerPrecisions="))
+    assert kept == ["square:fp32", "'root, of it':fp32"] and "to keep it" not in capsys.readouterr().out

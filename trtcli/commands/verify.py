@@ -88,9 +88,19 @@ def lines(
     first = next((one for one in layers if not one.ok), None)
     wrong = sum(not one.ok for one in outputs) + len(missing)
     if first is not None:
-        text += ["", f"first layer outside of the tolerance: {first.layer} (tensor {first.tensor})"]
+        text += ["", f"first layer outside of the tolerance: {first.layer} (tensor {first.tensor})", *_advice(engine, first.layer)]
     text += ["", f"{len(outputs) + len(missing) - wrong} of {len(outputs) + len(missing)} outputs agree"]
     return text
+
+
+def _advice(engine: Engine, layer: str) -> list[str]:
+    """How to keep a layer of an engine with narrow types in FP32."""
+    options = engine.record.get("options")
+    nodes = next((one.origins for one in engine.network.layers if one.name == layer), ())
+    if not nodes or not isinstance(options, dict) or not (options.get("fp16") or options.get("bf16")):
+        return []
+    named = ",".join(f"'{node}':fp32" if "," in node or ":" in node else f"{node}:fp32" for node in nodes)
+    return [f'to keep it in FP32, build with --layerPrecisions="{named}" --precisionConstraints=obey']
 
 
 _HEAD = ("type", "max error", "mean error", "relative", "NaN", "Inf", "wrong")
