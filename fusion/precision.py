@@ -3,7 +3,7 @@
 Tensors and weights become narrow; inputs and outputs of the network keep their types. What narrow numbers would spoil
 stays in float32: index arithmetic (conversions between integers and real numbers), ranges, running sums, and statistics
 (sums and means, which are small, and what is computed of them alone): a variance that is written as a difference of
-means would otherwise cancel to nothing. Inside their layers sums and softmax are float32 anyway (:mod:`fusion.expression`).
+means would otherwise cancel to nothing. So do the coordinates at which tensors are sampled; what is read there is narrow. Inside their layers sums and softmax are float32 anyway (:mod:`fusion.expression`).
 """
 
 from __future__ import annotations
@@ -134,6 +134,8 @@ class _Narrowing:
                 if self.types.of(layer) not in (None, _WIDE):
                     stubborn.append(layer.name)
                 self._keep(layer, self._narrow_operands(layer))
+            elif isinstance(layer.op, GridSample | RoiAlign | RoiPool):
+                self._narrow(layer, wide=range(1, len(layer.inputs)))  # coordinates; what is read at them may be narrow
             elif self._is_statistic(layer) and self.types.of_outputs(layer) is not self.dtype:
                 self._copy(layer)
                 self.statistics.update(layer.outputs)
@@ -203,7 +205,8 @@ class _Narrowing:
         reals = [n for n in layer.inputs if self.network.tensors[n].dtype is _WIDE and n not in constants]
         return bool(reals) and all(name in self.statistics for name in reals)
 
-    def _narrow(self, layer: Layer) -> None:
+    def _narrow(self, layer: Layer, wide: Collection[int] = ()) -> None:
+        """The layer in the narrow type, but for its inputs ``wide``."""
         narrower = {self.network.tensors[name].dtype for name in layer.inputs[:1]} - {self.dtype, _WIDE}
         if isinstance(layer.op, Attention) and narrower and self.network.tensors[layer.outputs[0]].dtype is _WIDE:
             self._keep(layer)
@@ -218,7 +221,7 @@ class _Narrowing:
             else 99
         )
         inputs = tuple(
-            name if index >= free and name in self.statistics else self._half(name)
+            self._wide(name) if index in wide else name if index >= free and name in self.statistics else self._half(name)
             for index, name in enumerate(layer.inputs)
         )
         new = [self.tensors[name].dtype for name in inputs]
@@ -361,7 +364,7 @@ def _is_delicate(network: Network, layer: Layer) -> bool:
     op = layer.op
     if isinstance(op, Convolution | Deconvolution | MatrixMultiply):
         return network.tensors[layer.inputs[0]].dtype.itemsize == 1
-    if isinstance(op, Range | Cumulative | Custom | Determinant | GridSample | Inverse | Random | Reinterpret | RoiAlign | RoiPool):
+    if isinstance(op, Range | Cumulative | Custom | Determinant | Inverse | Random | Reinterpret):
         return True
     if isinstance(op, ControlFlow | NonZero | NonMaxSuppression | Unique):
         return True

@@ -5,7 +5,7 @@ import pytest
 
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Literal, apply
-from fusion.ops import Convolution, Cumulative, Fill, Gather, MatrixMultiply, Range, Reduce, Softmax
+from fusion.ops import Convolution, Cumulative, Fill, Gather, GridSample, MatrixMultiply, Range, Reduce, RoiAlign, Softmax
 from fusion.passes import FusionOptions, optimize
 from fusion.precision import LayerTypes, to_half
 from fusion.reference import run
@@ -127,6 +127,25 @@ def test_long_sums_are_exact(op: object) -> None:
     result = optimize(network, FusionOptions(precision=HALF)).network
     ones = {"x": np.full((1, 4096), 1.0, np.float32)}
     np.testing.assert_array_equal(next(iter(run(result, ones).values()))[0, -1], 4096)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_what_is_read_at_coordinates_is_narrow_and_these_are_not(regions: bool) -> None:
+    build = Build()
+    x = build.layer("conv", Convolution((1, 1), (1, 1), (1, 1), (1, 1)), build.input("x", 1, 3, 6, 7), build.constant("w", (4, 3, 3, 3)))
+    if regions:
+        places = [build.pointwise("boxes", apply("abs", X0), build.input("b", 5, 4)), build.constant("images", np.zeros(5, np.int64))]
+        y = build.layer("read", RoiAlign((2, 2), 2), x, *places)
+    else:
+        y = build.layer("read", GridSample(), x, build.input("grid", 1, 4, 5, 2))
+    network = build.network(build.pointwise("tanh", "tanh", y))
+    half, _ = to_half(network, HALF)
+    validate(half)
+    (layer,) = [layer for layer in half.layers if layer.name == "read"]
+    assert [half.tensors[name].dtype for name in (*layer.inputs[:2], *layer.outputs)] == [HALF, FLOAT, HALF]
+    assert_same(network, half, TOLERANCE[HALF])
+    kept, _ = to_half(network, HALF, LayerTypes((("read", FLOAT),)))
+    assert _types(kept, "read") == [FLOAT]
 
 
 def test_ranges_are_exact() -> None:
