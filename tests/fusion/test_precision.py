@@ -5,7 +5,18 @@ import pytest
 
 from fusion.dtypes import DataType
 from fusion.expression import Convert, Literal, apply
-from fusion.ops import Convolution, Cumulative, Fill, Gather, GridSample, MatrixMultiply, Range, Reduce, RoiAlign, Softmax
+from fusion.ops import (
+    Convolution,
+    Cumulative,
+    Fill,
+    Gather,
+    GridSample,
+    MatrixMultiply,
+    Range,
+    Reduce,
+    RoiAlign,
+    Softmax,
+)
 from fusion.passes import FusionOptions, optimize
 from fusion.precision import LayerTypes, to_half
 from fusion.reference import run
