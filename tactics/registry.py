@@ -53,6 +53,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "tactics.cuda.sm90.patches_sm90",
         "tactics.cuda.attention.attention",
         "tactics.cuda.sm90.attention_sm90",
+        "tactics.cuda.sm90.attention_decode_sm90",
         "tactics.cuda.recurrent.rows",
         "tactics.cuda.recurrent.persistent",
         "tactics.cuda.pointwise.pointwise",

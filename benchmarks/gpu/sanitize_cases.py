@@ -138,6 +138,8 @@ def _attention() -> list[Case]:
     quantised = [case(Attention(0.125, epilogue=_quantized(X), causal=True), (F16, (2, 2, length, 64)), *[(F16, (2, 2, keys, 64))] * 2) for length, keys in ((70, 40), (300, 333))]
     return [
         *plain, *causal, steady, *quantised, *(case(Attention(0.1, causal=causal), *[(BF16, (1, 2, 150, 128))] * 3) for causal in (False, True)),
+        case(Attention(0.125, masked=True), *[(F16, (2, 3, 300, 64))] * 3, (F32, (1, 3, 300, 300))), case(Attention(0.125, masked=True), *[(F16, (2, 3, 150, 64))] * 3, (F16, (2, 1, 1, 150))),
+        case(Attention(0.125, causal=True), (F16, (2, 12, 2, 128)), *[(F16, (2, 2, 333, 128))] * 2),
         case(Attention(0.125), (F16, (2, 12, 1, 64)), *[(F16, (2, 4, 333, 64))] * 2), case(Attention(0.125), *[(F64, (1, 2, 16, 64))] * 3),
         case(CacheAppend(((2, 4), (3, 10))), *[(F16, (2, 2, 37, 64))] * 2, (F16, (2, 1, 10, 64)), (F16, (2, 1, 12, 64))),
         case(LinearAttention(8, 4, True, True), *[(F16, (2, 9, width)) for width in (512, 256, 256, 256, 4)]),

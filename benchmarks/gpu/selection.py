@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,19 +31,24 @@ class Case:
     values: Callable[[], Mapping[int, np.ndarray]] = dict
 
 
+def parser(text: str | None, results: str, seconds: float) -> argparse.ArgumentParser:
+    """What scripts of cases take, whose help is ``text``: ``seconds``, ``level``, ``only``, ``results``."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--seconds", type=float, default=seconds, help="begin no case after so long")
+    made.add_argument("--level", type=int, default=3)
+    made.add_argument("--only", default="", help="cases whose name has a match of this regular expression")
+    made.add_argument("--results", default=results)
+    return made
+
+
 def arguments(text: str | None, results: str, seconds: float) -> argparse.Namespace:
-    """The command line of a script whose help is ``text``: ``seconds``, ``level``, ``only``, ``results``."""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=seconds, help="begin no case after so long")
-    parser.add_argument("--level", type=int, default=3)
-    parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument("--results", default=results)
-    return parser.parse_args()
+    """The command line of a script that takes no more than these."""
+    return parser(text, results, seconds).parse_args()
 
 
 def decisions(cases: Sequence[Case], device: Device, options: SelectOptions, given: argparse.Namespace) -> Iterator[tuple[Case, Decision]]:
     """What is selected for each of ``cases`` that ``given.only`` names, until ``given.seconds`` are over. Prints which tactics failed, and why."""
-    cases = [case for case in cases if given.only in case.name]
+    cases = [case for case in cases if re.search(given.only, case.name)]
     compilers, began = Compilers(device.spec.arch, os.cpu_count() or 8, {}), time.perf_counter()
     begun = [start(case.workload, device.spec, options, compilers) for case in cases[:AHEAD]]
     for number, case in enumerate(cases):

@@ -5,7 +5,7 @@
 
 What it checks besides the result: outputs and workspace start poisoned (NaN bytes), every buffer stands between guard zones
 that must stay untouched, inputs must stay unchanged, and barriers must be reached by all threads of the block.
-Not possible: inline PTX, tensor maps. Clusters run along x, with what ``include/cluster.cuh`` has. ``__CUDA_ARCH__`` is not defined, so guard PTX fast paths with it.
+Not possible: inline PTX (``emulated`` plans have that of mma.cuh and tma.cuh). Clusters run along x, with what ``include/cluster.cuh`` has. ``__CUDA_ARCH__`` is not defined, so guard PTX fast paths with it.
 Compiled kernels are kept in the temporary folder by the hash of their source, so a test pays about 1 s per new kernel.
 """
 
@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -268,7 +269,11 @@ def _encode(argument: Argument, at) -> bytes:  # noqa: ANN001
             data += b"\0" * (-len(data) % len(value)) + value
         return data + b"\0" * (-len(data) % widest)
     assert isinstance(argument, TensorMap)
-    raise HarnessError("tensor maps need a GPU")
+    if argument.im2col or argument.element_strides or argument.tf32:
+        raise HarnessError("tensor maps with im2col, steps or TF32 need a GPU")
+    sizes = (argument.dims, (argument.dtype.itemsize, *argument.strides), argument.box)
+    padded = [size for part in sizes for size in (*part, *(0,) * (5 - len(part)))]
+    return struct.pack("<Q15q2i", at(argument.buffer), *padded, len(argument.dims), argument.swizzle)  # TensorMap of tma_emulation.h
 
 
 def check(

@@ -301,7 +301,7 @@ class Gpu:
             masked = self.tiled(mask.data_ptr(), {1: "byte", 2: in_type, 4: "float"}[step.size], dims, [stride * step.size or 16 for stride in steps[2::-1]], box,
                                 0 if step.one_row else step.width(block_kv))
         arguments = (*maps, *([masked] if steady else []), ("p", out.data_ptr()), heads // kv_heads, s_q, s_k,
-                     heads, batch, strides, *([mask_strides, steps[3]] if steady else []), scale)
+                     heads, batch, heads * batch if causal else batch if kind and "row" not in kind else 1, strides, *([mask_strides, steps[3]] if steady else []), scale)
         tiles = -(-s_q // attention_sm90.ROWS) * heads * batch
         return self.launcher(function, (min(tiles, self.multiprocessors), 1, 1), 384, shared, arguments, True)
 

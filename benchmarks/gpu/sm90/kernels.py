@@ -229,10 +229,10 @@ def attention_rings(d, block_kv, mask="", s_k=0):
 
 def attention_unit(d, block_kv, steady, turns, causal, in_type="f16", mask="", s_k=0):
     rings, _ = attention_rings(d, block_kv, mask, s_k)
-    defines = {"IN_T": C_TYPE[in_type], "HEAD": -(-d // 16) * 16, "BLOCK_KV": block_kv, "Q_STAGES": rings.queries, "STAGES": rings.keys, "CAUSAL": causal,
+    defines = {"IN_T": C_TYPE[in_type], "OUT_T": C_TYPE[in_type], "HEAD": -(-d // 16) * 16, "BLOCK_KV": block_kv, "Q_STAGES": rings.queries, "STAGES": rings.keys, "CAUSAL": causal,
                "PDL": 1, "TURNS": turns}
     if steady:
-        defines |= {"COLUMNS": d, "MASK": 0 if not mask else 2 if "bool" in mask else 1, "MASK_ROWS": int("row" not in mask), "MASK_STAGES": rings.masks,
+        defines |= {"COLUMNS": d, "BATCH_INSIDE": int(bool(mask) and "row" not in mask), "MASK": 0 if not mask else 2 if "bool" in mask else 1, "MASK_ROWS": int("row" not in mask), "MASK_STAGES": rings.masks,
                     "MASK_PAIRS": int(not mask or s_k % 2 == 0), "MASK_T": "float" if mask == "float" else C_TYPE[in_type]}
     return "sm90/attention_steady_sm90.cu" if steady else "sm90/attention_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), ""
 
@@ -249,7 +249,7 @@ def attention_name(block_kv, steady, turns):
 
 
 def short_unit(d, keys, causal, in_type, mask, debug=0):
-    defines = {"IN_T": C_TYPE[in_type], "HEAD": d, "KEYS": keys, "MIN_BLOCKS": attention_sm90.short_blocks(d, keys),
+    defines = {"IN_T": C_TYPE[in_type], "OUT_T": C_TYPE[in_type], "HEAD": d, "KEYS": keys, "MIN_BLOCKS": attention_sm90.short_blocks(d, keys),
                "CAUSAL": causal, "PDL": 1, "DEBUG_TIMEOUT": debug, "MASK": 0 if not mask else 2 if "bool" in mask else 1,
                "MASK_ROWS": int("row" not in mask), "MASK_T": "float" if mask == "float" else C_TYPE[in_type]}
     return "sm90/attention_short_sm90.cu", tuple(sorted((k, str(v)) for k, v in defines.items())), ""

@@ -261,10 +261,8 @@ class MmaAttention(Tactic):
         one = Launch(Kernel(FILE, "mma_attention", names, code.prelude), grid, (warps * 32, 1, 1), arguments, shared_memory=shared, dependent=pdl(device))
         if not split:
             return Plan((one,))
-        joined: tuple[Argument, ...] = (workspace, Buffer("output"), *map(Scalar, (group, heads.s_q, heads.d_v)), _rows(heads.strides[3]), Scalar(splits))
-        combine = Launch(Kernel(FILE, "attention_combine", names, code.prelude), (rows, parts, heads.batch), (256, 1, 1), joined,
-                         dependent=pdl(device))  # fmt: skip
-        return Plan((one, combine), heads.batch * parts * splits * rows * (head + 2) * 4)
+        combine = combining(workload, heads, device, head, rows, parts, splits)
+        return Plan((one, combine), combined_bytes(heads, head, rows, parts, splits))
 
     @staticmethod
     def _mask_layout(workload: Workload, heads: Heads, grouped: bool) -> dict[str, object]:
@@ -276,6 +274,21 @@ class MmaAttention(Tactic):
         pairs = workload.is_static and heads.s_k % 2 == 0 and heads.mask_strides[3] == 1 and all(s % 2 == 0 for s in heads.mask_strides[:3])
         one_row = one_row and not (grouped and heads.mask_strides[1])
         return {"MASK_ROWS": 0 if one_row else 1, "MASK_PAIRS": int(pairs)}
+
+
+def combining(workload: Workload, heads: Heads, device: DeviceSpec, head: int, rows: int, parts: int, splits: int) -> Launch:
+    """The launch that joins what ``splits`` blocks found for ``rows`` queries of each of ``parts`` key heads, kept in ``head`` columns."""
+    code = finished(workload)
+    kernel = Kernel("attention/attention_combine.cu", "attention_combine", (*defines(
+        OUT_T=STORED_TYPES[workload.outputs[0].dtype], HEAD=head, PDL=1 if pdl(device) else None), *code.defines), code.prelude)  # fmt: skip
+    arguments: tuple[Argument, ...] = (Buffer("workspace"), Buffer("output"), *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.d_v)),
+                                       _rows(heads.strides[3]), Scalar(splits))  # fmt: skip
+    return Launch(kernel, (rows, parts, heads.batch), (256, 1, 1), arguments, dependent=pdl(device))
+
+
+def combined_bytes(heads: Heads, head: int, rows: int, parts: int, splits: int) -> int:
+    """Of the workspace between the two launches: sums, the largest score and the total of every row of every split."""
+    return heads.batch * parts * splits * rows * (head + 2) * 4
 
 
 class GroupedAttention(MmaAttention):

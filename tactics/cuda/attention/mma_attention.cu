@@ -124,7 +124,7 @@ __device__ __forceinline__ void load_rows(unsigned target, const IN_T* source, l
 //   CAUSAL=1 keeps key t <= s + s_k - s_q, WINDOW=w key t > s + s_k - s_q - w. Rows without any key give zeros.
 //   GROUPED=1: the rows of a block are queries of all heads that share a key head, row g * s_q + s query s of the g-th, so that keys are read
 //   once for them; the grid's y counts key heads. SPLIT=1: the grid's x has `splits` blocks for every block of rows, each with a share of the
-//   keys, and `partial` gets what attention_combine joins: per (batch, key head, split, row) HEAD sums, then the peaks and totals of all.
+//   keys, and `partial` gets what attention_combine.cu joins: per (batch, key head, split, row) HEAD sums, then the peaks and totals of all.
 //   BUFFERS of keys and of values: one less than that is under way beside the step that is computed. 1: no block has more than one step.
 //   Grid: x = ceil(s_q / BLOCK_Q), y = heads, z = batch; block WARPS * 32; dynamic shared memory (BLOCK_Q + 2 * BUFFERS * BLOCK_KV) * HEAD * SIZE.
 // Source: Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", 2023; the online
@@ -199,34 +199,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #endif
     const long long mask_base = batch * mask_stride.b + head * mask_stride.h;
     auto mask_pair = [&](int row, int key) {  // what the scores of two neighbouring keys start from
-        float2 start = make_float2(0.0f, 0.0f);
         const long long at = mask_base + place(mask_stride, row) + static_cast<long long>(key) * mask_k;
-        const bool there[2] = {row < rows && key < s_k, row < rows && key + 1 < s_k};
-#if MASK == 1
-        const Masked* source = static_cast<const Masked*>(mask) + at;
-        if (MASK_PAIRS) {
-            if (there[0]) {
-                float both[2];
-                load_vector(both, source);
-                start = make_float2(both[0] * unscale, both[1] * unscale);
-            }
-        } else {
-            if (there[0]) start.x = to_float(source[0]) * unscale;
-            if (there[1]) start.y = to_float(source[mask_k]) * unscale;
-        }
-#else
-        const Masked* source = static_cast<const Masked*>(mask) + at;
-        if (MASK_PAIRS) {
-            if (there[0]) {
-                const unsigned both = *reinterpret_cast<const unsigned short*>(source);
-                start = make_float2(both & 0xff ? 0.0f : -INFINITY, both >> 8 ? 0.0f : -INFINITY);
-            }
-        } else {
-            if (there[0] && !source[0]) start.x = -INFINITY;
-            if (there[1] && !source[mask_k]) start.y = -INFINITY;
-        }
-#endif
-        return start;
+        return mask_start(mask_load(static_cast<const Masked*>(mask) + at, mask_k, row < rows && key < s_k, row < rows && key + 1 < s_k), unscale);
     };
 #endif
 
@@ -464,48 +438,3 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 #endif
 }
-
-#if SPLIT
-// Joins the shares of the keys: out = sum of 2^(peak - highest) * sums over the splits, divided by the sum of totals weighted alike. A warp
-// adds every eighth split, a lane has every 32nd column. Grid: x = rows of a group, y = key heads, z = batch.
-extern "C" __global__ void __launch_bounds__(256)
-    attention_combine(const float* __restrict__ partial, OUT_T* __restrict__ out, int heads_per_kv, int s_q, int d_v, Strides out_stride, int splits) {
-    __shared__ float sums[8][HEAD];
-    pdl_start();
-    const int row = blockIdx.x, rows = gridDim.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const long long first_row = (static_cast<long long>(blockIdx.z) * gridDim.y + blockIdx.y) * splits * rows + row;
-    const float2* statistics = reinterpret_cast<const float2*>(partial + static_cast<long long>(gridDim.z) * gridDim.y * splits * rows * HEAD) + first_row;
-    float highest = -INFINITY, total = 0.0f, sum[HEAD / 32] = {};
-    for (int i = lane; i < splits; i += 32) highest = fmaxf(highest, statistics[static_cast<long long>(i) * rows].x);
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, step));
-    if (highest == -INFINITY) highest = 0.0f;
-#pragma unroll 4
-    for (int i = warp; i < splits; i += 8) {
-        const float2 found = statistics[static_cast<long long>(i) * rows];
-        const float weight = exp2_fast(found.x - highest);
-        total += weight * found.y;
-        const float* from = partial + (first_row + static_cast<long long>(i) * rows) * HEAD + lane;
-#pragma unroll
-        for (int j = 0; j < HEAD / 32; ++j) sum[j] += weight * from[32 * j];
-    }
-#pragma unroll
-    for (int j = 0; j < HEAD / 32; ++j) sums[warp][lane + 32 * j] = sum[j];
-    __shared__ float totals[8];
-    if (lane == 0) totals[warp] = total;
-    __syncthreads();
-    total = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) total += totals[i];
-    const float factor = total > 0.0f ? 1.0f / total : 0.0f;
-    const int head = blockIdx.y * heads_per_kv + row / s_q;
-    out += blockIdx.z * out_stride.b + head * out_stride.h + row % s_q * out_stride.s;
-    for (int column = threadIdx.x; column < d_v; column += 256) {
-        float result = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) result += sums[i][column];
-        const float one[1] = {result * factor};
-        store_sums(out + column, one, EpilogueArgs(), 0, 0, 0);
-    }
-}
-#endif

@@ -1,7 +1,8 @@
 // How both kernels of long attention for sm_90a (attention_sm90.cu, attention_steady_sm90.cu) move: the walk over tiles of queries and their
 // steps, the rings that a producer thread fills through TMA, the turns of the two consumer warpgroups, and the store of a finished tile.
 // Defines: IN_T, HEAD (a multiple of 16 up to 256) for COLUMNS of them (a multiple of 8; all of them without the define), BLOCK_KV, STAGES,
-// Q_STAGES, CAUSAL, WINDOW (w keeps key t > s + s_k - s_q - w; 0 all), TURNS; those of attention_mask.cuh; MASK_STAGES (0, or a power of two: the mask comes through TMA, in a ring of its own).
+// Q_STAGES, CAUSAL, WINDOW (w keeps key t > s + s_k - s_q - w; 0 all), TURNS; those of attention_mask.cuh; MASK_STAGES (0, or a power of two: the mask comes through TMA, in a ring of its own);
+// BATCH_INSIDE (1: neighbouring sides are one head of neighbouring batches, which have its mask in common; 0: neighbouring heads of one batch).
 #pragma once
 #include "sm90.cuh"
 #define WGMMA_N BLOCK_KV
@@ -18,6 +19,9 @@
 #ifndef WINDOW
 #define WINDOW 0
 #endif
+#ifndef BATCH_INSIDE
+#define BATCH_INSIDE 0
+#endif
 
 constexpr int CONSUMERS = 2, BLOCK_Q = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
 constexpr int CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40;
@@ -31,9 +35,9 @@ static_assert(!MASK_STAGES || !MASK_ROWS || MASK_WIDTH == 64 || (MASK_WIDTH == 1
 static_assert(HEAD % 16 == 0 && COLUMNS % 8 == 0 && COLUMNS <= HEAD && BLOCK_KV % 16 == 0 && SHARED_BYTES <= 227 * 1024,
               "tiles that wgmma and shared memory take");
 
-// One step: block j of the keys of tile `index`, which sees those from `begin` to `blocks`.
+// One step: block j of the keys of tile `index`, which sees those from `begin` to `blocks`, and whose first query is q0.
 struct Step {
-  int index, blocks, j, begin;
+  int index, blocks, j, begin, q0;
   __device__ __forceinline__ bool first() const { return j == (WINDOW ? begin : 0); }
   __device__ __forceinline__ bool last() const { return j + 1 == blocks; }
 };
@@ -59,14 +63,36 @@ __device__ __forceinline__ void transpose_quad(u32 (&w)[4], int c) {
     }
 }
 
-// The tiles of all (batch, head): which one is whose, and in which order a block walks them.
+// The tiles of all sides, which are a head of a batch each: which one is whose, and in which order a block walks them. Blocks that run at once
+// read neighbouring tiles, so these should want the same of memory: the keys of a side, and so its tiles lie together; or, causal or with a mask,
+// a band of `together` sides lies together, tile by tile (a mask that sides have in common is read once; causal tiles come with the most
+// keys first, and the keys of a band fit L2).
 struct Tiles {
-  int s_q, s_k, heads, reach, count, sides;
-  __device__ __forceinline__ Tiles(int s_q, int s_k, int heads, int batches)
-      : s_q(s_q), s_k(s_k), heads(heads), reach(s_k - s_q), count((s_q + BLOCK_Q - 1) / BLOCK_Q), sides(heads * batches) {}
-  // The first query of a tile, and its (batch, head) as one number. Causal tiles come with the most keys first.
-  __device__ __forceinline__ int first_query(int index) const { return (CAUSAL ? count - 1 - index / sides : index % count) * BLOCK_Q; }
-  __device__ __forceinline__ int side(int index) const { return CAUSAL ? index % sides : index / count; }
+  int s_q, s_k, heads, batches, reach, count, sides, together;
+  __device__ __forceinline__ Tiles(int s_q, int s_k, int heads, int batches, int together)
+      : s_q(s_q), s_k(s_k), heads(heads), batches(batches), reach(s_k - s_q), count((s_q + BLOCK_Q - 1) / BLOCK_Q), sides(heads * batches), together(together) {}
+  static constexpr bool BANDS = CAUSAL || (MASK && MASK_ROWS);
+  // Of the band of tile `index`: its first side, how many it has, and the tile's number in it.
+  struct Band {
+    int first, sides, rest;
+  };
+  __device__ __forceinline__ Band band(int index) const {
+    const int number = index / (count * together);
+    return {number * together, min(together, sides - number * together), index - number * together * count};
+  }
+  __device__ __forceinline__ int first_query(int index) const {  // of a tile
+    if constexpr (!BANDS) return index % count * BLOCK_Q;
+    const Band mine = band(index);
+    const int tile = mine.rest / mine.sides;
+    return (CAUSAL ? count - 1 - tile : tile) * BLOCK_Q;
+  }
+  __device__ __forceinline__ int side(int index) const {
+    if constexpr (!BANDS) return index / count;
+    const Band mine = band(index);
+    return mine.first + mine.rest % mine.sides;
+  }
+  __device__ __forceinline__ int head(int side) const { return BATCH_INSIDE ? side / batches : side % heads; }
+  __device__ __forceinline__ int batch(int side) const { return BATCH_INSIDE ? side % batches : side / heads; }
   // Moves on to the first step of this block's next tile that has keys; `without_keys` gets the tiles between. False after the last tile.
   // Every second round goes backwards, so that blocks get about the same work.
   template <class Visit>
@@ -75,9 +101,10 @@ struct Tiles {
       if (step.index < 0) step.index = blockIdx.x;
       else step.index += step.index / gridDim.x % 2 ? 2 * blockIdx.x + 1 : 2 * (gridDim.x - blockIdx.x) - 1;
       if (step.index >= count * sides) return false;
-      const int keys = CAUSAL ? max(0, min(s_k, first_query(step.index) + BLOCK_Q + reach)) : s_k;
+      step.q0 = first_query(step.index);
+      const int keys = CAUSAL ? max(0, min(s_k, step.q0 + BLOCK_Q + reach)) : s_k;
       step.blocks = (keys + BLOCK_KV - 1) / BLOCK_KV;
-      step.j = step.begin = WINDOW ? max(0, first_query(step.index) + reach - WINDOW + 1) / BLOCK_KV : 0;
+      step.j = step.begin = WINDOW ? max(0, step.q0 + reach - WINDOW + 1) / BLOCK_KV : 0;
       if (step.blocks > step.j) return true;
       without_keys(step.index);
     }
@@ -115,7 +142,7 @@ __device__ __forceinline__ void produce(const Tiles& tiles, const Rings& rings, 
   Place<STAGES> kv{0};
   Place<Q_STAGES> query{0};
   while (tiles.next(step, [](int) {})) {
-    const int q0 = tiles.first_query(step.index), side = tiles.side(step.index), head = side % tiles.heads, batch = side / tiles.heads;
+    const int q0 = step.q0, side = tiles.side(step.index), head = tiles.head(side), batch = tiles.batch(side);
     const int kv_head = head / heads_per_kv;
     barrier_wait(rings.q_empty + 8 * query.stage(), query.parity() ^ 1);
     barrier_expect(rings.q_full + 8 * query.stage(), Q_BYTES);
@@ -165,7 +192,7 @@ struct Results {
   // Of row first_row + 8 * h, 8 columns from 8 * (lane % 4) on; null past the last row.
   __device__ __forceinline__ OUT_T* place(const Tiles& tiles, int index, int h) const {
     const int row = tiles.first_query(index) + first_row + 8 * h, side = tiles.side(index);
-    OUT_T* const found = out + side / tiles.heads * stride.b + side % tiles.heads * stride.h + row * stride.s + lane % 4 * 8;
+    OUT_T* const found = out + tiles.batch(side) * stride.b + tiles.head(side) * stride.h + row * stride.s + lane % 4 * 8;
     return row < tiles.s_q ? found : nullptr;
   }
   // The tile's results: sums over the rows' totals, of which `whole` is this thread's share, eight neighbours at once.

@@ -31,8 +31,11 @@ static_assert(HEAD % 32 == 0 && (HEAD < 64 || HEAD % 64 == 0) && KEYS % 16 == 0 
 // What a score in units of log2 gets added for the mask's element `at`.
 __device__ __forceinline__ float mask_value(const void* mask, long long at) {
   const Masked found = ((const Masked*)mask)[at];
-  if constexpr (MASK == 2) return found ? 0.f : minus_infinity();
-  else return (float)found * LOG2E;
+#if MASK == 1
+  return scaled_mask(found, LOG2E);
+#else
+  return found ? 0.f : minus_infinity();
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)

@@ -131,6 +131,7 @@ class Sm90Attention(Tactic):
             kernel = Kernel("sm90/attention_steady_sm90.cu", "attention_steady_sm90", (*defines(
                 **shared, COLUMNS=heads.d, **_mask_defines(workload, heads), MASK_ROWS=int(not _one_row(workload, heads)) if heads.mask else None,
                 MASK_PAIRS=int(_in_pairs(workload, heads)) if heads.mask else None, MASK_STAGES=chosen["masks"] or None,
+                BATCH_INSIDE=int(_batch_inside(workload, heads)) or None,
             ), *code.defines), code.prelude)  # fmt: skip
         else:
             kernel = Kernel("sm90/attention_sm90.cu", "attention_sm90", (*defines(**shared, CAUSAL=int(workload.op.causal)), *code.defines), code.prelude)  # type: ignore[attr-defined]
@@ -141,7 +142,7 @@ class Sm90Attention(Tactic):
         strides: tuple[Argument, ...] = (_strides(heads.mask_strides), Scalar(heads.mask_strides[3])) if steady else ()
         arguments: tuple[Argument, ...] = (
             *_maps(workload, heads, ROWS, block, PANEL), *masks, Buffer("output"),
-            *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.heads, heads.batch)), _strides(heads.strides[3]),
+            *map(Scalar, (heads.heads // heads.kv_heads, heads.s_q, heads.s_k, heads.heads, heads.batch, sides_together(workload, heads, device))), _strides(heads.strides[3]),
             *strides, _scale(workload),
         )  # fmt: skip
         tiles = ceil_div(heads.s_q, ROWS) * heads.heads * heads.batch
@@ -217,6 +218,26 @@ def _one_row(workload: Workload, heads: Heads) -> bool:
         return False
     rank = len(workload.inputs[-1].shape)
     return rank < 2 or not workload.axis_varies(len(workload.inputs) - 1, rank - 2)
+
+
+def _batch_inside(workload: Workload, heads: Heads) -> bool:
+    """Whether all batches have one mask, which heads have not, whatever sizes come: then a tile of it is read for all batches at once."""
+    if not heads.mask or heads.mask_strides[0] or not heads.mask_strides[1]:
+        return False
+    rank = len(workload.inputs[-1].shape)
+    return rank < 4 or not workload.axis_varies(len(workload.inputs) - 1, 0)
+
+
+def sides_together(workload: Workload, heads: Heads, device: DeviceSpec) -> int:
+    """Of how many sides (a head of a batch) neighbouring blocks take the same tile of queries: those whose mask is the same, or, where causal, all;
+    but no more than L2 holds keys and values of."""
+    wanted = 1
+    if workload.op.causal:  # type: ignore[attr-defined]
+        wanted = heads.heads * heads.batch
+    elif heads.mask and heads.mask_strides[2]:
+        wanted = (1 if heads.mask_strides[0] else heads.batch) * (1 if heads.mask_strides[1] else heads.heads)
+    each = 2 * heads.s_k * heads.d * workload.inputs[0].dtype.itemsize * heads.kv_heads // heads.heads
+    return max(1, min(wanted, device.l2_bytes // 2 // max(1, each)))
 
 
 def _in_pairs(workload: Workload, heads: Heads) -> bool:

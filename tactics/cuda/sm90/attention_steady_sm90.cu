@@ -18,24 +18,16 @@
 // all queries of a head; MASK_PAIRS = 1: keys are contiguous and their number and all other strides even.
 // Arguments: q, k, v are 4-D tiled maps (head dimension, position, head, batch), box 64 x rows, swizzle 128 bytes; `out` has any strides
 // of batch, head and position (elements, multiples of 8), its head dimension contiguous. heads_per_kv query heads share one key/value
-// head; scale_log2 > 0 is the scale times log2(e). Rows without any key give zeros. Keys past s_k count for nothing.
+// head; together: of Tiles; scale_log2 > 0 is the scale times log2(e). Rows without any key give zeros. Keys past s_k count for nothing.
 // Grid: as many blocks as run at once, at most the tiles; block 384; dynamic shared memory SHARED_BYTES.
 // Sources: Dao, "FlashAttention-2", 2023, and Shah et al., "FlashAttention-3", 2024 (schedule); Milakov and Gimelshein, 2018 (online softmax).
-#include "sm90_attention_stream.cuh"
-
-struct __align__(2 * sizeof(Masked)) MaskPair {  // of two neighbouring keys
-  Masked of[2];
-};
+#include "sm90_attention_consumer.cuh"
 
 constexpr float LIMIT = 32768.f;             // half of what float16 holds; float32 sums have room for 2^100 of them
-constexpr float SLACK = 8.f;                 // a largest score that is larger by less than this, in powers of 2, leaves results unscaled
+constexpr float LOG2E = 1.4426950408889634f, LOWEST = -3.402823466e38f;
+// Scores become powers of 2 when exponentials are taken; with a mask of float's range they are powers of e until then, since log2(e) times the lowest is none.
+constexpr float UNIT = MASK_OVERFLOWS ? LOG2E : 1.f;
 constexpr bool Q_IN_REGISTERS = HEAD == 64;  // else every product reads them from shared memory again
-
-// Four 8 x 8 matrices of 16-bit values: lane l has two neighbours of row l / 4 of each; lanes 8 * m .. 8 * m + 7 say where the rows of matrix m are.
-__device__ __forceinline__ void load_matrices(u32 (&to)[4], u32 from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
-}
 
 // A small value at a shared address.
 template <class T>
@@ -62,11 +54,11 @@ __device__ __forceinline__ T load_pair(u32 from) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map,
-                      MASK_PARAMETER, OUT_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int heads, int batches, const Strides out_stride,
+                      MASK_PARAMETER, OUT_T* __restrict__ out, int heads_per_kv, int s_q, int s_k, int heads, int batches, int together, const Strides out_stride,
                       const Strides mask_stride, int mask_k, float scale_log2) {
   extern __shared__ __align__(1024) char shared[];
   const Rings rings(shared);
-  const Tiles tiles(s_q, s_k, heads, batches);
+  const Tiles tiles(s_q, s_k, heads, batches, together);
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
 
   if (threadIdx.x == 0) rings.begin();
@@ -94,44 +86,12 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
   }
 
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
-  const int group = warp / 4;
-  const int first_row = group * 64 + warp % 4 * 16 + lane / 4;  // this thread's rows of a tile: this one and the eighth after it
-  const int column = lane % 4 * 2;                              // its columns of eight: column and column + 1
-  const u64 row_major = matrix_descriptor<128>(16, 1024), value_major = matrix_descriptor<128>(BLOCK_KV * 128, 1024);
+  const Results results{out, out_stride, warp / 4 * 64 + warp % 4 * 16 + lane / 4, lane};
+  const Consumer me{tiles, rings, results, warp, lane, warp / 4};
 
   float sum[HEAD / 2], score[BLOCK_KV / 2];
-  typedef u32 Weights[BLOCK_KV / 16][4];
   Weights even, odd;
-  // Of a row: what exponentials are taken against, this thread's share of their sum, and what results before a step shrink by.
-  float against[2] = {}, total[2] = {}, keeps[2];
-
-  u32 queries[Q_IN_REGISTERS ? HEAD / 16 : 1][4];
-  auto load_queries = [&](int q_stage) {
-    const int r = lane % 16;
-#pragma unroll
-    for (int i = 0; i < HEAD / 16; ++i) {
-      const u32 from = rings.q + q_stage * Q_BYTES + i / 4 * BLOCK_Q * 128 + (group * 64 + warp % 4 * 16 + r) * 128 + ((i % 4 * 2 + lane / 16) ^ (r % 8)) * 16;
-      load_matrices(queries[i], from);
-    }
-  };
-  auto multiply_keys = [&](int q_stage, int stage) {  // score = q k^T, asynchronously
-    const u64 q = row_major | descriptor_start(rings.q + q_stage * Q_BYTES + group * 64 * 128);
-    const u64 k = row_major | descriptor_start(rings.k + stage * KV_BYTES);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < HEAD / 16; ++i)
-      if constexpr (Q_IN_REGISTERS) Mma<IN_T>::step_registers(score, queries[i], k + (u64)((i / 4 * BLOCK_KV * 128 + i % 4 * 32) >> 4), i > 0);
-      else Mma<IN_T>::template step<0, 0>(score, q + (u64)((i / 4 * BLOCK_Q * 128 + i % 4 * 32) >> 4), k + (u64)((i / 4 * BLOCK_KV * 128 + i % 4 * 32) >> 4),
-                                     i > 0);
-    wgmma_commit();
-  };
-  auto multiply_values = [&](const Weights& weight, int stage, int accumulate) {  // sum += weight v, asynchronously
-    const u64 v = value_major | descriptor_start(rings.v + stage * KV_BYTES);
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < BLOCK_KV / 16; ++i) weigh<IN_T>(sum, weight[i], v + (u64)((i * 16 * 128) >> 4), i > 0 || accumulate);
-    wgmma_commit();
-  };
+  float against[2] = {}, total[2] = {}, keeps[2];  // of a row: what exponentials are taken against; those of Consumer
 
   // What the mask holds for a step's scores: asked for while these are multiplied, so that none waits for it.
 #if MASK_STAGES
@@ -141,14 +101,14 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
 #endif
   auto fetch_mask = [&](const Step& step) {
 #if MASK && !MASK_STAGES
-    const int row = tiles.first_query(step.index) + first_row, side = tiles.side(step.index), last = s_k - (MASK_PAIRS ? 2 : 1);
-    const Masked* const from = mask + side / heads * mask_stride.b + side % heads * mask_stride.h;
+    const int row = step.q0 + results.first_row, side = tiles.side(step.index), last = s_k - (MASK_PAIRS ? 2 : 1);
+    const Masked* const from = mask + tiles.batch(side) * mask_stride.b + tiles.head(side) * mask_stride.h;
 #pragma unroll
     for (int h = 0; h < (MASK_ROWS ? 2 : 1); ++h) {
       const Masked* const mine = from + (MASK_ROWS ? min(row + 8 * h, s_q - 1) * mask_stride.s : 0);
 #pragma unroll
       for (int i = 0; i < BLOCK_KV / 8; ++i) {
-        const int key = step.j * BLOCK_KV + 8 * i + column;
+        const int key = step.j * BLOCK_KV + 8 * i + me.column();
         if constexpr (MASK_PAIRS) masked[i][h] = *(const MaskPair*)(mine + min(key, last));
         else masked[i][h] = {mine[min(key, last) * (long long)mask_k], mine[min(key + 1, last) * (long long)mask_k]};
       }
@@ -156,20 +116,20 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
 #endif
   };
 #if MASK
-  const float mask_factor = 1.4426950408889634f / scale_log2;
+  const float scale = scale_log2 / LOG2E, mask_factor = LOG2E / scale_log2;
   // Eight keys' scores of row `h` with the mask.
   auto add_mask = [&](int i, int h, const MaskPair& pair) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       float& mine = score[4 * i + 2 * h + e];
       if constexpr (MASK == 2) mine = pair.of[e] ? mine : minus_infinity();
+      else if constexpr (MASK_OVERFLOWS) mine = fmaf(mine, scale, (float)pair.of[e]);
       else mine = fmaf((float)pair.of[e], mask_factor, mine);
     }
   };
 #endif
   // Scores with the mask, minus infinity where a key counts for nothing.
   auto mask_scores = [&](const Step& step) {
-    const int first = step.j * BLOCK_KV, q0 = CAUSAL || WINDOW ? tiles.first_query(step.index) : 0, row = q0 + first_row;
 #if MASK_STAGES
     const u32 full = rings.mask_full + 8 * masks.stage(), empty = rings.mask_empty + 8 * masks.stage();
     const u32 tile = rings.mask + masks.stage() * MASK_BYTES;
@@ -183,15 +143,15 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
       if constexpr (MASK_ROWS && sizeof(Masked) == 2) {
         if (i % 2) continue;
         u32 words[4];
-        load_matrices(words, place(group * 64 + warp % 4 * 16 + lane % 16, i * 16 + lane / 16 * 16));
+        load_matrices(words, place(me.group * 64 + warp % 4 * 16 + lane % 16, i * 16 + lane / 16 * 16));
 #pragma unroll
         for (int e = 0; e < 4; ++e) add_mask(i + e / 2, e % 2, *(const MaskPair*)&words[e]);
       } else {
-        const int byte = (8 * i + column) * sizeof(Masked);
+        const int byte = (8 * i + me.column()) * sizeof(Masked);
         MaskPair pair;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          if (h == 0 || MASK_ROWS) pair = load_pair<MaskPair>(MASK_ROWS ? place(first_row, byte) + 8 * h * MASK_WIDTH : tile + byte);
+          if (h == 0 || MASK_ROWS) pair = load_pair<MaskPair>(MASK_ROWS ? place(results.first_row, byte) + 8 * h * MASK_WIDTH : tile + byte);
           add_mask(i, h, pair);
         }
       }
@@ -204,14 +164,7 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
 #pragma unroll
       for (int h = 0; h < 2; ++h) add_mask(i, h, masked[i][MASK_ROWS ? h : 0]);
 #endif
-    if (first + BLOCK_KV > s_k || (CAUSAL && first + BLOCK_KV - 1 > q0 + group * 64 + tiles.reach) ||
-        (WINDOW && first <= q0 + group * 64 + 63 + tiles.reach - WINDOW)) {
-#pragma unroll
-      for (int i = 0; i < BLOCK_KV / 2; ++i) {
-        const int key = first + i / 4 * 8 + column + i % 2, mine = row + i % 4 / 2 * 8;
-        if (key >= s_k || (CAUSAL && key > mine + tiles.reach) || (WINDOW && key <= mine + tiles.reach - WINDOW)) score[i] = minus_infinity();
-      }
-    }
+    me.hide(score, step);
   };
   // Weights of a step's scores, and this thread's shares of their sums.
   auto weights_against = [&](Weights& weight, float(&added)[2]) {
@@ -224,7 +177,8 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
         float pair[2];
 #pragma unroll
         for (int f = 0; f < 2; ++f) {
-          pair[f] = exponential(fmaf(score[8 * i + 2 * e + f], scale_log2, -against[h]));
+          const float found = score[8 * i + 2 * e + f];
+          pair[f] = exponential(MASK_OVERFLOWS ? (found - against[h]) * LOG2E : fmaf(found, scale_log2, -against[h]));
           part[h][f] += pair[f];
         }
         weight[i][e] = pack(IN_T(), pair[0], pair[1]);
@@ -234,23 +188,14 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
   auto exact = [&](const Step& step, Weights& weight) {
     float most[2], added[2];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (step.first()) against[h] = -1e30f, total[h] = 0.f;
-      most[h] = fmaxf(score[2 * h], score[2 * h + 1]);
-    }
-#pragma unroll
-    for (int i = 1; i < BLOCK_KV / 8; ++i)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) most[h] = fmaxf(most[h], fmaxf(score[4 * i + 2 * h], score[4 * i + 2 * h + 1]));
-#pragma unroll
-    for (int bit = 1; bit < 4; bit *= 2)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], bit));
+    for (int h = 0; h < 2; ++h)
+      if (step.first()) against[h] = MASK_OVERFLOWS ? LOWEST : -1e30f, total[h] = 0.f;
+    largest(score, most);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      most[h] *= scale_log2;
-      if (most[h] - against[h] <= SLACK) most[h] = against[h];
-      keeps[h] = exponential(against[h] - most[h]);
+      most[h] = MASK_OVERFLOWS ? fmaxf(most[h], LOWEST) : most[h] * scale_log2;
+      if (most[h] - against[h] <= SLACK / UNIT) most[h] = against[h];
+      keeps[h] = exponential((against[h] - most[h]) * UNIT);
       against[h] = most[h];
     }
     weights_against(weight, added);
@@ -267,83 +212,6 @@ attention_steady_sm90(const __grid_constant__ TensorMap q_map, const __grid_cons
     }
     if (!fits) exact(step, weight);
   };
-  const Results results{out, out_stride, first_row, lane};
-  auto without_keys = [&](int index) { results.store_zeros(tiles, index); };
-  auto release = [&](u32 barrier) {
-    if (lane == 0) barrier_arrive(barrier);
-  };
-
   if constexpr (MASK && !MASK_STAGES) dependency_wait();
-  Step step{-1};
-  if (!tiles.next(step, without_keys)) return;
-  int done = -1;  // the tile whose results `sum` holds when `step` is the first one of the next
-  Place<STAGES> keys{0};
-  Place<Q_STAGES> query{0};
-  float whole[2];
-  // Issues the scores of the next step, whose keys are at `keys`.
-  auto begin = [&](bool first) {
-    if (first) {
-      barrier_wait(rings.q_full + 8 * query.stage(), query.parity());
-      if constexpr (Q_IN_REGISTERS) {
-        load_queries(query.stage());
-        release(rings.q_empty + 8 * query.stage());
-      }
-    }
-    barrier_wait(rings.k_full + 8 * keys.stage(), keys.parity());
-    await_turn(group);
-    multiply_keys(query.stage(), keys.stage());
-  };
-  // The scores are there: what they were multiplied of may be overwritten.
-  auto finish = [&](bool last) {
-    settle(score);
-    release(rings.k_empty + 8 * keys.stage());
-    ++keys.n;
-    if (last) {
-      if constexpr (!Q_IN_REGISTERS) release(rings.q_empty + 8 * query.stage());
-      ++query.n;
-    }
-  };
-  // Issues the products of a step's weights and values, after what earlier steps left in `sum` was scaled or stored.
-  auto weigh_values = [&](const Weights& weight, bool first, const Place<STAGES>& values) {
-    settle(sum);
-    if (!first) {
-      if (__any_sync(~0u, keeps[0] != 1.f || keeps[1] != 1.f)) rescale(sum, keeps);
-    } else if (done >= 0) results.store(tiles, done, sum, whole);
-    barrier_wait(rings.v_full + 8 * values.stage(), values.parity());
-    multiply_values(weight, values.stage(), !first);
-  };
-
-#pragma unroll
-  for (int i = 0; i < HEAD / 2; ++i) sum[i] = 0.f;
-  if (group == CONSUMERS - 1) pass_turn(group);
-  fetch_mask(step);
-  begin(true);
-  pass_turn(group);
-  wgmma_wait<0>();
-  finish(step.last());
-  soften(step, even);
-  auto advance = [&](Weights& now, Weights& next) {
-    const bool first = step.first(), last = step.last();
-    const int index = step.index;
-    if (!last) ++step.j;
-    else if (!tiles.next(step, without_keys)) {
-      weigh_values(now, first, {keys.n - 1});
-      wgmma_wait<0>();
-      settle(sum);
-      results.store(tiles, index, sum, total);
-      return false;
-    }
-    begin(last);
-    weigh_values(now, first, {keys.n - 1});
-    pass_turn(group);
-    fetch_mask(step);
-    wgmma_wait<1>();
-    finish(step.last());
-    if (last) done = index, whole[0] = total[0], whole[1] = total[1];
-    soften(step, next);
-    wgmma_wait<0>();
-    release(rings.v_empty + 8 * Place<STAGES>{keys.n - 2}.stage());  // `finish` has moved on
-    return true;
-  };
-  while (advance(even, odd) && advance(odd, even)) {}
+  me.walk<Q_IN_REGISTERS, false>(sum, score, even, odd, total, keeps, fetch_mask, soften, [](Weights&) {});
 }

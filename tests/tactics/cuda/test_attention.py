@@ -15,6 +15,8 @@ from fusion.ops import Attention
 from fusion.ops.epilogue import IDENTITY
 from tactics.compiler import compile_cubin
 from tactics.cuda.attention.attention import SINGLE, GroupedAttention, MmaAttention, SimtAttention
+from tactics.cuda.sm90.attention_decode_sm90 import Sm90DecodeAttention
+from tactics.cuda.sm90.attention_sm90 import Sm90Attention, Sm90ShortAttention
 from tactics.tactic import Config, DeviceSpec, Launch, Refusal, Tactic, Workload, config
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, H100, available, close, kernels, run_plan
@@ -118,6 +120,68 @@ def test_groups_of_heads(name: str) -> None:
     assert found and all(dict(one)["buffers"] == (2 if dict(one)["splits"] else 1) or dict(one)["buffers"] == 3 for one in found)
 
 
+DECODE = {
+    "one query": (dict(sizes=(2, 2, 1, 45, 64)), dict(stages=3)),
+    "one query, split": (dict(sizes=(1, 8, 1, 300, 128), kv_heads=2), dict(splits=3, stages=2)),
+    "a few queries, causal, split": (dict(sizes=(1, 6, 3, 150, 64), kv_heads=2, causal=True, layout="bshd", mask=(1, 6, 3, 150)), dict(splits=2, keys=32)),
+    "a window, a narrow head": (dict(sizes=(1, 6, 3, 170, 72), kv_heads=2, causal=True, window=20), dict(stages=2)),
+    "more rows than a block has": (dict(sizes=(2, 12, 2, 100, 64), kv_heads=1, mask=(2, 1, 1, 100), boolean=True), dict(splits=2, stages=2)),
+    "an odd mask, bfloat16": (dict(sizes=(1, 4, 2, 61, 64), mask=(1, 4, 2, 61), dtype=DataType.BF16), dict(stages=3)),
+    "queries that see nothing": (dict(sizes=(1, 2, 9, 5, 64), causal=True), dict(stages=2)),
+    "results of another type": (dict(sizes=(1, 4, 1, 90, 64), epilogue=Convert(DataType.BF16, Operand(0))), dict(stages=2)),
+    "results of another type, split": (dict(sizes=(1, 4, 1, 90, 64), epilogue=Convert(DataType.BF16, Operand(0))), dict(splits=3, stages=2)),
+    "more splits than steps": (dict(sizes=(1, 2, 1, 40, 64)), dict(splits=4, stages=2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECODE)
+def test_warps_with_rings_of_their_own(name: str) -> None:
+    case, how = dict(DECODE[name][0]), DECODE[name][1]
+    workload, inputs, expected = attention(*case.pop("sizes"), **case)  # type: ignore[arg-type, misc]
+    assert Sm90DecodeAttention().supports(workload, H100) is None
+    chosen = config(**{**dict(blocks=1, warps=2, keys=16, stages=2, splits=1), **how})
+    (result,) = run_plan(emulated(Sm90DecodeAttention().plan(workload, chosen, H100)), inputs, workload.outputs)
+    close(result, expected[0], name, LIMITS)
+
+
+def test_decoding_fills_the_device() -> None:
+    """The first choice has a block for nearly every multiprocessor, or all there are, and no block without keys."""
+    for batch, kv_heads, keys in ((1, 8, 4096), (8, 8, 2048), (32, 8, 1024), (1, 4, 100)):
+        sizes = ((batch, 32, 1, 128), (batch, kv_heads, keys, 128), (batch, kv_heads, keys, 128))
+        types, op = tuple(TensorType(DataType.HALF, size) for size in sizes), Attention(0.1)
+        workload = Workload(op, types, op.infer(types))
+        best = dict(Sm90DecodeAttention().configs(workload, H100)[0])
+        blocks, steps = batch * kv_heads * best["splits"], math.ceil(keys / best["keys"])
+        assert best["splits"] <= steps and (best["splits"] * best["warps"] >= steps // 2 or blocks > 0.9 * H100.multiprocessors), best
+
+
+def lowest(dtype: DataType, s_q: int = 3, s_k: int = 40, rows: bool = True):  # noqa: ANN201
+    """(workload, inputs, expected) with a mask of the lowest finite number, where all keys of query 1 are hidden by it and all of query 2 by infinity;
+    without ``rows`` of one row for all queries, in which the first batch has no key."""
+    generator = np.random.default_rng(1)
+    inputs = [generator.normal(size=(2, 2, length, 64)).astype(np.float16) for length in (s_q, s_k, s_k)]
+    low, mask = np.finfo(np.float32).min if dtype is DataType.FLOAT else np.float32(-3.3895314e38), np.zeros((2, 1, s_q if rows else 1, s_k), np.float32)
+    mask[0, 0, min(1, mask.shape[2] - 1)], mask[1, 0, :, 5:] = low, low
+    if rows:
+        mask[0, 0, 2] = -math.inf
+    inputs.append(mask.astype(dtype.numpy))
+    types = tuple(TensorType(DataType(one.dtype.name), one.shape) for one in inputs)
+    op = Attention(0.125, False, True)
+    return Workload(op, types, op.infer(types)), inputs, op.evaluate(inputs)
+
+
+LOWEST = [(DataType.FLOAT, True), (DataType.FLOAT, False), (DataType.BF16, True)]
+
+
+@pytest.mark.parametrize(("dtype", "rows"), LOWEST)
+def test_what_the_lowest_number_hides_entirely_is_the_mean(dtype: DataType, rows: bool) -> None:
+    workload, inputs, expected = lowest(dtype, rows=rows)
+    assert np.abs(expected[0][0, :, 1]).max() > 0.05
+    for tactic, chosen in ((MmaAttention(), SMALL), (Sm90DecodeAttention(), config(blocks=1, warps=2, keys=16, stages=2, splits=1))):
+        (result,) = run_plan(emulated(tactic.plan(workload, chosen, H100)), inputs, workload.outputs)
+        close(result, expected[0], tactic.id, LIMITS)
+
+
 def test_more_splits_than_blocks_of_keys() -> None:
     workload, inputs, expected = attention(1, 2, 1, 40, 64, epilogue=WIDE)
     chosen = config(warps=1, row_tiles=1, block_kv=32, splits=4)
@@ -192,3 +256,36 @@ def test_on_gpu(name: str) -> None:
     for tactic, chosen in ((MmaAttention(), MmaAttention().configs(workload, spec)[0]), (SimtAttention(), ()), *grouped):
         (result,) = run_on_gpu(tactic.plan(workload, chosen, spec), inputs, workload.outputs)
         close(result, expected[0], tactic.id, {**LIMITS, "float32": LIMITS["float16"]})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", DECODE)
+def test_decoding_on_gpu(name: str) -> None:
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    case = dict(DECODE[name][0])
+    workload, inputs, expected = attention(*case.pop("sizes"), **case)  # type: ignore[arg-type, misc]
+    tactic, spec = Sm90DecodeAttention(), open_device("0").spec
+    if spec.arch != "sm_90a":
+        pytest.skip("a kernel for sm_90a")
+    found = tactic.configs(workload, spec)
+    for chosen in dict.fromkeys((found[0], found[-1], max(found, key=lambda one: dict(one)["splits"]))):
+        (result,) = run_on_gpu(tactic.plan(workload, chosen, spec), inputs, workload.outputs)
+        close(result, expected[0], f"{name} {dict(chosen)}", LIMITS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "rows"), LOWEST)
+def test_the_lowest_number_on_gpu(dtype: DataType, rows: bool) -> None:
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    spec = open_device("0").spec
+    for tactic, lengths in ((Sm90Attention(), (300, 400)), (Sm90ShortAttention(), (150, 200))):
+        workload, inputs, expected = lowest(dtype, *lengths, rows)
+        if isinstance(tactic.supports(workload, spec), Refusal):
+            pytest.skip("a kernel for sm_90a")
+        for chosen in tactic.configs(workload, spec):
+            (result,) = run_on_gpu(tactic.plan(workload, chosen, spec), inputs, workload.outputs)
+            close(result, expected[0], f"{tactic.id} {dict(chosen)}", LIMITS)

@@ -674,6 +674,19 @@ def test_short_attention_launches_describe_the_operation(name):
         assert chosen["blocks"] * (launch.shared_memory + 1024) <= 228 * 1024
 
 
+def test_sides_with_one_mask_lie_together():
+    """As many as share a mask, or all where causal, but no more than L2 holds keys of; batches inside heads where these have masks of their own."""
+    sides = [(4, 16, 1024, 64)] * 3
+    for shape, causal, together, inside in (((16, 1024, 1024), False, 4, "1"), ((4, 1, 1024, 1024), False, 16, None), ((1024, 1024), False, 64, None),
+                                            ((4, 16, 1024, 1024), False, 1, None), ((4, 1, 1, 1024), False, 1, None), ((4, 1, 1, 1024), True, 64, None)):  # fmt: skip
+        launch = one_launch(Sm90Attention(), attention([*sides, shape], masked=True, causal=causal), Sm90Attention().configs(attention(sides), H200)[0])
+        assert [one.value for one in launch.arguments if isinstance(one, Scalar) and one.ctype == "i32"][5] == together
+        assert dict(launch.kernel.defines).get("BATCH_INSIDE") == inside
+    large = attention([(32, 16, 2048, 64)] * 3, causal=True)  # 512 KiB of keys and values a side
+    launch = one_launch(Sm90Attention(), large, Sm90Attention().configs(large, H200)[0])
+    assert [one.value for one in launch.arguments if isinstance(one, Scalar) and one.ctype == "i32"][5] == H200.l2_bytes // 2**20
+
+
 def test_short_attention_refuses_long_and_varying_keys():
     refusal = Sm90ShortAttention().supports(attention([(1, 2, 300, 64)] * 3), H200)
     assert isinstance(refusal, Refusal) and "up to 256" in refusal.reason
@@ -764,21 +777,25 @@ def test_stem_kernels_compile_without_spills(name):
         compiled(one_launch(tactic, STEMS[name], config))
 
 
+MAY_SPILL = {("boolean", 128): 32, ("causal", 112): 8, ("wide heads", 64): 32, ("wide heads, causal", 64): 192}  # name, keys of a step: bytes
+
+
 @pytest.mark.parametrize(("name", "count"), [("plain", 2), ("causal", 4), ("narrow heads", 1), ("position bias", 1), ("a mask for all heads", 1), ("float mask", 1), ("causal, odd mask", 1), ("window", 1)])
 def test_attention_kernels_compile_without_spills(name, count):
     tactic = Sm90Attention()
     for config in tactic.configs(ATTENTIONS[name], H200)[:count]:
-        compiled(one_launch(tactic, ATTENTIONS[name], config))
+        if (name, dict(config)["block_kv"]) not in MAY_SPILL:
+            compiled(one_launch(tactic, ATTENTIONS[name], config))
 
 
-@pytest.mark.parametrize(("name", "block", "spills"), [("boolean", 128, 32), ("wide heads", 64, 32), ("wide heads, causal", 64, 192)])
-def test_attention_kernels_that_may_spill(name, block, spills):
+@pytest.mark.parametrize(("name", "block"), MAY_SPILL)
+def test_attention_kernels_that_may_spill(name, block):
     """On the H100 longer steps are worth it: a boolean mask with 128 keys 52.9 us, 64 keys 58.5; heads of 256 with 64 keys 97.5, 48 keys 106.1,
     with a full mask 115.8, 32 keys 145.0; causal 65.9, 48 keys 67.8."""
     tactic, workload = Sm90Attention(), ATTENTIONS[name]
     for config in [one for one in tactic.configs(workload, H200) if dict(one)["block_kv"] == block][:1]:
         kernel = one_launch(tactic, workload, config).kernel
-        assert compile_cubin(kernel.source(), kernel.defines, "sm_90a", kernel.file).resources.spill_stores <= spills
+        assert compile_cubin(kernel.source(), kernel.defines, "sm_90a", kernel.file).resources.spill_stores <= MAY_SPILL[name, block]
 
 
 @pytest.mark.parametrize("name", ["plain", "key padding", "position bias"])
