@@ -72,8 +72,9 @@ def main() -> int:
             wrong += not right
             alone = time_parts(device, [parts_at_optimum(last, 0, {})[0]])[0] * 1e6
             layers = [", ".join(f"{plan.tactic.removeprefix('cuda.')} {plan.seconds * 1e6:.1f}" for plan in engine.layers) for engine in (ours, plain)]
+            lost = [one["detail"] for near in ours.record["misses"].values() for one in near if (one["rule"], one["condition"]) == ("convolution-planes", "measured")]
             workload = f"convolutions 64-64 3x3, 64-{channels} {kernel}x{kernel}, {size}x{size}, batch {batch}, FP16 channels-last to FP32 NCHW, graph"
-            note = f"outputs differ by {error:.1e}; layers {layers[0]}; without {layers[1]}; with an FP16 channels-last output {alone:.1f} us"
+            note = f"outputs differ by {error:.1e}; layers {layers[0]}; without {layers[1]}; {f'planes lose: {lost[0]}; ' if lost else ''}with an FP16 channels-last output {alone:.1f} us"
             result = raced(device, ours, plain, workload, "us", "trtcli without convolution-planes and transpose-epilogue", note)
             if not given.no_record:
                 record("planes", [result])

@@ -20,11 +20,12 @@ NOT_PADDED = Padding()
 
 
 def padding_of(engine: Engine) -> Padding:
-    """What the build of ``engine`` decided."""
+    """What the build of ``engine`` decided, of the tensors that it has (a later fusion may have taken one away)."""
     record = engine.record.get("paddedChannels")
     if not isinstance(record, Mapping):
         return NOT_PADDED
-    channels = {str(name): (int(real), int(held)) for name, (real, held) in record.get("channels", {}).items()}
+    known = engine.network.tensors
+    channels = {str(name): (int(real), int(held)) for name, (real, held) in record.get("channels", {}).items() if name in known}
     return Padding(channels, frozenset(map(str, record.get("slower", ()))))
 
 

@@ -10,7 +10,9 @@ from fusion.dtypes import DataType
 from fusion.expression import Convert, apply
 from fusion.graph import Limits
 from fusion.network import Network
-from fusion.ops import Convolution, Deconvolution, PlanarConvolution, Reformat, Shuffle
+from fusion.ops import Convolution, Deconvolution, PlanarConvolution, Reformat, Shuffle, Slice
+from fusion.padded_channels import pad_channels, paddable
+from fusion.passes import FusionOptions, optimize
 from fusion.rules.convolution_planes import RULE
 from tests.fusion.fusing import fuse, kinds, refused
 from tests.fusion.networks import X0, X1, Build
@@ -52,6 +54,25 @@ def test_a_reformat_that_a_pass_put_in_leaves_its_name() -> None:
     before = replace(before, layers=(conv, replace(last, origins=(), fusions=("reformat",))), fates={"conv": before.fates["conv"]})
     (layer,) = fuse(before, RULE, limits=GPU).layers
     assert layer.name == "conv" and layer.fusions == (RULE.name,)
+
+
+@pytest.mark.parametrize("kind", ["conv", "deconv"])
+def test_channels_that_were_padded_are_not_computed(kind: str) -> None:
+    build = Build()
+    x = build.input("x", 2, 16, 6, 5)
+    one, none = (1, 1), (0, 0)
+    if kind == "conv":
+        t = build.layer("conv", Convolution(one, one, one, one), x, build.constant("w", (21, 16, 3, 3)))
+    else:
+        t = build.layer("conv", Deconvolution((2, 2), none, none, one, none), x, build.constant("w", (16, 21, 2, 2)))
+    t = build.pointwise("bias", apply("relu", apply("add", X0, X1)), t, build.constant("b", (21, 1, 1)))
+    network = optimize(build.network(t), FusionOptions(device="cuda", precision=HALF)).network
+    padded = pad_channels(network, paddable(network)).network
+    assert [type(layer.op) for layer in padded.layers][-2:] == [Slice, Reformat]
+    after = fuse(padded, RULE, limits=GPU, tolerance=2e-3)
+    last = after.layers[-1]
+    assert isinstance(last.op, PlanarConvolution) and after.tensors[after.outputs[0]].dtype is FLOAT
+    assert after.constants[last.inputs[1]].shape[1 if kind == "deconv" else 0] == 21 and after.constants[last.inputs[2]].shape == (21,)
 
 
 @pytest.mark.parametrize(
