@@ -1,10 +1,10 @@
 """What it costs when the host steps in during an inference, on the device of this machine: one JSON line per figure.
 
-    python benchmarks/gpu/control_flow_check.py [--device 0] [--seconds 100] [--no-record]
+    python benchmarks/gpu/control_flow_check.py [--device 0] [--seconds 100] [--only WORD] [--no-record]
 
 Every network is first compared with ONNX Runtime (plainly, and by replayed segments), then timed: wall time of one inference with its waits, median
 of --rounds, launched layer by layer and with its segments captured. silero-vad with its branches stands beside the same network without
-them; a loop of 1, 11 and 101 iterations gives the cost of one; NonZero, Unique and NonMaxSuppression stand beside torch and torchvision where these are.
+them; a loop of 1, 11 and 101 iterations gives the cost of one; a recurrent cell as a Scan stands as plain layers beside itself as a loop; NonZero, Unique and NonMaxSuppression stand beside torch and torchvision where these are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.runner import Result, compare, record  # noqa: E402
+from fusion.importer import loops  # noqa: E402
 from runtime.context import ExecutionContext  # noqa: E402
 from runtime.device import Device  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
@@ -38,6 +39,10 @@ Inputs = Mapping[str, np.ndarray]
 LOOP = """g (float[256, 256] x, int64 n, float[256, 256] w) => (float[256, 256] y) <bool yes = {1}> {
     y = Loop(n, yes, x) <body = b (int64 i, bool c, float[256, 256] s) => (bool d, float[256, 256] t) {
         d = Identity(c) u = Tanh(s) t = MatMul(u, w) }>
+}"""
+CELL = """g (float[4, 256] h, float[64, 4, 256] x, float[256, 256] w, float[256, 256] r, float[256] b) => (float[4, 256] last, float[64, 4, 256] all) {
+    last, all = Scan<num_scan_inputs = 1, body = step (float[4, 256] s, float[4, 256] v) => (float[4, 256] t, float[4, 256] o) {
+        p = MatMul(v, w) q = MatMul(s, r) u = Add(p, q) z = Add(u, b) t = Tanh(z) o = Identity(t) }>(h, x)
 }"""
 NON_ZERO = "g (float[1024, 1024] x) => (int64[2, k] y) { y = NonZero(x) }"
 UNIQUE = "g (int64[1048576] x) => (int64[k] y, int64[k] i, int64[1048576] j, int64[k] c) { y, i, j, c = Unique(x) }"
@@ -143,12 +148,22 @@ def peer_of(name: str, inputs: Inputs, rounds: int) -> tuple[list[float], str]:
         return [], ""
 
 
+def _with_unrolled(most: int, run: Callable[[], list[float]]) -> list[float]:
+    """``run`` where loops of up to ``most`` nodes become plain layers."""
+    usual, loops.UNROLLED_NODES = loops.UNROLLED_NODES, most
+    try:
+        return run()
+    finally:
+        loops.UNROLLED_NODES = usual
+
+
 def main() -> None:
     """Runs what fits into the time given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="0")
     parser.add_argument("--seconds", type=float, default=100)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--only", default="", help="cases whose name holds this word")
     parser.add_argument("--no-record", action="store_true")
     given = parser.parse_args()
     device = open_device(given.device)
@@ -162,6 +177,8 @@ def main() -> None:
         return found
 
     def case(name: str, model: Callable[[], onnx.ModelProto | Path], inputs: Inputs, peer: bool = False) -> list[float]:
+        if given.only not in name:
+            return []
         if time.monotonic() > deadline:
             print(f"{name}: no time left")
             return []
@@ -180,10 +197,16 @@ def main() -> None:
     case("silero-vad 16 kHz with branches", lambda: wheel_model("speech"), speech(True))
     case("silero-vad 16 kHz without branches", lambda: wheel_model("speech_half"), speech(False))
     w = (x / 16).astype(np.float32)
-    loops = {count: case(f"Loop of {count}", lambda: parse(LOOP), {"x": x, "n": np.array(count), "w": w}) for count in (1, 11, 101)}
-    if loops[11] and loops[101]:
-        each = (statistics.median(loops[101]) - statistics.median(loops[11])) / 90
+    counts = {count: case(f"Loop of {count}", lambda: parse(LOOP), {"x": x, "n": np.array(count), "w": w}) for count in (1, 11, 101)}
+    if counts[11] and counts[101]:
+        each = (statistics.median(counts[101]) - statistics.median(counts[11])) / 90
         add("Loop, one more iteration (tanh, matmul 256)", [each])
+    cell = {name: random.standard_normal(shape).astype(np.float32) / 16 for name, shape in
+            (("h", (4, 256)), ("x", (64, 4, 256)), ("w", (256, 256)), ("r", (256, 256)), ("b", (256,)))}  # fmt: skip
+    steps = {most: _with_unrolled(most, lambda: case("Scan of 64 cells, 4 x 256", lambda: parse(CELL), cell)) for most in (0, loops.UNROLLED_NODES)}
+    if all(steps.values()):
+        repeated, layers = steps.values()
+        add("Scan of 64 cells, 4 x 256, as plain layers", layers, repeated, "the same as a loop of segments, captured")
     case("NonZero", lambda: parse(NON_ZERO), {"x": np.maximum(random.standard_normal((1024, 1024)), 0).astype(np.float32)}, peer=True)
     case("Unique", lambda: parse(UNIQUE), {"x": random.integers(0, 100_000, 1 << 20)}, peer=True)
     case("NonMaxSuppression 80 x 8400", lambda: parse(NMS), detections(), peer=True)
