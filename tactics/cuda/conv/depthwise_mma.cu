@@ -1,160 +1,188 @@
 // Depthwise convolution with stride 1, channels last, on tensor cores (mma.sync): fp16 / bf16 with fp32 sums, which may leave as 8 bits.
 //
-// Of one channel, a row of outputs is a banded matrix (the taps of a row of the window on its diagonals) times a row of inputs. The left operand is
-// the band, 16 outputs x 16 inputs; the columns of the right one are that row of eight strips, which are bands of an image's rows or several
-// images. So one mma does for TAPS_X products of 128 outputs what takes 4 * TAPS_X FFMA. Each row of inputs is read once for all rows of outputs.
+// Of one channel, a row of outputs is a banded matrix (the taps of a row of the window on its diagonals) times a row of inputs. The left operand
+// is the band, 16 outputs x 16 inputs; the columns of the right one are eight neighbouring rows. So one mma does for TAPS_X products of 128
+// outputs what takes 4 * TAPS_X FFMA. A block keeps its bands and walks the images: the inputs of the next tile come (cp.async) while this one is
+// computed; they are transposed in shared memory, a plane for each channel, where ldmatrix reads the right operands of two channels at once.
 #include "mma.cuh"
 
-constexpr int WARPS = 4, THREADS = 32 * WARPS;
-constexpr int BLOCK_C = 4 * WARPS;            // channels of a block: each warp has four
-constexpr int PIXEL = BLOCK_C * 2;            // bytes in shared memory
-constexpr int ROW = 16 * PIXEL + 16;          // with ROWS odd, neighbouring strips fall into different banks
-constexpr int IMAGES = 8 / BANDS;             // strips: IMAGES x BANDS of ROWS rows of outputs
-constexpr int SPAN_Y = BANDS * ROWS + TAPS_Y - 1;  // input rows of an image
-constexpr int STEP_X = 17 - TAPS_X;           // outputs of a segment that needs no padding
-constexpr int IN_BYTES = IMAGES * SPAN_Y * ROW;
-static_assert(sizeof(IN_T) == 2 && sizeof(OUT_T) <= 2 && CHANNELS % 8 == 0 && TAPS_X <= 9 && 8 % BANDS == 0 && ROWS % 2 == 1, "see tactics/cuda/conv/depthwise_mma.py");
+constexpr int THREADS = 32 * WARPS, BLOCK_C = EACH * WARPS;   // each warp has EACH channels
+constexpr int CHUNKS = BLOCK_C / 8;                           // of 16 bytes, of a pixel
+constexpr int OUT_ROWS = GROUPS * ROWS;                       // of an image: GROUPS groups of ROWS (at most 8) rows
+constexpr int IN_ROWS = OUT_ROWS + TAPS_Y - 1;
+constexpr int SPAN = (IN_ROWS + 8 - ROWS + 5) / 8 * 8 + 2;    // rows of an image in a plane: 2 modulo 8, for the banks
+constexpr int HALF = SETS * SPAN * 16;                        // eight columns of a channel: 16 bytes a row
+constexpr int PLANE = 2 * HALF;
+constexpr int OCTET = 8 * PLANE + 64;                         // neighbouring octets of channels in different banks
+constexpr int OUT_LINE = 16 * 8 + 16;                         // results of four channels, 16 columns
+constexpr int OUT_PLANE = (SETS * OUT_ROWS * OUT_LINE + 127) / 128 * 128 + 32;  // twice that: 64 bytes modulo 128
+constexpr int RESULTS = CHUNKS * OCTET, RAW = RESULTS + 2 * CHUNKS * OUT_PLANE;  // what lies where: planes, results, inputs as they come
+constexpr int RAW_LINE = 16 * CHUNKS * 16;
+constexpr int STEP_X = 17 - TAPS_X;                           // outputs of a segment that needs no padding
+constexpr int BAND = (TAPS_X + 1) * TAPS_Y * 4;               // words of four channels
+static_assert(sizeof(IN_T) == 2 && sizeof(OUT_T) <= 2 && CHANNELS % 8 == 0 && TAPS_X <= 9 && ROWS <= 8 && (EACH == 2 || EACH == 4) && (CHUNKS == 2 || CHUNKS == 4),
+              "see tactics/cuda/conv/depthwise_mma.py");
 
-// Byte offset of 16-byte chunk `chunk` of column `x`, row `row`: columns 0, 2, 4, 6 lie side by side, which the lanes of a warp read at once.
-__device__ __forceinline__ int place(int row, int x, int chunk) {
-    return row * ROW + ((x & 8) | (x & 1) << 2 | (x >> 1 & 3)) * PIXEL + chunk * 16;
-}
-
-// One block: BLOCK_C channels of one segment of columns (up to 16 outputs) of eight strips.
+// One block: BLOCK_C channels of one segment of columns (16 slots) of tiles of OUT_ROWS rows of PACK * SETS images, one after the other.
 //   x: [batch][in_y][in_x] pixels of CHANNELS elements, X_ROW apart; out: [batch][out_y][out_x] pixels, OUT_ROW apart;
-//   w: [channels, padded to BLOCK_C][TAPS_Y][TAPS_X + 1] words, of taps d - 1 and d (0 outside of the window).
-//   The first segment has min(16, STEP_X + pad_x) outputs (its padding takes no place), those between STEP_X, the last one the rest.
-//   Grid: channels / BLOCK_C * segments * ceil(out_y / (BANDS * ROWS)) * ceil(batch / IMAGES). Dynamic shared memory: IN_BYTES + 16 * ROW.
+//   w: [channels / 4, padded to 32][TAPS_X + 1][TAPS_Y][4] words, of taps d - 1 and d (0 outside of the window).
+//   With PACK images in a segment, PITCH slots apart (zeros between), there is one segment. Else the first has
+//   min(16, STEP_X + pad_x) outputs (its padding takes no place), those between STEP_X, the last one the rest.
+//   Grid: channels / BLOCK_C * segments * any number of blocks that share the ceil(out_y / OUT_ROWS) * ceil(batch / (PACK * SETS)) tiles.
+//   Dynamic shared memory: RAW + SETS * IN_ROWS * RAW_LINE. `ones` is -1.
 //   A value that is not finite spoils its row's other outputs in the same segment, too. pad_x < TAPS_X. Fewer than 2^31 elements of x.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     depthwise_mma(const IN_T* __restrict__ x, const unsigned* __restrict__ w, OUT_T* __restrict__ out, int batch, int in_y, int in_x, int out_y,
-                  int out_x, int pad_y, int pad_x, int segments, EpilogueArgs args) {
+                  int out_x, int pad_y, int pad_x, int segments, int ones, EpilogueArgs args) {
     extern __shared__ __align__(1024) char memory[];
-    constexpr int channels = CHANNELS, groups = (CHANNELS + BLOCK_C - 1) / BLOCK_C, x_row = X_ROW(CHANNELS), out_row = OUT_ROW(CHANNELS);
+    constexpr int channels = CHANNELS, blocks_c = (CHANNELS + BLOCK_C - 1) / BLOCK_C, x_row = X_ROW(CHANNELS), out_row = OUT_ROW(CHANNELS);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int rest = blockIdx.x / groups, c0 = (blockIdx.x - rest * groups) * BLOCK_C;
-    const int line = rest / segments, segment = rest - line * segments;
-    const int tiles_y = (out_y + BANDS * ROWS - 1) / (BANDS * ROWS);
-    const int image0 = line / tiles_y * IMAGES, y0 = line % tiles_y * (BANDS * ROWS);
-    const int x0 = segment == 0 ? 0 : min(16, STEP_X + pad_x) + (segment - 1) * STEP_X;
-    const int columns = segment == segments - 1 ? out_x - x0 : segment == 0 ? min(16, STEP_X + pad_x) : STEP_X;
-    const int from_x = max(0, x0 - pad_x);
+    const int rest = blockIdx.x / blocks_c, c0 = (blockIdx.x - rest * blocks_c) * BLOCK_C;
+    const int first = rest / segments, segment = rest - first * segments, blocks = gridDim.x / (blocks_c * segments);
+    const int tiles_y = (out_y + OUT_ROWS - 1) / OUT_ROWS, tiles = (batch + PACK * SETS - 1) / (PACK * SETS) * tiles_y;
+    const int x0 = segment == 0 ? 0 : min(16, STEP_X + pad_x) + (segment - 1) * STEP_X, from_x = max(0, x0 - pad_x);
+    const int columns = PACK > 1 ? out_x : segment == segments - 1 ? out_x - x0 : segment == 0 ? min(16, STEP_X + pad_x) : STEP_X;
 
     // The band of each channel and row of the window. A lane holds outputs lane / 4 and 8 more, inputs lane % 4 * 2 and the next, and 8 more.
-    const int c = c0 + 4 * warp;
-    const bool works = c < channels;
-    unsigned band[4][TAPS_Y][3];
+    // Outputs and inputs that are both 8 more have the same taps, in a register of their own, as mma wants: `ones` keeps the compiler from copying.
+    const int c = c0 + EACH * warp;
+    unsigned band[TAPS_Y][EACH][4];
     {
-        const int d = lane % 4 * 2 - lane / 4 + from_x - x0 + pad_x + 1;  // tap of the first input for the first output, + 1
-        const unsigned* words = w + c * (TAPS_Y * (TAPS_X + 1));
+        const int d = lane % 4 * 2 - lane / 4 + from_x - x0 + pad_x + 1;
+        const unsigned* words = w + c / 4 * BAND + c % 4;
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
+        for (int part = 0; part < 3; ++part) {
+            const int at = d + (part == 1 ? -8 : part == 2 ? 8 : 0);
+            const unsigned mask = static_cast<unsigned>(at) <= TAPS_X ? 0xffffffffu : 0u;
 #pragma unroll
-            for (int ky = 0; ky < TAPS_Y; ++ky)
+            for (int ky = 0; ky < TAPS_Y; ++ky) {
+                const auto some = *reinterpret_cast<const Pack<unsigned, EACH>*>(words + (min(max(at, 0), TAPS_X) * TAPS_Y + ky) * 4);
 #pragma unroll
-                for (int part = 0; part < 3; ++part) {
-                    const int word = d + (part == 1 ? -8 : part == 2 ? 8 : 0);
-                    band[e][ky][part] = 0u;
-                    if (static_cast<unsigned>(word) <= TAPS_X) band[e][ky][part] = words[(e * TAPS_Y + ky) * (TAPS_X + 1) + word];
-                }
-    }
-    pdl_prefetch_constants(args, channels);
-    pdl_start();
-
-    // --- copies: each warp brings and stores rows of two strips, a lane 16 bytes of a pixel. A step's rows are a group; AHEAD groups are under way.
-    constexpr int STEPS = ROWS + TAPS_Y - 1, AHEAD = STEPS < TAPS_Y + 4 ? STEPS : TAPS_Y + 4;
-    const int column = lane / 2, chunk = lane % 2, ix = from_x + column;
-    const bool exists = c0 + chunk * 8 < channels;
-    int source[2], line_y[2], target[2], left[2];  // first elements, input row (far outside for none), rows to store
-    unsigned shared[2];
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-        const int strip = 2 * warp + s, image = image0 + strip / BANDS, y = y0 + strip % BANDS * ROWS;
-        source[s] = ((image * in_y + y - pad_y) * in_x + ix) * x_row + c0 + chunk * 8;
-        line_y[s] = exists && ix < in_x && image < batch ? y - pad_y : -0x40000000;
-        target[s] = ((image * out_y + y) * out_x + x0 + column) * out_row + c0 + chunk * 8;
-        left[s] = exists && column < columns && image < batch ? out_y - y : 0;
-        shared[s] = shared_address(memory + place(strip / BANDS * SPAN_Y + strip % BANDS * ROWS, column, chunk));
-    }
-    auto load = [&](int step) {
-#pragma unroll
-        for (int s = 0; s < 2; ++s) {
-            const bool valid = static_cast<unsigned>(line_y[s] + step) < in_y;
-            // Rows below a band are those of the next one, except for the last.
-            if (step < ROWS || (step < STEPS && (2 * warp + s) % BANDS == BANDS - 1))
-                copy_async<16>(shared[s] + step * ROW, valid ? x + (source[s] + step * in_x * x_row) : x, valid);
-        }
-        copy_async_commit();
-    };
-#pragma unroll 1
-    for (int step = 0; step < AHEAD; ++step) load(step);
-    using Eight = Pack<unsigned, 2 * sizeof(OUT_T)>;  // channels of a pixel; of 8 bits they fill half of their 16 bytes in shared memory
-    char* results = memory + IN_BYTES;
-    auto store = [&](int r) {
-#pragma unroll
-        for (int s = 0; s < 2; ++s)
-            if (r < left[s])
-                *reinterpret_cast<Eight*>(out + (target[s] + r * out_x * out_row)) =
-                    *reinterpret_cast<const Eight*>(results + (r % 2 * 8 + 2 * warp + s) * ROW + column * PIXEL + (chunk ^ (warp & 1)) * 16);
-    };
-
-    // --- the sums of four channels; strips of this lane: lane / 4 to read, lane % 4 * 2 and the next to write
-    {
-        const int strip = lane / 4, t = lane % 4;
-        const char* line = memory + place(strip / BANDS * SPAN_Y + strip % BANDS * ROWS, 2 * t, warp / 2) + warp % 2 * 8;
-        unsigned input[TAPS_Y][4][2];  // right operands of the rows that the next outputs need: channels, halves of the depth
-        auto read = [&](unsigned (&to)[4][2]) {
-            uint2 pixel[4];  // columns 2t, 2t + 1, and 8 more
-#pragma unroll
-            for (int k = 0; k < 4; ++k) pixel[k] = *reinterpret_cast<const uint2*>(line + (k % 2 * 4 + k / 2 * 8) * PIXEL);
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    to[e][half] = __byte_perm(e < 2 ? pixel[half * 2].x : pixel[half * 2].y, e < 2 ? pixel[half * 2 + 1].x : pixel[half * 2 + 1].y, e % 2 ? 0x7632 : 0x5410);
-            line += ROW;
-        };
-        copy_async_wait<AHEAD - TAPS_Y + 1>();
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < TAPS_Y - 1; ++i) read(input[i]);
-#pragma unroll 1  // straight code for all rows would wait for instructions
-        for (int r = 0; r < ROWS; ++r) {
-            copy_async_wait<AHEAD - TAPS_Y>();
-            __syncthreads();
-            load(r + AHEAD);
-            if (r > 0) store(r - 1);
-            if (!works) continue;
-            read(input[TAPS_Y - 1]);
-            float sum[4][4] = {};  // channels, (outputs lane / 4 and 8 more) x two strips
-#pragma unroll
-            for (int ky = 0; ky < TAPS_Y; ++ky)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    const unsigned (&one)[3] = band[e][ky];
-                    const unsigned a[4] = {one[0], one[1], one[2], one[0]};
-                    mma_16x8<IN_T>(sum[e], a, input[ky][e][0], input[ky][e][1]);
-                }
-#pragma unroll
-            for (int i = 0; i + 1 < TAPS_Y; ++i)
-#pragma unroll
-                for (int e = 0; e < 8; ++e) input[i][e / 2][e % 2] = input[i + 1][e / 2][e % 2];
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int place_x = lane / 4 + half * 8;
-                if (half == 1 && columns <= 8) break;
-#pragma unroll
-                for (int s = 0; s < 2; ++s) {
-                    const int to = 2 * t + s, image = min(image0 + to / BANDS, batch - 1), y = min(y0 + to % BANDS * ROWS + r, out_y - 1);
-                    float value[4];
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) value[e] = sum[e][half * 2 + s];
-                    char* at = results + (r % 2 * 8 + to) * ROW + place_x * PIXEL + ((warp / 2) ^ (t & 1)) * 16;
-                    store_sums(reinterpret_cast<OUT_T*>(at) + warp % 2 * 4, value, args, (image * out_y + y) * out_x + x0 + min(place_x, columns - 1), c, channels);
+                for (int e = 0; e < EACH; ++e) {
+                    band[ky][e][part] = some.value[e] & mask;
+                    if (part == 0) band[ky][e][3] = some.value[e] & mask & ones;
                 }
             }
         }
     }
-    __syncthreads();
-    store(ROWS - 1);
+    pdl_prefetch_constants(args, channels);
+    pdl_start();
+
+    // --- inputs, as they lie in memory: a lane has one column of eight channels. Even columns first, so that pairs are read without conflicts.
+    const int step_y = blocks % tiles_y * OUT_ROWS, step_image = blocks / tiles_y * (PACK * SETS);
+    int next_image = first / tiles_y * (PACK * SETS), next_y = first % tiles_y * OUT_ROWS;
+    auto load = [&] {
+        constexpr int LANES = 16 * CHUNKS, STEP = THREADS / LANES;
+        const int chunk = threadIdx.x % CHUNKS, slot = threadIdx.x / CHUNKS % 16, row0 = threadIdx.x / LANES;
+        const int which = slot / PITCH, ix = from_x + slot - which * PITCH, line = in_x * x_row;
+        const int images = c0 + chunk * 8 < channels && ix < in_x && which < PACK ? batch - next_image - which : 0;
+        const unsigned target = shared_address(memory) + RAW + ((slot % 2 ? 8 + (slot / 2 ^ 4 / CHUNKS) : slot / 2) * CHUNKS + chunk) * 16 + row0 * RAW_LINE;
+        const int y0 = next_y - pad_y + row0;
+#pragma unroll
+        for (int set = 0; set < SETS; ++set) {
+            const IN_T* source = x + (((next_image + set * PACK + which) * in_y + y0) * in_x + ix) * x_row + c0 + chunk * 8;
+#pragma unroll
+            for (int row = 0; row < IN_ROWS; row += STEP) {
+                if (row + STEP <= IN_ROWS || row0 + row < IN_ROWS)
+                    copy_async<16>(target + (set * IN_ROWS + row) * RAW_LINE, source, set * PACK < images && static_cast<unsigned>(y0 + row) < in_y);
+                source += STEP * line;
+            }
+        }
+        copy_async_commit();
+        next_image += step_image, next_y += step_y;
+        if (next_y >= tiles_y * OUT_ROWS) next_image += PACK * SETS, next_y -= tiles_y * OUT_ROWS;
+    };
+    int image0 = next_image, y0 = next_y;
+    load();
+#pragma unroll 1
+    for (int tile = first; tile < tiles; tile += blocks) {
+        copy_async_wait<0>();
+        __syncthreads();
+        {  // --- transposed: a lane has two neighbouring columns of eight channels; pairs of a channel go to its plane
+            constexpr int LANES = 8 * CHUNKS, STEP = THREADS / LANES;
+            const int chunk = threadIdx.x % CHUNKS, pair = threadIdx.x / CHUNKS % 8, row0 = threadIdx.x / LANES;
+            const char* even = memory + RAW + (pair * CHUNKS + chunk) * 16 + row0 * RAW_LINE;
+            const char* odd = memory + RAW + ((8 + (pair ^ 4 / CHUNKS)) * CHUNKS + chunk) * 16 + row0 * RAW_LINE;
+            char* target = memory + chunk * OCTET + pair / 4 * HALF + pair % 4 * 4 + row0 * 16;
+#pragma unroll
+            for (int set = 0; set < SETS; ++set)
+#pragma unroll
+                for (int row = 0; row < IN_ROWS; row += STEP) {
+                    if (row + STEP > IN_ROWS && row0 + row >= IN_ROWS) continue;
+                    const auto left = *reinterpret_cast<const Pack<unsigned, 4>*>(even + (set * IN_ROWS + row) * RAW_LINE);
+                    const auto right = *reinterpret_cast<const Pack<unsigned, 4>*>(odd + (set * IN_ROWS + row) * RAW_LINE);
+#pragma unroll
+                    for (int e = 0; e < 8; ++e)
+                        *reinterpret_cast<unsigned*>(target + (set * SPAN + row) * 16 + e * PLANE) = __byte_perm(left.value[e / 2], right.value[e / 2], e % 2 ? 0x7632 : 0x5410);
+                }
+        }
+        __syncthreads();
+        const int next_image0 = next_image, next_y0 = next_y;
+        if (tile + blocks < tiles) load();
+
+        // --- products: lane / 4 are columns (and 8 more), lane % 4 * 2 and the next rows of the results
+        if (c < channels) {
+            const int column = lane / 4, t = lane % 4, channel = EACH * warp;
+            const unsigned planes = shared_address(memory) + channel / 8 * OCTET + (channel % 8 + lane / 16) * PLANE + lane / 8 % 2 * HALF + lane % 8 * 16;
+            char* mine = memory + RESULTS + channel / 4 * OUT_PLANE + 2 * t * OUT_LINE + column * 8 + channel % 4 * sizeof(OUT_T);
+#pragma unroll 1
+            for (int group = 0; group < SETS * GROUPS; ++group) {
+                const int set = group / GROUPS, row = (group - set * GROUPS) * ROWS;
+                float sum[EACH][4] = {};  // (columns lane / 4 and 8 more) x two rows
+#pragma unroll
+                for (int ky = 0; ky < TAPS_Y; ++ky) {
+                    unsigned input[EACH / 2][4];  // of two channels: halves of the depth
+#pragma unroll
+                    for (int e = 0; e < EACH / 2; ++e) ldmatrix_x4(input[e], planes + 2 * e * PLANE + (set * SPAN + row + ky) * 16);
+#pragma unroll
+                    for (int e = 0; e < EACH; ++e) mma_16x8<IN_T>(sum[e], band[ky][e], input[e / 2][e % 2 * 2], input[e / 2][e % 2 * 2 + 1]);
+                }
+                Finished done[4][EACH];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {  // columns, rows
+                    const int slot = column + i / 2 * 8, which = slot / PITCH;
+                    const int image = min(image0 + set * PACK + which, batch - 1), y = min(y0 + row + 2 * t + i % 2, out_y - 1), ox = min(x0 + slot - which * PITCH, out_x - 1);
+                    float value[EACH];
+#pragma unroll
+                    for (int e = 0; e < EACH; ++e) value[e] = sum[e][i];
+                    finish_sums(value, done[i], args, (image * out_y + y) * out_x + ox, c, channels);
+                }
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    if (ROWS == 8 || 2 * t + i % 2 < ROWS)
+                        store_finished(reinterpret_cast<OUT_T*>(mine + (group * ROWS + i % 2) * OUT_LINE + i / 2 * 64), done[i]);
+            }
+        }
+        __syncthreads();
+
+        {  // --- results: a lane has one column of eight channels
+            constexpr int LANES = 16 * CHUNKS, STEP = THREADS / LANES;
+            using Four = Pack<unsigned, sizeof(OUT_T)>;
+            using Eight = Pack<unsigned, 2 * sizeof(OUT_T)>;
+            const int chunk = threadIdx.x % CHUNKS, slot = threadIdx.x / CHUNKS % 16, row0 = threadIdx.x / LANES;
+            const int which = slot / PITCH, column = slot - which * PITCH, line = out_x * out_row;
+            const int images = c0 + chunk * 8 < channels && which < PACK && column < columns ? batch - image0 - which : 0;
+            const char* from = memory + RESULTS + 2 * chunk * OUT_PLANE + slot * 8 + row0 * OUT_LINE;
+#pragma unroll
+            for (int set = 0; set < SETS; ++set) {
+                const int rows = set * PACK < images ? min(OUT_ROWS, out_y - y0) - row0 : 0;
+                OUT_T* target = out + ((((image0 + set * PACK + which) * out_y + y0 + row0) * out_x + x0 + column) * out_row + c0 + chunk * 8);
+#pragma unroll
+                for (int row = 0; row < OUT_ROWS; row += STEP) {
+                    if (row < rows) {
+                        Eight both;
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) {
+                            const Four four = *reinterpret_cast<const Four*>(from + (set * OUT_ROWS + row) * OUT_LINE + e * OUT_PLANE);
+#pragma unroll
+                            for (int word = 0; word < sizeof(OUT_T); ++word) both.value[e * sizeof(OUT_T) + word] = four.value[word];
+                        }
+                        *reinterpret_cast<Eight*>(target) = both;
+                    }
+                    target += STEP * line;
+                }
+            }
+        }
+        image0 = next_image0, y0 = next_y0;
+    }
 }

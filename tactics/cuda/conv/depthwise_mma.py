@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,15 +38,73 @@ from tactics.tactic import (
     floor_seconds,
 )
 
-CHANNELS = 16  # of a block
-COLUMNS = 16  # outputs, and inputs, of one mma
-THREADS = 128
+COLUMNS, ROWS = 16, 8  # of one mma: outputs (and inputs) of a row, and rows
+WARPS, EACH = 8, 2  # of a block, and channels of a warp
+CHANNELS = WARPS * EACH
 MOST_TAPS_X, MOST_TAPS_Y = 9, 9
 LEAST_TAPS = 25  # below, ``cuda.conv.depthwise`` is faster (H100, 3x3)
 
 
+@dataclass(frozen=True)
+class _Tile:
+    """One configuration for one window: ``groups`` groups of ``rows`` rows of ``images`` sets of images, ``pack`` of them side by side in a row."""
+
+    window: Window
+    groups: int
+    rows: int
+    images: int
+    pack: int
+
+    @property
+    def span(self) -> int:
+        """Input rows of a tile of one image."""
+        return self.groups * self.rows + self.window.taps[1] - 1
+
+    @property
+    def segments(self) -> int:
+        """Pieces of a row, each of up to 16 outputs that need up to 16 inputs (padding is none)."""
+        (_, wide), (_, out), pad, step = self.window.input[1:], self.window.output[1:], self.window.pad[2], COLUMNS + 1 - self.window.taps[2]
+        count, begin = 1, 0
+        while not (out - begin <= COLUMNS and min(wide, out - pad + self.window.taps[2] - 1) - max(0, begin - pad) <= COLUMNS):
+            begin = begin + step if begin else min(COLUMNS, step + pad)
+            count += 1
+        return count
+
+    @property
+    def tiles(self) -> int:
+        """Of 16 channels of one segment."""
+        return ceil_div(self.window.output[1], self.groups * self.rows) * ceil_div(self.window.batch, self.pack * self.images)
+
+    @property
+    def columns(self) -> int:
+        """Blocks of 16 channels of one segment."""
+        return ceil_div(self.window.in_channels, CHANNELS) * self.segments
+
+    def blocks(self, device: DeviceSpec) -> int:
+        """Blocks of the grid: no more than are resident, for each keeps its filters and walks its tiles."""
+        return self.columns * min(self.tiles, max(1, device.multiprocessors * self.resident(device) // self.columns))
+
+    @property
+    def shared_bytes(self) -> int:
+        """Planes, results and inputs (``depthwise_mma.cu``)."""
+        plane = 2 * self.images * ((self.span + ROWS - self.rows + 5) // 8 * 8 + 2) * 16
+        results = round_up(self.images * self.groups * self.rows * 144, 128) + 32
+        return CHANNELS // 8 * (8 * plane + 64) + CHANNELS // 4 * results + self.images * self.span * COLUMNS * CHANNELS * 2
+
+    def resident(self, device: DeviceSpec) -> int:
+        """Blocks of a multiprocessor."""
+        by_registers = 65536 // (32 * WARPS * round_up(8 * self.window.taps[1] + 36, 8))  # the bands, and the rest
+        return max(1, min(by_registers, device.shared_memory // (self.shared_bytes + 1024)))
+
+
+def pitch_of(window: Window) -> int:
+    """Columns from one image to the next where several lie side by side: zeros between, enough for the windows of both."""
+    right = window.output[2] - window.pad[2] + window.taps[2] - 1 - window.input[2]
+    return window.input[2] + max(0, window.pad[2], right)
+
+
 class DepthwiseMma(Tactic):
-    """Eight strips (``bands`` of an image, in 8 / ``bands`` images) of ``rows`` rows a block."""
+    """Two channels a warp, sixteen a block; ``groups`` times ``rows`` rows of ``pack`` * ``images`` images at a time."""
 
     id = "cuda.conv.depthwise.mma"
     device = "cuda"
@@ -77,69 +136,52 @@ class DepthwiseMma(Tactic):
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         window = window_of(workload)
         assert isinstance(window, Window)
-        found = [config(bands=bands, rows=rows) for bands in (1, 2, 4, 8) for rows in (1, 3, 5, 7)
-                 if _shared_bytes(window, bands, rows) <= min(device.shared_memory, 112 * 1024) and _registers(window) <= 255]  # fmt: skip
+        results, height, widest = len(workload.inputs), window.output[1], max(window.input[2], window.output[2])
+        narrow = not (workload.axis_varies(0, -2) or workload.axis_varies(results, -2)) and widest <= COLUMNS  # pitch and number are compiled in
+        pack = 1 + (COLUMNS - widest) // pitch_of(window) if narrow else 1
+        rows = ROWS if workload.axis_varies(results, 1) else ceil_div(height, ceil_div(height, ROWS))
+        found = []
+        for groups in (1, 2, 4, 7):
+            for images in (1, 2):
+                tile = _Tile(window, groups, rows, images, pack)
+                if (groups == 1 or groups <= ceil_div(height, rows)) and tile.shared_bytes <= min(device.shared_memory, 100 * 1024):
+                    found.append(config(groups=groups, rows=rows, images=images, pack=pack))
         return sorted(found, key=lambda one: (self.estimate(workload, one, device), one))
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
-        window, chosen = window_of(workload), dict(config)
+        window = window_of(workload)
         assert isinstance(window, Window)
-        bands, rows = chosen["bands"], chosen["rows"]
-        waves = ceil_div(_blocks(window, bands, rows), device.multiprocessors * _resident(window, bands, rows, device))
-        turn = 3.6e-7 + 2.6e-8 * window.taps[1]  # as long with fewer blocks beside it; 40 timings of 5x5 and 7x7 (H100): 5 % on average
-        return 1.5e-6 + floor_seconds(workload, device) / 0.84 + waves * (1.1e-6 + 4e-7 / bands + rows * turn)
+        tile = _Tile(window, **dict(config))
+        blocks = tile.blocks(device)
+        turns, shared = ceil_div(tile.tiles * tile.columns, blocks), ceil_div(blocks, device.multiprocessors)
+        instructions = 140 + tile.images * tile.groups * (127 + 2 * window.taps[1])  # of a warp and tile, from the counters
+        issue = turns * shared * WARPS * instructions / 4 / (1.85e9 * 0.7)
+        first = blocks * tile.images * tile.span * COLUMNS * CHANNELS * 2 / device.bandwidth  # inputs that come before anything is computed
+        return 2.0e-6 + first + (floor_seconds(workload, device) ** 3 + issue**3) ** (1 / 3)
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
-        weights = constants[1]  # [C, 1, y, x] -> [C, padded][y][x + 1] pairs of neighbours
+        weights = constants[1]  # [C, 1, y, x] -> [C / 4, padded][x + 1][y][4] pairs of neighbours
         c, (y, x) = weights.shape[0], (1, *weights.shape[2:])[-2:]
         wide = np.zeros((round_up(c, CHANNELS), y, x + 2), weights.dtype)
         wide[:c, :, 1:-1] = weights.reshape(c, y, x)
-        return (np.ascontiguousarray(np.stack([wide[..., :-1], wide[..., 1:]], -1)),)
+        pairs = np.stack([wide[..., :-1], wide[..., 1:]], -1).reshape(-1, 4, y, x + 1, 2)
+        return (np.ascontiguousarray(pairs.transpose(0, 3, 2, 1, 4)),)
 
     def plan(self, workload: Workload, config: Config, device: DeviceSpec) -> Plan:
-        window, epilogue, chosen = window_of(workload), epilogue_of(workload), dict(config)
+        window, epilogue = window_of(workload), epilogue_of(workload)
         assert isinstance(window, Window) and isinstance(epilogue, Epilogue)
-        bands, rows = chosen["bands"], chosen["rows"]
+        tile = _Tile(window, **dict(config))
         kernel = Kernel("conv/depthwise_mma.cu", "depthwise_mma", (*defines(
-            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], CHANNELS=window.in_channels, BANDS=bands, ROWS=rows,
-            TAPS_Y=window.taps[1], TAPS_X=window.taps[2], PDL=1 if pdl(device) else None, MIN_BLOCKS=_resident(window, bands, rows, device),
+            IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], CHANNELS=window.in_channels, WARPS=WARPS, EACH=EACH,
+            GROUPS=tile.groups, ROWS=tile.rows, SETS=tile.images, PACK=tile.pack, PITCH=pitch_of(window) if tile.pack > 1 else COLUMNS,
+            TAPS_Y=window.taps[1], TAPS_X=window.taps[2], PDL=1 if pdl(device) else None, MIN_BLOCKS=tile.resident(device),
             **x_pitch(workload), **out_pitch(workload),
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip
-        numbers = (window.batch, *window.input[1:], *window.output[1:], *window.pad[1:], _segments(window))
+        numbers = (window.batch, *window.input[1:], *window.output[1:], *window.pad[1:], tile.segments, -1)
         return Plan((Launch(
-            kernel, (_blocks(window, bands, rows), 1, 1), (THREADS, 1, 1), (Buffer("input", 0), Buffer("packed", 0), Buffer("output"), *map(Scalar, numbers), epilogue.argument),
-            shared_memory=_shared_bytes(window, bands, rows), dependent=pdl(device),
+            kernel, (tile.blocks(device), 1, 1), (32 * WARPS, 1, 1), (Buffer("input", 0), Buffer("packed", 0), Buffer("output"), *map(Scalar, numbers), epilogue.argument),
+            shared_memory=tile.shared_bytes, dependent=pdl(device),
         ),), in_place=overwritable(workload))  # fmt: skip
-
-
-def _segments(window: Window) -> int:
-    """Pieces of a row, each of up to 16 outputs that need up to 16 inputs (padding is none)."""
-    (_, wide), (_, out), pad, step = window.input[1:], window.output[1:], window.pad[2], COLUMNS + 1 - window.taps[2]
-    count, begin = 1, 0
-    while not (out - begin <= COLUMNS and min(wide, out - pad + window.taps[2] - 1) - max(0, begin - pad) <= COLUMNS):
-        begin = begin + step if begin else min(COLUMNS, step + pad)
-        count += 1
-    return count
-
-
-def _blocks(window: Window, bands: int, rows: int) -> int:
-    return ceil_div(window.in_channels, CHANNELS) * _segments(window) * ceil_div(window.output[1], bands * rows) * ceil_div(window.batch, 8 // bands)
-
-
-def _shared_bytes(window: Window, bands: int, rows: int) -> int:
-    """Inputs and results (``depthwise_mma.cu``)."""
-    return (8 // bands * (bands * rows + window.taps[1] - 1) + 16) * (COLUMNS * CHANNELS * 2 + 16)
-
-
-def _registers(window: Window) -> int:
-    """That a thread wants: the bands, rows of inputs, sums."""
-    return 20 * window.taps[1] + 16 + 44
-
-
-def _resident(window: Window, bands: int, rows: int, device: DeviceSpec) -> int:
-    """Blocks of a multiprocessor."""
-    by_registers = 65536 // (THREADS * round_up(min(255, _registers(window)), 8))
-    return max(1, min(by_registers, device.shared_memory // (_shared_bytes(window, bands, rows) + 1024)))
 
 
 TACTICS = (DepthwiseMma(),)

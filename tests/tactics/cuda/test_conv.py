@@ -18,7 +18,7 @@ from tactics.cuda.conv.depthwise import Depthwise
 from tactics.cuda.conv.depthwise_mma import DepthwiseMma
 from tactics.cuda.conv.mma_conv import MmaConvolution
 from tactics.cuda.conv.simt_conv import SimtConvolution
-from tactics.tactic import DeviceSpec, Refusal, Tactic, Workload, config
+from tactics.tactic import DeviceSpec, Refusal, Tactic, Workload
 from tests.harness.emulated import emulated
 from tests.harness.fiber import A100, available, close, kernels, run_plan
 from tests.harness.spills import may_spill
@@ -178,21 +178,24 @@ def test_compiles_without_spilling_sums(arch: str) -> None:
                 assert resources.spill_stores <= may_spill(kernel.entry, arch), (tactic.id, dict(one), resources)
 
 
-# Segments of columns: one (with padding, with 16 inputs), two, several; strips that hang over the image and over the batch; a tail of channels.
+# Segments of columns: two images in one, one, two, several; tiles that hang over the image and over the batch; a tail of channels.
 NEIGHBOURING = [
-    ((2, (9, 7), 24, 24, (7, 7), 1, 3, 1, 24), "f16"),
+    ((5, (9, 7), 24, 24, (7, 5), 1, (3, 2), 1, 24), "f16"),
     ((9, (6, 14), 16, 16, (9, 5), 1, (4, 2), 1, 16), "bf16"),
     ((1, (11, 28), 8, 8, (6, 6), 1, (2, 3), 1, 8), "f16"),
     ((1, (5, 37), 8, 8, (5, 5), 1, 2, 1, 8), "f16"),
     ((1, (12, 23), 16, 16, (4, 9), 1, 0, 1, 16), "f16"),
+    ((70, (3, 4), 8, 8, (5, 5), 1, 2, 1, 8), "f16"),
 ]  # fmt: skip
 
 
-# Rows that are all under way before the first product, and those that follow them; both buffers of results, used again.
-@pytest.mark.parametrize(("number", "bands", "rows"), [(0, 2, 7), (1, 1, 3), (3, 8, 1)])
-def test_depthwise_on_tensor_cores(number: int, bands: int, rows: int) -> None:
+# Three images side by side; a block that walks several tiles (of two images; of one, rows of it beyond the image); the last columns of several segments.
+@pytest.mark.parametrize(("number", "groups", "images"), [(0, 1, 2), (1, 1, 1), (2, 2, 1), (5, 1, 2)])
+def test_depthwise_on_tensor_cores(number: int, groups: int, images: int) -> None:
     sizes, kind = NEIGHBOURING[number]
-    run(DepthwiseMma(), conv(*sizes, kind=kind), chosen=[config(bands=bands, rows=rows)])
+    case, few = conv(*sizes, kind=kind), replace(A100, multiprocessors=1)
+    (one,) = (one for one in DepthwiseMma().configs(case[0], few) if (dict(one)["groups"], dict(one)["images"]) == (groups, images))
+    run(DepthwiseMma(), case, device=few, chosen=[one])
 
 
 @pytest.mark.gpu
@@ -202,7 +205,7 @@ def test_depthwise_on_the_gpu(sizes, kind: str) -> None:  # noqa: ANN001
     from tests.harness.gpu import run_on_gpu
 
     (workload, inputs, expected), spec = conv(*sizes, kind=kind), open_device("0").spec
-    for tactic, some in ((Depthwise(), slice(2)), (DepthwiseMma(), slice(0, None, 7))):  # the second: strips of 1 to 7 rows
+    for tactic, some in ((Depthwise(), slice(2)), (DepthwiseMma(), slice(None))):
         for one in tactic.configs(workload, spec)[some]:
             (result,) = run_on_gpu(tactic.plan(workload, one, spec), inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
             close(result, expected[0], f"{tactic.id} {dict(one)}", LIMITS)

@@ -181,7 +181,7 @@ HARNESS: dict[str, tuple[Tactic, Callable[[], Case], Callable[[dict], bool]]] = 
     "deconvolution": (SimtConvolution(), lambda: case(Deconvolution((2, 2), (1, 1), (1, 1), (1, 1), (1, 1), 1, True), (2, 4, 5, 16), (16, 8, 3, 3), F16, INT8),
                       lambda one: True),
     "depthwise": (Depthwise(), lambda: convolution(7, 6, 6, groups=6, out=INT8, zero=ZERO), lambda one: True),
-    "depthwise mma": (DepthwiseMma(), lambda: convolution(7, 24, 24, 5, groups=24, out=INT8, residual=True), lambda one: one["rows"] == 3),
+    "depthwise mma": (DepthwiseMma(), lambda: convolution(7, 24, 24, 5, groups=24, out=INT8, residual=True), lambda one: True),
     "separable": (SimtSeparable(), separable, lambda one: True),
 }  # fmt: skip
 
