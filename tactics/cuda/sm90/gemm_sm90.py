@@ -78,6 +78,15 @@ class Apart:
     stride_x: int
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of ``length`` elements, ``pitch`` elements apart. What the product takes of a row behind its end counts as zero."""
+
+    buffer: Buffer
+    length: int
+    pitch: int
+
+
 def product_of(workload: Workload) -> Product | Refusal:
     """The workload with its batch axes folded: into m where b has none, else into one."""
     op = workload.op
@@ -183,17 +192,18 @@ def _product(workload: Workload) -> Product:
 
 def gemm_launch(
     workload: Workload, device: DeviceSpec, tile: Tile, product: Product, epilogue: Epilogue, b: Buffer, columns: int, constant_b: bool,
-    apart: Apart | None = None, a: Buffer | None = None,
+    apart: Apart | None = None, a: Rows | None = None,
 ) -> Launch:
-    """The launch of ``gemm_sm90.cu``; ``columns`` is what the output's row length is known to divide by. ``a``: where its rows lie close together,
-    if not in the first input."""
+    """The launch of ``gemm_sm90.cu``; ``columns`` is what the output's row length is known to divide by. ``a``: its rows, if they are not the first
+    input's."""
     dtype = workload.inputs[0].dtype
     layouts = (("A_KM", str(int(product.a_km))), ("B_KN", str(int(product.b_kn))), *((("ROWS_APART", "1"),) if apart else ()))
     defines = tile_defines(tile, dtype, workload.outputs[0].dtype, vector_columns(columns), constant_b, pdl(device))
     kernel = Kernel("sm90/gemm_sm90.cu", "gemm", (*defines, *layouts, *pitch_defines(workload), *epilogue.defines), epilogue.prelude)
     maps = (
-        _operand_map(a or Buffer("input", 0), tile, workload, product.m, product.k, 1 if product.a_shared else product.batch, product.a_km,
-                     not tile.swap, 0 if a else workload.inputs[0].pitch),
+        _operand_map(a.buffer, tile, workload, product.m, a.length, 1, False, not tile.swap, a.pitch) if a else
+        _operand_map(Buffer("input", 0), tile, workload, product.m, product.k, 1 if product.a_shared else product.batch, product.a_km,
+                     not tile.swap, workload.inputs[0].pitch),
         _operand_map(b, tile, workload, product.n, product.k, 1 if product.b_shared else product.batch, product.b_kn, bool(tile.swap)),
     )  # fmt: skip
     places = (apart.width, apart.stride_y, apart.stride_x) if apart else ()
