@@ -15,7 +15,7 @@ from fusion.expression import Convert, Operand
 from fusion.formats import CHANNELS_LAST, LINEAR, Format
 from fusion.layout import REFORMAT
 from fusion.network import Layer, Network, Op, TensorType
-from fusion.ops import Padding, Pointwise, Shuffle, Slice
+from fusion.ops import Gather, Padding, Pointwise, Shuffle, Slice
 
 INPUT_FORMAT, OUTPUT_FORMAT = "input-format", "output-format"  # what marks these layers (Layer.fusions), beside ``reformat``
 _REALS = (DataType.FLOAT, DataType.HALF, DataType.BF16)
@@ -87,6 +87,8 @@ class _Ends:
     def run(self) -> Network:
         """The network with the layers that make the one form of the other."""
         network, inner = self.network, self._unused(f"{self.name} as {LINEAR}")
+        if self.format is None and self._only_indexes():
+            return replace(network, tensors={**self.tensors, self.name: TensorType(self.dtype, self.model.shape)})
         self.tensors[inner] = self.model
         shape = self.model.shape if self.format is None else self.format.in_memory(self.model.shape)
         self.tensors[self.name] = TensorType(self.dtype, shape)
@@ -129,6 +131,12 @@ class _Ends:
             if held != real:
                 steps.append(("pad channels of", Padding((*nothing, 0), (*nothing, held - real)), (REFORMAT, OUTPUT_FORMAT)))
         return steps
+
+    def _only_indexes(self) -> bool:
+        """Whether the tensor is token numbers and the like: gathers take them in either type."""
+        reads = [(layer.op, number) for layer in self.network.layers for number, name in enumerate(layer.inputs) if name == self.name]
+        known = any(one.tensor == self.name for one in self.network.sizes.values())
+        return self.is_input and self.dtype in _WHOLE and not known and all(isinstance(op, Gather) and number == 1 for op, number in reads)
 
     def _renamed(self, names: tuple[str, ...], inner: str) -> list[str]:
         return [inner if name == self.name else name for name in names]

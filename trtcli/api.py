@@ -76,7 +76,7 @@ def _check(config: BuildConfig) -> None:
             if isinstance(one, str) or len(one) != 2:
                 raise ValueError(f"BuildConfig: {field}: {one!r} is no pair; give pairs such as {pair!r}")
     for field in ("input_io_formats", "output_io_formats"):
-        if isinstance(getattr(config, field), str):
+        if isinstance(getattr(config, field), str) or not all(isinstance(one, str) for one in getattr(config, field)):
             raise ValueError(f"BuildConfig: {field}={getattr(config, field)!r}: give a tuple with a text per tensor, such as ('fp16:hwc8',)")
     if isinstance(config.tactic_sources, str):
         raise ValueError(f"BuildConfig: tactic_sources={config.tactic_sources!r}: give a tuple of names, such as ('CUDNN',)")

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from fusion.dims import symbol
 from fusion.dtypes import DataType
+from fusion.expression import Operand, apply
 from fusion.formats import CHANNELS_LAST, Format
 from fusion.io_formats import IOType, with_io_types
 from fusion.layout_choice import undecided_layers
 from fusion.network import Network
-from fusion.ops import Convolution, Pooling, Reformat, Shuffle
+from fusion.ops import Convolution, Gather, Pooling, Reformat, Shuffle
 from fusion.passes import FusionOptions, optimize
 from fusion.reference import run
 from fusion.serial import network_from_json, network_to_json
@@ -174,6 +175,20 @@ def test_a_dense_format_takes_any_number_of_channels() -> None:
 def test_refusals_name_what_is_allowed(wanted: IOType, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         with_io_types(image_network(), {"x": wanted})
+
+
+def test_token_numbers_need_no_cast() -> None:
+    build = Build()
+    i, table = build.input("i", 4, dtype=DataType.INT64), build.constant("t", (50, 8))
+    y = build.layer("rows", Gather(0), table, i)
+    before = build.network(y)
+    after = with_io_types(before, {"i": IOType(DataType.INT32)})
+    validate(after)
+    assert after.layers == before.layers and after.tensors["i"].dtype is DataType.INT32
+    numbers = np.array([3, 0, 49, 7])
+    np.testing.assert_array_equal(run(after, {"i": numbers.astype(np.int32)})[y], before.constants["t"][numbers])
+    other = build.network(y, build.pointwise("double", apply("add", Operand(0), Operand(0)), i))
+    assert kinds(with_io_types(other, {"i": IOType(DataType.INT32)})) == ["Pointwise", "Gather", "Pointwise"]
 
 
 def test_a_tensor_at_both_ends_stays_as_it_is() -> None:

@@ -215,6 +215,8 @@ def test_a_file_with_an_impossible_format_is_refused(engine: Engine) -> None:
 def test_a_text_is_no_tuple() -> None:
     with pytest.raises(ValueError, match="input_io_formats='fp16:hwc8': give a tuple with a text per tensor"):
         build(input_io_formats="fp16:hwc8")
+    with pytest.raises(ValueError, match="give a tuple with a text per tensor"):
+        build(output_io_formats=(16,))
 
 
 @pytest.mark.gpu
