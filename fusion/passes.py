@@ -57,6 +57,7 @@ from fusion.rules import (
     l2_normalization,
     layer_normalization,
     log_sum_exp,
+    mask_rows,
     matmul_pointwise,
     matmul_prologue,
     matmul_scale,
@@ -149,7 +150,7 @@ PRODUCTS = (
 # Statistics written out as layers must be recognised before Reduce takes their parts as prologue or epilogue.
 STATISTICS = (layer_normalization.RULE, rms_normalization.RULE, l2_normalization.RULE, group_normalization.RULE, softmax.RULE, log_sum_exp.RULE)
 ATTENTION = (
-    attention.RULE, attention_heads.RULE, attention_rows.RULE, attention_batch.RULE, heads_shuffle.RULE, concatenation_shuffle.RULE, attention_layout.RULE, attention_scale.RULE, attention_causal.RULE, recurrence_layout.RULE,
+    attention.RULE, attention_heads.RULE, attention_rows.RULE, attention_batch.RULE, heads_shuffle.RULE, concatenation_shuffle.RULE, attention_layout.RULE, attention_scale.RULE, attention_causal.RULE, mask_rows.RULE, recurrence_layout.RULE,
 )  # fmt: skip
 READERS = (
     attention_pointwise.RULE, softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_reduce.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,

@@ -296,6 +296,11 @@ CATALOGUE: Sequence[Row] = (
     Row("attention whose groups of heads are rows", "r = Reshape(q, rows)\nkt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(r, kt)\np = Softmax<axis=-1>(s)\no = MatMul(p, v)\ny = Reshape(o, heads)",
         "attention-rows", inputs={"q": (2, 4, 1, 8), "k": (2, 2, 5, 8), "v": (2, 2, 5, 8)}, values={"rows": np.array([2, 2, 2, 8]), "heads": np.array([2, 4, 1, 8])},
         near=(("p = Softmax<axis=-1>(s)", "u = Add(s, m)\np = Softmax<axis=-1>(u)"),), near_values={"m": (2, 5)}),
+    Row("a mask of keys, written for every query", "b = Greater(m, zero)\na = And(c, b)\nw = Where(a, zero, low)\nkt = Transpose<perm=[0,1,3,2]>(k)\ns = MatMul(q, kt)\nt = Add(s, w)\n"
+        "p = Softmax<axis=-1>(t)\ny = MatMul(p, v)", "mask-rows", layers=2, inputs={**HEADS, "m": (2, 1, 1, 5)},
+        values={"c": np.ones((5, 1), bool), "zero": 0.0, "low": -30.0}, near_values={"c": np.arange(5).reshape(5, 1) > 1}),
+    Row("a gather of all rows in order", "r = Reshape(x, rows)\ng = Gather(r, places)\nu = Sin(g)\ny = ReduceMax(u, last)", "gather-slice", layers=1,
+        values={"rows": np.array([2, 288]), "places": np.arange(2).reshape(1, 2, 1), "last": np.array([3])}, near_values={"places": np.arange(2)[::-1].reshape(1, 2, 1).copy()}),
     Row("attention of scaled queries and keys", "a = Sin(q)\nqs = Mul(a, c)\nkt = Transpose<perm=[0,1,3,2]>(k)\nks = Mul(kt, c)\ns = MatMul(qs, ks)\n"
         "p = Softmax<axis=-1>(s)\ny = MatMul(p, v)", "attention-scale", layers=2, inputs=HEADS, values={"c": 0.6}, near=(("ks = Mul(kt, c)", "ks = Mul(kt, g)"),), near_values={"g": (8, 1)}),
     Row("attention with heads in the batch", "".join(f"{n}1 = Reshape({n}, heads)\n{n}2 = Transpose<perm=[0,2,1,3]>({n}1)\n{n}3 = Reshape({n}2, fold)\n" for n in "qkv") +

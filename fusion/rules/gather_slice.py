@@ -12,7 +12,7 @@ from fusion.rewrite import Match, Refusal, Replacement, Rule
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
     indices = graph.constant(layer.inputs[1])
-    if indices is None or indices.ndim > 1 or not indices.size or graph.constant(layer.inputs[0]) is not None:
+    if indices is None or not indices.size or graph.constant(layer.inputs[0]) is not None:
         return None
     return Match((layer,), found={"indices": indices.reshape(-1).astype(np.int64)})
 

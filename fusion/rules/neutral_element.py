@@ -1,4 +1,4 @@
-"""x + 0, x - 0, x * 1, x / 1, x ** 1, max(x, -inf), min(x, inf) -> x; also double negation, functions of literals, and literals put last."""
+"""x + 0, x - 0, x * 1, x / 1, x ** 1, max(x, -inf), min(x, inf), x and true, x or false -> x; also double negation, functions of literals, and literals put last."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fusion.rules._expressions import literal_value, order_arguments
 from fusion.rules._local import bottom_up, expression_rule
 
 _RIGHT_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1, "max": -np.inf, "min": np.inf}
+_NEUTRAL_TRUTH = {"and": True, "or": False}
 
 
 def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:
@@ -27,6 +28,9 @@ def _improve(expression: Expression, types: Sequence[DataType]) -> Expression:
         if len(node.arguments) != 2:
             return node
         first, second = node.arguments
+        if node.function in _NEUTRAL_TRUTH:
+            other = next((b for a, b in ((first, second), (second, first)) if isinstance(a, Literal) and a.value == _NEUTRAL_TRUTH[node.function]), None)
+            return node if other is None else other
         if isinstance(second, Literal) and node.function in _RIGHT_NEUTRAL:
             return first if second.value == _RIGHT_NEUTRAL[node.function] else node
         if isinstance(first, Literal) and node.function in ("add", "mul", "max", "min"):
