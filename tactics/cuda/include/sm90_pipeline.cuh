@@ -373,7 +373,6 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
       }
     };
     int turn = 0;
-    bool leaving = false;
     for (; index < tiles; index += step, ++turn) {
       if (PINGPONG && turn % WARPGROUPS != group) {
         slot.skip(last - first);
@@ -389,6 +388,9 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
       }
       SUM_T sum[MI][BN / 2];
       int previous = 0;
+      // Whether the place of the stage before i is filled once more. Others are not released: what no producer waits for might come to a block of
+      // the cluster after it has left.
+      auto refilled = [&](int i) { return CLUSTER == 1 || index + step < tiles || i <= last - STAGES; };
 #ifdef HAS_PROLOGUE
       static_assert(!SWAP && !X_MN, "the prologue goes along rows of X, which are A's");
 #endif
@@ -416,7 +418,7 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
         }
         wgmma_commit();
         wgmma_wait<(HANDOVER < STEPS ? 2 : 1)>();  // the stage before this one has been read
-        if (i > first) release(previous);
+        if (i > first && refilled(i)) release(previous);
         previous = slot.index;
         slot.next();
       }
@@ -425,9 +427,7 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
         group == 0 ? named_arrive<3>(256) : named_arrive<2>(256);
       }
       wgmma_wait<0>();
-      if (SPLIT == 1 && last > first) release(previous);
-      if constexpr (SHARING > 1 && SPLIT == 1)  // the last of this warpgroup's tiles: it writes to no other block any more
-        if (index + (PINGPONG ? 2 : 1) * step >= tiles) cluster_arrive_relaxed(), leaving = true;
+      if (last > first && refilled(last)) release(previous);
 #pragma unroll
       for (int b = 0; b < MI; ++b)
 #pragma unroll
@@ -459,9 +459,6 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
                       problem.rows, problem.columns, row_of);
       }
     }
-    if constexpr (SHARING > 1) {  // nobody writes to a block that has left
-      if (!leaving) cluster_arrive_relaxed();
-      cluster_wait();
-    }
+    if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left
   }
 }
