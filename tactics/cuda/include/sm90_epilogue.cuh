@@ -86,43 +86,71 @@ __device__ __forceinline__ void store_eight(bool there, OUT_T* target, const Fin
                    : "memory");
 }
 
-// Writes a warp's 16-row slice of one 64-row block: x0 its first row of X, y0 the tile's first row of Y.
+// write_slices writes a warp's 16-row slices of 64-row blocks: x0 the first row of its first slice, y0 the tile's first row of Y.
 #if DIRECT
 static_assert(!SWAP && BN % 32 == 0 && VEC == 8, "rows of B are permuted within whole groups of 32");
-// The results of a thread's two rows m, where they are there (else m is any row), at columns y0 and on.
-__device__ __forceinline__ void write_rows(const SUM_T (&sum)[BN / 2], OUT_T* out, const EpilogueArgs& args, const int (&m)[2],
-                                           const bool (&there)[2], int y0, int columns, const RowMap& row_of) {
+// The results of a thread's rows m, two of each block, where they are there (else m is any row), at columns y0 and on.
+template <int BLOCKS>
+__device__ __forceinline__ void write_rows(const SUM_T (&sum)[BLOCKS][BN / 2], OUT_T* out, const EpilogueArgs& args, const int (&m)[BLOCKS][2],
+                                           const bool (&there)[BLOCKS][2], int y0, int columns, const RowMap& row_of) {
+#ifdef EPILOGUE_ROWS
+  constexpr int TOGETHER = BLOCKS * BN > 320 ? 1 : BLOCKS;  // the operands of one row block are all that registers hold beside so many sums
+#else
+  constexpr int TOGETHER = BLOCKS;  // a column's operands are read once
+#endif
   constexpr int GROUPS = BN / 32, BATCH = GROUPS_AT_ONCE;
   const int c = threadIdx.x % 4 * 8;
-  const long long row[2] = {row_of(m[0]), row_of(m[1])};
-  OUT_T* const target[2] = {out + row[0] * OUT_ROW(columns) + y0 + c, out + row[1] * OUT_ROW(columns) + y0 + c};
+  auto row = [&](int b, int h) { return row_of(m[b][h]); };  // a place to work out again costs less than registers for it
+  constexpr bool KEPT = BLOCKS * BN <= 320;  // a thread has registers for the places of its rows beside its sums
+  OUT_T* kept[BLOCKS][2];
 #pragma unroll
-  for (int from = 0; from < GROUPS; from += BATCH) {  // groups whose loads all come before the first store, which might alias them
-    if ((from > 0 || MIN_BLOCKS > 1) && columns <= y0 + 32 * from) break;
-    Finished v[BATCH][2][8];
+  for (int b = 0; b < BLOCKS; ++b)
 #pragma unroll
-    for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
+    for (int h = 0; h < 2; ++h) kept[b][h] = KEPT ? out + row(b, h) * OUT_ROW(columns) + y0 + c : nullptr;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        SUM_T own[8];
+  for (int first = 0; first < BLOCKS; first += TOGETHER)
 #pragma unroll
-        for (int i = 0; i < 8; ++i) own[i] = sum[16 * (from + t) + i / 2 * 4 + 2 * h + i % 2];
-        const int n = y0 + 32 * (from + t);
-        finish_sums<8>(own, v[t][h], args, row[h], (n < columns ? n : 0) + c, columns);
-      }
+    for (int from = 0; from < GROUPS; from += BATCH) {  // groups whose loads all come before the first store, which might alias them
+      if ((from > 0 || MIN_BLOCKS > 1) && columns <= y0 + 32 * from) break;
+      Finished v[BATCH][TOGETHER][2][8];
 #pragma unroll
-    for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
+      for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
-        store_eight(there[h] && y0 + 32 * (from + t) < columns, target[h] + 32 * (from + t), v[t][h]);
-  }
+        for (int b = 0; b < TOGETHER; ++b)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            SUM_T own[8];
+#pragma unroll
+            for (int i = 0; i < 8; ++i) own[i] = sum[first + b][16 * (from + t) + i / 2 * 4 + 2 * h + i % 2];
+            const int n = y0 + 32 * (from + t), at = (n < columns ? n : 0) + c;
+            finish_sums<8>(own, v[t][b][h], args, row(first + b, h), at, columns);
+          }
+#pragma unroll
+      for (int t = 0; t < BATCH && from + t < GROUPS; ++t)
+#pragma unroll
+        for (int b = 0; b < TOGETHER; ++b)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const int n = y0 + 32 * (from + t);
+            OUT_T* const target = KEPT ? kept[first + b][h] + 32 * (from + t) : out + row(first + b, h) * OUT_ROW(columns) + n + c;
+            store_eight(there[first + b][h] && n < columns, target, v[t][b][h]);
+          }
+    }
 }
-__device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T*, OUT_T* out, const EpilogueArgs& args, int x0, int y0,
-                                            int rows, int columns, const RowMap& row_of) {
-  const int m = x0 + threadIdx.x % 32 / 4;
+template <int BLOCKS>
+__device__ __forceinline__ void write_slices(const SUM_T (&sum)[BLOCKS][BN / 2], SUM_T*, OUT_T* out, const EpilogueArgs& args, int x0, int y0,
+                                             int rows, int columns, const RowMap& row_of) {
   if (x0 >= rows) return;
-  // Rows past the end are computed as the last one and not stored.
-  write_rows(sum, out, args, {min(m, rows - 1), min(m + 8, rows - 1)}, {m < rows, m + 8 < rows}, y0, columns, row_of);
+  int m[BLOCKS][2];
+  bool there[BLOCKS][2];
+#pragma unroll
+  for (int b = 0; b < BLOCKS; ++b)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {  // rows past the end are computed as the last one and not stored
+      const int row = x0 + 64 * b + threadIdx.x % 32 / 4 + 8 * h;
+      m[b][h] = min(row, rows - 1), there[b][h] = row < rows;
+    }
+  write_rows(sum, out, args, m, there, y0, columns, row_of);
 }
 #elif SWAP
 __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* staging, OUT_T* out, const EpilogueArgs& args, int x0,
@@ -204,5 +232,13 @@ __device__ __forceinline__ void write_slice(const SUM_T (&sum)[BN / 2], SUM_T* s
     }
     __syncwarp();
   }
+}
+#endif
+#if !DIRECT
+template <int BLOCKS>
+__device__ __forceinline__ void write_slices(const SUM_T (&sum)[BLOCKS][BN / 2], SUM_T* staging, OUT_T* out, const EpilogueArgs& args, int x0,
+                                             int y0, int rows, int columns, const RowMap& row_of) {
+#pragma unroll
+  for (int b = 0; b < BLOCKS; ++b) write_slice(sum[b], staging, out, args, x0 + 64 * b, y0, rows, columns, row_of);
 }
 #endif

@@ -157,10 +157,6 @@ __device__ __forceinline__ float as_float(int value) { return __int_as_float(val
 __device__ __forceinline__ void keep(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 __device__ __forceinline__ void keep(int& value) { asm volatile("" : "+r"(value)::"memory"); }
 
-// Zero by an instruction of its own: a branch around many of them stays a branch, and is no selection for every sum.
-__device__ __forceinline__ void clear(float& value) { asm volatile("mov.b32 %0, 0;" : "=f"(value)); }
-__device__ __forceinline__ void clear(int& value) { asm volatile("mov.b32 %0, 0;" : "=r"(value)); }
-
 // Hands a warpgroup's partial sums over slice `slice` of K to the blocks of the cluster that own their rows: stores for this block's own,
 // messages for the others, which their barriers `received` count. `place` is the block's among those that share operands.
 __device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], SUM_T* partial, u32 received, int x, u32 slice, u32 place) {
@@ -381,12 +377,23 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
       if (index != (int)blockIdx.x / CLUSTER) tile = place(index);
       hold(tile);  // known here, not first where the tensor cores wait for the epilogue
       const int x0 = tile.x * BM, y0 = tile.y * BN, batch = tile.batch;
+#if ROWS_APART
+      const RowMap row_of = problem.row_map(batch);
+#else
+      const RowMap row_of{(long long)batch * problem.rows};
+#endif
       if constexpr (AHEAD && !SWAP) {  // what the epilogue adds, on its way to L2 while the tile is multiplied
         const int m = x0 + (SPLIT > 1 ? slice * OWNED : 0), n = y0;
         pdl_prefetch_tile(args, (long long)tile.batch * problem.rows + m, min(SPLIT > 1 ? OWNED : BM, problem.rows - m), n, min(BN, problem.columns - n),
                           problem.columns, threadIdx.x % MOVERS, MOVERS);
       }
       SUM_T sum[MI][BN / 2];
+      // Zeroed here, and added to from the first product on: products that ignored what the sums held would have the compiler keep the tile's before
+      // alive all through its epilogue, which then has 40 registers to work with instead of all that it has written already.
+#pragma unroll
+      for (int b = 0; b < MI; ++b)
+#pragma unroll
+        for (int k = 0; k < BN / 2; ++k) sum[b][k] = SUM_T(0);
       int previous = 0;
       // Whether the place of the stage before i is filled once more. Others are not released: what no producer waits for might come to a block of
       // the cluster after it has left.
@@ -413,7 +420,7 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
         for (int k = 0; k < STEPS; ++k) {
 #pragma unroll
           for (int b = 0; b < MI; ++b)
-            Mma<IN_T>::step<X_MN, Y_MN>(sum[b], x + (u64)((b * X_BLOCK + k * X_STEP) >> 4), y + (u64)((k * Y_STEP) >> 4), i > first || k > 0);
+            Mma<IN_T>::step<X_MN, Y_MN>(sum[b], x + (u64)((b * X_BLOCK + k * X_STEP) >> 4), y + (u64)((k * Y_STEP) >> 4), 1);
           if (k == STEPS - 1 - HANDOVER) wgmma_commit();
         }
         wgmma_commit();
@@ -431,18 +438,8 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
 #pragma unroll
       for (int b = 0; b < MI; ++b)
 #pragma unroll
-        for (int k = 0; k < BN / 2; ++k) keep(sum[b][k]);      if (SPLIT > 1 && first == last) {  // more blocks than stages along K
-#pragma unroll
-        for (int b = 0; b < MI; ++b)
-#pragma unroll
-          for (int k = 0; k < BN / 2; ++k) clear(sum[b][k]);
-      }
+        for (int k = 0; k < BN / 2; ++k) keep(sum[b][k]);
 
-#if ROWS_APART
-      const RowMap row_of = problem.row_map(batch);
-#else
-      const RowMap row_of{(long long)batch * problem.rows};
-#endif
       if constexpr (SPLIT > 1) {
         if constexpr (OVERLAY) cluster_arrive_relaxed();
         cluster_wait();  // every block of the cluster has started, and with OVERLAY has read its last stage
@@ -453,10 +450,8 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
         write_owned(staging, out, args, x0 + slice * OWNED, y0, problem.rows, problem.columns, row_of);
         break;
       } else {
-#pragma unroll
-        for (int b = 0; b < MI; ++b)
-          write_slice(sum[b], staging + (DIRECT ? 0 : warp * STAGING_WARP), out, args, x0 + (block + b) * 64 + warp % 4 * 16, y0,
-                      problem.rows, problem.columns, row_of);
+        write_slices(sum, staging + (DIRECT ? 0 : warp * STAGING_WARP), out, args, x0 + block * 64 + warp % 4 * 16, y0, problem.rows, problem.columns,
+                     row_of);
       }
     }
     if constexpr (SHARING > 1) cluster_arrive_relaxed(), cluster_wait();  // nobody writes to a block that has left

@@ -145,17 +145,16 @@ convolution_window(const __grid_constant__ TensorMap image, const __grid_constan
 #pragma unroll
         for (int k = 0; k < BN / 2; ++k) asm volatile("" : "+f"(sum[b][k])::"memory");
 
+      int m[MI][2];
+      bool there[MI][2];
 #pragma unroll
-      for (int b = 0; b < MI; ++b) {
-        int m[2];
-        bool there[2];
+      for (int b = 0; b < MI; ++b)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          there[h] = at.y + y[b][h] < height && at.x + x[b][h] < width;
-          m[h] = there[h] ? (at.n * height + at.y + y[b][h]) * width + at.x + x[b][h] : 0;
+          there[b][h] = at.y + y[b][h] < height && at.x + x[b][h] < width;
+          m[b][h] = there[b][h] ? (at.n * height + at.y + y[b][h]) * width + at.x + x[b][h] : 0;
         }
-        write_rows(sum[b], out, epilogue_args, m, there, o0, outputs, RowMap{0});
-      }
+      write_rows(sum, out, epilogue_args, m, there, o0, outputs, RowMap{0});
       place += WARPGROUPS;
       if (place >= PATCHES) place -= PATCHES, parity ^= 1;
     }

@@ -112,7 +112,7 @@ convolution_stem_rows(const __grid_constant__ TensorMap image, const IN_T* __res
     __syncthreads();  // all have read the patch of the turn before, which the next load overwrites
     if (threadIdx.x == 0 && tile + (PATCHES - 1) * (long long)gridDim.x < tiles) load(slot == 0 ? PATCHES - 1 : slot - 1);
 
-    float sum[BN / 2];
+    float sum[1][BN / 2];
     const char* pixel = shared + slot * PATCH_BYTES + mine;
 #pragma unroll
     for (int from = 0; from < STEPS; from += AT_ONCE) {
@@ -127,16 +127,16 @@ convolution_stem_rows(const __grid_constant__ TensorMap image, const IN_T* __res
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < AT_ONCE && from + i < STEPS; ++i)
-        Mma<IN_T>::step_registers(sum, x[i], plain_descriptor(BN * 16, 128) | descriptor_start(weights + (from + i) * BN * 32), from + i > 0);
+        Mma<IN_T>::step_registers(sum[0], x[i], plain_descriptor(BN * 16, 128) | descriptor_start(weights + (from + i) * BN * 32), from + i > 0);
       wgmma_commit();
       wgmma_wait<0>();
     }
 #pragma unroll
-    for (int k = 0; k < BN / 2; ++k) asm volatile("" : "+f"(sum[k])::"memory");
+    for (int k = 0; k < BN / 2; ++k) asm volatile("" : "+f"(sum[0][k])::"memory");
 
     const int p = place.i * TILE_H + warp, q0 = place.j * TILE_W;
     const int line = (place.n * out_h + p) * out_w;  // the first pixel of this warp's output row
-    write_slice(sum, staging + warp * STAGING_WARP, out, epilogue_args, line + q0, o0, p < out_h ? line + out_w : 0, outputs, RowMap{0});
+    write_slices(sum, staging + warp * STAGING_WARP, out, epilogue_args, line + q0, o0, p < out_h ? line + out_w : 0, outputs, RowMap{0});
     place.step(step, across, down);
     if (++slot == PATCHES) slot = 0, parity ^= 1;
   }

@@ -95,7 +95,7 @@ convolution_stem(const IMAGE_T* __restrict__ image, const IN_T* __restrict__ wei
     __syncthreads();
     if (tile + gridDim.x < tiles) read(tile + gridDim.x);
 
-    float sum[BN / 2];
+    float sum[1][BN / 2];
     const uint2* mine = patch + warp * STRIDE_H * PATCH_W + lane / 4 * STRIDE_W + lane % 4;
 #pragma unroll
     for (int from = 0; from < STEPS; from += AT_ONCE) {
@@ -109,18 +109,18 @@ convolution_stem(const IMAGE_T* __restrict__ image, const IN_T* __restrict__ wei
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < AT_ONCE && from + i < STEPS; ++i)
-        Mma<IN_T>::step_registers(sum, x[i], plain_descriptor(BN * 16, 128) | descriptor_start(weights + (from + i) * STEP_BYTES),
+        Mma<IN_T>::step_registers(sum[0], x[i], plain_descriptor(BN * 16, 128) | descriptor_start(weights + (from + i) * STEP_BYTES),
                                   from + i > 0);
       wgmma_commit();
       wgmma_wait<0>();
     }
 #pragma unroll
-    for (int k = 0; k < BN / 2; ++k) asm volatile("" : "+f"(sum[k])::"memory");
+    for (int k = 0; k < BN / 2; ++k) asm volatile("" : "+f"(sum[0][k])::"memory");
     __syncthreads();  // the patch has been read
 
     const int n = tile / (across * down), rest = tile - n * across * down;
     const int p = rest / across * TILE_H + warp, q0 = rest % across * TILE_W;
     const int line = (n * out_h + p) * out_w;  // the first pixel of this warp's output row
-    write_slice(sum, staging + warp * STAGING_WARP, out, epilogue_args, line + q0, o0, p < out_h ? line + out_w : 0, outputs, RowMap{0});
+    write_slices(sum, staging + warp * STAGING_WARP, out, epilogue_args, line + q0, o0, p < out_h ? line + out_w : 0, outputs, RowMap{0});
   }
 }
