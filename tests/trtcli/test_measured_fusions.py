@@ -54,7 +54,7 @@ def test_siblings(gain: float, disabled: tuple, joined: bool, monkeypatch: pytes
 
 
 def test_what_costs_other_layers_more_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def seconds(chosen: Chosen, nodes: object = None) -> float:
+    def seconds(chosen: Chosen, nodes: object = None, names: object = ()) -> float:
         joined = sum(isinstance(layer.op, Convolution) for layer in chosen.network.layers) == 1
         return float(joined if nodes is None else not joined) + 1
 
@@ -110,6 +110,25 @@ def test_what_falls_to_the_host_is_no_gain() -> None:
     assert math.isinf(measured.seconds_of(Chosen(fused, (), after), nodes)) and math.isfinite(measured.seconds_of(Chosen(fused, (), after)))
     other = replace(after, workloads=((replace(workloads[0], tf32=not workloads[0].tf32), *workloads[1:]),))
     assert measured.different_seconds(before, other) == (1e-6, math.inf)
+
+
+def test_a_reformat_that_a_fusion_takes_away_counts() -> None:
+    """It computes no ONNX node, so nodes alone do not tell."""
+    data = model(Row("planes", "c = Conv<pads=[1,1,1,1]>(x, w)\ny = Relu(c)", "", values={"w": (8, 8, 3, 3)}))
+    fused = optimize(import_onnx(data), FusionOptions(device="cuda"))
+    changed = optimize(import_onnx(data), FusionOptions(device="cuda", enabled=("convolution-planes",)))
+    site = changed.applied[-1]
+    assert site.rule == "convolution-planes" and len(site.layers) == 2 and len(fused.network.layers) == 3
+    profile = {"x": InputRange(*[(2, 8, 6, 6)] * 3)}
+    before, after = (
+        Chosen(one, (), Choices((workloads_at(one.network, profile, "opt", BuildConfig(), {}),), ([Decision("cuda.x", (), 1e-6, (), False, {})] * len(one.network.layers),), Sharing({}, {})))
+        for one in (fused, changed)
+    )  # fmt: skip
+    nodes = fused.network.layers[1].origins
+    assert measured.seconds_of(before, nodes) == 1e-6 and measured.seconds_of(before, nodes, site.layers) == 2e-6
+    assert measured.seconds_of(after, nodes, site.layers) == 1e-6
+    middle, device = 4 * 2 * 8 * 6 * 6, DeviceSpec("cuda", "test", l2_bytes=1 << 20, bandwidth=1e9)
+    assert measured.cached_seconds(before, after, nodes, device) == 0 < measured.cached_seconds(before, after, nodes, device, site.layers) == middle / 1e9
 
 
 INCEPTION = Row(

@@ -129,8 +129,8 @@ def _losers(now: Chosen, changed: Chosen, device: DeviceSpec, log: Log) -> list[
     found = []
     for site in changed.fused.applied[len(now.fused.applied) :]:
         nodes = _nodes_of(now.network, site.layers)
-        before, after = (seconds_of(one, nodes) for one in (now, changed))
-        before -= cached_seconds(now, changed, nodes, device)
+        before = seconds_of(now, nodes, site.layers) - cached_seconds(now, changed, nodes, device, site.layers)
+        after = seconds_of(changed, nodes)
         times = f"{before * 1e6:.1f} us before, {after * 1e6:.1f} us after"
         log.verbose(f"{site.rule}: {', '.join(site.layers)}: {times}")
         if not pays(before, after):
@@ -138,13 +138,13 @@ def _losers(now: Chosen, changed: Chosen, device: DeviceSpec, log: Log) -> list[
     return found
 
 
-def cached_seconds(now: Chosen, changed: Chosen, nodes: Sequence[str], device: DeviceSpec) -> float:
-    """How much less the layers of ``now`` that compute ``nodes`` take one after the other than alone: what one of them makes and the next one reads is in
+def cached_seconds(now: Chosen, changed: Chosen, nodes: Sequence[str], device: DeviceSpec, names: Sequence[str] = ()) -> float:
+    """How much less the layers of ``now`` that compute ``nodes``, or have one of the ``names``, take one after the other than alone: what one of them makes and the next one reads is in
     the L2 cache then (if half of it is enough), while a layer alone reads all from memory. Of tensors that ``changed`` has no more."""
     inside: list[tuple[Layer, Workload]] = []
     wanted = set(nodes)
     for layer, workload in zip(now.network.layers, now.choices.workloads[0], strict=True):
-        if wanted & set(layer.origins):
+        if wanted & set(layer.origins) or layer.name in names:
             inside.append((layer, workload))
     made = {name for layer, _ in inside for name in layer.outputs} - set(changed.network.tensors)
     sizes = [tensor_bytes(tensor) for layer, workload in inside for name, tensor in zip(layer.inputs, workload.inputs, strict=True) if name in made]
@@ -176,14 +176,14 @@ def different_seconds(a: Choices, b: Choices) -> tuple[float, float]:
     return totals[0], totals[1]
 
 
-def seconds_of(chosen: Chosen, nodes: Sequence[str] | None = None) -> float:
-    """The seconds at the optimal shapes of profile 0: of the layers that compute any of ``nodes``, infinite where the host computes one of
-    them; or of all that the device computes."""
+def seconds_of(chosen: Chosen, nodes: Sequence[str] | None = None, names: Sequence[str] = ()) -> float:
+    """The seconds at the optimal shapes of profile 0: of the layers that compute any of ``nodes``, or have one of the ``names`` (a reformat
+    computes no node), infinite where the host computes one of them; or of all that the device computes."""
     pairs = zip(chosen.network.layers, chosen.choices.decisions[0], strict=True)
     if nodes is None:
         return sum(cost_of_layer(decision) for _, decision in pairs if decision.tactic != ON_HOST)
     wanted = set(nodes)
-    return sum(cost_of_layer(decision) for layer, decision in pairs if wanted & set(layer.origins))
+    return sum(cost_of_layer(decision) for layer, decision in pairs if wanted & set(layer.origins) or layer.name in names)
 
 
 def cost_of_layer(decision: Decision) -> float:
