@@ -717,10 +717,9 @@ def vit() -> Block:
     )  # fmt: skip
 
 
-def mmdit(normalised: bool = False, turned: bool = False, batch: int = 1) -> Block:
+def mmdit(normalised: bool = False, turned: bool = False, batch: int = 1, width: int = 64, heads: int = 4, lengths: tuple[int, int] = (16, 6)) -> Block:
     """Attention of an image and a text to each other, with projections of their own (SD3): queries and keys may have RMS norms (SD3.5), and turn (Flux)."""
-    width, heads, lengths = 64, 4, {"a": 16, "b": 6}
-    size, total = width // heads, sum(lengths.values())
+    size, total = width // heads, sum(lengths)
 
     def project(p: str, n: str) -> str:
         return f"""
@@ -768,15 +767,46 @@ def mmdit(normalised: bool = False, turned: bool = False, batch: int = 1) -> Blo
     """
     angles = np.repeat(np.outer(np.arange(total), 0.5 ** np.arange(size // 2)), 2, axis=1).reshape(total, 1, size)
     return Block(
-        nodes, {"a": (batch, 16, width), "b": (batch, 6, width)}, ("y", "z"),
+        nodes, {"a": (batch, lengths[0], width), "b": (batch, lengths[1], width)}, ("y", "z"),
         {
             **{f"{p}w{n}": (width, width) for p in "ab" for n in "qkvo"}, **{f"{p}b{n}": (width,) for p in "ab" for n in "qkv"},
             **{f"g_{p}{n}": (size,) for p in "ab" for n in "qk" if normalised}, "g_a": (width,), "g_b": (width,), "ab": (width,), "bb": (width,),
             **({"cos": np.cos(angles), "sin": np.sin(angles), "pairs": [batch, total, heads, size // 2, 2], "even": np.int64(0), "odd": np.int64(1)} if turned else {}),
             **({"two": 2.0, "one": 1.0, "eps": 1e-6, "last": [-1]} if normalised else {}),
-            "scale": size**-0.5, "heads": [batch, -1, heads, size], "rows": [batch, total, width], "zero_": [0], "middle": [16], "end": [total], "one_": [1],
+            "scale": size**-0.5, "heads": [batch, -1, heads, size], "rows": [batch, total, width], "zero_": [0], "middle": [lengths[0]], "end": [total], "one_": [1],
         },
         layers=9 if normalised else 7,
+    )  # fmt: skip
+
+
+def yolo11(channels: int = 64, heads: int = 2, side: int = 4, batch: int = 2) -> Block:
+    """Attention of YOLO 11: one convolution makes queries, keys (half as wide) and values of every head, and a depthwise one positions of the values."""
+    size, pixels = channels // heads, side * side
+    nodes = f"""
+        a = Conv(x, w_in, b_in)
+        r = Reshape(a, heads)
+        q, k, v = Split<axis=2>(r, parts)
+        qt = Transpose<perm=[0,1,3,2]>(q)
+        s0 = MatMul(qt, k)
+        s = Mul(s0, scale)
+        p = Softmax<axis=-1>(s)
+        pt = Transpose<perm=[0,1,3,2]>(p)
+        c0 = MatMul(v, pt)
+        c = Reshape(c0, image)
+        values = Reshape(v, image)
+        e = Conv<group={channels}, pads=[1,1,1,1]>(values, w_pe, b_pe)
+        u = Add(c, e)
+        o = Conv(u, w_out, b_out)
+        y = Add(x, o)
+    """
+    return Block(
+        nodes, {"x": (batch, channels, side, side)}, ("y",),
+        {
+            "w_in": (2 * channels, channels, 1, 1), "b_in": (2 * channels,), "w_pe": (channels, 1, 3, 3), "b_pe": (channels,), "w_out": (channels, channels, 1, 1),
+            "b_out": (channels,), "scale": (size // 2) ** -0.5, "heads": [batch, heads, 2 * size, pixels], "parts": [size // 2, size // 2, size],
+            "image": [batch, channels, side, side],
+        },
+        layers=8, rank=4,
     )  # fmt: skip
 
 
@@ -785,5 +815,5 @@ BLOCKS = {
     "gemma3": llama(False, normalised="transposed"), "gemma3 with a cache": llama(normalised="transposed"), "olmo2": llama(False, normalised="position"),
     "falcon": falcon(), "gpt2": gpt2(), "t5": t5(), "whisper": whisper(), "unet attention": unet_attention(),
     "keras": keras(), "swin v2": swin_v2(), "sam": sam(), "detr": detr(), "vit": vit(),
-    "sd3": mmdit(), "sd3.5": mmdit(True), "flux": mmdit(True, True),
+    "sd3": mmdit(), "sd3.5": mmdit(True), "flux": mmdit(True, True), "yolo11": yolo11(),
 }  # fmt: skip

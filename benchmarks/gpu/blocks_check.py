@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.gpu.engines import arguments, largest_error, raced  # noqa: E402
 from benchmarks.runner import record  # noqa: E402
 from runtime.devices import open_device  # noqa: E402
-from tests.language_models import Block, Widths, inputs_of, llama, model, sam, swin_v2  # noqa: E402
+from tests.language_models import Block, Widths, inputs_of, llama, mmdit, model, sam, swin_v2, yolo11  # noqa: E402
 from trtcli.builder import build  # noqa: E402
 from trtcli.config import BuildConfig  # noqa: E402
 from trtcli.log import Log  # noqa: E402
@@ -44,6 +44,11 @@ CASES = {
     "qwen3-prefill": Case(llama(False, 1, 512, "head", QWEN3), ("rotary-normalization", "packed-attention"), (("past", 0),)),
     "swin-v2": Case(swin_v2(96, 3, 8, 8, 1), ("batch-operands", "l2-normalization", "roll", "gather-rows")),
     "swin-v2-rolls": Case(swin_v2(96, 3, 8, 8, 8), ("roll", "gather-rows")),
+    "sd3": Case(mmdit(False, False, 1, 1536, 24, (1024, 154)), ("packed-streams",)),
+    "sd3-cfg": Case(mmdit(False, False, 2, 1536, 24, (1024, 154)), ("packed-streams",)),
+    "flux": Case(mmdit(True, True, 1, 3072, 24, (1024, 512)), ("packed-streams", "rotary-streams")),
+    "yolo11-attention": Case(yolo11(128, 2, 20, 1), ("convolution-split",)),
+    "yolo11-attention-b8": Case(yolo11(256, 4, 20, 8), ("convolution-split",)),
     "sam-windows": Case(sam(768, 12, 14, 25), ("score-operands",)),
     "sam-whole": Case(sam(768, 12, 32, 1), ("score-operands",)),
 }
