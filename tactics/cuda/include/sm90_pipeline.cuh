@@ -26,6 +26,8 @@
 //   CONSTANT_B       1: B is a weight, loaded before the previous kernel has finished (PDL)
 //   AHEAD            1: operands of the epilogue that have a row for each of the output's are asked for while the tile is multiplied
 //   MIN_BLOCKS       blocks a multiprocessor should hold
+//   PROMOTE          0, or the number of stages (a power of two) whose products of 8-bit floats are summed by the tensor cores, which keep some
+//                    14 bits of such sums, before they are added to float32 sums
 //
 // Source of the technique: the CUDA programming guide (TMA, mbarrier, clusters) and the PTX ISA (wgmma); "CUTLASS 3" describes the same
 // warp-specialised schedules.
@@ -61,6 +63,9 @@
 #ifndef CONSTANT_B
 #define CONSTANT_B 0
 #endif
+#ifndef PROMOTE
+#define PROMOTE 0
+#endif
 #ifndef AHEAD
 #define AHEAD 0
 #endif
@@ -75,7 +80,7 @@ constexpr int SHARING = CLUSTER_X * CLUSTER_Y, CLUSTER = SHARING * SPLIT;
 constexpr int BK = SWIZZLE / (int)sizeof(IN_T);           // values of K in a stage
 constexpr int STEPS = SWIZZLE / 32;                       // wgmma instructions along K in a stage
 constexpr int MI = BM / 64 / (PINGPONG ? 1 : WARPGROUPS);  // 64-row blocks a warpgroup owns
-constexpr int SUMS = MI * BN / 2;  // registers a thread holds for them
+constexpr int SUMS = MI * BN / 2 * (PROMOTE ? 2 : 1);  // registers a thread holds for them
 // Consumers need more than the even share of 168 registers (of 128, when they are three warpgroups).
 constexpr bool REBALANCE = (WARPGROUPS == 2 && SUMS > 96) || (WARPGROUPS == 3 && SUMS > 64);
 constexpr int THREADS = WARPGROUPS * 128 + (REBALANCE ? 128 : 32);  // setmaxnreg moves registers between whole warpgroups
@@ -398,6 +403,15 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
       // Whether the place of the stage before i is filled once more. Others are not released: what no producer waits for might come to a block of
       // the cluster after it has left.
       auto refilled = [&](int i) { return CLUSTER == 1 || index + step < tiles || i <= last - STAGES; };
+#if PROMOTE
+      float total[MI][BN / 2] = {};
+      auto promote = [&] {  // once the tensor cores have written `sum`
+#pragma unroll
+        for (int b = 0; b < MI; ++b)
+#pragma unroll
+          for (int k = 0; k < BN / 2; ++k) keep(sum[b][k]), total[b][k] += sum[b][k];
+      };
+#endif
 #ifdef HAS_PROLOGUE
       static_assert(!SWAP && !X_MN, "the prologue goes along rows of X, which are A's");
 #endif
@@ -415,12 +429,18 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
 #endif
         const u64 x = x_constant | descriptor_start(x_base + slot.index * X_BYTES + block * X_BLOCK);
         const u64 y = y_constant | descriptor_start(y_base + slot.index * Y_BYTES);
+#if PROMOTE
+        const bool fresh = (i - first) % PROMOTE == 0;
+        if (fresh && i > first) wgmma_wait<0>(), promote();
+#else
+        constexpr bool fresh = false;
+#endif
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < STEPS; ++k) {
 #pragma unroll
           for (int b = 0; b < MI; ++b)
-            Mma<IN_T>::step<X_MN, Y_MN>(sum[b], x + (u64)((b * X_BLOCK + k * X_STEP) >> 4), y + (u64)((k * Y_STEP) >> 4), 1);
+            Mma<IN_T>::step<X_MN, Y_MN>(sum[b], x + (u64)((b * X_BLOCK + k * X_STEP) >> 4), y + (u64)((k * Y_STEP) >> 4), !fresh || k > 0);
           if (k == STEPS - 1 - HANDOVER) wgmma_commit();
         }
         wgmma_commit();
@@ -439,6 +459,13 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
       for (int b = 0; b < MI; ++b)
 #pragma unroll
         for (int k = 0; k < BN / 2; ++k) keep(sum[b][k]);
+#if PROMOTE
+      promote();
+#pragma unroll
+      for (int b = 0; b < MI; ++b)
+#pragma unroll
+        for (int k = 0; k < BN / 2; ++k) sum[b][k] = total[b][k];
+#endif
 
       if constexpr (SPLIT > 1) {
         if constexpr (OVERLAY) cluster_arrive_relaxed();

@@ -235,3 +235,33 @@ def test_on_gpu(name: str) -> None:
         plan = tactic.plan(workload, one, spec)
         (result,) = run_on_gpu(plan, inputs, workload.outputs, tactic.prepare(workload, one, {1: inputs[1]}))
         compare(result, expected[0], f"{tactic.id} {dict(one)}", lost_by_hopper(workload, inputs) if "sm90" in tactic.id else 0.0)
+
+
+def test_long_sums_of_8_bit_floats_are_promoted() -> None:
+    """Tensor cores of Hopper cut off what does not fit some 14 bits; shares of a depth that is split are short."""
+    for depth, wanted in ((512, {0}), (768, {1}), (4096, {1})):
+        workload, *_ = product(64, 64, depth, FP8, FLOAT)
+        found = [dict(one) for one in Sm90Gemm().configs(workload, H100)]
+        assert {one["promote"] for one in found if one["split"] == 1} == wanted
+        assert all(one["promote"] == 0 for one in found if depth // one["split"] <= 512)
+    workload, *_ = product(64, 64, 4096)
+    assert not any(dict(one)["promote"] for one in Sm90Gemm().configs(workload, H100))
+
+
+@pytest.mark.gpu
+def test_long_sums_of_8_bit_floats_on_gpu() -> None:
+    """Of positive factors, whose sums never cancel: without promotion they come out 12 % too small."""
+    from runtime.devices import open_device
+    from tests.harness.gpu import run_on_gpu
+
+    spec = open_device("0").spec
+    random = np.random.default_rng(3)
+    a, b = (random.random((128, 8192)).astype(FP8.numpy) for _ in range(2))
+    types = tuple(TensorType(FP8, one.shape) for one in (a, b))
+    workload = Workload(MatrixMultiply(transpose_b=True), types, (TensorType(FLOAT, (128, 128)),), (False, True))
+    truth = a.astype(np.float64) @ b.astype(np.float64).T
+    for tactic in (Sm90Gemm(), MmaGemm()):
+        if tactic.supports(workload, spec) is None:
+            for one in tactic.configs(workload, spec)[:6]:
+                (got,) = run_on_gpu(tactic.plan(workload, one, spec), [a, b], workload.outputs, tactic.prepare(workload, one, {1: b}))
+                assert np.abs(got / truth - 1).max() < 2**-9 * (1 if dict(one).get("promote", 1) else 4), dict(one)
