@@ -48,6 +48,7 @@ from fusion.rules import (
     dequantize_quantize,
     epilogue_operand,
     expand_operand,
+    gather_positions,
     gather_rows,
     gather_slice,
     gelu,
@@ -155,7 +156,7 @@ ATTENTION = (
 READERS = (
     attention_pointwise.RULE, softmax_log.RULE, softmax_topk.RULE, log_sum_exp.RULE, reduce_reduce.RULE, reduce_pooling.RULE, normalization_cast.RULE, normalization_pointwise.RULE,
     reduce_pointwise.RULE, softmax_pointwise.RULE, pooling_pointwise.RULE, reduce_prologue.RULE, softmax_prologue.RULE, pooling_monotone.RULE, pooling_prologue.RULE, epilogue_operand.RULE,
-    gather_slice.RULE, pointwise_readers.RULE, roll.RULE, gather_rows.RULE,
+    gather_slice.RULE, gather_positions.RULE, pointwise_readers.RULE, roll.RULE, gather_rows.RULE,
 )  # fmt: skip
 # Whether these pay a measurement tells: the builder tries them, and keeps each where the layers that it touches became faster.
 OPTIONAL: tuple[Rule, ...] = (

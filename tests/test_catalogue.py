@@ -90,7 +90,7 @@ def test_what_others_need_is_still_made(row: Row) -> None:
 # A mask of known lengths is a constant; rows are in float32, or rounded in another place by ONNX Runtime.
 # Formats of outputs are no part of a model.
 ELSEWHERE = {
-    "attention-causal": "test_attention_causal.py", "rotary-cast": "test_rotary.py", "transpose-epilogue": "test_transpose_epilogue.py",
+    "gather-positions": "test_gather_positions.py", "attention-causal": "test_attention_causal.py", "rotary-cast": "test_rotary.py", "transpose-epilogue": "test_transpose_epilogue.py",
     "channel-padding": "test_channel_padding.py",
 }  # fmt: skip
 
