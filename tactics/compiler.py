@@ -78,7 +78,7 @@ def compile_cubin(source: str, defines: tuple[tuple[str, str], ...], arch: str, 
     The last ``KEPT`` are kept: builds of one process share their kernels, also those that no timing cache holds.
 
     Raises:
-        CompileError: NVRTC refused the source, or wgmma was serialised (ptxas C7510, C7512), which is a performance bug.
+        CompileError: NVRTC refused the source, or wgmma was serialised (ptxas C7510 to C7519), which is a performance bug.
     """
     nvrtc = _nvrtc()
     options = [f"--gpu-architecture={arch}", "--std=c++17", "-default-device", "--ptxas-options=-v", "-lineinfo"]
@@ -96,7 +96,7 @@ def compile_cubin(source: str, defines: tuple[tuple[str, str], ...], arch: str, 
         log = buffer.rstrip(b"\0 \n").decode(errors="replace")
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise CompileError(f"{name} for {arch}: {error}\n{log}")
-        if "C7510" in log or "C7512" in log:
+        if "wgmma.mma_async instructions are serialized" in log:
             raise CompileError(f"{name} for {arch}: wgmma was serialised\n{log}")
         _, size = nvrtc.nvrtcGetCUBINSize(program)
         image = bytes(max(size, 2))

@@ -162,6 +162,10 @@ __device__ __forceinline__ float as_float(int value) { return __int_as_float(val
 __device__ __forceinline__ void keep(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 __device__ __forceinline__ void keep(int& value) { asm volatile("" : "+r"(value)::"memory"); }
 
+// Zero by an instruction of its own: a branch around many of them stays a branch, and is no selection for every sum.
+__device__ __forceinline__ void clear(float& value) { asm volatile("mov.b32 %0, 0;" : "=f"(value)); }
+__device__ __forceinline__ void clear(int& value) { asm volatile("mov.b32 %0, 0;" : "=r"(value)); }
+
 // Hands a warpgroup's partial sums over slice `slice` of K to the blocks of the cluster that own their rows: stores for this block's own,
 // messages for the others, which their barriers `received` count. `place` is the block's among those that share operands.
 __device__ __forceinline__ void send_partial(const SUM_T (&sum)[BN / 2], SUM_T* partial, u32 received, int x, u32 slice, u32 place) {
@@ -395,14 +399,17 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
       SUM_T sum[MI][BN / 2];
       // Zeroed here, and added to from the first product on: products that ignored what the sums held would have the compiler keep the tile's before
       // alive all through its epilogue, which then has 40 registers to work with instead of all that it has written already.
+      // (Not where a slice of K may be empty: ptxas would wait for each product.)
+      if constexpr (SPLIT == 1)
 #pragma unroll
-      for (int b = 0; b < MI; ++b)
+        for (int b = 0; b < MI; ++b)
 #pragma unroll
-        for (int k = 0; k < BN / 2; ++k) sum[b][k] = SUM_T(0);
+          for (int k = 0; k < BN / 2; ++k) sum[b][k] = SUM_T(0);
       int previous = 0;
-      // Whether the place of the stage before i is filled once more. Others are not released: what no producer waits for might come to a block of
-      // the cluster after it has left.
-      auto refilled = [&](int i) { return CLUSTER == 1 || index + step < tiles || i <= last - STAGES; };
+      // Stages before this one have their place filled once more. Others are not released: what no producer waits for might come to a block of the
+      // cluster after it has left. (Known to nobody: the compiler would make two loops of one, and ptxas wait for each product of either.)
+      int refilled = CLUSTER > 1 && index + step >= tiles ? last - STAGES : last;
+      if constexpr (CLUSTER > 1) asm volatile("" : "+r"(refilled));
 #if PROMOTE
       float total[MI][BN / 2] = {};
       auto promote = [&] {  // once the tensor cores have written `sum`
@@ -433,7 +440,7 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
         const bool fresh = (i - first) % PROMOTE == 0;
         if (fresh && i > first) wgmma_wait<0>(), promote();
 #else
-        constexpr bool fresh = false;
+        const bool fresh = SPLIT > 1 && i == first;
 #endif
         wgmma_fence();
 #pragma unroll
@@ -445,7 +452,7 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
         }
         wgmma_commit();
         wgmma_wait<(HANDOVER < STEPS ? 2 : 1)>();  // the stage before this one has been read
-        if (i > first && refilled(i)) release(previous);
+        if (i > first && i <= refilled) release(previous);
         previous = slot.index;
         slot.next();
       }
@@ -454,11 +461,17 @@ __device__ __forceinline__ void run(Problem& problem, const TileOrder& order, OU
         group == 0 ? named_arrive<3>(256) : named_arrive<2>(256);
       }
       wgmma_wait<0>();
-      if (last > first && refilled(last)) release(previous);
+      if (last > first && last <= refilled) release(previous);
 #pragma unroll
       for (int b = 0; b < MI; ++b)
 #pragma unroll
         for (int k = 0; k < BN / 2; ++k) keep(sum[b][k]);
+      if (SPLIT > 1 && first == last) {  // more blocks than stages along K
+#pragma unroll
+        for (int b = 0; b < MI; ++b)
+#pragma unroll
+          for (int k = 0; k < BN / 2; ++k) clear(sum[b][k]);
+      }
 #if PROMOTE
       promote();
 #pragma unroll
