@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fusion.network import Op, TensorType
+from fusion.network import Op, ShapeError, TensorType
 from fusion.ops.epilogue import widen
 
 
@@ -23,6 +23,8 @@ class Gather(Op):
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         x, indices = inputs
+        if not 0 <= self.axis < len(x.shape):
+            raise ShapeError(f"axis {self.axis} of a tensor with {len(x.shape)} dimensions")
         return (TensorType(x.dtype, (*x.shape[: self.axis], *indices.shape, *x.shape[self.axis + 1 :])),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:

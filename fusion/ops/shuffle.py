@@ -60,9 +60,14 @@ class Concatenation(Op):
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
         shape = list(inputs[0].shape)
+        if any(len(tensor.shape) != len(shape) for tensor in inputs) or not 0 <= self.axis < len(shape):
+            raise ShapeError(f"tensors of {', '.join(str(len(tensor.shape)) for tensor in inputs)} dimensions cannot be joined along axis {self.axis}")
         for axis in range(len(shape)):
             if axis != self.axis:
-                shape[axis] = broadcast([(tensor.shape[axis],) for tensor in inputs])[0]
+                dims = [tensor.shape[axis] for tensor in inputs]
+                if len(numbers := {dim for dim in dims if isinstance(dim, int)}) > 1:
+                    raise ShapeError(f"tensors with {', '.join(map(str, sorted(numbers)))} elements along axis {axis} cannot be joined along axis {self.axis}")
+                shape[axis] = broadcast([(dim,) for dim in dims])[0]
         total: Dim = 0
         for tensor in inputs:
             total = tensor.shape[self.axis] + total
@@ -85,6 +90,8 @@ class Slice(Op):
     arity: ClassVar[int] = 1
 
     def infer(self, inputs: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        if len(inputs[0].shape) != len(self.sizes):
+            raise ShapeError(f"a slice of {len(self.sizes)} dimensions of a tensor with {len(inputs[0].shape)}")
         return (TensorType(inputs[0].dtype, tuple(self.sizes)),)
 
     def evaluate(self, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -170,6 +170,8 @@ def split(b: Builder, node: Node) -> tuple[Value, ...]:
     given = node.optional(1)
     total = x.shape[axis]
     count = node.attr("num_outputs", len(node.outputs))
+    if count != len(node.outputs):
+        raise Unsupported(f"num_outputs is {count}, and it has {len(node.outputs)} outputs")
     if given is not None:
         sizes: Shape = b.dims(given, "split")
     elif "split" in node.attributes:

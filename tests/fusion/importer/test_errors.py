@@ -251,6 +251,23 @@ def test_types_that_onnx_forbids_are_refused(node: str, x: str, z: str, reason: 
     assert f"{operator}_0: {operator} (ai.onnx, opset 18): {reason}" in message(model)
 
 
+@pytest.mark.parametrize(
+    ("node", "inputs", "reason"),
+    [
+        ("Concat<axis = 0>(x, z)", "float[2, 2] x, float[2, 2, 1] z", "tensors of 2, 3 dimensions cannot be joined along axis 0"),
+        ("Concat<axis = 0>(x, z)", "float[2, 2] x, float[2, 3] z", "tensors with 2, 3 elements along axis 1 cannot be joined along axis 0"),
+        ("Concat<axis = 0>(x, z)", "float[2, 1] x, float[2, 3] z", "tensors with 1, 3 elements along axis 1 cannot be joined along axis 0"),
+        ("Gather(x, z)", "float x, int64[2] z", "axis 0 of a tensor with 0 dimensions"),
+        ("Split<num_outputs = 2147483647>(x)", "float[8] x", "num_outputs is 2147483647, and it has 1 outputs"),
+        ("QuantizeLinear<axis = 1, block_size = 2>(x, z)", "float[3, 4] x, float[3, 2, 1] z", "a slice of 2 dimensions of a tensor with 3"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(node: str, inputs: str, reason: str) -> None:
+    """At import, with the node's name: no rule, kernel or list of slices must meet them."""
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> g ({inputs}) => (float[a, b] y) {{ y = {node} }}')
+    assert f": {node.split('<')[0].split('(')[0]} (ai.onnx, opset 21): {reason}" in message(model)
+
+
 def test_types_of_later_opsets_are_taken() -> None:
     """Exporters write them: 8-bit Relu is ONNX's from opset 14, integer Clip from 12, mixed Pow from 12, float16 quantization from 19."""
     nodes = "r = Relu(x) c = Clip(i) p = Pow(h, f) q = QuantizeLinear(h, s, o)"
