@@ -29,7 +29,7 @@ def _match(graph: Graph, layer: Layer) -> Match | None:
 def _share(kind: TensorType, whole: TensorType) -> float:
     """Bytes of ``kind`` per element of ``whole``; an axis of unknown size counts as one that both have."""
     pairs = zip(kind.shape[::-1], whole.shape[::-1], strict=False)
-    known = prod((a if isinstance(a, int) else 1) / (b if isinstance(b, int) else 1) for a, b in pairs if isinstance(a, int) == isinstance(b, int) or a == 1)
+    known = prod((a if isinstance(a, int) else 1) / ((b if isinstance(b, int) else 1) or 1) for a, b in pairs if isinstance(a, int) == isinstance(b, int) or a == 1)
     ahead = prod(dim for dim in whole.shape[: len(whole.shape) - len(kind.shape)] if isinstance(dim, int))
     return kind.dtype.itemsize * known / max(ahead, 1)
 

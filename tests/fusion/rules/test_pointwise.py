@@ -15,6 +15,7 @@ from fusion.rules import (
     mish,
     neutral_element,
     pointwise,
+    pointwise_readers,
     power,
     sigmoid,
     softplus,
@@ -192,3 +193,11 @@ def _nodes(expression: Expression):  # type: ignore[no-untyped-def]
     from fusion.rules._expressions import subtrees
 
     return subtrees(expression)
+
+
+@pytest.mark.parametrize("size", [0, 3])
+def test_readers_of_a_layer_without_elements(size: int) -> None:
+    build = Build()
+    x = build.pointwise("add", "add", build.input("x", 2, size), build.input("s", size))
+    network = fuse(build.network(build.pointwise("exp", "exp", x), build.pointwise("neg", "neg", x)), pointwise_readers.RULE)
+    assert len(network.layers) == 2
