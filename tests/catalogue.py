@@ -363,7 +363,7 @@ CATALOGUE: Sequence[Row] = (
     Row("matrix product + scale", "t = MatMul(x, w)\ny = Mul(t, s)", "matmul-scale", inputs=ROWS_2D,
         values={"w": (16, 12), "s": (12,)}, near_output="t"),
     Row("matrix product + bias per head", "t = MatMul(x, w)\nu = Reshape(t, heads)\ny = Add(u, b)", "reshape-operands", inputs=ROWS_2D,
-        values={"w": (16, 8), "heads": np.array([6, 2, 4]), "b": (2, 4)}, near_values={"b": (6, 2, 4)}),
+        values={"w": (16, 8), "heads": np.array([6, 2, 4]), "b": (2, 4)}, near_output="u"),
     Row("transpose + matrix product", "t = Transpose<perm=[0,2,1]>(z)\ny = MatMul(x, t)", "shuffle-matmul",
         inputs={"x": (5, 6, 5), "z": (5, 5, 5)}, near=(("perm=[0,2,1]", "perm=[1,2,0]"),)),
     Row("epilogue of a reduction", "t = ReduceMax(x, axes)\nu = Mul(t, c)\ny = Tanh(u)", "reduce-pointwise",
