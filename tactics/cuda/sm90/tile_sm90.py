@@ -19,8 +19,9 @@ SHARED_RESERVED = 1024
 REGISTERS = 65536
 OVERLAY = 24 * 1024
 # Products of 8-bit floats that the tensor cores may sum; of longer sums, the stages between additions in float32. Measured on an H100: of positive factors
-# the tensor cores' sums are too small by 1.3e-5 of themselves for every product; 6.6 % at 4,096 products, 0.05 % with an addition each stage.
-SHORT_SUM, PROMOTED_STAGES = 512, 1
+# the tensor cores' sums are too small by 1.3e-5 of themselves for every product: 6.6 % at 4,096 products. An addition every stage leaves 0.05 % and takes 25 %
+# more time, every second 0.17 % and 10 %, every fourth 0.5 % and 6 % (4096x4096x4096).
+SHORT_SUM, PROMOTED_STAGES = 512, 2
 GROUP = 8  # tiles along X that are walked before the next along Y
 TYPES = (DataType.HALF, DataType.BF16, DataType.FLOAT, *EIGHT_BIT_TYPES)  # what wgmma multiplies here; FLOAT as TF32
 
@@ -169,6 +170,7 @@ def illegal(tile: Tile, problem: Problem) -> str:
         (not tile.swap or problem.may_swap, "the operands cannot change sides"),
         (not tile.direct or (problem.permutable and tile.bn % 32 == problem.n % 32 == 0 and tile.split == 1 and not tile.swap),
          "rows of a constant B are permuted within whole groups of 32"),
+        (not tile.promote or tile.cluster_x * tile.cluster_y <= 2, "blocks of a cluster wait for whichever adds its sums: twice the time, where they are four"),
         (not tile.ahead or (problem.adds_rows and not tile.swap), "the epilogue adds nothing that could be asked for ahead"),
         (tile.accumulators <= most_sums(tile, problem.dtype), "the sums fit in registers"),
         (tile.blocks == 1 or register_limit(tile.threads, tile.blocks) >= tile.accumulators + 32, "the blocks' registers fit"),

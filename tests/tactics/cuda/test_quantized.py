@@ -239,7 +239,7 @@ def test_on_gpu(name: str) -> None:
 
 def test_long_sums_of_8_bit_floats_are_promoted() -> None:
     """Tensor cores of Hopper cut off what does not fit some 14 bits; shares of a depth that is split are short."""
-    for depth, wanted in ((512, {0}), (768, {1}), (4096, {1})):
+    for depth, wanted in ((512, {0}), (768, {2}), (4096, {2})):
         workload, *_ = product(64, 64, depth, FP8, FLOAT)
         found = [dict(one) for one in Sm90Gemm().configs(workload, H100)]
         assert {one["promote"] for one in found if one["split"] == 1} == wanted
@@ -264,4 +264,4 @@ def test_long_sums_of_8_bit_floats_on_gpu() -> None:
         if tactic.supports(workload, spec) is None:
             for one in tactic.configs(workload, spec)[:6]:
                 (got,) = run_on_gpu(tactic.plan(workload, one, spec), [a, b], workload.outputs, tactic.prepare(workload, one, {1: b}))
-                assert np.abs(got / truth - 1).max() < 2**-9 * (1 if dict(one).get("promote", 1) else 4), dict(one)
+                assert np.abs(got / truth - 1).max() < 2**-8 * (1 if dict(one).get("promote", 1) else 2), dict(one)
