@@ -57,9 +57,12 @@ def test_small_models(name: str, kind: str, device_name: str, tmp_path: Path) ->
     config = BuildConfig(timing_cache_file=str(tmp_path / "timings.json"), optimization_level=1, tf32=False)
     build(model.SerializeToString(), config, device, log=Silent()).save(tmp_path / "model.engine")
     engine = Engine.load(tmp_path / "model.engine")
-    assert (len(products(engine.network)), sum(products(engine.network))) == PRODUCTS[name, kind]
+    expected = PRODUCTS[name, kind]
+    if (name, kind) == ("transformer", "partial") and device_name != "cpu":  # queries, keys and values come of one product
+        expected = (4, 4)
+    assert (len(products(engine.network)), sum(products(engine.network))) == expected
     shown = [one["Precision"] for one in layer_objects(engine) if one["LayerType"] in ("Convolution", "MatrixMultiply")]
-    assert sum(one in ("INT8", "UINT8") for one in shown) == PRODUCTS[name, kind][1]
+    assert sum(one in ("INT8", "UINT8") for one in shown) == expected[1]
     inputs = {"x": np.random.default_rng(5).standard_normal(SHAPES[name]).astype(np.float32)}
     found = engine.create_execution_context(device).execute(inputs)
     compare(found, onnxruntime_outputs(model, inputs), last_scale(model))
