@@ -29,6 +29,7 @@ from tactics.cuda.gemm.simt_gemm import SimtGemm
 from tactics.cuda.gemm.stream import StreamedGemm
 from tactics.cuda.packed.packed_gemm import PackedGemm
 from tactics.cuda.packed.packed_gemv import PackedGemv
+from tactics.cuda.sm90.attention_decode_sm90 import Sm90DecodeAttention
 from tactics.cuda.sm90.attention_sm90 import Sm90Attention, Sm90ShortAttention
 from tactics.cuda.sm90.conv_sm90 import Sm90Convolution
 from tactics.cuda.sm90.conv_window_sm90 import Sm90WindowConvolution
@@ -291,6 +292,7 @@ ON_GPU: dict[str, tuple[Tactic, Callable[[], Case]]] = {name: (tactic, make) for
 ATTENTIONS_ON_GPU: dict[str, tuple[Tactic, Callable[[], Case]]] = {name: (tactic, make) for name, (tactic, make, _) in ATTENTIONS.items()} | {
     "long": (Sm90Attention(), lambda: attention(300, 260, 64)), "long, rows without keys": (Sm90Attention(), lambda: attention(400, 130, 40, UINT8, causal=True)),
     "long fp8": (Sm90Attention(), lambda: attention(200, 300, 128, FP8, BF16)), "short": (Sm90ShortAttention(), lambda: attention(77, 77, 64, causal=True)),
+    "decode": (Sm90DecodeAttention(), lambda: attention(1, 600, 64, UINT8, heads=8)), "decode fp8": (Sm90DecodeAttention(), lambda: attention(3, 90, 128, FP8)),
     "short fp8": (Sm90ShortAttention(), lambda: attention(100, 197, 32, FP8)),
 }  # fmt: skip
 
