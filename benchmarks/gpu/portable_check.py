@@ -1,6 +1,6 @@
 """Checks and times the portable CUDA kernels (gemm, conv, attention) on the GPU of this machine, beside torch.
 
-    python benchmarks/gpu/portable_check.py [--groups gemm,conv,...] [--seconds 170] [--out results.jsonl] [--record kernels-h100]
+    python benchmarks/gpu/portable_check.py [--groups gemm,conv,...] [--seconds 170] [--out results.jsonl] [--cubins FOLDER] [--record kernels-h100]
 
 Every case runs a tactic's own plan: the kernels are compiled with NVRTC, launched through cuLaunchKernelEx on NaN-poisoned
 outputs, and compared with float64 torch. Timings replay a CUDA graph of 24 launches over rotating buffers; the median counts.
@@ -40,13 +40,14 @@ def main() -> int:
     parser.add_argument("--groups", default=",".join(GROUPS))
     parser.add_argument("--seconds", type=float, default=170)
     parser.add_argument("--out", default="portable.jsonl")
+    parser.add_argument("--cubins", default="", metavar="FOLDER", help="a folder that keeps compiled kernels")
     parser.add_argument("--record", default="", metavar="NAME", help="append the best of each timed case to benchmarks/results/NAME.jsonl")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         deadline = time.monotonic() + options.seconds
-        Cases(Gpu(options.workers), deadline, options.out).run(GROUPS[options.one], timing=options.one.startswith("time"))
+        Cases(Gpu(options.workers, Path(options.cubins) if options.cubins else None), deadline, options.out).run(GROUPS[options.one], timing=options.one.startswith("time"))
         return 0
     start = time.monotonic()
     out = Path(options.out)
@@ -66,7 +67,7 @@ def main() -> int:
 def _start(name: str, options: argparse.Namespace) -> subprocess.Popen:
     seconds = options.seconds * (0.65 if name.startswith("check") else 0.95)
     workers = max(6, (os.cpu_count() or 6) // (2 if "," in options.groups or options.groups == "changed" else 1))
-    command = [sys.executable, __file__, "--one", name, "--seconds", str(seconds), "--out", options.out, "--workers", str(workers)]
+    command = [sys.executable, __file__, "--one", name, "--seconds", str(seconds), "--out", options.out, "--workers", str(workers), "--cubins", options.cubins]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -35,9 +35,10 @@ def time_depthwise(cases: Cases) -> None:
             return functional.conv2d(one[0].movedim(-1, 1), one[1], one[2], stride, window // 2, 1, c)
 
         expected = None
-        if size < 28:
+        if size < 112:
             sums = conv_reference(cases.gpu, workload, inputs) + inputs[2].double()
             expected = functional.silu(sums) if activation == "swish" else cases.gpu.torch.relu(sums)
         case = depthwise_case(activation, c, size, window, stride)
-        cases.timing(case, (Depthwise(), DepthwiseMma()), workload, inputs, expected, torch_call, 4)
+        cases.timing(case, (Depthwise(),), workload, inputs, expected, torch_call, 4)
+        cases.timing(case, (DepthwiseMma(),), workload, inputs, expected, None, 24)
         cases.queue.append((cases.time_copy, (case, workload)))

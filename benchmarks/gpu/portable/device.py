@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import math
+import pickle
 import struct
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 from fusion.dtypes import DataType
 from tactics.compiler import compile_cubin
@@ -16,7 +18,7 @@ from tactics.tactic import Buffer, DeviceSpec, Scalar, Struct
 class Gpu:
     """Compiles, binds and launches plans."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, cubins: Path | None = None) -> None:
         import numpy as np
         import torch
         from cuda.bindings import driver
@@ -40,6 +42,7 @@ class Gpu:
         self.futures: dict[str, Future] = {}
         self.keys: dict[object, str] = {}
         self.generator = torch.Generator(device="cuda").manual_seed(1)
+        self.cubins = cubins  # a folder that keeps compiled kernels
         self.pool = ProcessPoolExecutor(workers, get_context("spawn"))  # threads would compile one at a time
 
     def check(self, result: tuple) -> object:
@@ -58,7 +61,11 @@ class Gpu:
         """Start to compile the kernels that have not been asked for yet."""
         for kernel in kernels:
             key = self.key(kernel)
-            if key not in self.futures:
+            kept = self.cubins / key if self.cubins else None
+            if key not in self.futures and kept is not None and kept.exists():
+                self.futures[key] = Future()
+                self.futures[key].set_result(pickle.loads(kept.read_bytes()))
+            elif key not in self.futures:
                 self.futures[key] = self.pool.submit(compile_cubin, kernel.source(), kernel.defines, self.device.arch, kernel.file)
 
     def function(self, kernel):
@@ -66,6 +73,8 @@ class Gpu:
         key = self.key(kernel)
         if key not in self.functions:
             cubin = self.futures[key].result()
+            if self.cubins:
+                (self.cubins / key).write_bytes(pickle.dumps(cubin))
             module = self.check(self.driver.cuModuleLoadData(cubin.image))
             self.functions[key] = (self.check(self.driver.cuModuleGetFunction(module, kernel.entry.encode())), cubin.resources)
         return self.functions[key]

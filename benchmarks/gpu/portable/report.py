@@ -79,8 +79,10 @@ def results(out: Path) -> list:
     import torch
 
     from benchmarks.runner import compare
+    from runtime import cuda_driver
     from runtime.cuda_spec import cuda_properties
 
+    cuda_driver.device_count()  # starts the driver: only the groups' own processes have used it
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     where = {key: str(cuda_properties(0)[name]) for key, name in (("device", "name"), ("driver", "driver"))}
     peers = {row["case"]: row["us"] for row in rows if row["kind"] == "time" and row["tactic"] == "torch"}

@@ -2,7 +2,7 @@
 //
 // Of one channel, a row of outputs is a banded matrix (the taps of a row of the window on its diagonals) times a row of inputs. The left operand
 // is the band, 16 outputs x 16 inputs; the columns of the right one are eight neighbouring rows. So one mma does for TAPS_X products of 128
-// outputs what takes 4 * TAPS_X FFMA. A block keeps its bands and walks the images: the inputs of the next tile come (cp.async) while this one is
+// outputs what takes 4 * TAPS_X FFMA. A block keeps its bands and walks the images: the inputs of the next STAGES tiles come (cp.async) while one is
 // computed; they are transposed in shared memory, a plane for each channel, where ldmatrix reads the right operands of two channels at once.
 #include "mma.cuh"
 
@@ -17,7 +17,7 @@ constexpr int OCTET = 8 * PLANE + 64;                         // neighbouring oc
 constexpr int OUT_LINE = 16 * 8 + 16;                         // results of four channels, 16 columns
 constexpr int OUT_PLANE = (SETS * OUT_ROWS * OUT_LINE + 127) / 128 * 128 + 32;  // twice that: 64 bytes modulo 128
 constexpr int RESULTS = CHUNKS * OCTET, RAW = RESULTS + 2 * CHUNKS * OUT_PLANE;  // what lies where: planes, results, inputs as they come
-constexpr int RAW_LINE = 16 * CHUNKS * 16;
+constexpr int RAW_LINE = 16 * CHUNKS * 16, RAW_BYTES = SETS * IN_ROWS * RAW_LINE;
 constexpr int STEP_X = 17 - TAPS_X;                           // outputs of a segment that needs no padding
 constexpr int BAND = (TAPS_X + 1) * TAPS_Y * 4;               // words of four channels
 static_assert(sizeof(IN_T) == 2 && sizeof(OUT_T) <= 2 && CHANNELS % 8 == 0 && TAPS_X <= 9 && ROWS <= 8 && (EACH == 2 || EACH == 4) && (CHUNKS == 2 || CHUNKS == 4),
@@ -29,7 +29,7 @@ static_assert(sizeof(IN_T) == 2 && sizeof(OUT_T) <= 2 && CHANNELS % 8 == 0 && TA
 //   With PACK images in a segment, PITCH slots apart (zeros between), there is one segment. Else the first has
 //   min(16, STEP_X + pad_x) outputs (its padding takes no place), those between STEP_X, the last one the rest.
 //   Grid: channels / BLOCK_C * segments * any number of blocks that share the ceil(out_y / OUT_ROWS) * ceil(batch / (PACK * SETS)) tiles.
-//   Dynamic shared memory: RAW + SETS * IN_ROWS * RAW_LINE. `ones` is -1.
+//   Dynamic shared memory: RAW + STAGES * RAW_BYTES. `ones` is -1.
 //   A value that is not finite spoils its row's other outputs in the same segment, too. pad_x < TAPS_X. Fewer than 2^31 elements of x.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     depthwise_mma(const IN_T* __restrict__ x, const unsigned* __restrict__ w, OUT_T* __restrict__ out, int batch, int in_y, int in_x, int out_y,
@@ -71,12 +71,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     // --- inputs, as they lie in memory: a lane has one column of eight channels. Even columns first, so that pairs are read without conflicts.
     const int step_y = blocks % tiles_y * OUT_ROWS, step_image = blocks / tiles_y * (PACK * SETS);
     int next_image = first / tiles_y * (PACK * SETS), next_y = first % tiles_y * OUT_ROWS;
-    auto load = [&] {
+    auto load = [&](int stage) {
         constexpr int LANES = 16 * CHUNKS, STEP = THREADS / LANES;
         const int chunk = threadIdx.x % CHUNKS, slot = threadIdx.x / CHUNKS % 16, row0 = threadIdx.x / LANES;
         const int which = slot / PITCH, ix = from_x + slot - which * PITCH, line = in_x * x_row;
         const int images = c0 + chunk * 8 < channels && ix < in_x && which < PACK ? batch - next_image - which : 0;
-        const unsigned target = shared_address(memory) + RAW + ((slot % 2 ? 8 + (slot / 2 ^ 4 / CHUNKS) : slot / 2) * CHUNKS + chunk) * 16 + row0 * RAW_LINE;
+        const unsigned target = shared_address(memory) + RAW + ((slot % 2 ? 8 + (slot / 2 ^ 4 / CHUNKS) : slot / 2) * CHUNKS + chunk) * 16 + stage * RAW_BYTES + row0 * RAW_LINE;
         const int y0 = next_y - pad_y + row0;
 #pragma unroll
         for (int set = 0; set < SETS; ++set) {
@@ -88,37 +88,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 source += STEP * line;
             }
         }
-        copy_async_commit();
         next_image += step_image, next_y += step_y;
         if (next_y >= tiles_y * OUT_ROWS) next_image += PACK * SETS, next_y -= tiles_y * OUT_ROWS;
     };
-    int image0 = next_image, y0 = next_y;
-    load();
+    // --- transposed: a lane has two neighbouring columns of eight channels; pairs of a channel go to its plane
+    auto transpose = [&](int stage) {
+        constexpr int LANES = 8 * CHUNKS, STEP = THREADS / LANES;
+        const int chunk = threadIdx.x % CHUNKS, pair = threadIdx.x / CHUNKS % 8, row0 = threadIdx.x / LANES;
+        const char* even = memory + RAW + stage * RAW_BYTES + (pair * CHUNKS + chunk) * 16 + row0 * RAW_LINE;
+        const char* odd = memory + RAW + stage * RAW_BYTES + ((8 + (pair ^ 4 / CHUNKS)) * CHUNKS + chunk) * 16 + row0 * RAW_LINE;
+        char* target = memory + chunk * OCTET + pair / 4 * HALF + pair % 4 * 4 + row0 * 16;
+#pragma unroll
+        for (int set = 0; set < SETS; ++set)
+#pragma unroll
+            for (int row = 0; row < IN_ROWS; row += STEP) {
+                if (row + STEP > IN_ROWS && row0 + row >= IN_ROWS) continue;
+                const auto left = *reinterpret_cast<const Pack<unsigned, 4>*>(even + (set * IN_ROWS + row) * RAW_LINE);
+                const auto right = *reinterpret_cast<const Pack<unsigned, 4>*>(odd + (set * IN_ROWS + row) * RAW_LINE);
+#pragma unroll
+                for (int e = 0; e < 8; ++e)
+                    *reinterpret_cast<unsigned*>(target + (set * SPAN + row) * 16 + e * PLANE) = __byte_perm(left.value[e / 2], right.value[e / 2], e % 2 ? 0x7632 : 0x5410);
+            }
+    };
+#pragma unroll 1
+    for (int stage = 0; stage < STAGES; ++stage) {
+        if (first + stage * blocks < tiles) load(stage);
+        copy_async_commit();
+    }
+    copy_async_wait<STAGES - 1>();
+    __syncthreads();
+    transpose(0);
+    int image0 = first / tiles_y * (PACK * SETS), y0 = first % tiles_y * OUT_ROWS, stage = 0;
 #pragma unroll 1
     for (int tile = first; tile < tiles; tile += blocks) {
-        copy_async_wait<0>();
-        __syncthreads();
-        {  // --- transposed: a lane has two neighbouring columns of eight channels; pairs of a channel go to its plane
-            constexpr int LANES = 8 * CHUNKS, STEP = THREADS / LANES;
-            const int chunk = threadIdx.x % CHUNKS, pair = threadIdx.x / CHUNKS % 8, row0 = threadIdx.x / LANES;
-            const char* even = memory + RAW + (pair * CHUNKS + chunk) * 16 + row0 * RAW_LINE;
-            const char* odd = memory + RAW + ((8 + (pair ^ 4 / CHUNKS)) * CHUNKS + chunk) * 16 + row0 * RAW_LINE;
-            char* target = memory + chunk * OCTET + pair / 4 * HALF + pair % 4 * 4 + row0 * 16;
-#pragma unroll
-            for (int set = 0; set < SETS; ++set)
-#pragma unroll
-                for (int row = 0; row < IN_ROWS; row += STEP) {
-                    if (row + STEP > IN_ROWS && row0 + row >= IN_ROWS) continue;
-                    const auto left = *reinterpret_cast<const Pack<unsigned, 4>*>(even + (set * IN_ROWS + row) * RAW_LINE);
-                    const auto right = *reinterpret_cast<const Pack<unsigned, 4>*>(odd + (set * IN_ROWS + row) * RAW_LINE);
-#pragma unroll
-                    for (int e = 0; e < 8; ++e)
-                        *reinterpret_cast<unsigned*>(target + (set * SPAN + row) * 16 + e * PLANE) = __byte_perm(left.value[e / 2], right.value[e / 2], e % 2 ? 0x7632 : 0x5410);
-                }
-        }
-        __syncthreads();
-        const int next_image0 = next_image, next_y0 = next_y;
-        if (tile + blocks < tiles) load();
+        __syncthreads();  // planes are complete, results of the tile before have left
+        if (tile + STAGES * blocks < tiles) load(stage);
+        copy_async_commit();
 
         // --- products: lane / 4 are columns (and 8 more), lane % 4 * 2 and the next rows of the results
         if (c < channels) {
@@ -153,7 +158,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                         store_finished(reinterpret_cast<OUT_T*>(mine + (group * ROWS + i % 2) * OUT_LINE + i / 2 * 64), done[i]);
             }
         }
+        copy_async_wait<STAGES - 1>();
         __syncthreads();
+        stage = stage + 1 < STAGES ? stage + 1 : 0;
+        if (tile + blocks < tiles) transpose(stage);
 
         {  // --- results: a lane has one column of eight channels
             constexpr int LANES = 16 * CHUNKS, STEP = THREADS / LANES;
@@ -183,6 +191,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                 }
             }
         }
-        image0 = next_image0, y0 = next_y0;
+        image0 += step_image, y0 += step_y;
+        if (y0 >= tiles_y * OUT_ROWS) image0 += PACK * SETS, y0 -= tiles_y * OUT_ROWS;
     }
 }

@@ -189,12 +189,21 @@ NEIGHBOURING = [
 ]  # fmt: skip
 
 
-# Three images side by side; a block that walks several tiles (of two images; of one, rows of it beyond the image); the last columns of several segments.
-@pytest.mark.parametrize(("number", "groups", "images"), [(0, 1, 2), (1, 1, 1), (2, 2, 1), (5, 1, 2)])
-def test_depthwise_on_tensor_cores(number: int, groups: int, images: int) -> None:
+# Two images side by side, three; a block that walks several tiles (of two images; rows beyond the image; fewer than are asked for at once);
+# the last columns of several segments; four channels a warp, and two.
+@pytest.mark.parametrize(
+    ("number", "wanted"),
+    [
+        (1, dict(groups=1, images=2, warps=8, stages=1)),
+        (5, dict(groups=1, images=1, warps=4, stages=3)),
+        (2, dict(groups=2, images=1, warps=8, stages=1)),
+        (0, dict(groups=2, images=1, warps=8, stages=1)),
+    ],
+)
+def test_depthwise_on_tensor_cores(number: int, wanted: dict[str, int]) -> None:
     sizes, kind = NEIGHBOURING[number]
     case, few = conv(*sizes, kind=kind), replace(A100, multiprocessors=1)
-    (one,) = (one for one in DepthwiseMma().configs(case[0], few) if (dict(one)["groups"], dict(one)["images"]) == (groups, images))
+    one = next(one for one in DepthwiseMma().configs(case[0], few) if wanted.items() <= dict(one).items())
     run(DepthwiseMma(), case, device=few, chosen=[one])
 
 
