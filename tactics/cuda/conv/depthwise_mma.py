@@ -98,7 +98,7 @@ class _Tile:
     def resident(self, device: DeviceSpec) -> int:
         """Blocks of a multiprocessor."""
         each = CHANNELS // self.warps
-        by_registers = 65536 // (32 * self.warps * round_up(4 * each * (self.window.taps[1] + 1) + 32, 8))  # the bands and sums, and the rest
+        by_registers = 65536 // (32 * self.warps * round_up(4 * each * (self.window.taps[1] + 1) + (40 if each == 4 and device.capability >= 100 else 32), 8))  # the bands and sums, and the rest
         return max(1, min(by_registers, device.shared_memory // (self.shared_bytes + 1024)))
 
 
