@@ -85,6 +85,8 @@ def _illegal_window(window: Window, workload: Workload) -> Refusal | None:
         return Refusal(f"{window.groups} groups; this kernel takes one")
     if window.stride[0] != 1 or window.taps[0] != 1:
         return Refusal("windows along three dimensions; this kernel takes two")
+    if window.dilation != (1, 1, 1):
+        return Refusal(f"windows dilated by {window.dilation[1:]}; this kernel takes taps that lie side by side")
     whole = all(size * stride == out for size, stride, out in zip(window.input, window.stride, window.output, strict=True))
     if window.taps != window.stride or any(window.pad) or not whole:
         return Refusal(f"windows of {window.taps[1:]} at strides of {window.stride[1:]} overlap, or are cut off; this kernel takes those side by side")

@@ -4,6 +4,7 @@ are multiplied (``gemm_sm90.cu``): two kernels, which together are faster than g
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from math import prod
 
 import numpy as np
 
@@ -106,7 +107,8 @@ def _copy(workload: Workload, window: Window, pitch: int, device: DeviceSpec) ->
     sizes = [planes[axis] for axis in order]
     axes = axes_of(sizes, varies, [steps[axis] for axis in order], row_major(sizes, varies, pitch, window.depth), merge=workload.is_static)
     size = workload.inputs[0].dtype.itemsize
-    vector, items = copy_choices(widest_vector(axes, size), window.pixels * window.depth, device)[0]
+    images = 1 if varies[0] else window.batch  # one kernel for every batch
+    vector, items = copy_choices(widest_vector(axes, size), images * prod(planes[1:]), device)[0]
     return copy_launch(axes, size, vector, items, device, source=Buffer("input"), target=workspace())
 
 

@@ -58,8 +58,8 @@ def conv(x, weights, stride=(1, 1), pads=(0, 0, 0, 0), dilation=(1, 1), groups=1
     return Workload(op, tuple(inputs), op.infer(inputs), (False, True, True), varies)
 
 
-def deconv(x, weights, stride, dtype=HALF, pads=(0, 0), cut=(0, 0)) -> Workload:
-    op = Deconvolution(tuple(stride), tuple(pads), tuple(pads), (1, 1), tuple(cut), 1, True, RELU_BIAS)
+def deconv(x, weights, stride, dtype=HALF, pads=(0, 0), cut=(0, 0), end=None, dilation=(1, 1)) -> Workload:
+    op = Deconvolution(tuple(stride), tuple(pads), tuple(end or pads), tuple(dilation), tuple(cut), 1, True, RELU_BIAS)
     inputs = [TensorType(dtype, tuple(x)), TensorType(dtype, tuple(weights)), TensorType(dtype, (weights[1],))]
     return Workload(op, tuple(inputs), op.infer(inputs), (False, True, True))
 
@@ -397,6 +397,7 @@ def test_patches_refuse(workload, text):
         (deconv((2, 5, 5, 16), (16, 8, 3, 3), (2, 2)), "overlap"),
         (deconv((2, 5, 5, 16), (16, 8, 2, 2), (2, 2), pads=(1, 0)), "cut off"),
         (deconv((2, 5, 5, 16), (16, 8, 2, 2), (2, 2), cut=(1, 0)), "cut off"),
+        (deconv((2, 5, 5, 16), (16, 8, 2, 2), (2, 2), end=(1, 1), dilation=(2, 2)), "dilat"),  # twice the size, too, but taps two pixels apart
         (deconv((2, 5, 5, 12), (12, 8, 2, 2), (2, 2)), "12 input channels"),
     ],
 )
@@ -442,6 +443,17 @@ def test_the_same_kernels_serve_every_batch():
     tactic = Sm90Gemm()
     for config in tactic.configs(small, H200):
         first, second = one_launch(tactic, small, config), one_launch(tactic, large, config)
+        assert first.kernel == second.kernel and first.shared_memory == second.shared_memory
+
+
+def test_the_same_kernels_copy_patches_of_every_batch():
+    """One image wants a copy of small pieces, many images large ones; a kernel that was compiled for one has to serve the others."""
+    varies = ((True, *(False,) * 3), (), (), (True, *(False,) * 3))
+    small, large = (conv((batch, 3, 224, 224), (768, 3, 16, 16), (16, 16), planes=True, varies=varies) for batch in (1, 128))
+    tactic = Sm90Patches()
+    (config, *_) = tactic.configs(small, H200)
+    for first, second in zip(tactic.plan(small, config, H200).steps, tactic.plan(large, config, H200).steps, strict=True):
+        assert isinstance(first, Launch) and isinstance(second, Launch)
         assert first.kernel == second.kernel and first.shared_memory == second.shared_memory
 
 
