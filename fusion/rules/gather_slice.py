@@ -39,6 +39,9 @@ def _check(graph: Graph, match: Match) -> Refusal | None:
     steps = np.diff(places)
     if len(set(steps.tolist())) > 1 or (len(steps) and steps[0] < 1):
         return Refusal("indices", f"the {len(indices)} indices of {layer.name} are not evenly spaced")
+    # A Gather stays inside its tensor whatever the indices are, a Slice reads what lies behind.
+    if places[0] < 0 or (places[-1] >= dim if isinstance(dim, int) else places[-1] > 0):
+        return Refusal("bounds", f"{layer.name} reads element {places[-1]} of {dim}, which may not be there")
     return None
 
 

@@ -63,7 +63,7 @@ def _narrow(graph: Graph, layer: Layer, axes: tuple[int, ...]) -> _Narrow | None
             if -axis > len(shape) or shape[axis] == 1:
                 continue
             value = rows.get(name, graph.constant(name))
-            first = None if value is None else value.take([0], axis)
+            first = None if value is None or not value.size else value.take([0], axis)
             if value is None or first is None or not np.array_equal(value, np.broadcast_to(first, value.shape)):
                 return None
             rows[name] = first

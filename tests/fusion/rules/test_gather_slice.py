@@ -44,3 +44,13 @@ def test_other_orders_stay() -> None:
     assert refused(gathered(np.array([[0, 1], [3, 2]]), Gather(0), 5, 6), *RULES).condition == "indices"
     assert refused(gathered(np.array([[0, 0], [1, 1]])[::-1].copy(), GatherND(), 3, 4), *RULES).condition == "indices"
     assert "GatherND" in kinds(fuse(gathered(np.array([[[0], [1]], [[1], [2]]]), GatherND(1), 2, 4), *RULES))
+
+
+@pytest.mark.parametrize("shape, indices", [((4, 2), [9]), ((4, 2), [3, 4]), ((4, 2), [-9]), ((symbol("n"), 2), [5, 6]), ((symbol("n"), 2), [1])])
+def test_indices_that_may_be_outside_stay(shape: tuple, indices: list[int]) -> None:
+    """A Gather clamps them; a Slice would read other memory."""
+    assert refused(gathered(np.array(indices), Gather(0), *shape), *RULES, sizes={"n": 3}).condition == "bounds"
+
+
+def test_the_first_of_an_unknown_number() -> None:
+    assert kinds(fuse(gathered(np.array(0), Gather(1), 2, symbol("n"), 3), *RULES, sizes={"n": 4})) == ["Pointwise", "Slice", "Shuffle", "Pointwise"]

@@ -73,6 +73,11 @@ def test_refusals() -> None:
     assert refused(masked(np.ones((5, 1), bool), "keys", expression=joined(X0), also=True), mask_rows.RULE).condition == "network output"
 
 
+def test_no_queries() -> None:
+    network = masked(np.ones((0, 1), bool), "keys", expression=joined(X0), length=0)
+    assert refused(network, mask_rows.RULE).condition == "operands"
+
+
 def test_an_operand_without_queries_stays() -> None:
     network = fuse(masked("keys", np.float32([0.5]), expression=apply("where", Operand(0), X1, Literal(-9.0, FLOAT))), *RULES)
     assert kinds(network) == ["Pointwise", "Pointwise", "Attention"]
