@@ -7,8 +7,9 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+from fusion.dims import Shape
 from fusion.formats import Format
-from fusion.network import TensorType
+from fusion.network import TensorType, may_be_equal
 from runtime.device import Device, DeviceMemoryError, Memory, Stream
 from runtime.engine import EngineError
 from runtime.interop import Foreign, foreign
@@ -128,19 +129,26 @@ class Addresses:
         return changed
 
 
-def as_in_memory(name: str, given: Foreign, layout: Format, shape: tuple[int, ...] | None) -> tuple[Foreign, tuple[int, ...] | None]:
+def as_in_memory(
+    name: str, given: Foreign, layout: Format, declared: Shape, shape: tuple[int, ...] | None
+) -> tuple[Foreign, tuple[int, ...] | None]:
     """``given`` and the ``shape`` that tensor ``name`` of format ``layout`` shall have (None when that is not known yet), as :func:`check_memory` wants them:
-    row-major in the order of memory. A tensor of that order is so already; one of the model's order must have the format's strides.
+    row-major in the order of memory. A tensor of that order (``declared``, as far as it is known at build) is so already; one of the model's order
+    must have the format's strides.
 
     Raises:
-        ValueError: it has other strides.
+        ValueError: it has another shape, or other strides.
     """
     wanted = None if shape is None else tuple(int(dim) for dim in layout.in_memory(shape))  # type: ignore[arg-type]
-    if given.shape is None or (given.strides is None and (wanted is None or given.shape == wanted)):
+    in_memory = declared if wanted is None else wanted
+    if given.shape is None or (given.strides is None and may_be_equal(given.shape, in_memory)):
         return given, wanted
+    known = layout.known_as(in_memory)
+    if not may_be_equal(given.shape, known):
+        raise ValueError(f"tensor {name!r}: the memory has shape {shape_text(given.shape)}, the engine wants {shape_text(known)}")
     strides = layout.strides(given.shape)
     own = given.strides or tuple(prod(given.shape[axis + 1 :]) for axis in range(len(given.shape)))
-    if any(size > 1 and a != b for size, a, b in zip(given.shape, own, strides, strict=True)):
+    if 0 not in given.shape and any(size > 1 and a != b for size, a, b in zip(given.shape, own, strides, strict=True)):
         raise ValueError(
             f"tensor {name!r}: the memory has shape {shape_text(given.shape)} and strides {shape_text(own)} (elements), its format {layout.name} has "
             f"strides {shape_text(strides)}: give a channels-last tensor, or one whose axes stand in that order"

@@ -251,7 +251,7 @@ class ExecutionContext(Observed):
         known = given.shape is not None and self.all_shapes_set and name not in self._open
         shape = self.get_tensor_shape(name) if known else None
         if layout is not None:
-            given, shape = as_in_memory(name, given, layout, shape)
+            given, shape = as_in_memory(name, given, layout, declared.shape, shape)
         check_memory(name, given, declared, shape, self.device, name in network.outputs)
         if self._addresses[name] != given.address:
             self._may_change()

@@ -57,7 +57,7 @@ class Source:
 
 
 def selection_of(graph: Graph, layer: Layer) -> Selection | None:
-    """What ``layer`` takes of its input, where that is a run along one axis and known at build."""
+    """What ``layer`` takes of its input, where that is a run along one axis, of one element or more, and known at build."""
     op = layer.op
     shape = graph.type(layer.inputs[0]).shape
     if isinstance(op, Gather):
@@ -71,7 +71,7 @@ def selection_of(graph: Graph, layer: Layer) -> Selection | None:
         if len(cut) != 1 or op.steps[cut[0]] != 1:
             return None
         start, count = op.starts[cut[0]], op.sizes[cut[0]]
-        if isinstance(start, int) and isinstance(count, int):
+        if isinstance(start, int) and isinstance(count, int) and count:
             return Selection(cut[0], start, count, False)
     return None
 

@@ -12,9 +12,12 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import trtcli
+from fusion.dims import symbol
 from fusion.formats import Format
+from runtime.addresses import as_in_memory
 from runtime.devices import open_device
 from runtime.engine import Engine, EngineError
+from runtime.interop import foreign
 from trtcli.cli import main
 
 RUN = ("--device=cpu", "--duration=0", "--iterations=2", "--warmUp=0", "--builderOptimizationLevel=0")
@@ -101,8 +104,25 @@ def test_memory_of_another_layout_is_refused(engine: Engine) -> None:
     context.set_input_shape("x", X.shape)
     with pytest.raises(ValueError, match=r"'x': the memory has shape 2x3x8x6 and strides 144x48x6x1 .*hwc8 has strides 384x1x48x8"):
         context.set_tensor_address("x", X.astype(np.float16))
-    with pytest.raises(ValueError, match="the memory has shape 3x8x6x8, the engine wants 2x8x6x8"):
-        context.set_tensor_address("x", np.zeros((3, 3, 8, 6, 8), np.float16)[0][..., :3].transpose(0, 3, 1, 2))
+    for shape, channels in (((3, 8, 6, 8), 3), ((2, 8, 6, 8), 5)):
+        given = np.zeros(shape, np.float16)[..., :channels].transpose(0, 3, 1, 2)
+        with pytest.raises(ValueError, match=f"the memory has shape {shape[0]}x{channels}x8x6, the engine wants 2x3x8x6"):
+            context.set_tensor_address("x", given)
+    with pytest.raises(ValueError, match="the memory has shape scalar, the engine wants 2x3x8x6"):
+        context.set_tensor_address("x", np.zeros((), np.float16))
+
+
+def test_memory_of_another_layout_is_refused_before_shapes_are_known(engine: Engine) -> None:
+    context = engine.create_execution_context()
+    with pytest.raises(ValueError, match=r"'x': the memory has shape 2x3x8x6 and strides 144x48x6x1"):
+        context.set_tensor_address("x", X.astype(np.float16))
+    context.set_tensor_address("x", np.zeros((2, 8, 6, 8), np.float16))
+
+
+def test_views_of_no_elements_are_taken() -> None:
+    given = np.zeros((0, 8, 6, 3), np.float16).transpose(0, 3, 1, 2)
+    memory, shape = as_in_memory("x", foreign(given, strided=True), Format("hwc"), (symbol("n"), 8, 6, 3), (0, 3, 8, 6))
+    assert memory.shape == shape == (0, 8, 6, 3)
 
 
 def test_output_allocators_hear_of_the_model_s_shape(engine: Engine) -> None:

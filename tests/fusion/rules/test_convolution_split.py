@@ -51,6 +51,10 @@ def test_parts_of_every_head(channels_last: bool, batch: Dim) -> None:
     assert [layer.name for layer in products] == ["conv + bias [0, ... 17]", "conv + bias [2, ... 19]", "conv + bias [4, ... 23]"]
 
 
+def test_a_part_without_channels() -> None:
+    assert "Slice" in kinds(fuse(projection(parts=(2, 0, 3)), *RULES))
+
+
 def test_refusals() -> None:
     assert refused(fuse(projection(heads=1), convolution_pointwise.RULE), convolution_split.RULE).condition == "views"
     assert refused(fuse(projection(groups=3), convolution_pointwise.RULE), convolution_split.RULE).condition == "groups"
