@@ -40,21 +40,19 @@ from tactics.tactic import (
 
 COLUMNS, ROWS = 16, 8  # of one mma: outputs (and inputs) of a row, and rows
 CHANNELS = 16  # of a block: 4 for each of four warps, or 2 for each of eight
-# Warps, groups, images, stages: the best of 24 on each layer (H100). Four channels a warp want more registers than there are for higher windows.
-OFFERED = ((4, 1, 1, 2), (4, 1, 1, 3), (4, 2, 1, 2), (8, 1, 1, 1), (8, 1, 1, 2), (8, 2, 1, 1), (8, 4, 1, 1), (8, 1, 2, 1))
+# Warps, groups, stages: the best of 24 on each layer (H100); tiles of two images in one took 8 to 19 % longer on all of five. Four channels a warp want more registers than there are for higher windows.
+OFFERED = ((4, 1, 2), (4, 1, 3), (4, 2, 2), (8, 1, 1), (8, 1, 2), (8, 2, 1), (8, 4, 1))
 MOST_TAPS_X, MOST_TAPS_Y = 9, 9
 LEAST_TAPS = 25  # below, ``cuda.conv.depthwise`` is faster (H100, 3x3)
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """One configuration for one window: ``groups`` groups of ``rows`` rows of ``images`` sets of images, ``pack`` of them side by side in a row,
-    ``stages`` tiles on their way."""
+    """One configuration for one window: ``groups`` groups of ``rows`` rows of ``pack`` images side by side, ``stages`` tiles on their way."""
 
     window: Window
     groups: int
     rows: int
-    images: int
     pack: int
     warps: int
     stages: int
@@ -77,7 +75,7 @@ class _Tile:
     @property
     def tiles(self) -> int:
         """Of 16 channels of one segment."""
-        return ceil_div(self.window.output[1], self.groups * self.rows) * ceil_div(self.window.batch, self.pack * self.images)
+        return ceil_div(self.window.output[1], self.groups * self.rows) * ceil_div(self.window.batch, self.pack)
 
     @property
     def columns(self) -> int:
@@ -91,9 +89,9 @@ class _Tile:
     @property
     def shared_bytes(self) -> int:
         """Planes, results and inputs (``depthwise_mma.cu``)."""
-        plane = 2 * self.images * ((self.span + ROWS - self.rows + 5) // 8 * 8 + 2) * 16
-        results = round_up(self.images * self.groups * self.rows * 144, 128) + 32
-        return CHANNELS // 8 * (8 * plane + 64) + CHANNELS // 4 * results + self.stages * self.images * self.span * COLUMNS * CHANNELS * 2
+        plane = 2 * ((self.span + ROWS - self.rows + 5) // 8 * 8 + 2) * 16
+        results = round_up(self.groups * self.rows * 144, 128) + 32
+        return CHANNELS // 8 * (8 * plane + 64) + CHANNELS // 4 * results + self.stages * self.span * COLUMNS * CHANNELS * 2
 
     def resident(self, device: DeviceSpec) -> int:
         """Blocks of a multiprocessor."""
@@ -109,7 +107,7 @@ def pitch_of(window: Window) -> int:
 
 
 class DepthwiseMma(Tactic):
-    """Sixteen channels a block; ``groups`` times ``rows`` rows of ``pack`` * ``images`` images at a time."""
+    """Sixteen channels a block; ``groups`` times ``rows`` rows of ``pack`` images at a time."""
 
     id = "cuda.conv.depthwise.mma"
     device = "cuda"
@@ -146,11 +144,11 @@ class DepthwiseMma(Tactic):
         pack = 1 + (COLUMNS - widest) // pitch_of(window) if narrow else 1
         rows = ROWS if workload.axis_varies(results, 1) else ceil_div(height, ceil_div(height, ROWS))
         found = []
-        for warps, groups, images, stages in OFFERED:
-            tile = _Tile(window, groups, rows, images, pack, warps, stages)
-            fits = tile.shared_bytes <= min(device.shared_memory, 64 * 1024) and (images == 1 or height <= ROWS)
+        for warps, groups, stages in OFFERED:
+            tile = _Tile(window, groups, rows, pack, warps, stages)
+            fits = tile.shared_bytes <= min(device.shared_memory, 64 * 1024)
             if fits and (groups == 1 or groups <= ceil_div(height, rows)) and (warps == 8 or window.taps[1] <= 5):
-                found.append(config(groups=groups, rows=rows, images=images, pack=pack, warps=warps, stages=stages))
+                found.append(config(groups=groups, rows=rows, pack=pack, warps=warps, stages=stages))
         return sorted(found, key=lambda one: (self.estimate(workload, one, device), one))
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
@@ -159,10 +157,10 @@ class DepthwiseMma(Tactic):
         tile = _Tile(window, **dict(config))
         blocks = tile.blocks(device)
         turns, shared = ceil_div(tile.tiles * tile.columns, blocks), ceil_div(blocks, device.multiprocessors)
-        taps, groups = window.taps[1], tile.images * tile.groups
+        taps, groups = window.taps[1], tile.groups
         instructions = 132 + groups * (222 + 4 * taps) if tile.warps == 4 else 140 + groups * (127 + 2 * taps)  # of a warp and tile, from the counters
         issue = turns * shared * tile.warps * instructions / 4 / (1.85e9 * (0.6 if tile.warps == 4 else 0.7))
-        first = blocks * tile.images * tile.span * COLUMNS * CHANNELS * 2 / device.bandwidth  # inputs that come before anything is computed
+        first = blocks * tile.span * COLUMNS * CHANNELS * 2 / device.bandwidth  # inputs that come before anything is computed
         return 2.0e-6 + first + (floor_seconds(workload, device) ** 3 + issue**3) ** (1 / 3)
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -179,7 +177,7 @@ class DepthwiseMma(Tactic):
         tile = _Tile(window, **dict(config))
         kernel = Kernel("conv/depthwise_mma.cu", "depthwise_mma", (*defines(
             IN_T=C_TYPES[workload.inputs[0].dtype], OUT_T=STORED_TYPES[workload.outputs[0].dtype], CHANNELS=window.in_channels, WARPS=tile.warps, EACH=CHANNELS // tile.warps, STAGES=tile.stages,
-            GROUPS=tile.groups, ROWS=tile.rows, SETS=tile.images, PACK=tile.pack, PITCH=pitch_of(window) if tile.pack > 1 else COLUMNS,
+            GROUPS=tile.groups, ROWS=tile.rows, PACK=tile.pack, PITCH=pitch_of(window) if tile.pack > 1 else COLUMNS,
             TAPS_Y=window.taps[1], TAPS_X=window.taps[2], PDL=1 if pdl(device) else None, MIN_BLOCKS=tile.resident(device),
             **x_pitch(workload), **out_pitch(workload),
         ), *epilogue.defines), epilogue.prelude)  # fmt: skip

@@ -189,15 +189,15 @@ NEIGHBOURING = [
 ]  # fmt: skip
 
 
-# Two images side by side, three; a block that walks several tiles (of two images; rows beyond the image; fewer than are asked for at once);
+# Two images side by side, three; a block that walks several tiles (rows beyond the image; fewer than are asked for at once);
 # the last columns of several segments; four channels a warp, and two.
 @pytest.mark.parametrize(
     ("number", "wanted"),
     [
-        (1, dict(groups=1, images=2, warps=8, stages=1)),
-        (5, dict(groups=1, images=1, warps=4, stages=3)),
-        (2, dict(groups=2, images=1, warps=8, stages=1)),
-        (0, dict(groups=2, images=1, warps=8, stages=1)),
+        (1, dict(groups=1, warps=8, stages=1)),
+        (5, dict(groups=1, warps=4, stages=3)),
+        (2, dict(groups=2, warps=8, stages=1)),
+        (0, dict(groups=2, warps=8, stages=1)),
     ],
 )
 def test_depthwise_on_tensor_cores(number: int, wanted: dict[str, int]) -> None:
