@@ -2,6 +2,10 @@
 
 So vision transformers embed images. It costs moving the image once, and saves the gathering of windows of few channels, which no copy engine does: 3x224x224 in
 patches of 16x16 are rows of 768 values, a product like any other. Whether it pays only a measurement tells.
+
+For every device, images in planes or channels-last (pixels that are merged between stages), any number of spatial axes; the movement is a layer
+like any other, which may vanish into its neighbours. Where patches are no whole number of 16 bytes long (14x14 of three channels) Hopper's products
+do not take the rows: ``cuda.conv.patches_sm90`` lays them out with gaps, inside one layer, for images in planes. Where both serve, the measurement decides.
 """
 
 from __future__ import annotations

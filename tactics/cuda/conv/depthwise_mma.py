@@ -40,7 +40,7 @@ from tactics.tactic import (
 
 COLUMNS, ROWS = 16, 8  # of one mma: outputs (and inputs) of a row, and rows
 CHANNELS = 16  # of a block: 4 for each of four warps, or 2 for each of eight
-# Warps, groups, stages: the best of 24 on each layer (H100); tiles of two images in one took 8 to 19 % longer on all of five. Four channels a warp want more registers than there are for higher windows.
+# Warps, groups, stages: the best of 24 on each layer (H100); the best of two images a tile took 8 to 18 % longer. Four channels a warp want more registers than there are for higher windows.
 OFFERED = ((4, 1, 2), (4, 1, 3), (4, 2, 2), (8, 1, 1), (8, 1, 2), (8, 2, 1), (8, 4, 1))
 MOST_TAPS_X, MOST_TAPS_Y = 9, 9
 LEAST_TAPS = 25  # below, ``cuda.conv.depthwise`` is faster (H100, 3x3)

@@ -177,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     prefetch_prologue(before_args, group * group_in, group_in);
     int depth_in = depth;
     Walk at_in = at;
-    auto change_a = [&](unsigned stage) {
+    auto change_a = [&](unsigned stage) {  // the turns of mma_gemm.cu's (a function for both, called with what differs, took up to eight registers more)
         constexpr int V = PIECE < 1 ? 1 : PIECE, PARTS = PER_CHUNK / V, TOGETHER = LOADS < 4 ? LOADS : 4;
         int pixel[PARTS], channel[PARTS];
         unsigned needed[PARTS];  // no bit of a row that has none where nothing is read

@@ -1,5 +1,9 @@
 """Patch embedding on Hopper: a convolution of an image in planes whose windows lie side by side (stride = window). The patches become rows, the rows
-are multiplied (``gemm_sm90.cu``): two kernels, which together are faster than gathering runs of a few pixels for every tile of output channels."""
+are multiplied (``gemm_sm90.cu``): two kernels, which together are faster than gathering runs of a few pixels for every tile of output channels.
+
+The rule ``convolution-patches`` makes two layers of such a convolution, for any device and channels-last images, too. This tactic is for what the rule
+leaves: patches of any length (the rule's rows would have to be whole multiples of 16 bytes, which 14x14 pixels of three channels are not), 8-bit types, and
+builds without measured fusions."""
 
 from __future__ import annotations
 
