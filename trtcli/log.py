@@ -15,7 +15,7 @@ _COLOURS = {"W": "\x1b[33m", "E": "\x1b[31m", "V": "\x1b[2m"}
 
 
 # Control characters but tab, newline and the separator of "Metadata": names of models may hold any, and a terminal would obey them.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127) if code not in (9, 10, 30)}
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10, 30)}
 
 
 def printable(text: str) -> str:

@@ -90,9 +90,9 @@ def test_an_ended_write_leaves_no_temporary_file(tmp_path: Path) -> None:
 
 def test_names_cannot_command_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"], "a\x1b]0;title\x07\r\x7f")], "g", [x], [y])
+    graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"], "a\x1b]0;title\x07\r\x7f\x9b2J")], "g", [x], [y])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     assert main(["build", str(tmp_path / "m.onnx"), "--device=cpu", "--avgTiming=1", "--dumpLayerInfo"]) == 0
     assert main(["inspect", str(tmp_path / "m.onnx"), "--device=cpu"]) == 0
     out = capsys.readouterr().out
-    assert out.count(r"a\x1b]0;title\x07\x0d\x7f") == 2 and not set(out) & set("\x1b\x07\r\x7f")
+    assert out.count(r"a\x1b]0;title\x07\x0d\x7f\x9b2J") == 2 and not set(out) & set("\x1b\x07\r\x7f\x9b")
