@@ -8,7 +8,7 @@ from math import prod
 from fusion.graph import Graph
 from fusion.network import Layer, TensorType
 from fusion.ops import Pointwise, Reduce
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Refusal, Replacement, Rule, joined_name
 from fusion.rules._expressions import distinct, equal_shape, join, joins_too_large, number, too_large
 from fusion.rules.pointwise import CHEAP
 
@@ -62,7 +62,8 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
         if refusal is not None:
             return refusal
         origins, fusions = (tuple(dict.fromkeys((*one, *other))) for one, other in ((layer.origins, reader.origins), (layer.fusions, reader.fusions)))
-        layers.append(replace(reader, op=Pointwise(expression), inputs=names, origins=origins, fusions=(*fusions, RULE.name)))
+        name = joined_name([layer, reader], pointwise=True)
+        layers.append(replace(reader, name=name, op=Pointwise(expression), inputs=names, origins=origins, fusions=(*fusions, RULE.name)))
     return Replacement(tuple(layers))
 
 

@@ -13,7 +13,7 @@ from fusion.dims import Shape
 from fusion.graph import Graph
 from fusion.network import Layer
 from fusion.ops import Pointwise, Shuffle
-from fusion.rewrite import Match, Refusal, Replacement, Rule
+from fusion.rewrite import Match, Refusal, Replacement, Rule, joined_name
 from fusion.rules._epilogue import PRODUCTS
 from fusion.rules._expressions import show, with_epilogue
 from fusion.rules._shuffles import factored, inverse
@@ -100,7 +100,7 @@ def _rewrite(graph: Graph, match: Match) -> Replacement | Refusal:
     if isinstance(fused, Refusal):
         return fused
     origins, fusions = (tuple(dict.fromkeys((*a, *b))) for a, b in ((product.origins, reader.origins), (product.fusions, (*reader.fusions, RULE.name))))
-    layers = [replace(fused, name=f"{product.name} + {reader.name}", origins=origins, fusions=fusions)]
+    layers = [replace(fused, name=joined_name([product, reader], pointwise=False), origins=origins, fusions=fusions)]
     for shuffle in shuffles:
         last = shuffle is shuffles[-1]
         layers.append(replace(shuffle, inputs=layers[-1].outputs, outputs=reader.outputs if last else (graph.fresh(f"{shuffle.outputs[0]}.moved"),)))
