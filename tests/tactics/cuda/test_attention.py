@@ -230,6 +230,20 @@ def test_sequence_length_that_varies_keeps_the_kernel() -> None:
     assert isinstance(first, Launch) and isinstance(second, Launch) and first.grid != second.grid
 
 
+def test_a_cache_that_grows_keeps_the_kernels() -> None:
+    """Few queries over any number of keys, in batches of any size: blocks that share the keys, and the launch that joins them."""
+    axes = ((True, False, False, False), *((True, False, True, False),) * 2, (True, False, False, True), (True, False, False, False))
+    for tactic in (GroupedAttention(), Sm90DecodeAttention()):
+        varying = []
+        for batch, length in ((1, 640), (3, 1001)):
+            workload, *_ = attention(batch, 8, 1, length, 64, kv_heads=2, mask=(batch, 1, 1, length))
+            varying.append(Workload(workload.op, workload.inputs, workload.outputs, (), axes))
+        chosen = tactic.configs(varying[0], H100)
+        assert any(dict(one)["splits"] > 1 for one in chosen)
+        for one in chosen:
+            assert kernels(tactic.plan(varying[0], one, H100)) == kernels(tactic.plan(varying[1], one, H100)), (tactic.id, one)
+
+
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a", "sm_120a"])
 def test_compiles_without_spills(arch: str) -> None:
     device = DeviceSpec("cuda", "test", arch, int(arch[3:].rstrip("a")), 100, 65536 if arch == "sm_75" else 101376)
