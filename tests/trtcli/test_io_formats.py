@@ -142,6 +142,20 @@ def test_new_weights_keep_the_formats(engine: Engine) -> None:
     np.testing.assert_allclose(found, wanted(X.astype(np.float16), seed=1)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_of_several_layouts_those_that_a_tensor_cannot_have_are_passed_over() -> None:
+    flat = helper.make_model(helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["y"])], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 3, 4, 4))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 48))],
+    ), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)  # fmt: skip
+
+    def built(formats: str) -> Engine:
+        return trtcli.build(flat, trtcli.BuildConfig(optimization_level=0, output_io_formats=(formats,)), device="cpu")
+
+    assert built("fp16:hwc8+chw").network.formats == {}
+    with pytest.raises(ValueError, match="output 'y' has 2 dimensions, hwc8 needs 4"):
+        built("hwc8+hwc")
+
+
 def test_of_several_layouts_the_one_that_moves_least_is_taken() -> None:
     def formats(built: Engine) -> dict[str, str]:
         return {name: one.name for name, one in built.network.formats.items()}

@@ -45,10 +45,10 @@ def with_io_formats(
 
 
 def allowed_types(network: Network, config: BuildConfig) -> dict[str, tuple[IOType, ...]]:
-    """What each input and output may be, the first choice first.
+    """What each input and output may be, the first choice first; of several layouts those that the tensor can have.
 
     Raises:
-        ValueError: another number of formats than of tensors, or an unknown type or layout.
+        ValueError: another number of formats than of tensors, an unknown type or layout, or none that the tensor can have.
     """
     found: dict[str, tuple[IOType, ...]] = {name: (IOType(),) for name in (*network.inputs, *network.outputs)}
     for flag, names, given in (
@@ -61,8 +61,27 @@ def allowed_types(network: Network, config: BuildConfig) -> dict[str, tuple[IOTy
                 dtype, layouts = io_format(one)
             except ValueError as error:
                 raise ValueError(f"{flag}: {error}") from None
-            found[name] = tuple(IOType(DataType(IO_TYPES[dtype]) if dtype else None, layout) for layout in layouts)
+            found[name] = _possible(network, name, [IOType(DataType(IO_TYPES[dtype]) if dtype else None, layout) for layout in layouts])
     return found
+
+
+def _possible(network: Network, name: str, types: Sequence[IOType]) -> tuple[IOType, ...]:
+    """Those of ``types`` that ``name`` can have.
+
+    Raises:
+        ValueError: there is none; why not the first.
+    """
+    found: list[IOType] = []
+    refusals: list[ValueError] = []
+    for one in types:
+        try:
+            with_io_types(network, {name: one})
+            found.append(one)
+        except ValueError as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return tuple(found)
 
 
 def chosen_types(network: Network, config: BuildConfig) -> dict[str, IOType]:
