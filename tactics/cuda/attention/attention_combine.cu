@@ -40,7 +40,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
         if (first != warp) ask(first);
 #pragma unroll
         for (int u = 0; u < AT_ONCE; ++u) {
-            const float weight = first + u * WARPS < splits ? exp2_fast(about[u].x - highest) : 0.0f;
+            if (first + u * WARPS >= splits) break;  // asked for twice: 0 times an infinite value would be no number
+            const float weight = exp2_fast(about[u].x - highest);
             total += weight * about[u].y;
 #pragma unroll
             for (int j = 0; j < HEAD / 32; ++j) sum[j] += weight * found[u][j];

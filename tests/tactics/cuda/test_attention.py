@@ -189,6 +189,18 @@ def test_more_splits_than_blocks_of_keys() -> None:
     close(result, expected[0], "empty splits", {"float32": LIMITS["float16"]})
 
 
+def test_an_infinite_value_stays_infinite() -> None:
+    """Splits that there are not must not take part: 0 times an infinite value is no number."""
+    workload, inputs, _ = attention(1, 2, 1, 90, 64)
+    inputs[2][0, 1, 89, 5] = np.inf
+    expected = workload.op.evaluate(inputs)[0]
+    assert np.isinf(expected).sum() == 1
+    chosen = config(warps=1, row_tiles=1, block_kv=32, splits=3)
+    (result,) = run_plan(emulated(GroupedAttention().plan(workload, chosen, A100)), inputs, workload.outputs)
+    np.testing.assert_array_equal(np.isinf(result), np.isinf(expected))
+    close(np.where(np.isinf(expected), 0, result), np.where(np.isinf(expected), 0, expected), "infinite", {"float16": LIMITS["float16"]})
+
+
 def test_float32_without_tf32() -> None:
     """Three products of parts: as near as float32 sums are."""
     workload, inputs, expected = attention(1, 2, 21, 40, 64, DataType.FLOAT, causal=True, layout="bshd")
