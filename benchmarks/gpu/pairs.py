@@ -6,7 +6,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -19,7 +19,7 @@ from fusion.dtypes import data_type
 from fusion.network import TensorType
 from runtime.device import Binding, Tensor
 from tactics.select import kernels_of
-from tactics.tactic import Config, DeviceSpec, Kernel, Plan, Tactic, Workload, tensor_bytes
+from tactics.tactic import Config, DeviceSpec, Kernel, Plan, Tactic, Workload, tensor_bytes, workload_bytes
 
 
 @dataclass(frozen=True)
@@ -223,3 +223,52 @@ def wrong(got: np.ndarray, expected: np.ndarray) -> str:
         return "" if steps.max() <= 1 and share < 0.01 else f"{share:.2%} differ, by up to {steps.max()}"
     error = np.linalg.norm(got.astype(np.float32) - expected.astype(np.float32)) / max(1e-30, float(np.linalg.norm(expected.astype(np.float32))))
     return "" if error < 2e-3 else f"relative error {error:.1e}"
+
+
+def values(one: Workload, random: np.random.Generator) -> list[np.ndarray]:
+    """All inputs; weights (the second input, unless it is of the first one's shape) that keep results in range."""
+    found = []
+    for number, kind in enumerate(one.inputs):
+        shape = tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
+        depth = 1 if number != 1 or kind.shape == one.inputs[0].shape else int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
+        found.append((random.standard_normal(shape, dtype=np.float32) * depth**-0.5).astype(kind.dtype.numpy))
+    return found
+
+
+def check(
+    doc: str, cases: Mapping[str, Sequence[tuple[int, ...]]], workload: Callable[[str, tuple[int, ...]], Workload],
+    choices: Callable[[Workload, DeviceSpec, int, int], list[Choice]], middle: Callable[[Workload], TensorType],
+    report: Callable[[str, Race, float], tuple[str, str, str]],
+) -> int:  # fmt: skip
+    """Compiles, checks and times every case that there is time for; 1 when a result is wrong.
+
+    ``middle`` is what lies between the two layers; ``report`` makes of a case's name, race and floor (seconds) the line to print, the record's
+    name and its note.
+    """
+    parser = arguments(doc)
+    parser.add_argument("--only", default=",".join(cases))
+    parser.add_argument("--fused", type=int, default=6, help="configurations of each fused kernel")
+    parser.add_argument("--single", type=int, default=3, help="configurations of the pointwise layer; of the product three times as many")
+    options = parser.parse_args()
+    begin = time.monotonic()
+    device, spec = opened(options)
+    made = {(kind, sizes): choices(workload(kind, sizes), spec, options.fused, options.single) for kind in options.only.split(",") for sizes in cases[kind]}
+    cubins = cubins_of((choice for found in made.values() for choice in found), spec.arch, options, begin)
+    if device is None:
+        return 0
+    random, lines, mistakes = np.random.default_rng(0), [], 0
+    for (kind, sizes), found in made.items():
+        name = f"{kind} {'x'.join(map(str, sizes))}"
+        if time.monotonic() - begin > options.seconds - 1:
+            print("no time left for", name)
+            break
+        one = found[0].workload
+        race = raced(Layer(device, one, middle(one), values(one, random), cubins), name, found, 3, 7)
+        mistakes += race.mistakes
+        line, recorded_name, note = report(name, race, workload_bytes(one) / device.spec.bandwidth)
+        print(line, flush=True)
+        lines.append((recorded_name, race.fused, race.pair, note))
+    print(f"{mistakes} wrong; total {time.monotonic() - begin:.0f} s")
+    if options.record:
+        recorded(options.record, lines)
+    return 1 if mistakes else 0

@@ -12,18 +12,13 @@ Kernels compile in processes of their own; with --cubins they are kept, so that 
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu.pairs import Choice, Layer, arguments, cubins_of, opened, raced, recorded  # noqa: E402
+from benchmarks.gpu.pairs import Choice, Race, check  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Expression, Operand, apply  # noqa: E402
 from fusion.network import TensorType  # noqa: E402
@@ -32,12 +27,12 @@ from tactics.cuda.gemm.prologue import SimtPrologue  # noqa: E402
 from tactics.prologue import product  # noqa: E402
 from tactics.registry import tactics  # noqa: E402
 from tactics.select import SelectOptions, candidates  # noqa: E402
-from tactics.tactic import DeviceSpec, Workload, workload_bytes  # noqa: E402
+from tactics.tactic import DeviceSpec, Workload  # noqa: E402
 
 HALF = DataType.HALF
 X, Y, Z = Operand(0), Operand(1), Operand(2)
 SCALED = apply("relu", apply("add", apply("mul", X, Y), Z))
-Case = tuple[str, tuple[int, ...]]  # (batch, channels, height, output channels), or (rows, depth, columns)
+# (batch, channels, height, output channels), or (rows, depth, columns)
 CASES: dict[str, tuple[tuple[int, ...], ...]] = {
     "dense": ((32, 64, 56, 128), (32, 256, 56, 128), (32, 512, 28, 128), (32, 1024, 14, 128), (32, 1024, 7, 128), (32, 512, 28, 256), (1, 128, 56, 128), (1, 512, 28, 128), (1, 1024, 7, 128)),
     "window": ((32, 64, 56, 64), (1, 64, 56, 64), (1, 256, 14, 256)),
@@ -85,56 +80,18 @@ def choices(one: Workload, spec: DeviceSpec, fused: int, single: int) -> list[Ch
     return found
 
 
-def values(one: Workload, random: np.random.Generator) -> list[np.ndarray]:
-    """All inputs; weights that keep results in range."""
-    found = []
-    for number, kind in enumerate(one.inputs):
-        shape = tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
-        depth = 1 if number != 1 else int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
-        found.append((random.standard_normal(shape, dtype=np.float32) * depth**-0.5).astype(kind.dtype.numpy))
-    return found
-
-
-def main() -> int:
-    """Compile, check, time; 1 when a result is wrong."""
-    parser = arguments(__doc__)
-    parser.add_argument("--only", default=",".join(CASES))
-    parser.add_argument("--fused", type=int, default=6, help="configurations of each fused kernel")
-    parser.add_argument("--single", type=int, default=3, help="configurations of the pointwise layer; of the product three times as many")
-    options = parser.parse_args()
-    begin = time.monotonic()
-    device, spec = opened(options)
-    made = {(kind, sizes): choices(workload(kind, sizes), spec, options.fused, options.single) for kind in options.only.split(",") for sizes in CASES[kind]}
-    cubins = cubins_of((choice for found in made.values() for choice in found), spec.arch, options, begin)
-    return 0 if device is None else measured(device, made, cubins, options, begin)
-
-
-def measured(device: Any, made: dict[Case, list[Choice]], cubins: dict[str, bytes], options: argparse.Namespace, begin: float) -> int:
-    """Checks and times every case that there is time for."""
-    random, lines, mistakes = np.random.default_rng(0), [], 0
-    for (kind, sizes), found in made.items():
-        name = f"{kind} {'x'.join(map(str, sizes))}"
-        if time.monotonic() - begin > options.seconds - 1:
-            print("no time left for", name)
-            break
-        one = found[0].workload
-        race = raced(Layer(device, one, product(one).inputs[0], values(one, random), cubins), name, found, 3, 7)
-        mistakes += race.mistakes
-        (_, chosen), (first, _), (second, other) = (race.ranked[part][0] for part in (-1, 0, 1))
-        floor = workload_bytes(one) / device.spec.bandwidth
-        each: dict[str, float] = {}
-        for seconds, choice in race.ranked[-1]:
-            each.setdefault(choice.tactic.id.rsplit(".", 1)[1], seconds)
-        kinds = ", ".join(f"{which} {seconds * 1e6:.2f}" for which, seconds in each.items())
-        print(f"{name:22s} fused {race.fused * 1e6:6.2f} pair {race.pair * 1e6:6.2f} ({race.pair / race.fused:.2f}) sum {first * 1e6:.2f}+{second * 1e6:.2f} ({other.tactic.id[5:]}) "
-              f"floor {floor * 1e6:.1f} | {kinds}", flush=True)  # fmt: skip
-        note = f"{chosen.tactic.id}; floor {floor * 1e6:.2f}; {first * 1e6:.2f} + {other.tactic.id} {second * 1e6:.2f} alone"
-        lines.append((f"prologue {name} FP16", race.fused, race.pair, note))
-    print(f"{mistakes} wrong; total {time.monotonic() - begin:.0f} s")
-    if options.record:
-        recorded(options.record, lines)
-    return 1 if mistakes else 0
+def report(name: str, race: Race, floor: float) -> tuple[str, str, str]:
+    """The line of a case, its record's name and note."""
+    (_, chosen), (first, _), (second, other) = (race.ranked[part][0] for part in (-1, 0, 1))
+    each: dict[str, float] = {}
+    for seconds, choice in race.ranked[-1]:
+        each.setdefault(choice.tactic.id.rsplit(".", 1)[1], seconds)
+    kinds = ", ".join(f"{which} {seconds * 1e6:.2f}" for which, seconds in each.items())
+    line = (f"{name:22s} fused {race.fused * 1e6:6.2f} pair {race.pair * 1e6:6.2f} ({race.pair / race.fused:.2f}) sum {first * 1e6:.2f}+{second * 1e6:.2f} ({other.tactic.id[5:]}) "
+            f"floor {floor * 1e6:.1f} | {kinds}")  # fmt: skip
+    note = f"{chosen.tactic.id}; floor {floor * 1e6:.2f}; {first * 1e6:.2f} + {other.tactic.id} {second * 1e6:.2f} alone"
+    return line, f"prologue {name} FP16", note
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(check(__doc__, CASES, workload, choices, lambda one: product(one).inputs[0], report))

@@ -12,31 +12,25 @@ they are kept, so that another machine can compile (--compile-only) beforehand.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu.pairs import Choice, Layer, arguments, cubins_of, opened, raced, recorded  # noqa: E402
+from benchmarks.gpu.pairs import Choice, Race, check  # noqa: E402
 from fusion.dtypes import DataType  # noqa: E402
 from fusion.expression import Convert, Expression, Literal, Operand, apply  # noqa: E402
 from fusion.network import Op, TensorType  # noqa: E402
 from fusion.ops import Attention, Convolution, MatrixMultiply, Pointwise  # noqa: E402
 from tactics.registry import tactics  # noqa: E402
 from tactics.select import SelectOptions, candidates  # noqa: E402
-from tactics.tactic import DeviceSpec, Workload, workload_bytes  # noqa: E402
+from tactics.tactic import DeviceSpec, Workload  # noqa: E402
 
 FLOAT, HALF, INT8, FP8 = DataType.FLOAT, DataType.HALF, DataType.INT8, DataType.FP8
 X, Y, Z = Operand(0), Operand(1), Operand(2)
 LIMITS = {INT8: (-128.0, 127.0), FP8: (-448.0, 448.0)}
-Case = tuple[str, tuple[int, ...]]
 # (rows, depth, columns, 1: GELU, 2: a residual sum, and bits of the result's type); (batch, channels, height, output channels, window, stride, groups)
 CASES: dict[str, tuple[tuple[int, ...], ...]] = {
     "gemm": ((4096, 768, 768, 2), (4096, 3072, 768, 2), (4096, 768, 3072, 1), (128, 768, 768, 2), (128, 768, 3072, 1), (4096, 4096, 4096, 0)),
@@ -109,52 +103,14 @@ def choices(one: Workload, spec: DeviceSpec, fused: int, single: int) -> list[Ch
     return found
 
 
-def values(one: Workload, random: np.random.Generator) -> list[np.ndarray]:
-    """All inputs; weights that keep results in range."""
-    found = []
-    for number, kind in enumerate(one.inputs):
-        shape = tuple(int(dim) for dim in kind.shape)  # type: ignore[arg-type]
-        depth = 1 if number != 1 or kind.shape == one.inputs[0].shape else int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
-        found.append((random.standard_normal(shape, dtype=np.float32) * depth**-0.5).astype(kind.dtype.numpy))
-    return found
-
-
-def main() -> int:
-    """Compile, check, time; 1 when a result is wrong."""
-    parser = arguments(__doc__)
-    parser.add_argument("--only", default=",".join(CASES))
-    parser.add_argument("--fused", type=int, default=6, help="configurations of each fused kernel")
-    parser.add_argument("--single", type=int, default=3, help="configurations of the pointwise layer; of the product three times as many")
-    options = parser.parse_args()
-    begin = time.monotonic()
-    device, spec = opened(options)
-    made = {(kind, sizes): choices(workload(kind, sizes), spec, options.fused, options.single) for kind in options.only.split(",") for sizes in CASES[kind]}
-    cubins = cubins_of((choice for found in made.values() for choice in found), spec.arch, options, begin)
-    return 0 if device is None else measured(device, made, cubins, options, begin)
-
-
-def measured(device: Any, made: dict[Case, list[Choice]], cubins: dict[str, bytes], options: argparse.Namespace, begin: float) -> int:
-    """Checks and times every case that there is time for."""
-    random, lines, mistakes = np.random.default_rng(0), [], 0
-    for (kind, sizes), found in made.items():
-        name = f"{kind} {'x'.join(map(str, sizes))}"
-        if time.monotonic() - begin > options.seconds - 1:
-            print("no time left for", name)
-            break
-        one = found[0].workload
-        race = raced(Layer(device, one, apart(one)[0].outputs[0], values(one, random), cubins), name, found, 3, 7)
-        mistakes += race.mistakes
-        (_, chosen), (first, other), (second, _) = (race.ranked[part][0] for part in (-1, 0, 1))
-        floor = workload_bytes(one) / device.spec.bandwidth
-        print(f"{name:28s} fused {race.fused * 1e6:6.2f} pair {race.pair * 1e6:6.2f} ({race.pair / race.fused:.2f}) alone {first * 1e6:.2f} + {second * 1e6:.2f} "
-              f"({chosen.tactic.id[5:]}; {other.tactic.id[5:]}) floor {floor * 1e6:.1f}", flush=True)  # fmt: skip
-        note = f"{chosen.tactic.id}; floor {floor * 1e6:.2f}; {other.tactic.id} {first * 1e6:.2f} + {second * 1e6:.2f} alone"
-        lines.append((f"quantised result {name} FP16", race.fused, race.pair, note))
-    print(f"{mistakes} wrong; total {time.monotonic() - begin:.0f} s")
-    if options.record:
-        recorded(options.record, lines)
-    return 1 if mistakes else 0
+def report(name: str, race: Race, floor: float) -> tuple[str, str, str]:
+    """The line of a case, its record's name and note."""
+    (_, chosen), (first, other), (second, _) = (race.ranked[part][0] for part in (-1, 0, 1))
+    line = (f"{name:28s} fused {race.fused * 1e6:6.2f} pair {race.pair * 1e6:6.2f} ({race.pair / race.fused:.2f}) alone {first * 1e6:.2f} + {second * 1e6:.2f} "
+            f"({chosen.tactic.id[5:]}; {other.tactic.id[5:]}) floor {floor * 1e6:.1f}")  # fmt: skip
+    note = f"{chosen.tactic.id}; floor {floor * 1e6:.2f}; {other.tactic.id} {first * 1e6:.2f} + {second * 1e6:.2f} alone"
+    return line, f"quantised result {name} FP16", note
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(check(__doc__, CASES, workload, choices, lambda one: apart(one)[0].outputs[0], report))
