@@ -9,8 +9,8 @@ import numpy as np
 from fusion.dims import Shape
 from fusion.graph import Graph
 from fusion.network import Layer
-from fusion.ops import Gather, Shuffle, Slice
-from fusion.rewrite import Refusal, Replacement
+from fusion.ops import Convolution, Gather, MatrixMultiply, Shuffle, Slice
+from fusion.rewrite import Match, Refusal, Replacement
 from fusion.rules._shuffles import Factored, Movement, emit, factored, minimal
 
 
@@ -82,6 +82,19 @@ def shuffle_before(graph: Graph, layer: Layer) -> tuple[Layer | None, Layer | No
     if shuffle is None or not isinstance(shuffle.op, Shuffle):
         return None, shuffle
     return shuffle, graph.producer(shuffle.inputs[0])
+
+
+def part_of(graph: Graph, layer: Layer, kind: type[Convolution | MatrixMultiply]) -> Match | None:
+    """``layer`` as one of the readers that take parts of the result of a ``kind`` with constant weights: a match with ``source`` and ``taken``."""
+    taken = selection_of(graph, layer)
+    if taken is None:
+        return None
+    shuffle, product = shuffle_before(graph, layer)
+    if product is None or not isinstance(product.op, kind) or graph.constant(product.inputs[1]) is None:
+        return None
+    planes = isinstance(product.op, Convolution) and not product.op.channels_last
+    source = Source(product, 1 if planes else len(graph.type(product.outputs[0]).shape) - 1, shuffle)
+    return Match((layer,), found={"source": source, "taken": taken})
 
 
 def refuse_readers(graph: Graph, layer: Layer, source: Source, taken: Selection) -> Refusal | None:

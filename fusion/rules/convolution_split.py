@@ -11,26 +11,17 @@ from fusion.network import Layer
 from fusion.ops import Convolution, Gather, Slice
 from fusion.rewrite import Match, Refusal, Replacement, Rule
 from fusion.rules._split import (
-    Source,
     channels_of,
+    part_of,
     refuse_operands,
     refuse_readers,
     selection_of,
-    shuffle_before,
     split,
 )
 
 
 def _match(graph: Graph, layer: Layer) -> Match | None:
-    """``layer`` is one of the readers."""
-    taken = selection_of(graph, layer)
-    if taken is None:
-        return None
-    shuffle, product = shuffle_before(graph, layer)
-    if product is None or not isinstance(product.op, Convolution) or graph.constant(product.inputs[1]) is None:
-        return None
-    source = Source(product, len(graph.type(product.outputs[0]).shape) - 1 if product.op.channels_last else 1, shuffle)
-    return Match((layer,), found={"source": source, "taken": taken})
+    return part_of(graph, layer, Convolution)
 
 
 def _check(graph: Graph, match: Match) -> Refusal | None:

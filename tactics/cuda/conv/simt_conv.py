@@ -18,6 +18,7 @@ from tactics.cuda.gemm.common import (
     defines,
     epilogue_of,
     operand_types,
+    refuse_epilogue,
     refuse_types,
 )
 from tactics.cuda.simple import out_pitch
@@ -42,8 +43,7 @@ class SimtConvolution(Tactic):
             return window
         if window.pixels * window.out_channels == 0 or window.groups > 65535:
             return Refusal(f"an output of {window.pixels} pixels and {window.out_channels} channels in {window.groups} groups")
-        epilogue = epilogue_of(workload)
-        return epilogue if isinstance(epilogue, Refusal) else None
+        return refuse_epilogue(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
         return activations(workload)

@@ -135,6 +135,12 @@ def epilogue_of(workload: Workload) -> Epilogue | Refusal:
     return code if isinstance(code, Refusal) else Epilogue(code.prelude, code.defines, epilogue_argument(code))
 
 
+def refuse_epilogue(workload: Workload) -> Refusal | None:
+    """Why a kernel cannot compute the workload's epilogue, None when it can."""
+    epilogue = epilogue_of(workload)
+    return epilogue if isinstance(epilogue, Refusal) else None
+
+
 def batches(shape: tuple[int, ...], out: tuple[int, ...]) -> tuple[int, ...]:
     """Element strides of a tensor's batch axes against the output's (0 where it broadcasts); both without matrix axes."""
     padded = (1,) * (len(out) - len(shape)) + shape

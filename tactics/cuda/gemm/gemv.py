@@ -17,6 +17,7 @@ from tactics.cuda.gemm.common import (
     epilogue_of,
     fixed,
     pdl,
+    refuse_epilogue,
     refuse_types,
 )
 from tactics.cuda.gemm.mma_gemm import Product, k_alignment, product_of
@@ -63,8 +64,7 @@ class Gemv(Tactic):
         chunk = 16 // workload.inputs[0].dtype.itemsize
         if k_alignment(workload) % chunk or product.k == 0 or fixed(workload, 1, -1) * fixed(workload, 1, -2) == 0:
             return Refusal(f"a depth of {product.k} is no multiple of {chunk}")
-        epilogue = epilogue_of(workload)
-        return epilogue if isinstance(epilogue, Refusal) else None
+        return refuse_epilogue(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         product = product_of(workload)

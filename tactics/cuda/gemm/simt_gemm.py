@@ -14,6 +14,7 @@ from tactics.cuda.gemm.common import (
     defines,
     epilogue_of,
     operand_types,
+    refuse_epilogue,
     refuse_types,
     rows_and_operands,
 )
@@ -40,8 +41,7 @@ class SimtGemm(Tactic):
             return product
         if product.m * product.n * product.batch == 0:
             return Refusal("an empty product")
-        epilogue = epilogue_of(workload)
-        return epilogue if isinstance(epilogue, Refusal) else None
+        return refuse_epilogue(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
         return rows_and_operands(workload)

@@ -21,6 +21,7 @@ from tactics.cuda.gemm.common import (
     epilogue_of,
     null,
     pdl,
+    refuse_epilogue,
     refuse_types,
     round_up,
 )
@@ -225,8 +226,7 @@ class StreamedGemm(Tactic):
             return Refusal("b is no constant that could be laid out at build")
         if k_alignment(workload) % 8 or product.k == 0 or product.n == 0:
             return Refusal(f"a depth of {product.k} is no multiple of 8")
-        epilogue = epilogue_of(workload)
-        return epilogue if isinstance(epilogue, Refusal) else None
+        return refuse_epilogue(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         product = _product(workload)

@@ -21,6 +21,7 @@ from tactics.cuda.gemm.common import (
     fixed,
     pdl,
     refuse_eight_bits,
+    refuse_epilogue,
     refuse_types,
     round_up,
     sum_types,
@@ -106,8 +107,7 @@ class CublasLt(Tactic):
             n, k = fixed(workload, len(workload.inputs), -1), k_alignment(workload)
             if n % multiple or k % multiple:
                 return Refusal(f"{product.n} columns and a depth of {product.k}: {dtype.label} wants multiples of {multiple}")
-        epilogue = epilogue_of(workload)
-        return epilogue if isinstance(epilogue, Refusal) else None
+        return refuse_epilogue(workload)
 
     def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
         return [config(algorithm=rank, workspace=size) for size, count in SEARCH for rank in range(count)]

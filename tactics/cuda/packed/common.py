@@ -10,7 +10,7 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.ops import PackedMatrixMultiply
 from fusion.ops.packed_matmul import unpacked
-from tactics.cuda.gemm.common import STORED_TYPES, Epilogue, epilogue_of, round_up, sizes
+from tactics.cuda.gemm.common import STORED_TYPES, Epilogue, epilogue_of, refuse_epilogue, round_up, sizes
 from tactics.memo import LastResult
 from tactics.tactic import DeviceSpec, Refusal, Workload
 
@@ -34,8 +34,7 @@ def refused(workload: Workload, device: DeviceSpec) -> Refusal | None:
         return Refusal(f"blocks of {op.block}; this kernel takes 16, 32 or multiples of 64")
     if prod(sizes(workload, len(workload.inputs))) == 0 or op.depth == 0:
         return Refusal("an empty product")
-    epilogue = epilogue_of(workload)
-    return epilogue if isinstance(epilogue, Refusal) else None
+    return refuse_epilogue(workload)
 
 
 def kernel_block(op: PackedMatrixMultiply) -> int | None:

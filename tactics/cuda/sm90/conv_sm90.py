@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,17 +11,24 @@ from fusion.dtypes import DataType
 from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, activations, merge_columns, pack_weights, pixel_step, window_of
 from tactics.cuda.epilogue import adds_rows, overwritable
-from tactics.cuda.gemm.common import Epilogue, ceil_div, epilogue_of, fixed, pdl, refuse_types, vector_columns
+from tactics.cuda.gemm.common import (
+    Epilogue,
+    ceil_div,
+    epilogue_of,
+    fixed,
+    pdl,
+    refuse_epilogue,
+    refuse_types,
+    vector_columns,
+)
 from tactics.cuda.simple import divider
 from tactics.cuda.sm90.gemm_sm90 import Product, gemm_launch, pitch_defines
 from tactics.cuda.sm90.tile_sm90 import (
     TYPES,
     Problem,
     Tile,
-    candidates,
-    estimate,
+    Tiled,
     grid,
-    neighbours,
     permute_rows,
     refused,
     tile_defines,
@@ -39,7 +46,6 @@ from tactics.tactic import (
     Refusal,
     Scalar,
     Struct,
-    Tactic,
     TensorMap,
     Workload,
     workload_bytes,
@@ -81,7 +87,7 @@ def corners(window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
     return first, (last[0], last[1])
 
 
-class Sm90Convolution(Tactic):
+class Sm90Convolution(Tiled):
     """Output pixels x output channels in tiles; a 1x1 convolution with stride 1 runs as the plain product (``gemm_sm90.cu``)."""
 
     id = "cuda.conv.sm90"
@@ -96,19 +102,13 @@ class Sm90Convolution(Tactic):
         window = window_sm90(workload)
         if isinstance(window, Refusal):
             return window
-        return _illegal_window(window, workload) or _epilogue_refusal(workload)
+        return _illegal_window(window, workload) or refuse_epilogue(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
         return activations(workload)
 
-    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        return [tile.config() for tile in candidates(_problem(workload), device)]
-
-    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
-        return [tile.config() for tile in neighbours(tile_of(config), _problem(workload))]
-
-    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
-        return estimate(tile_of(config), _problem(workload), device)
+    def problem(self, workload: Workload) -> Problem:
+        return _problem(workload)
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
         rows = pack_weights(constants[1], 1, transposed=False)
@@ -141,11 +141,6 @@ def _problem(workload: Workload) -> Problem:
     taps = window.taps[1] * window.taps[2]
     return Problem(window.pixels, window.out_channels, 1, taps, window.in_channels, workload.inputs[0].dtype, workload_bytes(workload),
                    may_swap=is_product(window, workload), permutable=True, adds_rows=adds_rows(workload))  # fmt: skip
-
-
-def _epilogue_refusal(workload: Workload) -> Refusal | None:
-    epilogue = epilogue_of(workload)
-    return epilogue if isinstance(epilogue, Refusal) else None
 
 
 def _illegal_window(window: Window, workload: Workload) -> Refusal | None:

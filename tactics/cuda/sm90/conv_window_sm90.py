@@ -10,7 +10,17 @@ import numpy as np
 from fusion.dtypes import DataType
 from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, activations, pack_weights, pixel_step, window_of
-from tactics.cuda.gemm.common import STORED_TYPES, Epilogue, ceil_div, defines, epilogue_of, pdl, refuse_types, round_up
+from tactics.cuda.gemm.common import (
+    STORED_TYPES,
+    Epilogue,
+    ceil_div,
+    defines,
+    epilogue_of,
+    pdl,
+    refuse_epilogue,
+    refuse_types,
+    round_up,
+)
 from tactics.cuda.simple import divider, out_pitch
 from tactics.cuda.sm90.tile_sm90 import CLOCK, INGEST, LATENCY, LAUNCH, SHARED, permute_rows, refused
 from tactics.tactic import (
@@ -85,10 +95,7 @@ class Sm90WindowConvolution(Tactic):
         window = window_of(workload)
         if isinstance(window, Refusal):
             return window
-        if refusal := _illegal(window, workload):
-            return refusal
-        epilogue = epilogue_of(workload)
-        return epilogue if isinstance(epilogue, Refusal) else None
+        return _illegal(window, workload) or refuse_epilogue(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
         return activations(workload)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from math import prod
 
 import numpy as np
@@ -11,13 +11,20 @@ import numpy as np
 from fusion.ops import Deconvolution
 from tactics.cuda.conv.common import Window, activations, pack_phases, window_of
 from tactics.cuda.epilogue import overwritable
-from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, refuse_types
+from tactics.cuda.gemm.common import Epilogue, epilogue_of, fixed, refuse_epilogue, refuse_types
 from tactics.cuda.sm90.gemm_sm90 import Apart, Product, gemm_launch
-from tactics.cuda.sm90.tile_sm90 import TYPES, Problem, candidates, estimate, neighbours, permute_rows, refused, tile_of
-from tactics.tactic import Buffer, Config, DeviceSpec, Plan, Refusal, Tactic, Workload, workload_bytes
+from tactics.cuda.sm90.tile_sm90 import (
+    TYPES,
+    Problem,
+    Tiled,
+    permute_rows,
+    refused,
+    tile_of,
+)
+from tactics.tactic import Buffer, Config, DeviceSpec, Plan, Refusal, Workload, workload_bytes
 
 
-class Sm90Deconvolution(Tactic):
+class Sm90Deconvolution(Tiled):
     """Input pixels x output channels in tiles, for each phase (place in its window) of the output's pixels."""
 
     id = "cuda.deconv.sm90"
@@ -32,22 +39,13 @@ class Sm90Deconvolution(Tactic):
         window = window_of(workload)
         if isinstance(window, Refusal):
             return window
-        if refusal := _illegal_window(window, workload):
-            return refusal
-        epilogue = epilogue_of(workload)
-        return epilogue if isinstance(epilogue, Refusal) else None
+        return _illegal_window(window, workload) or refuse_epilogue(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
         return activations(workload)
 
-    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        return [tile.config() for tile in candidates(_problem(workload), device)]
-
-    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
-        return [tile.config() for tile in neighbours(tile_of(config), _problem(workload))]
-
-    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
-        return estimate(tile_of(config), _problem(workload), device)
+    def problem(self, workload: Workload) -> Problem:
+        return _problem(workload)
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
         phases = pack_phases(constants[1], _window(workload))

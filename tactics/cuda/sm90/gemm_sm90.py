@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -16,6 +16,7 @@ from tactics.cuda.gemm.common import (
     epilogue_of,
     fixed,
     pdl,
+    refuse_epilogue,
     refuse_types,
     rows_and_operands,
     sizes,
@@ -26,10 +27,8 @@ from tactics.cuda.sm90.tile_sm90 import (
     TYPES,
     Problem,
     Tile,
-    candidates,
-    estimate,
+    Tiled,
     grid,
-    neighbours,
     permute_rows,
     refused,
     tile_defines,
@@ -46,7 +45,6 @@ from tactics.tactic import (
     Refusal,
     Scalar,
     Struct,
-    Tactic,
     TensorMap,
     Workload,
     workload_bytes,
@@ -120,7 +118,7 @@ def _follows(workload: Workload, number: int, own: tuple[int, ...], lead: tuple[
     return None if len(found) > 1 else found.pop() if found else False
 
 
-class Sm90Gemm(Tactic):
+class Sm90Gemm(Tiled):
     """A warp-specialised wgmma pipeline fed by TMA, in tiles of 64 to 256 rows."""
 
     id = "cuda.gemm.sm90"
@@ -145,20 +143,10 @@ class Sm90Gemm(Tactic):
                 return Refusal(f"rows of {name} have {inner} elements (1: varies); TMA wants a multiple of {16 // itemsize}")
         if max(product.m, product.n, product.k) >= 2**31:
             return Refusal("a dimension of 2^31 or more")
-        epilogue = epilogue_of(workload)
-        return epilogue if isinstance(epilogue, Refusal) else None
+        return refuse_epilogue(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
         return rows_and_operands(workload)
-
-    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        return [tile.config() for tile in candidates(self._problem(workload), device)]
-
-    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
-        return [tile.config() for tile in neighbours(tile_of(config), self._problem(workload))]
-
-    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
-        return estimate(tile_of(config), self._problem(workload), device)
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
         if not _product(workload).packed:
@@ -177,8 +165,7 @@ class Sm90Gemm(Tactic):
                         fixed(workload, len(workload.inputs), -1), constant),
         ), in_place=overwritable(workload))  # fmt: skip
 
-    @staticmethod
-    def _problem(workload: Workload) -> Problem:
+    def problem(self, workload: Workload) -> Problem:
         product = _product(workload)
         return Problem(product.m, product.n, product.batch, 1, product.k, workload.inputs[0].dtype, workload_bytes(workload),
                        product.a_km, product.b_kn, permutable=product.packed and product.b_shared, adds_rows=adds_rows(workload))  # fmt: skip

@@ -7,7 +7,7 @@ builds without measured fusions."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from math import prod
 
 import numpy as np
@@ -15,10 +15,17 @@ import numpy as np
 from fusion.ops import Convolution
 from tactics.cuda.conv.common import Window, activations, reads_planes, window_of
 from tactics.cuda.epilogue import adds_rows, overwritable
-from tactics.cuda.gemm.common import Epilogue, epilogue_of, refuse_types, round_up, workspace
+from tactics.cuda.gemm.common import Epilogue, epilogue_of, refuse_epilogue, refuse_types, round_up, workspace
 from tactics.cuda.shuffle.strides import axes_of, copy_choices, copy_launch, row_major, widest_vector
 from tactics.cuda.sm90.gemm_sm90 import Product, Rows, gemm_launch
-from tactics.cuda.sm90.tile_sm90 import TYPES, Problem, candidates, estimate, neighbours, permute_rows, refused, tile_of
+from tactics.cuda.sm90.tile_sm90 import (
+    TYPES,
+    Problem,
+    Tiled,
+    permute_rows,
+    refused,
+    tile_of,
+)
 from tactics.tactic import (
     Buffer,
     Config,
@@ -26,14 +33,13 @@ from tactics.tactic import (
     Launch,
     Plan,
     Refusal,
-    Tactic,
     Workload,
     tensor_bytes,
     workload_bytes,
 )
 
 
-class Sm90Patches(Tactic):
+class Sm90Patches(Tiled):
     """Patches x output channels in tiles, the patches copied out of the image before."""
 
     id = "cuda.conv.patches_sm90"
@@ -50,23 +56,17 @@ class Sm90Patches(Tactic):
         window = window_of(workload, planes=True)
         if isinstance(window, Refusal):
             return window
-        if refusal := _illegal_window(window, workload):
-            return refusal
-        epilogue = epilogue_of(workload)
-        return epilogue if isinstance(epilogue, Refusal) else None
+        return _illegal_window(window, workload) or refuse_epilogue(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
         return activations(workload)
 
-    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
-        return [tile.config() for tile in candidates(_problem(workload), device)]
-
-    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
-        return [tile.config() for tile in neighbours(tile_of(config), _problem(workload))]
+    def problem(self, workload: Workload) -> Problem:
+        return _problem(workload)
 
     def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
         copied = 2 * tensor_bytes(workload.inputs[0]) / device.bandwidth
-        return estimate(tile_of(config), _problem(workload), device) + copied
+        return super().estimate(workload, config, device) + copied
 
     def prepare(self, workload: Workload, config: Config, constants: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
         rows = constants[1].reshape(len(constants[1]), -1)  # channel, y, x: as the patches are copied

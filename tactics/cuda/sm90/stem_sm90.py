@@ -20,6 +20,7 @@ from tactics.cuda.gemm.common import (
     epilogue_of,
     fixed,
     pdl,
+    refuse_epilogue,
     refuse_types,
     round_up,
 )
@@ -148,8 +149,7 @@ class Sm90Stem(Tactic):
             return Refusal(f"{window.pixels} output pixels; this kernel takes 1 to 2^31")
         if not list(self.configs(workload, device)):
             return Refusal(f"a window of {window.taps[1:]} with stride {window.stride[1:]}: its patch and weights exceed shared memory")
-        epilogue = epilogue_of(workload)
-        return epilogue if isinstance(epilogue, Refusal) else None
+        return refuse_epilogue(workload)
 
     def pitched(self, workload: Workload) -> Collection[int]:
         return [number for number in every_tensor(workload) if number > 1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -11,7 +12,7 @@ import numpy as np
 from fusion.dtypes import DataType
 from tactics.cuda.gemm.common import EIGHT_BIT_TYPES, STORED_TYPES, Defines, ceil_div, defines, sum_types_of
 from tactics.cuda.simple import divider
-from tactics.tactic import Config, DeviceSpec, Refusal, Scalar, config
+from tactics.tactic import Config, DeviceSpec, Refusal, Scalar, Tactic, Workload, config
 
 SHARED = 227 * 1024  # bytes of shared memory that one block may use on sm_90
 SHARED_SM = 228 * 1024  # of a multiprocessor, of which every block costs SHARED_RESERVED more than it asks for
@@ -420,3 +421,20 @@ def tile_defines(tile: Tile, dtype: DataType, out: DataType, columns: int, const
     return defines(
         **tile.defines() | at_once, IN_T=STORED_TYPES[dtype], OUT_T=STORED_TYPES[out], **sum_types_of(dtype), VEC=columns, CONSTANT_B=int(constant_b), PDL=1 if pdl else None
     )
+
+
+class Tiled(Tactic):
+    """A tactic whose configurations are tiles of a :class:`Problem`."""
+
+    @abstractmethod
+    def problem(self, workload: Workload) -> Problem:
+        """The products that the workload amounts to."""
+
+    def configs(self, workload: Workload, device: DeviceSpec) -> Sequence[Config]:
+        return [tile.config() for tile in candidates(self.problem(workload), device)]
+
+    def neighbours(self, workload: Workload, config: Config, device: DeviceSpec) -> Sequence[Config]:
+        return [tile.config() for tile in neighbours(tile_of(config), self.problem(workload))]
+
+    def estimate(self, workload: Workload, config: Config, device: DeviceSpec) -> float:
+        return estimate(tile_of(config), self.problem(workload), device)
